@@ -1,0 +1,30 @@
+"""Augmentations: one key and one image [h, w, c] in [0, 1] in, one image of the same shape out.
+
+`vmap` happens once, in train_step.py, with one key per image: a draw for the whole batch would be a silent loss of
+diversity.
+"""
+
+import jax
+
+from adversarial_augment import registry
+from adversarial_augment.augmentations.flip import flip
+from adversarial_augment.augmentations.pad_crop import pad_crop
+from adversarial_augment.types import Augmentation
+
+AUGMENTATIONS: dict[str, Augmentation] = {'pad_crop': pad_crop, 'flip': flip}
+
+
+def chain(names: tuple[str, ...]) -> Augmentation:
+  """Returns the named augmentations, one after the other, each with a key of its own.
+
+  Raises:
+    UserError: an unknown name.
+  """
+  parts = [registry.lookup(AUGMENTATIONS, name, 'augmentation') for name in names]
+
+  def augment(key, image):
+    for index, part in enumerate(parts):
+      image = part(jax.random.fold_in(key, index), image)
+    return image
+
+  return augment

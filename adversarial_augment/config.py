@@ -1,0 +1,273 @@
+"""The configs of `train` and `pretrain`: reading, checking, changing, printing. The fields are in `config_tables.py`.
+
+A config file is a Python file with a docstring, `get_config(variant='')`, which returns a changed `base_config()` or
+`pretrain_config()`, and `VARIANTS`, a dict whose keys `--list_configs` prints (see `choose_variant`). It is code and is
+executed: name only files that you trust. Values that follow from others (effective learning rate, number of steps) are
+not fields, because they would go stale when a flag changes their input; `recipe` derives them.
+"""
+
+from collections.abc import Iterator, Mapping
+import hashlib
+import json
+import os
+from pathlib import Path
+import re
+import traceback
+import types
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from adversarial_augment import fields
+from adversarial_augment.config_tables import PRETRAIN, RESUMABLE, TABLES, TRAIN
+from adversarial_augment.errors import UserError
+from adversarial_augment.registry import did_you_mean
+
+T = TypeVar('T')
+
+
+class _Config(ConfigDict):
+  """A ConfigDict that does not turn True into 1.0 in a float field, as ConfigDict does."""
+
+  def __setitem__(self, key: Any, value: Any) -> None:
+    if isinstance(value, bool) and key in self and isinstance(self[key], float):
+      raise TypeError(f"Could not override field '{key}'. {value} is a bool, not a number")
+    super().__setitem__(key, value)
+
+
+def _build(program: str, flat: Mapping[str, Any]) -> ConfigDict:
+  tree = fields.nest({name: field.default for name, field in TABLES[program].items()})
+  config = _Config({key: _Config(value) if isinstance(value, dict) else value for key, value in tree.items()})
+  config.lock().update_from_flattened_dict(dict(flat))
+  return config
+
+
+def base_config() -> ConfigDict:
+  """Returns the config of `train` with the paper's full setting: locked, type-safe, plain values only."""
+  return _build('train', {})
+
+
+def pretrain_config() -> ConfigDict:
+  """Returns the config of `pretrain`: the EDSR baseline on photographs that ship with installed packages."""
+  return _build('pretrain', {})
+
+
+def _program(flat: Mapping[str, Any]) -> str:
+  """Returns whose config this is, by its field names."""
+  return max(TABLES, key=lambda program: len(flat.keys() & TABLES[program].keys()))
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks names, types, ranges, choices, and rules between fields; touches no device and no file.
+
+  Raises:
+    UserError: the first rule that is broken.
+  """
+  flat = fields.flatten(config)
+  program = _program(flat)
+  fields.require_names(TABLES[program], flat, 'config')
+  fields.require_values(TABLES[program], flat)
+  if program == 'train':
+    for broken in _broken_rules(flat):
+      raise UserError(broken)
+
+
+def _broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
+  warmup, epochs = flat['optimizer.warmup_epochs'], flat['num_epochs']
+  if warmup >= epochs:
+    yield (
+      f'config.optimizer.warmup_epochs={warmup} must be below config.num_epochs={epochs}; lower it, for example '
+      f'--config.optimizer.warmup_epochs={epochs / 10:g}.'
+    )
+  micro, batch = flat['attack.microbatch'], flat['batch_size']
+  if micro is not None:
+    if flat['attack.batch_norm'] == 'batch':
+      yield (
+        f'config.attack.microbatch={micro} cannot go with config.attack.batch_norm=batch, whose statistics are those '
+        'of the whole batch; set config.attack.batch_norm=running or config.attack.microbatch=none.'
+      )
+    if batch % micro:
+      below = next(n for n in range(min(micro, batch), 0, -1) if batch % n == 0)
+      yield f'config.attack.microbatch={micro} must divide config.batch_size={batch}; try {below}.'
+
+
+def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
+  """Returns a copy with fields replaced.
+
+  Args:
+    config: of `train` or `pretrain`.
+    pairs: dotted names to text as on the command line, read by the type of the field: `1e-3`, `true`, `none`, and
+      names separated by commas.
+
+  Raises:
+    UserError: unknown field, or text of another type. Ranges are left to `validate`.
+  """
+  flat = fields.flatten(config)
+  program = _program(flat)
+  return _build(program, flat | {name: fields.parse(TABLES[program], name, value) for name, value in pairs.items()})
+
+
+def describe(config: ConfigDict) -> str:
+  """Returns every field with its value and meaning, one per line."""
+  flat = fields.flatten(config)
+  return '\n'.join(fields.describe(TABLES[_program(flat)], flat))
+
+
+def to_json(config: ConfigDict) -> str:
+  """Returns the whole config as JSON, always with the same text for the same values."""
+  flat = fields.flatten(config)
+  ordered = {name: flat[name] for name in TABLES[_program(flat)]}
+  return json.dumps(fields.nest(ordered), indent=2, allow_nan=False) + '\n'
+
+
+def from_json(text: str, source: str = 'config.json') -> ConfigDict:
+  """Returns the config that `to_json` wrote, checked by `validate`.
+
+  Raises:
+    UserError: no JSON object, unknown or missing fields, or values against a rule; `source` begins the message.
+  """
+  try:
+    tree = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{source} is not JSON ({fields.show(str(error))}).') from None
+  if not isinstance(tree, dict):
+    raise UserError(f'{source} must hold a JSON object, not {fields.show(tree)}.')
+  flat = fields.flatten(tree)
+  program = _program(flat)
+  fields.require_names(TABLES[program], flat, source)
+  try:
+    fields.require_values(TABLES[program], flat)
+    config = _build(program, flat)
+    validate(config)
+  except UserError as error:
+    raise UserError(f'{source}: {error}') from None
+  return config
+
+
+def sha256(config: ConfigDict) -> str:
+  """Returns the hash, in hex, of all fields but `RESUMABLE`: equal for the configs that may go on with a run."""
+  flat = {name: value for name, value in fields.flatten(config).items() if name not in RESUMABLE}
+  return hashlib.sha256(json.dumps(flat, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Returns `field: old -> new` for each field but `RESUMABLE` that differs; takes nested dicts, JSON's, or configs."""
+  flat_old, flat_new = fields.flatten(old), fields.flatten(new)
+  plain = lambda value: list(value) if isinstance(value, tuple) else value
+  shown = lambda flat, name: fields.show(plain(flat[name])) if name in flat else '(absent)'
+  changed = []
+  for name in flat_old | flat_new:
+    before, after = shown(flat_old, name), shown(flat_new, name)
+    if name not in RESUMABLE and before != after:
+      changed.append(f'{name}: {before} -> {after}')
+  return changed
+
+
+def choose_variant(variant: str, variants: Mapping[str, T]) -> T:
+  """Returns `variants[variant]`; for use in the `get_config` of a config file.
+
+  Raises:
+    UserError: no such variant.
+  """
+  if variant not in variants:
+    known = ', '.join(f':{name}' for name in variants if name) or 'none'
+    raise UserError(f"unknown variant '{variant}'; known: {known}.{did_you_mean(variant, variants)}")
+  return variants[variant]
+
+
+def load(spec: str, program: str = 'train') -> ConfigDict:
+  """Runs `get_config` of a config file.
+
+  Args:
+    spec: `path.py` or `path.py:variant`. Where a relative `configs/...` path does not exist, the configs that ship
+      with the package are searched.
+    program: 'train' or 'pretrain', whose config it must be.
+
+  Raises:
+    UserError: anything that keeps the file from giving such a config; names the file, and the line where known.
+  """
+  match = re.fullmatch(r'(.*\.py)(?::([^/\\:]*))?', spec)
+  if not match:
+    raise UserError(f'--config={fields.show(spec)} must be PATH.py or PATH.py:VARIANT (--list_configs shows some).')
+  path, variant = _find(match[1]), match[2] or ''
+  module = _execute(path)
+  get_config = getattr(module, 'get_config', None)
+  if not callable(get_config):
+    raise UserError(f'{path}: no function get_config(variant=""); it must return a changed base_config().')
+  try:
+    config = get_config(variant) if variant else get_config()
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
+  except (Exception, SystemExit) as error:
+    raise UserError(_explain(path, error)) from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'{path}: get_config must return a ConfigDict, not {fields.show(config)}.')
+  flat = fields.flatten(config)
+  if _program(flat) != program:
+    raise UserError(f'{path}: a config of adversarial_augment.{_program(flat)}, not of adversarial_augment.{program}.')
+  fields.require_names(TABLES[program], flat, str(path))
+  return config
+
+
+def _shipped() -> Path:
+  """Returns the folder of the shipped configs: inside a wheel, beside the package in a checkout."""
+  package = Path(__file__).parent
+  return package / 'configs' if (package / 'configs').is_dir() else package.parent / 'configs'
+
+
+def _find(name: str) -> Path:
+  path = Path(os.path.expanduser(name))
+  shipped = _shipped().parent / path
+  # os.path.exists, unlike Path.exists, is False for a name that no file can have.
+  return shipped if path.parts[:1] == ('configs',) and not os.path.exists(path) and os.path.exists(shipped) else path
+
+
+def _execute(path: Path) -> types.ModuleType:
+  module = types.ModuleType(f'config_file_{path.stem}')
+  module.__file__ = str(path)
+  try:
+    source = path.read_bytes()
+  except (OSError, ValueError) as error:
+    known = [other.name for other in _config_files()]
+    reason = getattr(error, 'strerror', None) or error
+    guess = did_you_mean(path.name, known)
+    raise UserError(
+      f'Cannot read the config file {path}: {reason}; in configs/ there are {", ".join(known) or "none"}.{guess}'
+    ) from None
+  try:
+    exec(compile(source, str(path), 'exec'), module.__dict__)
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
+  except (Exception, SystemExit) as error:
+    raise UserError(_explain(path, error)) from error
+  return module
+
+
+def _explain(path: Path, error: BaseException) -> str:
+  """Returns one line, with the line number, for an error inside a config file."""
+  frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+  line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
+  place = f'{path}:{line}' if line else str(path)
+  # ConfigDict reports an unknown field as `Key "x" does not exist ...` when set, and as a wrapped KeyError when read.
+  unknown = re.match(r'\W*Key \W+([\w.]+)\W+(?:does not exist|cannot be updated)', str(error))
+  if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
+    unknown = unknown or re.match(r'\W*([\w.]+)', str(error))
+  if unknown:
+    return f'{place}: unknown field {unknown[1]!r}.{fields.closest(unknown[1], TRAIN | PRETRAIN)}'
+  message = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+  return f'{place}: {type(error).__name__}: {message[:300]}'
+
+
+def _config_files() -> list[Path]:
+  return sorted(path for path in _shipped().glob('*.py') if not path.name.startswith('_'))
+
+
+def list_configs() -> str:
+  """Returns, for each config file that ships, its path, the first line of its docstring, and its variants."""
+  lines = []
+  for path in _config_files():
+    module = _execute(path)
+    lines.append(f'configs/{path.name}\n  {(module.__doc__ or "").strip().partition(chr(10))[0]}')
+    variants = ', '.join(f':{name}' for name in getattr(module, 'VARIANTS', ()) if name)
+    lines += [f'  variants: {variants}'] if variants else []
+  return '\n'.join(lines)

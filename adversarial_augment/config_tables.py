@@ -1,0 +1,143 @@
+"""Every field of the configs: default, rule, and meaning with the unit and, where a paper sets it, the source.
+
+This is the only place where a default is written. A field added here can be set in config files and on the command
+line, is checked, and is printed by `--print_config`.
+"""
+
+from adversarial_augment import fields
+from adversarial_augment.fields import Field
+
+_PAPER = 'arXiv 2104.01086'  # AdversarialAugment
+_EDSR = 'arXiv 1707.02921'
+_BIG = 2**20
+_STEPS = 10**9
+
+_CORRUPTION_NET: dict[str, Field] = {
+  'corruption_net.name': Field('edsr', fields.choice('edsr'), 'architecture of the corruption network c_phi'),
+  'corruption_net.blocks': Field(16, fields.integer(1, 256), f'residual blocks; EDSR baseline: 16 ({_EDSR})'),
+  'corruption_net.features': Field(64, fields.integer(1, 1024), f'channels; EDSR baseline: 64 ({_EDSR})'),
+  'corruption_net.scale': Field(4, fields.integer_choice(1, 2, 4), 'super-resolution factor before going back to size'),
+}
+
+TRAIN: dict[str, Field] = {
+  'dataset': Field('cifar10', fields.text('a name'), "a data set under data_dir, or 'embedded' (needs no download)"),
+  'data_dir': Field('~/tensorflow_datasets', fields.text('a folder'), 'folder of the prepared data sets'),
+  'batch_size': Field(256, fields.integer(1, _BIG), 'images per step over all processes; the unit of learning_rate'),
+  'num_epochs': Field(300.0, fields.number(0, 1e6, above=True), f'passes over the training images ({_PAPER}, App. A)'),
+  'num_steps': Field(None, fields.optional(fields.integer(1, _STEPS)), 'updates; where set, it overrides num_epochs'),
+  'seed': Field(0, fields.integer(0, 2**31 - 1), 'of initialisation, data order, augmentation and adversary'),
+  'init_from': Field(
+    None, fields.optional(fields.text('a folder')), 'workdir of the run whose parameters start this one'
+  ),
+  'holdout': Field(0, fields.integer(0, 2**31 - 1), 'training images set aside as a validation set'),
+  'precision': Field(
+    'float32',
+    fields.choice('float32', 'bfloat16'),
+    'compute type of the networks; phi + beta, norms, SSIM and loss stay float32',
+  ),
+  'log_every': Field(50, fields.integer(1, _STEPS), 'steps between lines of metrics.jsonl'),
+  'checkpoint_every': Field(1000, fields.integer(0, _STEPS), 'steps between checkpoints; 0 saves at the end only'),
+  'eval_every': Field(0, fields.integer(0, _STEPS), 'steps between evaluations; 0 evaluates at the end only'),
+  'keep_checkpoints': Field(3, fields.integer(2, 1000), 'newest checkpoints kept'),
+  'evals': Field(('clean', 'ada'), fields.names('clean', 'ada'), 'evaluations to run'),
+  'tensorboard': Field(False, fields.boolean(), 'write TensorBoard files too; needs the extra [logging]'),
+  'classifier.name': Field('preact_resnet', fields.choice('preact_resnet'), 'architecture of the classifier'),
+  'classifier.depth': Field(
+    50, fields.integer_choice(10, 18, 34, 50, 101), f'layers of the ResNet ({_PAPER}, section 4)'
+  ),
+  'classifier.width': Field(64, fields.integer(1, 4096), 'channels of the first stage'),
+  'classifier.batch_norm_decay': Field(
+    0.99, fields.number(0, 1, above=True, below=True), 'decay per step of the running mean and variance'
+  ),
+  'classifier.shortcut': Field(
+    'preact', fields.choice('preact', 'input'), 'what a projection shortcut sees: after norm and ReLU, or before'
+  ),
+  'classifier.padding': Field(
+    'torch', fields.choice('torch', 'same'), 'padding of strided convolutions: symmetric, or as XLA pads'
+  ),
+  **_CORRUPTION_NET,
+  'corruption_net.weights': Field(
+    None,
+    fields.optional(fields.text('a path', '.safetensors')),
+    'file of phi; None: the weights that ship for this architecture',
+  ),
+  'corruption_net.perturb_mean_shift': Field(
+    False, fields.boolean(), 'whether the adversary also moves the fixed colour-mean layers of EDSR'
+  ),
+  'attack.name': Field('ada', fields.choice('ada', 'none'), "the adversary; 'none' is nominal training"),
+  'attack.nu': Field(0.015, fields.number(0, 1e3), f'relative radius: nu_i = nu * ||phi_i||_2 ({_PAPER}, section 2)'),
+  'attack.num_steps': Field(10, fields.integer(0, 10_000), f'ascent steps per batch ({_PAPER}, App. A)'),
+  'attack.step': Field(
+    'sign',
+    fields.choice('sign', 'sign_l2', 'l2', 'sgd', 'adam'),
+    f'ascent rule; sign is iterated FGSM ({_PAPER}, App. A)',
+  ),
+  'attack.step_fraction': Field(
+    0.25,
+    fields.number(0, 100, above=True),
+    f'step size over the median block radius ({_PAPER}, App. A), over each own one for sign_l2, l2',
+  ),
+  'attack.init': Field(
+    'ball',
+    fields.choice('ball', 'uniform', 'zero'),
+    'where beta starts: uniform in the balls, at a uniform distance from their centres, or there',
+  ),
+  'attack.keep_best': Field(False, fields.boolean(), 'return the iterate of highest loss, not the last one'),
+  'attack.batch_norm': Field(
+    'batch', fields.choice('batch', 'running'), 'statistics that the classifier uses under attack'
+  ),
+  'attack.min_ssim': Field(
+    0.3, fields.number(-1, 1), f'SSIM to the clean image below which the line search corrects ({_PAPER}, App. G)'
+  ),
+  'attack.root': Field(
+    'strict',
+    fields.choice('literal', 'first_crossing', 'strict'),
+    'line search: as the paper has it, its first crossing, or guaranteed to reach min_ssim',
+  ),
+  'attack.warmup_steps': Field(0, fields.integer(0, _STEPS), 'first updates, which train on clean images'),
+  'attack.microbatch': Field(
+    None, fields.optional(fields.integer(1, _BIG)), 'images attacked at a time, to save memory; divides batch_size'
+  ),
+  'augment.before': Field(
+    ('pad_crop', 'flip'), fields.names('pad_crop', 'flip'), 'augmentations before the adversary, in order'
+  ),
+  'augment.after': Field((), fields.names('pad_crop', 'flip'), 'augmentations after the adversary, in order'),
+  'optimizer.learning_rate': Field(
+    0.1, fields.number(0, 1e3), f'base; the effective one is max(lr * batch_size / 256, lr) ({_PAPER}, App. A)'
+  ),
+  'optimizer.momentum': Field(0.9, fields.number(0, 1, below=True), 'of SGD'),
+  'optimizer.nesterov': Field(True, fields.boolean(), f'Nesterov momentum ({_PAPER}, App. A)'),
+  'optimizer.weight_decay': Field(1e-4, fields.number(0, 1e3), f'L2 regularisation coefficient ({_PAPER}, App. A)'),
+  'optimizer.decay_batch_norm': Field(False, fields.boolean(), 'weight decay on scales and offsets of norms too'),
+  'optimizer.warmup_epochs': Field(
+    5.0, fields.number(0, 1e6), f'epochs of linear warm-up, below num_epochs ({_PAPER}, App. A)'
+  ),
+}
+
+PRETRAIN: dict[str, Field] = {
+  'dataset': Field(
+    'photographs', fields.text('a name'), "'photographs' (bundled, no download), or a data set under data_dir"
+  ),
+  'data_dir': TRAIN['data_dir'],
+  'batch_size': Field(16, fields.integer(1, _BIG), f'patches per step; EDSR: 16 ({_EDSR})'),
+  'num_steps': Field(100_000, fields.integer(1, _STEPS), 'updates'),
+  'seed': Field(0, fields.integer(0, 2**31 - 1), 'of initialisation and patches'),
+  'learning_rate': Field(1e-4, fields.number(0, 10), f'of Adam; EDSR: 1e-4 ({_EDSR})'),
+  'log_every': TRAIN['log_every'],
+  'checkpoint_every': Field(500, fields.integer(0, _STEPS), 'steps between checkpoints; 0 saves at the end only'),
+  'eval_every': Field(500, fields.integer(0, _STEPS), 'steps between evaluations; 0 evaluates at the end only'),
+  'patch': Field(32, fields.integer(8, 512), 'side of an input patch in pixels, before super-resolution'),
+  'reconstruction_weight': Field(1.0, fields.number(0, 1e6), 'weight of the identity term ||D(E(x)) - x||_1'),
+  'accept_ssim': Field(0.97, fields.number(-1, 1), 'mean SSIM(x, c_phi(x)) on unseen images below which weights fail'),
+  'output': Field(
+    None,
+    fields.optional(fields.text('a path', '.safetensors')),
+    'file to write; None: WORKDIR/weights.safetensors',
+  ),
+  **_CORRUPTION_NET,
+}
+
+TABLES: dict[str, fields.Table] = {'train': TRAIN, 'pretrain': PRETRAIN}  # by the program that reads such a config
+
+# A run may go on with other values of these: they do not change what it computes.
+RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir')

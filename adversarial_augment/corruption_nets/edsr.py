@@ -1,0 +1,110 @@
+"""EDSR, the super-resolution network of Lim et al. 2017 (arXiv 1707.02921), as an image-to-image network.
+
+The baseline (16 blocks of 64 features, x4) has 1,517,571 parameters in 37 convolutions. Its layers see grey levels
+0..255 with the mean colour of DIV2K removed; scaling inputs to [0, 1] instead would change the size of biases against
+weights, and with it the meaning of the relative radii nu_i. Every convolution has a weight and a bias block.
+
+How a x4 network gives an image of its input's size the paper leaves open. Here it runs at the native size and its
+output is averaged over `scale` x `scale` pixels, which gives the SSIM of .99 that the paper reports (docs/design.md).
+"""
+
+import math
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adversarial_augment import per_example_conv
+
+MEAN = np.array([0.4488, 0.4371, 0.4040])  # DIV2K's mean colour in [0, 1]: EDSR-PyTorch, common.py
+
+
+def edsr(
+    *,
+    blocks: int = 16,
+    features: int = 64,
+    scale: int = 4,
+    perturb_mean_shift: bool = False,
+    native: bool = True,
+    conv: per_example_conv.Conv = per_example_conv.example_conv,
+    dtype: jnp.dtype | None = None,
+) -> hk.Transformed:
+  """Makes EDSR: `init(key, images) -> phi`, `apply(phi, images) -> images`.
+
+  Args:
+    blocks: residual blocks, at least 1.
+    features: channels of every layer but the last.
+    scale: 1, 2 or 4; 2 and 4 add one and two pixel-shuffle stages of factor 2.
+    perturb_mean_shift: makes the removal of the mean colour a layer with blocks of its own (not in the paper's count).
+    native: returns images of the input's size in [0, 1]; otherwise the super-resolved images, not clipped.
+    conv: the convolution, see per_example_conv.py.
+    dtype: of the convolutions; None is the images' own.
+
+  Returns:
+    A pair of pure functions; images are [n, h, w, 3] in [0, 1], and phi a dict of {'w': [3, 3, c, k], 'b': [k]}.
+  """
+
+  def forward(images: jax.Array) -> jax.Array:
+    layer = lambda x, channels, name: _Conv(channels, conv, name)(x)
+    mean = jnp.asarray(255.0 * MEAN, images.dtype)
+    if perturb_mean_shift:
+      x = _MeanShift(-1.0, name='sub_mean')(255.0 * images)
+    else:
+      x = 255.0 * images - mean
+    if dtype is not None:
+      x = x.astype(dtype)
+    x = skip = layer(x, features, 'head')
+    for i in range(blocks):
+      with hk.name_scope(f'block_{i}'):
+        x = x + layer(jax.nn.relu(layer(x, features, 'conv_0')), features, 'conv_1')
+    x = skip + layer(x, features, 'body_out')
+    for i in range(int(math.log2(scale))):
+      x = pixel_shuffle(layer(x, 4 * features, f'up_{i}'), 2)
+    x = layer(x, 3, 'out').astype(images.dtype)
+    x = _MeanShift(1.0, name='add_mean')(x) if perturb_mean_shift else x + mean
+    if native:
+      n, h, w, _ = images.shape
+      return jnp.clip(x.reshape(n, h, scale, w, scale, 3).mean((2, 4)) / 255.0, 0.0, 1.0)
+    return x / 255.0
+
+  def named(images):  # gives every layer the prefix 'edsr/'
+    with hk.name_scope('edsr'):
+      return forward(images)
+
+  return hk.without_apply_rng(hk.transform(named))
+
+
+def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
+  """[n, h, w, c * r * r] -> [n, r * h, r * w, c] with PyTorch's channel order c * r * r + a * r + b."""
+  n, h, w, channels = x.shape
+  x = x.reshape(n, h, w, channels // factor**2, factor, factor)
+  return x.transpose(0, 1, 4, 2, 5, 3).reshape(n, h * factor, w * factor, channels // factor**2)
+
+
+class _Conv(hk.Module):
+  """A biased 3x3 convolution with PyTorch's default initialisation, which leaves no bias block at zero."""
+
+  def __init__(self, channels: int, conv: per_example_conv.Conv, name: str):
+    super().__init__(name)
+    self._channels, self._conv = channels, conv
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    inputs = x.shape[-1]
+    uniform = hk.initializers.RandomUniform(-1 / math.sqrt(9 * inputs), 1 / math.sqrt(9 * inputs))
+    w = hk.get_parameter('w', (3, 3, inputs, self._channels), init=uniform)
+    b = hk.get_parameter('b', (self._channels,), init=uniform)
+    return self._conv(x, w.astype(x.dtype)) + b.astype(x.dtype)
+
+
+class _MeanShift(hk.Module):
+  """Adds or removes the mean colour, as a 1x1 convolution."""
+
+  def __init__(self, sign: float, name: str):
+    super().__init__(name)
+    self._sign = sign
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    w = hk.get_parameter('w', (3, 3), init=lambda shape, dtype: jnp.eye(*shape, dtype=dtype))
+    b = hk.get_parameter('b', (3,), init=lambda shape, dtype: jnp.asarray(self._sign * 255.0 * MEAN, dtype))
+    return x @ w.astype(x.dtype) + b.astype(x.dtype)

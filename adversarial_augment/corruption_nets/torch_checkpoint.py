@@ -1,0 +1,235 @@
+"""Reading PyTorch checkpoints without PyTorch, and without running what a pickle asks for.
+
+A checkpoint of PyTorch 1.6 or newer is a zip archive: a pickle that describes the tensors, and their bytes beside it.
+The pickle may name only the few globals that a state dict needs, and each is replaced by a function of this module.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+import io
+import math
+import os
+import pickle
+import pickletools
+import re
+from typing import Any
+import zipfile
+
+import numpy as np
+
+from adversarial_augment.corruption_nets.edsr import MEAN
+from adversarial_augment.errors import UserError
+
+MAX_PICKLE_BYTES = 16 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
+
+# Storage types of the module `torch`; bfloat16, which NumPy lacks, is read as its bits.
+STORAGES = {
+  'FloatStorage': '<f4',
+  'DoubleStorage': '<f8',
+  'HalfStorage': '<f2',
+  'BFloat16Storage': 'bfloat16',
+  'LongStorage': '<i8',
+  'IntStorage': '<i4',
+  'ShortStorage': '<i2',
+  'CharStorage': '|i1',
+  'ByteStorage': '|u1',
+  'BoolStorage': '|b1',
+}
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads the state dict of a PyTorch checkpoint.
+
+  Args:
+    path: a zip checkpoint: a state dict, or a dict that holds one under 'model' or 'state_dict'.
+
+  Returns:
+    Read-only arrays by key, in the file's order, which may share memory; bfloat16 becomes float32.
+
+  Raises:
+    UserError: no such file, another format, damaged, or its pickle asks for anything a state dict does not need.
+  """
+  try:
+    with open(path, 'rb') as file:
+      if not zipfile.is_zipfile(file):
+        raise UserError(
+          f"'{path}' is not a zip checkpoint of PyTorch 1.6 or newer; "
+          'where PyTorch is installed, torch.load it and torch.save its state_dict again.'
+        )
+      with zipfile.ZipFile(file) as archive:
+        content = _unpickle(archive, path)
+  except OSError as error:
+    raise UserError(f"Cannot read the checkpoint '{path}': {error.strerror or error}.") from error
+  except UserError:
+    raise
+  except Exception as error:  # a hostile or damaged file can make zipfile and pickle raise nearly anything
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise UserError(f"The checkpoint '{path}' is damaged or not one of PyTorch ({reason}).") from error
+
+  for name in ('model', 'state_dict'):
+    if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+      content = content[name]
+  if not isinstance(content, Mapping) or not content:
+    raise UserError(f"The checkpoint '{path}' holds no state dict; save one with torch.save(model.state_dict(), ...).")
+  for key, value in content.items():
+    if not isinstance(key, str) or not isinstance(value, np.ndarray):
+      raise UserError(f"The checkpoint '{path}' holds no plain state dict: its entry {key!r} is not a tensor.")
+  return dict(content)
+
+
+def edsr_from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+  """Turns a state dict of EDSR-PyTorch (baseline family) into the parameters of `corruption_nets.edsr`.
+
+  Blocks, features and scale (1, 2 or 4) follow from the keys. The fixed layers that remove and add the mean colour
+  are checked and dropped.
+
+  Args:
+    state: arrays by PyTorch key, weights [out, in, kh, kw]; prefixes 'module.' and 'model.' are ignored.
+
+  Returns:
+    Haiku parameters, float32, weights [kh, kw, in, out].
+
+  Raises:
+    UserError: a key is missing, unknown, or has another shape than EDSR gives it; or the mean colour is another one.
+  """
+  for prefix in ('module.', 'model.'):
+    if state and all(key.startswith(prefix) for key in state):
+      return edsr_from_torch({key.removeprefix(prefix): value for key, value in state.items()})
+  if 'head.0.weight' not in state or state['head.0.weight'].ndim != 4:
+    raise UserError("The state dict is not EDSR's: it lacks a convolution 'head.0.weight'.")
+
+  layers = _edsr_layers(state)
+  expected = {'sub_mean': (3, 3, 1, 1), 'add_mean': (3, 3, 1, 1)} | {key: shape for key, (_, shape) in layers.items()}
+  shapes = {f'{key}.weight': shape for key, shape in expected.items()}
+  shapes |= {f'{key}.bias': shape[:1] for key, shape in expected.items()}
+  for key, shape in shapes.items():
+    if key not in state:
+      raise UserError(f"The state dict lacks '{key}', which in this EDSR has shape {list(shape)}.")
+    if state[key].shape != shape:
+      found = list(state[key].shape)
+      raise UserError(f'{key!r} of the state dict has shape {found}; in this EDSR it must have {list(shape)}.')
+  for key in state:
+    if key not in shapes:
+      raise UserError(f'The state dict holds {key!r}, which EDSR does not have.')
+
+  for name, sign in (('sub_mean', -1.0), ('add_mean', 1.0)):
+    colour = sign * 255.0 * MEAN
+    if not np.allclose(state[f'{name}.weight'][:, :, 0, 0], np.eye(3), atol=1e-6):
+      raise UserError(f"'{name}.weight' of the state dict must be the identity; other colour spaces are not supported.")
+    if not np.allclose(state[f'{name}.bias'], colour, atol=1e-2):
+      rounded = [round(float(value), 2) for value in colour]
+      raise UserError(f"'{name}.bias' of the state dict must be {rounded}: grey levels 0 to 255 around DIV2K's mean.")
+  return {
+    target: {
+      'w': np.ascontiguousarray(state[f'{key}.weight'].transpose(2, 3, 1, 0), np.float32),
+      'b': np.ascontiguousarray(state[f'{key}.bias'], np.float32),
+    }
+    for key, (target, _) in layers.items()
+  }
+
+
+def _edsr_layers(state: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
+  """PyTorch layer -> (Haiku module, shape of the weight), of the EDSR that the keys of `state` belong to."""
+  features = state['head.0.weight'].shape[0]
+  indices = [int(match[1]) for key in state if (match := re.fullmatch(r'body\.(\d{1,4})\.body\.0\.weight', key))]
+  blocks = max(indices, default=-1) + 1
+  square = (features, features, 3, 3)
+  layers: dict[str, tuple[str, tuple[int, ...]]] = {'head.0': ('edsr/head', (features, 3, 3, 3))}
+  for i in range(blocks):
+    layers[f'body.{i}.body.0'] = (f'edsr/block_{i}/conv_0', square)
+    layers[f'body.{i}.body.2'] = (f'edsr/block_{i}/conv_1', square)
+  layers[f'body.{blocks}'] = ('edsr/body_out', square)
+  for i in range(2):  # entries 1 and 3 of the tail are pixel shuffles, without parameters
+    if f'tail.0.{2 * i}.weight' in state:
+      layers[f'tail.0.{2 * i}'] = (f'edsr/up_{i}', (4 * features, features, 3, 3))
+  layers['tail.1'] = ('edsr/out', (3, features, 3, 3))
+  return layers
+
+
+def _unpickle(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
+  """The object that the archive's pickle describes, made of dicts, lists, numbers, strings and arrays only."""
+  members = {member.filename: member for member in archive.infolist()}
+  # PyTorch does not compress, so the members fit into the file, and reading them cannot take more memory than its size.
+  if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()) or (
+    sum(member.file_size for member in members.values()) > os.path.getsize(path)
+  ):
+    raise UserError(f"'{path}' is compressed, as no checkpoint of PyTorch is; save it again with torch.save.")
+  roots = [name.removesuffix('data.pkl') for name in members if name.count('/') <= 1 and name.endswith('data.pkl')]
+  if len(roots) != 1:
+    raise UserError(f"'{path}' is a zip archive, but not a checkpoint of PyTorch: it holds {len(roots)} data.pkl.")
+  root = roots[0]
+  if f'{root}byteorder' in members and archive.read(f'{root}byteorder') != b'little':
+    raise UserError(f"'{path}' was written on a big-endian machine; save it again on a little-endian one.")
+  if members[f'{root}data.pkl'].file_size > MAX_PICKLE_BYTES:
+    raise UserError(f"'{path}': its pickle is larger than {MAX_PICKLE_BYTES >> 20} MiB, too large for a state dict.")
+  data = archive.read(f'{root}data.pkl')
+  for opcode, argument, _ in pickletools.genops(data):
+    # The memo is an array of the largest index: a few bytes could ask for all memory there is.
+    if opcode.name.endswith('PUT') and int(argument or 0) > len(data):
+      raise UserError(f"'{path}': its pickle is damaged ({opcode.name} {argument}).")
+
+  def storage(identifier: Any) -> np.ndarray:
+    kind, dtype, key, _, count = identifier
+    if kind != 'storage':
+      raise ValueError(f'unknown persistent id {kind!r}')
+    raw = archive.read(f'{root}data/{key}')
+    values = np.frombuffer(raw, '<u2' if dtype == 'bfloat16' else dtype, count)
+    if dtype == 'bfloat16':  # the upper half of a float32
+      values = (values.astype('<u4') << 16).view('<f4')
+    return values
+
+  return _Reader(data, storage, path).load()
+
+
+class _Reader(pickle.Unpickler):
+  """An unpickler that knows the globals of a state dict and refuses every other."""
+
+  def __init__(self, data: bytes, storage: Callable[[Any], np.ndarray], path: str | os.PathLike):
+    super().__init__(io.BytesIO(data))
+    self._path = path
+    self._storage = storage
+    self._storages: dict[str, np.ndarray] = {}
+
+    # Functions of this reader, not of the module: a pickle can set attributes of what it is given.
+    def rebuild_tensor(values, offset, size, stride, requires_grad, hooks, metadata=None):
+      del requires_grad, hooks, metadata
+      return _strided(values, offset, size, stride)
+
+    def rebuild_parameter(values, requires_grad, hooks):
+      del requires_grad, hooks
+      return values
+
+    self._globals: dict[tuple[str, str], Any] = {
+      ('collections', 'OrderedDict'): OrderedDict,
+      ('torch._utils', '_rebuild_tensor_v2'): rebuild_tensor,
+      ('torch._utils', '_rebuild_parameter'): rebuild_parameter,
+    } | {('torch', name): dtype for name, dtype in STORAGES.items()}
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) not in self._globals:
+      wanted = f'{module}.{name}'
+      raise UserError(
+        f"The checkpoint '{self._path}' asks for {wanted!r}, which no state dict needs, and was refused; "
+        'save only the state_dict, and trust no file that needs more.'
+      )
+    return self._globals[module, name]
+
+  def persistent_load(self, pid: Any) -> np.ndarray:
+    key = str(pid[2])
+    if key not in self._storages:  # tensors may share a storage
+      self._storages[key] = self._storage(pid)
+    return self._storages[key]
+
+
+def _strided(values: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+  """A read-only view of a storage [n] as a tensor; refuses one that leaves it."""
+  if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+    raise ValueError(f'impossible tensor of size {size}, stride {stride}, offset {offset}')
+  if math.prod(size) == 0:
+    return np.empty(size, values.dtype)
+  # No copy: a small pickle could describe many large tensors of one storage.
+  last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+  if last >= len(values) or math.prod(size) > len(values):
+    raise ValueError(f'tensor of size {size}, stride {stride}, offset {offset} leaves its storage of {len(values)}')
+  steps = tuple(step * values.itemsize for step in stride)
+  return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)

@@ -1,0 +1,165 @@
+"""Weight files: `.safetensors` with a header that says where the weights come from, and a hash that `load` verifies.
+
+Files hold float32 or float16 (how the shipped weights stay small); `load` always gives float32. Keys are those of
+Haiku, joined by a slash: `{'edsr/head': {'w': array}}` is stored as `edsr/head/w`.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+import uuid
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save as to_bytes
+
+from adversarial_augment.errors import StorageError, UserError
+
+FORMAT = 'adversarial_augment.weights.1'
+DTYPES = ('float16', 'float32')
+
+Params = dict[str, dict[str, np.ndarray]]
+
+
+def save(
+  path: str | os.PathLike,
+  params: Mapping[str, Mapping[str, Any]],
+  metadata: Mapping[str, Any],
+  *,
+  dtype: str = 'float16',
+) -> None:
+  """Writes parameters and their provenance to `path`, atomically.
+
+  Args:
+    path: the file to write or replace; its folder must exist.
+    params: Haiku parameters, module name -> parameter name -> array.
+    metadata: provenance; any JSON-serialisable values.
+    dtype: 'float16' or 'float32', how the numbers are stored.
+
+  Raises:
+    UserError: unknown dtype, or a value that is not finite in that dtype.
+    StorageError: the file cannot be written.
+  """
+  if dtype not in DTYPES:
+    raise UserError(f"dtype='{dtype}' of a weight file must be one of {', '.join(DTYPES)}.")
+  tensors = {}
+  for key, value in _flatten(params).items():
+    with np.errstate(over='ignore'):  # too large for half precision is reported below
+      # safetensors writes the memory of a transposed view as it lies, which silently permutes the weights.
+      tensors[key] = np.ascontiguousarray(np.asarray(value), dtype=dtype)
+    if not np.isfinite(tensors[key]).all():
+      raise UserError(f"Parameter {key!r} holds values that are not finite in {dtype}; '{path}' was not written.")
+  header = {
+    'format': FORMAT,
+    'sha256': _digest(tensors),
+    'provenance': json.dumps(dict(metadata), sort_keys=True),
+  }
+  target = Path(path)
+  partial = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.partial')
+  try:
+    partial.write_bytes(to_bytes(tensors, metadata=header))
+    partial.replace(target)
+  except OSError as error:
+    raise StorageError(f"Cannot write the weight file '{target}': {error.strerror or error}.") from error
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
+  """Reads a weight file written by `save` and verifies it.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The parameters as nested dicts of float32 arrays, and the metadata given to `save`.
+
+  Raises:
+    UserError: no such file, not a weight file of this package, damaged, or with NaN or infinite values.
+  """
+  try:
+    with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
+      header = file.metadata() or {}
+      _check_header(path, header)
+      tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no mapping)
+  except FileNotFoundError as error:
+    raise UserError(f"No weight file '{path}'; give an existing .safetensors file.") from error
+  except OSError as error:
+    raise UserError(f"Cannot read the weight file '{path}': {error.strerror or error}.") from error
+  except safetensors.SafetensorError as error:
+    reason = ' '.join(str(error).split())
+    raise UserError(
+      f"'{path}' is damaged or not a .safetensors weight file ({reason}); get or make it again."
+    ) from error
+
+  for key, value in tensors.items():
+    if value.dtype.name not in DTYPES:
+      raise UserError(f"'{path}': {key!r} has dtype {value.dtype.name}; a weight file holds {' or '.join(DTYPES)}.")
+  if _digest(tensors) != header['sha256']:
+    raise UserError(f"'{path}' is damaged: its tensors do not have the SHA-256 in its header; get or make it again.")
+  params: Params = {}
+  for key, value in tensors.items():
+    if not np.isfinite(value).all():
+      raise UserError(f"'{path}': {key!r} holds NaN or infinite values; get or make the file again.")
+    module, _, name = key.rpartition('/')
+    params.setdefault(module, {})[name] = value.astype(np.float32)
+  return params, json.loads(header['provenance'])
+
+
+def check(
+  params: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]], path: str | os.PathLike
+) -> None:
+  """Refuses parameters that are not those of the network they are meant for.
+
+  Args:
+    params: Haiku parameters, as `load` gives them.
+    expected: the same structure; its leaves are shapes, or have one (as from `jax.eval_shape(network.init, ...)`).
+    path: where `params` came from, for the message.
+
+  Raises:
+    UserError: a parameter is missing, mis-shaped, or one too many; the first of them is named.
+  """
+  found = {key: tuple(value.shape) for key, value in _flatten(params).items()}
+  wanted = {key: tuple(getattr(value, 'shape', value)) for key, value in _flatten(expected).items()}
+  advice = 'set the fields of the network to those the file was made for'
+  for key, shape in wanted.items():
+    if key not in found:
+      raise UserError(f"'{path}' lacks {key!r}, which must have shape {list(shape)}; {advice}.")
+    if found[key] != shape:
+      raise UserError(f"'{path}': {key!r} has shape {list(found[key])} and must have {list(shape)}; {advice}.")
+  for key, shape in found.items():
+    if key not in wanted:
+      raise UserError(f"'{path}' holds {key!r} of shape {list(shape)}, which the network does not have; {advice}.")
+
+
+def _check_header(path: str | os.PathLike, header: Mapping[str, str]) -> None:
+  """Raises UserError unless `header` is one that `save` writes."""
+  missing = [key for key in ('format', 'sha256', 'provenance') if key not in header]
+  if missing:
+    raise UserError(f"'{path}' is no weight file of this package: its header lacks '{missing[0]}'.")
+  if header['format'] != FORMAT:
+    raise UserError(f"'{path}' has format '{header['format']}'; this version reads '{FORMAT}'.")
+  try:
+    provenance = json.loads(header['provenance'])
+  except ValueError:
+    provenance = None
+  if not isinstance(provenance, dict):
+    raise UserError(f"'{path}' is damaged: 'provenance' in its header is not a JSON object; get or make it again.")
+
+
+def _flatten(params: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """Module name -> parameter name -> value, as one dict with keys joined by a slash, in sorted order."""
+  return {f'{module}/{name}': params[module][name] for module in sorted(params) for name in sorted(params[module])}
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+  """SHA-256 over names, dtypes, shapes and bytes."""
+  digest = hashlib.sha256()
+  for key in sorted(tensors):
+    value = np.ascontiguousarray(tensors[key])
+    digest.update(json.dumps([key, value.dtype.name, list(value.shape)]).encode())
+    digest.update(value.tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""The photographs that scikit-learn and scikit-image ship, and which part of each is for training.
+
+Credits: china.jpg (danielbuechele) and flower.jpg (vultilion), both CC-BY 2.0, from scikit-learn; astronaut (NASA,
+public domain), chelsea (Stefan van der Walt, CC0), coffee (Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0),
+rocket (SpaceX, public domain), hubble_deep_field (NASA, public domain) and ihc (Center for Microscopy And Molecular
+Imaging, no known copyright restrictions), from scikit-image.
+"""
+
+import importlib.util
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from adversarial_augment.errors import UserError
+
+GAP = 32  # columns of each photograph that neither split uses
+TRAIN_FRACTION = 0.7  # of the columns, gap included
+
+# Read as files: scikit-image's own functions would download what a wheel lacks.
+_FILES = (
+  ('sklearn', 'datasets/images/china.jpg'),
+  ('sklearn', 'datasets/images/flower.jpg'),
+  ('skimage', 'data/astronaut.png'),
+  ('skimage', 'data/chelsea.png'),
+  ('skimage', 'data/coffee.png'),
+  ('skimage', 'data/rocket.jpg'),
+  ('skimage', 'data/hubble_deep_field.jpg'),
+  ('skimage', 'data/ihc.png'),
+)
+
+
+def load() -> list[tuple[str, np.ndarray]]:
+  """Returns the photographs in a fixed order: name and uint8 RGB array [height, width, 3].
+
+  Raises:
+    UserError: scikit-learn or scikit-image is not installed, or no longer ships one of them.
+  """
+  return [(pathlib.PurePosixPath(name).stem, _read(package, name)) for package, name in _FILES]
+
+
+def region(photo: np.ndarray, split: str) -> np.ndarray:
+  """Returns the part of a photograph that belongs to a split: left for 'train', right for 'test', 32 columns apart.
+
+  Args:
+    photo: [height, width, channels], at least 211 columns wide, so that both parts are wider than the gap.
+    split: 'train' or 'test'.
+
+  Returns:
+    A view of `photo`.
+
+  Raises:
+    UserError: another split, or too narrow a photograph.
+  """
+  width = photo.shape[1]
+  cut = int(TRAIN_FRACTION * width)
+  if min(cut - GAP, width - cut) < 2 * GAP:
+    raise UserError(f'A photograph of {width} columns is too narrow to split; at least 211 columns are needed.')
+  if split == 'train':
+    return photo[:, : cut - GAP]
+  if split == 'test':
+    return photo[:, cut:]
+  raise UserError(f"Unknown split '{split}'; known: test, train.")
+
+
+def _read(package: str, name: str) -> np.ndarray:
+  spec = importlib.util.find_spec(package)  # without importing the package, which takes a second
+  if spec is None or not spec.submodule_search_locations:
+    raise UserError(f"The package '{package}' is not installed; run pip install adversarial-augment again.")
+  path = pathlib.Path(spec.submodule_search_locations[0], name)
+  try:
+    with Image.open(path) as image:
+      return np.asarray(image.convert('RGB'))
+  except OSError as error:
+    raise UserError(f"Cannot read the photograph '{path}' of package '{package}' ({error}); reinstall it.") from error

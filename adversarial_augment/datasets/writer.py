@@ -1,0 +1,168 @@
+"""Writes a data set as TFDS would prepare it (ArrayRecord files of PNG images), with no TensorFlow."""
+
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import io
+import itertools
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from adversarial_augment.datasets.fingerprint import fingerprint
+from adversarial_augment.datasets.source import PROVENANCE
+from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.types import Batch
+
+_CHUNK = 500  # examples serialised at once; TFDS rewrites its JSON files after each chunk
+_SHARD = 100_000  # examples a file
+
+
+class Description(NamedTuple):
+  """What is known of a data set beside its examples."""
+
+  name: str
+  version: str  # '1.0.0'
+  text: str
+  class_names: tuple[str, ...]
+  image_shape: tuple[int, int, int]
+  origin: str  # official, own, unverified
+  archive_sha256: str | None
+  has_ids: bool = False  # a feature 'id' such as train_00001, as TFDS's own CIFAR-10 has it
+
+
+class Split(NamedTuple):
+  num_examples: int
+  examples: Iterable[tuple[np.ndarray, int]]  # image uint8 [h, w, 3] and label, read once, in order
+
+
+def folder_of(description: Description, data_dir: pathlib.Path) -> pathlib.Path:
+  """Returns where `write` puts the data set."""
+  return data_dir / description.name / description.version
+
+
+def check_target(description: Description, data_dir: pathlib.Path, num_examples: int, overwrite: bool) -> None:
+  """Looks, before any work, whether `write` can succeed.
+
+  Raises:
+    UserError: the data set exists, and `overwrite` is False.
+    StorageError: the disk has no room.
+  """
+  folder = folder_of(description, data_dir)
+  if folder.exists() and not overwrite:
+    raise UserError(f"'{folder}' exists already; use it as it is, or replace it with --overwrite.")
+  needed = int(num_examples * (np.prod(description.image_shape) + 256) * 1.1) + (1 << 20)  # as if PNG saved nothing
+  with storage_errors(data_dir):
+    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free
+  if free < needed:
+    raise StorageError(
+      f"'{data_dir}' has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB may be needed; free some space, or "
+      'give another --data_dir.'
+    )
+
+
+def write(
+  description: Description, splits: Mapping[str, Split], data_dir: pathlib.Path, overwrite: bool = False
+) -> pathlib.Path:
+  """Writes all splits into a temporary folder, and then renames it: the data set is there wholly, or not at all.
+
+  Args:
+    description: goes into TFDS's metadata and, with the hash of each split, into provenance.json beside it.
+    splits: by name, such as 'train' and 'test'.
+    data_dir: the folder of prepared data sets.
+    overwrite: whether to replace an existing data set.
+
+  Returns:
+    The folder DATA_DIR/NAME/VERSION.
+
+  Raises:
+    UserError: the data set exists, and `overwrite` is False; or what reading an example raises.
+    StorageError: the disk is full or not writable.
+  """
+  check_target(description, data_dir, sum(split.num_examples for split in splits.values()), overwrite)
+  folder = folder_of(description, data_dir)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(storage_errors(data_dir))
+    data_dir.mkdir(parents=True, exist_ok=True)
+    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.incomplete-', dir=data_dir))
+    fresh = pathlib.Path(scratch) / 'new'
+    fresh.mkdir()
+    hashes = _write_records(description, splits, fresh)
+    content = {'origin': description.origin, 'archive_sha256': description.archive_sha256, 'sha256': hashes}
+    (fresh / PROVENANCE).write_text(json.dumps(content, indent=2) + '\n')
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+      folder.rename(pathlib.Path(scratch) / 'old')  # removed with the temporary folder
+    fresh.rename(folder)
+  return folder
+
+
+@contextlib.contextmanager
+def storage_errors(data_dir: pathlib.Path) -> Iterator[None]:
+  """Turns an error of the operating system into one that names the folder and the way out."""
+  try:
+    yield
+  except StorageError:
+    raise
+  except OSError as error:
+    raise StorageError(
+      f"Cannot write under '{data_dir}': {error.strerror or error}; free some space, or give another --data_dir."
+    ) from error
+
+
+def _write_records(description: Description, splits: Mapping[str, Split], folder: pathlib.Path) -> dict[str, str]:
+  """Returns the fingerprint of each split."""
+  import tensorflow_datasets as tfds
+  from tqdm import tqdm
+
+  features = {
+    'image': tfds.features.Image(shape=description.image_shape, encoding_format='png'),
+    'label': tfds.features.ClassLabel(names=list(description.class_names)),
+  }
+  if description.has_ids:
+    features['id'] = tfds.features.Text()
+  info = tfds.core.DatasetInfo(
+    builder=tfds.core.DatasetIdentity(
+      name=description.name,
+      version=tfds.core.Version(description.version),
+      data_dir=str(folder),
+      module_name=description.name,
+    ),
+    features=tfds.features.FeaturesDict(features),
+    supervised_keys=('image', 'label'),
+    description=description.text,
+  )
+  records = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD, file_format='array_record')
+  records.initialize_splits(list(splits))
+  hashes = {}
+  for name, split in splits.items():
+    with tqdm(total=split.num_examples, desc=name, unit=' images', disable=None) as bar:
+
+      def written(name: str = name, split: Split = split, bar: tqdm = bar) -> Iterator[Batch]:
+        examples = iter(split.examples)
+        number = 0
+        while chunk := list(itertools.islice(examples, _CHUNK)):
+          batch = Batch(np.stack([image for image, _ in chunk]), np.array([label for _, label in chunk], np.int32))
+          rows = [
+            {'image': _png(image), 'label': int(label)} | ({'id': f'{name}_{i:05d}'} if description.has_ids else {})
+            for i, (image, label) in enumerate(chunk, start=number)
+          ]
+          records.add_examples({name: rows})
+          number += len(chunk)
+          bar.update(len(chunk))
+          yield batch
+
+      hashes[name] = fingerprint(written())
+  records.close_all()
+  return hashes
+
+
+def _png(image: np.ndarray) -> io.BytesIO:
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, 'PNG')
+  file.seek(0)
+  return file

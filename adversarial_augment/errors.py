@@ -1,0 +1,41 @@
+"""What can go wrong in a way the user can mend; each kind has its exit code.
+
+A command line prints the message as one line on standard error and ends with `exit_code` (see cli.py). The message
+names the field or file, its value, the rule, and the way out.
+"""
+
+
+class AdversarialAugmentError(Exception):
+  """The base of every error that a command line reports as one line."""
+
+  exit_code = 1
+
+
+class UserError(AdversarialAugmentError, ValueError):
+  """The input is wrong: a config value, a flag, a data set, a weight file, or a checkpoint of another run."""
+
+  exit_code = 2
+
+
+class NumericalError(AdversarialAugmentError, ArithmeticError):
+  """A loss, gradient or parameter became NaN or infinite."""
+
+  exit_code = 3
+
+
+class CheckpointError(AdversarialAugmentError, RuntimeError):
+  """Checkpoints exist, and none of them is usable."""
+
+  exit_code = 4
+
+
+class StorageError(AdversarialAugmentError, OSError):
+  """A disk is full, missing, or not writable."""
+
+  exit_code = 5
+
+
+class Stopped(AdversarialAugmentError, RuntimeError):
+  """A signal stopped the run after its state was saved; the same command goes on (EX_TEMPFAIL)."""
+
+  exit_code = 75

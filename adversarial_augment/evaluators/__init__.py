@@ -1,0 +1,5 @@
+"""Evaluations: (state, poll) -> {name: value}."""
+
+from adversarial_augment.evaluators.accuracy import accuracy
+
+__all__ = ['accuracy']

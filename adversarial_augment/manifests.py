@@ -1,0 +1,91 @@
+"""The manifest of a checkpoint: a hash of every file, and of itself, so that damage of any byte is found.
+
+The manifest's bytes are the canonical JSON of its content; its own hash therefore covers every one of them.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NAME = 'MANIFEST.json'
+FORMAT = 1
+_CHUNK = 1 << 22  # bytes
+
+
+class Damaged(Exception):
+  """A checkpoint that must not be used; the message is `<reason> in <file>`."""
+
+
+def canonical(value: Any) -> bytes:
+  """Returns the one JSON spelling of `value`: sorted keys, no spaces."""
+  return json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False).encode()
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns `content` with the hash of all its fields."""
+  return {**content, 'manifest_sha256': hashlib.sha256(canonical(content)).hexdigest()}
+
+
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+  """Returns {relative path: {bytes, sha256}} of every file below `folder` but the manifest."""
+  return {name: {'bytes': path.stat().st_size, 'sha256': _sha256(path)} for name, path in _files(folder).items()}
+
+
+def verify(folder: Path, step: int) -> dict[str, Any]:
+  """Returns the manifest of the checkpoint `step` in `folder`, every byte of which is as it was written.
+
+  Raises:
+    Damaged: a byte, a file or the step is not; names the first file.
+  """
+  name = NAME
+  try:
+    manifest = _parse((folder / NAME).read_bytes())
+    if manifest['format'] != FORMAT:
+      raise Damaged(f'unknown format {manifest["format"]} in {NAME}')
+    if manifest['step'] != step:
+      raise Damaged(f'step {manifest["step"]} in {NAME}')
+    files, expected = _files(folder), manifest['files']
+    for name in sorted(files.keys() | expected.keys()):
+      if name not in expected:
+        raise Damaged(f'extra file in {name!r}')
+      if name not in files:
+        raise Damaged(f'missing file in {name}')
+      if files[name].stat().st_size != expected[name]['bytes']:
+        raise Damaged(f'wrong size in {name}')
+      if _sha256(files[name]) != expected[name]['sha256']:
+        raise Damaged(f'sha256 mismatch in {name}')
+  except OSError as error:
+    raise Damaged(f'{error.strerror or error} in {name}') from error
+  return manifest
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+  """The manifest, if its bytes are the canonical ones of a sealed manifest."""
+  try:
+    manifest = json.loads(content)
+    body = {field: value for field, value in manifest.items() if field != 'manifest_sha256'}
+    intact = canonical(seal(body)) == content
+  except (ValueError, AttributeError) as error:  # no JSON, or JSON that is no object
+    raise Damaged(f'no manifest in {NAME}') from error
+  if not intact:
+    raise Damaged(f'sha256 mismatch in {NAME}')
+  return manifest
+
+
+def _files(folder: Path) -> dict[str, Path]:
+  """Every file below `folder` but the manifest, by its relative path."""
+  paths = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
+  files = {path.relative_to(folder).as_posix(): path for path in paths}
+  files.pop(NAME, None)
+  return files
+
+
+def _sha256(path: Path) -> str:
+  digest = hashlib.sha256()
+  with open(path, 'rb') as file:
+    while chunk := file.read(_CHUNK):
+      digest.update(chunk)
+  return digest.hexdigest()

@@ -1,0 +1,227 @@
+"""Trains a corruption network: python -m adversarial_augment.pretrain --config=configs/pretrain_edsr.py
+
+The loss is that of super-resolution, ||E(D(y)) - y||_1 with D the mean over scale x scale pixels, plus
+`reconstruction_weight` times ||D(E(x)) - x||_1, which pins down what AdA uses: the network at the size of its input.
+For photographs x = D(y), and one forward pass serves both terms. At scale 1 the inputs of half the batch are blurred,
+so that the network is more than the identity.
+
+The weights are written, with their provenance, only if they pass the gates: mean SSIM(x, c_phi(x)) on images that were
+not trained on, every block's norm above zero, and none beyond 50 times its first value.
+"""
+
+from collections.abc import Callable
+import functools
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import cli
+from adversarial_augment import config as configs
+from adversarial_augment.errors import UserError
+
+_DESCRIPTION = """Trains a corruption network (an image-to-image network such as EDSR) for AdversarialAugment.
+
+Writes a .safetensors file that config.corruption_net.weights of adversarial_augment.train takes."""
+_NATIVE = 32  # side of the images that the weights are judged on
+_HELD_OUT = 512
+
+
+def main(argv: list[str]) -> None:
+  arguments = cli.parse(argv, 'pretrain', _DESCRIPTION, 'configs/pretrain_edsr.py:small')
+  config = cli.resolve_config(arguments, 'pretrain')
+  if config is None:
+    return
+  sources = [_source(name, config) for name in config.dataset.split('+')]
+  cli.virtual_devices(config.batch_size)
+  cli.compilation_cache()
+  cli.distributed(arguments)
+  _train(config, arguments.workdir, sources, 'python -m adversarial_augment.pretrain ' + ' '.join(sys.argv[1:]))
+
+
+def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> None:
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from adversarial_augment import __version__, corruption_nets, loop, per_example_conv, run_directory, sharding, trees
+  from adversarial_augment.corruption_nets import weights
+  from adversarial_augment.ssim import ssim
+  from adversarial_augment.types import TrainState
+
+  mesh = sharding.data_mesh()
+  sharding.check_batch_size(mesh, config.batch_size)
+  sizes = {name: config.corruption_net[name] for name in ('blocks', 'features', 'scale')}
+  factory = functools.partial(corruption_nets.CORRUPTION_NETS[config.corruption_net.name], **sizes)
+  raw, native = (factory(native=native, conv=per_example_conv.conv) for native in (False, True))
+  schedule = optax.schedules.warmup_cosine_decay_schedule(
+      0.0, config.learning_rate, min(100, config.num_steps // 10), config.num_steps + 1
+  )
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: schedule(count + 1)))
+
+  def init() -> TrainState:
+    params = raw.init(jax.random.key(config.seed), jnp.zeros((1, 8, 8, 3)))
+    return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
+
+  def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict]:
+    def loss_of(params):
+      return _loss(raw.apply, params, *batch, sizes['scale'], config.reconstruction_weight)
+
+    loss, gradient = jax.value_and_grad(loss_of)(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
+    metrics = {'loss': loss, 'learning_rate': schedule(state.step + 1), 'finite': finite}
+    return TrainState(state.step + 1, params, {}, opt_state), metrics
+
+  held_out = jnp.asarray(np.concatenate([source(None) for source in sources])) / 255.0
+  similarity = jax.jit(lambda params, images: ssim(images, native.apply(params, images)))
+
+  def measure(params) -> dict[str, float]:
+    values = np.concatenate([similarity(params, part) for part in jnp.split(held_out, 8)])
+    return {'ssim_mean': float(values.mean()), 'ssim_min': float(values.min()), 'num_images': len(values)}
+
+  def evaluate(state: TrainState, step: int, poll: Callable) -> None:
+    poll()
+    if jax.process_index() == 0:
+      result = measure(jax.device_get(state.params)) | {'step': step}
+      run_directory.write_json(workdir / 'results' / 'pretrain.json', result)
+      loop.tell(f'step {step}: SSIM(x, c_phi(x)) on unseen images: mean {result["ssim_mean"]:.4f}')
+
+  def read(step: int) -> tuple:
+    source = sources[step % len(sources)]
+    crops, is_native = source(step)
+    part = np.array_split(np.arange(config.batch_size), jax.process_count())[jax.process_index()]
+    return sharding.shard_batch(mesh, (crops[part], is_native[part]))
+
+  jitted = jax.jit(step, donate_argnums=0)
+  with loop.open_run(workdir, config):
+    (workdir / 'results').mkdir(exist_ok=True)
+    state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
+    first = jax.device_get(trees.block_norms(state.params))
+    job = loop.Job(
+        num_steps=config.num_steps, images_per_step=config.batch_size, keep_checkpoints=2, tensorboard=False, step=jitted, read=read,
+        describe=lambda step, values: {'step': step, **values}, evaluate=evaluate,
+        dump=lambda step, path: np.savez(path, crops=sources[step % len(sources)](step)[0]),
+    )  # fmt: skip
+    state = loop.run(workdir, config, loop.resume(workdir, state), job)
+    if jax.process_index() != 0:
+      return
+    params = jax.device_get(state.params)
+    result = measure(params)
+    _check_gates(config, result, first, jax.device_get(trees.block_norms(params)))
+    output = Path(config.output).expanduser() if config.output else workdir / 'weights.safetensors'
+    weights.save(output, params, {
+        'network': {'name': config.corruption_net.name, **sizes}, 'data': config.dataset, 'steps': config.num_steps,
+        'seed': config.seed, 'command': command, 'config': json.loads(configs.to_json(config)),
+        'ssim_on_unseen_images': result, 'version': __version__,
+    })  # fmt: skip
+    print(f'wrote {output}: mean SSIM {result["ssim_mean"]:.4f} on {result["num_images"]} images not trained on')
+
+
+def _loss(apply: Callable, params: Any, crops: Any, is_native: Any, scale: int, weight: float) -> Any:
+  """The loss of a batch of uint8 crops; `is_native` marks a batch whose crops are what AdA will corrupt."""
+  import jax
+  import jax.numpy as jnp
+
+  crops = crops / jnp.float32(255)
+  low = _mean_pool(crops, scale)
+  if scale == 1:
+    n, h, w, c = crops.shape
+    blurred = jax.image.resize(_mean_pool(crops, 2), (n, h, w, c), 'bilinear')
+    low = jnp.where((jnp.arange(n) % 2 == 0)[:, None, None, None], blurred, crops)
+  high = apply(params, low)
+  resolution = jnp.abs(high - crops).mean()
+  if scale == 1:
+    return resolution
+
+  def on_native(crops):
+    return jnp.abs(_mean_pool(apply(params, crops), scale) - crops).mean()
+
+  reconstruction = jax.lax.cond(
+      is_native[0], on_native, lambda _: jnp.abs(_mean_pool(high, scale) - low).mean(), crops
+  )
+  return resolution + weight * reconstruction
+
+
+def _mean_pool(images: Any, factor: int) -> Any:
+  n, h, w, c = images.shape
+  return images.reshape(n, h // factor, factor, w // factor, factor, c).mean((2, 4))
+
+
+def _check_gates(config: ConfigDict, result: dict, first: dict, norms: dict) -> None:
+  if result['ssim_mean'] < config.accept_ssim:
+    raise UserError(
+        f'mean SSIM {result["ssim_mean"]:.4f} is below config.accept_ssim={config.accept_ssim}; the weights were not '
+        'written: train for more steps.'
+    )
+  for module, blocks in norms.items():
+    for name, norm in blocks.items():
+      if not 0 < norm <= 50 * first[module][name]:
+        raise UserError(
+            f"the norm of block '{module}/{name}' went from {first[module][name]:.3g} to {norm:.3g}; the weights were "
+            'not written: lower config.learning_rate.'
+        )
+
+
+def _source(name: str, config: ConfigDict) -> Callable:
+  """Returns step -> (crops uint8 [n, h, w, 3], is_native [n]); None -> held-out images uint8 [m, 32, 32, 3]."""
+  if name == 'photographs':
+    return _photographs(config)
+  from adversarial_augment import datasets
+  from adversarial_augment.datasets import sampling
+
+  train, test = (datasets.load(name, split, config.data_dir) for split in ('train', 'test'))
+
+  def read(step: int | None):
+    if step is None:
+      count = min(_HELD_OUT, test.num_examples // 8 * 8)
+      return test.read(np.arange(count)).images
+    images = train.read(sampling.indices(config.seed, step, train.num_examples, config.batch_size)).images
+    return _turn(images, np.random.default_rng([config.seed, step])), np.ones(config.batch_size, bool)
+
+  return read
+
+
+def _photographs(config: ConfigDict) -> Callable:
+  from adversarial_augment.datasets import photographs
+
+  photos = [photo for _, photo in photographs.load()]
+  size = config.patch * config.corruption_net.scale
+
+  def crops(split: str, rng: np.random.Generator, n: int, size: int) -> np.ndarray:
+    regions = [photographs.region(photo, split) for photo in photos]
+    regions = [region for region in regions if min(region.shape[:2]) >= size]
+    if not regions:
+      raise UserError(f'config.patch={config.patch} is too large for the photographs; try 32.')
+    result = np.empty((n, size, size, 3), np.uint8)
+    for i, index in enumerate(rng.integers(len(regions), size=n)):
+      top, left = (rng.integers(side - size + 1) for side in regions[index].shape[:2])
+      result[i] = regions[index][top : top + size, left : left + size]
+    return result
+
+  def read(step: int | None):
+    if step is None:  # half of them as photographed, half four times smaller, as in data sets of small images
+      rng = np.random.default_rng(0)
+      fine = crops('test', rng, _HELD_OUT // 2, _NATIVE)
+      coarse = crops('test', rng, _HELD_OUT // 2, 3 * _NATIVE)
+      coarse = coarse.reshape(-1, _NATIVE, 3, _NATIVE, 3, 3).mean((2, 4)).round().astype(np.uint8)
+      return np.concatenate([fine, coarse])
+    rng = np.random.default_rng([config.seed, step])
+    return _turn(crops('train', rng, config.batch_size, size), rng), np.zeros(config.batch_size, bool)
+
+  crops('train', np.random.default_rng(0), 1, size)  # reports a patch that is too large before anything starts
+  return read
+
+
+def _turn(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Turns and mirrors every image at random."""
+  turned = [np.rot90(image, k) for image, k in zip(images, rng.integers(4, size=len(images)), strict=True)]
+  return np.stack([image[:, ::-1] if flip else image for image, flip in zip(turned, rng.random(len(images)) < 0.5)])
+
+
+if __name__ == '__main__':
+  cli.run(main)

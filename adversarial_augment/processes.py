@@ -1,0 +1,43 @@
+"""Acting once for several processes, with the outcome, errors included, known to all of them."""
+
+from collections.abc import Callable
+import json
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from adversarial_augment import errors
+
+_CHUNK = 1 << 24  # bytes
+
+
+def on_process_0(action: Callable[[], Any]) -> Any:
+  """Runs `action` on process 0 and gives its JSON result, or its error, to all processes."""
+  if jax.process_count() == 1:
+    return action()
+  failure: Exception | None = None
+  outcome: list[Any] = [None, None]
+  if jax.process_index() == 0:
+    try:
+      outcome = [None, action()]
+    except Exception as error:  # the others would wait for ever
+      failure, outcome = error, [type(error).__name__, str(error)]
+  kind, value = json.loads(broadcast(json.dumps(outcome).encode()))
+  if failure is not None:
+    raise failure
+  if kind is not None:
+    raise getattr(errors, kind, RuntimeError)(value)
+  return value
+
+
+def broadcast(data: bytes) -> bytes:
+  """Process 0's `data` on every process; sent as bytes, because a sum of floats would lose the sign of -0."""
+  length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(data), np.int32)))
+  received = []
+  for start in range(0, length, _CHUNK):
+    size = min(_CHUNK, length - start)
+    own = np.frombuffer(data[start : start + size], np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    received.append(np.asarray(multihost_utils.broadcast_one_to_all(own)).astype(np.uint8).tobytes())
+  return b''.join(received)

@@ -1,0 +1,160 @@
+"""From a config to the static parts of a run: the only place that joins config values to tables.
+
+What follows from other values (number of steps, effective learning rate) is worked out here, after every override.
+"""
+
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import optax
+
+from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, per_example_conv
+from adversarial_augment import schedules, sharding
+from adversarial_augment.corruption_nets import weights
+from adversarial_augment.datasets import sampling
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Attack, Augmentation, Dataset, PyTree
+
+
+class Recipe(NamedTuple):
+  """The static parts of one run; closed over by jit, never traced."""
+
+  classifier: hk.TransformedWithState
+  attacked_classifier: hk.TransformedWithState  # the same function inside shard_map and loops
+  attack_batch_norm: str  # 'batch' or 'running': the statistics of the classifier under attack
+  attack: Attack | None
+  warmup_steps: int  # first updates, without the adversary
+  before: Augmentation
+  after: Augmentation
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule  # of updates made, this one included
+  num_steps: int
+  batch_size: int
+  seed: int
+  mesh: Mesh
+  attack_bytes: int  # estimate of the attack's memory on one device; 0 without an adversary
+
+
+def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyTree]:
+  """Returns the recipe of a validated config, and phi.
+
+  Args:
+    config: of `train`.
+    dataset: the training images.
+    mesh: the devices.
+
+  Raises:
+    UserError: values that do not go with the data set, the devices, or the weights at hand.
+  """
+  sharding.check_batch_size(mesh, config.batch_size)
+  num_steps = num_steps_of(config, dataset.num_examples)
+  warmup = int(num_steps * config.optimizer.warmup_epochs / config.num_epochs)
+  peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
+  schedule = schedules.warmup_cosine(peak, num_steps, warmup)
+  classifier = lambda **options: classifiers.CLASSIFIERS[config.classifier.name](
+      dataset.num_classes,
+      dtype=jnp.dtype(config.precision),
+      **{name: value for name, value in config.classifier.items() if name != 'name'},
+      **options,
+  )
+  attack, phi, attack_bytes = None, {}, 0
+  if config.attack.name != 'none':
+    attack, phi, attack_bytes = build_attack(config, mesh, classifier(), dataset.image_shape)
+  recipe = Recipe(
+      classifier=classifier(conv=per_example_conv.conv),
+      attacked_classifier=classifier(conv=per_example_conv.loop_conv, axis_name=sharding.AXIS),
+      attack_batch_norm=config.attack.batch_norm,
+      attack=attack,
+      warmup_steps=config.attack.warmup_steps,
+      before=augmentations.chain(config.augment.before),
+      after=augmentations.chain(config.augment.after),
+      optimizer=_optimizer(config.optimizer, schedule),
+      schedule=schedule,
+      num_steps=num_steps,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      mesh=mesh,
+      attack_bytes=attack_bytes,
+  )
+  return recipe, phi
+
+
+def num_steps_of(config: ConfigDict, num_examples: int) -> int:
+  """Returns the updates of a run: `num_steps`, or what `num_epochs` makes of it.
+
+  Raises:
+    UserError: not even one.
+  """
+  steps = config.num_steps or sampling.num_steps(config.num_epochs, num_examples, config.batch_size)
+  if steps < 1:
+    raise UserError(
+        f'config.num_epochs={config.num_epochs} of {num_examples} images make no batch of config.batch_size='
+        f'{config.batch_size}; lower config.batch_size or set config.num_steps.'
+    )
+  return steps
+
+
+def build_attack(
+    config: ConfigDict, mesh: Mesh, classifier: hk.TransformedWithState, image_shape: tuple[int, int, int]
+) -> tuple[Attack, PyTree, int]:
+  """Returns the AdA adversary of a config, whatever `attack.name` says, phi, and its bytes on each device.
+
+  Raises:
+    UserError: no such weights, weights without a norm, or a microbatch that does not divide a device's batch.
+  """
+  options: dict[str, Any] = {'perturb_mean_shift': config.corruption_net.perturb_mean_shift}
+  if config.precision != 'float32':
+    options['dtype'] = jnp.dtype(config.precision)
+  network, phi = corruption_nets.load(config.corruption_net.name, weights_of(config), **options)
+  attacks.check_blocks(phi)
+  names = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
+  attack = attacks.ada(network.apply, **{name: config.attack[name] for name in names})
+  local = config.batch_size // mesh.size
+  size = config.attack.microbatch or local
+  if local % size:
+    raise UserError(
+        f'config.attack.microbatch={size} must divide the {local} images of each of the {mesh.size} devices.'
+    )
+  if size < local:
+    attack = attacks.in_microbatches(attack, size)
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  variables = jax.eval_shape(lambda key, images: classifier.init(key, images, is_training=True), key, images)
+  logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
+  return attack, phi, attacks.attack_bytes(network.apply, phi, logits_fn, image_shape, size)
+
+
+def check_files(config: ConfigDict) -> None:
+  """Reads the weights that a config names, before any device is touched.
+
+  Raises:
+    UserError: no such weights, or a damaged file.
+  """
+  if config.attack.name != 'none' or 'ada' in config.evals:
+    weights.load(corruption_nets.find(weights_of(config)))
+
+
+def weights_of(config: ConfigDict) -> str:
+  """Returns the weight file that a config asks for, or the name of the weights that ship for its architecture."""
+  net = config.corruption_net
+  if net.weights is not None:
+    return net.weights
+  return corruption_nets.shipped_name(net.name, blocks=net.blocks, features=net.features, scale=net.scale)
+
+
+def _optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+  """SGD; the weight decay joins the gradient before the momentum, as an L2 term of the loss would."""
+  decays = lambda params: jax.tree.map_with_path(
+      lambda path, _: config.decay_batch_norm or 'norm' not in jax.tree_util.keystr(path), params
+  )
+  return optax.chain(
+      optax.add_decayed_weights(config.weight_decay, mask=decays),
+      optax.trace(config.momentum, nesterov=config.nesterov),
+      # Counted from 1, so that the first update is not made with the rate of 0 that the warm-up starts from.
+      optax.scale_by_schedule(lambda count: -schedule(count + 1)),
+  )

@@ -1,0 +1,27 @@
+"""Looking names up in plain dicts, with a helpful error."""
+
+from collections.abc import Iterable, Mapping
+import difflib
+from typing import TypeVar
+
+from adversarial_augment.errors import UserError
+
+T = TypeVar('T')
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """Returns " Did you mean 'x'?", or nothing where no known name is close."""
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f" Did you mean '{close[0]}'?" if close else ''
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+  """Returns `table[name]`.
+
+  Raises:
+    UserError: no such name; the message lists the known ones and the closest.
+  """
+  if name not in table:
+    known = ', '.join(sorted(table))
+    raise UserError(f"Unknown {kind} '{name}'; known: {known}.{did_you_mean(name, table)}")
+  return table[name]

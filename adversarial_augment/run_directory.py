@@ -1,0 +1,224 @@
+"""Writing a run's directory so that a kill at any instant, a full disk, or a second trainer does not spoil it.
+
+Files are replaced whole (write beside, fsync, rename, fsync of the folder); `metrics.jsonl` is only ever appended to,
+one line per call, and cut back to the restored step on a resume.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import tempfile
+from typing import Any, NoReturn
+
+from adversarial_augment.errors import NumericalError, StorageError, UserError
+
+CRASH_VARIABLE = 'ADA_CRASH_AT'
+
+
+@contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+  """Turns an OSError of the block into `Cannot <action>: <reason>`.
+
+  Raises:
+    StorageError: the block raised an OSError.
+  """
+  try:
+    yield
+  except StorageError:
+    raise
+  except OSError as error:
+    place = f" ('{error.filename}')" if error.filename else ''
+    reason = error.strerror or str(error)
+    raise StorageError(
+      f'Cannot {action}: {reason}{place}; free space, mend the folder, or name another one.'
+    ) from error
+
+
+def create(workdir: Path) -> None:
+  """Makes the run's directory and proves that a file can be written in it.
+
+  Raises:
+    UserError: `workdir` names a file.
+    StorageError: it cannot be made or written.
+  """
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir='{workdir}' is a file; name a folder, which is made where it does not exist.")
+  with storage_errors(f"write in the workdir '{workdir}'"):
+    workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir) as probe:
+      probe.write(b'\0' * 4096)
+      probe.flush()
+
+
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+  """Holds the run's directory against a second writer; however the process ends, the kernel drops the lock.
+
+  Args:
+    workdir: an existing folder; `.lock` in it carries the holder's process id and host.
+
+  Raises:
+    UserError: another process holds it.
+    StorageError: the lock file cannot be written, or the file system knows no locks.
+  """
+  path = workdir / '.lock'
+  action = f"lock the workdir '{workdir}'"
+  with storage_errors(action):
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+  try:
+    with storage_errors(action):
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        holder = os.pread(descriptor, 1000, 0).decode(errors='replace').split()
+        # The holder writes its name just after it takes the lock, so the file may be empty for an instant.
+        who = f'process {holder[0]} on {holder[1]}' if len(holder) == 2 else 'another process'
+        raise UserError(f"'{workdir}' is in use by {who}; wait for its end or name another --workdir.") from error
+      os.ftruncate(descriptor, 0)
+      os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+  """Appends `record` as one line of JSON; a reader sees it when this returns.
+
+  The folder must exist. A line that could not be written whole is taken back, so that a later one starts clean.
+
+  Raises:
+    NumericalError: a value is NaN or infinite, which JSON has not.
+    StorageError: the line cannot be written.
+  """
+  line = f'{_dumps(record, path, indent=None)}\n'.encode()
+  with storage_errors(f"append to '{path}'"):
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+      size = os.fstat(descriptor).st_size
+      if crash_wanted('mid_log_append', record.get('step')):
+        os.write(descriptor, line[: len(line) // 2])
+        _die()
+      try:
+        _write_all(descriptor, line)
+      except OSError:
+        if os.fstat(descriptor).st_size > size:
+          os.ftruncate(descriptor, size)
+        raise
+    finally:
+      os.close(descriptor)
+
+
+def truncate_log(path: Path, step: int) -> None:
+  """Keeps the lines of steps up to `step`, in one atomic replacement; a half-written last line goes.
+
+  Args:
+    path: a log of `append_line`, records with an int `step`, in rising order; a missing file is an empty log.
+    step: the step that a resume goes on from; 0 for a run that starts.
+
+  Raises:
+    UserError: a line that is to stay is no record.
+    StorageError: the file cannot be read or replaced.
+  """
+  with storage_errors(f"cut '{path}' back to step {step}"):
+    try:
+      content = path.read_bytes()
+    except FileNotFoundError:
+      return
+    kept = b''.join(_lines_until(content, step, path))
+    if kept == content:
+      return
+    _replace(path, kept, crash='mid_log_truncate', step=step)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` as JSON with sorted keys, in one atomic replacement.
+
+  Raises:
+    NumericalError: a number is NaN or infinite, which JSON has not.
+    StorageError: the file cannot be written.
+  """
+  content = f'{_dumps(value, path, indent=2)}\n'.encode()
+  with storage_errors(f"write '{path}'"):
+    _replace(path, content)
+
+
+def fsync_path(path: Path) -> None:
+  """Waits until a file's bytes, or a folder's entries, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    # Some network file systems have no fsync of folders, and say so; a rename there is as durable as it gets.
+    if error.errno != errno.EINVAL or not path.is_dir():
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def crash_wanted(name: str, step: int | None = None) -> bool:
+  """Whether a test asks for a kill here: `ADA_CRASH_AT=name`, or `name@step` for that step only."""
+  return os.environ.get(CRASH_VARIABLE) in (name, f'{name}@{step}')
+
+
+def crash_point(name: str, step: int | None = None) -> None:
+  """Dies as by `kill -9` where a test asks for it: a place whose crash the run must survive."""
+  if crash_wanted(name, step):
+    _die()
+
+
+def _die() -> NoReturn:
+  os.kill(os.getpid(), signal.SIGKILL)
+  raise SystemExit('SIGKILL did not end the process')
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+  """Writes all of `data`; one `write` may take a part only."""
+  while data:
+    data = data[os.write(descriptor, data) :]
+
+
+def _replace(path: Path, content: bytes, crash: str = '', step: int | None = None) -> None:
+  """Puts `content` at `path`: write beside, fsync, rename, fsync of the folder."""
+  temporary = path.with_name(f'.{path.name}.tmp')
+  try:
+    with open(temporary, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    crash_point(crash, step)
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+    raise
+  fsync_path(path.parent)
+
+
+def _lines_until(content: bytes, step: int, path: Path) -> Iterator[bytes]:
+  """The whole lines of `content` whose step is at most `step`."""
+  lines = content.splitlines(keepends=True)
+  for number, line in enumerate(lines, start=1):
+    try:
+      line_step = json.loads(line)['step'] if line.endswith(b'\n') else None
+    except (ValueError, KeyError, TypeError):
+      line_step = None
+    if not isinstance(line_step, int):
+      if number == len(lines):
+        return
+      raise UserError(f"'{path}' line {number} is no record with a step; remove the line, or name another --workdir.")
+    if line_step > step:
+      return
+    yield line
+
+
+def _dumps(value: Any, path: Path, indent: int | None) -> str:
+  """JSON without NaN; keys sorted in files, in the caller's order in a log."""
+  try:
+    return json.dumps(value, indent=indent, sort_keys=indent is not None, allow_nan=False)
+  except ValueError as error:
+    raise NumericalError(f"'{path}' would hold a number that JSON has not: {error}.") from error

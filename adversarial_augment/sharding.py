@@ -1,0 +1,48 @@
+"""Where arrays live: one mesh axis, 'data', over all devices of all processes."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import PyTree
+
+AXIS = 'data'
+
+
+def data_mesh() -> Mesh:
+  """Returns the mesh over all devices."""
+  return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+  """Refuses a batch that does not divide over the devices.
+
+  Raises:
+    UserError: names the nearest sizes that do.
+  """
+  if batch_size % mesh.size:
+    below = batch_size // mesh.size * mesh.size
+    near = ' or '.join(str(size) for size in (below, below + mesh.size) if size)
+    raise UserError(f'config.batch_size={batch_size} must be a multiple of the {mesh.size} devices; try {near}.')
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays whose first axis is the batch."""
+  return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(mesh: Mesh, batch: PyTree) -> PyTree:
+  """Makes global arrays of every process's equal part of a batch."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
+  """Puts a tree, equal on all processes, on every device."""
+  return jax.device_put(tree, replicated(mesh))

@@ -1,0 +1,93 @@
+"""Stopping a run from outside: Ctrl-C and SIGTERM become a question that the host loop asks between steps.
+
+One process owns its signals itself. Several processes leave SIGTERM to JAX's preemption service, whose sync point
+makes all of them stop after the same step; a handler of our own would switch that service off.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import os
+import signal
+import socket
+import sys
+import threading
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+  """Whether the run was asked to stop."""
+
+  def __init__(self, several_processes: bool):
+    self.saveable = False  # whether a step has been made since the start, so that there is something to save
+    self._several_processes = several_processes
+    self._polls = 0
+    self._name = ''
+
+  def requested(self) -> str:
+    """Returns the signal's name, or ''; with several processes all call it together and get the same answer."""
+    if self._several_processes and not self._name:
+      from jax.experimental import multihost_utils
+
+      self._polls += 1
+      if multihost_utils.reached_preemption_sync_point(self._polls):
+        self._name = 'SIGTERM'
+    return self._name
+
+  def receive(self, number: int) -> None:
+    """Notes a signal; ends the process at once where nothing is lost by that, or on the second one."""
+    name = signal.Signals(number).name
+    if self._name:
+      _exit(f'second signal ({name}): ending at once; the last checkpoint stays.', 128 + number)
+    self._name = name
+    if not self.saveable:
+      _exit(f'stopped by {name} before the first step of this start; the same command starts it again.', 75)
+    print(f'\n{name}: saving after this step; a second signal ends at once.', file=sys.stderr, flush=True)
+
+
+@contextmanager
+def listen(several_processes: bool) -> Iterator[Stop]:
+  """Takes SIGINT and SIGTERM for the block. Outside the main thread (notebooks' workers) it leaves them alone."""
+  stop = Stop(several_processes)
+  if threading.current_thread() is not threading.main_thread():
+    yield stop
+    return
+  if several_processes:
+    previous = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))}
+    try:
+      yield stop
+    finally:
+      _restore(previous)
+    return
+  # A thread reads the signals from a socket: Python's own handlers would wait for the end of a compilation.
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+  previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+  previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+  def watch() -> None:
+    while number := reader.recv(1):
+      if number[0] in _SIGNALS:
+        stop.receive(number[0])
+
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  try:
+    yield stop
+  finally:
+    signal.set_wakeup_fd(previous_fd)
+    _restore(previous)
+    writer.close()  # ends the thread
+    thread.join()
+    reader.close()
+
+
+def _restore(previous: dict) -> None:
+  for number, handler in previous.items():
+    signal.signal(number, handler)
+
+
+def _exit(message: str, code: int) -> None:
+  print(f'\n{message}', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(code)

@@ -1,0 +1,112 @@
+"""One update, from uint8 images to new parameters: pure functions, and the only place that orders the stages.
+
+The adversary runs under `shard_map`: automatic sharding gives per-example convolution weights a gradient of zero on all
+devices but the first. The outer gradient is taken outside of it, under jit with NamedShardings, where XLA inserts the
+sum over devices and the batch statistics are those of the global batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import optax
+
+from adversarial_augment import sharding
+from adversarial_augment.attacks.losses import cross_entropy
+from adversarial_augment.recipe import Recipe
+from adversarial_augment.types import Array, Key, PyTree, TrainState
+
+
+def init_state(recipe: Recipe, image_shape: tuple[int, int, int]) -> TrainState:
+  """Returns the state before the first update; a pure function of the recipe's seed."""
+  images = jnp.zeros((1, *image_shape))
+  params, model_state = recipe.classifier.init(jax.random.key(recipe.seed), images, is_training=True)
+  return TrainState(jnp.zeros((), jnp.int32), params, model_state, recipe.optimizer.init(params))
+
+
+def train_step(
+    recipe: Recipe, state: TrainState, images: Array, labels: Array, phi: PyTree
+) -> tuple[TrainState, dict[str, Array]]:
+  """Makes one update (Eq. 3, arXiv 2104.01086).
+
+  Args:
+    recipe: the static parts.
+    state: before the update.
+    images: uint8 [batch_size, h, w, c], sharded over the devices.
+    labels: int32 [batch_size], likewise.
+    phi: parameters of the corruption network, replicated; {} without an adversary.
+
+  Returns:
+    The next state, and metrics: means over the batch, the learning rate of this update, and whether all is finite.
+  """
+  step_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+  keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
+  images, attack_metrics = corrupt(recipe, keys, images, labels, state, phi)
+
+  def loss_of(params):
+    logits, model_state = recipe.classifier.apply(params, state.model_state, None, images, is_training=True)
+    return cross_entropy(logits, labels).mean(), (logits, model_state)
+
+  (loss, (logits, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
+  new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), model_state, opt_state)
+  finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((new.params, new.model_state)))
+  metrics = {
+      'loss': loss,
+      'accuracy': (logits.argmax(-1) == labels).mean(),
+      'learning_rate': recipe.schedule(state.step + 1),
+      'finite': finite,
+  }
+  return new, metrics | {name: value.mean() for name, value in attack_metrics.items()}
+
+
+def corrupt(
+    recipe: Recipe, keys: Key, images: Array, labels: Array, state: TrainState, phi: PyTree
+) -> tuple[Array, dict[str, Array]]:
+  """Returns what the classifier is trained on, and one value of each of the adversary's metrics per image.
+
+  The stages are in the paper's order (appendix A): pad, crop and flip; AdA and its line search; AugMix.
+
+  Args:
+    recipe: the static parts.
+    keys: [n], one per image of the global batch.
+    images: uint8 [n, h, w, c].
+    labels: [n].
+    state: the classifier under attack, with its number of updates.
+    phi: parameters of the corruption network.
+  """
+  data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
+
+  def local(keys, images, labels, step, params, model_state, phi):
+    before_keys, attack_keys, after_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
+    images = images.astype(jax.tree.leaves(params)[0].dtype) / 255
+    images = jax.vmap(recipe.before)(before_keys, images)
+
+    def logits_fn(images):
+      # Batch statistics are those of the global batch, through the mesh axis; the state is not kept.
+      local_stats = recipe.attack_batch_norm == 'batch'
+      apply = recipe.attacked_classifier.apply
+      return apply(params, model_state, None, images, is_training=False, test_local_stats=local_stats)[0]
+
+    def attacked(images):
+      return recipe.attack(attack_keys, logits_fn, images, labels, phi)
+
+    metrics = {}
+    if recipe.attack is not None and recipe.warmup_steps:
+      shapes = jax.eval_shape(attacked, images)
+      clean = lambda images: shapes._replace(
+          images=images, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes.metrics)
+      )
+      images, metrics = jax.lax.cond(step < recipe.warmup_steps, clean, attacked, images)
+    elif recipe.attack is not None:
+      images, metrics = attacked(images)
+    images = jax.vmap(recipe.after)(after_keys, images)
+    return jax.lax.stop_gradient((images, metrics))
+
+  sharded = jax.shard_map(
+      local,
+      mesh=recipe.mesh,
+      in_specs=(data, data, data, whole, whole, whole, whole),
+      out_specs=data,
+      check_vma=False,  # nothing replicated is differentiated inside
+  )
+  return sharded(keys, images, labels, state.step, state.params, state.model_state, phi)

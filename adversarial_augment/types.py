@@ -1,0 +1,70 @@
+"""The types that modules share. Images are NHWC float32 in [0, 1] unless a name says uint8; labels are int32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+  from jax import Array
+  import numpy as np
+else:  # datasets/ uses these types and does not import JAX
+  Array = Any
+
+Key = Array
+PyTree = Any
+LogitsFn = Callable[[Array], Array]  # images [n, h, w, c] -> logits [n, k]
+Augmentation = Callable[[Key, Array], Array]  # one image [h, w, c] in, one out
+
+
+class Batch(NamedTuple):
+  """A few examples on the host."""
+
+  images: np.ndarray  # uint8 [n, h, w, c]
+  labels: np.ndarray  # int32 [n]
+
+
+class Dataset(NamedTuple):
+  """One split of a data set."""
+
+  name: str
+  num_examples: int
+  num_classes: int
+  image_shape: tuple[int, int, int]
+  read: Callable[[np.ndarray], Batch]  # indices [n] -> n examples
+  provenance: dict[str, Any]  # origin (official, own, embedded, unverified), hashes; goes into every result
+
+
+class PerturbationSet(NamedTuple):
+  """What an adversary may do to one image: C(x) of Eq. 1 (arXiv 2104.01086), as pure functions of one example.
+
+  `frozen` holds the parameters that the set is built around (phi for AdA; None for l_p balls).
+  """
+
+  init: Callable[[Key, PyTree, Array], PyTree]  # (key, frozen, image) -> a random feasible perturbation
+  project: Callable[[PyTree, Array, PyTree], PyTree]  # (frozen, image, perturbation) -> onto the feasible set
+  apply: Callable[[PyTree, Array, PyTree], Array]  # (frozen, image, perturbation) -> x' = c(x)
+  radii: Callable[[PyTree], PyTree]  # frozen -> one radius per block
+  apply_batch: Callable[[PyTree, Array, PyTree], Array]  # equal to vmap(apply) over images and perturbations
+
+
+class AttackResult(NamedTuple):
+  images: Array  # [n, h, w, c] in [0, 1]
+  metrics: dict[str, Array]  # one value per image, [n]
+
+
+class Attack(Protocol):
+  """An adversary: one key per image; `frozen` is phi for AdA and unused by l_p attacks."""
+
+  def __call__(
+      self, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None
+  ) -> AttackResult: ...
+
+
+class TrainState(NamedTuple):
+  """All that changes while training; arrays only. A checkpoint holds exactly this."""
+
+  step: Array  # int32 [], updates made so far
+  params: PyTree
+  model_state: PyTree
+  opt_state: PyTree

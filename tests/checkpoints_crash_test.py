@@ -1,0 +1,368 @@
+"""Kills, full disks, failing system calls, and several processes."""
+
+import os
+from pathlib import Path
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+import numpy as np
+import pytest
+
+from adversarial_augment import checkpoints, manifests, run_directory
+from adversarial_augment.errors import NumericalError, StorageError
+from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save, three_checkpoints
+
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory) -> Path:
+  return three_checkpoints(tmp_path_factory.mktemp('run') / 'checkpoints')
+
+
+@pytest.fixture
+def directory(three, tmp_path) -> Path:
+  return Path(shutil.copytree(three, tmp_path / 'checkpoints'))
+
+
+# Saving.
+
+
+def test_manifest_says_what_is_saved(three):
+  manifest = manifests.verify(three / '30', 30)
+  assert manifest['config_sha256'] == 'c' * 64
+  assert manifest['state_sha256'] == checkpoints.state_sha256(make_state(30))
+  assert manifest['leaves']['params/net/~/head/w'] == [[2, 2], 'bfloat16']
+  assert set(manifest['files']) == {path.relative_to(three / '30').as_posix() for path in files_of(three / '30')} - {
+    manifests.NAME
+  }
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_a_state_that_is_not_finite_is_never_committed(directory, value, dtype):
+  with pytest.raises(NumericalError, match="'opt_state/m' is not finite after step 40"):
+    save(directory, 40, make_state(40)._replace(opt_state={'m': jnp.full(3, value, dtype)}))
+  assert checkpoints.steps(directory) == [10, 20, 30]
+
+
+def test_saving_again_keeps_the_same_and_replaces_the_damaged_or_different(directory):
+  inode = (directory / '30').stat().st_ino
+  save(directory, 30)
+  assert (directory / '30').stat().st_ino == inode
+  flip(directory / '30' / 'arrays' / '_METADATA', directory)
+  save(directory, 30)
+  assert_restores(directory, 30)
+  save(directory, 30, make_state(99))
+  _, state, _ = restore(directory)
+  assert checkpoints.state_sha256(state) == checkpoints.state_sha256(make_state(99))
+  assert sorted(os.listdir(directory)) == ['10', '20', '30']
+
+
+def test_a_killed_replacement_brings_the_old_one_back(directory):
+  os.rename(directory / '30', directory / '30.replaced.tmp')
+  (directory / '30.tmp').mkdir()
+  checkpoints.remove_unfinished(directory)
+  assert sorted(os.listdir(directory)) == ['10', '20', '30']
+  assert_restores(directory, 30)
+
+
+def test_everything_is_on_disk_before_the_rename(tmp_path, monkeypatch):
+  events: list[tuple[str, str]] = []
+  fsync, rename = os.fsync, os.rename
+
+  def record_fsync(descriptor: int) -> None:
+    events.append(('fsync', os.path.relpath(os.readlink(f'/proc/self/fd/{descriptor}'), tmp_path)))
+    fsync(descriptor)
+
+  def record_rename(source: Path, destination: Path) -> None:
+    if '.orbax-checkpoint-tmp' not in str(source):
+      events.append(('rename', os.path.relpath(destination, tmp_path)))
+    rename(source, destination)
+
+  monkeypatch.setattr(os, 'fsync', record_fsync)
+  monkeypatch.setattr(os, 'rename', record_rename)
+  folder = save(tmp_path / 'c', 7)
+  assert events[-2:] == [('rename', 'c/7'), ('fsync', 'c')]
+  synced = {path for event, path in events[:-2] if event == 'fsync'}
+  below = [path.relative_to(folder).as_posix() for path in folder.rglob('*')]
+  assert synced >= {f'c/7.tmp/{name}' for name in below} | {'c/7.tmp'}
+
+
+def test_a_missing_workdir_is_a_storage_error_not_a_new_one(tmp_path):
+  with pytest.raises(StorageError, match='No such file'):
+    save(tmp_path / 'gone' / 'checkpoints', 1)
+  assert not (tmp_path / 'gone').exists()
+
+
+def large_state() -> dict[str, jax.Array]:
+  return {'w': jax.random.normal(jax.random.key(0), (1 << 19,))}  # 2 MiB that do not compress
+
+
+def assert_a_failed_save_leaves_nothing(directory: Path) -> None:
+  with pytest.raises(StorageError) as caught:
+    save(directory, 40, large_state())
+  assert caught.value.exit_code == 5
+  assert '\n' not in str(caught.value)
+  assert sorted(os.listdir(directory)) == ['10', '20', '30']
+  assert_restores(directory, 30)
+
+
+def test_too_little_space_is_seen_before_anything_is_written(directory, monkeypatch):
+  usage = shutil.disk_usage(directory)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=3 << 20))
+  monkeypatch.setattr(checkpoints, '_write_arrays', lambda *arguments: pytest.fail('it wrote'))
+  assert_a_failed_save_leaves_nothing(directory)
+
+
+def test_a_write_that_fails_leaves_the_older_ones_and_no_temporary(directory):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))
+  try:
+    assert_a_failed_save_leaves_nothing(directory)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  save(directory, 40)
+  assert_restores(directory, 40)
+
+
+@pytest.mark.parametrize('function', ['fsync', 'rename'])
+def test_a_failure_at_any_system_call_leaves_the_older_ones(directory, monkeypatch, function):
+  """The n-th call fails, for every n until a save needs no more calls."""
+  real = getattr(os, function)
+  for nth in range(100):
+    calls = 0
+
+    def fails(*arguments, nth=nth):
+      nonlocal calls
+      calls += 1
+      if calls == nth + 1:
+        raise OSError(28, 'No space left on device')
+      return real(*arguments)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(os, function, fails)
+      try:
+        save(directory, 40)
+      except StorageError:
+        assert not [name for name in os.listdir(directory) if name.endswith('tmp')]
+        _, _, lines = restore(directory)
+        assert lines == []
+        if (directory / '40').exists():  # only the last fsync comes after the commit
+          shutil.rmtree(directory / '40')
+        continue
+    break
+  assert nth >= 1
+  assert_restores(directory, 40)
+
+
+def test_a_full_disk_and_a_save_after_space_is_freed(three, tmp_path, monkeypatch):
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(disk)], capture_output=True).returncode:
+    pytest.skip('needs the right to mount a small tmpfs')
+  try:
+    directory = Path(shutil.copytree(three, disk / 'checkpoints'))
+    (disk / 'ballast').write_bytes(b'x' * (1 << 20))
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints, '_check_space', lambda *arguments: None)  # as if another program filled it meanwhile
+      assert_a_failed_save_leaves_nothing(directory)
+    assert_a_failed_save_leaves_nothing(directory)
+    (disk / 'ballast').unlink()
+    save(directory, 40)
+    assert_restores(directory, 40)
+  finally:
+    subprocess.run(['umount', str(disk)], check=True)
+
+
+# Kills.
+
+CRASH = """
+import sys
+from pathlib import Path
+import numpy as np
+from adversarial_augment import checkpoints
+directory = Path(sys.argv[1])
+checkpoints.save(directory, 40, {'w': np.arange(4, dtype=np.float32)}, config_sha256='c')
+checkpoints.prune(directory, 2)
+"""
+
+
+@pytest.mark.parametrize(
+  'point, newest',
+  [
+    ('after_arrays', 30),
+    ('before_manifest', 30),
+    ('after_manifest', 30),
+    ('before_rename', 30),
+    ('after_rename', 40),
+    ('before_prune', 40),
+  ],
+)
+def test_a_kill_leaves_a_whole_checkpoint_and_the_next_save_cleans_up(tmp_path, point, newest):
+  directory = tmp_path / 'checkpoints'
+  state = {'w': np.arange(4, dtype=np.float32)}
+  for step in (10, 20, 30):
+    save(directory, step, state)
+  environment = {**os.environ, run_directory.CRASH_VARIABLE: f'{point}@40', 'JAX_PLATFORMS': 'cpu'}
+  process = subprocess.run(
+    [sys.executable, '-c', CRASH, str(directory)], cwd=ROOT, env=environment, capture_output=True, timeout=60
+  )
+  assert process.returncode == -signal.SIGKILL, process.stderr
+  step, restored, lines = restore(directory, state)
+  assert (step, lines) == (newest, [])
+  np.testing.assert_array_equal(restored['w'], state['w'])
+  save(directory, 50, state)
+  assert not [name for name in os.listdir(directory) if name.endswith('tmp')]
+
+
+def test_an_interrupt_during_a_save_leaves_no_temporary(directory, monkeypatch):
+  def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(manifests, 'hash_files', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    save(directory, 40)
+  assert sorted(os.listdir(directory)) == ['10', '20', '30']
+
+
+LOOP = """
+import itertools
+import sys
+from pathlib import Path
+import numpy as np
+from adversarial_augment import checkpoints
+directory = Path(sys.argv[1])
+for step in itertools.count(max(checkpoints.steps(directory), default=0) + 1):
+  checkpoints.save(directory, step, {'w': np.full(100_000, step, np.float32)}, config_sha256='c')
+  checkpoints.prune(directory, 2)
+  print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_random_instants_never_cost_a_committed_step(tmp_path):
+  directory, state = tmp_path / 'checkpoints', {'w': np.zeros(100_000, np.float32)}
+  random.seed(0)
+  for _ in range(20):
+    process = subprocess.Popen(
+      [sys.executable, '-c', LOOP, str(directory)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    last = int(process.stdout.readline())
+    time.sleep(random.uniform(0, 0.3))
+    process.kill()
+    last = max([last, *map(int, process.communicate()[0].split())])
+    step, restored, lines = restore(directory, state)
+    assert lines == []
+    assert step in (last, last + 1)
+    assert np.unique(restored['w']).tolist() == [step]
+
+
+# Two processes.
+
+WORKER = """
+import os
+import sys
+from pathlib import Path
+import jax
+jax.config.update('jax_num_cpu_devices', 2)
+rank, port, directory = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.distributed.initialize(f'127.0.0.1:{port}', 2, rank)
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from adversarial_augment import checkpoints
+from adversarial_augment.errors import CheckpointError, StorageError, UserError
+
+if rank:  # only process 0 has the folder
+  directory = directory / 'not' / 'there'
+mesh = Mesh(np.asarray(jax.devices()), ('data',))
+values = {
+  'whole': (np.arange(6, dtype=np.float32).reshape(2, 3) - 3, PartitionSpec()),
+  'zero': (np.asarray([-0.0, 0.0], np.float32), PartitionSpec()),
+  'half': (np.asarray([1.5, -0.0, -2.0], jnp.bfloat16), PartitionSpec()),
+  'count': (np.asarray(7, np.int32), PartitionSpec()),
+  'split': (np.arange(8, dtype=np.uint32), PartitionSpec('data')),
+}
+state = {
+  name: jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda index, value=value: value[index])
+  for name, (value, spec) in values.items()
+}
+expected = checkpoints.state_sha256({name: value for name, (value, _) in values.items()})
+assert checkpoints.state_sha256(state) == expected
+for step in (10, 20, 30, 40):
+  checkpoints.save(directory, step, state, config_sha256='c')
+checkpoints.prune(directory, 3)
+if rank == 0:
+  with open(directory / '40' / 'MANIFEST.json', 'ab') as file:
+    file.write(b' ')
+lines = []
+step, restored = checkpoints.restore_newest(directory, state, report=lines.append)
+assert step == 30 and len(lines) == 1 - rank, (step, lines)
+assert checkpoints.state_sha256(restored) == expected
+assert all(restored[name].sharding == state[name].sharding for name in state)
+assert checkpoints.restore_newest(directory / 'none', state, report=print) is None
+
+
+def caught(action):
+  try:
+    action()
+  except (CheckpointError, StorageError, UserError) as error:
+    return type(error), str(error)
+  return None
+
+
+wrong = {**state, 'whole': jax.ShapeDtypeStruct((9,), jnp.float32, sharding=state['whole'].sharding)}
+for kind, word, action in [
+  (UserError, 'float32[9] here', lambda: checkpoints.restore_newest(directory, wrong, report=print)),
+  (StorageError, 'No such file', lambda: checkpoints.save(directory / 'a' / 'b', 1, state, config_sha256='c')),
+]:
+  error = caught(action)
+  assert error is not None and error[0] is kind and word in error[1], error
+multihost_utils.sync_global_devices('end')
+jax.distributed.shutdown()
+print('fine')
+"""
+
+
+def test_two_processes_agree_and_only_the_first_needs_the_disk(tmp_path):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', WORKER, str(rank), str(port), str(tmp_path / 'checkpoints')],
+      cwd=ROOT,
+      env={**environment, 'JAX_PLATFORMS': 'cpu'},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for rank in range(2)
+  ]
+  try:
+    outputs = [process.communicate(timeout=90) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, (output, error) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, error
+    assert output.strip().endswith('fine')
+  one_device = SingleDeviceSharding(jax.devices()[0])
+  shapes = {'whole': ((2, 3), 'f4'), 'zero': ((2,), 'f4'), 'half': ((3,), jnp.bfloat16), 'count': ((), 'i4')}
+  target = {
+    n: jax.ShapeDtypeStruct(*spec, sharding=one_device) for n, spec in (shapes | {'split': ((8,), 'u4')}).items()
+  }
+  step, restored, lines = restore(tmp_path / 'checkpoints', target)
+  assert (step, len(lines)) == (30, 1)
+  np.testing.assert_array_equal(restored['split'], np.arange(8))
+  assert np.signbit(restored['zero']).tolist() == [True, False]

@@ -1,0 +1,163 @@
+"""A damaged checkpoint is never used: it is named on one line, and an older one steps in."""
+
+import json
+import os
+from pathlib import Path
+import shutil
+
+import pytest
+
+from adversarial_augment import checkpoints, manifests
+from adversarial_augment.errors import CheckpointError
+from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, three_checkpoints
+
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory) -> Path:
+  return three_checkpoints(tmp_path_factory.mktemp('run') / 'checkpoints')
+
+
+@pytest.fixture
+def directory(three, tmp_path) -> Path:
+  return Path(shutil.copytree(three, tmp_path / 'checkpoints'))
+
+
+# Damage.
+
+
+def flip_last(path: Path, other: Path) -> None:
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+
+
+def swap(path: Path, other: Path) -> None:
+  first, second = path.read_bytes(), other.read_bytes()
+  path.write_bytes(second)
+  other.write_bytes(first)
+
+
+DAMAGES = {
+  'flip': flip,
+  'flip_last': flip_last,
+  'truncate': lambda path, other: os.truncate(path, path.stat().st_size // 2),
+  'empty': lambda path, other: os.truncate(path, 0),
+  'delete': lambda path, other: path.unlink(),
+  'extra_byte': lambda path, other: path.write_bytes(path.read_bytes() + b'\n'),
+  'swap': swap,
+  'becomes_folder': lambda path, other: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_damage_of_any_file_is_found_and_the_older_one_used(three, tmp_path, damage):
+  names = [path.relative_to(three / '30') for path in files_of(three / '30')]
+  assert len(names) >= 8
+  for i, name in enumerate(names):
+    directory = Path(shutil.copytree(three, tmp_path / str(i) / 'checkpoints'))
+    other = next(path for path in files_of(directory / '30') if path.read_bytes() != (three / '30' / name).read_bytes())
+    DAMAGES[damage](directory / '30' / name, other)
+    (line,) = assert_restores(directory, 20, lines=1)
+    assert line.startswith('checkpoint 30 rejected: ')
+    assert line.endswith('; using 20')
+    blamed = {name.as_posix(), other.relative_to(directory / '30').as_posix() if damage == 'swap' else ''}
+    assert any(f' in {candidate};' in line for candidate in blamed), (line, blamed)
+
+
+def test_every_bit_of_the_manifest_counts(three, tmp_path):
+  folder = Path(shutil.copytree(three / '30', tmp_path / '30'))
+  content = (folder / manifests.NAME).read_bytes()
+  manifests.verify(folder, 30)
+  for bit in range(0, 8 * len(content), 61):
+    spoilt = bytearray(content)
+    spoilt[bit // 8] ^= 1 << (bit % 8)
+    (folder / manifests.NAME).write_bytes(spoilt)
+    with pytest.raises(manifests.Damaged, match=manifests.NAME):
+      manifests.verify(folder, 30)
+
+
+@pytest.mark.parametrize('content', [b'[]', b'null', b'{}', b'{"step": 30}', b'\xff\xfe', b'"' * 100])
+def test_a_manifest_that_is_none_is_rejected(directory, content):
+  (directory / '30' / manifests.NAME).write_bytes(content)
+  assert_restores(directory, 20, lines=1)
+
+
+def test_manifest_of_another_step_is_rejected(directory):
+  shutil.copy(directory / '20' / manifests.NAME, directory / '30' / manifests.NAME)
+  assert assert_restores(directory, 20, lines=1) == [
+    'checkpoint 30 rejected: step 20 in MANIFEST.json; using 20',
+  ]
+
+
+def test_a_copy_under_another_step_is_rejected(directory):
+  shutil.copytree(directory / '30', directory / '40')
+  (line,) = assert_restores(directory, 30, lines=1)
+  assert line == 'checkpoint 40 rejected: step 30 in MANIFEST.json; using 30'
+
+
+def test_manifest_of_another_format_is_rejected(directory):
+  path = directory / '30' / manifests.NAME
+  manifest = json.loads(path.read_bytes())
+  body = {name: value for name, value in manifest.items() if name != 'manifest_sha256'}
+  path.write_bytes(manifests.canonical(manifests.seal({**body, 'format': 99})))
+  (line,) = assert_restores(directory, 20, lines=1)
+  assert 'unknown format 99 in MANIFEST.json' in line
+
+
+@pytest.mark.parametrize('name', ['extra', 'arrays/d/extra', 'arrays/two\nlines'])
+def test_an_extra_file_is_rejected(directory, name):
+  (directory / '30' / name).write_text('x')
+  (line,) = assert_restores(directory, 20, lines=1)
+  assert 'extra file in ' in line
+  assert '\n' not in line
+
+
+def test_an_unreadable_file_is_rejected(directory, monkeypatch):
+  path = next(path for path in files_of(directory / '30') if path.name == '_METADATA')
+  if os.geteuid():
+    path.chmod(0)
+  else:  # root reads everything
+    sha256 = manifests._sha256
+
+    def refuses(file: Path) -> str:
+      if file == path:
+        raise PermissionError(13, 'Permission denied', str(file))
+      return sha256(file)
+
+    monkeypatch.setattr(manifests, '_sha256', refuses)
+  assert assert_restores(directory, 20, lines=1) == [
+    'checkpoint 30 rejected: Permission denied in arrays/_METADATA; using 20'
+  ]
+
+
+def test_an_empty_folder_and_a_file_are_rejected(directory):
+  (directory / '40').mkdir()
+  (directory / '50').write_text('not a checkpoint')
+  lines = assert_restores(directory, 30, lines=2)
+  assert lines == [
+    'checkpoint 50 rejected: Not a directory in MANIFEST.json; using 30',
+    'checkpoint 40 rejected: No such file or directory in MANIFEST.json; using 30',
+  ]
+
+
+def test_arrays_that_orbax_reads_wrongly_are_rejected(directory):
+  """Files and manifest agree, and the state is still not the one that was saved."""
+  path = directory / '30' / manifests.NAME
+  body = json.loads(path.read_bytes())
+  del body['manifest_sha256']
+  path.write_bytes(manifests.canonical(manifests.seal({**body, 'state_sha256': '0' * 64})))
+  assert assert_restores(directory, 20, lines=1) == [
+    'checkpoint 30 rejected: state_sha256 mismatch in arrays; using 20'
+  ]
+
+
+def test_all_damaged_is_an_error_and_never_from_scratch(directory):
+  for step in (10, 20, 30):
+    flip(directory / str(step) / 'arrays' / '_METADATA', directory)
+  lines: list[str] = []
+  with pytest.raises(CheckpointError, match='No usable checkpoint is left of 3') as caught:
+    checkpoints.restore_newest(directory, make_state(0), report=lines.append)
+  assert caught.value.exit_code == 4
+  assert '\n' not in str(caught.value)
+  assert [line.split()[1] for line in lines] == ['30', '20', '10']
+  assert lines[-1] == 'checkpoint 10 rejected: sha256 mismatch in arrays/_METADATA; none left'

@@ -1,0 +1,349 @@
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from adversarial_augment import cli, errors
+from adversarial_augment import config as configs
+
+CONFIG = 'from adversarial_augment.config import base_config\n\ndef get_config():\n  return base_config()\n'
+
+
+def python(code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+  """Runs code in a fresh interpreter without the variables that choose devices and caches."""
+  dropped = ('XLA_FLAGS', 'JAX_', 'SLURM_', 'TPU_', 'MEGASCALE_')
+  clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+  return subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(code), *arguments],
+    capture_output=True,
+    text=True,
+    env=clean | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(Path(cli.__file__).parents[1])} | env,
+    timeout=120,
+    check=False,
+  )
+
+
+def run(main, argv, capsys) -> tuple[int, str]:
+  with pytest.raises(SystemExit) as ended:
+    cli.run(main, argv)
+  return ended.value.code, capsys.readouterr().err
+
+
+def raising(error):
+  def main(argv):
+    raise error
+
+  return main
+
+
+# -- run
+
+
+@pytest.mark.parametrize(
+  'error, code',
+  [
+    (errors.UserError('wrong\ninput'), 2),
+    (errors.NumericalError('loss is NaN'), 3),
+    (errors.CheckpointError('none usable'), 4),
+    (errors.StorageError('disk full'), 5),
+    (errors.Stopped('saved'), 75),
+    (KeyboardInterrupt(), 130),
+  ],
+)
+def test_known_errors_are_one_line_with_their_exit_code(error, code, capsys):
+  message = ' '.join(str(error).split()) or 'interrupted'
+  assert run(raising(error), [], capsys) == (code, f'{Path(sys.argv[0]).stem}: {message}\n')
+  assert run(raising(error), ['--debug'], capsys)[0] == code
+
+
+def test_debug_shows_the_traceback_too(capsys):
+  _, shown = run(raising(errors.UserError('wrong')), ['--debug'], capsys)
+  assert 'Traceback' in shown
+  assert 'in main' in shown
+
+
+def test_unexpected_errors_are_not_hidden():
+  with pytest.raises(ZeroDivisionError):
+    cli.run(raising(ZeroDivisionError()), [])
+
+
+@pytest.mark.parametrize('returned, code', [(None, 0), (0, 0), (7, 7)])
+def test_exit_code_is_what_main_returns(returned, code, capsys):
+  assert run(lambda argv: returned, [], capsys) == (code, '')
+
+
+# -- flags
+
+
+def test_help_exits_0_without_reading_a_config(capsys):
+  code, _ = run(lambda argv: cli.parse_train(argv) and None, ['--config=does/not/exist.py', '--help'], capsys)
+  assert code == 0
+  with pytest.raises(SystemExit):
+    cli.parse_train(['--help'])
+  shown = capsys.readouterr().out
+  for flag in (
+    '--config',
+    '--config.FIELD',
+    '--workdir',
+    '--debug',
+    '--print_config',
+    '--list_configs',
+    '--process_id',
+  ):
+    assert flag in shown
+
+
+def test_flags_become_arguments():
+  arguments = cli.parse_train(
+    ['--config=a/b.py:smoke', '--config.seed=3', '--config.attack.nu', '-0.5', '--workdir', 'w', '--config.evals=']
+    + ['--config.seed=4', '--debug', '--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
+  )
+  assert arguments == cli.Arguments(
+    config='a/b.py:smoke',
+    overrides={'seed': '4', 'attack.nu': '-0.5', 'evals': ''},
+    workdir=Path('w'),
+    debug=True,
+    coordinator_address='localhost:1',
+    num_processes=2,
+    process_id=1,
+  )
+
+
+@pytest.mark.parametrize(
+  'spec, folder',
+  [
+    ('configs/ada_edsr.py', 'runs/ada_edsr'),
+    ('configs/ada_edsr.py:quickstart', 'runs/ada_edsr_quickstart'),
+    ('/somewhere/x.py:', 'runs/x'),
+  ],
+)
+def test_default_workdir(spec, folder):
+  assert cli.parse_train([f'--config={spec}']).workdir == Path(folder)
+
+
+PROCESSES = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
+BAD_FLAGS = [
+  ([], '--config is missing'),
+  (['--config'], '--config'),
+  (['--config='], '--config is missing'),
+  (['--workdir=x'], '--config is missing'),
+  (['--confg=a.py'], "'--confg'. Did you mean '--config'"),
+  (['--config=a.py', '--work=x'], "'--work'"),
+  (['--config=a.py', '--batch_size=3'], "'--batch_size'. Did you mean '--config.batch_size'"),
+  (['--config=a.py', '--seed', '3'], "'--config.seed'"),
+  (['--config=a.py', '--config.seed'], '--config.seed needs a value'),
+  (['--config=a.py', '--config.seed', '--print_config'], '--config.seed needs a value'),
+  (['--config=a.py', 'b.py'], "'b.py'"),
+  (['--config=a.py', '-x'], "'-x'"),
+  (['--config=a.py', '--workdir='], '--workdir'),
+  (['--config=a.py', '--debug=1'], '--debug'),
+  (['--config=a.py', '--process_id=one', *PROCESSES[:2]], '--process_id'),
+  (['--config=a.py', PROCESSES[0]], 'go together'),
+  (['--config=a.py', *PROCESSES[1:]], 'go together'),
+  (['--config=a.py', *PROCESSES, '--coordinator_address=localhost'], '--coordinator_address'),
+  (['--config=a.py', *PROCESSES, '--coordinator_address=localhost:99999'], '--coordinator_address'),
+  (['--config=a.py', *PROCESSES, '--num_processes=0'], '--num_processes'),
+  (['--config=a.py', *PROCESSES, '--process_id=2'], '--process_id=2'),
+  (['--config=a.py', *PROCESSES, '--process_id=-1'], '--process_id=-1'),
+]
+
+
+@pytest.mark.parametrize('argv, expected', BAD_FLAGS)
+def test_bad_flags_are_one_line_and_exit_2(argv, expected, capsys):
+  code, shown = run(lambda argv: cli.parse_train(argv) and None, argv, capsys)
+  assert code == 2
+  assert len(shown.splitlines()) == 1
+  assert expected in shown
+
+
+# -- configs
+
+
+def test_resolve_config_overrides_and_checks(tmp_path, capsys):
+  (tmp_path / 'a.py').write_text(CONFIG)
+  spec = f'--config={tmp_path / "a.py"}'
+  config = cli.resolve_config(cli.parse_train([spec, '--config.seed=5']))
+  assert config is not None
+  assert config.seed == 5
+  with pytest.raises(errors.UserError, match=r'config\.seed=-1'):
+    cli.resolve_config(cli.parse_train([spec, '--config.seed', '-1']))
+  assert capsys.readouterr().out == ''
+
+
+def test_print_config_prints_the_resolved_config(tmp_path, capsys):
+  (tmp_path / 'a.py').write_text(CONFIG)
+  assert (
+    cli.resolve_config(cli.parse_train([f'--config={tmp_path / "a.py"}', '--print_config', '--config.seed=5'])) is None
+  )
+  assert capsys.readouterr().out.rstrip('\n') == configs.describe(
+    configs.override(configs.base_config(), {'seed': '5'})
+  )
+
+
+def test_list_configs_needs_no_config(monkeypatch, capsys):
+  monkeypatch.setattr(configs, 'list_configs', lambda: 'the list')
+  assert cli.resolve_config(cli.parse_train(['--list_configs'])) is None
+  assert capsys.readouterr().out == 'the list\n'
+
+
+def test_wrong_input_is_reported_before_jax_is_imported(tmp_path):
+  (tmp_path / 'a.py').write_text(CONFIG)
+  code = """
+    import sys
+    from adversarial_augment import cli
+    def main(argv):
+      try:
+        cli.resolve_config(cli.parse_train(argv))
+      finally:
+        assert 'jax' not in sys.modules
+    cli.run(main)
+  """
+  done = python(code, f'--config={tmp_path / "a.py"}', '--config.bath_size=3')
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.splitlines() == [
+    "-c: Unknown config field 'bath_size'. Did you mean 'batch_size'? (--print_config lists all fields.)"
+  ]
+
+
+# -- before JAX starts
+
+DEVICES = """
+  import sys
+  from adversarial_augment import cli
+  cli.usable_cores = lambda: 4
+  cli.virtual_devices(int(sys.argv[1]))
+  import jax
+  print(jax.local_device_count())
+"""
+
+
+@pytest.mark.parametrize('batch_size, devices', [(8, 4), (6, 3), (7, 1)])
+def test_virtual_devices_are_the_largest_divisor_of_the_batch_size(batch_size, devices):
+  done = python(DEVICES, str(batch_size))
+  assert (done.stdout, done.stderr) == (f'{devices}\n', '')
+
+
+@pytest.mark.parametrize(
+  'env, devices',
+  [({'JAX_NUM_CPU_DEVICES': '3'}, 3), ({'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}, 2)],
+)
+def test_the_users_number_of_devices_stands(env, devices):
+  assert python(DEVICES, '8', **env).stdout == f'{devices}\n'
+
+
+def test_devices_that_exist_stand():
+  done = python('import jax; jax.devices()\n' + textwrap.dedent(DEVICES), '8')
+  assert (done.stdout, done.stderr) == ('1\n', '')
+
+
+CACHE = """
+  from adversarial_augment import cli
+  cli.compilation_cache()
+  import jax
+  print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_compilation_cache_is_in_the_users_cache_folder_unless_chosen(tmp_path):
+  folder = tmp_path / 'adversarial_augment' / 'xla'
+  assert python(CACHE, XDG_CACHE_HOME=str(tmp_path)).stdout == f'{folder}\n'
+  assert folder.is_dir()
+  assert python(CACHE, XDG_CACHE_HOME='', HOME=str(tmp_path)).stdout.startswith(f'{tmp_path}/.cache/')
+  assert python(CACHE, JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'own')).stdout == f'{tmp_path / "own"}\n'
+  off = python(CACHE, XDG_CACHE_HOME=str(tmp_path / 'unused'), JAX_ENABLE_COMPILATION_CACHE='0')
+  assert off.stdout == 'None\n'
+  assert not (tmp_path / 'unused').exists()
+
+
+def test_a_cache_folder_that_cannot_be_made_is_said_and_does_no_harm(tmp_path):
+  (tmp_path / 'file').write_text('')
+  done = python(CACHE, XDG_CACHE_HOME=str(tmp_path / 'file'))
+  assert (done.returncode, done.stdout) == (0, 'None\n')
+  assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def initialised(monkeypatch):
+  """Records the calls of jax.distributed.initialize; the environment names no cluster."""
+  import jax
+
+  for name in list(os.environ):
+    if name.startswith(('SLURM_', 'TPU_', 'MEGASCALE_', 'JAX_COORDINATOR', 'JAX_NUM_PROC', 'JAX_PLATFORMS')):
+      monkeypatch.delenv(name)
+  calls: list[tuple] = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda *values: calls.append(values))
+  return calls
+
+
+ALONE = cli.Arguments(config='a.py', overrides={}, workdir=Path('w'))
+STEP = {'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_PROCID': '0'}
+
+
+@pytest.mark.parametrize(
+  'env, processes, joins',
+  [
+    ({}, 1, False),
+    ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, 1, False),  # a batch script without srun
+    ({'SLURM_NTASKS': '1', **STEP}, 1, False),
+    ({'SLURM_NTASKS': '4', **STEP}, 4, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, 1, False),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 1, True),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'JAX_PLATFORMS': 'cpu'}, 1, False),
+    ({'MEGASCALE_COORDINATOR_ADDRESS': 'a'}, 1, True),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}, 2, True),
+  ],
+)
+def test_several_processes_are_found_in_the_environment(env, processes, joins, initialised, monkeypatch):
+  for name, value in env.items():
+    monkeypatch.setenv(name, value)
+  assert cli.distributed(ALONE) == processes
+  assert initialised == [(None, None, None)] * joins
+
+
+def test_flags_decide_about_processes(initialised, monkeypatch):
+  monkeypatch.setenv('SLURM_NTASKS', '4')
+  arguments = ALONE._replace(coordinator_address='localhost:1', num_processes=2, process_id=1)
+  assert cli.distributed(arguments) == 2
+  assert initialised == [('localhost:1', 2, 1)]
+
+
+def test_a_bad_number_of_tasks_is_a_user_error(initialised, monkeypatch):
+  for name, value in {**STEP, 'SLURM_NTASKS': '4(x2)'}.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(errors.UserError, match='number of processes'):
+    cli.distributed(ALONE)
+
+
+def test_two_processes_on_loopback_see_each_other():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  code = """
+    import sys
+    from adversarial_augment import cli
+    count = cli.distributed(cli.parse_train(['--config=a.py', *sys.argv[1:]]))
+    cli.usable_cores = lambda: 2
+    cli.virtual_devices(8 // count)
+    import jax
+    print(jax.process_count(), jax.device_count(), jax.process_index())
+  """
+  clean = {name: value for name, value in os.environ.items() if not name.startswith(('XLA_FLAGS', 'JAX_', 'SLURM_'))}
+  started = [
+    subprocess.Popen(
+      [sys.executable, '-c', textwrap.dedent(code)]
+      + [f'--coordinator_address={address}', '--num_processes=2', f'--process_id={index}'],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=clean | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(Path(cli.__file__).parents[1])},
+    )
+    for index in range(2)
+  ]
+  try:
+    assert [process.communicate(timeout=100)[0] for process in started] == ['2 4 0\n', '2 4 1\n']
+  finally:
+    for process in started:
+      process.kill()
