@@ -1,5 +1,6 @@
 """Learning rates (appendix A, arXiv 2104.01086)."""
 
+import jax.numpy as jnp
 import optax
 
 
@@ -14,6 +15,8 @@ def warmup_cosine(peak: float, num_steps: int, warmup_steps: int) -> optax.Sched
   A run of a single update would have a rate of 0 there; it gets the middle of the cosine.
   """
   end = max(num_steps, warmup_steps + 2)
-  return optax.schedules.warmup_cosine_decay_schedule(
+  schedule = optax.schedules.warmup_cosine_decay_schedule(
       init_value=peak if warmup_steps == 0 else 0.0, peak_value=peak, warmup_steps=warmup_steps, decay_steps=end
   )
+  # Optax would divide an int32 count in float32 even where everything else is float64.
+  return lambda count: schedule(jnp.asarray(count, jnp.result_type(float)))

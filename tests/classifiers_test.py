@@ -169,7 +169,7 @@ def test_gradient_reaches_every_parameter(depth):
 @pytest.mark.parametrize('local', [False, True])
 def test_fresh_network_gives_the_adversary_a_gradient(depth, local):
   # Before the first update, too, and with running statistics, which have seen nothing then.
-  network, params, state = small(depth, width=8)
+  network, params, state = small(depth)
 
   @jax.jit
   def gradient(x):
@@ -182,14 +182,14 @@ def test_fresh_network_gives_the_adversary_a_gradient(depth, local):
 
 
 def test_first_logits_are_small():
-  network, params, state = small(18, width=16)
+  network, params, state = small()
   logits, _ = network.apply(params, state, None, images(16), is_training=True)
   assert 0 < np.abs(np.asarray(logits)).max() < 1.0  # the first loss is close to that of guessing
 
 
 def test_bfloat16_is_close_to_float32():
-  exact, params, state = small(18, width=8)
-  fast, fast_params, fast_state = small(18, width=8, dtype=jnp.bfloat16)
+  exact, params, state = small()
+  fast, fast_params, fast_state = small(dtype=jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(fast_params)} == {jnp.dtype('float32')}
   x = images(32)
   expected, expected_state = exact.apply(params, state, None, x, is_training=True)
@@ -257,3 +257,50 @@ def test_integer_images_are_refused():
   network, params, state = small()
   with pytest.raises(UserError, match='uint8'):
     network.apply(params, state, None, jnp.zeros((1, 32, 32, 3), jnp.uint8), is_training=False)
+
+
+def torch_forward(torch, params, x, depth, train):
+  """The network of He et al. in PyTorch's functions, with the parameters of Haiku; `x` is normalised, NCHW."""
+  functional = torch.nn.functional
+  counts, bottleneck = {18: ([2, 2, 2, 2], False), 50: ([3, 4, 6, 3], True)}[depth]
+  get = lambda module, name: torch.from_numpy(np.array(params[f'preact_resnet/{module}'][name]))
+
+  def conv(x, module, stride=1):
+    kernel = get(module, 'w').permute(3, 2, 0, 1)
+    return functional.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+  def norm(x, module):
+    running = (None, None) if train else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
+    return functional.relu(functional.batch_norm(x, *running, get(module, 'scale'), get(module, 'offset'), train))
+
+  x = conv(x, 'stem')
+  for stage, count in enumerate(counts):
+    for index in range(count):
+      name, stride = f'stage_{stage}_block_{index}', 2 if stage and not index else 1
+      y = norm(x, f'{name}/norm_0')
+      skip = conv(y, f'{name}/shortcut', stride) if f'preact_resnet/{name}/shortcut' in params else x
+      if bottleneck:
+        y = conv(y, f'{name}/conv_0')
+        y = conv(norm(y, f'{name}/norm_1'), f'{name}/conv_1', stride)
+        y = conv(norm(y, f'{name}/norm_2'), f'{name}/conv_2')
+      else:
+        y = conv(y, f'{name}/conv_0', stride)
+        y = conv(norm(y, f'{name}/norm_1'), f'{name}/conv_1')
+      x = y + skip
+  return norm(x, 'norm').mean((2, 3)) @ get('head', 'w') + get('head', 'b')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('depth', [18, 50])
+def test_computes_what_torch_computes(depth, train):
+  torch = pytest.importorskip('torch')
+  network, params, state = small(depth, width=16)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.05, leaf.shape).astype(np.float32), params)
+  mean, std = np.array([0.4914, 0.4822, 0.4465], np.float32), np.array([0.2471, 0.2435, 0.2616], np.float32)
+  x = np.asarray(images(8))
+  normalised = torch.from_numpy((x - mean) / std).permute(0, 3, 1, 2)
+  expected = torch_forward(torch, params, normalised, depth, train).numpy()
+  logits, _ = network.apply(params, state, None, x, is_training=train)
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4 * np.abs(expected).max())

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adversarial_augment import per_example_conv, trees
 from adversarial_augment.errors import UserError
@@ -48,7 +49,7 @@ def check_blocks(phi: PyTree) -> None:
   Raises:
     UserError: no leaf of `phi` has a non-zero entry.
   """
-  if not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(phi)):
+  if not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(phi)):
     raise UserError(
         'All weights of the corruption network are zero, so that every radius nu * ||phi_i|| is; load trained weights.'
     )

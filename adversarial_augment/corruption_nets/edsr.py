@@ -47,7 +47,7 @@ def edsr(
 
   def forward(images: jax.Array) -> jax.Array:
     layer = lambda x, channels, name: _Conv(channels, conv, name)(x)
-    mean = jnp.asarray(255.0 * MEAN, images.dtype)
+    mean = jnp.asarray(255.0 * MEAN, images.dtype).reshape(1, 1, 1, 3)
     if perturb_mean_shift:
       x = _MeanShift(-1.0, name='sub_mean')(255.0 * images)
     else:
@@ -94,7 +94,7 @@ class _Conv(hk.Module):
     uniform = hk.initializers.RandomUniform(-1 / math.sqrt(9 * inputs), 1 / math.sqrt(9 * inputs))
     w = hk.get_parameter('w', (3, 3, inputs, self._channels), init=uniform)
     b = hk.get_parameter('b', (self._channels,), init=uniform)
-    return self._conv(x, w.astype(x.dtype)) + b.astype(x.dtype)
+    return self._conv(x, w.astype(x.dtype)) + b.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
 class _MeanShift(hk.Module):
@@ -107,4 +107,4 @@ class _MeanShift(hk.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     w = hk.get_parameter('w', (3, 3), init=lambda shape, dtype: jnp.eye(*shape, dtype=dtype))
     b = hk.get_parameter('b', (3,), init=lambda shape, dtype: jnp.asarray(self._sign * 255.0 * MEAN, dtype))
-    return x @ w.astype(x.dtype) + b.astype(x.dtype)
+    return x @ w.astype(x.dtype) + b.astype(x.dtype).reshape(1, 1, 1, 3)

@@ -128,6 +128,15 @@ def edsr_from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.n
   }
 
 
+def edsr_sizes(params: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, int]:
+  """Returns the arguments blocks, features and scale that `corruption_nets.edsr` needs for these parameters."""
+  return {
+    'blocks': sum(key.endswith('/conv_0') for key in params),
+    'features': params['edsr/head']['b'].size,
+    'scale': 2 ** sum(key.startswith('edsr/up_') for key in params),
+  }
+
+
 def _edsr_layers(state: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
   """PyTorch layer -> (Haiku module, shape of the weight), of the EDSR that the keys of `state` belong to."""
   features = state['head.0.weight'].shape[0]
@@ -139,9 +148,10 @@ def _edsr_layers(state: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[
     layers[f'body.{i}.body.0'] = (f'edsr/block_{i}/conv_0', square)
     layers[f'body.{i}.body.2'] = (f'edsr/block_{i}/conv_1', square)
   layers[f'body.{blocks}'] = ('edsr/body_out', square)
-  for i in range(2):  # entries 1 and 3 of the tail are pixel shuffles, without parameters
-    if f'tail.0.{2 * i}.weight' in state:
-      layers[f'tail.0.{2 * i}'] = (f'edsr/up_{i}', (4 * features, features, 3, 3))
+  # Entries 1 and 3 of the upsampler are pixel shuffles, without parameters.
+  stages = max((n for n in (1, 2) if any(key.startswith(f'tail.0.{2 * n - 2}.') for key in state)), default=0)
+  for i in range(stages):
+    layers[f'tail.0.{2 * i}'] = (f'edsr/up_{i}', (4 * features, features, 3, 3))
   layers['tail.1'] = ('edsr/out', (3, features, 3, 3))
   return layers
 

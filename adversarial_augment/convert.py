@@ -1,0 +1,44 @@
+"""Turns a published PyTorch checkpoint of EDSR into a weight file of this package; PyTorch is not needed.
+
+python -m adversarial_augment.convert edsr_baseline_x4.pt edsr_baseline_x4.safetensors
+"""
+
+from collections.abc import Sequence
+import hashlib
+from pathlib import Path
+
+from adversarial_augment import cli
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line; see `--help`."""
+  parser = cli.Parser(
+    'convert',
+    'Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) into a weight file for '
+    'config.corruption_net.weights.\nNothing in the checkpoint is executed.',
+  )
+  parser.add_argument('source', type=Path, metavar='CHECKPOINT.pt', help='a zip checkpoint (PyTorch 1.6 or newer)')
+  parser.add_argument('target', type=Path, metavar='OUT.safetensors', help='the file to write')
+  parser.add_argument('--dtype', default='float32', choices=('float16', 'float32'), help='how numbers are stored')
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  arguments = parser.parse_args(argv)
+  if arguments.target.suffix != '.safetensors':
+    parser.error(f"the name of the weight file must end in .safetensors, not '{arguments.target.name}'")
+
+  from adversarial_augment.corruption_nets import torch_checkpoint, weights
+
+  params = torch_checkpoint.edsr_from_torch(torch_checkpoint.read(arguments.source))
+  sizes = torch_checkpoint.edsr_sizes(params)
+  provenance = {
+    'network': {'name': 'edsr', **sizes},
+    'source': arguments.source.name,
+    'source_sha256': hashlib.sha256(arguments.source.read_bytes()).hexdigest(),
+    'command': 'python -m adversarial_augment.convert',
+  }
+  weights.save(arguments.target, params, provenance, dtype=arguments.dtype)
+  size = ', '.join(f'{key} {value}' for key, value in sizes.items())
+  print(f'Wrote {arguments.target}: EDSR, {size}. Use it with --config.corruption_net.weights={arguments.target}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,27 @@
+"""Strict settings for every test: 8 virtual CPU devices, no silent broadcasting of ranks, one intra-op order."""
+
+import os
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+CIFAR10_VARIABLE = 'ADVERSARIAL_AUGMENT_CIFAR10'
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture(scope='session')
+def cifar10_dir() -> str:
+  """The data_dir of a prepared CIFAR-10; where its variable is set, it has to be there."""
+  folder = os.environ.get(CIFAR10_VARIABLE)
+  if not folder:
+    pytest.skip(f'{CIFAR10_VARIABLE} does not name a data_dir with a prepared cifar10')
+  assert os.path.isdir(os.path.join(folder, 'cifar10')), f'{CIFAR10_VARIABLE}={folder} holds no cifar10'
+  return folder

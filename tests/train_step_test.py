@@ -1,0 +1,47 @@
+"""The sharded train step against the one-device oracle in float64, and on 1 and on 8 devices."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import oracle, tiny
+
+NUM_STEPS = 5
+
+
+def learning_rate(update: int) -> float:
+  """Of update 1, 2, ... of the 100 that tiny.py sets: one of warm-up (100 * 5 / 300), then a cosine to 0."""
+  return 0.05 * (1 + math.cos(math.pi * (update - 1) / 99))
+
+
+def largest_difference(a, b) -> float:
+  differences = jax.tree.map(lambda x, y: float(np.max(np.abs(np.asarray(x, float) - np.asarray(y, float)))), a, b)
+  return max(jax.tree.leaves(differences))
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_five_steps_equal_the_oracle(num_devices):
+  config, static, phi, state = tiny.make(num_devices)
+  end, metrics = tiny.run(static, phi, state, NUM_STEPS)
+  expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
+  step = jax.jit(
+      functools.partial(
+          oracle.train_step, classifier=static.classifier, before=static.before, seed=0,
+          momentum=0.9, decay=1e-4, blocks=4, nu=0.015, num_steps=2,
+      )
+  )  # fmt: skip
+  for index in range(NUM_STEPS):
+    images, labels = tiny.dataset().read(np.arange(8) + 8 * index)
+    expected, loss, start, attacked = step(expected, images, labels, jax.device_get(phi), learning_rate(index + 1))
+    got = metrics[index]
+    assert got['loss'] == pytest.approx(float(loss), abs=1e-9)
+    assert got['attack_loss_start'] == pytest.approx(float(start), abs=1e-9)
+    assert got['attack_loss_end'] == pytest.approx(float(attacked), abs=1e-9)
+  assert largest_difference(end.params, expected[1]) < 1e-9
+  assert largest_difference(end.model_state, expected[2]) < 1e-9
+  assert int(end.step) == NUM_STEPS
