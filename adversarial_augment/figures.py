@@ -4,6 +4,7 @@ Matplotlib, of the extra 'plots', is imported when a picture is drawn; no displa
 """
 
 from collections.abc import Sequence
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -160,7 +161,8 @@ def _save(figure: 'Figure', path: str | os.PathLike) -> Path:
   except OSError as error:
     raise StorageError(f"Cannot write the figure '{target}': {error.strerror or error}.") from error
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the error above says more
+      partial.unlink(missing_ok=True)
   return target
 
 

@@ -51,7 +51,7 @@ def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, paddi
 
 
 def per_example_conv(
-    images: jax.Array, kernels: jax.Array, *, stride: int = 1, padding='SAME', impl: str = 'auto'
+  images: jax.Array, kernels: jax.Array, *, stride: int = 1, padding='SAME', impl: str = 'auto'
 ) -> jax.Array:
   """Convolves every image with a kernel of its own.
 
@@ -68,7 +68,7 @@ def per_example_conv(
   Raises:
     UserError: an unknown `impl`.
   """
-  one = {'map': example_conv, 'im2col': _patchwise_conv, 'vmap': conv}
+  one: dict[str, Conv] = {'map': example_conv, 'im2col': _patchwise_conv, 'vmap': conv}
   impl = _resolve(impl, one)
   apply = lambda kernel, image: one[impl](image[None], kernel, stride=stride, padding=padding)[0]
   return over_examples(apply, impl=impl)(kernels, images)
@@ -102,10 +102,11 @@ def _pad(x: jax.Array, pads: Pads, stride: int = 1) -> jax.Array:
 
 def _transposed_pads(x, w, g, stride: int, pads: Pads) -> Pads:
   """Pads of the dilated output gradient with which a stride-1 convolution gives the input gradient."""
-  return tuple(
-      (size - 1 - low, height + low - (out - 1) * stride - 1)
-      for (low, _), size, height, out in zip(pads, w.shape[:2], x.shape[1:3], g.shape[1:3], strict=True)
-  )  # fmt: skip
+  vertical, horizontal = (
+    (w.shape[axis] - 1 - low, x.shape[axis + 1] + low - (g.shape[axis + 1] - 1) * stride - 1)
+    for axis, (low, _) in enumerate(pads)
+  )
+  return vertical, horizontal
 
 
 # The canonical form: forward, input gradient and weight gradient are all NHWC/HWIO/NHWC convolutions.
@@ -190,7 +191,7 @@ def _patches(x: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
 def _fold(z: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
   """[n, h, w, kh * kw * c] -> [n, h', w', c]: the sum over taps of what each contributes."""
   parts = jnp.split(z, size[0] * size[1], axis=-1)
-  return sum(_taps(part, size, stride)[tap] for tap, part in enumerate(parts))
+  return functools.reduce(jnp.add, (_taps(part, size, stride)[tap] for tap, part in enumerate(parts)))
 
 
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> No
   factory = functools.partial(corruption_nets.CORRUPTION_NETS[config.corruption_net.name], **sizes)
   raw, native = (factory(native=native, conv=per_example_conv.conv) for native in (False, True))
   schedule = optax.schedules.warmup_cosine_decay_schedule(
-      0.0, config.learning_rate, min(100, config.num_steps // 10), config.num_steps + 1
+    0.0, config.learning_rate, min(100, config.num_steps // 10), config.num_steps + 1
   )
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: schedule(count + 1)))
 
@@ -68,7 +68,8 @@ def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> No
 
   def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict]:
     def loss_of(params):
-      return _loss(raw.apply, params, *batch, sizes['scale'], config.reconstruction_weight)
+      crops, is_native = batch
+      return _loss(raw.apply, params, crops, is_native, sizes['scale'], config.reconstruction_weight)
 
     loss, gradient = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state)
@@ -98,7 +99,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> No
     return sharding.shard_batch(mesh, (crops[part], is_native[part]))
 
   jitted = jax.jit(step, donate_argnums=0)
-  with loop.open_run(workdir, config):
+  with loop.open_run(workdir, config) as stop:
     (workdir / 'results').mkdir(exist_ok=True)
     state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     first = jax.device_get(trees.block_norms(state.params))
@@ -107,7 +108,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> No
         describe=lambda step, values: {'step': step, **values}, evaluate=evaluate,
         dump=lambda step, path: np.savez(path, crops=sources[step % len(sources)](step)[0]),
     )  # fmt: skip
-    state = loop.run(workdir, config, loop.resume(workdir, state), job)
+    state = loop.run(workdir, config, loop.resume(workdir, state), job, stop)
     if jax.process_index() != 0:
       return
     params = jax.device_get(state.params)
@@ -141,9 +142,7 @@ def _loss(apply: Callable, params: Any, crops: Any, is_native: Any, scale: int, 
   def on_native(crops):
     return jnp.abs(_mean_pool(apply(params, crops), scale) - crops).mean()
 
-  reconstruction = jax.lax.cond(
-      is_native[0], on_native, lambda _: jnp.abs(_mean_pool(high, scale) - low).mean(), crops
-  )
+  reconstruction = jax.lax.cond(is_native[0], on_native, lambda _: jnp.abs(_mean_pool(high, scale) - low).mean(), crops)
   return resolution + weight * reconstruction
 
 
@@ -155,15 +154,15 @@ def _mean_pool(images: Any, factor: int) -> Any:
 def _check_gates(config: ConfigDict, result: dict, first: dict, norms: dict) -> None:
   if result['ssim_mean'] < config.accept_ssim:
     raise UserError(
-        f'mean SSIM {result["ssim_mean"]:.4f} is below config.accept_ssim={config.accept_ssim}; the weights were not '
-        'written: train for more steps.'
+      f'mean SSIM {result["ssim_mean"]:.4f} is below config.accept_ssim={config.accept_ssim}; the weights were not '
+      'written: train for more steps.'
     )
   for module, blocks in norms.items():
     for name, norm in blocks.items():
       if not 0 < norm <= 50 * first[module][name]:
         raise UserError(
-            f"the norm of block '{module}/{name}' went from {first[module][name]:.3g} to {norm:.3g}; the weights were "
-            'not written: lower config.learning_rate.'
+          f"the norm of block '{module}/{name}' went from {first[module][name]:.3g} to {norm:.3g}; the weights were "
+          'not written: lower config.learning_rate.'
         )
 
 

@@ -5,7 +5,6 @@ What follows from other values (number of steps, effective learning rate) is wor
 
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -17,14 +16,14 @@ from adversarial_augment import schedules, sharding
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
-from adversarial_augment.types import Attack, Augmentation, Dataset, PyTree
+from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
 
 
 class Recipe(NamedTuple):
   """The static parts of one run; closed over by jit, never traced."""
 
-  classifier: hk.TransformedWithState
-  attacked_classifier: hk.TransformedWithState  # the same function inside shard_map and loops
+  classifier: Network
+  attacked_classifier: Network  # the same function inside shard_map and loops
   attack_batch_norm: str  # 'batch' or 'running': the statistics of the classifier under attack
   attack: Attack | None
   warmup_steps: int  # first updates, without the adversary
@@ -56,29 +55,32 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
   schedule = schedules.warmup_cosine(peak, num_steps, warmup)
   classifier = lambda **options: classifiers.CLASSIFIERS[config.classifier.name](
-      dataset.num_classes,
-      dtype=jnp.dtype(config.precision),
-      **{name: value for name, value in config.classifier.items() if name != 'name'},
-      **options,
+    dataset.num_classes,
+    dtype=jnp.dtype(config.precision),
+    **{name: value for name, value in config.classifier.items() if name != 'name'},
+    **options,
   )
-  attack, phi, attack_bytes = None, {}, 0
-  if config.attack.name != 'none':
-    attack, phi, attack_bytes = build_attack(config, mesh, classifier(), dataset.image_shape)
+  nominal: tuple[Attack | None, PyTree, int] = None, {}, 0
+  attacked = config.attack.name != 'none'
+  attack, phi, attack_bytes = build_attack(config, mesh, classifier(), dataset.image_shape) if attacked else nominal
   recipe = Recipe(
-      classifier=classifier(conv=per_example_conv.conv),
-      attacked_classifier=classifier(conv=per_example_conv.loop_conv, axis_name=sharding.AXIS),
-      attack_batch_norm=config.attack.batch_norm,
-      attack=attack,
-      warmup_steps=config.attack.warmup_steps,
-      before=augmentations.chain(config.augment.before),
-      after=augmentations.chain(config.augment.after),
-      optimizer=_optimizer(config.optimizer, schedule),
-      schedule=schedule,
-      num_steps=num_steps,
-      batch_size=config.batch_size,
-      seed=config.seed,
-      mesh=mesh,
-      attack_bytes=attack_bytes,
+    classifier=classifier(conv=per_example_conv.conv),
+    attacked_classifier=classifier(conv=per_example_conv.loop_conv, axis_name=sharding.AXIS),
+    attack_batch_norm=config.attack.batch_norm,
+    attack=attack,
+    warmup_steps=config.attack.warmup_steps,
+    before=augmentations.chain(config.augment.before),
+    after=augmentations.chain(config.augment.after),
+    optimizer=sgd(
+      schedule,
+      **{name: config.optimizer[name] for name in ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm')},
+    ),
+    schedule=schedule,
+    num_steps=num_steps,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    mesh=mesh,
+    attack_bytes=attack_bytes,
   )
   return recipe, phi
 
@@ -92,14 +94,14 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
   steps = config.num_steps or sampling.num_steps(config.num_epochs, num_examples, config.batch_size)
   if steps < 1:
     raise UserError(
-        f'config.num_epochs={config.num_epochs} of {num_examples} images make no batch of config.batch_size='
-        f'{config.batch_size}; lower config.batch_size or set config.num_steps.'
+      f'config.num_epochs={config.num_epochs} of {num_examples} images make no batch of config.batch_size='
+      f'{config.batch_size}; lower config.batch_size or set config.num_steps.'
     )
   return steps
 
 
 def build_attack(
-    config: ConfigDict, mesh: Mesh, classifier: hk.TransformedWithState, image_shape: tuple[int, int, int]
+  config: ConfigDict, mesh: Mesh, classifier: Network, image_shape: tuple[int, int, int]
 ) -> tuple[Attack, PyTree, int]:
   """Returns the AdA adversary of a config, whatever `attack.name` says, phi, and its bytes on each device.
 
@@ -117,15 +119,15 @@ def build_attack(
   size = config.attack.microbatch or local
   if local % size:
     raise UserError(
-        f'config.attack.microbatch={size} must divide the {local} images of each of the {mesh.size} devices.'
+      f'config.attack.microbatch={size} must divide the {local} images of each of the {mesh.size} devices.'
     )
   if size < local:
     attack = attacks.in_microbatches(attack, size)
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   variables = jax.eval_shape(lambda key, images: classifier.init(key, images, is_training=True), key, images)
-  logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
+  logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
   return attack, phi, attacks.attack_bytes(network.apply, phi, logits_fn, image_shape, size)
 
 
@@ -147,14 +149,24 @@ def weights_of(config: ConfigDict) -> str:
   return corruption_nets.shipped_name(net.name, blocks=net.blocks, features=net.features, scale=net.scale)
 
 
-def _optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-  """SGD; the weight decay joins the gradient before the momentum, as an L2 term of the loss would."""
+def sgd(
+  schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float, decay_batch_norm: bool
+) -> optax.GradientTransformation:
+  """Returns SGD; the weight decay joins the gradient before the momentum, as an L2 term of the loss would.
+
+  Args:
+    schedule: learning rate after so many updates, the current one included: the first update is not made with the
+      rate of 0 from which a warm-up starts.
+    momentum: its decay.
+    nesterov: looks one step ahead.
+    weight_decay: coefficient of half the squared norm.
+    decay_batch_norm: whether that norm includes the scales and offsets of batch normalisation.
+  """
   decays = lambda params: jax.tree.map_with_path(
-      lambda path, _: config.decay_batch_norm or 'norm' not in jax.tree_util.keystr(path), params
+    lambda path, _: decay_batch_norm or 'norm' not in jax.tree_util.keystr(path), params
   )
   return optax.chain(
-      optax.add_decayed_weights(config.weight_decay, mask=decays),
-      optax.trace(config.momentum, nesterov=config.nesterov),
-      # Counted from 1, so that the first update is not made with the rate of 0 that the warm-up starts from.
-      optax.scale_by_schedule(lambda count: -schedule(count + 1)),
+    optax.add_decayed_weights(weight_decay, mask=decays),
+    optax.trace(momentum, nesterov=nesterov),
+    optax.scale_by_schedule(lambda count: -schedule(count + 1)),
   )

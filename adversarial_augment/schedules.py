@@ -16,7 +16,7 @@ def warmup_cosine(peak: float, num_steps: int, warmup_steps: int) -> optax.Sched
   """
   end = max(num_steps, warmup_steps + 2)
   schedule = optax.schedules.warmup_cosine_decay_schedule(
-      init_value=peak if warmup_steps == 0 else 0.0, peak_value=peak, warmup_steps=warmup_steps, decay_steps=end
+    init_value=peak if warmup_steps == 0 else 0.0, peak_value=peak, warmup_steps=warmup_steps, decay_steps=end
   )
   # Optax would divide an int32 count in float32 even where everything else is float64.
   return lambda count: schedule(jnp.asarray(count, jnp.result_type(float)))

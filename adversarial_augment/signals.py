@@ -1,7 +1,9 @@
 """Stopping a run from outside: Ctrl-C and SIGTERM become a question that the host loop asks between steps.
 
-One process owns its signals itself. Several processes leave SIGTERM to JAX's preemption service, whose sync point
-makes all of them stop after the same step; a handler of our own would switch that service off.
+One process owns its signals itself: while nothing is unsaved, as in the first compilation, it ends at once; else the
+loop saves first. Several processes leave SIGTERM to JAX's preemption service, whose sync point makes all of them stop
+after the same step; a handler of our own would switch that service off. A second SIGTERM does nothing there; a second
+Ctrl-C ends the process, and with it the run.
 """
 
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ class Stop:
   """Whether the run was asked to stop."""
 
   def __init__(self, several_processes: bool):
-    self.saveable = False  # whether a step has been made since the start, so that there is something to save
+    self.unsaved = False  # whether steps have been made that no checkpoint holds; the loop keeps it up to date
     self._several_processes = several_processes
     self._polls = 0
     self._name = ''
@@ -35,14 +37,14 @@ class Stop:
     return self._name
 
   def receive(self, number: int) -> None:
-    """Notes a signal; ends the process at once where nothing is lost by that, or on the second one."""
+    """Notes a signal of a run of one process; ends it at once where nothing is lost by that, or on the second one."""
     name = signal.Signals(number).name
     if self._name:
       _exit(f'second signal ({name}): ending at once; the last checkpoint stays.', 128 + number)
+    if not self.unsaved:
+      _exit(f'stopped by {name} with no step unsaved; the same command goes on.', 75)
     self._name = name
-    if not self.saveable:
-      _exit(f'stopped by {name} before the first step of this start; the same command starts it again.', 75)
-    print(f'\n{name}: saving after this step; a second signal ends at once.', file=sys.stderr, flush=True)
+    _say(f'{name}: saving after this step; a second signal ends at once.')
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def listen(several_processes: bool) -> Iterator[Stop]:
     yield stop
     return
   if several_processes:
-    previous = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))}
+    previous = {signal.SIGINT: signal.signal(signal.SIGINT, _pass_on)}
     try:
       yield stop
     finally:
@@ -82,12 +84,25 @@ def listen(several_processes: bool) -> Iterator[Stop]:
     reader.close()
 
 
+def _pass_on(number: int, frame: object) -> None:
+  """Lets JAX's preemption service see a Ctrl-C; another one ends the process."""
+  signal.signal(number, signal.SIG_DFL)
+  os.kill(os.getpid(), signal.SIGTERM)
+  _say('SIGINT: saving after a step of all processes; a second Ctrl-C ends at once.')
+
+
 def _restore(previous: dict) -> None:
   for number, handler in previous.items():
     signal.signal(number, handler)
 
 
+def _say(message: str) -> None:
+  # Past Python's buffers, which a signal may have found locked; the progress bar leaves the cursor in its line.
+  start = '\n' if os.isatty(2) else ''
+  os.write(2, f'{start}{message}\n'.encode())
+
+
 def _exit(message: str, code: int) -> None:
-  print(f'\n{message}', file=sys.stderr, flush=True)
+  _say(message)
   sys.stdout.flush()
   os._exit(code)

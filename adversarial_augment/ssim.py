@@ -173,7 +173,7 @@ def _moments(images: jax.Array, other: jax.Array) -> _Moments:
   x, d = images - offset_x, difference - offset_d
   mean_x, mean_d, xx, dd, xd = jnp.split(_filter(jnp.concatenate([x, d, x * x, d * d, x * d], -1)), 5, axis=-1)
   return _Moments(
-      mean_x + offset_x, mean_d + offset_d, xx - mean_x * mean_x, dd - mean_d * mean_d, xd - mean_x * mean_d
+    mean_x + offset_x, mean_d + offset_d, xx - mean_x * mean_x, dd - mean_d * mean_d, xd - mean_x * mean_d
   )
 
 
@@ -186,7 +186,7 @@ def _filter(x: jax.Array) -> jax.Array:
 
 def _band(size: int) -> np.ndarray:
   """[size - 10, size]: row i holds the window at offset i."""
-  window = np.exp(-(np.arange(_WINDOW) - _WINDOW // 2) ** 2 / (2 * _SIGMA**2))
+  window = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
   band = np.zeros((size - _WINDOW + 1, size))
   for i in range(len(band)):
     band[i, i : i + _WINDOW] = window / window.sum()

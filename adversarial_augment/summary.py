@@ -1,7 +1,9 @@
 """What a run says of itself: the opening lines, the provenance of its results, the closing table and the figure."""
 
 from collections.abc import Iterator, Mapping
+import hashlib
 import importlib.metadata
+import importlib.util
 import json
 from pathlib import Path
 import platform
@@ -12,10 +14,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import __version__, corruption_nets, loop, recipe, trees
+from adversarial_augment import __version__, corruption_nets, recipe, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
-from adversarial_augment.errors import UserError
+from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
 
 _PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets')
@@ -23,7 +25,7 @@ _EXAMPLES = 8
 
 
 def opening(
-    config: ConfigDict, static: recipe.Recipe, splits: Mapping[str, Dataset], state: TrainState, phi: PyTree
+  config: ConfigDict, static: recipe.Recipe, splits: Mapping[str, Dataset], state: TrainState, phi: PyTree
 ) -> Iterator[str]:
   """Yields what is about to happen."""
   devices, data = jax.devices(), splits['train']
@@ -35,8 +37,8 @@ def opening(
   if static.attack is not None:
     net, attack = config.corruption_net, config.attack
     yield (
-        f'adversary: {net.name} {net.blocks}x{net.features} x{net.scale}, {trees.count(phi):,} parameters in '
-        f'{len(jax.tree.leaves(phi))} blocks, nu {attack.nu:g}, {attack.num_steps} steps'
+      f'adversary: {net.name} {net.blocks}x{net.features} x{net.scale}, {trees.count(phi):,} parameters in '
+      f'{len(jax.tree.leaves(phi))} blocks, nu {attack.nu:g}, {attack.num_steps} steps'
     )
     yield from _memory(config, static)
   yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
@@ -48,34 +50,44 @@ def _memory(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
   yield f'memory: about {static.attack_bytes / 1e9:.2f} GB on each device for the attack on {images} images at a time'
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
   if limit and static.attack_bytes > limit:
+    smaller = max(1, int(images * limit / static.attack_bytes / 2))
     yield (
-        f'warning: a device has {limit / 1e9:.2f} GB; lower config.batch_size, or set config.attack.batch_norm=running '
-        f'and config.attack.microbatch={max(1, int(images * limit / static.attack_bytes / 2))} (it must divide {images})'
+      f'warning: a device has {limit / 1e9:.2f} GB; lower config.batch_size, or set config.attack.batch_norm=running '
+      f'and config.attack.microbatch={smaller} (it must divide {images})'
     )
 
 
 def provenance(config: ConfigDict, static: recipe.Recipe, splits: Mapping[str, Dataset]) -> dict[str, Any]:
   """Returns where a result comes from: data, weights, config, versions, devices."""
+  return {
+    'data': {split: {'name': data.name, **data.provenance} for split, data in splits.items()},
+    'weights': _weights(config),
+    'seed': config.seed,
+    'num_steps': static.num_steps,
+    'config': json.loads(configs.to_json(config)),
+    'config_sha256': configs.sha256(config),
+    'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
+  }
+
+
+def _weights(config: ConfigDict) -> dict[str, Any] | None:
+  """Returns the origin of phi; None for a run that has nothing to do with an adversary."""
+  if config.attack.name == 'none' and 'ada' not in config.evals:
+    return None
   path = corruption_nets.find(recipe.weights_of(config))
   _, origin = weights.load(path)
-  return {
-      'data': {split: {'name': data.name, **data.provenance} for split, data in splits.items()},
-      'weights': {'file': path.name, **{name: origin.get(name) for name in ('network', 'data', 'steps', 'command')}},
-      'seed': config.seed,
-      'num_steps': static.num_steps,
-      'config': json.loads(configs.to_json(config)),
-      'config_sha256': configs.sha256(config),
-      'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
-      | {name: importlib.metadata.version(name) for name in _PACKAGES},
-      'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
-  }
+  known = {name: origin.get(name) for name in ('network', 'data', 'steps', 'command')}
+  return {'file': path.name, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(), **known}
 
 
 def evals(result: Mapping[str, Any]) -> list[str]:
   """Returns one line per evaluation."""
   lines = []
   attack = result['config']['attack']
-  for name, values in result['evals'].items():
+  for name in result['config']['evals']:
+    values = result['evals'][name]
     count = f'({values["num_correct"]:,} of {values["num_images"]:,} {result["split"]} images)'
     label = 'clean accuracy' if name == 'clean' else 'accuracy under AdA'
     lines.append(f'  {label:<20} {values["accuracy"]:.4f}  {count}')
@@ -85,28 +97,47 @@ def evals(result: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def closing(result: Mapping[str, Any], workdir: Path, figure: Path | None) -> list[str]:
+def closing(result: Mapping[str, Any], workdir: Path, figure: str | None) -> list[str]:
   """Returns the closing table."""
   data = result['data']['train']
-  lines = [f'after {result["step"]:,} steps on {data["name"]} ({data.get("origin", "unverified")}), seed {result["seed"]}:']
-  lines += evals(result)
-  files = {'results': workdir / 'results' / 'train.json', 'curves': workdir / 'metrics.jsonl'}
+  origin = data.get('origin', 'unverified')
+  lines = [f'after {result["step"]:,} steps on {data["name"]} ({origin}), seed {result["seed"]}:', *evals(result)]
+  files: dict[str, Path | str] = {'results': workdir / 'results' / 'train.json', 'curves': workdir / 'metrics.jsonl'}
   files |= {'checkpoints': workdir / 'checkpoints'} | ({'examples': figure} if figure else {})
   return lines + [f'  {name:<20} {path}' for name, path in files.items()]
 
 
 def draw(
-    config: ConfigDict,
-    workdir: Path,
-    static: recipe.Recipe,
-    dataset: Dataset,
-    state: TrainState,
-    attack: Attack,
-    phi: PyTree,
-) -> Path | None:
-  """Draws Figure 1a with the run's classifier: the first test images, corrupted, before and after; None without plots."""
-  if jax.process_index() != 0:
+  path: Path,
+  config: ConfigDict,
+  static: recipe.Recipe,
+  dataset: Dataset,
+  state: TrainState,
+  attack: Attack,
+  phi: PyTree,
+) -> str | None:
+  """Draws Figure 1a with the run's classifier: the first test images, corrupted, before and after.
+
+  Args:
+    path: the picture to write.
+    config: of the run.
+    static: of the run.
+    dataset: whose first images are drawn.
+    state: of the classifier, in this process whole.
+    attack: the adversary.
+    phi: parameters of the corruption network.
+
+  Returns:
+    The path, or None where Matplotlib, an extra, is missing.
+
+  Raises:
+    StorageError: the picture cannot be written.
+  """
+  if importlib.util.find_spec('matplotlib') is None:
+    tell("no figure: Matplotlib is not installed; install the extra 'plots': pip install matplotlib.")
     return None
+  from adversarial_augment import figures
+
   images, labels = dataset.read(np.arange(min(_EXAMPLES, dataset.num_examples)))
   params, model_state, phi = jax.device_get((state.params, state.model_state, phi))
   clean = jnp.asarray(images, jax.tree.leaves(params)[0].dtype) / 255
@@ -119,13 +150,7 @@ def draw(
     return result.images, result.metrics['ssim']
 
   corrupted, ssim = corrupt(params, model_state, phi, clean, jnp.asarray(labels))
-  title = f'{config.corruption_net.name}, nu {config.attack.nu:g}, {config.attack.num_steps} steps, step {int(state.step)}'
-  from adversarial_augment import figures
-
-  path = workdir / 'figures' / 'ada_examples.png'
-  path.parent.mkdir(exist_ok=True)
-  try:
-    return figures.ada_examples(path, np.asarray(clean), np.asarray(corrupted), np.asarray(ssim), labels, title=title)
-  except UserError as error:  # matplotlib is an extra
-    loop.tell(f'no figure: {error}')
-    return None
+  settings = f'nu {config.attack.nu:g}, {config.attack.num_steps} steps'
+  title = f'{config.corruption_net.name}, {settings}, step {int(state.step)}'
+  figures.ada_examples(path, np.asarray(clean), np.asarray(corrupted), np.asarray(ssim), labels, title=title)
+  return str(path)

@@ -4,9 +4,7 @@ The path of a batch: `datasets` -> `sharding.shard_batch` -> `train_step` -> `lo
 """
 
 from collections.abc import Callable
-import json
 from pathlib import Path
-import sys
 import time
 from typing import Any
 
@@ -24,9 +22,11 @@ def main(argv: list[str]) -> None:
   if config is None:
     return
   splits = _load(config)
-  from adversarial_augment import recipe
+  from adversarial_augment import recipe, tensorboard
 
   recipe.check_files(config)
+  if config.tensorboard:
+    tensorboard.check_installed()
   processes = cli.distributed(arguments)
   cli.virtual_devices(config.batch_size // processes)
   cli.compilation_cache()
@@ -54,31 +54,39 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> Trai
   """
   import jax
 
-  from adversarial_augment import loop, recipe, sharding, summary, train_step
+  from adversarial_augment import loop, recipe, run_evaluation, sharding, summary, train_step
 
+  began = time.monotonic()
   mesh = sharding.data_mesh()
-  with loop.open_run(workdir, config):
+  with loop.open_run(workdir, config) as stop:
     static, phi = recipe.build(config, splits['train'], mesh)
     phi = sharding.replicate(mesh, phi)
-    init = jax.jit(lambda: train_step.init_state(static, splits['train'].image_shape), out_shardings=sharding.replicated(mesh))
-    state = _start_from(config.init_from, init())
+    init = lambda: train_step.init_state(static, splits['train'].image_shape)
+    state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     state = loop.resume(workdir, state)
+    if not int(state.step):
+      state = _start_from(config.init_from, state)
     for line in summary.opening(config, static, splits, state, phi):
       loop.tell(line)
-    evaluate = _evaluator(config, workdir, static, splits)
-    step = _compile(static, state, read := _reader(static, splits['train']), phi)
+    evaluation = run_evaluation.Evaluation(config, workdir, static, splits, began)
+    read = _reader(static, splits['train'])
+    step: Any = None  # a finished run needs none
+    if int(state.step) < static.num_steps:
+      step = _compile(static, state, read, phi)
+      if config.eval_every:
+        evaluation.compile(state)
     job = loop.Job(
-        num_steps=static.num_steps,
-        images_per_step=static.batch_size,
-        keep_checkpoints=config.keep_checkpoints,
-        tensorboard=config.tensorboard,
-        step=lambda state, batch: step(state, *batch, phi),
-        read=read,
-        describe=lambda step, values: _line(step, values, static, splits['train'].num_examples),
-        evaluate=evaluate,
-        dump=lambda step, path: _dump(static, splits['train'], step, path),
+      num_steps=static.num_steps,
+      images_per_step=static.batch_size,
+      keep_checkpoints=config.keep_checkpoints,
+      tensorboard=config.tensorboard,
+      step=lambda state, batch: step(state, *batch, phi),
+      read=read,
+      describe=lambda step, values: _line(step, values, static, splits['train'].num_examples),
+      evaluate=evaluation,
+      dump=lambda step, path: _dump(static, splits['train'], step, path),
     )
-    return loop.run(workdir, config, state, job)
+    return loop.run(workdir, config, state, job, stop)
 
 
 def _start_from(init_from: str | None, state: TrainState) -> TrainState:
@@ -101,7 +109,7 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
 
   def read(step: int) -> Any:
     index = sampling.indices(
-        static.seed, step, dataset.num_examples, static.batch_size, jax.process_count(), jax.process_index()
+      static.seed, step, dataset.num_examples, static.batch_size, jax.process_count(), jax.process_index()
     )
     return sharding.shard_batch(static.mesh, tuple(dataset.read(index)))
 
@@ -111,17 +119,19 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
 def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: Any) -> Callable:
   import jax
 
-  from adversarial_augment import loop, sharding, train_step
+  from adversarial_augment import loop, run_directory, sharding, train_step
 
   start = time.monotonic()
   whole = sharding.replicated(static.mesh)
   jitted = jax.jit(
-      lambda state, images, labels, phi: train_step.train_step(static, state, images, labels, phi),
-      donate_argnums=0,
-      out_shardings=whole,
+    lambda state, images, labels, phi: train_step.train_step(static, state, images, labels, phi),
+    donate_argnums=0,
+    out_shardings=whole,
   )
   loop.tell('compiling the train step...')
-  compiled = jitted.lower(state, *read(0), phi).compile()
+  lowered = jitted.lower(state, *read(0), phi)
+  run_directory.crash_point('first_compile')
+  compiled = lowered.compile()
   loop.tell(f'compiled in {time.monotonic() - start:.1f} s')
   return compiled
 
@@ -139,49 +149,6 @@ def _dump(static: Any, dataset: Dataset, step: int, path: Path) -> None:
   index = sampling.indices(static.seed, step, dataset.num_examples, static.batch_size)
   images, labels = dataset.read(index)
   np.savez(path, images=images, labels=labels, index=index, step=step, seed=static.seed)
-
-
-def _evaluator(config: ConfigDict, workdir: Path, static: Any, splits: dict[str, Dataset]) -> Callable:
-  """Returns what the loop calls to evaluate: between steps on the validation set, at the end on the test set."""
-  import jax
-
-  from adversarial_augment import checkpoints, loop, recipe, run_directory, sharding, summary
-  from adversarial_augment.evaluators import accuracy
-
-  attack, phi = None, {}
-  if 'ada' in config.evals:
-    attack, phi, _ = recipe.build_attack(config, static.mesh, static.classifier, splits['test'].image_shape)
-    phi = sharding.replicate(static.mesh, phi)
-  command = 'python -m adversarial_augment.train ' + ' '.join(sys.argv[1:])
-
-  def measure(state: TrainState, split: str, poll: Callable[[], None]) -> dict[str, Any]:
-    make = lambda **adversary: accuracy(
-        static.attacked_classifier, splits[split], static.mesh, static.batch_size, **adversary
-    )
-    known = {'clean': make(), 'ada': make(attack=attack, phi=phi)}
-    return {name: known[name](state, poll) for name in config.evals}
-
-  def evaluate(state: TrainState, step: int, poll: Callable[[], None]) -> None:
-    last = step == static.num_steps
-    split = 'test' if last or 'validation' not in splits else 'validation'
-    path = workdir / 'results' / ('train.json' if last else f'eval_{step}.json')
-    sha256 = checkpoints.state_sha256(state)
-    done = json.loads(path.read_text()) if path.exists() else {}
-    if done.get('state_sha256') != sha256 or list(done.get('evals', [])) != list(config.evals):
-      loop.tell(f'evaluating on the {split} set...')
-      done = {
-          'step': step, 'state_sha256': sha256, 'split': split, 'command': command,
-          'evals': measure(state, split, poll), **summary.provenance(config, static, splits),
-      }  # fmt: skip
-      if jax.process_index() == 0:
-        path.parent.mkdir(exist_ok=True)
-        run_directory.write_json(path, done)
-    figure = summary.draw(config, workdir, static, splits['test'], state, attack, phi) if last and attack else None
-    lines = summary.closing(done, workdir, figure) if last else summary.evals(done)
-    if jax.process_index() == 0:
-      print('\n'.join(lines), flush=True)
-
-  return evaluate
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ def init_state(recipe: Recipe, image_shape: tuple[int, int, int]) -> TrainState:
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, images: Array, labels: Array, phi: PyTree
+  recipe: Recipe, state: TrainState, images: Array, labels: Array, phi: PyTree
 ) -> tuple[TrainState, dict[str, Array]]:
   """Makes one update (Eq. 3, arXiv 2104.01086).
 
@@ -51,16 +51,16 @@ def train_step(
   new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), model_state, opt_state)
   finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((new.params, new.model_state)))
   metrics = {
-      'loss': loss,
-      'accuracy': (logits.argmax(-1) == labels).mean(),
-      'learning_rate': recipe.schedule(state.step + 1),
-      'finite': finite,
+    'loss': loss,
+    'accuracy': (logits.argmax(-1) == labels).mean(),
+    'learning_rate': recipe.schedule(state.step + 1),
+    'finite': finite,
   }
   return new, metrics | {name: value.mean() for name, value in attack_metrics.items()}
 
 
 def corrupt(
-    recipe: Recipe, keys: Key, images: Array, labels: Array, state: TrainState, phi: PyTree
+  recipe: Recipe, keys: Key, images: Array, labels: Array, state: TrainState, phi: PyTree
 ) -> tuple[Array, dict[str, Array]]:
   """Returns what the classifier is trained on, and one value of each of the adversary's metrics per image.
 
@@ -88,13 +88,14 @@ def corrupt(
       return apply(params, model_state, None, images, is_training=False, test_local_stats=local_stats)[0]
 
     def attacked(images):
+      assert recipe.attack is not None
       return recipe.attack(attack_keys, logits_fn, images, labels, phi)
 
     metrics = {}
     if recipe.attack is not None and recipe.warmup_steps:
       shapes = jax.eval_shape(attacked, images)
       clean = lambda images: shapes._replace(
-          images=images, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes.metrics)
+        images=images, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes.metrics)
       )
       images, metrics = jax.lax.cond(step < recipe.warmup_steps, clean, attacked, images)
     elif recipe.attack is not None:
@@ -103,10 +104,10 @@ def corrupt(
     return jax.lax.stop_gradient((images, metrics))
 
   sharded = jax.shard_map(
-      local,
-      mesh=recipe.mesh,
-      in_specs=(data, data, data, whole, whole, whole, whole),
-      out_specs=data,
-      check_vma=False,  # nothing replicated is differentiated inside
+    local,
+    mesh=recipe.mesh,
+    in_specs=(data, data, data, whole, whole, whole, whole),
+    out_specs=data,
+    check_vma=False,  # nothing replicated is differentiated inside
   )
   return sharded(keys, images, labels, state.step, state.params, state.model_state, phi)

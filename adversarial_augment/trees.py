@@ -64,10 +64,12 @@ def median_radius(radii: PyTree) -> jax.Array:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-  """The l2 norm, scaled so that no square overflows or vanishes."""
-  largest = jnp.max(jnp.abs(x), initial=0.0)
-  scale = jnp.where(largest > 0, largest, 1)
-  return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+  """The l2 norm, scaled so that no square overflows or vanishes; its gradient at zero is zero."""
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))  # the scale cancels
+  is_zero = largest == 0
+  scale = jnp.where(is_zero, 1, largest)
+  squares = jnp.where(is_zero, 1, jnp.sum(jnp.square(x / scale)))  # the root has no gradient at zero
+  return jnp.where(is_zero, 0, scale * jnp.sqrt(squares))
 
 
 def count(tree: PyTree) -> int:

@@ -57,8 +57,18 @@ class Attack(Protocol):
   """An adversary: one key per image; `frozen` is phi for AdA and unused by l_p attacks."""
 
   def __call__(
-      self, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None
+    self, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None
   ) -> AttackResult: ...
+
+
+class Network(Protocol):
+  """A network with state as its pair of pure functions; what Haiku's `transform_with_state` returns is one."""
+
+  @property
+  def init(self) -> Callable[..., Any]: ...  # (key, images, ...) -> params, state
+
+  @property
+  def apply(self) -> Callable[..., Any]: ...  # (params, state, key, images, ...) -> outputs, state
 
 
 class TrainState(NamedTuple):

@@ -1,9 +1,9 @@
 """AdA through EDSR: the row "AdA" of Table 1 (arXiv 2104.01086), mCE 12.49 %, clean error 3.82 %.
 
-  python -m adversarial_augment.train --config=configs/ada_edsr.py                # CIFAR-10, the paper's full setting
-  python -m adversarial_augment.train --config=configs/ada_edsr.py:quickstart     # embedded images, minutes on 2 cores
-  python -m adversarial_augment.train --config=configs/ada_edsr.py:laptop         # CIFAR-10, small networks
-  python -m adversarial_augment.train --config=configs/ada_edsr.py:smoke          # two steps, for tests
+python -m adversarial_augment.train --config=configs/ada_edsr.py                # CIFAR-10, the paper's full setting
+python -m adversarial_augment.train --config=configs/ada_edsr.py:quickstart     # embedded images, minutes on 2 cores
+python -m adversarial_augment.train --config=configs/ada_edsr.py:laptop         # CIFAR-10, small networks
+python -m adversarial_augment.train --config=configs/ada_edsr.py:smoke          # two steps, for tests
 """
 
 from adversarial_augment import config as configs
@@ -11,44 +11,44 @@ from adversarial_augment import config as configs
 SMALL_EDSR = {'corruption_net.blocks': 4, 'corruption_net.features': 16, 'corruption_net.scale': 1}
 
 VARIANTS = {
-    '': {},
-    'quickstart': {
-        **SMALL_EDSR,
-        'dataset': 'embedded',
-        'batch_size': 64,
-        'num_epochs': 3.0,
-        'classifier.depth': 10,
-        'classifier.width': 16,
-        'classifier.batch_norm_decay': 0.95,
-        'attack.num_steps': 2,
-        'optimizer.warmup_epochs': 0.2,
-        'augment.before': ('pad_crop',),
-        'log_every': 20,
-        'checkpoint_every': 100,
-    },
-    'laptop': {
-        **SMALL_EDSR,
-        'batch_size': 64,
-        'num_epochs': 1.0,
-        'classifier.depth': 10,
-        'classifier.width': 16,
-        'classifier.batch_norm_decay': 0.95,
-        'attack.num_steps': 2,
-        'optimizer.warmup_epochs': 0.1,
-        'log_every': 20,
-        'checkpoint_every': 100,
-    },
-    'smoke': {
-        **SMALL_EDSR,
-        'dataset': 'embedded',
-        'batch_size': 8,
-        'num_steps': 2,
-        'classifier.depth': 10,
-        'classifier.width': 4,
-        'attack.num_steps': 2,
-        'log_every': 1,
-        'checkpoint_every': 1,
-    },
+  '': {},
+  'quickstart': {
+    **SMALL_EDSR,
+    'dataset': 'embedded',
+    'batch_size': 64,
+    'num_epochs': 3.0,
+    'classifier.depth': 10,
+    'classifier.width': 16,
+    'classifier.batch_norm_decay': 0.95,
+    'attack.num_steps': 2,
+    'optimizer.warmup_epochs': 0.2,
+    'augment.before': ('pad_crop',),
+    'log_every': 20,
+    'checkpoint_every': 100,
+  },
+  'laptop': {
+    **SMALL_EDSR,
+    'batch_size': 64,
+    'num_epochs': 1.0,
+    'classifier.depth': 10,
+    'classifier.width': 16,
+    'classifier.batch_norm_decay': 0.95,
+    'attack.num_steps': 2,
+    'optimizer.warmup_epochs': 0.1,
+    'log_every': 20,
+    'checkpoint_every': 100,
+  },
+  'smoke': {
+    **SMALL_EDSR,
+    'dataset': 'embedded',
+    'batch_size': 8,
+    'num_steps': 2,
+    'classifier.depth': 10,
+    'classifier.width': 4,
+    'attack.num_steps': 2,
+    'log_every': 1,
+    'checkpoint_every': 1,
+  },
 }
 
 

@@ -10,32 +10,32 @@ paper used the authors' weights, trained on DIV2K; python -m adversarial_augment
 from adversarial_augment import config as configs
 
 VARIANTS = {
-    '': {
-        'batch_size': 8,
-        'num_steps': 3000,
-        'learning_rate': 5e-4,
-        'patch': 24,
-        'checkpoint_every': 100,
-        'eval_every': 500,
-    },
-    'small': {
-        'batch_size': 16,
-        'num_steps': 3000,
-        'learning_rate': 2e-3,
-        'corruption_net.blocks': 4,
-        'corruption_net.features': 16,
-        'corruption_net.scale': 1,
-    },
-    'smoke': {
-        'batch_size': 4,
-        'num_steps': 2,
-        'patch': 16,
-        'log_every': 1,
-        'accept_ssim': -1.0,
-        'corruption_net.blocks': 1,
-        'corruption_net.features': 8,
-        'corruption_net.scale': 2,
-    },
+  '': {
+    'batch_size': 8,
+    'num_steps': 3000,
+    'learning_rate': 5e-4,
+    'patch': 24,
+    'checkpoint_every': 100,
+    'eval_every': 500,
+  },
+  'small': {
+    'batch_size': 16,
+    'num_steps': 3000,
+    'learning_rate': 2e-3,
+    'corruption_net.blocks': 4,
+    'corruption_net.features': 16,
+    'corruption_net.scale': 1,
+  },
+  'smoke': {
+    'batch_size': 4,
+    'num_steps': 2,
+    'patch': 16,
+    'log_every': 1,
+    'accept_ssim': -1.0,
+    'corruption_net.blocks': 1,
+    'corruption_net.features': 8,
+    'corruption_net.scale': 2,
+  },
 }
 
 

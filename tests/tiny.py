@@ -12,22 +12,20 @@ from adversarial_augment import recipe, sharding, train_step
 from adversarial_augment.types import Batch, Dataset, TrainState
 
 OVERRIDES = {
-    'dataset': 'embedded',
-    'batch_size': '8',
-    'num_steps': '100',
-    'classifier.depth': '10',
-    'classifier.width': '4',
-    'corruption_net.blocks': '4',
-    'corruption_net.features': '16',
-    'corruption_net.scale': '1',
-    'attack.num_steps': '2',
+  'dataset': 'embedded',
+  'batch_size': '8',
+  'num_steps': '100',
+  'classifier.depth': '10',
+  'classifier.width': '4',
+  'corruption_net.blocks': '4',
+  'corruption_net.features': '16',
+  'corruption_net.scale': '1',
+  'attack.num_steps': '2',
 }
 
 
 def make_mesh(num_devices: int) -> Mesh:
-  return jax.make_mesh(
-      (num_devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:num_devices]
-  )
+  return jax.make_mesh((num_devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:num_devices])
 
 
 @functools.cache

@@ -81,8 +81,10 @@ def test_values_that_do_not_fit_are_not_written(tmp_path, value, dtype):
 
 
 def test_unwritable_place_is_a_storage_error(tmp_path):
-  with pytest.raises(StorageError, match='no_such_folder'):
-    weights.save(tmp_path / 'no_such_folder' / 'w', params(), {})
+  (tmp_path / 'file').write_text('')
+  for folder in ('no_such_folder', 'file'):
+    with pytest.raises(StorageError, match=folder):
+      weights.save(tmp_path / folder / 'w', params(), {})
 
 
 def test_every_flipped_byte_is_noticed(tmp_path):

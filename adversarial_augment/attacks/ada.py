@@ -13,17 +13,17 @@ from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn
 
 
 def ada(
-    apply: Callable,
-    *,
-    nu: float = 0.015,
-    num_steps: int = 10,
-    step: str = 'sign',
-    step_fraction: float = 0.25,
-    init: str = 'ball',
-    keep_best: bool = False,
-    min_ssim: float = 0.3,
-    root: str = 'strict',
-    impl: str = 'auto',
+  apply: Callable,
+  *,
+  nu: float = 0.015,
+  num_steps: int = 10,
+  step: str = 'sign',
+  step_fraction: float = 0.25,
+  init: str = 'ball',
+  keep_best: bool = False,
+  min_ssim: float = 0.3,
+  root: str = 'strict',
+  impl: str = 'auto',
 ) -> Attack:
   """Makes the adversary that perturbs the weights of a frozen corruption network, image by image.
 
@@ -60,13 +60,13 @@ def ada(
     )  # fmt: skip
     corrected = ssim.correct(images, ascent.images, min_ssim=min_ssim, root=root)
     metrics = {
-        'attack_loss_start': ascent.loss_start,
-        'attack_loss_end': ascent.loss_end,
-        'gradient_norm': ascent.gradient_norm,
-        'radius_fraction': _radius_fraction(ascent.perturbations, ball.radii(frozen)),
-        'ssim': corrected.ssim,
-        'ssim_corrected': (corrected.gamma < 1).astype(images.dtype),
-        'ssim_below_min': (corrected.ssim_after < min_ssim - 1e-4).astype(images.dtype),
+      'attack_loss_start': ascent.loss_start,
+      'attack_loss_end': ascent.loss_end,
+      'gradient_norm': ascent.gradient_norm,
+      'radius_fraction': _radius_fraction(ascent.perturbations, ball.radii(frozen)),
+      'ssim': corrected.ssim,
+      'ssim_corrected': (corrected.gamma < 1).astype(images.dtype),
+      'ssim_below_min': (corrected.ssim_after < min_ssim - 1e-4).astype(images.dtype),
     }
     return AttackResult(corrected.images, metrics)
 

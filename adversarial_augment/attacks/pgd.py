@@ -22,17 +22,17 @@ class Ascent(NamedTuple):
 
 
 def pgd(
-    perturbation_set: PerturbationSet,
-    keys: jax.Array,
-    logits_fn: LogitsFn,
-    images: jax.Array,
-    labels: jax.Array,
-    frozen: PyTree,
-    *,
-    num_steps: int,
-    step: StepRule,
-    step_fraction: float,
-    keep_best: bool = False,
+  perturbation_set: PerturbationSet,
+  keys: jax.Array,
+  logits_fn: LogitsFn,
+  images: jax.Array,
+  labels: jax.Array,
+  frozen: PyTree,
+  *,
+  num_steps: int,
+  step: StepRule,
+  step_fraction: float,
+  keep_best: bool = False,
 ) -> Ascent:
   """Maximises the cross-entropy of `logits_fn` over the perturbation of every image.
 

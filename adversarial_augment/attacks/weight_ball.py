@@ -35,11 +35,11 @@ def weight_ball(apply: Callable, *, nu: float, init: str = 'ball', impl: str = '
     return per_example_conv.over_examples(one, impl=impl)(betas, images)
 
   return PerturbationSet(
-      init=lambda key, phi, image: trees.random_in_balls(key, phi, radii(phi), radius=init),
-      project=lambda phi, image, beta: trees.project(beta, radii(phi)),
-      apply=corrupt,
-      radii=radii,
-      apply_batch=corrupt_batch,
+    init=lambda key, phi, image: trees.random_in_balls(key, phi, radii(phi), radius=init),
+    project=lambda phi, image, beta: trees.project(beta, radii(phi)),
+    apply=corrupt,
+    radii=radii,
+    apply_batch=corrupt_batch,
   )
 
 
@@ -51,5 +51,5 @@ def check_blocks(phi: PyTree) -> None:
   """
   if not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(phi)):
     raise UserError(
-        'All weights of the corruption network are zero, so that every radius nu * ||phi_i|| is; load trained weights.'
+      'All weights of the corruption network are zero, so that every radius nu * ||phi_i|| is; load trained weights.'
     )

@@ -37,13 +37,16 @@ def load(name: str, weights: str | Path | None = None, **options: Any) -> tuple[
   factory = registry.lookup(CORRUPTION_NETS, name, 'corruption_net')
   path = find(weights or _DEFAULTS[name])
   params, metadata = weight_files.load(path)
-  sizes = metadata.get('network')
-  if not isinstance(sizes, dict) or sizes.get('name') != name:
-    raise UserError(f"'{path}' holds the weights of {sizes}, not of a corruption_net '{name}'.")
-  network = factory(**{key: value for key, value in sizes.items() if key != 'name'}, **options)
-  initial = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  sizes = dict(metadata.get('network') or {})
+  if sizes.pop('name', None) != name or not all(isinstance(size, int) and size > 0 for size in sizes.values()):
+    raise UserError(f"'{path}' holds the weights of {metadata.get('network')}, not of a corruption_net '{name}'.")
+  try:
+    network = factory(**sizes, **options)
+  except TypeError as error:
+    raise UserError(f"'{path}' gives {sizes} as the sizes of '{name}': {error}; make the file again.") from error
+  initial: Any = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   if options.get('perturb_mean_shift'):  # constants, which no weight file holds
-    fixed = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    fixed: Any = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     params |= {key: value for key, value in fixed.items() if key.endswith('_mean')}
   weight_files.check(params, initial, path)
   return network, {module: {key: jnp.asarray(params[module][key]) for key in initial[module]} for module in initial}
@@ -71,8 +74,8 @@ def shipped_name(name: str, *, blocks: int, features: int, scale: int) -> str:
   known = sorted(path.stem for path in _SHIPPED.glob('*.safetensors'))
   if stem not in known:
     raise UserError(
-        f'No weights ship for config.corruption_net {name} with blocks={blocks}, features={features}, scale={scale}; '
-        f'shipped: {", ".join(known)}. Make them with python -m adversarial_augment.pretrain and set '
-        'config.corruption_net.weights.'
+      f'No weights ship for config.corruption_net {name} with blocks={blocks}, features={features}, scale={scale}; '
+      f'shipped: {", ".join(known)}. Make them with python -m adversarial_augment.pretrain and set '
+      'config.corruption_net.weights.'
     )
   return stem

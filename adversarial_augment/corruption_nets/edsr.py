@@ -21,14 +21,14 @@ MEAN = np.array([0.4488, 0.4371, 0.4040])  # DIV2K's mean colour in [0, 1]: EDSR
 
 
 def edsr(
-    *,
-    blocks: int = 16,
-    features: int = 64,
-    scale: int = 4,
-    perturb_mean_shift: bool = False,
-    native: bool = True,
-    conv: per_example_conv.Conv = per_example_conv.example_conv,
-    dtype: jnp.dtype | None = None,
+  *,
+  blocks: int = 16,
+  features: int = 64,
+  scale: int = 4,
+  perturb_mean_shift: bool = False,
+  native: bool = True,
+  conv: per_example_conv.Conv = per_example_conv.example_conv,
+  dtype: jnp.dtype | None = None,
 ) -> hk.Transformed:
   """Makes EDSR: `init(key, images) -> phi`, `apply(phi, images) -> images`.
 
@@ -91,7 +91,11 @@ class _Conv(hk.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     inputs = x.shape[-1]
-    uniform = hk.initializers.RandomUniform(-1 / math.sqrt(9 * inputs), 1 / math.sqrt(9 * inputs))
+    bound = 1 / math.sqrt(9 * inputs)
+
+    def uniform(shape, dtype):  # drawn flat: XLA takes a second to compile random bits of each 4-D shape
+      return jax.random.uniform(hk.next_rng_key(), (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
     w = hk.get_parameter('w', (3, 3, inputs, self._channels), init=uniform)
     b = hk.get_parameter('b', (self._channels,), init=uniform)
     return self._conv(x, w.astype(x.dtype)) + b.astype(x.dtype).reshape(1, 1, 1, -1)
@@ -105,6 +109,6 @@ class _MeanShift(hk.Module):
     self._sign = sign
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    w = hk.get_parameter('w', (3, 3), init=lambda shape, dtype: jnp.eye(*shape, dtype=dtype))
+    w = hk.get_parameter('w', (3, 3), init=lambda shape, dtype: jnp.eye(3, dtype=dtype))
     b = hk.get_parameter('b', (3,), init=lambda shape, dtype: jnp.asarray(self._sign * 255.0 * MEAN, dtype))
     return x @ w.astype(x.dtype) + b.astype(x.dtype).reshape(1, 1, 1, 3)

@@ -5,6 +5,7 @@ Haiku, joined by a slash: `{'edsr/head': {'w': array}}` is stored as `edsr/head/
 """
 
 from collections.abc import Mapping
+import contextlib
 import hashlib
 import json
 import os
@@ -65,7 +66,8 @@ def save(
   except OSError as error:
     raise StorageError(f"Cannot write the weight file '{target}': {error.strerror or error}.") from error
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the error above says more
+      partial.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
@@ -12,19 +11,19 @@ import numpy as np
 
 from adversarial_augment import sharding
 from adversarial_augment.evaluators.batches import EvalBatch, batches
-from adversarial_augment.types import Array, Attack, Dataset, PyTree, TrainState
+from adversarial_augment.types import Array, Attack, Dataset, Network, PyTree, TrainState
 
 _KEY = 0  # evaluations draw from a fixed key: the adversary of an image is the same for every classifier and run
 
 
 def accuracy(
-    classifier: hk.TransformedWithState,
-    dataset: Dataset,
-    mesh: Mesh,
-    batch_size: int,
-    *,
-    attack: Attack | None = None,
-    phi: PyTree = None,
+  classifier: Network,
+  dataset: Dataset,
+  mesh: Mesh,
+  batch_size: int,
+  *,
+  attack: Attack | None = None,
+  phi: PyTree = None,
 ) -> Callable[[TrainState, Callable[[], None]], dict[str, Any]]:
   """Makes an evaluator that uses the running statistics, so that no image's result depends on its batch.
 
@@ -49,14 +48,14 @@ def accuracy(
     images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
     metrics: dict[str, Array] = {}
     if attack is not None:
-      keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(_KEY)))(batch.index)
+      keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(_KEY)))(batch.indices)
       images, metrics = attack(keys, logits_fn, images, batch.labels, phi)
     correct = (logits_fn(images).argmax(-1) == batch.labels) & batch.mask
     sums = {name: jnp.where(batch.mask, value, 0).sum() for name, value in metrics.items()}
     return jax.lax.psum(sums | {'num_correct': correct.sum(), 'num_images': batch.mask.sum()}, sharding.AXIS)
 
   step = jax.jit(
-      jax.shard_map(local, mesh=mesh, in_specs=(whole, whole, whole, data), out_specs=whole, check_vma=False)
+    jax.shard_map(local, mesh=mesh, in_specs=(whole, whole, whole, data), out_specs=whole, check_vma=False)
   )
 
   def evaluate(state: TrainState, poll: Callable[[], None]) -> dict[str, Any]:

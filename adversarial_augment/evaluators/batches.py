@@ -16,7 +16,7 @@ class EvalBatch(NamedTuple):
 
   images: Array  # uint8 [n, h, w, c]
   labels: Array  # int32 [n]
-  index: Array  # int32 [n], of the example in its data set
+  indices: Array  # int32 [n], of the examples in their data set
   mask: Array  # bool [n]; False is padding
 
 

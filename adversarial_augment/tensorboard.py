@@ -1,0 +1,68 @@
+"""Curves for TensorBoard, through tensorboardX, which the extra 'logging' installs.
+
+Events are written in the caller's thread: the queue of tensorboardX's own SummaryWriter would stop a run for ever once
+the disk is full.
+"""
+
+from collections.abc import Mapping
+import importlib.util
+from pathlib import Path
+import time
+from typing import Any
+
+from adversarial_augment import run_directory
+from adversarial_augment.errors import UserError
+
+
+def check_installed() -> None:
+  """Refuses to promise TensorBoard files without the package that writes them.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  if importlib.util.find_spec('tensorboardX') is None:
+    raise UserError(
+      "config.tensorboard=True needs tensorboardX, which is not installed; install the extra 'logging': "
+      'pip install tensorboardX.'
+    )
+
+
+class Board:
+  """One file of events."""
+
+  def __init__(self, folder: Path, start: int):
+    """Opens a file in `folder`; TensorBoard then forgets what older files say of the steps after `start`.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
+    self._event = event_pb2.Event
+    with run_directory.storage_errors(f"write TensorBoard files under '{folder}'"):
+      folder.mkdir(exist_ok=True)
+      self._writer = EventsWriter(str(folder / 'events'))
+      began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write(step=start + 1, session_log=began)
+      self._writer.flush()
+
+  def add(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes a point of every curve; a reader sees it when this returns.
+
+    Raises:
+      StorageError: the disk takes it not.
+    """
+    from tensorboardX import summary
+
+    with run_directory.storage_errors('write the TensorBoard file'):
+      for name, value in values.items():
+        self._write(step=step, summary=summary.scalar(name, value))
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._writer.close()
+
+  def _write(self, **content: Any) -> None:
+    self._writer.write_event(self._event(wall_time=time.time(), **content))

@@ -1,0 +1,72 @@
+"""What the benchmarks share: interleaved timing, a matrix product as yardstick, and counts of floating-point operations.
+
+This is about ratios. Machines are shared and noisy: every round times every variant once, in turn, and the medians over
+rounds are compared. Beside wall time stands the processor time of all threads, which other programs disturb less.
+"""
+
+from collections.abc import Callable, Mapping
+import math
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Timing(NamedTuple):
+  """Medians over rounds, in seconds."""
+
+  wall: float
+  cpu: float
+
+
+def interleave(
+  variants: Mapping[str, Callable[[], Any]], *, rounds: int, slow: tuple[str, ...] = ()
+) -> dict[str, Timing]:
+  """Times every variant once a round, after one call each that compiles; those in `slow` in the first round only."""
+  samples: dict[str, list[Timing]] = {name: [] for name in variants}
+  for variant in variants.values():
+    jax.block_until_ready(variant())
+  for index in range(rounds):
+    for name, variant in variants.items():
+      if name in slow and index:
+        continue
+      wall, cpu = time.perf_counter(), time.process_time()
+      jax.block_until_ready(variant())
+      samples[name].append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
+  return {
+    name: Timing(*(statistics.median(values) for values in zip(*parts, strict=True))) for name, parts in samples.items()
+  }
+
+
+def yardstick(size: int = 1280) -> tuple[Callable[[], Any], float]:
+  """Returns a float32 matrix product and its number of floating-point operations."""
+  a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
+  product = jax.jit(jnp.dot)
+  return lambda: product(a, a), 2.0 * size**3
+
+
+def conv_flops(function: Callable, *args: Any) -> float:
+  """Counts the operations of the plain convolutions in `function`, two per multiply-add, borders included."""
+
+  def count(jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == 'conv_general_dilated':
+        out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
+        total += 2.0 * math.prod(out) * math.prod(kernel[:3])
+      for value in equation.params.values():
+        inner = getattr(value, 'jaxpr', None)
+        total += count(inner) if inner is not None and hasattr(inner, 'eqns') else 0.0
+    return total
+
+  return count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def gate(name: str, value: float, bound: float, *, least: bool) -> bool:
+  """Prints a ratio beside its bound; returns whether it is met."""
+  met = value >= bound if least else value <= bound
+  print(f'{"ok  " if met else "MISS"} {name}: {value:.2f} ({"at least" if least else "at most"} {bound:g})', flush=True)
+  return met

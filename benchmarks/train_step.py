@@ -1,0 +1,185 @@
+"""The whole AdA step: against nominal training, the naive formulation, one device, and PyTorch where installed.
+
+  python -m benchmarks.train_step [--rounds=5]
+
+EDSR at scale 1 (4 blocks x 16 features and 16 x 64), pre-activation ResNet-18 of width 16, on 1 and on 2 devices. Prints
+milliseconds and ratios, and ends with 1 if a bound is missed.
+"""
+
+import argparse
+import functools
+import importlib.util
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+import numpy as np
+
+from adversarial_augment import attacks, augmentations, classifiers, per_example_conv, recipe, schedules, sharding, ssim
+from adversarial_augment import train_step
+from adversarial_augment.corruption_nets import CORRUPTION_NETS
+from benchmarks import timing
+
+
+class Setting(NamedTuple):
+  blocks: int
+  features: int
+  batch_size: int
+  num_steps: int  # of the attack
+
+
+TOY, TOY_NAIVE = Setting(4, 16, 32, 10), Setting(4, 16, 8, 1)
+WIDE, WIDE_NAIVE = Setting(16, 64, 4, 2), Setting(16, 64, 4, 1)
+
+
+def network(setting: Setting, conv=per_example_conv.example_conv):
+  return CORRUPTION_NETS['edsr'](blocks=setting.blocks, features=setting.features, scale=1, conv=conv)
+
+
+def classifier(**options):
+  return classifiers.CLASSIFIERS['preact_resnet'](10, depth=18, width=16, **options)
+
+
+def make_step(setting: Setting, num_devices: int, kind: str):
+  """Returns a compiled step as a function without arguments, and the seconds it took to compile.
+
+  Args:
+    setting: sizes.
+    num_devices: 1 or 2.
+    kind: 'ada', 'nominal', or 'naive': vmap of lax.conv, and lax.conv in the classifier's loop.
+  """
+  devices = jax.devices()[:num_devices]
+  mesh = jax.make_mesh((num_devices,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  naive = kind == 'naive'
+  net = network(setting, per_example_conv.conv if naive else per_example_conv.example_conv)
+  options = {'impl': 'vmap' if naive else 'auto', 'num_steps': setting.num_steps}
+  schedule = schedules.warmup_cosine(0.1, 1000, 10)
+  static = recipe.Recipe(
+    classifier=classifier(conv=per_example_conv.conv),
+    attacked_classifier=classifier(
+      conv=per_example_conv.conv if naive else per_example_conv.loop_conv, axis_name=sharding.AXIS
+    ),
+    attack_batch_norm='batch',
+    attack=None if kind == 'nominal' else attacks.ada(net.apply, **options),
+    warmup_steps=0,
+    before=augmentations.chain(('pad_crop', 'flip')),
+    after=augmentations.chain(()),
+    optimizer=recipe.sgd(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_batch_norm=False),
+    schedule=schedule,
+    num_steps=1000,
+    batch_size=setting.batch_size,
+    seed=0,
+    mesh=mesh,
+    attack_bytes=0,
+  )
+  state = sharding.replicate(mesh, train_step.init_state(static, (32, 32, 3)))
+  phi = {} if kind == 'nominal' else net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (setting.batch_size, 32, 32, 3), dtype=np.uint8)
+  labels = rng.integers(10, size=setting.batch_size).astype(np.int32)
+  batch = sharding.shard_batch(mesh, (images, labels))
+  phi = sharding.replicate(mesh, phi)
+  start = time.perf_counter()
+  step = functools.partial(train_step.train_step, static)
+  compiled = (
+    jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh)).lower(state, *batch, phi).compile()
+  )
+  seconds = time.perf_counter() - start
+  holder = [state]
+
+  def run():
+    holder[0], metrics = compiled(holder[0], *batch, phi)
+    return metrics
+
+  return run, seconds
+
+
+def flops(setting: Setting) -> tuple[float, float]:
+  """Returns the operations of one forward pass of the corruption network and of the classifier, per image."""
+  image = jnp.zeros((1, 32, 32, 3))
+  net, model = network(setting, per_example_conv.conv), classifier()
+  phi = net.init(jax.random.key(0), image)
+  params, state = model.init(jax.random.key(0), image, is_training=True)
+  predict = lambda image: model.apply(params, state, None, image, is_training=False)[0]
+  return timing.conv_flops(functools.partial(net.apply, phi), image), timing.conv_flops(predict, image)
+
+
+def report(setting: Setting, times, work: float) -> None:
+  print(f'\nEDSR {setting.blocks} x {setting.features}, {setting.batch_size} images, {setting.num_steps} steps:')
+  for name, (wall, cpu) in times.items():
+    if name != 'yard':
+      rate = f'{work / wall / 1e9:7.1f} GFLOP/s' if name.startswith('ada') else ''
+      print(f'  {name:<18} {1e3 * wall:9.1f} ms {1e3 * cpu:9.1f} ms cpu {rate}')
+
+
+def compare(setting: Setting, share_of_yard: float, torch_bound: float, rounds: int) -> bool:
+  """AdA on one and two devices, nominal training, PyTorch, and the yardstick, in turn."""
+  made = {
+    'ada, 2 devices': make_step(setting, 2, 'ada'),
+    'ada, 1 device': make_step(setting, 1, 'ada'),
+    'nominal': make_step(setting, 2, 'nominal'),
+  }
+  variants = {name: run for name, (run, _) in made.items()}
+  variants['yard'], yard_flops = timing.yardstick()
+  if importlib.util.find_spec('torch') is not None:
+    from benchmarks import torch_step
+
+    variants['torch grouped'] = torch_step.make(setting)
+  times = timing.interleave(variants, rounds=rounds)
+  e, c = flops(setting)
+  steps = setting.num_steps
+  work = setting.batch_size * (steps * (3 * e + 2 * c) + e + 3 * c)
+  report(setting, times, work)
+  own = times['ada, 2 devices'].wall
+  ratio = (steps * (3 * e + 2 * c) + e + 3 * c) / (3 * c)
+  met = [
+    timing.gate('ada / nominal over the ratio of operations', own / times['nominal'].wall / ratio, 1.4, least=False),
+    timing.gate('1 device / 2 devices', times['ada, 1 device'].wall / own, 1.4, least=True),
+    timing.gate('share of the yard', work / own / (yard_flops / times['yard'].wall), share_of_yard, least=True),
+    timing.gate('seconds to compile', made['ada, 2 devices'][1], 20, least=False),
+  ]
+  if 'torch grouped' in times:
+    met.append(timing.gate('ada / torch grouped', own / times['torch grouped'].wall, torch_bound, least=False))
+  return all(met)
+
+
+def against_naive(setting: Setting, bound: float, rounds: int) -> bool:
+  variants = {kind: make_step(setting, 1, kind)[0] for kind in ('ada', 'naive')}
+  times = timing.interleave(variants, rounds=rounds, slow=('naive',))
+  report(setting, times, 0.0)
+  return timing.gate('naive / ada', times['naive'].wall / times['ada'].wall, bound, least=True)
+
+
+def line_search(rounds: int) -> bool:
+  """The line search of a batch against a step of three inner steps."""
+  setting = TOY._replace(num_steps=3)
+  rng = np.random.default_rng(0)
+  images, other = (jnp.asarray(rng.uniform(size=(setting.batch_size, 32, 32, 3)), jnp.float32) for _ in range(2))
+  search = jax.jit(functools.partial(ssim.line_search, min_ssim=0.3, root='strict'))
+  times = timing.interleave(
+    {'ada step': make_step(setting, 1, 'ada')[0], 'line search': lambda: search(images, other)}, rounds=rounds
+  )
+  report(setting, times, 0.0)
+  return timing.gate('line search / step', times['line search'].wall / times['ada step'].wall, 0.02, least=False)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--rounds', type=int, default=5)
+  rounds = parser.parse_args().rounds
+  jax.config.update('jax_num_cpu_devices', 2)
+  met = [
+    compare(TOY, 0.40, 1.2, rounds),
+    compare(WIDE, 0.65, 1.0, rounds),
+    against_naive(TOY_NAIVE, 5, rounds),
+    against_naive(WIDE_NAIVE, 8, rounds),
+    line_search(rounds),
+  ]
+  sys.exit(0 if all(met) else 1)
+
+
+if __name__ == '__main__':
+  main()

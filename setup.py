@@ -1,0 +1,75 @@
+"""The package's metadata; build system and tools are in pyproject.toml."""
+
+from pathlib import Path
+import re
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# requirements.txt holds the same lines. Newest versions of mid-November 2026 are tested; lower bounds are the oldest
+# that are known to work, or the first with what is used. JAX below 0.13 is what exists: later ones may rename things.
+RUNTIME = [
+  'jax>=0.8,<0.13',
+  'jaxlib>=0.8,<0.13',
+  'dm-haiku>=0.0.17',
+  'optax>=0.2.8',
+  'ml-collections>=1.1',
+  'numpy>=2.0',
+  'orbax-checkpoint>=0.12',
+  'safetensors>=0.5',
+  'tensorflow-datasets>=4.9.10',
+  'importlib_resources>=6',  # tensorflow-datasets needs it and does not say so
+  'pillow>=10',
+  'scikit-learn>=1.5',
+  'scikit-image>=0.24',
+  'tqdm>=4.60',
+]
+
+EXTRAS = {
+  'plots': ['matplotlib>=3.8'],
+  'logging': ['tensorboardX>=2.6'],
+}
+EXTRAS['dev'] = [
+  *EXTRAS['plots'],
+  *EXTRAS['logging'],
+  'build>=1.2',
+  'hypothesis>=6.100',
+  'mypy>=1.10',
+  'pytest>=8',
+  'pytest-xdist>=3.5',
+  'ruff>=0.9',
+  'scipy>=1.13',
+]
+
+VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'adversarial_augment' / '__init__.py').read_text())[1]
+
+setup(
+  name='adversarial-augment',
+  version=VERSION,
+  description='AdversarialAugment (AdA) in JAX: image classifiers hardened against corruptions by adversarial ones',
+  long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  author='The adversarial_augment authors',
+  keywords=['adversarial training', 'data augmentation', 'image corruptions', 'robustness', 'JAX', 'CIFAR-10'],
+  classifiers=[
+    'Development Status :: 4 - Beta',
+    'Intended Audience :: Science/Research',
+    'Operating System :: POSIX :: Linux',
+    'Programming Language :: Python :: 3 :: Only',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Topic :: Scientific/Engineering :: Image Recognition',
+  ],
+  python_requires='>=3.11',
+  install_requires=RUNTIME,
+  extras_require=EXTRAS,
+  # The configs lie beside the package in a checkout, where users look for them, and inside it once installed.
+  packages=[*find_packages(include=['adversarial_augment', 'adversarial_augment.*']), 'adversarial_augment.configs'],
+  package_dir={'adversarial_augment.configs': 'configs'},
+  package_data={'adversarial_augment': ['corruption_nets/shipped/*.safetensors']},
+  include_package_data=False,
+)

@@ -1,0 +1,165 @@
+"""EDSR against NumPy, its published sizes, and finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.test_util import check_grads
+import numpy as np
+import pytest
+from scipy.signal import correlate2d
+
+from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv, trees
+from adversarial_augment.attacks.losses import cross_entropy
+from adversarial_augment.corruption_nets.edsr import MEAN, edsr, pixel_shuffle
+from adversarial_augment.ssim import ssim
+from tests import oracle
+
+KEY = jax.random.key(0)
+IMAGES = np.random.default_rng(0).uniform(size=(2, 8, 6, 3))
+
+
+def init(network, dtype=jnp.float32):
+  phi = jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 3), dtype))
+  return jax.tree.map(lambda p: p.astype(dtype), phi)
+
+
+@pytest.mark.parametrize('scale, count, blocks', [(1, 1_222_147, 70), (2, 1_369_859, 72), (4, 1_517_571, 74)])
+def test_baseline_has_the_published_number_of_parameters_and_blocks(scale, count, blocks):
+  phi = jax.eval_shape(edsr(scale=scale).init, KEY, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+  assert trees.count(phi) == count
+  assert len(jax.tree.leaves(phi)) == blocks
+  assert sum(trees.count(layer['b']) for layer in phi.values()) == sum(layer['w'].shape[-1] for layer in phi.values())
+
+
+def test_pixel_shuffle_has_the_order_of_torch():
+  n, h, w, c, r = 2, 3, 2, 3, 2
+  x = np.arange(n * h * w * c * r * r).reshape(n, h, w, c * r * r)
+  expected = np.zeros((n, r * h, r * w, c), int)
+  for b, i, j, k, a, d in np.ndindex(n, h, w, c, r, r):
+    expected[b, r * i + a, r * j + d, k] = x[b, i, j, k * r * r + a * r + d]
+  np.testing.assert_array_equal(pixel_shuffle(x, r), expected)
+
+
+def forward_numpy(phi, image, blocks, scale):
+  """[h, w, 3] -> [scale h, scale w, 3] in [0, 1] and beyond, by correlations of planes."""
+
+  def layer(x, name):
+    w, b = (np.asarray(phi[f'edsr/{name}'][key]) for key in ('w', 'b'))
+    planes = [
+      sum(correlate2d(x[..., i], w[..., i, o], mode='same') for i in range(x.shape[-1])) + b[o] for o in range(b.size)
+    ]
+    return np.stack(planes, -1)
+
+  x = skip = layer(255 * image - 255 * MEAN, 'head')
+  for i in range(blocks):
+    x = x + layer(np.maximum(layer(x, f'block_{i}/conv_0'), 0), f'block_{i}/conv_1')
+  x = skip + layer(x, 'body_out')
+  for i in range(scale // 2):
+    x = np.asarray(pixel_shuffle(layer(x, f'up_{i}')[None], 2)[0])
+  return (layer(x, 'out') + 255 * MEAN) / 255
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('scale', [1, 2, 4])
+def test_forward_is_that_of_numpy_and_native_is_its_average_in_range(scale):
+  make = functools.partial(edsr, blocks=1, features=4, scale=scale)
+  phi = init(make(), jnp.float64)
+  expected = np.stack([forward_numpy(phi, image, 1, scale) for image in IMAGES])
+  raw = jax.jit(make(native=False).apply)(phi, jnp.asarray(IMAGES))
+  np.testing.assert_allclose(raw, expected, atol=1e-10)
+  average = expected.reshape(2, 8, scale, 6, scale, 3).mean((2, 4)).clip(0, 1)
+  native = jax.jit(make().apply)(phi, jnp.asarray(IMAGES))
+  assert native.shape == IMAGES.shape
+  np.testing.assert_allclose(native, average, atol=1e-10)
+
+
+def test_no_block_starts_at_zero_and_all_have_the_default_scale_of_torch():
+  for name, layer in init(edsr(blocks=1, features=16, scale=2)).items():
+    bound = 1 / np.sqrt(9 * layer['w'].shape[2])
+    for array in layer.values():
+      assert 0 < np.abs(array).max() <= bound, name
+    assert np.std(layer['w']) == pytest.approx(bound / np.sqrt(3), rel=0.15)
+
+
+@pytest.mark.usefixtures('x64')
+def test_perturbations_of_each_example_are_those_of_the_network():
+  """No perturbation is c_phi itself; every formulation equals the network run on one image."""
+  network = edsr(blocks=1, features=4, scale=2)
+  phi = init(network, jnp.float64)
+  rng = np.random.default_rng(1)
+  betas = jax.tree.map(lambda p: jnp.asarray(0.1 * rng.normal(size=(2, *p.shape))), phi)
+  zeros = jax.tree.map(jnp.zeros_like, betas)
+  images = jnp.asarray(IMAGES)
+
+  @jax.jit
+  def run(betas):
+    sets = {impl: attacks.weight_ball(network.apply, nu=0.1, impl=impl) for impl in ('map', 'im2col', 'vmap')}
+    return {impl: ball.apply_batch(phi, images, betas) for impl, ball in sets.items()}
+
+  for got in run(zeros).values():
+    np.testing.assert_allclose(got, jax.jit(network.apply)(phi, images), atol=1e-12)
+  for got in run(betas).values():
+    for i in range(2):
+      moved = jax.tree.map(lambda p, b, i=i: p + b[i], phi, betas)
+      expected = forward_numpy(moved, IMAGES[i], 1, 2).reshape(8, 2, 6, 2, 3).mean((1, 3)).clip(0, 1)
+      np.testing.assert_allclose(got[i], expected, atol=1e-10)
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('impl', ['map', 'im2col'])
+def test_gradients_of_the_attacked_loss_are_those_of_finite_differences(impl):
+  """Through phi + beta, the network, its clip, a classifier and the loss."""
+  network = edsr(blocks=1, features=4, scale=2)
+  phi = init(network, jnp.float64)
+  ball = attacks.weight_ball(network.apply, nu=0.1, impl=impl)
+  head = jnp.asarray(np.random.default_rng(2).normal(size=(8 * 6 * 3, 4)) / 10)
+  images = jnp.asarray(IMAGES)
+
+  @jax.jit
+  def loss(betas):
+    logits = jnp.tanh(ball.apply_batch(phi, images, betas).reshape(2, -1) @ head)
+    return cross_entropy(logits, jnp.array([1, 3])).sum()
+
+  betas = jax.tree.map(lambda p: jnp.zeros((2, *p.shape), p.dtype) + 1e-3, phi)
+  check_grads(loss, (betas,), order=1, modes=['rev'], atol=1e-5, rtol=1e-5, eps=1e-7)
+
+
+def test_saturated_pixels_pass_no_gradient():
+  network = edsr(blocks=1, features=4, scale=1)
+  phi = init(network)
+  phi['edsr/out']['b'] = jnp.full((3,), 1e4)
+  gradient = jax.jit(jax.grad(lambda phi: network.apply(phi, jnp.float32(IMAGES)).sum()))(phi)
+  assert not any(np.any(g) for g in jax.tree.leaves(gradient))
+
+
+def test_mean_shift_layers_change_the_blocks_and_not_the_function():
+  plain, shifted = (edsr(blocks=1, features=4, scale=1, perturb_mean_shift=flag) for flag in (False, True))
+  phi, more = init(plain), init(shifted)
+  assert {name.partition('/')[2] for name in more.keys() - phi.keys()} == {'sub_mean', 'add_mean'}
+  assert len(jax.tree.leaves(more)) == len(jax.tree.leaves(phi)) + 4
+  images = jnp.float32(IMAGES)
+  same = {name: phi.get(name, more[name]) for name in more}
+  np.testing.assert_allclose(jax.jit(shifted.apply)(same, images), jax.jit(plain.apply)(phi, images), atol=1e-5)
+
+
+def test_convolution_forms_agree_and_bfloat16_is_near():
+  make = functools.partial(edsr, blocks=1, features=4, scale=1)
+  phi, images = init(make()), jnp.float32(IMAGES)
+  expected = jax.jit(make().apply)(phi, images)
+  for conv in (per_example_conv.conv, per_example_conv.loop_conv):
+    np.testing.assert_allclose(jax.jit(make(conv=conv).apply)(phi, images), expected, atol=1e-5)
+  half = jax.jit(make(dtype=jnp.bfloat16).apply)(phi, images)
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, expected, atol=0.02)
+
+
+def test_shipped_small_weights_give_images_back():
+  """On test images that no pretraining saw; and as the plain oracle computes it."""
+  network, phi = corruption_nets.load('edsr', 'edsr_4x16_x1')
+  dataset = datasets.load('embedded', 'test', '')
+  images = dataset.read(np.arange(64)).images.astype(np.float32) / 255
+  restored = jax.jit(network.apply)(phi, images)
+  assert float(ssim(images, restored).mean()) >= 0.97
+  np.testing.assert_allclose(restored[0], jax.jit(oracle.edsr_x1, static_argnums=2)(phi, images[0], 4), atol=1e-4)
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(phi))

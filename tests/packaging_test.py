@@ -1,0 +1,138 @@
+"""What is installed: metadata that agrees with the code, and a wheel that works away from the checkout."""
+
+import ast
+import functools
+import importlib.metadata
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+
+import adversarial_augment
+from adversarial_augment import config as configs
+
+ROOT = Path(__file__).parent.parent
+COMMENT = re.compile(r'\s*#.*')
+# A distribution's name where it is not that of what is imported.
+IMPORTS = {
+  'dm-haiku': 'haiku',
+  'ml-collections': 'ml_collections',
+  'orbax-checkpoint': 'orbax',
+  'pillow': 'PIL',
+  'scikit-image': 'skimage',
+  'scikit-learn': 'sklearn',
+  'tensorflow-datasets': 'tensorflow_datasets',
+}
+NOT_IMPORTED = {
+  'importlib_resources',  # needed by tensorflow-datasets, which does not declare it
+  'jaxlib',  # held to the versions of jax
+  'skimage',  # only its photographs are read
+}
+
+
+def setup_tables() -> dict:
+  """The lists of setup.py; everything before the call of `setup`."""
+  tree = ast.parse((ROOT / 'setup.py').read_text())
+  tree.body = [node for node in tree.body if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant)]
+  names = {'__file__': str(ROOT / 'setup.py')}
+  exec(compile(tree, 'setup.py', 'exec'), names)
+  return names
+
+
+def distribution(requirement: str) -> str:
+  return re.match(r'[\w-]+', requirement)[0]
+
+
+def imported_packages() -> set[str]:
+  found = set()
+  for path in [*(ROOT / 'adversarial_augment').rglob('*.py'), *(ROOT / 'configs').glob('*.py')]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        found |= {alias.name.split('.')[0] for alias in node.names}
+      elif isinstance(node, ast.ImportFrom) and not node.level:
+        found.add(node.module.split('.')[0])
+  return found - set(sys.stdlib_module_names) - {'adversarial_augment'}
+
+
+def test_requirements_are_those_of_setup():
+  lines = [COMMENT.sub('', line).strip() for line in (ROOT / 'requirements.txt').read_text().splitlines()]
+  assert [line for line in lines if line] == setup_tables()['RUNTIME']
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round():
+  tables = setup_tables()
+  name = lambda requirement: IMPORTS.get(distribution(requirement), distribution(requirement))
+  runtime = {name(requirement) for requirement in tables['RUNTIME']}
+  optional = {name(requirement) for extra in ('plots', 'logging') for requirement in tables['EXTRAS'][extra]}
+  assert imported_packages() - runtime - optional == set()
+  assert (runtime | optional) - imported_packages() <= NOT_IMPORTED
+
+
+def test_metadata_of_this_installation():
+  try:
+    metadata = importlib.metadata.metadata('adversarial-augment')
+  except importlib.metadata.PackageNotFoundError:
+    pytest.skip('the package is imported from a folder and not installed')
+  assert metadata['Version'] == adversarial_augment.__version__
+  assert metadata['Requires-Python'] == '>=3.11'
+  assert set(metadata.get_all('Provides-Extra')) == {'dev', 'plots', 'logging'}
+
+
+def test_version_is_that_of_the_changelog_and_the_citation():
+  version = adversarial_augment.__version__
+  assert re.search(r'^## \[(\d.*?)\]', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1] == version
+  assert re.search(r'^version: (.*)$', (ROOT / 'CITATION.cff').read_text(), re.MULTILINE)[1] == version
+
+
+@pytest.mark.parametrize('variant', ['', 'quickstart', 'laptop', 'smoke'])
+def test_nominal_is_ada_without_its_adversary(variant):
+  ada, nominal = (configs.load(f'{ROOT}/configs/{name}.py:{variant}') for name in ('ada_edsr', 'nominal'))
+  configs.validate(nominal)
+  assert configs.differences(ada, nominal) == ["attack.name: 'ada' -> 'none'"]
+
+
+def test_nominal_has_the_variants_of_ada():
+  lines = configs.list_configs().splitlines()
+  of = lambda name: lines[lines.index(f'configs/{name}.py') + 2]
+  assert of('nominal') == of('ada_edsr')
+
+
+def run(*command, **options) -> str:
+  done = subprocess.run(command, capture_output=True, text=True, **options)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+@pytest.mark.slow
+def test_wheel_works_outside_the_checkout(tmp_path):
+  source, venv, elsewhere = (tmp_path / name for name in ('source', 'venv', 'elsewhere'))
+  left_out = shutil.ignore_patterns('.*', 'build', 'dist', 'runs', '*.egg-info', '__pycache__')
+  shutil.copytree(ROOT, source, ignore=left_out)
+  run(sys.executable, '-m', 'build', '--wheel', '--outdir', str(tmp_path), str(source))
+  (wheel,) = tmp_path.glob('adversarial_augment-*.whl')
+  shutil.rmtree(source)
+
+  # The new environment borrows the dependencies of this one; .ci/run installs them afresh.
+  run(sys.executable, '-m', 'venv', str(venv))
+  python = str(venv / 'bin' / 'python')
+  paths = 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
+  Path(run(python, '-c', paths).strip(), 'borrowed.pth').write_text(sysconfig.get_paths()['purelib'])
+  run(python, '-m', 'pip', 'install', '--quiet', '--no-deps', '--ignore-installed', str(wheel))
+
+  elsewhere.mkdir()
+  environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+  train = functools.partial(run, python, cwd=elsewhere, env=environment)
+  package = Path(train('-c', 'import adversarial_augment as a; print(a.__file__)').strip()).parent
+  assert package.is_relative_to(venv)
+  shipped = lambda folder: {path.name for path in (folder / 'corruption_nets' / 'shipped').iterdir()}
+  assert shipped(package) == shipped(ROOT / 'adversarial_augment')
+
+  train = functools.partial(train, '-m', 'adversarial_augment.train')
+  assert train('--list_configs') == configs.list_configs() + '\n'
+  train('--config=configs/ada_edsr.py:smoke', '--workdir=here')
+  assert (elsewhere / 'here' / 'results' / 'train.json').exists()

@@ -1,0 +1,118 @@
+"""What README says: its commands, fields, links, and the library example, which runs as it stands."""
+
+import importlib.util
+from pathlib import Path
+import re
+import shlex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import cli, datasets, prepare
+from adversarial_augment import config as configs
+from tests.test_architecture import LAYERS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+PAGES = sorted({*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')})
+MODULE = 'python -m adversarial_augment.'
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+  return re.findall(rf'^```{language}\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+  """Every command line of this package in README, without comments."""
+  lines = '\n'.join([*blocks('bash'), *blocks('sh')]).replace('\\\n', ' ').splitlines()
+  lines = [part for line in lines for part in re.split(r'&&|;', line)] + re.findall(rf'`({MODULE}[^`]*)`', README)
+  return [MODULE + line.split(MODULE)[1].split(' #')[0].rstrip("' &") for line in lines if MODULE in line]
+
+
+def test_the_first_two_blocks_are_one_command_line_each():
+  first, second = blocks('bash')[:2]
+  for command in (first, second):
+    assert len(command.splitlines()) == 1
+    assert command.startswith('python3 -m venv .venv && . .venv/bin/activate && pip install -e ')
+  assert first.rstrip().endswith(f'&& {MODULE}train --config=configs/ada_edsr.py:quickstart --workdir=runs/quickstart')
+  assert second.rstrip().endswith("'.[dev]' && python -m pytest")
+
+
+def test_there_are_commands_of_every_module():
+  modules = {command.removeprefix(MODULE).split()[0] for command in commands()}
+  assert modules == {'train', 'prepare', 'pretrain', 'convert'}
+
+
+@pytest.mark.parametrize('command', commands())
+def test_every_command_parses(command):
+  module, *arguments = shlex.split(command.removeprefix(MODULE).replace('$i', '0'))
+  assert importlib.util.find_spec(f'adversarial_augment.{module}')
+  if module in ('train', 'pretrain'):
+    parsed = cli.parse(arguments, module, '', 'configs/ada_edsr.py')
+    if parsed.config:
+      configs.validate(configs.override(configs.load(str(ROOT / parsed.config), module), parsed.overrides))
+  elif module == 'prepare':
+    prepare._parser().parse_args(arguments)
+
+
+def test_every_setting_exists_and_is_valid():
+  settings = re.findall(r'--config\.([\w.]+)=(\S+?)[`\s]', README)
+  assert len(settings) > 8
+  configs.validate(configs.override(configs.base_config(), dict(settings)))
+  named = re.findall(r'`((?:attack|optimizer|classifier|corruption_net|augment)\.[a-z_]+)(?:=\w+)?`', README)
+  assert set(named) <= configs.TRAIN.keys()
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+def test_links_and_pictures_are_there(page):
+  for target in re.findall(r'\]\(([^)#]+)', page.read_text()):
+    assert target.startswith('https://') or (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+def test_the_files_and_tests_that_a_page_names_are_there(page):
+  text = page.read_text()
+  folders = ('adversarial_augment', 'benchmarks', 'configs', 'docs', 'tests')
+  known = {path.name for folder in folders for path in (ROOT / folder).rglob('*')} | {
+    path.name for path in ROOT.iterdir()
+  }
+  made_by_runs = {'metrics.jsonl', 'config.json', 'train.json', 'provenance.json'}
+  named = set(re.findall(r'`(?:[\w./-]+/)?([\w-]+\.(?:py|md|json|jsonl|toml|txt|cff))`', text))
+  assert named - known - made_by_runs == set()
+  tests = re.findall(
+    r'^def (test_\w+)', ''.join(path.read_text() for path in (ROOT / 'tests').glob('*.py')), re.MULTILINE
+  )
+  named = set(re.findall(r'`(test_\w+)`', text))
+  assert named - set(tests) == set()
+
+
+def test_the_map_of_the_design_page_is_that_of_the_code():
+  tree, layers = re.findall(r'^```\n(.*?)^```', (ROOT / 'docs' / 'design.md').read_text(), re.MULTILINE | re.DOTALL)
+  drawn: dict[str, int] = {}
+  level = -1
+  for line in layers.splitlines():
+    words = line.split()
+    if words[0].isdigit():
+      level = int(words.pop(0))
+    drawn |= dict.fromkeys(words, level)
+  assert drawn == LAYERS
+  assert {name for name in LAYERS if not re.search(rf'\b{name}(\.py|/)', tree)} == set()
+
+
+def test_the_library_example_corrupts_a_batch():
+  (example,) = blocks('python')
+  assert len([line for line in example.splitlines() if line]) <= 8
+  images, labels = datasets.load('embedded', 'test', '').read(np.arange(4))
+  images, labels = jnp.asarray(images, jnp.float32) / 255, jnp.asarray(labels)
+  head = 0.1 * jax.random.normal(jax.random.key(1), (32 * 32 * 3, 10))
+  logits_fn = lambda images: images.reshape(len(images), -1) @ head
+  names = {'images': images, 'labels': labels, 'logits_fn': logits_fn}
+  exec(compile(example, 'README.md', 'exec'), names)
+  corrupted, metrics = names['corrupted'], names['metrics']
+  assert corrupted.shape == images.shape
+  assert 0 <= float(corrupted.min()) <= float(corrupted.max()) <= 1
+  assert bool((corrupted != images).any((1, 2, 3)).all())
+  assert bool((metrics['attack_loss_end'] > metrics['attack_loss_start']).all())
+  assert bool((metrics['ssim'] > 0.3).all())

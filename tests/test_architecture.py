@@ -1,0 +1,182 @@
+"""The architecture of docs/design.md, read from the imports of every file: which way the arrows point."""
+
+import ast
+from collections.abc import Iterator
+import functools
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = 'adversarial_augment'
+
+# A module imports from lower layers and from its own folder. Modules directly in the package share a folder.
+LAYERS = {
+  'errors': 0, 'registry': 0, 'types': 0,
+  'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'schedules': 0,
+  'config': 0, 'config_tables': 0, 'fields': 0,
+  'download': 0, 'manifests': 0, 'processes': 0, 'run_directory': 0, 'signals': 0, 'state_arrays': 0,
+  'tensorboard': 0,
+  'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'datasets': 1,
+  'cli': 1, 'sharding': 1,
+  'checkpoints': 2, 'evaluators': 2, 'figures': 2, 'run_log': 2,
+  'loop': 3, 'recipe': 3, 'summary': 3, 'train_step': 3,
+  'convert': 4, 'prepare': 4, 'pretrain': 4, 'train': 4,
+}  # fmt: skip
+
+HAIKU = ('classifiers', 'corruption_nets')
+CONFIG_DICT = ('cli', 'config', 'loop', 'pretrain', 'recipe', 'summary', 'train')
+HEAVY = ('matplotlib', 'orbax', 'skimage', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'torch')
+
+
+def package_files() -> list[Path]:
+  return sorted((ROOT / PACKAGE).rglob('*.py'))
+
+
+def name_of(path: Path) -> str:
+  """adversarial_augment/attacks/pgd.py -> attacks.pgd"""
+  parts = path.relative_to(ROOT / PACKAGE).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+  return ast.parse(path.read_text(), str(path))
+
+
+@functools.cache
+def modules() -> frozenset[str]:
+  return frozenset(name_of(path) for path in package_files())
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+  """Yields the dotted names that an import statement names, `from a import b` as 'a.b'."""
+  if isinstance(node, ast.Import):
+    yield from (alias.name for alias in node.names)
+  elif isinstance(node, ast.ImportFrom):
+    assert node.level == 0, 'imports are absolute'
+    yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def imports(path: Path) -> set[str]:
+  return {name for node in ast.walk(tree(path)) for name in imported(node)}
+
+
+def own_imports(path: Path) -> set[str]:
+  """Returns the modules of the package that a file imports, anywhere in it."""
+  found = set()
+  for name in imports(path):
+    if name.startswith(f'{PACKAGE}.'):
+      inside = name.removeprefix(f'{PACKAGE}.')
+      while inside and inside not in modules():  # 'errors.UserError' -> 'errors'
+        inside = inside.rpartition('.')[0]
+      if inside:
+        found.add(inside)
+  return found
+
+
+def top(name: str) -> str:
+  return name.partition('.')[0]
+
+
+def test_every_module_has_a_layer():
+  assert {top(name) for name in modules() if name} == set(LAYERS)
+
+
+@pytest.mark.parametrize('path', package_files(), ids=name_of)
+def test_imports_point_downwards(path):
+  name = name_of(path)
+  if not name:  # the package itself
+    assert not own_imports(path)
+    return
+  own = top(name)
+  for other in map(top, own_imports(path)):
+    both_directly_in_the_package = not any((ROOT / PACKAGE / part).is_dir() for part in (own, other))
+    same_folder = other == own or both_directly_in_the_package
+    lower = LAYERS[other] < LAYERS[own] or (LAYERS[other] == LAYERS[own] and same_folder)
+    assert lower, f'{name} (layer {LAYERS[own]}) imports {other} (layer {LAYERS[other]})'
+
+
+def test_no_module_imports_itself_through_others():
+  graph = {name_of(path): own_imports(path) - {name_of(path)} for path in package_files()}
+  done: set[str] = set()
+
+  def visit(name: str, trail: tuple[str, ...]) -> None:
+    assert name not in trail, f'cycle: {" -> ".join((*trail, name))}'
+    if name not in done:
+      for other in graph[name]:
+        visit(other, (*trail, name))
+      done.add(name)
+
+  for name in graph:
+    visit(name, ())
+
+
+def test_nothing_imports_what_is_outside_the_package():
+  for path in package_files():
+    outside = {top(name) for name in imports(path)} & {'benchmarks', 'configs', 'experiments', 'tests'}
+    assert not outside, path
+
+
+def test_only_network_folders_import_haiku():
+  users = {top(name_of(path)) for path in package_files() if 'haiku' in map(top, imports(path))}
+  assert users == set(HAIKU)
+
+
+def test_only_the_joints_mention_config_dict():
+  users = {name_of(path) for path in package_files() if 'ConfigDict' in path.read_text()}
+  assert users <= set(CONFIG_DICT), users - set(CONFIG_DICT)
+
+
+def test_heavy_imports_happen_where_they_are_used():
+  for path in package_files():
+    for statement in tree(path).body:
+      type_checking = isinstance(statement, ast.If) and ast.unparse(statement.test) == 'TYPE_CHECKING'
+      if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) or type_checking:
+        continue
+      for part in ast.walk(statement):
+        if isinstance(part, ast.FunctionDef):  # a method: what is inside runs when it is called
+          part.body = []
+      early = {top(name) for part in ast.walk(statement) for name in imported(part)}
+      assert not early & set(HEAVY), f'{path}:{statement.lineno}'
+
+
+def run_python(code: str) -> str:
+  return subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_datasets_do_not_import_jax():
+  names = [f'{PACKAGE}.{name}' for name in sorted(modules()) if top(name) == 'datasets']
+  heavy = ('jax', 'haiku', 'tensorflow', 'torch', *HEAVY)
+  code = f'import sys, {", ".join(names)}\nprint([name for name in {heavy} if name in sys.modules])'
+  assert len(names) > 5
+  assert run_python(code).strip() == '[]'
+
+
+def test_command_lines_start_without_jax():
+  """So that `--help` and a wrong flag are answered at once."""
+  names = [f'{PACKAGE}.{name}' for name, layer in LAYERS.items() if layer == 4]
+  code = f'import sys, {", ".join(names)}\nprint([name for name in ("jax", "haiku", "orbax") if name in sys.modules])'
+  assert run_python(code).strip() == '[]'
+
+
+def python_files() -> list[Path]:
+  folders = (PACKAGE, 'benchmarks', 'configs', 'docs', 'experiments', 'tests')
+  return [*ROOT.glob('*.py'), *(path for folder in folders for path in (ROOT / folder).rglob('*.py'))]
+
+
+def test_no_file_is_longer_than_400_lines():
+  lengths = {path: len(path.read_text().splitlines()) for path in python_files()}
+  assert not {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 400}
+
+
+def test_nothing_is_called_utils():
+  vague = ('utils', 'util', 'helpers', 'misc', 'common')
+  assert not [path for path in python_files() if path.stem in vague or path.parent.name in vague]
+
+
+def test_no_global_state():
+  for path in package_files():
+    assert not [node for node in ast.walk(tree(path)) if isinstance(node, ast.Global)], path
