@@ -7,8 +7,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# requirements.txt holds the same lines. Newest versions of mid-November 2026 are tested; lower bounds are the oldest
-# that are known to work, or the first with what is used. JAX below 0.13 is what exists: later ones may rename things.
+# requirements.txt holds the same lines. Tried: the newest of everything, and JAX 0.8.0 with the newest of the rest; the
+# other lower bounds are judgement. JAX 0.12 is the newest line that exists.
 RUNTIME = [
   'jax>=0.8,<0.13',
   'jaxlib>=0.8,<0.13',

@@ -39,7 +39,10 @@ TRAIN: dict[str, Field] = {
   'checkpoint_every': Field(1000, fields.integer(0, _STEPS), 'steps between checkpoints; 0 saves at the end only'),
   'eval_every': Field(0, fields.integer(0, _STEPS), 'steps between evaluations; 0 evaluates at the end only'),
   'keep_checkpoints': Field(3, fields.integer(2, 1000), 'newest checkpoints kept'),
-  'evals': Field(('clean', 'ada'), fields.names('clean', 'ada'), 'evaluations to run'),
+  'evals': Field(('clean',), fields.names('clean', 'ada'), 'evaluations to run: on clean images, under AdA'),
+  'eval_images': Field(
+    None, fields.optional(fields.integer(1, _STEPS)), 'how many images they use, the first of the set; None: all'
+  ),
   'tensorboard': Field(False, fields.boolean(), 'write TensorBoard files too; needs the extra [logging]'),
   'classifier.name': Field('preact_resnet', fields.choice('preact_resnet'), 'architecture of the classifier'),
   'classifier.depth': Field(
@@ -94,7 +97,7 @@ TRAIN: dict[str, Field] = {
     fields.choice('literal', 'first_crossing', 'strict'),
     'line search: as the paper has it, its first crossing, or guaranteed to reach min_ssim',
   ),
-  'attack.warmup_steps': Field(0, fields.integer(0, _STEPS), 'first updates, which train on clean images'),
+  'attack.warmup_epochs': Field(0.0, fields.number(0, 1e6), 'first epochs, which train on clean images'),
   'attack.microbatch': Field(
     None, fields.optional(fields.integer(1, _BIG)), 'images attacked at a time, to save memory; divides batch_size'
   ),

@@ -109,7 +109,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
     StorageError: three writes in a row failed.
   """
   start = int(state.step)
-  saving, retry = Patience(), False
+  saving, owed = Patience(), False
   pending: tuple[int, dict[str, jax.Array]] | None = None
   with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard)) as log:
 
@@ -162,13 +162,15 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
     for step in range(start, job.num_steps):
       if step and config.eval_every and step % config.eval_every == 0:
         evaluate(step)
+      if pending is not None and pending[1]['finite'].is_ready():
+        settle()  # nobody waits for it; its line gets the time at which it was finished
       state, metrics = job.step(state, job.read(step))
       stop.unsaved = True
       settle()
       pending = step + 1, metrics
-      due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
-      if due or (retry and step + 1 >= saving.retry_at):
-        retry = not save(step + 1)
+      owed = owed or bool(config.checkpoint_every and (step + 1) % config.checkpoint_every == 0)
+      if owed and step + 1 >= saving.retry_at:
+        owed = not save(step + 1)
       finish_if_asked(step + 1)
     save(job.num_steps, final=True)
     evaluate(job.num_steps)

@@ -51,9 +51,9 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   """
   sharding.check_batch_size(mesh, config.batch_size)
   num_steps = num_steps_of(config, dataset.num_examples)
-  warmup = int(num_steps * config.optimizer.warmup_epochs / config.num_epochs)
+  steps_of = lambda epochs: int(num_steps * epochs / config.num_epochs)  # a shorter run keeps the shape of a longer one
   peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
-  schedule = schedules.warmup_cosine(peak, num_steps, warmup)
+  schedule = schedules.warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
   classifier = lambda **options: classifiers.CLASSIFIERS[config.classifier.name](
     dataset.num_classes,
     dtype=jnp.dtype(config.precision),
@@ -68,7 +68,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
     attacked_classifier=classifier(conv=per_example_conv.loop_conv, axis_name=sharding.AXIS),
     attack_batch_norm=config.attack.batch_norm,
     attack=attack,
-    warmup_steps=config.attack.warmup_steps,
+    warmup_steps=steps_of(config.attack.warmup_epochs),
     before=augmentations.chain(config.augment.before),
     after=augmentations.chain(config.augment.after),
     optimizer=sgd(

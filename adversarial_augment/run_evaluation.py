@@ -43,7 +43,7 @@ class Evaluation:
     self._config, self._workdir, self._static, self._splits, self._began = config, workdir, static, splits, began
     self._between = 'validation' if 'validation' in splits else 'test'
     self._attack, self._phi = None, {}
-    if 'ada' in config.evals:
+    if 'ada' in config.evals or static.attack is not None:  # a run with an adversary shows it, evaluated or not
       attack, phi, _ = recipe.build_attack(config, static.mesh, static.classifier, splits['test'].image_shape)
       self._attack, self._phi = attack, sharding.replicate(static.mesh, phi)
     self._evaluators = functools.cache(self._make_evaluators)  # built once: each would compile anew
@@ -90,7 +90,9 @@ class Evaluation:
   def _make_evaluators(self, split: str) -> dict[str, Callable[[TrainState, Poll], dict[str, Any]]]:
     adversary: dict[str, Any] = {'clean': {}, 'ada': {'attack': self._attack, 'phi': self._phi}}
     static = self._static
-    make = functools.partial(accuracy, static.attacked_classifier, self._splits[split], static.mesh, static.batch_size)
+    dataset = self._splits[split]
+    dataset = dataset._replace(num_examples=min(dataset.num_examples, self._config.eval_images or dataset.num_examples))
+    make = functools.partial(accuracy, static.attacked_classifier, dataset, static.mesh, static.batch_size)
     return {name: make(**adversary[name]) for name in self._config.evals}
 
   def _measure(self, state: TrainState, step: int, split: str, sha256: str, poll: Poll) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class RunLog:
         self._board.add(step, {name: value for name, value in line.items() if name != 'step'})
       except StorageError as error:
         tell(f'warning: {error} The run goes on without TensorBoard files.')
+        self._board.close()
         self._board = None
     if not self._bar.disable:
       self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s', refresh=False)

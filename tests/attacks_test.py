@@ -11,6 +11,8 @@ from adversarial_augment import attacks, corruption_nets, per_example_conv, ssim
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.pgd import pgd
 from adversarial_augment.attacks.steps import STEPS
+from adversarial_augment.corruption_nets import weights
+from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import UserError
 from tests import tiny
 
@@ -187,6 +189,39 @@ def test_cross_entropy_is_finite_and_in_float32():
   np.testing.assert_allclose(losses, [np.float32(logits[0, 0]) * 2, np.log(3)], rtol=1e-5)
 
 
+def clipped_network(phi, images):
+  return jnp.clip(linear_network(phi, images), 0, 1)
+
+
+@functools.partial(jax.jit, static_argnames='microbatch')
+def run_ada(nu, microbatch=None):
+  identity = {'w': np.eye(3, dtype=np.float32), 'b': np.float32([0.01, -0.01, 0.02]), 'dead': PHI['dead']}
+  attack = attacks.ada(clipped_network, nu=nu, num_steps=4)
+  attack = attacks.in_microbatches(attack, microbatch) if microbatch else attack
+  return attack(KEYS, linear_logits, IMAGES, LABELS, identity)
+
+
+def test_parts_of_a_batch_give_what_the_batch_gives():
+  whole, parts = run_ada(0.015), run_ada(0.015, microbatch=2)
+  np.testing.assert_allclose(parts.images, whole.images, atol=1e-6)
+  for name, value in whole.metrics.items():
+    np.testing.assert_allclose(parts.metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_severe_corruptions_are_pulled_back_and_reported():
+  mild, severe = run_ada(0.015), run_ada(30.0)
+  assert not np.any(mild.metrics['ssim_corrected'])
+  assert float(mild.metrics['ssim'].min()) > 0.9
+  corrected = np.asarray(severe.metrics['ssim_corrected'])
+  np.testing.assert_array_equal(corrected, np.asarray(severe.metrics['ssim']) < 0.3)
+  assert corrected.mean() > 0
+  assert not np.any(severe.metrics['ssim_below_min'])
+  assert float(ssim.ssim(IMAGES, severe.images).min()) >= 0.3 - 1e-4
+  for name, value in severe.metrics.items():
+    assert value.shape == (6,), name
+    assert np.isfinite(value).all(), name
+
+
 def test_a_network_of_zeros_is_refused():
   zeros = jax.tree.map(np.zeros_like, PHI)
   with pytest.raises(UserError, match='load trained weights'):
@@ -254,29 +289,22 @@ def ascend(keys, images, labels, nu):
   return _ascend(keys, images, labels, small_edsr()[1], nu)
 
 
-@functools.partial(jax.jit, static_argnames='microbatch')
-def _run_ada(phi, nu, microbatch):
-  images, labels = (x[-16:] for x in examples())
-  attack = attacks.ada(small_edsr()[0].apply, nu=nu, num_steps=2)
-  attack = attacks.in_microbatches(attack, microbatch) if microbatch else attack
-  return attack(keys_of(np.arange(16)), trained_logits, images, labels, phi)
+pull_back = jax.jit(functools.partial(ssim.correct, min_ssim=0.3, root='strict'))
 
 
-def run_ada(nu, microbatch=None):
-  return _run_ada(small_edsr()[1], np.float32(nu), microbatch)
-
-
-def check_feasible(ascent, nu) -> None:
+def check_feasible(clean, ascent, nu) -> None:
   """P17 in float64 NumPy, on the recorded perturbations."""
   _, phi = small_edsr()
   for beta, block in zip(jax.tree.leaves(ascent.perturbations), jax.tree.leaves(phi), strict=True):
     norms = np.linalg.norm(np.asarray(beta, float).reshape(len(beta), -1), axis=1)
     assert norms.max() <= nu * np.linalg.norm(np.asarray(block, float)) * (1 + 1e-6)
-  images = np.asarray(ascent.images)
-  assert images.dtype == np.float32
-  assert np.isfinite(images).all()
-  assert images.min() >= 0
-  assert images.max() <= 1
+  searched = pull_back(clean, ascent.images)
+  assert float(searched.ssim_after.min()) >= 0.3 - 1e-4
+  for images in (np.asarray(ascent.images), np.asarray(searched.images)):
+    assert images.dtype == np.float32
+    assert np.isfinite(images).all()
+    assert images.min() >= 0
+    assert images.max() <= 1
 
 
 def keys_of(index) -> jax.Array:
@@ -287,7 +315,7 @@ def keys_of(index) -> jax.Array:
 def test_every_example_is_in_the_corruption_set(nu):
   images, labels = examples()
   ascent = ascend(keys_of(np.arange(NUM)), images, labels, np.float32(nu))
-  check_feasible(ascent, np.float32(nu))
+  check_feasible(images, ascent, np.float32(nu))
   if nu == 0:
     assert not any(np.any(beta) for beta in jax.tree.leaves(ascent.perturbations))
     network, phi = small_edsr()
@@ -327,45 +355,38 @@ def test_an_example_does_not_depend_on_the_others():
   assert (np.asarray(whole.images)[1:] != np.asarray(changed.images)[1:]).any((1, 2, 3)).all()
 
 
-def test_parts_of_a_batch_give_what_the_batch_gives():
-  whole, parts = run_ada(0.015), run_ada(0.015, microbatch=4)
-  np.testing.assert_allclose(parts.images, whole.images, atol=1e-6)
-  for name, value in whole.metrics.items():
-    np.testing.assert_allclose(parts.metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-
-
-def test_severe_corruptions_are_pulled_back_and_reported():
-  result = run_ada(1.0)
-  corrected = np.asarray(result.metrics['ssim_corrected'])
-  np.testing.assert_array_equal(corrected, np.asarray(result.metrics['ssim']) < 0.3)
-  assert corrected.mean() > 0
-  assert not np.any(result.metrics['ssim_below_min'])
-  clean = examples()[0][-16:]
-  assert float(ssim.ssim(clean, result.images).min()) >= 0.3 - 1e-4
-  for name, value in result.metrics.items():
-    assert value.shape == (16,), name
-    assert np.isfinite(value).all(), name
-
-
 @pytest.mark.parametrize('num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), (8, 'running')])
-def test_the_attack_is_alive_from_the_first_step_on(num_devices, batch_norm):
-  """On a fresh classifier, in the stage of the train step that runs sharded."""
-  _, static, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm)
+def test_the_attack_is_alive_from_the_first_step_on(tmp_path, num_devices, batch_norm):
+  """On a fresh classifier, in the stage of the train step that runs sharded; a smaller EDSR compiles faster."""
+  sizes = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 1}
+  weights.save(tmp_path / 'phi.safetensors', random_edsr(), {'network': sizes})
+  _, static, phi, state = tiny.make(
+    num_devices, attack__batch_norm=batch_norm, corruption_net__weights=str(tmp_path / 'phi.safetensors')
+  )
   images, labels = tiny.batch(static, 0)
   corrupt = jax.jit(lambda *arrays: train_step.corrupt(static, *arrays))
   corrupted, metrics = corrupt(keys_of(np.arange(8)), images, labels, state, phi)
   assert (np.asarray(metrics['gradient_norm']) > 0).all()
   assert (np.asarray(metrics['radius_fraction']) > 0.5).all()
-  assert (np.asarray(metrics['attack_loss_end']) > np.asarray(metrics['attack_loss_start'])).all()
+  start, end = (np.asarray(metrics[f'attack_loss_{when}']) for when in ('start', 'end'))
+  # With batch statistics the images share one loss: its sum is what is maximised.
+  assert (end > start).all() if batch_norm == 'running' else end.sum() > start.sum()
   assert np.min(corrupted) >= 0
   assert np.max(corrupted) <= 1
+
+
+def random_edsr():
+  network = edsr(blocks=1, features=4, scale=1)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+  rng = np.random.default_rng(5)
+  return jax.tree.map(lambda p: np.float32(rng.uniform(-0.2, 0.2, p.shape)), shapes)
 
 
 def test_memory_grows_with_the_images_at_a_time():
   network, phi = small_edsr()
   sizes = [attacks.attack_bytes(network.apply, phi, trained_logits, (32, 32, 3), n) for n in (1, 4)]
-  assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.1)
-  assert sizes[0] > 3 * 4 * trees.count(phi)
+  assert 3 * sizes[0] < sizes[1] < 4.1 * sizes[0]
+  assert sizes[0] > 3 * 4 * trees.count(phi)  # three copies of beta, in bytes
 
 
 @pytest.mark.slow
@@ -375,4 +396,5 @@ def test_ten_thousand_examples_are_in_the_corruption_set(nu):
   for start in range(0, 10_000, NUM):
     shift = start % 29
     moved = np.roll(images, shift, axis=(1, 2))[:, :: 1 if start % 2 else -1]
-    check_feasible(ascend(keys_of(start + np.arange(NUM)), moved, labels, np.float32(nu)), np.float32(nu))
+    ascent = ascend(keys_of(start + np.arange(NUM)), moved, labels, np.float32(nu))
+    check_feasible(moved, ascent, np.float32(nu))

@@ -20,8 +20,11 @@ IMAGES = np.random.default_rng(0).uniform(size=(2, 8, 6, 3))
 
 
 def init(network, dtype=jnp.float32):
-  phi = jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 3), dtype))
-  return jax.tree.map(lambda p: p.astype(dtype), phi)
+  """Parameters of torch's default scale, drawn by NumPy: no initialiser to compile."""
+  shapes = jax.eval_shape(network.init, KEY, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+  rng = np.random.default_rng(3)
+  draw = lambda p: jnp.asarray(rng.uniform(-1, 1, p.shape) / np.sqrt(9 * max(p.shape[-2:])), dtype)
+  return jax.tree.map(draw, shapes)
 
 
 @pytest.mark.parametrize('scale, count, blocks', [(1, 1_222_147, 70), (2, 1_369_859, 72), (4, 1_517_571, 74)])
@@ -61,7 +64,7 @@ def forward_numpy(phi, image, blocks, scale):
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('scale', [1, 2, 4])
+@pytest.mark.parametrize('scale', [1, 4])
 def test_forward_is_that_of_numpy_and_native_is_its_average_in_range(scale):
   make = functools.partial(edsr, blocks=1, features=4, scale=scale)
   phi = init(make(), jnp.float64)
@@ -75,7 +78,8 @@ def test_forward_is_that_of_numpy_and_native_is_its_average_in_range(scale):
 
 
 def test_no_block_starts_at_zero_and_all_have_the_default_scale_of_torch():
-  for name, layer in init(edsr(blocks=1, features=16, scale=2)).items():
+  network = edsr(blocks=1, features=16, scale=1)
+  for name, layer in jax.jit(network.init)(KEY, jnp.zeros((1, 8, 8, 3))).items():
     bound = 1 / np.sqrt(9 * layer['w'].shape[2])
     for array in layer.values():
       assert 0 < np.abs(array).max() <= bound, name
@@ -107,12 +111,11 @@ def test_perturbations_of_each_example_are_those_of_the_network():
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('impl', ['map', 'im2col'])
-def test_gradients_of_the_attacked_loss_are_those_of_finite_differences(impl):
+def test_gradients_of_the_attacked_loss_are_those_of_finite_differences():
   """Through phi + beta, the network, its clip, a classifier and the loss."""
   network = edsr(blocks=1, features=4, scale=2)
   phi = init(network, jnp.float64)
-  ball = attacks.weight_ball(network.apply, nu=0.1, impl=impl)
+  ball = attacks.weight_ball(network.apply, nu=0.1)
   head = jnp.asarray(np.random.default_rng(2).normal(size=(8 * 6 * 3, 4)) / 10)
   images = jnp.asarray(IMAGES)
 
@@ -137,6 +140,8 @@ def test_mean_shift_layers_change_the_blocks_and_not_the_function():
   plain, shifted = (edsr(blocks=1, features=4, scale=1, perturb_mean_shift=flag) for flag in (False, True))
   phi, more = init(plain), init(shifted)
   assert {name.partition('/')[2] for name in more.keys() - phi.keys()} == {'sub_mean', 'add_mean'}
+  for name, sign in (('edsr/sub_mean', -1), ('edsr/add_mean', 1)):
+    more[name] = {'w': jnp.eye(3), 'b': jnp.float32(sign * 255 * MEAN)}
   assert len(jax.tree.leaves(more)) == len(jax.tree.leaves(phi)) + 4
   images = jnp.float32(IMAGES)
   same = {name: phi.get(name, more[name]) for name in more}

@@ -22,7 +22,7 @@ LAYERS = {
   'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'datasets': 1,
   'cli': 1, 'sharding': 1,
   'checkpoints': 2, 'evaluators': 2, 'figures': 2, 'run_log': 2,
-  'loop': 3, 'recipe': 3, 'summary': 3, 'train_step': 3,
+  'loop': 3, 'recipe': 3, 'run_evaluation': 3, 'summary': 3, 'train_step': 3,
   'convert': 4, 'prepare': 4, 'pretrain': 4, 'train': 4,
 }  # fmt: skip
 

@@ -84,10 +84,19 @@ class Run:
 
 
 class Rig:
-  """What the runs of a test session share."""
+  """What the runs of a test session share: a folder with compiled programs and with the runs to compare with."""
 
-  def __init__(self, cache: Path):
-    self.env = {'JAX_COMPILATION_CACHE_DIR': os.environ.get('JAX_COMPILATION_CACHE_DIR', str(cache))}
+  def __init__(self, folder: Path):
+    self._folder = folder / 'rig'
+    self._folder.mkdir(exist_ok=True)
+    self.env = {'JAX_COMPILATION_CACHE_DIR': os.environ.get('JAX_COMPILATION_CACHE_DIR', str(self._folder / 'xla'))}
+
+  def straight(self, base: Sequence[str] = NOMINAL) -> Path:
+    """Returns the workdir of a run that nobody interrupted."""
+    workdir = self._folder / ('nominal' if base == NOMINAL else 'ada')
+    if not (workdir / 'results' / 'train.json').exists():
+      self.finish(workdir, base=base)
+    return workdir
 
   def start(self, workdir: Path, *flags: str, base: Sequence[str] = NOMINAL, wrapper: Sequence[str] = (), **env: str):
     return Run(workdir, [*base, *flags], self.env | env, wrapper)
@@ -152,12 +161,10 @@ def assert_same_end(workdir: Path, straight: Path) -> None:
   assert not list((workdir / 'checkpoints').glob('*.tmp'))
 
 
-def kill_at_random(rig: Rig, workdir: Path, rng: random.Random, base: Sequence[str] = NOMINAL) -> int:
-  """Starts the run and kills it some time after a random line of the log; returns the exit code."""
+def kill_at_random(rig: Rig, workdir: Path, rng: random.Random, base: Sequence[str] = NOMINAL) -> None:
+  """Starts the run and kills it some time after a random line of the log that it writes itself."""
   run = rig.start(workdir, base=base)
   step = rng.randint(1, NUM_STEPS)
-  delay = rng.uniform(0, 1.5 if step == NUM_STEPS else 0.2)
-  run.wait_for(lambda: lines(workdir)[-1:] != [] and f'step {step}/' in run.err)
-  time.sleep(delay)
+  run.wait_for(lambda: any(f'step {later}/' in run.err for later in range(step, NUM_STEPS + 1)))
+  time.sleep(rng.uniform(0, 1.5 if step == NUM_STEPS else 0.15))
   run.kill()
-  return run.process.returncode
