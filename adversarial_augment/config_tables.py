@@ -99,7 +99,7 @@ TRAIN: dict[str, Field] = {
   ),
   'attack.warmup_epochs': Field(0.0, fields.number(0, 1e6), 'first epochs, which train on clean images'),
   'attack.microbatch': Field(
-    None, fields.optional(fields.integer(1, _BIG)), 'images attacked at a time, to save memory; divides batch_size'
+    None, fields.optional(fields.integer(1, _BIG)), 'images attacked at a time on each device, to save memory'
   ),
   'augment.before': Field(
     ('pad_crop', 'flip'), fields.names('pad_crop', 'flip'), 'augmentations before the adversary, in order'

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import functools
 import json
 from pathlib import Path
-import sys
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,7 +38,9 @@ def main(argv: list[str]) -> None:
   cli.virtual_devices(config.batch_size)
   cli.compilation_cache()
   cli.distributed(arguments)
-  _train(config, arguments.workdir, sources, 'python -m adversarial_augment.pretrain ' + ' '.join(sys.argv[1:]))
+  changes = [f'--config.{name}={value}' for name, value in arguments.overrides.items() if name != 'output']
+  command = ' '.join(['python -m adversarial_augment.pretrain', f'--config={arguments.config}', *changes])
+  _train(config, arguments.workdir, sources, command)
 
 
 def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> None:

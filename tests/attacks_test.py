@@ -1,4 +1,4 @@
-"""The adversary: closed forms on a linear network, and its promises on the small EDSR that ships."""
+"""The adversary on a linear network, whose best perturbations have a closed form."""
 
 import functools
 
@@ -7,14 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, corruption_nets, per_example_conv, ssim, train_step, trees
+from adversarial_augment import attacks, ssim
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.pgd import pgd
 from adversarial_augment.attacks.steps import STEPS
-from adversarial_augment.corruption_nets import weights
-from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import UserError
-from tests import tiny
 
 RNG = np.random.default_rng(0)
 PHI = {'w': np.float32(RNG.normal(size=(3, 3))), 'b': np.float32(RNG.normal(size=3)), 'dead': np.zeros(4, np.float32)}
@@ -153,7 +150,7 @@ def test_adam_is_that_of_numpy_with_a_state_of_each_image():
     return {name: weight.reshape(-1, *[1] * (d.ndim - 1)) * d for name, d in ascent_directions(LABELS).items()}
 
   beta = {'w': np.zeros((6, 3, 3)), 'b': np.zeros((6, 3))}
-  first = second = {name: 0.0 for name in beta}
+  first = second = dict.fromkeys(beta, 0.0)
   for t in (1, 2):
     g = gradient(beta)
     first = {name: 0.9 * first[name] + 0.1 * g[name] for name in beta}
@@ -232,169 +229,3 @@ def test_a_network_of_zeros_is_refused():
 def test_unknown_rules_are_refused(options, word):
   with pytest.raises(UserError, match=f'Did you mean {word}'):
     attacks.ada(linear_network, **options)
-
-
-# The small EDSR that ships, against a classifier fitted by least squares.
-
-SMALL = 'edsr_4x16_x1'
-NUM = 64
-
-
-def edges() -> np.ndarray:
-  """Images at the edges of the range: black, white, one colour, saturated noise."""
-  rng = np.random.default_rng(1)
-  one_colour = np.broadcast_to(np.float32([0.2, 0.5, 0.9]), (32, 32, 3))
-  saturated = rng.integers(0, 2, (32, 32, 3)).astype(np.float32)
-  return np.stack([np.zeros((32, 32, 3), np.float32), np.ones((32, 32, 3), np.float32), one_colour, saturated])
-
-
-@functools.cache
-def examples() -> tuple[np.ndarray, np.ndarray]:
-  images, labels = tiny.dataset(NUM).read(np.arange(NUM))
-  images = images.astype(np.float32) / 255
-  return np.concatenate([images[: NUM - 4], edges()]), labels
-
-
-def pooled(images):
-  flat = images.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 48)
-  return flat, flat.mean(-1, keepdims=True) ** 2
-
-
-@functools.cache
-def fitted() -> np.ndarray:
-  images, labels = tiny.dataset(NUM).read(np.arange(NUM))
-  flat = np.concatenate([*pooled(images / 255.0), np.ones((NUM, 1))], -1)
-  return np.linalg.solve(flat.T @ flat + 1e-3 * np.eye(flat.shape[1]), flat.T @ (8 * np.eye(10)[labels] - 4))
-
-
-def trained_logits(images):
-  """A frozen classifier whose logits of an image do not depend on the others."""
-  weights = jnp.asarray(fitted(), images.dtype)
-  return jnp.concatenate([*pooled(images), jnp.ones((images.shape[0], 1), images.dtype)], -1) @ weights
-
-
-@functools.cache
-def small_edsr():
-  return corruption_nets.load('edsr', SMALL)
-
-
-@jax.jit
-def _ascend(keys, images, labels, phi, nu):
-  ball = attacks.weight_ball(small_edsr()[0].apply, nu=nu)
-  return pgd(ball, keys, trained_logits, images, labels, phi, num_steps=3, step=STEPS['sign'], step_fraction=0.25)
-
-
-def ascend(keys, images, labels, nu):
-  """One compilation for every nu."""
-  return _ascend(keys, images, labels, small_edsr()[1], nu)
-
-
-pull_back = jax.jit(functools.partial(ssim.correct, min_ssim=0.3, root='strict'))
-
-
-def check_feasible(clean, ascent, nu) -> None:
-  """P17 in float64 NumPy, on the recorded perturbations."""
-  _, phi = small_edsr()
-  for beta, block in zip(jax.tree.leaves(ascent.perturbations), jax.tree.leaves(phi), strict=True):
-    norms = np.linalg.norm(np.asarray(beta, float).reshape(len(beta), -1), axis=1)
-    assert norms.max() <= nu * np.linalg.norm(np.asarray(block, float)) * (1 + 1e-6)
-  searched = pull_back(clean, ascent.images)
-  assert float(searched.ssim_after.min()) >= 0.3 - 1e-4
-  for images in (np.asarray(ascent.images), np.asarray(searched.images)):
-    assert images.dtype == np.float32
-    assert np.isfinite(images).all()
-    assert images.min() >= 0
-    assert images.max() <= 1
-
-
-def keys_of(index) -> jax.Array:
-  return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(7)))(jnp.asarray(index))
-
-
-@pytest.mark.parametrize('nu', [0.0, 1e-6, 0.015, 1.0, 100.0])
-def test_every_example_is_in_the_corruption_set(nu):
-  images, labels = examples()
-  ascent = ascend(keys_of(np.arange(NUM)), images, labels, np.float32(nu))
-  check_feasible(images, ascent, np.float32(nu))
-  if nu == 0:
-    assert not any(np.any(beta) for beta in jax.tree.leaves(ascent.perturbations))
-    network, phi = small_edsr()
-    alone = lambda phi, image: network.apply(phi, image[None])[0]
-    shared = jax.tree.map(lambda p: jnp.broadcast_to(p, (NUM, *p.shape)), phi)
-    np.testing.assert_array_equal(ascent.images, jax.jit(per_example_conv.over_examples(alone))(shared, images))
-    np.testing.assert_allclose(ascent.images, jax.jit(network.apply)(phi, images), atol=1e-5)
-  else:
-    fractions = np.stack(jax.tree.leaves(jax.vmap(trees.block_norms)(ascent.perturbations)), -1)
-    limits = np.float32(nu) * np.stack(jax.tree.leaves(trees.block_norms(small_edsr()[1])))
-    assert (np.median(fractions / limits, axis=1) > 0.5).all()
-
-
-@pytest.mark.parametrize('nu', [0.015, 0.1])
-def test_the_loss_rises_on_a_trained_classifier(nu):
-  images, labels = examples()
-  images, labels = images[: NUM - 4], labels[: NUM - 4]
-  clean = np.asarray(trained_logits(jnp.asarray(images)).argmax(-1) == labels)
-  assert clean.mean() > 0.85  # trained
-  padded = ascend(keys_of(np.arange(NUM)), *examples(), np.float32(nu))
-  start, end, gradients = (np.asarray(x)[: NUM - 4] for x in (padded.loss_start, padded.loss_end, padded.gradient_norm))
-  assert (end > start).mean() >= 0.95
-  assert (gradients > 0).all()
-
-
-def test_an_example_does_not_depend_on_the_others():
-  images, labels = examples()
-  keys = keys_of(np.arange(NUM))
-  whole = ascend(keys, images, labels, np.float32(0.015))
-  order = np.random.default_rng(2).permutation(NUM)
-  permuted = ascend(keys[order], images[order], labels[order], np.float32(0.015))
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a)[order], b), whole, permuted)
-  others = images.copy()
-  others[1:] = 1 - others[1:]
-  changed = ascend(keys, others, labels, np.float32(0.015))
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), whole, changed)
-  assert (np.asarray(whole.images)[1:] != np.asarray(changed.images)[1:]).any((1, 2, 3)).all()
-
-
-@pytest.mark.parametrize('num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), (8, 'running')])
-def test_the_attack_is_alive_from_the_first_step_on(tmp_path, num_devices, batch_norm):
-  """On a fresh classifier, in the stage of the train step that runs sharded; a smaller EDSR compiles faster."""
-  sizes = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 1}
-  weights.save(tmp_path / 'phi.safetensors', random_edsr(), {'network': sizes})
-  _, static, phi, state = tiny.make(
-    num_devices, attack__batch_norm=batch_norm, corruption_net__weights=str(tmp_path / 'phi.safetensors')
-  )
-  images, labels = tiny.batch(static, 0)
-  corrupt = jax.jit(lambda *arrays: train_step.corrupt(static, *arrays))
-  corrupted, metrics = corrupt(keys_of(np.arange(8)), images, labels, state, phi)
-  assert (np.asarray(metrics['gradient_norm']) > 0).all()
-  assert (np.asarray(metrics['radius_fraction']) > 0.5).all()
-  start, end = (np.asarray(metrics[f'attack_loss_{when}']) for when in ('start', 'end'))
-  # With batch statistics the images share one loss: its sum is what is maximised.
-  assert (end > start).all() if batch_norm == 'running' else end.sum() > start.sum()
-  assert np.min(corrupted) >= 0
-  assert np.max(corrupted) <= 1
-
-
-def random_edsr():
-  network = edsr(blocks=1, features=4, scale=1)
-  shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
-  rng = np.random.default_rng(5)
-  return jax.tree.map(lambda p: np.float32(rng.uniform(-0.2, 0.2, p.shape)), shapes)
-
-
-def test_memory_grows_with_the_images_at_a_time():
-  network, phi = small_edsr()
-  sizes = [attacks.attack_bytes(network.apply, phi, trained_logits, (32, 32, 3), n) for n in (1, 4)]
-  assert 3 * sizes[0] < sizes[1] < 4.1 * sizes[0]
-  assert sizes[0] > 3 * 4 * trees.count(phi)  # three copies of beta, in bytes
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('nu', [1e-6, 0.015, 1.0])
-def test_ten_thousand_examples_are_in_the_corruption_set(nu):
-  images, labels = examples()
-  for start in range(0, 10_000, NUM):
-    shift = start % 29
-    moved = np.roll(images, shift, axis=(1, 2))[:, :: 1 if start % 2 else -1]
-    ascent = ascend(keys_of(start + np.arange(NUM)), moved, labels, np.float32(nu))
-    check_feasible(moved, ascent, np.float32(nu))

@@ -61,8 +61,9 @@ def test_every_setting_exists_and_is_valid():
   settings = re.findall(r'--config\.([\w.]+)=(\S+?)[`\s]', README)
   assert len(settings) > 8
   configs.validate(configs.override(configs.base_config(), dict(settings)))
-  named = re.findall(r'`((?:attack|optimizer|classifier|corruption_net|augment)\.[a-z_]+)(?:=\w+)?`', README)
-  assert set(named) <= configs.TRAIN.keys()
+  text = ''.join(page.read_text() for page in PAGES)
+  named = set(re.findall(r'`((?:attack|optimizer|classifier|corruption_net|augment)\.[a-z_]+)(?:=\w+)?`', text))
+  assert named <= configs.TRAIN.keys()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)

@@ -58,9 +58,10 @@ def test_a_signal_while_training_saves_the_current_step_and_a_second_run_goes_on
   saved = trainer.newest(tmp_path / 'w')
   assert saved >= reached
   assert [line['step'] for line in trainer.lines(tmp_path / 'w')] == list(range(1, saved + 1))
-  said = run.err.splitlines()[-2:]
-  assert said[0] == 'SIGTERM: saving after this step; a second signal ends at once.'
-  assert said[1] == f'train: stopped by SIGTERM after step {saved} of 100000, which is saved; the same command goes on.'
+  said = run.err.splitlines()
+  assert 'SIGTERM: saving after this step; a second signal ends at once.' in said
+  end = f'stopped by SIGTERM after step {saved} of 100000, which is saved; the same command goes on.'
+  assert said[-1] == f'train: {end}'
 
   run = rig.start(tmp_path / 'w', LONG, '--config.checkpoint_every=0', '--config.eval_every=0')
   run.wait_for_line(f'step {saved + 1}/')
@@ -81,7 +82,6 @@ def interrupt_at(rig: trainer.Rig, workdir: Path, text: str, number: int, delay:
   run.process.send_signal(number)
   code = run.wait()
   assert code in (75, 0), run.err
-  assert '--- ' not in run.err
   assert 'Traceback' not in run.err
 
 

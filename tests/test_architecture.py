@@ -27,7 +27,7 @@ LAYERS = {
 }  # fmt: skip
 
 HAIKU = ('classifiers', 'corruption_nets')
-CONFIG_DICT = ('cli', 'config', 'loop', 'pretrain', 'recipe', 'summary', 'train')
+CONFIG_DICT = ('cli', 'config', 'loop', 'pretrain', 'recipe', 'run_evaluation', 'summary', 'train')
 HEAVY = ('matplotlib', 'orbax', 'skimage', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'torch')
 
 

@@ -1,12 +1,15 @@
 """The host loop with a step of one multiplication: logs, saves, stops, full disks, NaN, progress."""
 
 from collections.abc import Callable, Iterator
+import io
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import jax
@@ -16,7 +19,7 @@ import pytest
 
 from adversarial_augment import checkpoints, loop, run_log
 from adversarial_augment import config as configs
-from adversarial_augment.errors import NumericalError, StorageError, Stopped
+from adversarial_augment.errors import NumericalError, Stopped, StorageError
 from adversarial_augment.types import TrainState
 
 BATCH = 4
@@ -46,14 +49,14 @@ def multiply(state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str,
 
 
 def start(
-    workdir: Path,
-    num_steps: int = 12,
-    at: dict[int, Callable[[], object]] | None = None,
-    batch: Callable[[int], float] = lambda step: 1.01,
-    evaluate: Callable = lambda state, step, poll: poll(),
-    tensorboard: bool = False,
-    step: Callable = multiply,
-    **overrides: object,
+  workdir: Path,
+  num_steps: int = 12,
+  at: dict[int, Callable[[], object]] | None = None,
+  batch: Callable[[int], float] = lambda step: 1.01,
+  evaluate: Callable = lambda state, step, poll: poll(),
+  tensorboard: bool = False,
+  step: Callable = multiply,
+  **overrides: object,
 ) -> TrainState:
   """Runs or resumes; `at` maps steps made so far to what happens just before the next one."""
 
@@ -64,15 +67,15 @@ def start(
   changed = {'num_steps': num_steps, 'log_every': 1, 'checkpoint_every': 4} | overrides
   config = configs.override(configs.base_config(), {name: str(value) for name, value in changed.items()})
   job = loop.Job(
-      num_steps=num_steps,
-      images_per_step=BATCH,
-      keep_checkpoints=3,
-      tensorboard=tensorboard,
-      step=step,
-      read=read,
-      describe=lambda step, values: {'step': step, **values},
-      evaluate=evaluate,
-      dump=lambda step, path: np.savez(path, step=step),
+    num_steps=num_steps,
+    images_per_step=BATCH,
+    keep_checkpoints=3,
+    tensorboard=tensorboard,
+    step=step,
+    read=read,
+    describe=lambda step, values: {'step': step, **values},
+    evaluate=evaluate,
+    dump=lambda step, path: np.savez(path, step=step),
   )
   with loop.open_run(workdir, config) as stop:
     return loop.run(workdir, config, loop.resume(workdir, first_state()), job, stop)
@@ -98,8 +101,8 @@ def kill(number: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(
-    'num_steps, log_every, expected',
-    [(1, 50, [1]), (12, 1, list(range(1, 13))), (12, 5, [1, 5, 10, 12]), (10, 5, [1, 5, 10])],
+  'num_steps, log_every, expected',
+  [(1, 50, [1]), (12, 1, list(range(1, 13))), (12, 5, [1, 5, 10, 12]), (10, 5, [1, 5, 10])],
 )
 def test_lines_are_the_first_the_due_and_the_last(tmp_path, num_steps, log_every, expected):
   state = start(tmp_path / 'w', num_steps, log_every=log_every)
@@ -155,8 +158,12 @@ def test_resumed_run_equals_an_uninterrupted_one_and_its_log(tmp_path):
 def test_every_line_up_to_a_checkpoint_is_written_before_it(tmp_path, monkeypatch):
   """Else a kill just after the checkpoint would leave a gap in the log."""
   save, before = checkpoints.save, {}
-  recorded = lambda folder, step, *args, **kw: (before.update({step: steps(tmp_path / 'w')}), save(folder, step, *args, **kw))
-  monkeypatch.setattr(checkpoints, 'save', recorded)
+
+  def record(folder: Path, step: int, *args, **options) -> Path:
+    before[step] = steps(tmp_path / 'w')
+    return save(folder, step, *args, **options)
+
+  monkeypatch.setattr(checkpoints, 'save', record)
   start(tmp_path / 'w')
   assert before == {step: list(range(1, step + 1)) for step in (4, 8, 12)}
 
@@ -338,6 +345,19 @@ def test_plain_lines_name_step_loss_rate_and_time_left(tmp_path, capfd):
   assert len(shown) == 3
   assert shown[0].startswith('step 1/3  loss 64.6  ')
   assert all('images/s  ETA 00:00:' in line for line in shown)
+
+
+def test_a_terminal_gets_a_bar_with_step_loss_rate_and_time_left(tmp_path, monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+      return True
+
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  start(tmp_path / 'w', 3, {step: lambda: time.sleep(0.2) for step in (1, 2)})
+  shown = re.split(r'[\r\n]', terminal.getvalue())
+  assert not any(line.startswith('step ') for line in shown)
+  assert re.search(r' 3/3 \[\d\d:\d\d<\d\d:\d\d, .*step.*, loss 65.9  [\d.e+]+ images/s\]', shown[-2]), shown
 
 
 def test_tensorboard_files_hold_the_curves_once_after_a_resume(tmp_path):

@@ -1,0 +1,142 @@
+"""Two processes of one run, on loopback: equal numbers, one log, one end."""
+
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from adversarial_augment import run_directory
+from tests import trainer
+
+LONG = '--config.num_steps=100000'
+
+
+@pytest.fixture(scope='module')
+def rig(tmp_path_factory) -> trainer.Rig:
+  return trainer.Rig(tmp_path_factory.getbasetemp())
+
+
+def codes(runs: list[trainer.Run]) -> list[int]:
+  return [run.wait() for run in runs]
+
+
+def finish_pair(rig: trainer.Rig, workdirs: list[Path], *flags: str, base=trainer.NOMINAL) -> list[trainer.Run]:
+  runs = rig.start_pair(workdirs, *flags, base=base)
+  assert codes(runs) == [0, 0], [run.err for run in runs]
+  return runs
+
+
+def update_five_times(rig: trainer.Rig, output: Path, num_processes: int) -> dict[str, np.ndarray]:
+  address = f'127.0.0.1:{trainer.free_port()}'
+  command = [sys.executable, '-m', 'tests.distributed_worker', address, str(num_processes)]
+  workers = [
+    subprocess.Popen([*command, str(index), str(output)], env=os.environ | rig.env, cwd=trainer.ROOT)
+    for index in range(num_processes)
+  ]
+  try:
+    assert [worker.wait(trainer.PATIENCE) for worker in workers] == [0] * num_processes
+  finally:
+    for worker in workers:
+      worker.kill()
+  return dict(np.load(output))
+
+
+def test_two_processes_compute_what_one_does_in_float64(rig, tmp_path):
+  one, two = (update_five_times(rig, tmp_path / f'{count}.npz', count) for count in (1, 2))
+  assert one.keys() == two.keys()
+  assert len(one) > 20
+  largest = max(float(np.abs(one[name] - two[name]).max()) for name in one)
+  assert largest <= 1e-9
+  assert np.ptp(one['losses']) > 1e-3  # it trains
+
+
+def test_sigterm_to_one_of_two_saves_the_same_step_of_both_and_the_pair_goes_on(rig, tmp_path):
+  """The folder of process 1 is never made: process 0 alone writes."""
+  straight, workdirs = [tmp_path / 's0', tmp_path / 's1'], [tmp_path / 'w0', tmp_path / 'w1']
+  finish_pair(rig, straight)
+  runs = rig.start_pair(workdirs)
+  runs[0].wait_for_line('step 1/')
+  runs[1].process.send_signal(signal.SIGTERM)
+  assert codes(runs) == [75, 75], [run.err for run in runs]
+  saved = trainer.newest(workdirs[0])
+  assert saved == trainer.last_step(workdirs[0]) >= 1
+  for run in runs:
+    assert f'stopped by SIGTERM after step {saved} of {trainer.NUM_STEPS}, which is saved' in run.err
+  runs = finish_pair(rig, workdirs)
+  assert f'resuming from step {saved}' in runs[0].err
+  trainer.assert_same_end(workdirs[0], straight[0])
+  assert 'clean accuracy' in runs[0].out
+  assert 'clean accuracy' not in runs[1].out
+  assert 'step ' not in runs[1].err
+  assert not workdirs[1].exists()
+  assert not straight[1].exists()
+
+
+def test_an_error_of_process_0_ends_both_with_its_code(rig, tmp_path):
+  """Process 1 knows nothing of the lock, and would wait for ever."""
+  workdirs = [tmp_path / 'w0', tmp_path / 'w1']
+  workdirs[0].mkdir()
+  with run_directory.lock(workdirs[0]):
+    runs = rig.start_pair(workdirs)
+    assert codes(runs) == [2, 2], [run.err for run in runs]
+  assert all('is in use by process' in run.err for run in runs)
+  assert all('Traceback' not in run.err for run in runs)
+
+
+@pytest.mark.slow
+def test_every_error_of_process_0_ends_both_with_its_code(rig, tmp_path):
+  workdirs = [tmp_path / 'w0', tmp_path / 'w1']
+  finish_pair(rig, workdirs)
+  runs = rig.start_pair(workdirs, '--config.seed=1')
+  assert codes(runs) == [2, 2]
+  assert all('seed: 0 -> 1' in run.err for run in runs)
+  for manifest in (workdirs[0] / 'checkpoints').glob('*/MANIFEST.json'):
+    manifest.unlink()
+  runs = rig.start_pair(workdirs)
+  assert codes(runs) == [4, 4]
+  assert all('No usable checkpoint is left' in run.err for run in runs)
+  (tmp_path / 'file').touch()
+  runs = rig.start_pair([tmp_path / 'file', tmp_path / 'x'])
+  assert codes(runs) == [2, 2]
+
+
+@pytest.mark.slow
+def test_signals_to_either_process_at_any_stage_change_nothing(rig, tmp_path):
+  straight, workdirs = [tmp_path / 's0', tmp_path / 's1'], [tmp_path / 'w0', tmp_path / 'w1']
+  finish_pair(rig, straight)
+  places = (
+    ('compiling the train step...', 0, signal.SIGTERM),
+    ('step 2/', 0, signal.SIGINT),
+    ('step 6/', 1, signal.SIGINT),
+    ('evaluating on the test set', 1, signal.SIGTERM),
+  )
+  for place, index, number in places:
+    runs = rig.start_pair(workdirs)
+    runs[0].wait_for_line(place)
+    runs[index].process.send_signal(number)
+    ended = codes(runs)
+    assert ended in ([75, 75], [0, 0]), [run.err for run in runs]
+    assert trainer.newest(workdirs[0]) == trainer.last_step(workdirs[0])
+  finish_pair(rig, workdirs)
+  trainer.assert_same_end(workdirs[0], straight[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_other_and_the_pair_goes_on(rig, tmp_path, victim):
+  """134, JAX's abort: at once where process 0 died, after JAX's heartbeat of 100 s where another one did."""
+  straight, workdirs = [tmp_path / 's0', tmp_path / 's1'], [tmp_path / 'w0', tmp_path / 'w1']
+  finish_pair(rig, straight)
+  runs = rig.start_pair(workdirs)
+  runs[0].wait_for_line('step 4/')
+  began = time.monotonic()
+  runs[victim].kill()
+  assert runs[1 - victim].wait() == -signal.SIGABRT
+  assert time.monotonic() - began < 150
+  finish_pair(rig, workdirs)
+  trainer.assert_same_end(workdirs[0], straight[0])

@@ -1,0 +1,102 @@
+"""Accuracy: every image once, whatever the batch and the devices, with keys that belong to the image."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment.evaluators import accuracy
+from adversarial_augment.evaluators.batches import batches
+from adversarial_augment.types import AttackResult, Batch, Dataset, TrainState
+from tests import tiny
+
+NUM, CLASSES = 21, 5
+BYTES = np.random.default_rng(0).integers(0, 256, (NUM, 4, 4, 3), dtype=np.uint8)
+WEIGHTS = np.random.default_rng(1).normal(size=(48, CLASSES)).astype(np.float32)
+LOGITS = (BYTES.reshape(NUM, 48) / 255.0 - 0.5) @ WEIGHTS
+# The last image is right: padding repeats it, and must not count.
+LABELS = np.where(np.arange(NUM) % 4 == 0, LOGITS.argmax(-1), 4).astype(np.int32)
+CORRECT = int((LOGITS.argmax(-1) == LABELS).sum())
+STATE = TrainState(jnp.zeros((), jnp.int32), {'w': WEIGHTS}, {}, ())
+
+
+def dataset(num=NUM) -> Dataset:
+  return Dataset('some', num, CLASSES, (4, 4, 3), lambda index: Batch(BYTES[:num][index], LABELS[:num][index]), {})
+
+
+def apply(params, model_state, key, images, *, is_training):
+  assert not is_training
+  return (images.reshape(images.shape[0], 48) - 0.5) @ params['w'], model_state
+
+
+CLASSIFIER = SimpleNamespace(init=None, apply=apply)
+ignore = lambda: None
+
+
+@pytest.mark.parametrize('num_devices, batch_size', [(1, 1), (1, 8), (1, 64), (8, 8), (8, 16), (8, 32)])
+def test_every_image_counts_once(num_devices, batch_size):
+  evaluate = accuracy(CLASSIFIER, dataset(), tiny.make_mesh(num_devices), batch_size)
+  result = evaluate(STATE, ignore)
+  assert 0 < CORRECT < NUM
+  assert result == {'num_correct': CORRECT, 'num_images': NUM, 'accuracy': CORRECT / NUM}
+  assert isinstance(result['num_correct'], int)
+
+
+def test_batches_are_padded_with_masked_images():
+  parts = list(batches(dataset(), tiny.make_mesh(8), 8))
+  assert [part.images.shape for part in parts] == [(8, 4, 4, 3)] * 3
+  mask = np.concatenate([part.mask for part in parts])
+  assert mask.sum() == NUM
+  np.testing.assert_array_equal(np.concatenate([part.images for part in parts])[mask], BYTES)
+  np.testing.assert_array_equal(np.concatenate([part.labels for part in parts])[mask], LABELS)
+  np.testing.assert_array_equal(np.concatenate([part.indices for part in parts])[mask], np.arange(NUM))
+
+
+def attack(keys, logits_fn, images, labels, frozen=None):
+  """Inverts the images whose key says so."""
+  draw = jax.vmap(jax.random.uniform)(keys)
+  inverted = jnp.where((draw < frozen['share'])[:, None, None, None], 1 - images, images)
+  right = logits_fn(inverted).argmax(-1) == labels
+  return AttackResult(inverted, {'draw': draw, 'right': right.astype(jnp.float32)})
+
+
+def attacked(num_devices, batch_size, share, num=NUM):
+  phi = {'share': jnp.float32(share)}
+  mesh = tiny.make_mesh(num_devices)
+  return accuracy(CLASSIFIER, dataset(num), mesh, batch_size, attack=attack, phi=phi)(STATE, ignore)
+
+
+def test_under_attack_the_corrupted_images_count():
+  untouched, inverted = attacked(1, 8, 0.0), attacked(1, 8, 1.0)
+  assert untouched['accuracy'] == CORRECT / NUM
+  # The logits of 1 - x are the negatives of those of x.
+  assert inverted['num_correct'] == int((LOGITS.argmin(-1) == LABELS).sum())
+  assert inverted['right'] == pytest.approx(inverted['accuracy'])
+
+
+def test_the_adversary_of_an_image_depends_on_its_index_alone():
+  """Means of the attack's metrics are over the images and not the padding, and alike for every batch and mesh."""
+  results = [attacked(devices, size, 0.5) for devices, size in ((1, 4), (1, 32), (8, 8))]
+  for result in results:
+    assert result['num_correct'] == results[0]['num_correct']
+    assert result['draw'] == pytest.approx(results[0]['draw'], rel=1e-6)
+  key = jax.random.key(0)
+  draws = np.array([float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(NUM)])
+  assert results[0]['draw'] == pytest.approx(draws.mean(), rel=1e-6)
+  right = np.where(draws < 0.5, LOGITS.argmin(-1), LOGITS.argmax(-1)) == LABELS
+  assert results[0]['accuracy'] == right.mean()
+
+
+def test_poll_is_called_before_every_batch_and_may_stop_it():
+  evaluate = accuracy(CLASSIFIER, dataset(), tiny.make_mesh(1), 8)
+  calls = []
+  evaluate(STATE, lambda: calls.append(1))
+  assert len(calls) == 3
+
+  def stop():
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    evaluate(STATE, stop)

@@ -1,0 +1,110 @@
+"""What follows from a config: steps, rates, the optimiser, and the refusals that no config rule can make."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import config as configs
+from adversarial_augment import recipe
+from adversarial_augment.errors import UserError
+from tests import tiny
+
+
+def build(num_devices=1, **overrides):
+  changed = tiny.OVERRIDES | {name.replace('__', '.'): value for name, value in overrides.items()}
+  config = configs.override(configs.base_config(), changed)
+  configs.validate(config)
+  return recipe.build(config, tiny.dataset(), tiny.make_mesh(num_devices))
+
+
+@pytest.mark.parametrize(
+  'epochs, num, batch, steps', [(300.0, 50_000, 256, 58_593), (1.0, 64, 8, 8), (0.5, 100, 8, 6), (1.5, 10, 15, 1)]
+)
+def test_steps_follow_from_epochs_across_their_ends(epochs, num, batch, steps):
+  config = configs.base_config()
+  config.num_epochs, config.batch_size = epochs, batch
+  assert recipe.num_steps_of(config, num) == steps
+  config.num_steps = 7
+  assert recipe.num_steps_of(config, num) == 7
+
+
+def test_a_run_without_a_step_is_refused():
+  config = configs.base_config()
+  config.num_epochs = 0.1
+  with pytest.raises(UserError, match='config.num_epochs=0.1 of 64 images make no batch of config.batch_size=256'):
+    recipe.num_steps_of(config, 64)
+
+
+def test_derived_values_follow_the_overrides():
+  nominal = {'attack__name': 'none', 'num_steps': 'none', 'num_epochs': '10', 'optimizer__warmup_epochs': '2'}
+  small, _ = build(**nominal)
+  large, phi = build(**nominal, batch_size='512', optimizer__learning_rate='0.2')
+  assert (small.num_steps, large.num_steps) == (80, 1)
+  assert phi == {}
+  assert large.attack is None
+  assert large.attack_bytes == 0
+  longer, _ = build(**nominal | {'num_epochs': '100', 'optimizer__warmup_epochs': '20'}, batch_size='512')
+  assert longer.num_steps == 12
+  assert float(longer.schedule(2)) == pytest.approx(0.2)  # 0.1 * 512 / 256, after 12 * 20 / 100 steps
+  assert float(small.schedule(16)) == pytest.approx(0.1)  # batches below 256 keep the base
+  set_steps, _ = build(**nominal | {'num_steps': '50'})
+  assert float(set_steps.schedule(10)) == pytest.approx(0.1)  # 50 * 2 / 10 steps of warm-up
+  assert float(set_steps.schedule(5)) == pytest.approx(0.05)
+
+
+def test_the_batch_must_divide_over_the_devices():
+  with pytest.raises(UserError, match='config.batch_size=12 must be a multiple of the 8 devices; try 8 or 16'):
+    build(8, batch_size='12')
+
+
+def test_a_microbatch_must_divide_a_device_s_images():
+  running = {'attack__batch_norm': 'running', 'batch_size': '16'}
+  with pytest.raises(UserError, match='config.attack.microbatch=4 must divide the 2 images of each of the 8 devices'):
+    build(8, **running, attack__microbatch='4')
+  whole, _ = build(2, **running)
+  parts, _ = build(2, **running, attack__microbatch='2')
+  assert parts.attack_bytes < whole.attack_bytes / 3
+
+
+def test_phi_is_what_ships_and_missing_weights_are_refused():
+  config = configs.override(configs.base_config(), tiny.OVERRIDES)
+  assert recipe.weights_of(config) == 'edsr_4x16_x1'
+  with pytest.raises(UserError, match='No weights ship .*blocks=5'):
+    recipe.weights_of(configs.override(config, {'corruption_net.blocks': '5'}))
+  with pytest.raises(UserError, match='nowhere.safetensors'):
+    recipe.check_files(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}))
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('nesterov', [True, False])
+@pytest.mark.parametrize('decay_norms', [True, False])
+def test_twenty_steps_are_those_of_torch_sgd(nesterov, decay_norms):
+  """torch.optim.SGD by its documentation: decay joins the gradient, then momentum, then the rate of this step."""
+  rng = np.random.default_rng(0)
+  params = {'conv': {'w': rng.normal(size=(3, 4))}, 'norm_0': {'scale': rng.normal(size=4)}}
+  gradients = [jax.tree.map(lambda p: rng.normal(size=p.shape), params) for _ in range(20)]
+  rates = lambda count: 0.1 / (1 + count)
+  optimizer = recipe.sgd(rates, momentum=0.9, nesterov=nesterov, weight_decay=0.01, decay_batch_norm=decay_norms)
+  ours = jax.tree.map(jnp.asarray, params)
+  state = optimizer.init(ours)
+  velocity = jax.tree.map(np.zeros_like, params)
+  for t, gradient in enumerate(gradients):
+    updates, state = optimizer.update(gradient, state, ours)
+    ours = jax.tree.map(jnp.add, ours, updates)
+    for module, name in (('conv', 'w'), ('norm_0', 'scale')):
+      decay = 0.01 if module == 'conv' or decay_norms else 0.0
+      g = gradient[module][name] + decay * params[module][name]
+      velocity[module][name] = 0.9 * velocity[module][name] + g
+      direction = g + 0.9 * velocity[module][name] if nesterov else velocity[module][name]
+      params[module][name] = params[module][name] - rates(t + 1) * direction
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, params)
+
+
+def test_the_first_update_of_a_warm_up_moves():
+  static, _ = build(attack__name='none', optimizer__warmup_epochs='30')
+  params = {'w': jnp.ones(3)}
+  updates, _ = static.optimizer.update({'w': jnp.ones(3)}, static.optimizer.init(params), params)
+  assert (np.asarray(updates['w']) < 0).all()
+  # Nesterov's first step is (1 + momentum) times the gradient, at a tenth of the peak: 100 * 30 / 300 steps.
+  np.testing.assert_allclose(updates['w'], -0.01 * 1.9 * (1 + 1e-4), rtol=1e-5)

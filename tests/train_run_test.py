@@ -1,0 +1,344 @@
+"""Runs of the trainer in this process: damage, other configs, results, holdout, fine-tuning, finished runs."""
+
+from collections.abc import Iterator
+import json
+from pathlib import Path
+import shutil
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from adversarial_augment import checkpoints, run_evaluation, train
+from adversarial_augment import config as configs
+from adversarial_augment.errors import CheckpointError, NumericalError, UserError
+from adversarial_augment.types import Dataset
+from tests import tiny
+from tests.checkpoint_cases import files_of, flip
+
+NUM_STEPS = 6
+OVERRIDES = {
+  'dataset': 'embedded',
+  'batch_size': '8',
+  'num_steps': str(NUM_STEPS),
+  'classifier.depth': '10',
+  'classifier.width': '4',
+  'corruption_net.blocks': '4',
+  'corruption_net.features': '16',
+  'corruption_net.scale': '1',
+  'attack.name': 'none',
+  'evals': 'clean',
+  'log_every': '1',
+  'checkpoint_every': '2',
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(tmp_path_factory) -> Iterator[None]:
+  """Equal programs are compiled once; this is what the cache of compiled programs does for a user."""
+  compiled: dict[str, object] = {}
+  original = train._compile
+
+  def compile_or_take(static, state, read, phi):
+    name = str(jax.make_jaxpr(lambda s: s)(state)) + str(static.num_steps) + str(static.attack is None)
+    if name not in compiled:
+      compiled[name] = original(static, state, read, phi)
+    return compiled[name]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, '_compile', compile_or_take)
+    yield
+
+
+def part(start: int, stop: int, name: str) -> Dataset:
+  whole = tiny.dataset()
+  read = lambda index: whole.read(np.asarray(index) + start)
+  return whole._replace(name=name, num_examples=stop - start, read=read)
+
+
+def make_config(**overrides: str):
+  changed = OVERRIDES | {name.replace('__', '.'): value for name, value in overrides.items()}
+  config = configs.override(configs.base_config(), changed)
+  configs.validate(config)
+  return config
+
+
+def start(workdir: Path, *, validation: bool = False, **overrides: str):
+  splits = {'train': part(0, 40, 'tiny'), 'test': part(40, 64, 'tiny')}
+  if validation:
+    splits['validation'] = part(30, 40, 'tiny')
+  return train.train(make_config(**overrides), workdir, splits)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> Path:
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  start(workdir)
+  return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+  return Path(shutil.copytree(finished, tmp_path / 'w'))
+
+
+def result(workdir: Path, name: str = 'train') -> dict:
+  return json.loads((workdir / 'results' / f'{name}.json').read_text())
+
+
+def steps(workdir: Path) -> list[int]:
+  return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+# Results.
+
+
+def test_results_say_what_was_measured_and_where_it_comes_from(finished):
+  found = result(finished)
+  assert found['step'] == found['num_steps'] == NUM_STEPS
+  assert found['split'] == 'test'
+  assert found['seed'] == 0
+  clean = found['evals']['clean']
+  assert clean['num_images'] == 24
+  assert clean['accuracy'] == clean['num_correct'] / 24
+  assert found['data']['test'] == {'name': 'tiny', 'origin': 'embedded'}
+  assert found['config'] == json.loads((finished / 'config.json').read_text())
+  assert found['versions']['jax'] == jax.__version__
+  assert found['devices']['count'] == jax.device_count()
+  assert found['command'].startswith('python -m adversarial_augment.train')
+  assert found['seconds'] > 0
+  assert found['weights'] is None  # nothing here has to do with an adversary
+  manifest = json.loads((finished / 'checkpoints' / str(NUM_STEPS) / 'MANIFEST.json').read_text())
+  assert found['state_sha256'] == manifest['state_sha256']
+
+
+def test_log_lines_have_the_promised_fields(finished):
+  for line in map(json.loads, (finished / 'metrics.jsonl').read_text().splitlines()):
+    assert line.keys() == {'step', 'epoch', 'loss', 'accuracy', 'learning_rate', 'images_per_second'}
+    assert line['epoch'] == pytest.approx(line['step'] * 8 / 40)
+    assert 0 < line['images_per_second'] < 1e5
+
+
+# A finished run.
+
+
+def test_a_finished_run_prints_its_table_again_and_computes_nothing(copy, capsys, monkeypatch):
+  monkeypatch.setattr(train, '_compile', lambda *_: pytest.fail('it compiled'))
+  monkeypatch.setattr(run_evaluation.Evaluation, '_measure', lambda *_: pytest.fail('it evaluated'))
+  before = {path: path.read_bytes() for path in files_of(copy) if path.name != '.lock'}
+  start(copy)
+  accuracy = result(copy)['evals']['clean']['accuracy']
+  assert f'clean accuracy       {accuracy:.4f}  (' in capsys.readouterr().out
+  assert {path: path.read_bytes() for path in files_of(copy) if path.name != '.lock'} == before
+
+
+def test_other_evaluations_of_a_finished_run_do_not_train(copy, monkeypatch):
+  monkeypatch.setattr(train, '_compile', lambda *_: pytest.fail('it compiled'))
+  old = result(copy)
+  del old['evals']['clean']
+  (copy / 'results' / 'train.json').write_text(json.dumps(old))  # as if `evals` had been another one
+  start(copy)
+  assert result(copy)['evals'].keys() == {'clean'}
+  assert result(copy)['state_sha256'] == old['state_sha256']
+
+
+# Another config.
+
+
+@pytest.mark.parametrize(
+  'field, value, shown',
+  [
+    ('seed', '1', 'seed: 0 -> 1'),
+    ('num_steps', '8', 'num_steps: 6 -> 8'),
+    ('optimizer__learning_rate', '0.2', 'optimizer.learning_rate: 0.1 -> 0.2'),
+    ('classifier__width', '8', 'classifier.width: 4 -> 8'),
+    ('attack__name', 'ada', "attack.name: 'none' -> 'ada'"),
+  ],
+)
+def test_another_config_is_refused_with_the_difference(copy, field, value, shown):
+  with pytest.raises(UserError) as caught:
+    start(copy, **{field: value})
+  assert shown in str(caught.value)
+  assert '--workdir' in str(caught.value)
+  assert json.loads((copy / 'config.json').read_text()) == result(copy)['config']
+
+
+def test_fields_that_do_not_change_the_result_may_change(copy):
+  start(copy, log_every='3', checkpoint_every='0', eval_every='4', data_dir='/elsewhere')
+  assert json.loads((copy / 'config.json').read_text())['log_every'] == 3
+
+
+@pytest.mark.parametrize('content', [None, '{"seed": '])
+def test_a_config_that_cannot_be_read_beside_checkpoints_is_refused(copy, content):
+  """Else a run with another config would go on from them."""
+  (copy / 'config.json').unlink()
+  if content is not None:
+    (copy / 'config.json').write_text(content)
+  with pytest.raises(UserError, match=r'Cannot read .*config.json'):
+    start(copy)
+
+
+def test_a_start_that_saved_nothing_may_be_repeated_with_another_config(tmp_path):
+  with pytest.raises(UserError, match='multiple of the 8 devices; try 8 or 16'):
+    start(tmp_path / 'w', batch_size='12')
+  start(tmp_path / 'w')
+  assert result(tmp_path / 'w')['config']['batch_size'] == 8
+
+
+# Damage.
+
+
+def truncate(path: Path) -> None:
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {'flip': lambda path: flip(path, path), 'truncate': truncate, 'delete': Path.unlink}
+
+
+def damage_and_resume(copy: Path, path: Path, harm: str, capsys) -> None:
+  """The run that goes on writes the newest checkpoint anew; Orbax gives its files other names then."""
+  newest = copy / 'checkpoints' / str(NUM_STEPS)
+  name, expected = path.relative_to(newest).as_posix(), result(copy)
+  DAMAGE[harm](path)
+  start(copy)
+  lines = [line for line in capsys.readouterr().err.splitlines() if 'rejected' in line]
+  assert len(lines) == 1
+  assert lines[0].startswith(f'checkpoint {NUM_STEPS} rejected: ')
+  assert lines[0].endswith(f' in {name}; using 4')
+  assert result(copy)['state_sha256'] == expected['state_sha256']
+  assert result(copy)['evals'] == expected['evals']
+  assert steps(copy) == list(range(1, NUM_STEPS + 1))
+  manifest = json.loads((newest / 'MANIFEST.json').read_text())
+  assert manifest['state_sha256'] == expected['state_sha256']
+
+
+def files_of_newest(copy: Path) -> list[Path]:
+  return files_of(copy / 'checkpoints' / str(NUM_STEPS))
+
+
+@pytest.mark.parametrize('harm', DAMAGE)
+def test_a_damaged_checkpoint_costs_its_steps_only(copy, capsys, harm):
+  data = max(files_of_newest(copy), key=lambda path: path.stat().st_size)
+  damage_and_resume(copy, data, harm, capsys)
+  damage_and_resume(copy, copy / 'checkpoints' / str(NUM_STEPS) / 'MANIFEST.json', harm, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('harm', DAMAGE)
+def test_damage_of_any_file_costs_its_steps_only(copy, capsys, harm):
+  count = len(files_of_newest(copy))
+  assert count >= 6
+  for index in range(count):
+    path = files_of_newest(copy)[index]
+    if path.stat().st_size or harm == 'delete':
+      damage_and_resume(copy, path, harm, capsys)
+
+
+def test_all_damaged_is_exit_4_and_never_from_scratch(copy):
+  for manifest in (copy / 'checkpoints').glob('*/MANIFEST.json'):
+    flip(manifest, manifest)
+  log = (copy / 'metrics.jsonl').read_bytes()
+  with pytest.raises(CheckpointError, match='No usable checkpoint is left of 3') as caught:
+    start(copy)
+  assert caught.value.exit_code == 4
+  assert (copy / 'metrics.jsonl').read_bytes() == log
+
+
+# Evaluations while the run goes on.
+
+
+def test_validation_while_training_and_test_at_the_end_each_once(tmp_path, monkeypatch, capsys):
+  start(tmp_path / 'w', validation=True, eval_every='2')
+  for step in (2, 4):
+    found = result(tmp_path / 'w', f'eval_{step}')
+    assert (found['step'], found['split']) == (step, 'validation')
+    assert found['evals']['clean']['num_images'] == 10
+    manifest = json.loads((tmp_path / 'w' / 'checkpoints' / str(step) / 'MANIFEST.json').read_text())
+    assert found['state_sha256'] == manifest['state_sha256']
+  assert result(tmp_path / 'w')['split'] == 'test'
+  assert not (tmp_path / 'w' / 'results' / 'eval_6.json').exists()
+
+  shutil.rmtree(tmp_path / 'w' / 'checkpoints' / '6')  # as if killed before the last save
+  monkeypatch.setattr(run_evaluation.Evaluation, '_measure', lambda *_: pytest.fail('it evaluated'))
+  capsys.readouterr()
+  start(tmp_path / 'w', validation=True, eval_every='2')
+  out = capsys.readouterr().out
+  assert out.count('of 10 validation images') == 1
+  assert out.count('of 24 test images') == 1
+
+
+# Starting from another run.
+
+
+def test_init_from_takes_parameters_and_statistics_only(finished, tmp_path, capsys):
+  state = start(tmp_path / 'w', init_from=str(finished), num_steps='7')
+  assert int(state.step) == 7
+  assert f"starting from the parameters of '{finished}' after step 6" in capsys.readouterr().err
+  other = start(tmp_path / 'from_scratch', num_steps='7')
+  assert checkpoints.state_sha256(state) != checkpoints.state_sha256(other)
+  assert steps(tmp_path / 'w') == list(range(1, 8))
+
+
+def test_a_resume_does_not_need_init_from_any_more(finished, tmp_path):
+  source = Path(shutil.copytree(finished, tmp_path / 'source'))
+  start(tmp_path / 'w', init_from=str(source), num_steps='7')
+  shutil.rmtree(source)
+  shutil.rmtree(tmp_path / 'w' / 'checkpoints' / '7')
+  expected = result(tmp_path / 'w')['state_sha256']
+  assert checkpoints.state_sha256(start(tmp_path / 'w', init_from=str(source), num_steps='7')) == expected
+
+
+def test_init_from_another_architecture_names_the_leaf(finished, tmp_path):
+  expected = r"of another state: '.*/mean' is float32\[32\] in the checkpoint and float32\[64\] here"
+  with pytest.raises(UserError, match=expected):
+    start(tmp_path / 'w', init_from=str(finished), classifier__width='8')
+  with pytest.raises(UserError, match='No checkpoint under'):
+    start(tmp_path / 'w', init_from=str(tmp_path / 'nowhere'))
+
+
+# The adversary, once.
+
+
+def test_lines_of_the_warm_up_say_nothing_of_the_adversary():
+  static = types.SimpleNamespace(batch_size=8, warmup_steps=2)
+  values = {'loss': 1.0, 'accuracy': 0.5, 'learning_rate': 0.1, 'attack_loss_end': 2.0, 'ssim': 0.9}
+  before, after = (train._line(step, values, static, 40) for step in (2, 3))
+  own = {'step', 'epoch', 'loss', 'accuracy', 'learning_rate'}
+  assert before.keys() == own
+  assert after.keys() == own | {'attack_loss_end', 'ssim_mean'}
+
+
+@pytest.mark.slow
+def test_warm_up_lines_have_no_adversary_and_its_results_have_their_origin(tmp_path, capsys):
+  # Where num_steps is set, epochs count by their share of num_epochs: 200 of 300 are two of three updates.
+  flags = {'attack__name': 'ada', 'attack__num_steps': '1', 'attack__warmup_epochs': '200', 'evals': 'ada'}
+  flags['num_steps'] = '3'
+  start(tmp_path / 'w', **flags)
+  attacked = {'attack_loss_start', 'attack_loss_end', 'ssim_mean', 'ssim_corrected', 'ssim_below_min'}
+  lines = [json.loads(line) for line in (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()]
+  assert [attacked & line.keys() for line in lines] == [set(), set(), attacked]
+  found = result(tmp_path / 'w')
+  assert found['weights']['file'] == 'edsr_4x16_x1.safetensors'
+  assert len(found['weights']['sha256']) == 64
+  assert 0 < found['evals']['ada']['ssim'] <= 1
+  out = capsys.readouterr().out
+  assert 'accuracy under AdA' in out
+  assert 'mean SSIM' in out
+  if 'examples' in out:
+    figure = tmp_path / 'w' / 'figures' / 'ada_examples.png'
+    drawn = figure.stat().st_mtime_ns
+    start(tmp_path / 'w', **flags)
+    assert figure.stat().st_mtime_ns == drawn
+
+
+def test_numbers_that_explode_end_the_run_with_exit_3(tmp_path):
+  with pytest.raises(NumericalError) as caught:
+    start(tmp_path / 'w', optimizer__learning_rate='1000', optimizer__weight_decay='1000', num_steps='40')
+  assert caught.value.exit_code == 3
+  step = int(str(caught.value).split('after step ')[1].split(':')[0])
+  assert steps(tmp_path / 'w') == list(range(1, step))
+  dump = np.load(tmp_path / 'w' / 'failures' / f'step_{step}.npz')
+  assert dump['images'].shape == (8, 32, 32, 3)
+  assert dump['step'] == step - 1
+  assert all(saved < step for saved in checkpoints.steps(tmp_path / 'w' / 'checkpoints'))
