@@ -110,7 +110,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
   """
   start = int(state.step)
   saving, owed = Patience(), False
-  pending: tuple[int, dict[str, jax.Array]] | None = None
+  pending: tuple[int, dict[str, Any]] | None = None  # the step made last, and its metrics on the device
   with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard)) as log:
 
     def settle() -> None:

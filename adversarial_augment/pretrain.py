@@ -105,10 +105,16 @@ def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> No
     state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     first = jax.device_get(trees.block_norms(state.params))
     job = loop.Job(
-        num_steps=config.num_steps, images_per_step=config.batch_size, keep_checkpoints=2, tensorboard=False, step=jitted, read=read,
-        describe=lambda step, values: {'step': step, **values}, evaluate=evaluate,
-        dump=lambda step, path: np.savez(path, crops=sources[step % len(sources)](step)[0]),
-    )  # fmt: skip
+      num_steps=config.num_steps,
+      images_per_step=config.batch_size,
+      keep_checkpoints=2,
+      tensorboard=False,
+      step=jitted,
+      read=read,
+      describe=lambda step, values: {'step': step, **values},
+      evaluate=evaluate,
+      dump=lambda step, path: np.savez(path, crops=sources[step % len(sources)](step)[0]),
+    )
     state = loop.run(workdir, config, loop.resume(workdir, state), job, stop)
     if jax.process_index() != 0:
       return
@@ -220,7 +226,8 @@ def _photographs(config: ConfigDict) -> Callable:
 def _turn(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """Turns and mirrors every image at random."""
   turned = [np.rot90(image, k) for image, k in zip(images, rng.integers(4, size=len(images)), strict=True)]
-  return np.stack([image[:, ::-1] if flip else image for image, flip in zip(turned, rng.random(len(images)) < 0.5)])
+  flips = rng.random(len(images)) < 0.5
+  return np.stack([image[:, ::-1] if flip else image for image, flip in zip(turned, flips, strict=True)])
 
 
 if __name__ == '__main__':

@@ -11,8 +11,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import optax
 
-from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, per_example_conv
-from adversarial_augment import schedules, sharding
+from adversarial_augment import (
+  attacks,
+  augmentations,
+  classifiers,
+  corruption_nets,
+  per_example_conv,
+  schedules,
+  sharding,
+)
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, a matrix product as yardstick, and counts of floating-point operations.
+"""What the benchmarks share: interleaved timing, a matrix product as yardstick, and counts of operations.
 
 This is about ratios. Machines are shared and noisy: every round times every variant once, in turn, and the medians over
 rounds are compared. Beside wall time stands the processor time of all threads, which other programs disturb less.

@@ -2,8 +2,8 @@
 
   python -m benchmarks.train_step [--rounds=5]
 
-EDSR at scale 1 (4 blocks x 16 features and 16 x 64), pre-activation ResNet-18 of width 16, on 1 and on 2 devices. Prints
-milliseconds and ratios, and ends with 1 if a bound is missed.
+EDSR at scale 1 (4 blocks x 16 features and 16 x 64), pre-activation ResNet-18 of width 16, on 1 and on 2 devices.
+Prints milliseconds and ratios, and ends with 1 if a bound is missed.
 """
 
 import argparse
@@ -18,8 +18,17 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 import numpy as np
 
-from adversarial_augment import attacks, augmentations, classifiers, per_example_conv, recipe, schedules, sharding, ssim
-from adversarial_augment import train_step
+from adversarial_augment import (
+  attacks,
+  augmentations,
+  classifiers,
+  per_example_conv,
+  recipe,
+  schedules,
+  sharding,
+  ssim,
+  train_step,
+)
 from adversarial_augment.corruption_nets import CORRUPTION_NETS
 from benchmarks import timing
 

@@ -42,7 +42,7 @@ def ada(
   Returns:
     An `Attack`, called with phi as `frozen`. Its metrics, one value per image: `attack_loss_start` (after the random
     start), `attack_loss_end` (before the line search), `gradient_norm` (first step), `radius_fraction` (median over
-    blocks of ||beta_i|| / nu_i), `ssim` (before the line search), `ssim_corrected` and `ssim_below_min` (0 or 1; after).
+    blocks of ||beta_i|| / nu_i), `ssim` (before the line search), and `ssim_corrected`, `ssim_below_min` (0 or 1).
 
   Raises:
     UserError: an unknown rule, or, when called outside jit, a phi that is zero throughout.

@@ -1,4 +1,4 @@
-"""AdA's corruption set: an image-to-image network with its weights moved within a ball (section 2, arXiv 2104.01086)."""
+"""AdA's corruption set (section 2, arXiv 2104.01086): an image-to-image network with its weights moved within balls."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,6 @@ def weight_ball(apply: Callable, *, nu: float, init: str = 'ball', impl: str = '
     A perturbation set around `frozen` = phi. Blocks of norm zero stay at zero.
   """
   radii = lambda phi: jax.tree.map(lambda norm: nu * norm, trees.block_norms(phi))
-  one = lambda params, image: apply(params, image[None])[0]
 
   def corrupt(phi, image, beta):
     # phi + beta stays in the precision of phi: bfloat16 would lose a relative change of .015.
