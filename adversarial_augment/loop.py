@@ -110,6 +110,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
   """
   start = int(state.step)
   saving, owed = Patience(), False
+  alone = jax.process_count() == 1  # several processes settle in lockstep, because writing a line is a collective
   pending: tuple[int, dict[str, Any]] | None = None  # the step made last, and its metrics on the device
   with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard)) as log:
 
@@ -162,7 +163,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
     for step in range(start, job.num_steps):
       if step and config.eval_every and step % config.eval_every == 0:
         evaluate(step)
-      if pending is not None and pending[1]['finite'].is_ready():
+      if alone and pending is not None and pending[1]['finite'].is_ready():
         settle()  # nobody waits for it; its line gets the time at which it was finished
       state, metrics = job.step(state, job.read(step))
       stop.unsaved = True

@@ -111,8 +111,6 @@ class Evaluation:
   def _draw(self, state: TrainState, anew: bool) -> str | None:
     """The figure of the last state; one that is there already stays, unless the results are new too."""
     path = self._workdir / 'figures' / 'ada_examples.png'
-    if self._attack is None:
-      return None
     if anew or not path.exists():
       return summary.draw(path, self._config, self._static, self._splits['test'], state, self._attack, self._phi)
     return str(path)

@@ -113,22 +113,22 @@ def draw(
   static: recipe.Recipe,
   dataset: Dataset,
   state: TrainState,
-  attack: Attack,
+  attack: Attack | None,
   phi: PyTree,
 ) -> str | None:
-  """Draws Figure 1a with the run's classifier: the first test images, corrupted, before and after.
+  """Draws the curves of the run, and Figure 1a with its classifier: the first test images, before and after.
 
   Args:
-    path: the picture to write.
+    path: the picture of the examples; the curves go beside it.
     config: of the run.
     static: of the run.
     dataset: whose first images are drawn.
     state: of the classifier, in this process whole.
-    attack: the adversary.
+    attack: the adversary; without one there are only curves.
     phi: parameters of the corruption network.
 
   Returns:
-    The path, or None where Matplotlib, an extra, is missing.
+    The path, or None without an adversary or without Matplotlib, an extra.
 
   Raises:
     StorageError: the picture cannot be written.
@@ -138,6 +138,9 @@ def draw(
     return None
   from adversarial_augment import figures
 
+  figures.training_curves(path.with_name('training_curves.png'), path.parent.parent / 'metrics.jsonl')
+  if attack is None:
+    return None
   images, labels = dataset.read(np.arange(min(_EXAMPLES, dataset.num_examples)))
   params, model_state, phi = jax.device_get((state.params, state.model_state, phi))
   clean = jnp.asarray(images, jax.tree.leaves(params)[0].dtype) / 255
