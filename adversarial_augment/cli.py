@@ -33,7 +33,8 @@ _EXAMPLES = """examples:
   python -m adversarial_augment.{program} --config={example} --print_config
 
 exit codes: 0 done, 2 wrong input, 3 a number became NaN or infinite, 4 no usable checkpoint, 5 disk full or not
-writable, 75 stopped by a signal after saving (run the same command again), 130 interrupted before there was a state."""
+writable, 75 stopped by a signal with all saved (run the same command again), 130 interrupted before the run began, 134
+another process of the run died (start all of them again); a second signal ends at once with 128 + its number."""
 
 
 class Arguments(NamedTuple):

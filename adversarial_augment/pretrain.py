@@ -48,8 +48,18 @@ def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> No
   import jax.numpy as jnp
   import optax
 
-  from adversarial_augment import __version__, corruption_nets, loop, per_example_conv, run_directory, sharding, trees
+  from adversarial_augment import (
+    __version__,
+    corruption_nets,
+    loop,
+    per_example_conv,
+    processes,
+    run_directory,
+    sharding,
+    trees,
+  )
   from adversarial_augment.corruption_nets import weights
+  from adversarial_augment.run_log import tell
   from adversarial_augment.ssim import ssim
   from adversarial_augment.types import TrainState
 
@@ -88,10 +98,14 @@ def _train(config: ConfigDict, workdir: Path, sources: list, command: str) -> No
 
   def evaluate(state: TrainState, step: int, poll: Callable) -> None:
     poll()
-    if jax.process_index() == 0:
-      result = measure(jax.device_get(state.params)) | {'step': step}
+    params = jax.device_get(state.params)
+
+    def write() -> None:
+      result = measure(params) | {'step': step}
       run_directory.write_json(workdir / 'results' / 'pretrain.json', result)
-      loop.tell(f'step {step}: SSIM(x, c_phi(x)) on unseen images: mean {result["ssim_mean"]:.4f}')
+      tell(f'step {step}: SSIM(x, c_phi(x)) on unseen images: mean {result["ssim_mean"]:.4f}')
+
+    processes.on_process_0(write)
 
   def read(step: int) -> tuple:
     source = sources[step % len(sources)]

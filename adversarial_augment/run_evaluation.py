@@ -111,9 +111,9 @@ class Evaluation:
   def _draw(self, state: TrainState, anew: bool) -> str | None:
     """The figure of the last state; one that is there already stays, unless the results are new too."""
     path = self._workdir / 'figures' / 'ada_examples.png'
-    if anew or not path.exists():
+    if anew or not path.with_name('training_curves.png').exists():
       return summary.draw(path, self._config, self._static, self._splits['test'], state, self._attack, self._phi)
-    return str(path)
+    return str(path) if path.exists() else None
 
 
 def _read(path: Path) -> dict[str, Any]:

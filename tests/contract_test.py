@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, ssim
+from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, recipe, ssim
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.config_tables import PRETRAIN, TABLES, TRAIN
@@ -174,3 +174,11 @@ def test_every_default_is_valid_and_explained():
       assert field.kind.accepts(field.default), name
       assert field.meaning.strip(), name
       assert '\n' not in field.meaning, name
+
+
+@pytest.mark.parametrize('name, variant', [pair for pair in variants() if not pair[0].startswith('pretrain')])
+def test_the_weights_of_every_config_ship(name, variant):
+  config = configs.load(f'configs/{name}:{variant}' if variant else f'configs/{name}')
+  config.evals = ('ada',)
+  recipe.check_files(config)  # raises where they do not
+  assert corruption_nets.find(recipe.weights_of(config)).is_file()
