@@ -9,8 +9,9 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from adversarial_augment.classifiers.preact_resnet import lax_conv, preact_resnet
+from adversarial_augment.classifiers.preact_resnet import preact_resnet
 from adversarial_augment.errors import UserError
+from adversarial_augment.per_example_conv import conv as plain_conv
 
 
 def images(n=4, seed=0):
@@ -60,7 +61,7 @@ def test_feature_maps_and_strides(depth, padding):
   seen = []
 
   def conv(x, w, *, stride, padding):
-    y = lax_conv(x, w, stride=stride, padding=padding)
+    y = plain_conv(x, w, stride=stride, padding=padding)
     seen.append((w.shape[0], stride, x.shape[1], y.shape[1], padding))
     return y
 
@@ -115,7 +116,7 @@ def test_running_statistics_are_the_debiased_average():
     _, state = network.apply(params, state, None, x, is_training=True)
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2471, 0.2435, 0.2616])
     normalised = jnp.asarray((np.asarray(x) - mean) / std, jnp.float32)
-    stem = np.asarray(lax_conv(normalised, params['preact_resnet/stem']['w'], stride=1, padding='SAME'), np.float64)
+    stem = np.asarray(plain_conv(normalised, params['preact_resnet/stem']['w'], stride=1, padding='SAME'), np.float64)
     means.append(stem.mean((0, 1, 2)))
     variances.append(stem.var((0, 1, 2)))
   weights = np.array([decay**2, decay, 1.0])
@@ -208,7 +209,7 @@ def test_float64_is_float64_throughout():
 
     def conv(x, w, *, stride, padding):
       dtypes.extend([x.dtype, w.dtype])
-      return lax_conv(x, w, stride=stride, padding=padding)
+      return plain_conv(x, w, stride=stride, padding=padding)
 
     wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
     x = jnp.asarray(np.asarray(images()), jnp.float64)

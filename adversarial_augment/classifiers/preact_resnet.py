@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adversarial_augment import per_example_conv
 from adversarial_augment.errors import UserError
 
 # Blocks of each of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1) or basic (3x3, 3x3).
@@ -25,13 +26,6 @@ MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel
 STD = (0.2471, 0.2435, 0.2616)
 EPSILON = 1e-5  # of batch normalisation
 
-Padding = str | list[tuple[int, int]]
-
-
-def lax_conv(x: jax.Array, w: jax.Array, *, stride: int, padding: Padding) -> jax.Array:
-  """Convolves [n, h, w, c] with [kh, kw, c, k]."""
-  return jax.lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
 
 def preact_resnet(
   num_classes: int,
@@ -42,7 +36,7 @@ def preact_resnet(
   shortcut: str = 'preact',
   padding: str = 'torch',
   axis_name: str | None = None,
-  conv: Callable[..., jax.Array] = lax_conv,
+  conv: Callable[..., jax.Array] = per_example_conv.conv,
   dtype: Any = jnp.float32,
 ) -> hk.TransformedWithState:
   """Makes a pre-activation ResNet; the paper's classifier is depth 50, width 64 (arXiv 2104.01086, section 3).
