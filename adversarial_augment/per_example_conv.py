@@ -26,7 +26,7 @@ Conv = Callable[..., jax.Array]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-_WIDE = 32  # channels from which an Eigen convolution beats the matrix product of patches on a CPU
+_WIDE = 64  # channels from which a convolution beats the matrix product of patches on a CPU
 
 
 def conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
@@ -46,7 +46,7 @@ def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, paddi
   """Returns `conv`, in the form that suits a network mapped over examples by `over_examples`."""
   pads = _pads(images.shape, kernel.shape, stride, padding)
   wide = min(kernel.shape[2:]) >= _WIDE
-  form = _canonical if wide and jax.default_backend() == 'cpu' else _patchwise
+  form = _canonical if wide and jax.default_backend() == 'cpu' else _rowwise
   return form(images, kernel, stride, pads)
 
 
@@ -68,7 +68,7 @@ def per_example_conv(
   Raises:
     UserError: an unknown `impl`.
   """
-  one: dict[str, Conv] = {'map': example_conv, 'im2col': _patchwise_conv, 'vmap': conv}
+  one: dict[str, Conv] = {'map': example_conv, 'im2col': _rowwise_conv, 'vmap': conv}
   impl = _resolve(impl, one)
   apply = lambda kernel, image: one[impl](image[None], kernel, stride=stride, padding=padding)[0]
   return over_examples(apply, impl=impl)(kernels, images)
@@ -94,10 +94,10 @@ def _pads(image_shape, kernel_shape, stride: int, padding) -> Pads:
   return (int(top), int(bottom)), (int(left), int(right))
 
 
-def _pad(x: jax.Array, pads: Pads, stride: int = 1) -> jax.Array:
-  """Puts `stride` - 1 zeros between the pixels of [n, h, w, ...] and `pads` around them (negative ones crop)."""
-  config = [(0, 0, 0)] + [(low, high, stride - 1) for low, high in pads] + [(0, 0, 0)] * (x.ndim - 3)
-  return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
+def _pad(x: jax.Array, pads: Pads, strides: tuple[int, int] = (1, 1)) -> jax.Array:
+  """Puts strides - 1 zeros between the pixels of [n, h, w, c] and `pads` around them (negative ones crop)."""
+  spatial = [(low, high, stride - 1) for (low, high), stride in zip(pads, strides, strict=True)]
+  return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
 
 
 def _transposed_pads(x, w, g, stride: int, pads: Pads) -> Pads:
@@ -123,7 +123,7 @@ def _canonical_forward(x, w, stride, pads):
 
 def _canonical_backward(stride, pads, saved, g):
   x, w = saved
-  dilated = _pad(g, ((0, 0), (0, 0)), stride)
+  dilated = _pad(g, ((0, 0), (0, 0)), (stride, stride))
   flipped = jax.lax.optimization_barrier(w[::-1, ::-1].swapaxes(2, 3))
   dx = conv(dilated, flipped, padding=_transposed_pads(x, w, g, stride, pads))
   # Channels take the place of the batch: the gradient is a convolution of x with g as its kernel.
@@ -136,68 +136,63 @@ def _canonical_backward(stride, pads, saved, g):
 _canonical.defvjp(_canonical_forward, _canonical_backward)
 
 
-# The patchwise form: matrix products with patches of whichever side, input or output, has fewer channels.
+# The rowwise form: one matrix product with patches a single row high, then a sum over the kernel's rows. It moves a
+# third of what full patches would, and the sum fuses with what follows it.
 
 
-def _patchwise_conv(images, kernel, *, stride, padding):
-  return _patchwise(images, kernel, stride, _pads(images.shape, kernel.shape, stride, padding))
+def _rowwise_conv(images, kernel, *, stride, padding):
+  return _rowwise(images, kernel, stride, _pads(images.shape, kernel.shape, stride, padding))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _patchwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def _rowwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
   kh, kw, c, k = w.shape
-  if c <= k:
-    return _dot(_patches(_pad(x, pads), (kh, kw), stride), w.reshape(kh * kw * c, k))
-  taps = _dot(x, w.transpose(2, 0, 1, 3).reshape(c, kh * kw * k))
-  return _fold(_pad(taps, pads), (kh, kw), stride)
+  patches = _windows(_pad(x, pads), 2, kw, stride, join=3)  # [n, padded h, w', kw * c]
+  return _fold(_dot(patches, w.transpose(1, 2, 0, 3).reshape(kw * c, kh * k)), 1, kh, stride)
 
 
-def _patchwise_forward(x, w, stride, pads):
-  return _patchwise(x, w, stride, pads), (x, w)
+def _rowwise_forward(x, w, stride, pads):
+  return _rowwise(x, w, stride, pads), (x, w)
 
 
-def _patchwise_backward(stride, pads, saved, g):
+def _rowwise_backward(stride, pads, saved, g):
   x, w = saved
   kh, kw, c, k = w.shape
-  around = _transposed_pads(x, w, g, stride, pads)
-  flipped = w[::-1, ::-1].swapaxes(2, 3)  # [kh, kw, k, c]
-  if c < k:
-    dw = _outer(_patches(_pad(x, pads), (kh, kw), stride), g).reshape(kh, kw, c, k)
-    taps = _dot(g, flipped.transpose(2, 0, 1, 3).reshape(k, kh * kw * c))
-    return _fold(_pad(taps, around, stride), (kh, kw), 1), dw
-  # One matrix of patches of g serves both gradients.
-  patches = _patches(_pad(g, around, stride), (kh, kw), 1)
-  dx = _dot(patches, flipped.reshape(kh * kw * k, c))
-  dw = _outer(x, patches).reshape(c, kh, kw, k)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
-  return dx, dw
+  (top, bottom), (left, right) = pads
+  height, width = x.shape[1] + top + bottom, x.shape[2]
+  # One stack of rows of g, [n, padded h, w', kh * k], serves both gradients; its taps are in reverse order.
+  around = (kh - 1, height - (g.shape[1] - 1) * stride - 1)
+  rows = _windows(_pad(g, (around, (0, 0)), (stride, 1)), 1, kh, 1, join=3)
+  flipped = w[::-1, ::-1].transpose(0, 3, 1, 2).reshape(kh * k, kw * c)
+  across = (kw - 1 - left, width + left - (g.shape[2] - 1) * stride - 1)
+  dx = _fold(_pad(_dot(rows, flipped), ((-top, -bottom), across), (1, stride)), 2, kw, 1)
+  # Transposed before the windows are made, not after: there is less to transpose.
+  x = jax.lax.pad(
+    x.transpose(3, 0, 1, 2), jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (top, bottom, 0), (left, right, 0))
+  )
+  patches = _windows(x, 3, kw, stride, join=0)  # [kw * c, n, padded h, w']
+  dw = jax.lax.dot_general(patches, rows, (((1, 2, 3), (0, 1, 2)), ((), ())))
+  return dx, dw.reshape(kw, c, kh, k)[:, :, ::-1].transpose(2, 0, 1, 3)
 
 
-_patchwise.defvjp(_patchwise_forward, _patchwise_backward)
+_rowwise.defvjp(_rowwise_forward, _rowwise_backward)
 
 
-def _taps(x: jax.Array, size: tuple[int, int], stride: int) -> list[jax.Array]:
-  """Returns, for each tap of a window, the pixels of a padded [n, h, w, ...] that it sees, [n, h', w', ...]."""
-  out = [(x.shape[axis + 1] - size[axis]) // stride + 1 for axis in (0, 1)]
-  rows = [slice(a, a + (out[0] - 1) * stride + 1, stride) for a in range(size[0])]
-  columns = [slice(b, b + (out[1] - 1) * stride + 1, stride) for b in range(size[1])]
-  return [x[:, row, column] for row in rows for column in columns]
+def _windows(x: jax.Array, axis: int, size: int, stride: int, *, join: int) -> jax.Array:
+  """Joins, along an axis of their own, what each tap of a window along `axis` sees of a padded image."""
+  x = jax.lax.optimization_barrier(x)  # or XLA pads anew for each tap
+  length = (x.shape[axis] - size) // stride * stride + 1
+  return jnp.concatenate([jax.lax.slice_in_dim(x, a, a + length, stride, axis) for a in range(size)], join)
 
 
-def _patches(x: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
-  """[n, h, w, c] -> [n, h', w', kh * kw * c]"""
-  return jnp.concatenate(_taps(x, size, stride), axis=-1)
-
-
-def _fold(z: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
-  """[n, h, w, kh * kw * c] -> [n, h', w', c]: the sum over taps of what each contributes."""
-  parts = jnp.split(z, size[0] * size[1], axis=-1)
-  return functools.reduce(jnp.add, (_taps(part, size, stride)[tap] for tap, part in enumerate(parts)))
+def _fold(z: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
+  """Sums over the taps of a window along `axis` of [n, h, w, taps * c] what each contributes."""
+  length = (z.shape[axis] - size) // stride * stride + 1
+  parts = jnp.split(z, size, axis=-1)
+  return functools.reduce(
+    jnp.add, (jax.lax.slice_in_dim(part, a, a + length, stride, axis) for a, part in enumerate(parts))
+  )
 
 
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
   return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
-
-
-def _outer(x: jax.Array, g: jax.Array) -> jax.Array:
-  """Sums x g^T over all pixels: [n, h, w, a], [n, h, w, b] -> [a, b]."""
-  return jax.lax.dot_general(x, g, (((0, 1, 2), (0, 1, 2)), ((), ())))

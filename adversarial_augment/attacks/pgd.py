@@ -66,7 +66,7 @@ def pgd(
     beta, rule_state, loss_start, gradient_norm, best = carry
     (_, losses), gradient = jax.value_and_grad(objective, has_aux=True)(beta)
     loss_start = jnp.where(i == 0, losses, loss_start)
-    gradient_norm = jnp.where(i == 0, _norms(gradient), gradient_norm)
+    gradient_norm = jax.lax.cond(i == 0, lambda: _norms(gradient), lambda: gradient_norm)
     if keep_best:
       best = _better((losses, beta), best)
     move, rule_state = jax.vmap(rule.update)(gradient, rule_state)
