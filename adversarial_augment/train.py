@@ -117,19 +117,11 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
 
 
 def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: Any) -> Callable:
-  import jax
-
-  from adversarial_augment import loop, run_directory, sharding, train_step
+  from adversarial_augment import loop, run_directory, train_step
 
   start = time.monotonic()
-  whole = sharding.replicated(static.mesh)
-  jitted = jax.jit(
-    lambda state, images, labels, phi: train_step.train_step(static, state, images, labels, phi),
-    donate_argnums=0,
-    out_shardings=whole,
-  )
   loop.tell('compiling the train step...')
-  lowered = jitted.lower(state, *read(0), phi)
+  lowered = train_step.jitted(static).lower(state, *read(0), phi)
   run_directory.crash_point('first_compile')
   compiled = lowered.compile()
   loop.tell(f'compiled in {time.monotonic() - start:.1f} s')

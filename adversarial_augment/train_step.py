@@ -5,6 +5,8 @@ devices but the first. The outer gradient is taken outside of it, under jit with
 sum over devices and the batch statistics are those of the global batch.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -21,6 +23,18 @@ def init_state(recipe: Recipe, image_shape: tuple[int, int, int]) -> TrainState:
   images = jnp.zeros((1, *image_shape))
   params, model_state = recipe.classifier.init(jax.random.key(recipe.seed), images, is_training=True)
   return TrainState(jnp.zeros((), jnp.int32), params, model_state, recipe.optimizer.init(params))
+
+
+def jitted(recipe: Recipe) -> jax.stages.Wrapped:
+  """Returns the jitted `train_step` of a recipe, (state, images, labels, phi) -> state, metrics; it takes the state."""
+  # With a device for each core, threads inside an operation get in each other's way.
+  several = jax.default_backend() == 'cpu' and recipe.mesh.local_mesh.size > 1
+  return jax.jit(
+    functools.partial(train_step, recipe),
+    donate_argnums=0,
+    out_shardings=sharding.replicated(recipe.mesh),
+    compiler_options={'xla_cpu_multi_thread_eigen': False} if several else None,
+  )
 
 
 def train_step(

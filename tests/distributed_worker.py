@@ -19,7 +19,7 @@ def main(address: str, num_processes: int, process_id: int, output: Path) -> Non
   if num_processes > 1:
     jax.distributed.initialize(address, num_processes, process_id)
   _, static, phi, state = tiny.make(num_processes)
-  step = jax.jit(lambda state, images, labels, phi: train_step.train_step(static, state, images, labels, phi))
+  step = train_step.jitted(static)
   losses = []
   for index in range(5):
     # This process's equal part of the batch, as datasets.sampling has it.
