@@ -26,7 +26,7 @@ Conv = Callable[..., jax.Array]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-_WIDE = 64  # channels from which a convolution beats the matrix product of patches on a CPU
+_WIDE = 32  # channels from which a convolution beats the matrix product of patches on a CPU
 
 
 def conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adversarial_augment import train_step
 from tests import oracle, tiny
 
 NUM_STEPS = 5
@@ -45,3 +46,12 @@ def test_five_steps_equal_the_oracle(num_devices):
   assert largest_difference(end.params, expected[1]) < 1e-9
   assert largest_difference(end.model_state, expected[2]) < 1e-9
   assert int(end.step) == NUM_STEPS
+
+
+def test_the_step_is_compiled_once():
+  _, static, phi, state = tiny.make(2)
+  step = train_step.jitted(static)
+  for index in range(3):
+    state, _ = step(state, *tiny.batch(static, index), phi)
+  assert step._cache_size() == 1
+  assert int(state.step) == 3
