@@ -25,8 +25,8 @@ import numpy as np
 
 from adversarial_augment import manifests, processes, state_arrays
 from adversarial_augment.errors import CheckpointError, NumericalError, StorageError, UserError
+from adversarial_augment.files import crash_point, fsync_path, storage_errors
 from adversarial_augment.manifests import Damaged
-from adversarial_augment.run_directory import crash_point, fsync_path, storage_errors
 
 PyTree = Any
 State = TypeVar('State')

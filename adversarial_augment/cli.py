@@ -10,9 +10,10 @@ import importlib.util
 import os
 from pathlib import Path
 import re
+import signal
 import sys
 import traceback
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -54,14 +55,8 @@ class Arguments(NamedTuple):
 class Parser(argparse.ArgumentParser):
   """An ArgumentParser that raises UserError and takes no abbreviated flags."""
 
-  def __init__(self, program: str, description: str, epilog: str = ''):
-    super().__init__(
-      prog=f'python -m adversarial_augment.{program}',
-      description=description,
-      epilog=epilog,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      allow_abbrev=False,
-    )
+  def __init__(self, **options: Any):
+    super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f'{message} (see {self.prog} --help).')
@@ -78,6 +73,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
   program = Path(sys.argv[0]).stem
   try:
     code = main(arguments) or 0
+    sys.stdout.flush()
   except (AdversarialAugmentError, KeyboardInterrupt) as error:
     if '--debug' in arguments:
       traceback.print_exc()
@@ -85,6 +81,9 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     message = ' '.join(str(error).split()) if known else 'interrupted'
     print(f'{program}: {message}', file=sys.stderr, flush=True)
     code = error.exit_code if isinstance(error, AdversarialAugmentError) else _INTERRUPTED
+  except BrokenPipeError:  # whoever read what was printed, such as `head`, has gone
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 128 + signal.SIGPIPE
   sys.exit(code)
 
 
@@ -128,7 +127,11 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   Raises:
     UserError: unknown flags, or flags that lack a value or have a wrong one.
   """
-  parser = Parser(program, description, _EXAMPLES.format(program=program, example=example))
+  parser = Parser(
+    prog=f'python -m adversarial_augment.{program}',
+    description=description,
+    epilog=_EXAMPLES.format(program=program, example=example),
+  )
   parser.add_argument('--config', default='', metavar='PATH.py[:VARIANT]', help='config file; required')
   parser.add_argument(
     '--config.FIELD', dest='_', metavar='VALUE', help='replace a field of the config, for example --config.seed=1'

@@ -13,8 +13,8 @@ from adversarial_augment import cli
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   parser = cli.Parser(
-    'convert',
-    'Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) into a weight file for '
+    prog='python -m adversarial_augment.convert',
+    description='Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) into a weight file for '
     'config.corruption_net.weights.\nNothing in the checkpoint is executed.',
   )
   parser.add_argument('source', type=Path, metavar='CHECKPOINT.pt', help='a zip checkpoint (PyTorch 1.6 or newer)')

@@ -8,7 +8,8 @@ import time
 import urllib.error
 import urllib.request
 
-from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment import files
+from adversarial_augment.errors import UserError
 
 _CHUNK = 1 << 18
 _TIMEOUT = 60.0  # seconds without a byte
@@ -84,26 +85,18 @@ def _fetch(url: str, part: pathlib.Path, have: int, size: int, report: Callable[
     resumed = response.status == 206 and response.headers.get('Content-Range', '').startswith(f'bytes {have}-')
     position = have if resumed else 0
     report(position)
-    try:
+    with files.storage_errors(f"write '{part}'"):
       file = part.open('ab' if resumed else 'wb')
-    except OSError as error:
-      raise _storage_error(part, error) from error
     with file:
       while block := response.read(_CHUNK):
         position += len(block)
         if position > size:
           file.truncate(0)
           raise UserError(f"'{url}' is longer than the {size:,} bytes expected; it is not the right file.")
-        try:
+        with files.storage_errors(f"write '{part}'"):
           file.write(block)
           file.flush()  # so that a full disk is met here
-        except OSError as error:
-          raise _storage_error(part, error) from error
         report(position)
-
-
-def _storage_error(path: pathlib.Path, error: OSError) -> StorageError:
-  return StorageError(f"Cannot write '{path}': {error.strerror}; free some space, or give another --data_dir.")
 
 
 def _explain(error: Exception, url: str) -> str:

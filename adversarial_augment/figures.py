@@ -4,16 +4,16 @@ Matplotlib, of the extra 'plots', is imported when a picture is drawn; no displa
 """
 
 from collections.abc import Sequence
-import contextlib
+import io
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-import uuid
 
 import numpy as np
 
-from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment import files
+from adversarial_augment.errors import UserError
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -153,16 +153,11 @@ def _new_figure(width: float, height: float) -> 'Figure':
 def _save(figure: 'Figure', path: str | os.PathLike) -> Path:
   """Writes the figure so that no half-written picture is ever seen."""
   target = Path(path)
-  partial = target.with_name(f'.{target.stem}.{uuid.uuid4().hex}{target.suffix}')
-  try:
+  picture = io.BytesIO()
+  figure.savefig(picture, dpi=160, format=target.suffix.removeprefix('.'))
+  with files.storage_errors(f"write the figure '{target}'"):
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(partial, dpi=160)
-    partial.replace(target)
-  except OSError as error:
-    raise StorageError(f"Cannot write the figure '{target}': {error.strerror or error}.") from error
-  finally:
-    with contextlib.suppress(OSError):  # the error above says more
-      partial.unlink(missing_ok=True)
+    files.replace(target, picture.getvalue())
   return target
 
 

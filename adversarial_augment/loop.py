@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import checkpoints, processes, run_directory, signals
+from adversarial_augment import checkpoints, files, processes, run_directory, signals
 from adversarial_augment import config as configs
 from adversarial_augment.errors import NumericalError, Stopped, UserError
 from adversarial_augment.run_log import Patience, RunLog, tell
@@ -148,7 +148,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
         )
 
     def poll() -> None:
-      run_directory.crash_point('mid_eval')
+      files.crash_point('mid_eval')
       if stop.requested():
         raise _Asked
 

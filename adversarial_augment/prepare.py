@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adversarial_augment import cli
+from adversarial_augment import cli, files
 from adversarial_augment.datasets import DATASETS, cifar10, folder, writer
 from adversarial_augment.download import download, sha256_of
 from adversarial_augment.errors import UserError
@@ -79,7 +79,7 @@ def _cifar10(arguments: argparse.Namespace) -> None:
 def _downloaded(url: str, data_dir: pathlib.Path) -> pathlib.Path:
   """Returns the official binary archive; it is kept, so that it is fetched once."""
   path = data_dir / 'downloads' / 'cifar-10-binary.tar.gz'
-  with writer.storage_errors(data_dir):
+  with files.storage_errors(f"write under '{data_dir}'"):
     path.parent.mkdir(parents=True, exist_ok=True)
   if not path.exists() or sha256_of(path) != cifar10.ARCHIVE_SHA256:
     download(url, path, cifar10.ARCHIVE_SHA256, cifar10.ARCHIVE_BYTES)
@@ -157,23 +157,11 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-  """Reports a wrong flag as every other user error."""
-
-  def error(self, message: str) -> None:  # type: ignore[override]
-    raise UserError(f'{message} (see {self.prog} --help).')
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
-    prog='python -m adversarial_augment.prepare',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = cli.Parser(prog='python -m adversarial_augment.prepare', description=__doc__)
   commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
   for name, command in COMMANDS.items():
-    sub = commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+    sub = commands.add_parser(name, help=command.help, description=command.help)
     command.add_arguments(sub)
     sub.add_argument(
       '--data_dir', default='~/tensorflow_datasets', help='the folder of prepared data sets (default: %(default)s)'

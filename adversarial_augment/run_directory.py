@@ -1,43 +1,21 @@
 """Writing a run's directory so that a kill at any instant, a full disk, or a second trainer does not spoil it.
 
-Files are replaced whole (write beside, fsync, rename, fsync of the folder); `metrics.jsonl` is only ever appended to,
-one line per call, and cut back to the restored step on a resume.
+Files are replaced whole; `metrics.jsonl` is only ever appended to, one line per call, and cut back to the restored step
+on a resume.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-import errno
 import fcntl
 import json
 import os
 from pathlib import Path
-import signal
 import socket
 import tempfile
-from typing import Any, NoReturn
+from typing import Any
 
-from adversarial_augment.errors import NumericalError, StorageError, UserError
-
-CRASH_VARIABLE = 'ADA_CRASH_AT'
-
-
-@contextmanager
-def storage_errors(action: str) -> Iterator[None]:
-  """Turns an OSError of the block into `Cannot <action>: <reason>`.
-
-  Raises:
-    StorageError: the block raised an OSError.
-  """
-  try:
-    yield
-  except StorageError:
-    raise
-  except OSError as error:
-    place = f" ('{error.filename}')" if error.filename else ''
-    reason = error.strerror or str(error)
-    raise StorageError(
-      f'Cannot {action}: {reason}{place}; free space, mend the folder, or name another one.'
-    ) from error
+from adversarial_augment import files
+from adversarial_augment.errors import NumericalError, UserError
 
 
 def create(workdir: Path) -> None:
@@ -49,7 +27,7 @@ def create(workdir: Path) -> None:
   """
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir='{workdir}' is a file; name a folder, which is made where it does not exist.")
-  with storage_errors(f"write in the workdir '{workdir}'"):
+  with files.storage_errors(f"write in the workdir '{workdir}'"):
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir) as probe:
       probe.write(b'\0' * 4096)
@@ -69,10 +47,10 @@ def lock(workdir: Path) -> Iterator[None]:
   """
   path = workdir / '.lock'
   action = f"lock the workdir '{workdir}'"
-  with storage_errors(action):
+  with files.storage_errors(action):
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
   try:
-    with storage_errors(action):
+    with files.storage_errors(action):
       try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:
@@ -97,13 +75,13 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     StorageError: the line cannot be written.
   """
   line = f'{_dumps(record, path, indent=None)}\n'.encode()
-  with storage_errors(f"append to '{path}'"):
+  with files.storage_errors(f"append to '{path}'"):
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
       size = os.fstat(descriptor).st_size
-      if crash_wanted('mid_log_append', record.get('step')):
+      if files.crash_wanted('mid_log_append', record.get('step')):
         os.write(descriptor, line[: len(line) // 2])
-        _die()
+        files.die()
       try:
         _write_all(descriptor, line)
       except OSError:
@@ -125,7 +103,7 @@ def truncate_log(path: Path, step: int) -> None:
     UserError: a line that is to stay is no record.
     StorageError: the file cannot be read or replaced.
   """
-  with storage_errors(f"cut '{path}' back to step {step}"):
+  with files.storage_errors(f"cut '{path}' back to step {step}"):
     try:
       content = path.read_bytes()
     except FileNotFoundError:
@@ -133,7 +111,7 @@ def truncate_log(path: Path, step: int) -> None:
     kept = b''.join(_lines_until(content, step, path))
     if kept == content:
       return
-    _replace(path, kept, crash='mid_log_truncate', step=step)
+    files.replace(path, kept, crash='mid_log_truncate', step=step)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -144,59 +122,14 @@ def write_json(path: Path, value: Any) -> None:
     StorageError: the file cannot be written.
   """
   content = f'{_dumps(value, path, indent=2)}\n'.encode()
-  with storage_errors(f"write '{path}'"):
-    _replace(path, content)
-
-
-def fsync_path(path: Path) -> None:
-  """Waits until a file's bytes, or a folder's entries, are on the disk."""
-  descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-  try:
-    os.fsync(descriptor)
-  except OSError as error:
-    # Some network file systems have no fsync of folders, and say so; a rename there is as durable as it gets.
-    if error.errno != errno.EINVAL or not path.is_dir():
-      raise
-  finally:
-    os.close(descriptor)
-
-
-def crash_wanted(name: str, step: int | None = None) -> bool:
-  """Whether a test asks for a kill here: `ADA_CRASH_AT=name`, or `name@step` for that step only."""
-  return os.environ.get(CRASH_VARIABLE) in (name, f'{name}@{step}')
-
-
-def crash_point(name: str, step: int | None = None) -> None:
-  """Dies as by `kill -9` where a test asks for it: a place whose crash the run must survive."""
-  if crash_wanted(name, step):
-    _die()
-
-
-def _die() -> NoReturn:
-  os.kill(os.getpid(), signal.SIGKILL)
-  raise SystemExit('SIGKILL did not end the process')
+  with files.storage_errors(f"write '{path}'"):
+    files.replace(path, content)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
   """Writes all of `data`; one `write` may take a part only."""
   while data:
     data = data[os.write(descriptor, data) :]
-
-
-def _replace(path: Path, content: bytes, crash: str = '', step: int | None = None) -> None:
-  """Puts `content` at `path`: write beside, fsync, rename, fsync of the folder."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  try:
-    with open(temporary, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    crash_point(crash, step)
-    os.replace(temporary, path)
-  except OSError:
-    temporary.unlink(missing_ok=True)
-    raise
-  fsync_path(path.parent)
 
 
 def _lines_until(content: bytes, step: int, path: Path) -> Iterator[bytes]:

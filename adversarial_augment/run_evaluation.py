@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import checkpoints, processes, recipe, run_directory, sharding, summary
+from adversarial_augment import checkpoints, files, processes, recipe, run_directory, sharding, summary
 from adversarial_augment.evaluators import accuracy
 from adversarial_augment.run_log import Patience, tell
 from adversarial_augment.types import Dataset, TrainState
@@ -126,6 +126,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-  with run_directory.storage_errors(f"write '{path}'"):
+  with files.storage_errors(f"write '{path}'"):
     path.parent.mkdir(exist_ok=True)
   run_directory.write_json(path, result)

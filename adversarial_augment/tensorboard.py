@@ -13,7 +13,7 @@ import struct
 import time
 from typing import Any
 
-from adversarial_augment import run_directory
+from adversarial_augment import files
 from adversarial_augment.errors import UserError
 
 
@@ -44,7 +44,7 @@ class Board:
     self._event = event_pb2.Event
     began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
-    with run_directory.storage_errors(f"write TensorBoard files under '{folder}'"):
+    with files.storage_errors(f"write TensorBoard files under '{folder}'"):
       folder.mkdir(exist_ok=True)
       self._file = open(folder / name, 'ab', buffering=0)  # noqa: SIM115  (closed by `close`)
       self._write({'file_version': 'brain.Event:2'}, {'step': start + 1, 'session_log': began})
@@ -57,7 +57,7 @@ class Board:
     """
     from tensorboardX import summary
 
-    with run_directory.storage_errors('write the TensorBoard file'):
+    with files.storage_errors('write the TensorBoard file'):
       self._write(*({'step': step, 'summary': summary.scalar(name, value)} for name, value in values.items()))
 
   def close(self) -> None:

@@ -117,12 +117,12 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
 
 
 def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: Any) -> Callable:
-  from adversarial_augment import loop, run_directory, train_step
+  from adversarial_augment import files, loop, train_step
 
   start = time.monotonic()
   loop.tell('compiling the train step...')
   lowered = train_step.jitted(static).lower(state, *read(0), phi)
-  run_directory.crash_point('first_compile')
+  files.crash_point('first_compile')
   compiled = lowered.compile()
   loop.tell(f'compiled in {time.monotonic() - start:.1f} s')
   return compiled

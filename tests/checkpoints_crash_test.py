@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 import numpy as np
 import pytest
 
-from adversarial_augment import checkpoints, manifests, run_directory
+from adversarial_augment import checkpoints, files, manifests
 from adversarial_augment.errors import NumericalError, StorageError
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save, three_checkpoints
 
@@ -211,7 +211,7 @@ def test_a_kill_leaves_a_whole_checkpoint_and_the_next_save_cleans_up(tmp_path, 
   state = {'w': np.arange(4, dtype=np.float32)}
   for step in (10, 20, 30):
     save(directory, step, state)
-  environment = {**os.environ, run_directory.CRASH_VARIABLE: f'{point}@40', 'JAX_PLATFORMS': 'cpu'}
+  environment = {**os.environ, files.CRASH_VARIABLE: f'{point}@40', 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.run(
     [sys.executable, '-c', CRASH, str(directory)], cwd=ROOT, env=environment, capture_output=True, timeout=60
   )

@@ -347,3 +347,11 @@ def test_two_processes_on_loopback_see_each_other():
   finally:
     for process in started:
       process.kill()
+
+
+def test_a_reader_that_goes_away_is_no_error():
+  command = [sys.executable, '-m', 'adversarial_augment.train', '--config=configs/ada_edsr.py', '--print_config']
+  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    process.stdout.close()
+    assert process.stderr.read() == ''
+    assert process.wait(60) == 141

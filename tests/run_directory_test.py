@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from adversarial_augment import run_directory
+from adversarial_augment import files, run_directory
 from adversarial_augment.errors import NumericalError, StorageError, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ def python(code: str, *arguments: object, crash_at: str = '') -> subprocess.Pope
   return subprocess.Popen(
     [sys.executable, '-c', prelude + code, *map(str, arguments)],
     cwd=ROOT,
-    env={**os.environ, run_directory.CRASH_VARIABLE: crash_at},
+    env={**os.environ, files.CRASH_VARIABLE: crash_at},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

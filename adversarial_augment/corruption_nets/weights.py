@@ -5,19 +5,18 @@ Haiku, joined by a slash: `{'edsr/head': {'w': array}}` is stored as `edsr/head/
 """
 
 from collections.abc import Mapping
-import contextlib
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
-import uuid
 
 import numpy as np
 import safetensors
 from safetensors.numpy import save as to_bytes
 
-from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment import files
+from adversarial_augment.errors import UserError
 
 FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')
@@ -59,15 +58,8 @@ def save(
     'provenance': json.dumps(dict(metadata), sort_keys=True),
   }
   target = Path(path)
-  partial = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.partial')
-  try:
-    partial.write_bytes(to_bytes(tensors, metadata=header))
-    partial.replace(target)
-  except OSError as error:
-    raise StorageError(f"Cannot write the weight file '{target}': {error.strerror or error}.") from error
-  finally:
-    with contextlib.suppress(OSError):  # the error above says more
-      partial.unlink(missing_ok=True)
+  with files.storage_errors(f"write the weight file '{target}'"):
+    files.replace(target, to_bytes(tensors, metadata=header))
 
 
 def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:

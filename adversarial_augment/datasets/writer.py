@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from adversarial_augment import files
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.source import PROVENANCE
 from adversarial_augment.errors import StorageError, UserError
@@ -56,7 +57,7 @@ def check_target(description: Description, data_dir: pathlib.Path, num_examples:
   if folder.exists() and not overwrite:
     raise UserError(f"'{folder}' exists already; use it as it is, or replace it with --overwrite.")
   needed = int(num_examples * (np.prod(description.image_shape) + 256) * 1.1) + (1 << 20)  # as if PNG saved nothing
-  with storage_errors(data_dir):
+  with files.storage_errors(f"write under '{data_dir}'"):
     free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free
   if free < needed:
     raise StorageError(
@@ -86,7 +87,7 @@ def write(
   check_target(description, data_dir, sum(split.num_examples for split in splits.values()), overwrite)
   folder = folder_of(description, data_dir)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(storage_errors(data_dir))
+    stack.enter_context(files.storage_errors(f"write under '{data_dir}'"))
     data_dir.mkdir(parents=True, exist_ok=True)
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.incomplete-', dir=data_dir))
     fresh = pathlib.Path(scratch) / 'new'
@@ -99,19 +100,6 @@ def write(
       folder.rename(pathlib.Path(scratch) / 'old')  # removed with the temporary folder
     fresh.rename(folder)
   return folder
-
-
-@contextlib.contextmanager
-def storage_errors(data_dir: pathlib.Path) -> Iterator[None]:
-  """Turns an error of the operating system into one that names the folder and the way out."""
-  try:
-    yield
-  except StorageError:
-    raise
-  except OSError as error:
-    raise StorageError(
-      f"Cannot write under '{data_dir}': {error.strerror or error}; free some space, or give another --data_dir."
-    ) from error
 
 
 def _write_records(description: Description, splits: Mapping[str, Split], folder: pathlib.Path) -> dict[str, str]:
