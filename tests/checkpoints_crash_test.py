@@ -19,18 +19,7 @@ import pytest
 
 from adversarial_augment import checkpoints, files, manifests
 from adversarial_augment.errors import NumericalError, StorageError
-from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save, three_checkpoints
-
-
-@pytest.fixture(scope='module')
-def three(tmp_path_factory) -> Path:
-  return three_checkpoints(tmp_path_factory.mktemp('run') / 'checkpoints')
-
-
-@pytest.fixture
-def directory(three, tmp_path) -> Path:
-  return Path(shutil.copytree(three, tmp_path / 'checkpoints'))
-
+from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Saving.
 

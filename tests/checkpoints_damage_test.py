@@ -9,18 +9,7 @@ import pytest
 
 from adversarial_augment import checkpoints, manifests
 from adversarial_augment.errors import CheckpointError
-from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, three_checkpoints
-
-
-@pytest.fixture(scope='module')
-def three(tmp_path_factory) -> Path:
-  return three_checkpoints(tmp_path_factory.mktemp('run') / 'checkpoints')
-
-
-@pytest.fixture
-def directory(three, tmp_path) -> Path:
-  return Path(shutil.copytree(three, tmp_path / 'checkpoints'))
-
+from tests.checkpoint_cases import assert_restores, files_of, flip, make_state
 
 # Damage.
 

@@ -1,8 +1,6 @@
 """Saving, restoring, pruning: what a checkpoint holds, and what it refuses."""
 
 import os
-from pathlib import Path
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +11,7 @@ import pytest
 from adversarial_augment import checkpoints
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import TrainState
-from tests.checkpoint_cases import flip, make_state, restore, save, three_checkpoints
-
-
-@pytest.fixture(scope='module')
-def three(tmp_path_factory) -> Path:
-  return three_checkpoints(tmp_path_factory.mktemp('run') / 'checkpoints')
-
-
-@pytest.fixture
-def directory(three, tmp_path) -> Path:
-  return Path(shutil.copytree(three, tmp_path / 'checkpoints'))
-
+from tests.checkpoint_cases import flip, make_state, restore, save
 
 # Round trips.
 

@@ -1,9 +1,13 @@
 """Strict settings for every test: 8 virtual CPU devices, no silent broadcasting of ranks, one intra-op order."""
 
 import os
+from pathlib import Path
+import shutil
 
 import jax
 import pytest
+
+from tests import checkpoint_cases
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -25,3 +29,15 @@ def cifar10_dir() -> str:
     pytest.skip(f'{CIFAR10_VARIABLE} does not name a data_dir with a prepared cifar10')
   assert os.path.isdir(os.path.join(folder, 'cifar10')), f'{CIFAR10_VARIABLE}={folder} holds no cifar10'
   return folder
+
+
+@pytest.fixture(scope='session')
+def three(tmp_path_factory) -> Path:
+  """The checkpoints of steps 10, 20 and 30; not to be changed."""
+  return checkpoint_cases.three_checkpoints(tmp_path_factory.mktemp('run') / 'checkpoints')
+
+
+@pytest.fixture
+def directory(three, tmp_path) -> Path:
+  """A copy of `three` for one test."""
+  return Path(shutil.copytree(three, tmp_path / 'checkpoints'))
