@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
-from adversarial_augment import fields
-from adversarial_augment.errors import AdversarialAugmentError, UserError
+from adversarial_augment import fields, files
+from adversarial_augment.errors import AdversarialAugmentError, Stopped, UserError
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -71,6 +71,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
   program = Path(sys.argv[0]).stem
+  signal.signal(signal.SIGTERM, _stop)
   try:
     code = main(arguments) or 0
     sys.stdout.flush()
@@ -85,6 +86,11 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 128 + signal.SIGPIPE
   sys.exit(code)
+
+
+def _stop(*_: object) -> NoReturn:
+  """Handles SIGTERM until a run does (see signals.py)."""
+  raise Stopped('stopped before or after the run itself; the same command goes on.')
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -156,7 +162,7 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   if values.workdir == '':
     parser.error('--workdir is empty; name a folder, or leave the flag out')
   _check_processes(values.coordinator_address, values.num_processes, values.process_id)
-  workdir = Path(os.path.expanduser(values.workdir)) if values.workdir else default_workdir(values.config)
+  workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
   return Arguments(
     values.config,
     overrides,
@@ -263,16 +269,27 @@ def compilation_cache() -> None:
   jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
-def distributed(arguments: Arguments) -> int:
+def distributed(arguments: Arguments, batch_size: int) -> int:
   """Joins the other processes of the run, where there are any. Call before any array is made.
 
   The flags decide; without them, JAX's own detection is used where the environment says that there are several
   processes: a SLURM step of more than one task, a TPU pod, or JAX_COORDINATOR_ADDRESS.
 
+  Args:
+    arguments: the flags.
+    batch_size: of all processes together.
+
   Returns:
     How many processes the run has, as far as this can be known before devices exist: 1 for a TPU pod.
+
+  Raises:
+    UserError: the processes cannot have equal parts of a batch.
   """
   count = arguments.num_processes or _announced_processes()
+  if batch_size % count:
+    raise UserError(
+      f'config.batch_size={batch_size} must be a multiple of the {count} processes of the run; change it.'
+    )
   if count > 1 or arguments.coordinator_address is not None or _tpu():
     import jax
 

@@ -79,6 +79,12 @@ def _broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
       f'config.optimizer.warmup_epochs={warmup} must be below config.num_epochs={epochs}; lower it, for example '
       f'--config.optimizer.warmup_epochs={epochs / 10:g}.'
     )
+  clean = flat['attack.warmup_epochs']
+  if flat['attack.name'] != 'none' and clean >= epochs:
+    yield (
+      f'config.attack.warmup_epochs={clean} must be below config.num_epochs={epochs}, or the adversary never acts; '
+      f'lower it, for example --config.attack.warmup_epochs={epochs / 3:g}.'
+    )
   micro, batch = flat['attack.microbatch'], flat['batch_size']
   if micro is not None:
     if flat['attack.batch_norm'] == 'batch':

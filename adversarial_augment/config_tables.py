@@ -14,8 +14,8 @@ _STEPS = 10**9
 
 _CORRUPTION_NET: dict[str, Field] = {
   'corruption_net.name': Field('edsr', fields.choice('edsr'), 'architecture of the corruption network c_phi'),
-  'corruption_net.blocks': Field(16, fields.integer(1, 256), f'residual blocks; EDSR baseline: 16 ({_EDSR})'),
-  'corruption_net.features': Field(64, fields.integer(1, 1024), f'channels; EDSR baseline: 64 ({_EDSR})'),
+  'corruption_net.blocks': Field(16, fields.integer(1, 64), f'residual blocks; EDSR baseline: 16 ({_EDSR})'),
+  'corruption_net.features': Field(64, fields.integer(1, 512), f'channels; EDSR baseline: 64 ({_EDSR})'),
   'corruption_net.scale': Field(4, fields.integer_choice(1, 2, 4), 'super-resolution factor before going back to size'),
 }
 
@@ -142,5 +142,5 @@ PRETRAIN: dict[str, Field] = {
 
 TABLES: dict[str, fields.Table] = {'train': TRAIN, 'pretrain': PRETRAIN}  # by the program that reads such a config
 
-# A run may go on with other values of these: they do not change what it computes.
-RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir')
+# A run may go on with other values of these: they do not change what it computes. The last two are of `pretrain`.
+RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir', 'accept_ssim', 'output')

@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> None:
   }
   weights.save(arguments.target, params, provenance, dtype=arguments.dtype)
   size = ', '.join(f'{key} {value}' for key, value in sizes.items())
-  print(f'Wrote {arguments.target}: EDSR, {size}. Use it with --config.corruption_net.weights={arguments.target}')
+  flags = {'weights': arguments.target} | sizes
+  use = ' '.join(f'--config.corruption_net.{name}={value}' for name, value in flags.items())
+  print(f'Wrote {arguments.target}: EDSR, {size}. Use it with {use}')
 
 
 if __name__ == '__main__':

@@ -1,16 +1,37 @@
 """Files that are wholly there or not at all, errors of the disk in one line, and crashes where tests ask for them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import errno
 import os
 from pathlib import Path
 import signal
 from typing import NoReturn
 
-from adversarial_augment.errors import StorageError
+from adversarial_augment.errors import StorageError, UserError
 
 CRASH_VARIABLE = 'ADA_CRASH_AT'
+
+
+def user_path(text: str, what: str) -> Path:
+  """Returns a path that a user gave, with `~` expanded; it need not exist.
+
+  Args:
+    text: the path.
+    what: the flag or field that holds it, for the message.
+
+  Raises:
+    UserError: the home folder of no user, or a name that no file system takes.
+  """
+  try:
+    path = Path(text).expanduser()
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+      os.lstat(path)
+  except (OSError, ValueError, RuntimeError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
+    shown = text if len(text) < 80 else f'{text[:60]}...'
+    raise UserError(f"{what}='{shown}' cannot be the name of a file or folder ({reason}); name another one.") from error
+  return path
 
 
 @contextmanager

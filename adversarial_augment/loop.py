@@ -40,11 +40,16 @@ class _Asked(Exception):
 
 
 @contextmanager
-def open_run(workdir: Path, config: ConfigDict) -> Iterator[signals.Stop]:
-  """Makes the run's directory, locks it, compares its config with that of an earlier start, and listens to signals.
+def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, str] | None = None) -> Iterator[signals.Stop]:
+  """Makes the run's directory, locks it, compares it with that of an earlier start, and listens to signals.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    data: the hash of each split; kept in data.json.
 
   Raises:
-    UserError: another process writes there, or the directory holds a run with another config.
+    UserError: another process writes there, or the directory holds a run with another config or on other data.
     StorageError: it cannot be written.
   """
   with ExitStack() as stack:
@@ -53,6 +58,7 @@ def open_run(workdir: Path, config: ConfigDict) -> Iterator[signals.Stop]:
       run_directory.create(workdir)
       stack.enter_context(run_directory.lock(workdir))
       _check_config(workdir, config)
+      _check_data(workdir, data or {})
 
     processes.on_process_0(prepare)
     yield stack.enter_context(signals.listen(jax.process_count() > 1))
@@ -64,6 +70,8 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
   if checkpoints.steps(workdir / 'checkpoints'):
     try:
       old = json.loads(path.read_text())
+      if not isinstance(old, dict):
+        raise ValueError('no JSON object')
     except (OSError, ValueError) as error:
       raise UserError(
         f"Cannot read '{path}', the config of the checkpoints beside it ({error}); mend it, or name another --workdir."
@@ -74,6 +82,22 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
         f"'{workdir}' holds a run with another config ({'; '.join(changed)}); go back to it, or name another --workdir."
       )
   run_directory.write_json(path, new)
+
+
+def _check_data(workdir: Path, new: Mapping[str, str]) -> None:
+  path = workdir / 'data.json'
+  if checkpoints.steps(workdir / 'checkpoints') and path.exists():
+    try:
+      old = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+      raise UserError(f"Cannot read '{path}' ({error}); mend it, or name another --workdir.") from error
+    changed = [split for split in new if old.get(split, new[split]) != new[split]]
+    if changed:
+      raise UserError(
+        f"'{workdir}' holds a run on other data (SHA-256 of {', '.join(changed)} in data.json); bring it back, or name "
+        'another --workdir.'
+      )
+  run_directory.write_json(path, dict(new))
 
 
 def resume(workdir: Path, state: TrainState) -> TrainState:

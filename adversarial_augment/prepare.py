@@ -10,16 +10,20 @@ leaves no half-written data set; a download goes on where it stopped.
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import pathlib
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-from adversarial_augment import cli, files
+from adversarial_augment import cli, fields, files
 from adversarial_augment.datasets import DATASETS, cifar10, folder, writer
 from adversarial_augment.download import download, sha256_of
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import StorageError, UserError
+
+_SIZES = (16, 512)  # SSIM needs 11 pixels, and the classifiers halve the side several times
+_LONGEST_NAME = 100  # it becomes a part of file names, which hold 255
 
 
 class Command(NamedTuple):
@@ -46,7 +50,6 @@ def _cifar10_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--from',
     dest='source',
-    type=pathlib.Path,
     metavar='PATH',
     help='the binary or the Python archive, a folder with its files, or an .npz with x_train, y_train, x_test, '
     'y_test; without it the official archive is downloaded (170 MB) to DATA_DIR/downloads',
@@ -65,9 +68,11 @@ def _cifar10(arguments: argparse.Namespace) -> None:
     archive_sha256=None,
     has_ids=True,
   )
-  data_dir = _data_dir(arguments)
+  data_dir, source = _data_dir(arguments), _source(arguments)
   writer.check_target(description, data_dir, sum(cifar10.COUNTS.values()), arguments.overwrite)
-  content = cifar10.read(arguments.source or _downloaded(arguments.url, data_dir), cifar10.COUNTS)
+  path = _downloaded(arguments.url, data_dir) if source is None else source
+  with _readable(path):
+    content = cifar10.read(path, cifar10.COUNTS)
   splits = {
     name: writer.Split(len(batch.labels), zip(batch.images, batch.labels, strict=True))
     for name, batch in content.splits.items()
@@ -81,7 +86,8 @@ def _downloaded(url: str, data_dir: pathlib.Path) -> pathlib.Path:
   path = data_dir / 'downloads' / 'cifar-10-binary.tar.gz'
   with files.storage_errors(f"write under '{data_dir}'"):
     path.parent.mkdir(parents=True, exist_ok=True)
-  if not path.exists() or sha256_of(path) != cifar10.ARCHIVE_SHA256:
+    known = path.is_file() and sha256_of(path) == cifar10.ARCHIVE_SHA256
+  if not known:
     download(url, path, cifar10.ARCHIVE_SHA256, cifar10.ARCHIVE_BYTES)
   return path
 
@@ -91,7 +97,6 @@ def _images_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--from',
     dest='source',
-    type=pathlib.Path,
     required=True,
     metavar='FOLDER',
     help=f'holds CLASS/*, or train/CLASS/* and test/CLASS/* ({", ".join(folder.SUFFIXES)})',
@@ -107,15 +112,20 @@ def _images_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _images(arguments: argparse.Namespace) -> None:
   name, size = arguments.name, arguments.size
-  if not re.fullmatch('[a-z][a-z0-9_]*', name) or name in DATASETS or name == 'cifar10':
+  taken = ('cifar10', *DATASETS)
+  if not re.fullmatch('[a-z][a-z0-9_]*', name) or len(name) > _LONGEST_NAME or name in taken:
     raise UserError(
-      f"--name='{name}' must be a letter a-z followed by a-z, 0-9 or _, and none of cifar10, {', '.join(DATASETS)}."
+      f'--name={fields.show(name)} must be a letter a-z followed by a-z, 0-9 or _, at most {_LONGEST_NAME} in all, and '
+      f'none of {", ".join(taken)}.'
     )
-  if not 8 <= size <= 512:
-    raise UserError(f'--size={size} must lie between 8 and 512 pixels.')
+  if not _SIZES[0] <= size <= _SIZES[1]:
+    raise UserError(f'--size={size} must lie between {_SIZES[0]} and {_SIZES[1]} pixels.')
   if not 0 <= arguments.seed < 2**32:
     raise UserError(f'--seed={arguments.seed} must lie between 0 and 2**32 - 1.')
-  listing = folder.list_images(arguments.source, arguments.test_fraction, arguments.seed)
+  data_dir, source = _data_dir(arguments), _source(arguments)
+  assert source is not None  # the flag is required
+  with _readable(source):
+    listing = folder.list_images(source, arguments.test_fraction, arguments.seed)
 
   def examples(files: list[tuple[pathlib.Path, int]]) -> Iterator[tuple[np.ndarray, int]]:
     return ((folder.read_image(path, size), label) for path, label in files)
@@ -132,11 +142,39 @@ def _images(arguments: argparse.Namespace) -> None:
   )
   if listing.num_ignored:
     print(f'Ignored {listing.num_ignored} files that are not {", ".join(folder.SUFFIXES)}.')
-  _report(description, splits, writer.write(description, splits, _data_dir(arguments), arguments.overwrite), arguments)
+  _report(description, splits, writer.write(description, splits, data_dir, arguments.overwrite), arguments)
 
 
 def _data_dir(arguments: argparse.Namespace) -> pathlib.Path:
-  return pathlib.Path(arguments.data_dir).expanduser()
+  """Returns the folder of prepared data sets; `train` takes the same names."""
+  text = arguments.data_dir
+  if not text or not text.isprintable():
+    raise UserError(
+      f'--data_dir={fields.show(text)} must be a printable name of a folder, not empty; name another one.'
+    )
+  return files.user_path(text, '--data_dir')
+
+
+def _source(arguments: argparse.Namespace) -> pathlib.Path | None:
+  """Returns what --from names, or None without the flag."""
+  if arguments.source is None:
+    return None
+  if not arguments.source:
+    raise UserError('--from is empty; it must name a file or a folder.')
+  return files.user_path(arguments.source, '--from')
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+  """Turns an OSError of the block, which reads `path`, into a UserError."""
+  try:
+    yield
+  except StorageError:
+    raise
+  except OSError as error:
+    raise UserError(
+      f"'{error.filename or path}' cannot be read ({error.strerror or error}); make it readable, or change --from."
+    ) from error
 
 
 def _report(

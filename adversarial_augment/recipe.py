@@ -20,7 +20,6 @@ from adversarial_augment import (
   schedules,
   sharding,
 )
-from adversarial_augment.corruption_nets import weights
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
@@ -58,7 +57,8 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   """
   sharding.check_batch_size(mesh, config.batch_size)
   num_steps = num_steps_of(config, dataset.num_examples)
-  steps_of = lambda epochs: int(num_steps * epochs / config.num_epochs)  # a shorter run keeps the shape of a longer one
+  # A shorter run keeps the shape of a longer one; the quotient may be infinite.
+  steps_of = lambda epochs: int(min(num_steps, num_steps * epochs / config.num_epochs))
   peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
   schedule = schedules.warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
   classifier = lambda **options: classifiers.CLASSIFIERS[config.classifier.name](
@@ -142,10 +142,25 @@ def check_files(config: ConfigDict) -> None:
   """Reads the weights that a config names, before any device is touched.
 
   Raises:
-    UserError: no such weights, or a damaged file.
+    UserError: no such weights, a damaged file, weights of another network than the config's, or none but zeros.
   """
-  if config.attack.name != 'none' or 'ada' in config.evals:
-    weights.load(corruption_nets.find(weights_of(config)))
+  if config.attack.name == 'none' and 'ada' not in config.evals:
+    return
+  net = config.corruption_net
+  params, sizes = corruption_nets.read(net.name, weights_of(config))
+  different = [name for name in sizes if net[name] != sizes[name]]
+  if different:
+    held = ' '.join(f'{name}={size}' for name, size in sizes.items())
+    asked = ', '.join(f'config.corruption_net.{name}={net[name]}' for name in different)
+    flags = ' '.join(f'--config.corruption_net.{name}={sizes[name]}' for name in different)
+    raise UserError(
+      f"config.corruption_net.weights='{net.weights}' holds {net.name} with {held}, but {asked}; "
+      f'set {flags}, or name another file.'
+    )
+  try:
+    attacks.check_blocks(params)
+  except UserError as error:
+    raise UserError(f"config.corruption_net.weights='{net.weights}': {error}") from None
 
 
 def weights_of(config: ConfigDict) -> str:

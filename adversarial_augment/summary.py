@@ -5,6 +5,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
+import os
 from pathlib import Path
 import platform
 from typing import Any
@@ -48,13 +50,21 @@ def _memory(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
   """Yields the estimate of the attack's memory, and what to change where it will not fit."""
   images = config.attack.microbatch or static.batch_size // static.mesh.size
   yield f'memory: about {static.attack_bytes / 1e9:.2f} GB on each device for the attack on {images} images at a time'
-  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
   if limit and static.attack_bytes > limit:
     smaller = max(1, int(images * limit / static.attack_bytes / 2))
     yield (
       f'warning: a device has {limit / 1e9:.2f} GB; lower config.batch_size, or set config.attack.batch_norm=running '
       f'and config.attack.microbatch={smaller} (it must divide {images})'
     )
+
+
+def _host_share() -> int:
+  """Returns the bytes of main memory for each virtual device; 0 where the system does not tell."""
+  names = ('SC_PHYS_PAGES', 'SC_PAGE_SIZE')
+  if jax.default_backend() != 'cpu' or not set(names) <= os.sysconf_names.keys():
+    return 0
+  return math.prod(map(os.sysconf, names)) // jax.local_device_count()
 
 
 def provenance(config: ConfigDict, static: recipe.Recipe, splits: Mapping[str, Dataset]) -> dict[str, Any]:

@@ -13,7 +13,10 @@ import numpy as np
 
 from adversarial_augment import cli, datasets
 from adversarial_augment.datasets import sampling
+from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset, TrainState
+
+_SSIM_WINDOW = 11  # pixels
 
 
 def main(argv: list[str]) -> None:
@@ -27,7 +30,7 @@ def main(argv: list[str]) -> None:
   recipe.check_files(config)
   if config.tensorboard:
     tensorboard.check_installed()
-  processes = cli.distributed(arguments)
+  processes = cli.distributed(arguments, config.batch_size)
   cli.virtual_devices(config.batch_size // processes)
   cli.compilation_cache()
   train(config, arguments.workdir, splits)
@@ -38,6 +41,12 @@ def _load(config: ConfigDict) -> dict[str, Dataset]:
   splits = {split: datasets.load(config.dataset, split, config.data_dir) for split in ('train', 'test')}
   if config.holdout:
     splits['train'], splits['validation'] = sampling.holdout(splits['train'], config.holdout)
+  height, width, _ = splits['train'].image_shape
+  if min(height, width) < _SSIM_WINDOW and (config.attack.name != 'none' or 'ada' in config.evals):
+    raise UserError(
+      f"config.dataset={config.dataset} has images of {height}x{width}, but AdA's SSIM needs {_SSIM_WINDOW} pixels a "
+      'side; prepare them larger, for example with --size=32.'
+    )
   return splits
 
 
@@ -58,7 +67,8 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> Trai
 
   began = time.monotonic()
   mesh = sharding.data_mesh()
-  with loop.open_run(workdir, config) as stop:
+  hashes = {split: dataset.provenance['sha256'] for split, dataset in splits.items() if 'sha256' in dataset.provenance}
+  with loop.open_run(workdir, config, hashes) as stop:
     static, phi = recipe.build(config, splits['train'], mesh)
     phi = sharding.replicate(mesh, phi)
     init = lambda: train_step.init_state(static, splits['train'].image_shape)
@@ -93,9 +103,9 @@ def _start_from(init_from: str | None, state: TrainState) -> TrainState:
   """Takes parameters and statistics over from another run; the step and the optimiser start anew."""
   if init_from is None:
     return state
-  from adversarial_augment import checkpoints, loop
+  from adversarial_augment import checkpoints, files, loop
 
-  folder = Path(init_from).expanduser() / 'checkpoints'
+  folder = files.user_path(init_from, 'config.init_from') / 'checkpoints'
   step, state = checkpoints.restore_subtree(folder, state, ('params', 'model_state'), report=loop.tell)
   loop.tell(f"starting from the parameters of '{init_from}' after step {step}")
   return state

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from adversarial_augment.classifiers.preact_resnet import preact_resnet
+from adversarial_augment.classifiers.preact_resnet import EPSILON, _batch_norm, preact_resnet
 from adversarial_augment.errors import UserError
 from adversarial_augment.per_example_conv import conv as plain_conv
 
@@ -200,6 +200,18 @@ def test_bfloat16_is_close_to_float32():
   assert float(jnp.abs(logits - expected).max()) < 0.1 * float(jnp.abs(expected).max())
   name = 'preact_resnet/norm'
   np.testing.assert_allclose(new_state[name]['mean'], expected_state[name]['mean'], rtol=0.05, atol=0.05)
+
+
+def test_statistics_of_bfloat16_activations_are_taken_in_float32():
+  x = jnp.asarray(np.random.default_rng(0).normal(3.0, 0.25, (8, 6, 6, 4)), jnp.bfloat16)
+  norm = hk.transform_with_state(lambda x: _batch_norm(x, 0.9, None, True, False))
+  params, state = norm.init(None, x)
+  normalised, state = norm.apply(params, state, None, x)
+  exact = np.asarray(x, np.float64)
+  np.testing.assert_allclose(state['~']['var'], exact.var((0, 1, 2)), rtol=1e-4)
+  assert normalised.dtype == jnp.bfloat16
+  expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + EPSILON)
+  np.testing.assert_allclose(np.asarray(normalised, np.float64), expected, rtol=0.01, atol=1e-3)
 
 
 def test_float64_is_float64_throughout():

@@ -300,14 +300,14 @@ STEP = {'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_PROCID': '0'}
 def test_several_processes_are_found_in_the_environment(env, processes, joins, initialised, monkeypatch):
   for name, value in env.items():
     monkeypatch.setenv(name, value)
-  assert cli.distributed(ALONE) == processes
+  assert cli.distributed(ALONE, 8) == processes
   assert initialised == [(None, None, None)] * joins
 
 
 def test_flags_decide_about_processes(initialised, monkeypatch):
   monkeypatch.setenv('SLURM_NTASKS', '4')
   arguments = ALONE._replace(coordinator_address='localhost:1', num_processes=2, process_id=1)
-  assert cli.distributed(arguments) == 2
+  assert cli.distributed(arguments, 8) == 2
   assert initialised == [('localhost:1', 2, 1)]
 
 
@@ -315,7 +315,7 @@ def test_a_bad_number_of_tasks_is_a_user_error(initialised, monkeypatch):
   for name, value in {**STEP, 'SLURM_NTASKS': '4(x2)'}.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(errors.UserError, match='number of processes'):
-    cli.distributed(ALONE)
+    cli.distributed(ALONE, 8)
 
 
 def test_two_processes_on_loopback_see_each_other():
@@ -325,7 +325,7 @@ def test_two_processes_on_loopback_see_each_other():
   code = """
     import sys
     from adversarial_augment import cli
-    count = cli.distributed(cli.parse_train(['--config=a.py', *sys.argv[1:]]))
+    count = cli.distributed(cli.parse_train(['--config=a.py', *sys.argv[1:]]), 8)
     cli.usable_cores = lambda: 2
     cli.virtual_devices(8 // count)
     import jax
@@ -355,3 +355,24 @@ def test_a_reader_that_goes_away_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == ''
     assert process.wait(60) == 141
+
+
+def test_a_stop_before_the_run_says_how_to_go_on():
+  code = 'import signal; from adversarial_augment import cli; cli.run(lambda _: signal.raise_signal(signal.SIGTERM))'
+  ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert ended.returncode == 75
+  assert ended.stderr.count('\n') == 1
+  assert 'the same command goes on' in ended.stderr
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_they_meet(initialised):
+  arguments = ALONE._replace(coordinator_address='localhost:1', num_processes=2, process_id=1)
+  with pytest.raises(errors.UserError, match='config.batch_size=1 must be a multiple of the 2 processes'):
+    cli.distributed(arguments, 1)
+  assert initialised == []
+
+
+@pytest.mark.parametrize('name', ['~nouser/x', 'a' * 300, 'a\0b'])
+def test_paths_that_no_system_takes_are_user_errors(name):
+  with pytest.raises(errors.UserError, match="--workdir='.*cannot be the name of a file or folder"):
+    cli.parse_train(['--config=a.py', f'--workdir={name}'])

@@ -142,6 +142,7 @@ BAD_VALUES = [
   ('optimizer.learning_rate', '1,5'),
   ('optimizer.weight_decay', 'nan'),
   ('optimizer.warmup_epochs', '300'),
+  ('attack.warmup_epochs', '300'),
 ]
 
 
@@ -258,7 +259,11 @@ def test_bad_json_is_one_line_with_its_source(change, names):
 def test_hash_changes_exactly_with_what_a_resume_refuses():
   base = configs.base_config()
   texts = {'evals': 'clean', 'data_dir': 'x', 'log_every': '3', 'eval_every': '3', 'checkpoint_every': '3'}
-  assert texts.keys() == set(configs.RESUMABLE)
+  pretraining = {'accept_ssim': '0.5', 'output': 'x.safetensors'}
+  assert texts.keys() | pretraining.keys() == set(configs.RESUMABLE)
+  begun = configs.pretrain_config()
+  for field, text in pretraining.items():
+    assert configs.differences(begun, configs.override(begun, {field: text})) == []
   for field, text in texts.items() | {('seed', '1'), ('attack.nu', '0.02'), ('augment.after', 'flip')}:
     other = configs.override(base, {field: text})
     same = field in configs.RESUMABLE

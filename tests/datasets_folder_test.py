@@ -1,5 +1,6 @@
 """Tests of reading a user's folder of images."""
 
+import os
 import pathlib
 import struct
 import zlib
@@ -82,6 +83,21 @@ def test_bad_folders(tmp_path, counts, extra, said):
     (tmp_path / extra).mkdir()
   with pytest.raises(UserError, match=said):
     folder.list_images(tmp_path)
+
+
+@pytest.mark.parametrize('name', [b'caf\xe9', b'a\nb', b'a\x07', b'a\xc2\x85b', b' a', b'a ', b'a\xc2\xa0'])
+def test_names_of_classes_that_no_list_gives_back(tmp_path, name):
+  _fill(tmp_path, {'dog': 2})
+  (tmp_path / os.fsdecode(name)).mkdir()
+  with pytest.raises(UserError, match='rename it') as caught:
+    folder.list_images(tmp_path)
+  assert str(caught.value).isprintable()
+  assert repr(os.fsdecode(name))[1:-1] in str(caught.value)
+
+
+def test_names_of_classes_in_other_scripts(tmp_path):
+  names = ('big dog', 'naïve', '猫', 'گربه\u200cها')
+  assert folder.list_images(_fill(tmp_path, dict.fromkeys(names, 2))).class_names == tuple(sorted(names))
 
 
 def test_missing_folder_and_bad_fraction(tmp_path):

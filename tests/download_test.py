@@ -65,6 +65,10 @@ def _download(server: Server, path: pathlib.Path, **changes) -> None:
   download_lib.download(server.url, path, **arguments)
 
 
+def _part(url: str, folder: pathlib.Path) -> pathlib.Path:
+  return download_lib.part_of(folder / 'file', url, SHA256)
+
+
 def test_whole_file(server, tmp_path):
   _download(server, tmp_path / 'file')
   assert (tmp_path / 'file').read_bytes() == CONTENT
@@ -81,7 +85,7 @@ def test_cut_connections_are_resumed_with_ranges(server, tmp_path):
 
 
 def test_a_later_command_goes_on(server, tmp_path):
-  (tmp_path / 'file.part').write_bytes(CONTENT[:1_234_567])
+  _part(server.url, tmp_path).write_bytes(CONTENT[:1_234_567])
   _download(server, tmp_path / 'file')
   assert (tmp_path / 'file').read_bytes() == CONTENT
   assert server.requests == ['bytes=1234567-']
@@ -89,7 +93,7 @@ def test_a_later_command_goes_on(server, tmp_path):
 
 def test_server_without_ranges_sends_it_all_again(server, tmp_path):
   server.behaviour['ranges'] = False
-  (tmp_path / 'file.part').write_bytes(CONTENT[:1_000])
+  _part(server.url, tmp_path).write_bytes(CONTENT[:1_000])
   _download(server, tmp_path / 'file')
   assert (tmp_path / 'file').read_bytes() == CONTENT
   assert server.requests == ['bytes=1000-']
@@ -103,7 +107,7 @@ def test_server_that_cuts_and_has_no_ranges_is_given_up(server, tmp_path):
 
 
 def test_complete_part_needs_no_server(tmp_path):
-  (tmp_path / 'file.part').write_bytes(CONTENT)
+  _part('http://127.0.0.1:1/', tmp_path).write_bytes(CONTENT)
   _download(Server('http://127.0.0.1:1/', {}, []), tmp_path / 'file')
   assert (tmp_path / 'file').read_bytes() == CONTENT
 
@@ -111,7 +115,7 @@ def test_complete_part_needs_no_server(tmp_path):
 @pytest.mark.parametrize('resumed', [False, True])
 def test_wrong_hash_is_named_and_removed(server, tmp_path, resumed):
   if resumed:
-    (tmp_path / 'file.part').write_bytes(b'x' * 1000)
+    _part(server.url, tmp_path).write_bytes(b'x' * 1000)
   else:
     server.behaviour['content'] = b'x' * len(CONTENT)
   with pytest.raises(UserError, match=f'has SHA-256 [0-9a-f]{{64}}, but {SHA256} was expected'):
@@ -122,7 +126,7 @@ def test_wrong_hash_is_named_and_removed(server, tmp_path, resumed):
 def test_longer_file_is_refused_without_reading_it_all(server, tmp_path):
   with pytest.raises(UserError, match='longer than the 1,000 bytes expected'):
     _download(server, tmp_path / 'file', size=1000)
-  assert (tmp_path / 'file.part').stat().st_size == 0
+  assert _part(server.url, tmp_path).stat().st_size == 0
 
 
 def test_404_is_told_at_once(server, tmp_path):
@@ -145,13 +149,51 @@ def test_server_that_stays_busy_is_given_up(server, tmp_path):
   assert len(server.requests) == 3
 
 
+def test_unreachable(tmp_path):
+  with pytest.raises(UserError, match='refused') as caught:
+    _download(Server('http://127.0.0.1:1/x', {}, []), tmp_path / 'file')
+  assert '\n' not in str(caught.value)
+
+
 @pytest.mark.parametrize(
-  'url, said', [('http://127.0.0.1:1/x', 'refused'), ('no address', 'not an address'), ('zzz://host/x', 'unknown url')]
+  'url',
+  [
+    '',
+    'no address',
+    'zzz://host/x',
+    'file:///etc/hostname',
+    'ftp://host/x',
+    'http://',
+    'http:///x',
+    'http://exa mple/',
+    'http://host/a b',
+    'http://host/\n',
+    'http://host/\udcff',
+    'http://höst/',
+    'http://host:99999/x',
+    'http://host:0/x',
+    'http://host:x/',
+    'http://[::1/x',
+  ],
 )
-def test_unreachable(tmp_path, url, said):
-  with pytest.raises(UserError, match=said) as caught:
+def test_what_is_no_address_is_told_at_once(tmp_path, monkeypatch, url):
+  monkeypatch.setattr(download_lib, '_fetch', lambda *_: pytest.fail('it tried'))
+  with pytest.raises(UserError, match='^--url=.* is not an address that can be downloaded') as caught:
     _download(Server(url, {}, []), tmp_path / 'file')
   assert '\n' not in str(caught.value)
+
+
+def test_parts_of_two_addresses_are_not_mixed(server, tmp_path):
+  _part('http://127.0.0.1:1/', tmp_path).write_bytes(b'x' * 1000)
+  _download(server, tmp_path / 'file')
+  assert (tmp_path / 'file').read_bytes() == CONTENT
+  assert server.requests == [None]
+
+
+def test_target_that_is_a_folder(server, tmp_path):
+  with pytest.raises(UserError, match='is a folder'):
+    _download(server, tmp_path)
+  assert not server.requests
 
 
 def test_folder_that_cannot_be_written(server, tmp_path):
@@ -160,6 +202,6 @@ def test_folder_that_cannot_be_written(server, tmp_path):
 
 
 def test_full_disk(server, tmp_path):
-  (tmp_path / 'file.part').symlink_to('/dev/full')
+  _part(server.url, tmp_path).symlink_to('/dev/full')
   with pytest.raises(StorageError, match='No space left'):
     _download(server, tmp_path / 'file')

@@ -11,7 +11,9 @@ from scipy.signal import correlate2d
 
 from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv, trees
 from adversarial_augment.attacks.losses import cross_entropy
+from adversarial_augment.corruption_nets import torch_checkpoint
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr, pixel_shuffle
+from adversarial_augment.errors import UserError
 from adversarial_augment.ssim import ssim
 from tests import oracle
 
@@ -33,6 +35,25 @@ def test_baseline_has_the_published_number_of_parameters_and_blocks(scale, count
   assert trees.count(phi) == count
   assert len(jax.tree.leaves(phi)) == blocks
   assert sum(trees.count(layer['b']) for layer in phi.values()) == sum(layer['w'].shape[-1] for layer in phi.values())
+
+
+@pytest.mark.parametrize('blocks, features, scale', [(1, 4, 1), (3, 5, 2), (2, 16, 4)])
+def test_shapes_of_a_weight_file_are_those_of_the_network(blocks, features, scale):
+  sizes = {'blocks': blocks, 'features': features, 'scale': scale}
+  phi = jax.eval_shape(edsr(**sizes).init, KEY, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+  found = {name: {key: p.shape for key, p in layer.items()} for name, layer in phi.items()}
+  assert found == corruption_nets.edsr_shapes(**sizes)
+
+
+def test_networks_too_large_for_a_weight_file_are_not_converted():
+  layers = {'sub_mean': (3, 3, 1, 1), 'add_mean': (3, 3, 1, 1), 'head.0': (1, 3, 3, 3), 'body.65': (1, 1, 3, 3)}
+  layers |= {f'body.{i}.body.{j}': (1, 1, 3, 3) for i in range(65) for j in (0, 2)} | {'tail.1': (3, 1, 3, 3)}
+  state = {f'{name}.weight': np.ones(shape, np.float32) for name, shape in layers.items()}
+  state |= {f'{name}.bias': np.zeros(shape[0], np.float32) for name, shape in layers.items()}
+  for name, sign in (('sub_mean', -255), ('add_mean', 255)):
+    state |= {f'{name}.weight': np.eye(3)[:, :, None, None], f'{name}.bias': sign * MEAN}
+  with pytest.raises(UserError, match='blocks=65, which must be from 1 to 64'):
+    torch_checkpoint.edsr_from_torch(state)
 
 
 def test_pixel_shuffle_has_the_order_of_torch():
@@ -157,6 +178,14 @@ def test_convolution_forms_agree_and_bfloat16_is_near():
   half = jax.jit(make(dtype=jnp.bfloat16).apply)(phi, images)
   assert half.dtype == jnp.float32
   np.testing.assert_allclose(half, expected, atol=0.02)
+
+
+def test_sizes_follow_from_the_file_and_fixed_layers_from_the_network():
+  assert corruption_nets.read('edsr', 'edsr_4x16_x1')[1] == {'blocks': 4, 'features': 16, 'scale': 1}
+  _, phi = corruption_nets.load('edsr', 'edsr_4x16_x1', perturb_mean_shift=True)
+  np.testing.assert_allclose(phi['edsr/add_mean']['b'], 255 * MEAN, rtol=1e-6)
+  with pytest.raises(UserError, match='config.corruption_net.weights'):
+    corruption_nets.load('edsr', '~no_such_user/phi.safetensors')
 
 
 def test_shipped_small_weights_give_images_back():

@@ -103,6 +103,14 @@ def test_cifar10_is_downloaded_once(tmp_path, small, archive, monkeypatch):
   assert dataset.provenance['origin'] == 'official'
 
 
+def test_a_bad_address_or_a_folder_in_place_of_the_archive(tmp_path):
+  with pytest.raises(UserError, match='--url='):
+    prepare.main(['cifar10', f'--data_dir={tmp_path}', '--url=file:///etc/hostname'])
+  (tmp_path / 'downloads' / 'cifar-10-binary.tar.gz').mkdir()
+  with pytest.raises(UserError, match='is a folder'):
+    prepare.main(['cifar10', f'--data_dir={tmp_path}'])
+
+
 def _pets(root: pathlib.Path, count: int = 10) -> pathlib.Path:
   for label, colour in enumerate(('red', 'blue')):
     for i in range(count):
@@ -149,7 +157,21 @@ def test_damaged_image_leaves_no_data_set(tmp_path):
     (['images', '--name=cifar10', '--from={tmp}'], "--name='cifar10'"),
     (['images', '--name=embedded', '--from={tmp}'], "--name='embedded'"),
     (['images', '--name=../up', '--from={tmp}'], "--name='../up'"),
-    (['images', '--name=pets', '--from={tmp}', '--size=7'], '--size=7'),
+    (['cifar10', '--from=/dev/null', '--data_dir={tmp}'], "'/dev/null' is neither a file nor a folder"),
+    (['cifar10', '--from=', '--data_dir={tmp}'], '--from is empty'),
+    (['cifar10', '--from=' + 300 * 'a', '--data_dir={tmp}'], 'File name too long'),
+    (['cifar10', '--from=~nouser/x', '--data_dir={tmp}'], '--from='),
+    (['cifar10', '--data_dir=~nouser'], '--data_dir='),
+    (['cifar10', '--data_dir='], "--data_dir=''"),
+    (['images', '--name=pets', '--from={tmp}', '--data_dir=~nouser'], '--data_dir='),
+    (['images', '--name=pets', '--from={tmp}', '--data_dir=a\nb'], '--data_dir='),
+    (['images', '--name=pets', '--from='], '--from is empty'),
+    (['images', '--name=pets', '--from=~nouser'], '--from='),
+    (['images', '--name=pets', '--from=' + 300 * 'a'], 'File name too long'),
+    (['images', '--name=' + 101 * 'a', '--from={tmp}'], 'at most 100'),
+    (['images', '--name=' + 300 * 'a', '--from={tmp}'], 'at most 100'),
+    (['images', '--name=pets', '--from={tmp}', '--size=15'], '--size=15'),
+    (['images', '--name=pets', '--from={tmp}', '--size=513'], '--size=513'),
     (['images', '--name=pets', '--from={tmp}', '--size=x'], '--size'),
     (['images', '--name=pets', '--from={tmp}', '--seed=-1'], '--seed=-1'),
     (['images', '--name=pets', '--from={tmp}', '--test_fraction=1'], '--test_fraction=1'),

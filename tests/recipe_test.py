@@ -1,12 +1,16 @@
 """What follows from a config: steps, rates, the optimiser, and the refusals that no config rule can make."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import recipe
+from adversarial_augment import corruption_nets, recipe
+from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from tests import tiny
 
@@ -53,6 +57,13 @@ def test_derived_values_follow_the_overrides():
   assert float(set_steps.schedule(5)) == pytest.approx(0.05)
 
 
+def test_a_warm_up_of_any_length_ends_with_the_run():
+  config = configs.override(configs.base_config(), tiny.OVERRIDES | {'attack.name': 'none', 'num_epochs': '1e-320'})
+  config.attack.warmup_epochs, config.optimizer.warmup_epochs = 1e6, 0.0  # their quotient is infinite
+  static, _ = recipe.build(config, tiny.dataset(), tiny.make_mesh(1))
+  assert static.warmup_steps == static.num_steps
+
+
 def test_the_batch_must_divide_over_the_devices():
   with pytest.raises(UserError, match='config.batch_size=12 must be a multiple of the 8 devices; try 8 or 16'):
     build(8, batch_size='12')
@@ -74,6 +85,62 @@ def test_phi_is_what_ships_and_missing_weights_are_refused():
     recipe.weights_of(configs.override(config, {'corruption_net.blocks': '5'}))
   with pytest.raises(UserError, match='nowhere.safetensors'):
     recipe.check_files(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}))
+
+
+NETWORK = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 2}
+
+
+def asking_for(tmp_path, network=NETWORK, change=lambda params: None, **sizes):
+  """A config with a weight file of a small network, whose sizes it asks for."""
+  shapes = corruption_nets.edsr_shapes(blocks=1, features=4, scale=2)
+  params = {name: {key: np.ones(shape) for key, shape in layer.items()} for name, layer in shapes.items()}
+  change(params)
+  path = tmp_path / 'phi.safetensors'
+  weights.save(path, params, {'network': network})
+  asked = {'blocks': 1, 'features': 4, 'scale': 2, 'weights': path} | sizes
+  changed = {f'corruption_net.{name}': str(value) for name, value in asked.items()}
+  return configs.override(configs.base_config(), tiny.OVERRIDES | changed)
+
+
+def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
+  recipe.check_files(asking_for(tmp_path))
+  with pytest.raises(UserError) as error:
+    recipe.check_files(asking_for(tmp_path, blocks=16, scale=4))
+  assert str(error.value) == (
+    f"config.corruption_net.weights='{tmp_path}/phi.safetensors' holds edsr with blocks=1 features=4 scale=2, but "
+    'config.corruption_net.blocks=16, config.corruption_net.scale=4; set --config.corruption_net.blocks=1 '
+    '--config.corruption_net.scale=2, or name another file.'
+  )
+  nominal = configs.override(asking_for(tmp_path, blocks=16), {'attack.name': 'none', 'evals': 'clean'})
+  recipe.check_files(nominal)  # has nothing to do with the file
+
+
+@pytest.mark.parametrize(
+  'harm, words',
+  [
+    ({'network': NETWORK | {'name': 'rcan'}}, "weights of 'rcan', not of a corruption_net 'edsr'; give a file that"),
+    ({'network': None}, "'network' in its header is None and must have exactly name, .*; give a file that"),
+    ({'network': NETWORK | {'blocks': 2}}, "lacks 'edsr/block_1/conv_0/b'.*; these are not.*: give a file that"),
+    ({'network': NETWORK | {'scale': 1}}, "holds 'edsr/up_0/b' of shape .* which the network does not have; .*: give"),
+    ({'network': NETWORK | {'features': 8}}, "'edsr/[^']*' has shape .* and must have .*; .*: give a file that"),
+    ({'change': lambda params: params.pop('edsr/out')}, "lacks 'edsr/out/"),
+    ({'change': lambda params: [p.update(w=0 * p['w'], b=0 * p['b']) for p in params.values()]}, 'are zero.*; load'),
+  ],
+  ids=['name', 'none', 'blocks', 'scale', 'features', 'missing', 'zero'],
+)
+def test_weights_of_another_network_are_refused_before_the_run(tmp_path, harm, words):
+  with pytest.raises(UserError, match=words) as error:
+    recipe.check_files(asking_for(tmp_path, **harm))
+  assert 'phi.safetensors' in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_files_are_checked_without_devices():
+  code = (
+    'from adversarial_augment import config, recipe; recipe.check_files(config.base_config()); '
+    'from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
 
 
 @pytest.mark.usefixtures('x64')

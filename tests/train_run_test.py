@@ -54,7 +54,9 @@ def compile_once(tmp_path_factory) -> Iterator[None]:
 def part(start: int, stop: int, name: str) -> Dataset:
   whole = tiny.dataset()
   read = lambda index: whole.read(np.asarray(index) + start)
-  return whole._replace(name=name, num_examples=stop - start, read=read)
+  return whole._replace(
+    name=name, num_examples=stop - start, read=read, provenance={'origin': 'embedded', 'sha256': f'{start}-{stop}'}
+  )
 
 
 def make_config(**overrides: str):
@@ -102,7 +104,7 @@ def test_results_say_what_was_measured_and_where_it_comes_from(finished):
   clean = found['evals']['clean']
   assert clean['num_images'] == 24
   assert clean['accuracy'] == clean['num_correct'] / 24
-  assert found['data']['test'] == {'name': 'tiny', 'origin': 'embedded'}
+  assert found['data']['test'] == {'name': 'tiny', 'origin': 'embedded', 'sha256': '40-64'}
   assert found['config'] == json.loads((finished / 'config.json').read_text())
   assert found['versions']['jax'] == jax.__version__
   assert found['devices']['count'] == jax.device_count()
@@ -164,12 +166,18 @@ def test_another_config_is_refused_with_the_difference(copy, field, value, shown
   assert json.loads((copy / 'config.json').read_text()) == result(copy)['config']
 
 
+def test_other_data_under_the_same_name_are_refused(copy):
+  (copy / 'data.json').write_text(json.dumps({'train': 'f' * 64}))
+  with pytest.raises(UserError, match='holds a run on other data .SHA-256 of train'):
+    start(copy)
+
+
 def test_fields_that_do_not_change_the_result_may_change(copy):
   start(copy, log_every='3', checkpoint_every='0', eval_every='4', data_dir='/elsewhere')
   assert json.loads((copy / 'config.json').read_text())['log_every'] == 3
 
 
-@pytest.mark.parametrize('content', [None, '{"seed": '])
+@pytest.mark.parametrize('content', [None, '{"seed": ', '[]'])
 def test_a_config_that_cannot_be_read_beside_checkpoints_is_refused(copy, content):
   """Else a run with another config would go on from them."""
   (copy / 'config.json').unlink()

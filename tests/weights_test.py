@@ -125,6 +125,8 @@ def test_other_files_are_refused(tmp_path):
     ({'sha256': '0' * 64}, 'SHA-256'),
     ({'provenance': '[1'}, 'provenance'),
     ({'provenance': '3'}, 'provenance'),
+    ({'provenance': '[' * 100_000}, 'provenance'),
+    ({'format': 'two\nlines'}, 'adversarial_augment.pretrain'),
   ],
 )
 def test_forged_headers_are_refused(tmp_path, change, word):
@@ -134,6 +136,55 @@ def test_forged_headers_are_refused(tmp_path, change, word):
   header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], 'little')])['__metadata__']
   path.write_bytes(to_bytes(from_bytes(raw), metadata={**header, **change}))
   assert word in refused(path)
+
+
+@pytest.mark.parametrize('tag, size', [('F8_E4M3', 4), ('F8_E8M0', 4), ('F4', 2), ('BF16', 8), ('F64', 32), ('I8', 4)])
+def test_other_dtypes_are_refused_even_those_that_numpy_does_not_know(tmp_path, tag, size):
+  metadata = {'format': weights.FORMAT, 'sha256': '0' * 64, 'provenance': '{}'}
+  tensor = {'dtype': tag, 'shape': [4], 'data_offsets': [0, size]}
+  header = json.dumps({'__metadata__': metadata, 'net/w': tensor}).encode()
+  header += b' ' * (-len(header) % 8)
+  (tmp_path / 'w').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(size))
+  assert f"'net/w' has dtype {tag}; a weight file holds float16 or float32" in refused(tmp_path / 'w')
+
+
+NETWORK = {'name': 'edsr', 'blocks': 4, 'features': 16, 'scale': 1}
+
+
+def test_the_network_of_a_header_is_its_name_and_sizes():
+  sizes = {'blocks': 4, 'features': 16, 'scale': 1}
+  assert weights.network_of({'network': NETWORK, 'steps': 7}, 'w') == ('edsr', sizes)
+
+
+@pytest.mark.parametrize(
+  'network, word',
+  [
+    (None, 'None'),
+    ('edsr', "'edsr'"),
+    (['a'], "['a']"),
+    ({}, '{}'),
+    ({'name': 'edsr'}, 'must have exactly name, blocks, features, scale'),
+    (NETWORK | {'native': 1}, 'must have exactly name, blocks, features, scale'),
+    (NETWORK | {'name': ['edsr']}, 'must have exactly name, blocks, features, scale'),
+    (NETWORK | {'scale': 3}, 'scale=3, which must be 1, 2 or 4'),
+    (NETWORK | {'scale': [1]}, 'scale=[1]'),
+    (NETWORK | {'scale': True}, 'scale=True'),
+    (NETWORK | {'blocks': 0}, 'blocks=0, which must be from 1 to 64'),
+    (NETWORK | {'blocks': 10**9}, 'blocks=1000000000'),
+    (NETWORK | {'blocks': 4.0}, 'blocks=4.0'),
+    (NETWORK | {'features': '16'}, "features='16', which must be from 1 to 512"),
+    (NETWORK | {'features': 10**999}, 'features=1000'),
+  ],
+)
+def test_other_networks_in_a_header_are_refused(network, word):
+  with pytest.raises(UserError) as error:
+    weights.network_of({'network': network}, 'file.safetensors')
+  message = str(error.value)
+  assert word in message
+  assert message.startswith("'file.safetensors'")
+  assert message.endswith('give a file that adversarial_augment.pretrain or adversarial_augment.convert wrote.')
+  assert len(message) < 400
+  assert '\n' not in message
 
 
 def test_nan_inside_is_refused(tmp_path, monkeypatch):

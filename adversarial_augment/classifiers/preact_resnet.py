@@ -132,21 +132,22 @@ def _batch_norm(
   count = hk.get_state('count', (), jnp.int32, jnp.zeros)
 
   mean, var = running_mean, running_var
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # bfloat16 would leave nothing of the variance
   if is_training or test_local_stats:
-    mean, mean_square = jnp.mean(x, axis=(0, 1, 2)), jnp.mean(jnp.square(x), axis=(0, 1, 2))
+    mean, mean_square = jnp.mean(wide, axis=(0, 1, 2)), jnp.mean(jnp.square(wide), axis=(0, 1, 2))
     if axis_name is not None and not hk.running_init():
       mean, mean_square = jax.lax.pmean((mean, mean_square), axis_name)
     var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
   if is_training:
     # The zero-debiased moving average, written for the debiased value: weight 1 at first, then down to 1 - decay.
-    weight = (1.0 - decay) / (1.0 - decay ** (count + 1).astype(x.dtype))
+    weight = (1.0 - decay) / (1.0 - decay ** (count + 1).astype(wide.dtype))
     hk.set_state('mean', (running_mean + weight * (mean - running_mean)).astype(running_mean.dtype))
     hk.set_state('var', (running_var + weight * (var - running_var)).astype(running_var.dtype))
     hk.set_state('count', count + 1)
 
   factor = scale * jax.lax.rsqrt(var + EPSILON)
-  mean, factor, offset = (value.astype(x.dtype).reshape(1, 1, 1, -1) for value in (mean, factor, offset))
-  return (x - mean) * factor + offset
+  factor, shift = (value.astype(wide.dtype).reshape(1, 1, 1, -1) for value in (factor, offset - mean * factor))
+  return (wide * factor + shift).astype(x.dtype)  # one pass over the activations, forward and backward
 
 
 def _head(x: jax.Array, num_classes: int) -> jax.Array:

@@ -17,6 +17,7 @@ import zipfile
 
 import numpy as np
 
+from adversarial_augment.corruption_nets import weights
 from adversarial_augment.corruption_nets.edsr import MEAN
 from adversarial_augment.errors import UserError
 
@@ -90,7 +91,8 @@ def edsr_from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.n
     Haiku parameters, float32, weights [kh, kw, in, out].
 
   Raises:
-    UserError: a key is missing, unknown, or has another shape than EDSR gives it; or the mean colour is another one.
+    UserError: a key is missing, unknown, or has another shape than EDSR gives it; the mean colour is another one; or
+      the sizes are not those of a weight file.
   """
   for prefix in ('module.', 'model.'):
     if state and all(key.startswith(prefix) for key in state):
@@ -119,13 +121,17 @@ def edsr_from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.n
     if not np.allclose(state[f'{name}.bias'], colour, atol=1e-2):
       rounded = [round(float(value), 2) for value in colour]
       raise UserError(f"'{name}.bias' of the state dict must be {rounded}: grey levels 0 to 255 around DIV2K's mean.")
-  return {
+  params = {
     target: {
       'w': np.ascontiguousarray(state[f'{key}.weight'].transpose(2, 3, 1, 0), np.float32),
       'b': np.ascontiguousarray(state[f'{key}.bias'], np.float32),
     }
     for key, (target, _) in layers.items()
   }
+  wrong = weights.wrong_size(edsr_sizes(params))
+  if wrong:
+    raise UserError(f'The state dict is of an EDSR with {wrong}; convert a smaller one.')
+  return params
 
 
 def edsr_sizes(params: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, int]:

@@ -4,7 +4,7 @@ Files hold float32 or float16 (how the shipped weights stay small); `load` alway
 Haiku, joined by a slash: `{'edsr/head': {'w': array}}` is stored as `edsr/head/w`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import hashlib
 import json
 import os
@@ -17,9 +17,20 @@ from safetensors.numpy import save as to_bytes
 
 from adversarial_augment import files
 from adversarial_augment.errors import UserError
+from adversarial_augment.fields import show
 
 FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')
+_TAGS = ('F16', 'F32')  # their names in safetensors
+
+_RANGES: dict[str, tuple[str, Callable[[int], bool]]] = {
+  'blocks': ('from 1 to 64', lambda size: 1 <= size <= 64),
+  'features': ('from 1 to 512', lambda size: 1 <= size <= 512),
+  'scale': ('1, 2 or 4', lambda size: size in (1, 2, 4)),
+}
+SIZES = tuple(_RANGES)
+
+WAY_OUT = 'give a file that adversarial_augment.pretrain or adversarial_augment.convert wrote'
 
 Params = dict[str, dict[str, np.ndarray]]
 
@@ -77,8 +88,14 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
   try:
     with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
       header = file.metadata() or {}
-      _check_header(path, header)
-      tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the file is no mapping)
+      provenance = _read_header(path, header)
+      tensors = {}
+      for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+        tag = file.get_slice(key).get_dtype()
+        if tag not in _TAGS:  # checked before NumPy, which does not know all of them, is asked
+          allowed = ' or '.join(DTYPES)
+          raise UserError(f"'{path}': {show(key)} has dtype {tag}; a weight file holds {allowed}: {WAY_OUT}.")
+        tensors[key] = file.get_tensor(key)
   except FileNotFoundError as error:
     raise UserError(f"No weight file '{path}'; give an existing .safetensors file.") from error
   except OSError as error:
@@ -89,18 +106,47 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
       f"'{path}' is damaged or not a .safetensors weight file ({reason}); get or make it again."
     ) from error
 
-  for key, value in tensors.items():
-    if value.dtype.name not in DTYPES:
-      raise UserError(f"'{path}': {key!r} has dtype {value.dtype.name}; a weight file holds {' or '.join(DTYPES)}.")
   if _digest(tensors) != header['sha256']:
     raise UserError(f"'{path}' is damaged: its tensors do not have the SHA-256 in its header; get or make it again.")
   params: Params = {}
   for key, value in tensors.items():
     if not np.isfinite(value).all():
-      raise UserError(f"'{path}': {key!r} holds NaN or infinite values; get or make the file again.")
+      raise UserError(f"'{path}': {show(key)} holds NaN or infinite values; get or make the file again.")
     module, _, name = key.rpartition('/')
     params.setdefault(module, {})[name] = value.astype(np.float32)
-  return params, json.loads(header['provenance'])
+  return params, provenance
+
+
+def network_of(metadata: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, dict[str, int]]:
+  """Returns the name of the network that a weight file was made for, and its `SIZES`.
+
+  Args:
+    metadata: of the file, as `load` gives it.
+    path: the file, for the message.
+
+  Raises:
+    UserError: the header does not name a network, or not by its name and sizes alone.
+  """
+  network = metadata.get('network')
+  wanted = ('name', *SIZES)
+  if not isinstance(network, dict) or network.keys() != set(wanted) or not isinstance(network['name'], str):
+    raise UserError(
+      f"'{path}' does not say what network its weights are of: 'network' in its header is {show(network)} and must "
+      f'have exactly {", ".join(wanted)}; {WAY_OUT}.'
+    )
+  sizes = {key: network[key] for key in SIZES}
+  wrong = wrong_size(sizes)
+  if wrong:
+    raise UserError(f"'{path}': 'network' in its header has {wrong}; {WAY_OUT}.")
+  return network['name'], sizes
+
+
+def wrong_size(sizes: Mapping[str, Any]) -> str:
+  """Returns the first of `SIZES` that no network may have, with the rule; nothing where all are right."""
+  for key, (rule, accepts) in _RANGES.items():
+    if type(sizes[key]) is not int or not accepts(sizes[key]):  # a bool is no size
+      return f'{key}={show(sizes[key])}, which must be {rule}'
+  return ''
 
 
 def check(
@@ -118,30 +164,31 @@ def check(
   """
   found = {key: tuple(value.shape) for key, value in _flatten(params).items()}
   wanted = {key: tuple(getattr(value, 'shape', value)) for key, value in _flatten(expected).items()}
-  advice = 'set the fields of the network to those the file was made for'
+  advice = f'these are not the weights of the network it is meant for: {WAY_OUT}'
   for key, shape in wanted.items():
     if key not in found:
-      raise UserError(f"'{path}' lacks {key!r}, which must have shape {list(shape)}; {advice}.")
+      raise UserError(f"'{path}' lacks '{key}', which must have shape {list(shape)}; {advice}.")
     if found[key] != shape:
-      raise UserError(f"'{path}': {key!r} has shape {list(found[key])} and must have {list(shape)}; {advice}.")
+      raise UserError(f"'{path}': '{key}' has shape {list(found[key])} and must have {list(shape)}; {advice}.")
   for key, shape in found.items():
     if key not in wanted:
-      raise UserError(f"'{path}' holds {key!r} of shape {list(shape)}, which the network does not have; {advice}.")
+      raise UserError(f"'{path}' holds {show(key)} of shape {list(shape)}, which the network does not have; {advice}.")
 
 
-def _check_header(path: str | os.PathLike, header: Mapping[str, str]) -> None:
-  """Raises UserError unless `header` is one that `save` writes."""
+def _read_header(path: str | os.PathLike, header: Mapping[str, str]) -> dict[str, Any]:
+  """Returns the metadata in a header; raises UserError unless it is one that `save` writes."""
   missing = [key for key in ('format', 'sha256', 'provenance') if key not in header]
   if missing:
-    raise UserError(f"'{path}' is no weight file of this package: its header lacks '{missing[0]}'.")
+    raise UserError(f"'{path}' is no weight file of this package: its header lacks '{missing[0]}'; {WAY_OUT}.")
   if header['format'] != FORMAT:
-    raise UserError(f"'{path}' has format '{header['format']}'; this version reads '{FORMAT}'.")
+    raise UserError(f"'{path}' has format {show(header['format'])}; this version reads '{FORMAT}': {WAY_OUT}.")
   try:
     provenance = json.loads(header['provenance'])
-  except ValueError:
+  except (ValueError, RecursionError):
     provenance = None
   if not isinstance(provenance, dict):
     raise UserError(f"'{path}' is damaged: 'provenance' in its header is not a JSON object; get or make it again.")
+  return provenance
 
 
 def _flatten(params: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def read(path: pathlib.Path, counts: Mapping[str, int] = COUNTS) -> Source:
     archive = sha256_of(path)
     splits = _from_npz(path) if path.suffix == '.npz' else _decode(_from_tar(path), path)
   else:
-    raise UserError(f"--from='{path}' does not exist; give an archive, a folder or an .npz of CIFAR-10.")
+    problem = 'is neither a file nor a folder that holds CIFAR-10' if path.exists() else 'does not exist'
+    raise UserError(f"--from='{path}' {problem}; give an archive, a folder or an .npz of CIFAR-10.")
   for split, batch in splits.items():
     _check(split, batch, counts[split], path)
   return Source(splits, 'official' if archive in (ARCHIVE_SHA256, PYTHON_ARCHIVE_SHA256) else 'unverified', archive)

@@ -2,6 +2,7 @@
 
 import pathlib
 from typing import NamedTuple
+import unicodedata
 import warnings
 
 import numpy as np
@@ -32,8 +33,8 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
     seed: of the split and the order.
 
   Raises:
-    UserError: a folder is missing or empty, there are fewer than two classes, a class has too few images, or a
-      fraction is given though there is a test folder.
+    UserError: a folder is missing, empty or oddly named, there are fewer than two classes, a class has too few images,
+      or a fraction is given though there is a test folder.
   """
   if not root.is_dir():
     raise UserError(f"--from='{root}' is not a folder; give the folder that holds one folder for each class.")
@@ -113,6 +114,7 @@ def _by_class(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], int]:
   """Returns the images of each class folder, sorted by name, and how many other files were met."""
   found, ignored = {}, 0
   for folder in _folders(root):
+    _check_name(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith('.'))
     found[folder.name] = [path for path in files if path.suffix.lower() in SUFFIXES]
     ignored += len(files) - len(found[folder.name])
@@ -121,3 +123,14 @@ def _by_class(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], int]:
   if not found:
     raise UserError(f"'{root}' has no folders; it must hold one folder of images for each class.")
   return found, ignored
+
+
+def _check_name(folder: pathlib.Path) -> None:
+  """Refuses a class name that the data set's list of names, UTF-8 with one on each line, would not give back."""
+  name = folder.name
+  # Surrogates (Cs) stand for bytes that are not UTF-8.
+  if name != name.strip() or any(unicodedata.category(letter) in ('Cc', 'Cs', 'Zl', 'Zp') for letter in name):
+    raise UserError(
+      f'Class folder {str(folder)!r} must have a name in UTF-8 with no line break, no other control character, and no '
+      'blank at either end; rename it.'
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adversarial_augment import files
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
@@ -64,7 +65,7 @@ def _folder(name: str, data_dir: str) -> pathlib.Path:
   """Returns the folder of the wanted version, or of the newest."""
   if not _NAME.fullmatch(name):
     raise UserError(f"Data set name '{name}' (config.dataset) must look like cifar10, name/config or cifar10:3.0.2.")
-  root = pathlib.Path(data_dir).expanduser()
+  root = files.user_path(data_dir, 'config.data_dir')
   stem, _, version = name.partition(':')
   versions = {
     tuple(map(int, path.name.split('.'))): path

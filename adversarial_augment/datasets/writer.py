@@ -51,10 +51,12 @@ def check_target(description: Description, data_dir: pathlib.Path, num_examples:
 
   Raises:
     UserError: the data set exists, and `overwrite` is False.
-    StorageError: the disk has no room.
+    StorageError: the disk has no room, or cannot be looked at.
   """
   folder = folder_of(description, data_dir)
-  if folder.exists() and not overwrite:
+  with files.storage_errors(f"write under '{data_dir}'"):
+    exists = folder.exists()
+  if exists and not overwrite:
     raise UserError(f"'{folder}' exists already; use it as it is, or replace it with --overwrite.")
   needed = int(num_examples * (np.prod(description.image_shape) + 256) * 1.1) + (1 << 20)  # as if PNG saved nothing
   with files.storage_errors(f"write under '{data_dir}'"):
