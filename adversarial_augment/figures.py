@@ -127,6 +127,8 @@ def training_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike) -
     for label, (steps, values) in curves.items():
       if len(steps):
         axes.plot(steps, values, linewidth=1.2, marker='o' if len(steps) == 1 else None, markersize=4, label=label)
+    if not any(np.any(values) for _, values in curves.values()):
+      axes.set_ylim(0, 1)  # else zeros float in the middle of nothing
     axes.set_title(title, fontsize=10)
     axes.set_xlabel('step', fontsize=8)
     axes.tick_params(labelsize=8)

@@ -79,7 +79,7 @@ def test_the_files_and_tests_that_a_page_names_are_there(page):
   known = {path.name for folder in folders for path in (ROOT / folder).rglob('*')} | {
     path.name for path in ROOT.iterdir()
   }
-  made_by_runs = {'metrics.jsonl', 'config.json', 'train.json', 'provenance.json'}
+  made_by_runs = {'metrics.jsonl', 'config.json', 'data.json', 'train.json', 'provenance.json'}
   named = set(re.findall(r'`(?:[\w./-]+/)?([\w-]+\.(?:py|md|json|jsonl|toml|txt|cff))`', text))
   assert named - known - made_by_runs == set()
   tests = re.findall(
