@@ -30,7 +30,6 @@ Writes a .safetensors file that config.corruption_net.weights of adversarial_aug
 _NATIVE = 32  # side of the images that the weights are judged on
 _HELD_OUT = 512
 _PARTS = 8  # in which the held-out images are judged
-_SSIM_WINDOW = 11  # pixels
 
 
 class _Source(NamedTuple):
@@ -259,17 +258,17 @@ def _check_gates(config: ConfigDict, result: dict, first: dict, norms: dict) -> 
 def _source(name: str, config: ConfigDict) -> _Source:
   if name == 'photographs':
     return _photographs(config)
-  from adversarial_augment import datasets
+  from adversarial_augment import datasets, ssim
   from adversarial_augment.datasets import sampling
 
   train, test = splits = [datasets.load(name, split, config.data_dir) for split in ('train', 'test')]
   factor = max(2, config.corruption_net.scale)  # scale 1 blurs by halves
   for split in splits:
     height, width, _ = split.image_shape
-    if height != width or height % factor or height < _SSIM_WINDOW or split.image_shape != train.image_shape:
+    if height != width or height % factor or height < ssim.WINDOW or split.image_shape != train.image_shape:
       raise UserError(
         f'config.dataset={name} has images of {height}x{width}, but they must be square, of one size, at least '
-        f'{_SSIM_WINDOW} pixels a side, and a multiple of {factor} (config.corruption_net.scale='
+        f'{ssim.WINDOW} pixels a side, and a multiple of {factor} (config.corruption_net.scale='
         f'{config.corruption_net.scale}); prepare them again, for example with --size=32.'
       )
   if test.num_examples < _PARTS:

@@ -18,7 +18,7 @@ import numpy as np
 from adversarial_augment import registry
 from adversarial_augment.errors import UserError
 
-_WINDOW, _SIGMA = 11, 1.5
+WINDOW, _SIGMA = 11, 1.5  # pixels
 _C1, _C2 = 0.01**2, 0.03**2
 _GAMMAS = np.linspace(0.0, 1.0, 9)
 _QUADRATIC = np.linalg.pinv(np.vander(_GAMMAS, 3))  # [3, 9]: nine values -> least-squares a, b, c
@@ -165,8 +165,8 @@ def _quadratic_roots(h: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _moments(images: jax.Array, other: jax.Array) -> _Moments:
   if images.shape != other.shape or images.ndim != 4:
     raise UserError(f'ssim compares images of one shape [n, h, w, c]; got {images.shape} and {other.shape}.')
-  if min(images.shape[1:3]) < _WINDOW:
-    raise UserError(f'ssim needs images of at least {_WINDOW} x {_WINDOW} pixels; got {images.shape[1:3]}.')
+  if min(images.shape[1:3]) < WINDOW:
+    raise UserError(f'ssim needs images of at least {WINDOW} x {WINDOW} pixels; got {images.shape[1:3]}.')
   difference = other - images
   # Without the channel means, E[x^2] - E[x]^2 does not cancel: float32 stays within 1e-5 of float64.
   offset_x, offset_d = (a.mean((1, 2), keepdims=True) for a in (images, difference))
@@ -186,10 +186,10 @@ def _filter(x: jax.Array) -> jax.Array:
 
 def _band(size: int) -> np.ndarray:
   """[size - 10, size]: row i holds the window at offset i."""
-  window = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
-  band = np.zeros((size - _WINDOW + 1, size))
+  window = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * _SIGMA**2))
+  band = np.zeros((size - WINDOW + 1, size))
   for i in range(len(band)):
-    band[i, i : i + _WINDOW] = window / window.sum()
+    band[i, i : i + WINDOW] = window / window.sum()
   return band
 
 

@@ -16,8 +16,6 @@ from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset, TrainState
 
-_SSIM_WINDOW = 11  # pixels
-
 
 def main(argv: list[str]) -> None:
   arguments = cli.parse_train(argv)
@@ -41,10 +39,12 @@ def _load(config: ConfigDict) -> dict[str, Dataset]:
   splits = {split: datasets.load(config.dataset, split, config.data_dir) for split in ('train', 'test')}
   if config.holdout:
     splits['train'], splits['validation'] = sampling.holdout(splits['train'], config.holdout)
+  from adversarial_augment import ssim
+
   height, width, _ = splits['train'].image_shape
-  if min(height, width) < _SSIM_WINDOW and (config.attack.name != 'none' or 'ada' in config.evals):
+  if min(height, width) < ssim.WINDOW and (config.attack.name != 'none' or 'ada' in config.evals):
     raise UserError(
-      f"config.dataset={config.dataset} has images of {height}x{width}, but AdA's SSIM needs {_SSIM_WINDOW} pixels a "
+      f"config.dataset={config.dataset} has images of {height}x{width}, but AdA's SSIM needs {ssim.WINDOW} pixels a "
       'side; prepare them larger, for example with --size=32.'
     )
   return splits

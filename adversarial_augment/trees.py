@@ -68,7 +68,7 @@ def median_radius(radii: PyTree) -> jax.Array:
 
 
 def _norms(blocks: Sequence[jax.Array]) -> jax.Array:
-  """The l2 norm of each array, scaled so that no square overflows or vanishes; its gradient at zero is zero.
+  """[len(blocks)]: the l2 norm of each array, scaled so that no square overflows or vanishes; with gradient 0 at 0.
 
   Arrays of one shape are stacked first: networks have few shapes and many blocks, and kernels of their own for each
   block were most of the train step's compile time.

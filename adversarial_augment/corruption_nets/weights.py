@@ -4,7 +4,7 @@ Files hold float32 or float16 (how the shipped weights stay small); `load` alway
 Haiku, joined by a slash: `{'edsr/head': {'w': array}}` is stored as `edsr/head/w`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import hashlib
 import json
 import os
@@ -16,6 +16,7 @@ import safetensors
 from safetensors.numpy import save as to_bytes
 
 from adversarial_augment import files
+from adversarial_augment.config_tables import TRAIN
 from adversarial_augment.errors import UserError
 from adversarial_augment.fields import show
 
@@ -23,12 +24,8 @@ FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')
 _TAGS = ('F16', 'F32')  # their names in safetensors
 
-_RANGES: dict[str, tuple[str, Callable[[int], bool]]] = {
-  'blocks': ('from 1 to 64', lambda size: 1 <= size <= 64),
-  'features': ('from 1 to 512', lambda size: 1 <= size <= 512),
-  'scale': ('1, 2 or 4', lambda size: size in (1, 2, 4)),
-}
-SIZES = tuple(_RANGES)
+_KINDS = {name: TRAIN[f'corruption_net.{name}'].kind for name in ('blocks', 'features', 'scale')}
+SIZES = tuple(_KINDS)
 
 WAY_OUT = 'give a file that adversarial_augment.pretrain or adversarial_augment.convert wrote'
 
@@ -143,9 +140,9 @@ def network_of(metadata: Mapping[str, Any], path: str | os.PathLike) -> tuple[st
 
 def wrong_size(sizes: Mapping[str, Any]) -> str:
   """Returns the first of `SIZES` that no network may have, with the rule; nothing where all are right."""
-  for key, (rule, accepts) in _RANGES.items():
-    if type(sizes[key]) is not int or not accepts(sizes[key]):  # a bool is no size
-      return f'{key}={show(sizes[key])}, which must be {rule}'
+  for key, kind in _KINDS.items():
+    if not kind.accepts(sizes[key]):
+      return f'{key}={show(sizes[key])}, which must be {kind.expected}'
   return ''
 
 
