@@ -52,7 +52,7 @@ def test_networks_too_large_for_a_weight_file_are_not_converted():
   state |= {f'{name}.bias': np.zeros(shape[0], np.float32) for name, shape in layers.items()}
   for name, sign in (('sub_mean', -255), ('add_mean', 255)):
     state |= {f'{name}.weight': np.eye(3)[:, :, None, None], f'{name}.bias': sign * MEAN}
-  with pytest.raises(UserError, match='blocks=65, which must be from 1 to 64'):
+  with pytest.raises(UserError, match='blocks=65, which must be an integer from 1 to 64'):
     torch_checkpoint.edsr_from_torch(state)
 
 
