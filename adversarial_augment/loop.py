@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
-from adversarial_augment import checkpoints, files, processes, run_directory, signals
+from adversarial_augment import checkpoints, files, processes, run_directory, signals, state_arrays
 from adversarial_augment import config as configs
 from adversarial_augment.errors import NumericalError, Stopped, UserError
 from adversarial_augment.run_log import Patience, RunLog, tell
@@ -28,11 +29,12 @@ class Job(NamedTuple):
   images_per_step: int
   keep_checkpoints: int
   tensorboard: bool
-  step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]  # metrics: scalars, with 'finite'
+  # The state, the updates made so far, the batch; an update that is not 'finite' leaves the state as it was.
+  step: Callable[[TrainState, np.int32, Any], tuple[TrainState, dict[str, jax.Array]]]
   read: Callable[[int], Any]  # steps made so far -> the next batch, on the devices
   describe: Callable[[int, Mapping[str, float]], dict[str, Any]]  # step, metrics -> the line of metrics.jsonl
   evaluate: Callable[[TrainState, int, Callable[[], None]], None]  # state, step, poll; poll raises when asked to stop
-  dump: Callable[[int, Path], None]  # writes the batch of a step that went wrong
+  dump: Callable[[int], dict[str, Any]]  # steps made so far -> arrays that tell the next batch, by name
 
 
 class _Asked(Exception):
@@ -146,7 +148,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
       (step, metrics), pending = pending, None
       values = {name: float(value) for name, value in jax.device_get(metrics).items()}
       if not values.pop('finite') or not all(map(math.isfinite, values.values())):
-        _fail(workdir, config, job, step, values)
+        _fail(workdir, config, job, step, values, state)
       if step == 1 or step % config.log_every == 0 or step == job.num_steps:
         log.add(step, job.describe(step, values))
 
@@ -189,7 +191,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
         evaluate(step)
       if alone and pending is not None and pending[1]['finite'].is_ready():
         settle()  # nobody waits for it; its line gets the time at which it was finished
-      state, metrics = job.step(state, job.read(step))
+      state, metrics = job.step(state, np.int32(step), job.read(step))
       stop.unsaved = True
       settle()
       pending = step + 1, metrics
@@ -202,20 +204,23 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
   return state
 
 
-def _fail(workdir: Path, config: ConfigDict, job: Job, step: int, values: Mapping[str, float]) -> None:
+def _fail(
+  workdir: Path, config: ConfigDict, job: Job, step: int, values: Mapping[str, float], state: TrainState
+) -> None:
   """Reports a step that gave NaN or infinity; the same command meets it again, from the last checkpoint."""
   path = workdir / 'failures' / f'step_{step}.npz'
-  where = f"The batch is in '{path}'"
+  where = f"The batch and the state before it are in '{path}'"
 
   def dump() -> None:
     path.parent.mkdir(exist_ok=True)
-    job.dump(step - 1, path)
+    arrays: dict[str, Any] = state_arrays.to_host(state_arrays.flatten(state))
+    np.savez(path, **job.dump(step - 1), **arrays)
 
   if jax.process_index() == 0:
     try:
       dump()
     except OSError as error:
-      where = f"The batch could not be written to '{path}' ({error})"
+      where = f"They could not be written to '{path}' ({error})"
   raise NumericalError(
     f'Not finite after step {step}: loss {values.get("loss")}, learning rate {values.get("learning_rate")} '
     f'(config {configs.sha256(config)[:12]}). {where}, the last checkpoint is kept and the same '

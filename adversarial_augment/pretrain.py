@@ -138,7 +138,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[_Source], command: s
     params = raw.init(jax.random.key(config.seed), jnp.zeros((1, 8, 8, 3)))
     return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
 
-  def step(state: TrainState, batch: tuple) -> tuple[TrainState, dict]:
+  def step(state: TrainState, made: np.int32, batch: tuple) -> tuple[TrainState, dict]:
     def loss_of(params):
       crops, is_native = batch
       return _loss(raw.apply, params, crops, is_native, sizes['scale'], config.reconstruction_weight)
@@ -146,9 +146,9 @@ def _train(config: ConfigDict, workdir: Path, sources: list[_Source], command: s
     loss, gradient = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state)
     params = optax.apply_updates(state.params, updates)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
+    finite = (state.step == made) & jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
     metrics = {'loss': loss, 'learning_rate': schedule(state.step + 1), 'finite': finite}
-    return TrainState(state.step + 1, params, {}, opt_state), metrics
+    return trees.where(finite, TrainState(state.step + 1, params, {}, opt_state), state), metrics
 
   held_out = jnp.asarray(np.concatenate([source.held_out() for source in sources])) / 255.0
   similarity = jax.jit(lambda params, images: ssim(images, native.apply(params, images)))
@@ -192,7 +192,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[_Source], command: s
       read=read,
       describe=lambda step, values: {'step': step, **values},
       evaluate=evaluate,
-      dump=lambda step, path: np.savez(path, crops=sources[step % len(sources)].read(step)[0]),
+      dump=lambda step: {'crops': sources[step % len(sources)].read(step)[0]},
     )
     state = loop.run(workdir, config, loop.resume(workdir, state), job, stop)
     if jax.process_index() != 0:

@@ -90,11 +90,11 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> Trai
       images_per_step=static.batch_size,
       keep_checkpoints=config.keep_checkpoints,
       tensorboard=config.tensorboard,
-      step=lambda state, batch: step(state, *batch, phi),
+      step=lambda state, made, batch: step(state, made, *batch, phi),
       read=read,
       describe=lambda step, values: _line(step, values, static, splits['train'].num_examples),
       evaluate=evaluation,
-      dump=lambda step, path: _dump(static, splits['train'], step, path),
+      dump=lambda step: _dump(static, splits['train'], step),
     )
     return loop.run(workdir, config, state, job, stop)
 
@@ -131,7 +131,7 @@ def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: An
 
   start = time.monotonic()
   loop.tell('compiling the train step...')
-  lowered = train_step.jitted(static).lower(state, *read(0), phi)
+  lowered = train_step.jitted(static).lower(state, np.int32(0), *read(0), phi)
   files.crash_point('first_compile')
   compiled = lowered.compile()
   loop.tell(f'compiled in {time.monotonic() - start:.1f} s')
@@ -147,10 +147,10 @@ def _line(step: int, values: Any, static: Any, num_examples: int) -> dict[str, A
   return line | {names.get(name, name): value for name, value in values.items() if attacked or name in own}
 
 
-def _dump(static: Any, dataset: Dataset, step: int, path: Path) -> None:
+def _dump(static: Any, dataset: Dataset, step: int) -> dict[str, Any]:
   index = sampling.indices(static.seed, step, dataset.num_examples, static.batch_size)
   images, labels = dataset.read(index)
-  np.savez(path, images=images, labels=labels, index=index, step=step, seed=static.seed)
+  return {'images': images, 'labels': labels, 'index': index, 'seed': static.seed}
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import optax
 
-from adversarial_augment import sharding
+from adversarial_augment import sharding, trees
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.recipe import Recipe
 from adversarial_augment.types import Array, Key, PyTree, TrainState
@@ -26,7 +26,7 @@ def init_state(recipe: Recipe, image_shape: tuple[int, int, int]) -> TrainState:
 
 
 def jitted(recipe: Recipe) -> jax.stages.Wrapped:
-  """Returns the jitted `train_step` of a recipe, (state, images, labels, phi) -> state, metrics; it takes the state."""
+  """Returns a recipe's jitted `train_step`: (state, step, images, labels, phi) -> state, metrics; donates state."""
   # With a device for each core, threads inside an operation get in each other's way.
   several = jax.default_backend() == 'cpu' and recipe.mesh.local_mesh.size > 1
   return jax.jit(
@@ -38,19 +38,21 @@ def jitted(recipe: Recipe) -> jax.stages.Wrapped:
 
 
 def train_step(
-  recipe: Recipe, state: TrainState, images: Array, labels: Array, phi: PyTree
+  recipe: Recipe, state: TrainState, step: Array, images: Array, labels: Array, phi: PyTree
 ) -> tuple[TrainState, dict[str, Array]]:
   """Makes one update (Eq. 3, arXiv 2104.01086).
 
   Args:
     recipe: the static parts.
     state: before the update.
+    step: updates made before this one.
     images: uint8 [batch_size, h, w, c], sharded over the devices.
     labels: int32 [batch_size], likewise.
     phi: parameters of the corruption network, replicated; {} without an adversary.
 
   Returns:
     The next state, and metrics: means over the batch, the learning rate of this update, and whether all is finite.
+    An update that is not finite leaves the state as it was; so do those after it, because they are not its next.
   """
   step_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
@@ -63,14 +65,14 @@ def train_step(
   (loss, (logits, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
   updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
   new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), model_state, opt_state)
-  finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm((new.params, new.model_state)))
   metrics = {
     'loss': loss,
     'accuracy': (logits.argmax(-1) == labels).mean(),
     'learning_rate': recipe.schedule(state.step + 1),
-    'finite': finite,
-  }
-  return new, metrics | {name: value.mean() for name, value in attack_metrics.items()}
+  } | {name: value.mean() for name, value in attack_metrics.items()}
+  is_finite = jnp.isfinite(jnp.stack([*metrics.values(), optax.tree.norm((new.params, new.model_state))])).all()
+  is_finite &= state.step == step
+  return trees.where(is_finite, new, state), metrics | {'finite': is_finite}
 
 
 def corrupt(

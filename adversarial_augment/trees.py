@@ -91,6 +91,11 @@ def _row_norms(rows: jax.Array) -> jax.Array:
   return jnp.where(is_zero, 0, scale * jnp.sqrt(jnp.where(is_zero, 1, squares)))  # the root has no gradient at zero
 
 
+def where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:
+  """Returns `tree` where the scalar `condition` holds, else `other`."""
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+
+
 def count(tree: PyTree) -> int:
   """Returns the number of scalars in a pytree of arrays or shapes."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

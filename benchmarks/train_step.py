@@ -93,12 +93,14 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   batch = sharding.shard_batch(mesh, (images, labels))
   phi = sharding.replicate(mesh, phi)
   start = time.perf_counter()
-  compiled = train_step.jitted(static).lower(state, *batch, phi).compile()
+  compiled = train_step.jitted(static).lower(state, np.int32(0), *batch, phi).compile()
   seconds = time.perf_counter() - start
-  holder = [state]
+  made = 0
 
   def run():
-    holder[0], metrics = compiled(holder[0], *batch, phi)
+    nonlocal state, made
+    state, metrics = compiled(state, np.int32(made), *batch, phi)
+    made += 1
     return metrics
 
   return run, seconds

@@ -25,7 +25,7 @@ def main(address: str, num_processes: int, process_id: int, output: Path) -> Non
     # This process's equal part of the batch, as datasets.sampling has it.
     examples = np.array_split(np.arange(static.batch_size) + static.batch_size * index, num_processes)[process_id]
     batch = sharding.shard_batch(static.mesh, tuple(tiny.dataset().read(examples)))
-    state, metrics = step(state, *batch, phi)
+    state, metrics = step(state, np.int32(index), *batch, phi)
     losses.append(float(metrics['loss']))
   leaves = jax.tree_util.tree_leaves_with_path((state.params, state.model_state))
   arrays = {jax.tree_util.keystr(path): np.asarray(leaf.addressable_data(0)) for path, leaf in leaves}

@@ -66,9 +66,9 @@ def batch(static: recipe.Recipe, step: int):
 
 def run(static: recipe.Recipe, phi, state: TrainState, num_steps: int):
   """Makes some updates; returns the last state and the metrics of every one."""
-  step = jax.jit(lambda state, images, labels, phi: train_step.train_step(static, state, images, labels, phi))
+  step = jax.jit(functools.partial(train_step.train_step, static))
   metrics = []
   for index in range(num_steps):
-    state, values = step(state, *batch(static, index), phi)
+    state, values = step(state, np.int32(index), *batch(static, index), phi)
     metrics.append(jax.device_get(values))
   return state, metrics

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import checkpoints, loop, run_log
+from adversarial_augment import checkpoints, loop, run_log, trees
 from adversarial_augment import config as configs
 from adversarial_augment.errors import NumericalError, Stopped, StorageError
 from adversarial_augment.types import TrainState
@@ -35,17 +35,18 @@ def nap(x: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def multiply_slowly(state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+def multiply_slowly(state: TrainState, made: jax.Array, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes its time on the device, while the host goes on."""
-  return multiply(state, jax.pure_callback(nap, batch, batch))
+  return multiply(state, made, jax.pure_callback(nap, batch, batch))
 
 
 @jax.jit
-def multiply(state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+def multiply(state: TrainState, made: jax.Array, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
   params = {'w': state.params['w'] * batch}
   loss = params['w'].sum()
-  metrics = {'loss': loss, 'attack_loss_end': batch, 'learning_rate': jnp.ones(()), 'finite': jnp.isfinite(loss)}
-  return state._replace(step=state.step + 1, params=params), metrics
+  is_finite = jnp.isfinite(loss) & (state.step == made)
+  metrics = {'loss': loss, 'attack_loss_end': batch, 'learning_rate': jnp.ones(()), 'finite': is_finite}
+  return trees.where(is_finite, state._replace(step=state.step + 1, params=params), state), metrics
 
 
 def start(
@@ -75,7 +76,7 @@ def start(
     read=read,
     describe=lambda step, values: {'step': step, **values},
     evaluate=evaluate,
-    dump=lambda step, path: np.savez(path, step=step),
+    dump=lambda step: {'batch': batch(step)},
   )
   with loop.open_run(workdir, config) as stop:
     return loop.run(workdir, config, loop.resume(workdir, first_state()), job, stop)
@@ -239,7 +240,9 @@ def test_a_number_that_is_not_finite_ends_the_run_and_is_nowhere_saved(tmp_path,
     assert 'learning rate 1.0' in message
     assert 'config ' in message
     assert '\n' not in message
-    assert np.load(tmp_path / 'w' / 'failures' / 'step_7.npz')['step'] == 6
+    with np.load(tmp_path / 'w' / 'failures' / 'step_7.npz') as dump:  # all that the step was made from
+      assert (dump['step'], np.isfinite(dump['batch'])) == (6, False)
+      np.testing.assert_allclose(dump['params/w'], np.full((8, 8), 1.01**6), rtol=1e-6)
     assert checkpoints.steps(tmp_path / 'w' / 'checkpoints') == [4]
     assert steps(tmp_path / 'w') == [1, 2, 3, 4, 5, 6]
   assert evaluated == []

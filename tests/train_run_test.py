@@ -346,7 +346,11 @@ def test_numbers_that_explode_end_the_run_with_exit_3(tmp_path):
   assert caught.value.exit_code == 3
   step = int(str(caught.value).split('after step ')[1].split(':')[0])
   assert steps(tmp_path / 'w') == list(range(1, step))
-  dump = np.load(tmp_path / 'w' / 'failures' / f'step_{step}.npz')
+  with np.load(tmp_path / 'w' / 'failures' / f'step_{step}.npz') as file:
+    dump = dict(file)
   assert dump['images'].shape == (8, 32, 32, 3)
   assert dump['step'] == step - 1
+  state = {name: array for name, array in dump.items() if name.startswith(('params/', 'model_state/', 'opt_state/'))}
+  assert len(state) > 20
+  assert all(np.isfinite(array).all() for array in state.values())
   assert all(saved < step for saved in checkpoints.steps(tmp_path / 'w' / 'checkpoints'))

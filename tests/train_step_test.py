@@ -48,10 +48,26 @@ def test_five_steps_equal_the_oracle(num_devices):
   assert int(end.step) == NUM_STEPS
 
 
+def test_an_update_that_is_not_finite_leaves_the_state_and_so_do_those_after_it():
+  _, static, phi, state = tiny.make(2)
+  step = train_step.jitted(static)
+  state, _ = step(state, np.int32(0), *tiny.batch(static, 0), phi)
+  before = jax.device_get(state)
+  broken = jax.tree.map(lambda p: p * jnp.nan, phi)  # the adversary's images are no numbers
+  state, metrics = step(state, np.int32(1), *tiny.batch(static, 1), broken)
+  assert not metrics['finite']
+  state, metrics = step(state, np.int32(2), *tiny.batch(static, 2), phi)  # was on its way already
+  assert not metrics['finite']
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+  state, metrics = step(state, np.int32(1), *tiny.batch(static, 1), phi)
+  assert metrics['finite']
+  assert int(state.step) == 2
+
+
 def test_the_step_is_compiled_once():
   _, static, phi, state = tiny.make(2)
   step = train_step.jitted(static)
   for index in range(3):
-    state, _ = step(state, *tiny.batch(static, index), phi)
+    state, _ = step(state, np.int32(index), *tiny.batch(static, index), phi)
   assert step._cache_size() == 1
   assert int(state.step) == 3
