@@ -1,0 +1,152 @@
+"""Corrupts uint8 images, the same bytes whatever batch, subset, device or process an image is in.
+
+Every image is corrupted by a loop whose body sees that image alone, on the host's processor: a batch of another size,
+or an accelerator, would round differently, and truncation to grey levels turns the last bit into a level.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import itertools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adversarial_augment import files, registry
+from adversarial_augment.corruptions import blur, color, digital, frost_textures, noise, snow, spatter, weather
+from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
+from adversarial_augment.errors import UserError
+from adversarial_augment.metrics import ALL_NAMES, SEVERITIES
+from adversarial_augment.types import PyTree
+
+CORRUPTIONS: dict[str, Corruption | HostCorruption] = {
+  'gaussian_noise': noise.GAUSSIAN_NOISE,
+  'shot_noise': noise.SHOT_NOISE,
+  'impulse_noise': noise.IMPULSE_NOISE,
+  'defocus_blur': blur.DEFOCUS_BLUR,
+  'glass_blur': blur.GLASS_BLUR,
+  'motion_blur': blur.MOTION_BLUR,
+  'zoom_blur': blur.ZOOM_BLUR,
+  'snow': snow.SNOW,
+  'frost': weather.frost(None),
+  'fog': weather.FOG,
+  'brightness': color.BRIGHTNESS,
+  'contrast': color.CONTRAST,
+  'elastic_transform': digital.ELASTIC_TRANSFORM,
+  'pixelate': digital.PIXELATE,
+  'jpeg_compression': digital.JPEG_COMPRESSION,
+  'speckle_noise': noise.SPECKLE_NOISE,
+  'gaussian_blur': blur.GAUSSIAN_BLUR,
+  'spatter': spatter.SPATTER,
+  'saturate': color.SATURATE,
+}
+
+MIN_SIZE = 32
+_CHUNK = 32  # images for one call of the compiled loop; a batch is spread over the devices
+
+
+def corrupt(
+  images: np.ndarray,
+  name: str,
+  severity: int,
+  seed: int = 0,
+  indices: Sequence[int] | np.ndarray | None = None,
+  *,
+  frost: str | None = None,
+) -> np.ndarray:
+  """Corrupts images as CIFAR-10-C does.
+
+  Args:
+    images: uint8 [n, h, w, 3], at least 32 pixels a side.
+    name: one of `NAMES` or `EXTRA_NAMES`.
+    severity: 1 to 5.
+    seed: of all draws.
+    indices: [n], of the images in their data set: the draws of an image follow from (seed, name, severity, index);
+      0 to n - 1 by default.
+    frost: folder of the photographs for the corruption 'frost', see frost_textures.py.
+
+  Returns:
+    uint8, in the shape of `images`.
+
+  Raises:
+    UserError: an argument is not as above.
+  """
+  corruption = registry.lookup(CORRUPTIONS, name, 'corruption')
+  if name == 'frost' and frost is not None:
+    corruption = weather.frost(files.user_path(frost, 'frost'))
+  images, index = _checked(images, severity, seed, indices)
+  if isinstance(corruption, HostCorruption):
+    return np.stack([corruption.apply(image, severity) for image in images])
+  size = (images.shape[1], images.shape[2])
+  number = ALL_NAMES.index(name)
+  run, devices = _compiled(corruption.draw, corruption.apply), itertools.cycle(_processors())
+  done = []
+  for start in range(0, len(images), _CHUNK):
+    count = min(_CHUNK, len(images) - start)
+    rows = np.minimum(np.arange(start, start + _CHUNK), len(images) - 1)  # one shape, one compilation
+    device = next(devices)
+    constants = _constants(corruption.constants, severity, size, device)
+    with jax.default_device(device):
+      done.append((run(images[rows], index[rows], count, (seed, number, severity), constants), count))
+  return np.concatenate([np.asarray(part)[:count] for part, count in done])
+
+
+def describe_frost(folder: str | None = None) -> str:
+  """Returns which photographs `corrupt` takes for 'frost', or 'procedural'.
+
+  Raises:
+    UserError: the folder lacks one.
+  """
+  return frost_textures.describe(None if folder is None else files.user_path(folder, 'frost'))
+
+
+@functools.lru_cache(200)
+def _constants(make: Callable, severity: int, size: Size, device: jax.Device) -> PyTree:
+  return jax.device_put(make(severity, size), device)
+
+
+@functools.cache
+def _compiled(draw: Callable, apply: Callable) -> Callable:
+  """Returns the jitted loop over the first `count` images of a chunk."""
+
+  def run(images, index, count, key_of, constants):
+    key = functools.reduce(jax.random.fold_in, key_of[1:], jax.random.key(key_of[0]))
+
+    def corrupt_one(i, out):
+      draws = draw(jax.random.fold_in(key, index[i]), images.shape[1:3], constants)
+      levels = apply(images[i].astype(jnp.float32), draws, constants)
+      return out.at[i].set(jnp.clip(levels, 0, 255).astype(jnp.uint8))
+
+    return jax.lax.fori_loop(0, count, corrupt_one, images)
+
+  return jax.jit(run)
+
+
+def _processors() -> list[jax.Device]:
+  try:
+    return jax.local_devices(backend='cpu')
+  except RuntimeError as error:
+    raise UserError(
+      f'Corruptions run on the host processor, which JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS")} leaves out; '
+      "add 'cpu' to it."
+    ) from error
+
+
+def _checked(
+  images: np.ndarray, severity: int, seed: int, indices: Sequence[int] | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the images, and the indices as an int32 array."""
+  images = np.asarray(images)
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    raise UserError(f'images of shape {images.shape} and type {images.dtype} must be uint8 [n, height, width, 3].')
+  if not len(images) or min(images.shape[1:3]) < MIN_SIZE:
+    raise UserError(f'images of shape {images.shape} must be at least one, of {MIN_SIZE} pixels a side or more.')
+  if severity not in SEVERITIES or isinstance(severity, bool):
+    raise UserError(f'severity={severity!r} must be an integer from 1 to 5.')
+  if not isinstance(seed, int) or not 0 <= seed < 2**31:
+    raise UserError(f'seed={seed!r} must be an integer from 0 to 2**31 - 1.')
+  index = np.arange(len(images)) if indices is None else np.asarray(indices)
+  if index.shape != (len(images),) or index.dtype.kind not in 'iu' or index.min() < 0 or index.max() >= 2**31:
+    raise UserError(f'indices must be {len(images)} integers from 0 to 2**31 - 1, one for each image.')
+  return images, index.astype(np.int32)

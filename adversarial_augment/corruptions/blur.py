@@ -1,0 +1,142 @@
+"""Blurs. Constants and formulas are those of CIFAR-10-C.
+
+The official code works in float64 and truncates. Flat patches under any blur, and all patches under a box, give whole
+levels, from which float32's rounding errors must not take a level. So what a filter *changes* is computed, which is
+small and has small errors, and is truncated after a slack about as large as those errors was added.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from adversarial_augment.corruptions import filters
+from adversarial_augment.corruptions.corruption import Corruption, Size, no_draw
+from adversarial_augment.corruptions.motion import motion_blur, motion_kernel
+from adversarial_augment.types import Array, Key
+
+_GAUSSIAN = (0.4, 0.6, 0.7, 0.8, 1.0)  # sigma, in pixels
+_DEFOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))  # radius of a disk, sigma of a blur of it
+_GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # sigma, rounds of displacements
+_MOTION = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))  # radius, sigma
+_ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # factors run from 1 to here, in steps of 0.01
+
+_DEFOCUS_REACH = 2  # pixels to each side
+_GLASS_ROUNDS = 2
+_MOTION_TAPS = 19
+_ZOOM_FACTORS = 26
+
+_DEFOCUS_SLACK = 5e-6  # levels
+_ZOOM_SLACK = 1e-4
+
+
+class _Gaussian(NamedTuple):
+  """A Gaussian filter without the identity: what it changes."""
+
+  rows: np.ndarray  # float32 [h, h]
+  columns: np.ndarray  # float32 [w, w]
+  slack: np.float32  # levels
+
+
+class _Glass(NamedTuple):
+  gaussian: _Gaussian
+  rounds: np.int32
+
+
+class _Zooms(NamedTuple):
+  rows: np.ndarray  # float32 [n, h, h]
+  columns: np.ndarray  # float32 [n, w, w]
+
+
+def _gaussian(sigma: float, size: Size) -> _Gaussian:
+  matrices = (filters.gaussian_matrix(n, sigma, mode='nearest', truncate=4).astype(np.float64) for n in size)
+  rows, columns = (matrix - np.diag(matrix.sum(axis=1)) for matrix in matrices)  # the sums are 1, but for rounding
+  largest_change = 2 * 255 * abs(rows).sum(axis=1).max()
+  return _Gaussian(rows.astype(np.float32), columns.astype(np.float32), np.float32(largest_change * 2**-24))
+
+
+def _gaussian_blur(image: Array, draws: tuple[()], gaussian: _Gaussian) -> Array:
+  del draws
+  downwards = jnp.einsum('ih,hwc->iwc', gaussian.rows, image)
+  across = jnp.einsum('jw,hwc->hjc', gaussian.columns, image + downwards)
+  return image + jnp.floor(downwards + across + gaussian.slack)
+
+
+def _defocus(severity: int, size: Size) -> np.ndarray:
+  """Returns the kernel, float32 [5, 5]: the pixels of a disk, then blurred over 3 x 3 pixels."""
+  del size
+  radius, sigma = _DEFOCUS[severity - 1]
+  steps = np.arange(-_DEFOCUS_REACH, _DEFOCUS_REACH + 1)
+  disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(np.float64)
+  around = np.exp(-(np.arange(-1, 2) ** 2) / (2 * sigma**2))
+  kernel = ndimage.correlate(disk, np.outer(around, around), mode='constant')
+  return (kernel / kernel.sum()).astype(np.float32)
+
+
+def _defocus_blur(image: Array, draws: tuple[()], kernel: Array) -> Array:
+  del draws
+  h, w, _ = image.shape
+  padded = jnp.pad(image, ((_DEFOCUS_REACH, _DEFOCUS_REACH), (_DEFOCUS_REACH, _DEFOCUS_REACH), (0, 0)), mode='reflect')
+  change = jnp.zeros_like(image)
+  for i, j in np.ndindex(*kernel.shape):
+    change += kernel[i, j] * (padded[i : i + h, j : j + w] - image)
+  return image + jnp.floor(change + _DEFOCUS_SLACK)
+
+
+def _glass(severity: int, size: Size) -> _Glass:
+  sigma, rounds = _GLASS[severity - 1]
+  return _Glass(_gaussian(sigma, size), np.int32(rounds))
+
+
+def _displacements(key: Key, size: Size, constants: _Glass) -> Array:
+  """Returns how far up and how far to the left a pixel's source is, 0 or 1, int32 [rounds, 2, h, w]."""
+  del constants
+  bits = jax.random.bits(key, size)[None, None]
+  places = jnp.arange(2 * _GLASS_ROUNDS, dtype=bits.dtype).reshape(_GLASS_ROUNDS, 2, 1, 1)
+  return (bits >> places & 1).astype(jnp.int32)
+
+
+def _glass_blur(image: Array, displacements: Array, glass: _Glass) -> Array:
+  """Replaces pixels by neighbours, between two blurs.
+
+  The official code means to swap every pixel, from the last to the first, with one up to a pixel above and to the left;
+  but its swap copies that one into both. Nothing was copied into the source yet, so that the order does not matter. The
+  first two rows and columns stay.
+  """
+  image = _gaussian_blur(image, (), glass.gaussian)
+  row, column = jnp.indices(image.shape[:2], sparse=True)
+  for i, (up, left) in enumerate(displacements):
+    moves = (row >= 2) & (column >= 2) & (i < glass.rounds)
+    image = image[row - up * moves, column - left * moves]
+  return _gaussian_blur(image, (), glass.gaussian)
+
+
+def _angle(key: Key, size: Size, kernel: Array) -> Array:
+  del size, kernel
+  return jax.random.uniform(key, minval=-45, maxval=45)  # degrees
+
+
+def _zooms(severity: int, size: Size) -> _Zooms:
+  """The mean of the image and its clipped zooms, the first of which is the image again; the rest is zeros."""
+  factors = np.arange(1, _ZOOM[severity - 1], 0.01)
+  matrices = [np.stack([filters.zoom_matrix(n, factor) for factor in (1, *factors)]) for n in size]
+  rows, columns = (np.pad(m, ((0, _ZOOM_FACTORS + 1 - len(m)), (0, 0), (0, 0))) for m in matrices)
+  return _Zooms(rows / np.float32(len(factors) + 1), columns)
+
+
+def _zoom_blur(image: Array, draws: tuple[()], zooms: _Zooms) -> Array:
+  del draws
+  return jnp.einsum('nih,hwc,njw->ijc', zooms.rows, image, zooms.columns) + _ZOOM_SLACK
+
+
+GAUSSIAN_BLUR = Corruption(
+  _GAUSSIAN, lambda severity, size: _gaussian(_GAUSSIAN[severity - 1], size), no_draw, _gaussian_blur
+)
+DEFOCUS_BLUR = Corruption(_DEFOCUS, _defocus, no_draw, _defocus_blur)
+GLASS_BLUR = Corruption(_GLASS, _glass, _displacements, _glass_blur)
+MOTION_BLUR = Corruption(
+  _MOTION, lambda severity, size: motion_kernel(*_MOTION[severity - 1], _MOTION_TAPS), _angle, motion_blur
+)
+ZOOM_BLUR = Corruption(_ZOOM, _zooms, no_draw, _zoom_blur)

@@ -1,0 +1,158 @@
+"""Elastic deformation, pixelation and JPEG compression. Constants and formulas are those of CIFAR-10-C."""
+
+import io
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from adversarial_augment.corruptions import filters
+from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size, no_draw
+from adversarial_augment.types import Array, Key
+
+# In parts of the shorter side: length of the displacements, their smoothness, range of an affine map's three points.
+_ELASTIC = ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
+_PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)  # part of the pixels that remain along a side
+_JPEG_QUALITY = (80, 65, 58, 50, 40)
+
+_PRECISION = 22  # bits after the point in Pillow's weights of 8-bit channels
+_TAPS = 3  # a pixel of a side that keeps at least 0.6 of its pixels covers no more
+
+
+class _Elastic(NamedTuple):
+  shift: Any  # float32 [], in pixels
+  rows: Any  # float32 [h, h], smooths the displacements and gives them their length
+  columns: Any  # float32 [w, w], smooths them
+
+
+class _Draws(NamedTuple):
+  points: Array  # in [-1, 1): x and y of three points, float32 [3, 2]
+  pixels: Array  # in [-1, 1): x and y of every pixel, float32 [2, h, w]
+
+
+class _Taps(NamedTuple):
+  """Which pixels of a row or column a new one is made of."""
+
+  places: Any  # int32 [3, n]
+  weights: Any  # int32 [3, n], in units of 2**-22
+
+
+def _elastic(severity: int, size: Size) -> _Elastic:
+  length, sigma, shift = (min(size) * part for part in _ELASTIC[severity - 1])
+  smooth = lambda n: filters.gaussian_matrix(n, sigma, mode='reflect', truncate=3) if sigma else np.eye(n)
+  rows, columns = (smooth(n).astype(np.float32) for n in size)
+  return _Elastic(np.float32(shift), np.float32(length) * rows, columns)
+
+
+def _uniform(key: Key, size: Size, elastic: _Elastic) -> _Draws:
+  del elastic
+  points, pixels = jax.random.split(key)
+  return _Draws(jax.random.uniform(points, (3, 2), minval=-1), jax.random.uniform(pixels, (2, *size), minval=-1))
+
+
+def _deform(image: Array, draws: _Draws, elastic: _Elastic) -> Array:
+  """An affine map, then displacements of single pixels; each interpolates linearly between four pixels.
+
+  The affine map reads at exact places, as OpenCV 5 does; older versions round them to 1/32 pixel.
+  """
+  h, w = image.shape[:2]
+  row, column = (a.astype(jnp.float32) for a in jnp.mgrid[:h, :w])
+  image = _sample(image, *_affine_source(row, column, elastic.shift * draws.points), edge_twice=False)
+  right, down = (filters.separable(pixels, elastic.rows, elastic.columns) for pixels in draws.pixels)
+  return _sample(image, row + down, column + right, edge_twice=True)
+
+
+def _affine_source(row: Array, column: Array, shifts: Array) -> tuple[Array, Array]:
+  """Returns the places that an affine map sends to the pixels.
+
+  The map moves three corners of a square around the centre: lower right, upper right, upper left.
+
+  Args:
+    row: [h, w].
+    column: [h, w].
+    shifts: of the corners, x and y, [3, 2].
+  """
+  h, w = row.shape
+  half = min(h, w) // 3
+  (a, c), (b, d) = (shifts[1] - shifts[2]) / (2 * half), (shifts[0] - shifts[1]) / (2 * half)
+  a, d = 1 + a, 1 + d
+  left, top = w // 2 - half, h // 2 - half
+  x, y = column - left - shifts[2, 0], row - top - shifts[2, 1]
+  determinant = a * d - b * c
+  return top + (a * y - c * x) / determinant, left + (d * x - b * y) / determinant
+
+
+def _sample(image: Array, row: Array, column: Array, *, edge_twice: bool) -> Array:
+  """Interpolates linearly in an image that mirrors beyond its edges repeat for ever.
+
+  Args:
+    image: [h, w, c].
+    row: of the places, [h, w].
+    column: [h, w].
+    edge_twice: the mirror lies on the outer side of the last pixel, and not on its centre.
+
+  Returns:
+    [h, w, c]
+  """
+
+  def inside(i: Array, n: int) -> Array:
+    period = 2 * n if edge_twice else 2 * n - 2
+    i %= period
+    return jnp.minimum(i, period - edge_twice - i)
+
+  h, w = image.shape[:2]
+  top, left = jnp.floor(row), jnp.floor(column)
+  down, right = (row - top)[..., None], (column - left)[..., None]
+  i, j = top.astype(jnp.int32), left.astype(jnp.int32)
+  i0, i1, j0, j1 = inside(i, h), inside(i + 1, h), inside(j, w), inside(j + 1, w)
+  upper = image[i0, j0] + right * (image[i0, j1] - image[i0, j0])
+  lower = image[i1, j0] + right * (image[i1, j1] - image[i1, j0])
+  return upper + down * (lower - upper)
+
+
+def _pixelate(severity: int, size: Size) -> tuple[_Taps, _Taps]:
+  rows, columns = (_box(n, int(n * _PIXELATE[severity - 1])) for n in size)
+  return rows, columns
+
+
+def _box(size: int, kept: int) -> _Taps:
+  """Returns Pillow's BOX filter down to `kept` pixels, followed by the one back up, which repeats pixels."""
+  scale = size / kept
+  places, weights = np.zeros((2, _TAPS, kept), np.int32)
+  for i in range(kept):
+    centre = (i + 0.5) * scale
+    first, last = int(centre - scale / 2 + 0.5), min(int(centre + scale / 2 + 0.5), size)
+    offsets = (np.arange(first, last) + 0.5 - centre) / scale
+    covered = (offsets > -0.5) & (offsets <= 0.5)
+    places[:, i] = np.minimum(first + np.arange(_TAPS), size - 1)
+    weights[: last - first, i] = covered / covered.sum() * 2**_PRECISION + 0.5
+  repeat = ((np.arange(size) + 0.5) * (kept / size)).astype(int)
+  return _Taps(places[:, repeat], weights[:, repeat])
+
+
+def _average(image: Array, draws: tuple[()], taps: tuple[_Taps, _Taps]) -> Array:
+  """Along rows, then along columns, in Pillow's integers: a whole level after each of the two steps.
+
+  Pillow 13 takes the columns first where an image is more than twice as high as wide; not so here.
+  """
+  del draws
+  rows, columns = taps
+  half = 1 << (_PRECISION - 1)
+  levels = image.astype(jnp.int32)
+  wide = sum(columns.weights[k][None, :, None] * levels[:, columns.places[k]] for k in range(_TAPS))
+  levels = (wide + half) >> _PRECISION
+  high = sum(rows.weights[k][:, None, None] * levels[rows.places[k]] for k in range(_TAPS))
+  return ((high + half) >> _PRECISION).astype(jnp.float32)
+
+
+def _jpeg(image: np.ndarray, severity: int) -> np.ndarray:
+  with io.BytesIO() as file:
+    Image.fromarray(image).save(file, 'JPEG', quality=_JPEG_QUALITY[severity - 1])
+    return np.asarray(Image.open(file))
+
+
+ELASTIC_TRANSFORM = Corruption(_ELASTIC, _elastic, _uniform, _deform)
+PIXELATE = Corruption(_PIXELATE, _pixelate, no_draw, _average)
+JPEG_COMPRESSION = HostCorruption(_JPEG_QUALITY, _jpeg)

@@ -1,0 +1,198 @@
+"""Spatter: drops of water (severities 1 to 3) or mud (4 and 5). Constants and formulas are those of CIFAR-10-C.
+
+Water is shaded by OpenCV's edges, distances and histogram equalisation, in 8-bit integers: a last bit of the noise can
+flip a level, move an edge and change the whole picture. The noise is therefore smoothed in float64, and the rest is in
+integers, as in OpenCV.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from adversarial_augment.corruptions import filters
+from adversarial_augment.corruptions.corruption import Corruption, Size
+from adversarial_augment.types import Array, Key
+
+# Mean and deviation of the noise, its smoothness, the threshold above which there is liquid, then the opacity of water
+# or the smoothness of mud.
+_SPATTER = (
+  (0.62, 0.1, 0.7, 0.7, 0.5), (0.65, 0.1, 0.8, 0.7, 0.5), (0.65, 0.3, 1.0, 0.69, 0.5),
+  (0.65, 0.1, 0.7, 0.69, 0.6), (0.65, 0.1, 0.5, 0.68, 0.6),
+)  # fmt: skip
+_FIRST_MUD = 4  # severity
+
+_WATER = np.array([175, 238, 238], np.float32)  # grey levels of red, green, blue
+_MUD = np.array([63, 42, 20], np.float32)
+_THIN_MUD = 0.8  # mud less opaque than this is not there
+
+_CANNY_LOW, _CANNY_HIGH = 50, 150
+_TANGENT_22_5 = 13573  # of 22.5 degrees, in units of 2**-15
+
+_UNIT = 10_000  # of distances in a pixel, so that the lengths of all steps are whole
+_FARTHEST = 20  # pixels
+# Lengths of the steps of OpenCV's 5 x 5 distance transform, by their squares: a side, a diagonal, a knight's move.
+_LENGTHS = {1: round(1 * _UNIT), 2: round(1.4 * _UNIT), 5: round(2.1969 * _UNIT)}
+_STEPS = {(y, x): _LENGTHS[y * y + x * x] for y in range(-2, 3) for x in range(-2, 3) if y * y + x * x in _LENGTHS}
+
+_EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+
+
+class _Spatter(NamedTuple):
+  """Numbers that enter in float64 are sums of two halves in float32."""
+
+  noise: Any  # mean and deviation, float32 [2 halves, 2]
+  threshold: Any  # float32 [2 halves]
+  rows: Any  # smooths the noise, float32 [2 halves, h, h]
+  columns: Any  # float32 [2 halves, w, w]
+  is_mud: Any  # bool []
+  opacity: Any  # of water, float32 []
+  mud_rows: Any  # smooths mud, float32 [h, h]
+  mud_columns: Any  # float32 [w, w]
+
+
+def _halves(x: np.ndarray) -> np.ndarray:
+  """float64 [...] -> float32 [2, ...] of the same sum."""
+  high = x.astype(np.float32)
+  return np.stack([high, (x - high).astype(np.float32)])
+
+
+def _sum(halves: Array) -> Array:
+  """The inverse of `_halves`, in a context of 64 bits."""
+  return halves[0].astype(jnp.float64) + halves[1].astype(jnp.float64)
+
+
+def _spatter(severity: int, size: Size) -> _Spatter:
+  mean, deviation, sigma, threshold, last = _SPATTER[severity - 1]
+  rows, columns = (ndimage.gaussian_filter1d(np.eye(n), sigma, axis=0, mode='nearest', truncate=4) for n in size)
+  mud_rows, mud_columns = (filters.gaussian_matrix(n, last, mode='nearest', truncate=4) for n in size)
+  return _Spatter(
+    noise=_halves(np.array([mean, deviation])),
+    threshold=_halves(np.array(threshold)),
+    rows=_halves(rows),
+    columns=_halves(columns),
+    is_mud=np.array(severity >= _FIRST_MUD),
+    opacity=np.float32(last),
+    mud_rows=mud_rows,
+    mud_columns=mud_columns,
+  )
+
+
+def _normal(key: Key, size: Size, spatter: _Spatter) -> Array:
+  del spatter
+  return jax.random.normal(key, size)
+
+
+def _splash(image: Array, normal: Array, spatter: _Spatter) -> Array:
+  with jax.enable_x64(True):
+    mean, deviation = _sum(spatter.noise)
+    noise = mean + deviation * normal.astype(jnp.float64)
+    noise = filters.separable(noise, _sum(spatter.rows), _sum(spatter.columns))
+    threshold = _sum(spatter.threshold)
+    wet = noise > threshold
+    levels = jnp.where(noise < threshold, 0, noise * 255).astype(jnp.int32) & 255  # from 256 on, it starts again at 0
+  return jax.lax.cond(
+    spatter.is_mud, lambda: _with_mud(image, wet, spatter), lambda: _with_water(image, levels, spatter.opacity)
+  )
+
+
+def _with_mud(image: Array, wet: Array, spatter: _Spatter) -> Array:
+  """Smooths what is dry, which stays zero in the middle of mud, and thus whole levels there."""
+  dry = filters.separable(1 - wet.astype(jnp.float32), spatter.mud_rows, spatter.mud_columns)[..., None]
+  return jnp.where(1 - dry < _THIN_MUD, image, image * dry + _MUD[None, None] * (1 - dry))
+
+
+def _with_water(image: Array, levels: Array, opacity: Array) -> Array:
+  """Adds light where drops are; without any drop, the image stays (the official code would divide by zero)."""
+  light = (levels * _shading(levels)).astype(jnp.float32)
+  light *= opacity / jnp.maximum(light.max(), 1)
+  return image + light[..., None] * _WATER[None, None]
+
+
+def _shading(levels: Array) -> Array:
+  """Returns how bright drops are, integers from 0 to 255: distance from their edges, equalised, lit from one side."""
+  distance = _sum_of_nine(_distances(_edges(levels))) // (9 * _UNIT)
+  embossed = jnp.clip(_correlate(_equalised(distance), _EMBOSS), 0, 255)
+  return (2 * _sum_of_nine(embossed) + 9) // 18  # rounded
+
+
+def _edges(levels: Array) -> Array:
+  """Canny's edges of integers 0..255 [h, w], as booleans: Sobel's gradients, the sum of both as their length."""
+  replicated = jnp.pad(levels, 1, mode='edge')
+  right = _correlate(replicated, ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)), pad=False)
+  down = _correlate(replicated, ((-1, -2, -1), (0, 0, 0), (1, 2, 1)), pad=False)
+  length = abs(right) + abs(down)
+  around = jnp.pad(length, 1)
+  at = lambda y, x: _shifted(around, 1, y, x)
+  # An edge is a ridge of the length across its direction, which is one of four.
+  flat = abs(right) * _TANGENT_22_5
+  steep = flat + (abs(right) << 16)
+  height = abs(down) << 15
+  horizontal = (length > at(0, -1)) & (length >= at(0, 1))
+  vertical = (length > at(-1, 0)) & (length >= at(1, 0))
+  falling = (length > at(-1, -1)) & (length > at(1, 1))
+  rising = (length > at(-1, 1)) & (length > at(1, -1))
+  diagonal = jnp.where((right ^ down) < 0, rising, falling)
+  ridge = jnp.where(height < flat, horizontal, jnp.where(height > steep, vertical, diagonal))
+  weak = ridge & (length > _CANNY_LOW)
+
+  def grow(edges: Array) -> Array:
+    padded = jnp.pad(edges, 1)
+    near = jnp.stack([_shifted(padded, 1, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)])
+    return weak & near.any(axis=0)
+
+  return _fixed_point(grow, weak & (length > _CANNY_HIGH))
+
+
+def _distances(edges: Array) -> Array:
+  """Returns the lengths of the shortest paths to an edge, at most 20 pixels, in pixels / _UNIT, int32 [h, w]."""
+  far = _FARTHEST * _UNIT
+
+  def step(distances: Array) -> Array:
+    padded = jnp.pad(distances, 2, constant_values=far)
+    for (y, x), length in _STEPS.items():
+      distances = jnp.minimum(distances, _shifted(padded, 2, y, x) + length)
+    return distances
+
+  return _fixed_point(step, jnp.where(edges, 0, far))
+
+
+def _fixed_point(step: Callable[[Array], Array], start: Array) -> Array:
+  """Applies a monotone step until nothing changes."""
+  changed = lambda pair: (pair[0] != pair[1]).any()
+  return jax.lax.while_loop(changed, lambda pair: (pair[1], step(pair[1])), (start, step(start)))[1]
+
+
+def _equalised(distance: Array) -> Array:
+  """Spreads integers 0..20 over 0..255 by their ranks."""
+  levels = jnp.arange(_FARTHEST + 1)
+  up_to = (distance[None] <= levels[:, None, None]).sum((1, 2))
+  fewest = up_to[distance.min()]
+  scale = 255 / (distance.size - fewest).astype(jnp.float32)
+  spread = jnp.round((up_to - fewest).astype(jnp.float32) * scale).astype(jnp.int32)
+  return jnp.where(fewest == distance.size, levels, spread)[distance]
+
+
+def _sum_of_nine(x: Array) -> Array:
+  return _correlate(x, ((1, 1, 1),) * 3)
+
+
+def _correlate(x: Array, kernel: tuple[tuple[int, ...], ...], *, pad: bool = True) -> Array:
+  """Correlates integers with a 3 x 3 kernel; beyond the edge is the mirror image, or with `pad` off, x is padded."""
+  padded = jnp.pad(x, 1, mode='reflect') if pad else x
+  terms = [
+    kernel[y + 1][x + 1] * _shifted(padded, 1, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if kernel[y + 1][x + 1]
+  ]
+  return sum(terms[1:], terms[0])
+
+
+def _shifted(padded: Array, pad: int, y: int, x: int) -> Array:
+  """Returns the pixels y below and x to the right, from an image padded by at least as many, without the padding."""
+  h, w = padded.shape
+  return padded[pad + y : h - pad + y, pad + x : w - pad + x]
+
+
+SPATTER = Corruption(_SPATTER, _spatter, _normal, _splash)

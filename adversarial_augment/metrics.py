@@ -1,0 +1,90 @@
+"""Numbers that sum up an evaluation, from counts. Accuracies and errors are fractions, percent only where printed."""
+
+from collections.abc import Mapping, Sequence
+import math
+
+import numpy as np
+
+from adversarial_augment.errors import UserError
+
+# In the order of the tables of arXiv 2104.01086, spelt as RobustBench spells them.
+NAMES = (
+  'gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow',
+  'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression',
+)  # fmt: skip
+EXTRA_NAMES = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
+ALL_NAMES = (*NAMES, *EXTRA_NAMES)
+SEVERITIES = (1, 2, 3, 4, 5)
+_Z = 1.959963984540054  # the normal distribution has 95 % of its mass within this many deviations
+
+
+def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
+  """Returns the mCE: the mean over corruptions of the mean over severities, in [0, 1].
+
+  As in arXiv 2104.01086, it is not divided by the errors of AlexNet, unlike ImageNet-C's (Hendrycks and Dietterich
+  2019). RobustBench's corruption accuracy is 1 - mCE.
+
+  Args:
+    errors: by corruption, the top-1 errors at the five severities, in [0, 1].
+
+  Raises:
+    UserError: no corruption, not five errors, or an error that is NaN or outside [0, 1], such as a percentage.
+  """
+  if not errors:
+    raise UserError('The mean corruption error needs at least one corruption.')
+  for name, row in errors.items():
+    if len(row) != len(SEVERITIES):
+      raise UserError(f"'{name}' has {len(row)} errors, but must have {len(SEVERITIES)}: one for each severity.")
+    for severity, error in enumerate(row, start=1):
+      if not 0 <= error <= 1:  # not true of NaN either
+        raise UserError(f"'{name}' has the error {error} at severity {severity}; errors are fractions from 0 to 1.")
+  return float(np.mean([np.mean(row) for row in errors.values()]))
+
+
+def binomial_interval(count: float, n: int) -> tuple[float, float]:
+  """Returns the 95 % confidence interval of a proportion, by Wilson's score (E. B. Wilson, JASA 22, 1927).
+
+  Args:
+    count: how many of the n, such as images classified rightly, or wrongly; 0 to n. A mean over several cells of n
+      images each times n is no integer.
+    n: at least 1.
+
+  Returns:
+    The lower and the upper bound of count / n, in [0, 1].
+
+  Raises:
+    UserError: not 0 <= count <= n, or n < 1.
+  """
+  if n < 1 or not 0 <= count <= n:
+    raise UserError(f'A proportion of count={count} in n={n} must have 0 <= count <= n, and n at least 1.')
+  p, spread = count / n, _Z**2 / n
+  middle = (p + spread / 2) / (1 + spread)
+  half = math.sqrt(spread * (p * (1 - p) + spread / 4)) / (1 + spread)
+  return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def calibration(count: Sequence[int], num_correct: Sequence[int], confidence: Sequence[float]) -> float:
+  """Returns the expected calibration error, in [0, 1] (Guo et al. 2017, arXiv 1706.04599, equation 5).
+
+  It is the mean over bins of |accuracy - mean confidence|, each bin weighted by its share of the images.
+
+  Args:
+    count: images in each bin.
+    num_correct: of those, how many are classified rightly.
+    confidence: of those, the sum of the top-1 probabilities.
+
+  Raises:
+    UserError: the lengths differ, no image at all, more right images than images, or a number that is not finite.
+  """
+  images, right, sums = (np.asarray(values, np.float64) for values in (count, num_correct, confidence))
+  if images.ndim != 1 or images.shape != right.shape or images.shape != sums.shape:
+    raise UserError(
+      f'count, num_correct and confidence of the bins have shapes {images.shape}, {right.shape} and {sums.shape}; '
+      'they must have one number for each bin.'
+    )
+  if not images.sum() > 0 or not np.isfinite(sums).all() or not ((right >= 0) & (right <= images)).all():
+    raise UserError(
+      f'Bins of {images.tolist()} images, {right.tolist()} of them right, with confidences {sums.tolist()}: there must '
+      'be images, no more right than there are, and finite confidences.'
+    )
+  return float(np.abs(right - sums).sum() / images.sum())
