@@ -73,7 +73,9 @@ def _folder(name: str, data_dir: str) -> pathlib.Path:
     if re.fullmatch(r'\d+\.\d+\.\d+', path.name) and (path / 'dataset_info.json').is_file()
   }
   if not versions:
-    command = 'prepare cifar10' if stem == 'cifar10' else f'prepare images --name={stem} --from=FOLDER'
+    commands = {'cifar10': 'prepare cifar10', 'cifar10_1': 'prepare cifar10_1 --from=FOLDER'}
+    commands['cifar10_corrupted'] = 'prepare cifar10_c --format=array_record'
+    command = commands.get(stem.partition('/')[0], f'prepare images --name={stem} --from=FOLDER')
     hint = did_you_mean(stem, [path.name for path in root.glob('*/') if path.name != stem])
     raise UserError(
       f"No data set '{stem}' under '{data_dir}' (config.data_dir{'' if root.is_dir() else ', which does not exist'}); "

@@ -8,7 +8,7 @@ import json
 import pathlib
 import shutil
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -31,9 +31,11 @@ class Description(NamedTuple):
   text: str
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]
-  origin: str  # official, own, unverified
+  origin: str  # official, generated, own, unverified
   archive_sha256: str | None
   has_ids: bool = False  # a feature 'id' such as train_00001, as TFDS's own CIFAR-10 has it
+  config: str | None = None  # of TFDS, such as fog_1 of cifar10_corrupted
+  made: Mapping[str, Any] | None = None  # how the images were made, JSON; kept in provenance.json
 
 
 class Split(NamedTuple):
@@ -43,7 +45,7 @@ class Split(NamedTuple):
 
 def folder_of(description: Description, data_dir: pathlib.Path) -> pathlib.Path:
   """Returns where `write` puts the data set."""
-  return data_dir / description.name / description.version
+  return data_dir / description.name / (description.config or '') / description.version
 
 
 def check_target(description: Description, data_dir: pathlib.Path, num_examples: int, overwrite: bool) -> None:
@@ -58,9 +60,23 @@ def check_target(description: Description, data_dir: pathlib.Path, num_examples:
     exists = folder.exists()
   if exists and not overwrite:
     raise UserError(f"'{folder}' exists already; use it as it is, or replace it with --overwrite.")
-  needed = int(num_examples * (np.prod(description.image_shape) + 256) * 1.1) + (1 << 20)  # as if PNG saved nothing
+  check_space(data_dir, space_for(num_examples, description.image_shape))
+
+
+def space_for(num_examples: int, image_shape: tuple[int, int, int]) -> int:
+  """Returns how many bytes so many examples may need, as if PNG saved nothing."""
+  return int(num_examples * (np.prod(image_shape) + 256) * 1.1) + (1 << 20)
+
+
+def check_space(data_dir: pathlib.Path, needed: int) -> None:
+  """Looks whether so many bytes can be written under a folder, which need not exist.
+
+  Raises:
+    StorageError: the disk has no room, or cannot be looked at.
+  """
   with files.storage_errors(f"write under '{data_dir}'"):
-    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.exists())).free
+    place = data_dir.absolute()
+    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
   if free < needed:
     raise StorageError(
       f"'{data_dir}' has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB may be needed; free some space, or "
@@ -80,7 +96,7 @@ def write(
     overwrite: whether to replace an existing data set.
 
   Returns:
-    The folder DATA_DIR/NAME/VERSION.
+    The folder DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/CONFIG/VERSION.
 
   Raises:
     UserError: the data set exists, and `overwrite` is False; or what reading an example raises.
@@ -96,7 +112,8 @@ def write(
     fresh.mkdir()
     hashes = _write_records(description, splits, fresh)
     content = {'origin': description.origin, 'archive_sha256': description.archive_sha256, 'sha256': hashes}
-    (fresh / PROVENANCE).write_text(json.dumps(content, indent=2) + '\n')
+    made = {'made': description.made} if description.made else {}
+    (fresh / PROVENANCE).write_text(json.dumps(content | made, indent=2) + '\n')
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
       folder.rename(pathlib.Path(scratch) / 'old')  # removed with the temporary folder
@@ -121,6 +138,7 @@ def _write_records(description: Description, splits: Mapping[str, Split], folder
       version=tfds.core.Version(description.version),
       data_dir=str(folder),
       module_name=description.name,
+      config_name=description.config,
     ),
     features=tfds.features.FeaturesDict(features),
     supervised_keys=('image', 'label'),
@@ -130,7 +148,7 @@ def _write_records(description: Description, splits: Mapping[str, Split], folder
   records.initialize_splits(list(splits))
   hashes = {}
   for name, split in splits.items():
-    with tqdm(total=split.num_examples, desc=name, unit=' images', disable=None) as bar:
+    with tqdm(total=split.num_examples, desc=name, unit=' images', disable=None, leave=None) as bar:
 
       def written(name: str = name, split: Split = split, bar: tqdm = bar) -> Iterator[Batch]:
         examples = iter(split.examples)

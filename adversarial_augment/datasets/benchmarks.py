@@ -1,0 +1,55 @@
+"""The images on which a classifier is judged: the test set, its corrupted forms, and CIFAR-10.1."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from adversarial_augment import files, metrics
+from adversarial_augment.datasets import cifar10_c, source
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Dataset
+
+CIFAR10_1_VERSIONS = ('v4', 'v6')
+_CORRUPTED = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}
+_SMALLEST = 32  # images that the corruptions are made for
+
+
+class Benchmarks(NamedTuple):
+  """What `config.evals` needs."""
+
+  images: Dataset
+  corrupted: cifar10_c.CorruptionSet | None = None  # None: made in memory
+  cifar10_1: Mapping[str, Dataset] = {}
+
+
+def load(evals: Collection[str], name: str, data_dir: str, images: Dataset) -> Benchmarks:
+  """Opens what the evaluations need beside the test set, and looks whether it belongs to it.
+
+  Args:
+    evals: names of evaluations.
+    name: of the data set.
+    data_dir: the folder of prepared data sets; a folder NAME_c there holds the corrupted test set.
+    images: the test set.
+
+  Raises:
+    UserError: a set is missing, damaged, or of other images or classes.
+  """
+  corrupted, cifar10_1 = None, {}
+  if _CORRUPTED.keys() & set(evals):
+    if min(images.image_shape[:2]) < _SMALLEST:
+      raise UserError(
+        f'config.dataset={name} has images of {images.image_shape[0]}x{images.image_shape[1]}, but corruptions need '
+        f'{_SMALLEST} pixels a side; prepare it larger, or leave cifar10_c out of config.evals.'
+      )
+    folder = files.user_path(data_dir, 'config.data_dir') / cifar10_c.folder_name(name)
+    if folder.exists():
+      names = [corruption for evaluation in evals for corruption in _CORRUPTED.get(evaluation, ())]
+      corrupted = cifar10_c.open_set(folder, names, images)
+  if 'cifar10_1' in evals:
+    cifar10_1 = {version: source.load(f'cifar10_1/{version}', 'test', data_dir) for version in CIFAR10_1_VERSIONS}
+    for dataset in cifar10_1.values():
+      if dataset.num_classes != images.num_classes or dataset.image_shape != images.image_shape:
+        raise UserError(
+          f'config.evals has cifar10_1, whose images {dataset.image_shape} of {dataset.num_classes} classes are not '
+          f"like those of '{name}': {images.image_shape} of {images.num_classes}; leave it out."
+        )
+  return Benchmarks(images, corrupted, cifar10_1)

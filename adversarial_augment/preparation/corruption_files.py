@@ -1,0 +1,256 @@
+"""Writes corrupted test sets, as .npy files or as TFDS's data sets; what is there already is not made again."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adversarial_augment import files, metrics, run_directory
+from adversarial_augment.datasets import cifar10_c, npy, writer
+from adversarial_augment.datasets.reasons import one_line
+from adversarial_augment.datasets.sampling import batches
+from adversarial_augment.datasets.source import PROVENANCE
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Dataset
+
+_AT_ONCE = 1 << 24  # bytes of images corrupted at once, so that every core has work
+_FEWEST = 250  # images corrupted at once
+_TFDS_NAMES = {'glass_blur': 'frosted_glass_blur', 'elastic_transform': 'elastic'}  # where TFDS spells them differently
+
+
+class Corrupted(NamedTuple):
+  """A corrupted test set that is to be written."""
+
+  images: cifar10_c.CorruptionSet
+  manifest: dict[str, Any]  # of the whole set: all but the files; as JSON gives it back
+  notes: dict[str, dict[str, Any]]  # what the manifest has to say of single corruptions
+
+
+class Done(NamedTuple):
+  path: pathlib.Path
+  num_written: int  # images; the others were there
+
+
+def write_npy(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, overwrite: bool) -> Done:
+  """Writes DATA_DIR/DATASET_c/NAME.npy, labels.npy and MANIFEST.json, which lists what is wholly there.
+
+  Each file is written beside its place, and renamed when it is whole and on the disk. A later call with the same
+  manifest goes on with the first corruption that is missing.
+
+  Args:
+    corrupted: what to write.
+    test: the test set, of which this is the corrupted form.
+    data_dir: the folder of prepared data sets.
+    overwrite: whether to make the named corruptions again, and to remove a set that was made otherwise.
+
+  Raises:
+    UserError: another set is there and `overwrite` is False, another process writes it, or reading the images fails.
+    StorageError: the disk is full or not writable.
+  """
+  folder = data_dir / cifar10_c.folder_name(test.name)
+  if corrupted.manifest['source'] == str(folder.resolve()):
+    raise UserError(f"--from='{folder}' is where the set belongs, and is used as it is; there is nothing to import.")
+  n = len(metrics.SEVERITIES) * test.num_examples
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(files.storage_errors(f"write in '{folder}'"))
+    absent = sum(not (folder / f'{name}.npy').exists() for name in corrupted.images.names)
+    writer.check_space(data_dir, (absent + overwrite) * n * int(np.prod(test.image_shape)) + (1 << 20))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      stack.enter_context(run_directory.lock(folder))
+    except UserError as error:
+      raise UserError(
+        f"'{folder}' is being written by another process; wait for its end, or give another --data_dir."
+      ) from error
+    written = _kept(folder, corrupted, overwrite)
+    missing = [name for name in corrupted.images.names if f'{name}.npy' not in written]
+
+    def list_written() -> None:
+      run_directory.write_json(folder / cifar10_c.MANIFEST, corrupted.manifest | {'files': written})
+
+    def add(name: str, dtype: type, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
+      entry = _write(folder / f'{name}.npy', np.dtype(dtype), shape, parts)
+      files.crash_point('before_manifest', len(written))
+      written[f'{name}.npy'] = entry | corrupted.notes.get(name, {})
+      list_written()
+
+    list_written()  # before any file that it listed is replaced
+    if cifar10_c.LABELS not in written:
+      labels = np.tile(cifar10_c.labels_of(test), len(metrics.SEVERITIES))
+      add('labels', np.int32, (n,), iter([labels.astype(np.int32)]))
+    with _bar(len(missing) * n) as advance:
+      for name in missing:
+        add(name, np.uint8, (n, *test.image_shape), _cells(corrupted.images, name, test, advance))
+  return Done(folder, len(missing) * n)
+
+
+def _cells(
+  corrupted: cifar10_c.CorruptionSet, name: str, test: Dataset, advance: Callable[[str, int], None]
+) -> Iterator[np.ndarray]:
+  """Yields a corruption's images in the order of its file."""
+  at_once = max(_FEWEST, _AT_ONCE // int(np.prod(test.image_shape)))
+  for severity in metrics.SEVERITIES:
+    files.crash_point('mid_corruption', severity)
+    for indices in batches(test.num_examples, at_once):
+      yield corrupted.read(name, severity, indices)
+      advance(f'{name} {severity}', len(indices))
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable[[str, int], None]]:
+  """Shows the images a second and the time left, on a terminal."""
+  from tqdm import tqdm
+
+  with tqdm(total=total, unit=' images', unit_scale=True, disable=None) as bar:
+
+    def advance(what: str, count: int) -> None:
+      bar.set_description(what, refresh=False)
+      bar.update(count)
+
+    yield advance
+
+
+def _write(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> dict[str, Any]:
+  """Writes a .npy file whole or not at all; returns its size and hash."""
+  temporary = path.with_name(f'.{path.name}.tmp')
+  header = io.BytesIO()
+  description = np.lib.format.dtype_to_descr(dtype)
+  np.lib.format.write_array_header_1_0(header, {'descr': description, 'fortran_order': False, 'shape': shape})
+  digest, size = hashlib.sha256(), 0
+  try:
+    with temporary.open('wb') as file:
+      for block in itertools.chain([header.getvalue()], (np.ascontiguousarray(part).tobytes() for part in parts)):
+        file.write(block)
+        digest.update(block)
+        size += len(block)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  files.fsync_path(path.parent)
+  return {'bytes': size, 'sha256': digest.hexdigest()}
+
+
+def _kept(folder: pathlib.Path, corrupted: Corrupted, overwrite: bool) -> dict[str, Any]:
+  """Returns the manifest's entries of the files that stay, and removes what is in the way.
+
+  Raises:
+    UserError: files of another set are there, and `overwrite` is False.
+  """
+  for remains in folder.glob('.*.npy.tmp'):  # of a start that was killed
+    remains.unlink()
+  try:
+    found = _written(folder, corrupted.manifest)
+  except UserError:
+    if not overwrite:
+      raise
+    for name in (cifar10_c.MANIFEST, cifar10_c.LABELS, *(f'{name}.npy' for name in metrics.ALL_NAMES)):
+      (folder / name).unlink(missing_ok=True)
+    return {}
+  for name in corrupted.images.names:
+    entry = found.pop(f'{name}.npy', None)
+    if entry and not overwrite:
+      notes = {key: value for key, value in entry.items() if key not in ('bytes', 'sha256')}
+      _check_same(folder, notes, corrupted.notes.get(name, {}))
+      found[f'{name}.npy'] = entry
+  return found
+
+
+def _written(folder: pathlib.Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the manifest's entries of the files that are wholly there.
+
+  Raises:
+    UserError: they were made otherwise, or nobody knows how.
+  """
+  path = folder / cifar10_c.MANIFEST
+  if not path.exists():
+    if any(folder.glob('*.npy')):
+      raise UserError(
+        f"'{folder}' has .npy files and no {path.name}, as the official files would; use them as they are, or remove "
+        'them with --overwrite.'
+      )
+    return {}
+  manifest = cifar10_c.read_manifest(npy.whole(path))
+  _check_same(folder, {key: value for key, value in manifest.items() if key != 'files'}, expected)
+  sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+  return {file: entry for file, entry in manifest['files'].items() if sizes.get(file) == entry['bytes']}
+
+
+def _check_same(folder: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = '') -> None:
+  """Refuses to mix what was made in different ways."""
+  for key in sorted(found.keys() | wanted.keys()):
+    old, new = found.get(key), wanted.get(key)
+    if isinstance(old, dict) and isinstance(new, dict):
+      _check_same(folder, old, new, f'{prefix}{key}.')
+    elif old != new:
+      raise UserError(
+        f"'{folder}' exists already, with {prefix}{key} = {json.dumps(old)}, and now it would be {json.dumps(new)}; "
+        'use it as it is, or replace it with --overwrite.'
+      )
+
+
+def write_records(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, overwrite: bool) -> Done:
+  """Writes DATA_DIR/DATASET_corrupted/NAME_SEVERITY/1.0.0, which TFDS and `datasets.load` read.
+
+  Each of them is there wholly or not at all; those that are there and were made in the same way are left alone.
+
+  Args:
+    corrupted: what to write.
+    test: the test set, of which this is the corrupted form.
+    data_dir: the folder of prepared data sets.
+    overwrite: whether to replace what is there.
+
+  Raises:
+    UserError: others are there and `overwrite` is False, or reading the images fails.
+    StorageError: the disk is full or not writable.
+  """
+  dataset = cifar10_c.folder_name(test.name).removesuffix('_c') + '_corrupted'
+  n, labels = test.num_examples, cifar10_c.labels_of(test)
+  missing = []
+  for name, severity in itertools.product(corrupted.images.names, metrics.SEVERITIES):
+    description = writer.Description(
+      name=dataset,
+      config=f'{_TFDS_NAMES.get(name, name)}_{severity}',
+      version='1.0.0',  # of the TFDS builder whose layout this is
+      text=f"The test split of '{test.name}' under the corruption {name} of severity {severity}.",
+      class_names=tuple(str(label) for label in range(test.num_classes)),
+      image_shape=test.image_shape,
+      origin=corrupted.images.origin,
+      archive_sha256=None,
+      made=corrupted.manifest | corrupted.notes.get(name, {}),
+    )
+    folder = writer.folder_of(description, data_dir)
+    if overwrite or not folder.exists():
+      missing.append((name, severity, description))
+    else:
+      _check_same(folder, _made(folder / PROVENANCE), description.made or {})
+  writer.check_space(data_dir, writer.space_for(len(missing) * n, test.image_shape))
+  at_once = max(_FEWEST, _AT_ONCE // int(np.prod(test.image_shape)))
+  with _bar(len(missing) * n) as advance:
+    for name, severity, description in missing:
+      advance(f'{name} {severity}', 0)
+      images = itertools.chain.from_iterable(
+        corrupted.images.read(name, severity, indices) for indices in batches(n, at_once)
+      )
+      writer.write(description, {'test': writer.Split(n, zip(images, labels, strict=True))}, data_dir, overwrite)
+      advance(f'{name} {severity}', n)
+  return Done(data_dir / dataset, len(missing) * n)
+
+
+def _made(path: pathlib.Path) -> Mapping[str, Any]:
+  """Returns how a data set was made, as its provenance has it; {} where nothing is known."""
+  try:
+    return json.loads(path.read_text())['made']
+  except FileNotFoundError:
+    return {}  # TFDS itself prepared it
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f"'{path}' is damaged ({one_line(error)}); replace the data set with --overwrite.") from error

@@ -1,0 +1,304 @@
+"""Tests of reading corrupted test sets: the layout, what is known of them, and every way in which they can be wrong."""
+
+import hashlib
+import io
+import json
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+
+from adversarial_augment import metrics
+from adversarial_augment.datasets import cifar10_c
+from adversarial_augment.datasets.fingerprint import fingerprint
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Batch, Dataset
+
+N = 40
+NAMES = ('fog', 'frost')
+
+
+def dataset(seed: int = 0, size: int = 32) -> Dataset:
+  rng = np.random.default_rng(seed)
+  images = rng.integers(0, 256, (N, size, size, 3), np.uint8)
+  labels = rng.integers(0, 10, N).astype(np.int32)
+  provenance = {'sha256': fingerprint([Batch(images, labels)]), 'origin': 'own'}
+  read = lambda index: Batch(images[index], labels[index])
+  return Dataset('pets', N, 10, (size, size, 3), read, provenance)
+
+
+TEST = dataset()
+LABELS = TEST.read(np.arange(N)).labels
+
+
+def cells() -> np.ndarray:
+  """Images that tell their severity and index: [5 N, 32, 32, 3]."""
+  rows = np.zeros((5 * N, 32, 32, 3), np.uint8)
+  rows[..., 0] = np.repeat(np.arange(1, 6), N)[:, None, None]
+  rows[..., 1] = np.tile(np.arange(N), 5)[:, None, None]
+  return rows
+
+
+def write(folder: pathlib.Path) -> pathlib.Path:
+  """Writes a set without a manifest."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for i, name in enumerate(NAMES):
+    images = cells()
+    images[..., 2] = i
+    np.save(folder / f'{name}.npy', images)
+  np.save(folder / 'labels.npy', np.tile(LABELS, 5).astype(np.uint8))
+  return folder
+
+
+def write_manifest(folder: pathlib.Path, **changes) -> pathlib.Path:
+  entries = {
+    path.name: {'bytes': path.stat().st_size, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+    for path in folder.glob('*.npy')
+  }
+  entries['frost.npy']['frost'] = 'procedural'
+  manifest = {
+    'format': 1,
+    'origin': 'generated',
+    'test_set': dict(TEST.provenance),
+    'num_images': N,
+    'seed': 3,
+    'made_with': {'jax': '1'},
+    'files': entries,
+  }
+  (folder / 'MANIFEST.json').write_text(json.dumps(manifest | changes))
+  return folder
+
+
+def test_every_cell_is_found(tmp_path):
+  found = cifar10_c.open_set(write(tmp_path), NAMES, TEST)
+  assert found[:3] == (NAMES, N, 'unverified')
+  assert found.provenance == {'seed': None, 'frost': None, 'made_with': None, 'sha256': None}
+  index = np.array([7, 0, 39])
+  for i, name in enumerate(NAMES):
+    for severity in range(1, 6):
+      images = found.read(name, severity, index)
+      assert type(images) is np.ndarray
+      assert images.dtype == np.uint8
+      assert images.shape == (3, 32, 32, 3)
+      np.testing.assert_array_equal(images[:, 5, 5], [[severity, k, i] for k in index])
+
+
+def test_a_subset_needs_no_other_file(tmp_path):
+  write(tmp_path)
+  (tmp_path / 'frost.npy').unlink()
+  assert cifar10_c.open_set(tmp_path, ['fog'], TEST).names == ('fog',)
+
+
+def test_a_manifest_says_where_the_set_comes_from(tmp_path):
+  write_manifest(write(tmp_path))
+  found = cifar10_c.open_set(tmp_path, NAMES, TEST)
+  assert found.origin == 'generated'
+  assert {key: found.provenance[key] for key in ('seed', 'frost', 'made_with')} == {
+    'seed': 3,
+    'frost': 'procedural',
+    'made_with': {'jax': '1'},
+  }
+  assert cifar10_c.open_set(tmp_path, NAMES, TEST, verify=True).provenance == found.provenance
+  fog = cifar10_c.open_set(tmp_path, ['fog'], TEST).provenance
+  assert fog['frost'] is None
+  assert fog['sha256'] != found.provenance['sha256']
+  (tmp_path / 'MANIFEST.json').unlink()
+  hashed = cifar10_c.open_set(tmp_path, NAMES, TEST, verify=True)
+  assert hashed.origin == 'unverified'
+  assert hashed.provenance['sha256'] == found.provenance['sha256']
+
+
+def test_the_official_files_are_known_by_their_hashes(tmp_path, monkeypatch):
+  write(tmp_path)
+  known = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in tmp_path.glob('*.npy')}
+  monkeypatch.setattr(cifar10_c, 'OFFICIAL_MD5', known)
+  assert cifar10_c.open_set(tmp_path, NAMES, TEST, verify=True).origin == 'official'
+  assert cifar10_c.open_set(tmp_path, NAMES, TEST).origin == 'unverified'
+  with (tmp_path / 'fog.npy').open('r+b') as file:
+    file.seek(-1, 2)
+    file.write(b'x')
+  assert cifar10_c.open_set(tmp_path, NAMES, TEST, verify=True).origin == 'unverified'
+
+
+def test_official_hashes_are_of_the_19_corruptions():
+  files = {f'{name}.npy' for name in metrics.ALL_NAMES}
+  assert cifar10_c.OFFICIAL_MD5.keys() == files | {'labels.npy'}
+  assert len(set(cifar10_c.OFFICIAL_MD5.values())) == 20
+  assert {len(md5) for md5 in cifar10_c.OFFICIAL_MD5.values()} == {32}
+
+
+def test_an_archive_is_read_without_unpacking(tmp_path):
+  folder = write(tmp_path / 'CIFAR-10-C')
+  with tarfile.open(tmp_path / 'set.tar', 'w') as archive:
+    archive.add(folder, 'CIFAR-10-C')
+  found = cifar10_c.open_set(tmp_path / 'set.tar', NAMES, TEST, verify=True)
+  beside = cifar10_c.open_set(folder, NAMES, TEST, verify=True)
+  assert found.provenance == beside.provenance
+  np.testing.assert_array_equal(found.read('frost', 4, np.arange(N)), beside.read('frost', 4, np.arange(N)))
+
+
+@pytest.mark.parametrize(
+  'name, expected', [('cifar10', 'cifar10_c'), ('cifar10:3.0.2', 'cifar10_c'), ('pets/small:1.0.0', 'pets_small_c')]
+)
+def test_folder_name(name, expected):
+  assert cifar10_c.folder_name(name) == expected
+
+
+def save(file: str, array: np.ndarray):
+  return lambda folder: np.save(folder / file, array)
+
+
+def cut(file: str, count: int):
+  def change(folder: pathlib.Path) -> None:
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[:count])
+
+  return change
+
+
+OTHER = np.tile(LABELS, 5)
+OTHER[N + 3] = (OTHER[N + 3] + 1) % 10
+PERMUTED = np.tile(LABELS[::-1], 5)
+FAULTS = {
+  'no file': (lambda folder: (folder / 'fog.npy').unlink(), 'has no fog.npy', 'prepare cifar10_c'),
+  'no labels': (lambda folder: (folder / 'labels.npy').unlink(), 'has no labels.npy', 'prepare cifar10_c'),
+  'a severity is missing': (save('fog.npy', cells()[: 4 * N]), 'fog.npy', '160 rows, but must have 200'),
+  'one row less': (save('fog.npy', cells()[:-1]), 'fog.npy', '199 rows'),
+  'channels first': (save('fog.npy', cells().transpose(0, 3, 1, 2)), 'fog.npy', '[200, 32, 32, 3]'),
+  'channels first, copied': (save('fog.npy', np.zeros((5 * N, 3, 32, 32), np.uint8)), '[200, 3, 32, 32]', 'uint8'),
+  'floats': (save('fog.npy', cells() / np.float32(255)), 'fog.npy', 'float32'),
+  'another size': (
+    save('fog.npy', np.zeros((5 * N, 64, 64, 3), np.uint8)),
+    '[200, 64, 64, 3]',
+    "as the images of 'pets'",
+  ),
+  'column by column': (save('fog.npy', np.asfortranarray(cells())), 'fog.npy', 'column by column'),
+  'a number': (save('fog.npy', np.uint8(1)), 'fog.npy', '[200, 32, 32, 3]'),
+  'labels of one severity': (save('labels.npy', LABELS), 'labels.npy', '40 rows, but must have 200'),
+  'float labels': (save('labels.npy', OTHER.astype(np.float64)), 'labels.npy', 'float64'),
+  'one-hot labels': (save('labels.npy', np.eye(10, dtype=np.uint8)[OTHER]), 'labels.npy', '[200, 10]'),
+  'a wrong label': (save('labels.npy', OTHER), 'in row 43', 'image 3 of the test split'),
+  'negative labels': (save('labels.npy', np.full(5 * N, -1)), 'label -1 in row 0', 'another test set'),
+  'permuted labels': (save('labels.npy', PERMUTED), 'in another order', 'prepare cifar10 instead'),
+  'each label five times': (save('labels.npy', np.repeat(LABELS, 5)), 'labels.npy', 'another test set'),
+  'half written': (cut('fog.npy', 300_000), 'fog.npy', '300,000 bytes'),
+  'cut in the header': (cut('fog.npy', 60), 'fog.npy', 'not a .npy file'),
+  'empty': (cut('fog.npy', 0), 'fog.npy', 'not a .npy file'),
+  'too long': (
+    lambda folder: (folder / 'fog.npy').write_bytes((folder / 'fog.npy').read_bytes() + b'x'),
+    'fog.npy',
+    'written or copied in part',
+  ),
+  'pickled': (
+    lambda folder: np.save(folder / 'fog.npy', np.array([print] * 5 * N), allow_pickle=True),
+    'fog.npy',
+    'pickled Python objects',
+  ),
+  'no .npy': (lambda folder: (folder / 'fog.npy').write_bytes(b'PK\3\4' + bytes(500)), 'fog.npy', 'not a .npy file'),
+  'a new format': (
+    lambda folder: (folder / 'fog.npy').write_bytes(b'\x93NUMPY\x09\0' + bytes(500)),
+    'fog.npy',
+    '(9, 0)',
+  ),
+  'a header of code': (
+    lambda folder: (folder / 'fog.npy').write_bytes(b'\x93NUMPY\1\0\x0e\0__import__(1)\n'),
+    'fog.npy',
+    'not a .npy file',
+  ),
+}
+
+
+@pytest.mark.parametrize('change, said, way_out', FAULTS.values(), ids=FAULTS)
+def test_refused(tmp_path, change, said, way_out):
+  change(write(tmp_path))
+  with pytest.raises(UserError) as caught:
+    cifar10_c.open_set(tmp_path, NAMES, TEST)
+  message = str(caught.value)
+  assert said in message
+  assert way_out in message
+  assert '\n' not in message
+
+
+def changed_entry(folder: pathlib.Path, file: str, **changes) -> None:
+  manifest = json.loads((folder / 'MANIFEST.json').read_text())
+  manifest['files'][file] |= changes
+  (folder / 'MANIFEST.json').write_text(json.dumps(manifest))
+
+
+def without_fog(folder: pathlib.Path) -> None:
+  manifest = json.loads((folder / 'MANIFEST.json').read_text())
+  del manifest['files']['fog.npy']
+  (folder / 'MANIFEST.json').write_text(json.dumps(manifest))
+
+
+BAD_MANIFESTS = {
+  'of another test set': (lambda folder: write_manifest(folder, test_set={'sha256': 'a' * 64}), 'aaaa', '--overwrite'),
+  'not listed': (without_fog, 'fog.npy', 'is not listed'),
+  'another size': (lambda folder: changed_entry(folder, 'fog.npy', bytes=7), 'fog.npy', 'but 7 in MANIFEST.json'),
+  'another format': (lambda folder: write_manifest(folder, format=2), 'MANIFEST.json', 'format 2'),
+  'no JSON': (lambda folder: (folder / 'MANIFEST.json').write_text('{"format": 1,'), 'MANIFEST.json', 'damaged'),
+  'no object': (lambda folder: (folder / 'MANIFEST.json').write_text('[1]'), 'MANIFEST.json', 'damaged'),
+  'no text': (lambda folder: (folder / 'MANIFEST.json').write_bytes(b'\xff\xfe\x00'), 'MANIFEST.json', 'damaged'),
+  'no field': (lambda folder: write_manifest(folder, test_set={}), 'MANIFEST.json', "'sha256'"),
+  'a wrong type': (lambda folder: write_manifest(folder, origin=None), 'MANIFEST.json', 'of another type'),
+}
+
+
+@pytest.mark.parametrize('change, said, way_out', BAD_MANIFESTS.values(), ids=BAD_MANIFESTS)
+def test_bad_manifests(tmp_path, change, said, way_out):
+  change(write_manifest(write(tmp_path)))
+  with pytest.raises(UserError) as caught:
+    cifar10_c.open_set(tmp_path, NAMES, TEST)
+  assert said in str(caught.value)
+  assert way_out in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_flipped_bit_is_found_where_asked(tmp_path):
+  write_manifest(write(tmp_path))
+  content = bytearray((tmp_path / 'fog.npy').read_bytes())
+  content[-1] ^= 1
+  (tmp_path / 'fog.npy').write_bytes(content)
+  with pytest.raises(UserError, match=r'fog.npy.*was changed or damaged; remove it'):
+    cifar10_c.open_set(tmp_path, NAMES, TEST, verify=True)
+
+
+def test_a_set_of_another_test_set_of_the_same_labels(tmp_path):
+  write_manifest(write(tmp_path))
+  other = TEST._replace(provenance={'sha256': 'b' * 64})
+  with pytest.raises(UserError, match=r"MANIFEST.json' is of a test set .* 'pets' has bbbb"):
+    cifar10_c.open_set(tmp_path, NAMES, other)
+
+
+def test_places_that_are_no_set(tmp_path):
+  (tmp_path / 'text').write_text('no archive')
+  (tmp_path / 'packed.tar.gz').write_bytes(b'\x1f\x8b' + bytes(600))
+  for name, said in (
+    ('none', 'does not exist'),
+    ('text', 'neither a folder'),
+    ('packed.tar.gz', 'uncompressed tar archive'),
+  ):
+    with pytest.raises(UserError, match=said):
+      cifar10_c.open_set(tmp_path / name, NAMES, TEST)
+  with pytest.raises(UserError, match='is no file or folder'):
+    cifar10_c.open_set(pathlib.Path('/dev/null'), NAMES, TEST)
+
+
+def test_an_archive_that_was_not_copied_to_its_end(tmp_path):
+  folder = write(tmp_path / 'set')
+  stream = io.BytesIO()
+  with tarfile.open(fileobj=stream, mode='w') as archive:
+    for file in ('labels.npy', 'fog.npy', 'frost.npy'):
+      archive.add(folder / file, file)
+  (tmp_path / 'cut.tar').write_bytes(stream.getvalue()[:1_000_000])
+  with pytest.raises(UserError, match=r'cut.tar.* nor a whole .* \(unexpected end of data\)'):
+    cifar10_c.open_set(tmp_path / 'cut.tar', NAMES, TEST)
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+  write(tmp_path)
+  refuse = lambda path, *_: (_ for _ in ()).throw(PermissionError(13, 'Permission denied', str(path)))
+  monkeypatch.setattr(pathlib.Path, 'open', refuse)
+  with pytest.raises(UserError, match=r"labels.npy' cannot be read \(Permission denied\)"):
+    cifar10_c.open_set(tmp_path, NAMES, TEST)
