@@ -146,11 +146,7 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   parser.add_argument('--print_config', action='store_true', help='print every field with its meaning, and exit')
   parser.add_argument('--list_configs', action='store_true', help='print the configs that ship, and exit')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
-  processes = parser.add_argument_group('several processes (found by themselves on TPU pods and under SLURM)')
-  processes.add_argument('--coordinator_address', metavar='HOST:PORT', help='of process 0')
-  processes.add_argument('--num_processes', type=int, metavar='N', help='how many')
-  processes.add_argument('--process_id', type=int, metavar='I', help='which one this is, from 0')
-
+  add_process_flags(parser)
   overrides, rest = split_overrides(argv)
   values, unknown = parser.parse_known_args(rest)
   if unknown:
@@ -161,7 +157,7 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
     parser.error(f'--config is missing, for example --config={example}')
   if values.workdir == '':
     parser.error('--workdir is empty; name a folder, or leave the flag out')
-  _check_processes(values.coordinator_address, values.num_processes, values.process_id)
+  check_processes(values)
   workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
   return Arguments(
     values.config,
@@ -186,7 +182,21 @@ def _unknown_flag(argument: str, options: Sequence[str]) -> str:
   return f'Unknown flag {fields.show(name)}.{guess}'
 
 
-def _check_processes(address: str | None, count: int | None, index: int | None) -> None:
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a program that runs as several processes."""
+  group = parser.add_argument_group('several processes (found by themselves on TPU pods and under SLURM)')
+  group.add_argument('--coordinator_address', metavar='HOST:PORT', help='of process 0')
+  group.add_argument('--num_processes', type=int, metavar='N', help='how many')
+  group.add_argument('--process_id', type=int, metavar='I', help='which one this is, from 0')
+
+
+def check_processes(arguments: argparse.Namespace) -> None:
+  """Checks those flags.
+
+  Raises:
+    UserError: some are missing, or out of range.
+  """
+  address, count, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
   if address is None and count is None and index is None:
     return
   if address is None or count is None or index is None:
@@ -269,7 +279,7 @@ def compilation_cache() -> None:
   jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
-def distributed(arguments: Arguments, batch_size: int) -> int:
+def distributed(arguments: Arguments | argparse.Namespace, batch_size: int | None) -> int:
   """Joins the other processes of the run, where there are any. Call before any array is made.
 
   The flags decide; without them, JAX's own detection is used where the environment says that there are several
@@ -277,7 +287,7 @@ def distributed(arguments: Arguments, batch_size: int) -> int:
 
   Args:
     arguments: the flags.
-    batch_size: of all processes together.
+    batch_size: of all processes together, of which each must have an equal part; None where this does not matter.
 
   Returns:
     How many processes the run has, as far as this can be known before devices exist: 1 for a TPU pod.
@@ -286,7 +296,7 @@ def distributed(arguments: Arguments, batch_size: int) -> int:
     UserError: the processes cannot have equal parts of a batch.
   """
   count = arguments.num_processes or _announced_processes()
-  if batch_size % count:
+  if batch_size is not None and batch_size % count:
     raise UserError(
       f'config.batch_size={batch_size} must be a multiple of the {count} processes of the run; change it.'
     )

@@ -39,9 +39,18 @@ TRAIN: dict[str, Field] = {
   'checkpoint_every': Field(1000, fields.integer(0, _STEPS), 'steps between checkpoints; 0 saves at the end only'),
   'eval_every': Field(0, fields.integer(0, _STEPS), 'steps between evaluations; 0 evaluates at the end only'),
   'keep_checkpoints': Field(3, fields.integer(2, 1000), 'newest checkpoints kept'),
-  'evals': Field(('clean',), fields.names('clean', 'ada'), 'evaluations to run: on clean images, under AdA'),
+  'evals': Field(
+    ('clean',),
+    fields.names('clean', 'ada', 'cifar10_c', 'cifar10_c_extra', 'cifar10_1'),
+    'evaluations to run: clean images, under AdA, the 15 corruptions and the 4 extra ones, CIFAR-10.1',
+  ),
   'eval_images': Field(
     None, fields.optional(fields.integer(1, _STEPS)), 'how many images they use, the first of the set; None: all'
+  ),
+  'frost_dir': Field(
+    None,
+    fields.optional(fields.text('a folder')),
+    'frost photographs for corruptions made in memory; None: those of imagecorruptions, or none',
   ),
   'tensorboard': Field(False, fields.boolean(), 'write TensorBoard files too; needs the extra [logging]'),
   'classifier.name': Field('preact_resnet', fields.choice('preact_resnet'), 'architecture of the classifier'),

@@ -3,6 +3,7 @@
 What follows from other values (number of steps, effective learning rate) is worked out here, after every override.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from adversarial_augment import (
   per_example_conv,
   schedules,
   sharding,
+  ssim,
 )
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
@@ -61,18 +63,13 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   steps_of = lambda epochs: int(min(num_steps, num_steps * epochs / config.num_epochs))
   peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
   schedule = schedules.warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
-  classifier = lambda **options: classifiers.CLASSIFIERS[config.classifier.name](
-    dataset.num_classes,
-    dtype=jnp.dtype(config.precision),
-    **{name: value for name, value in config.classifier.items() if name != 'name'},
-    **options,
-  )
+  classifier = functools.partial(build_classifier, config, dataset.num_classes)
   nominal: tuple[Attack | None, PyTree, int] = None, {}, 0
   attacked = config.attack.name != 'none'
   attack, phi, attack_bytes = build_attack(config, mesh, classifier(), dataset.image_shape) if attacked else nominal
   recipe = Recipe(
     classifier=classifier(conv=per_example_conv.conv),
-    attacked_classifier=classifier(conv=per_example_conv.loop_conv, axis_name=sharding.AXIS),
+    attacked_classifier=attacked_classifier(config, dataset.num_classes),
     attack_batch_norm=config.attack.batch_norm,
     attack=attack,
     warmup_steps=steps_of(config.attack.warmup_epochs),
@@ -107,6 +104,21 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
   return steps
 
 
+def build_classifier(config: ConfigDict, num_classes: int, **options: Any) -> Network:
+  """Returns the classifier of a config; `options` are further ones of its factory."""
+  return classifiers.CLASSIFIERS[config.classifier.name](
+    num_classes,
+    dtype=jnp.dtype(config.precision),
+    **{name: value for name, value in config.classifier.items() if name != 'name'},
+    **options,
+  )
+
+
+def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
+  """Returns the same function in the form for `shard_map` and loops."""
+  return build_classifier(config, num_classes, conv=per_example_conv.loop_conv, axis_name=sharding.AXIS)
+
+
 def build_attack(
   config: ConfigDict, mesh: Mesh, classifier: Network, image_shape: tuple[int, int, int]
 ) -> tuple[Attack, PyTree, int]:
@@ -122,7 +134,7 @@ def build_attack(
   attacks.check_blocks(phi)
   names = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
   attack = attacks.ada(network.apply, **{name: config.attack[name] for name in names})
-  local = config.batch_size // mesh.size
+  local = -(-config.batch_size // mesh.size)
   size = config.attack.microbatch or local
   if local % size:
     raise UserError(
@@ -138,14 +150,21 @@ def build_attack(
   return attack, phi, attacks.attack_bytes(network.apply, phi, logits_fn, image_shape, size)
 
 
-def check_files(config: ConfigDict) -> None:
-  """Reads the weights that a config names, before any device is touched.
+def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
+  """Looks, before any device is touched, whether a config that needs the adversary can have it.
 
   Raises:
-    UserError: no such weights, a damaged file, weights of another network than the config's, or none but zeros.
+    UserError: images too small for SSIM; no such weights, a damaged file, weights of another network than the config's,
+      or none but zeros.
   """
   if config.attack.name == 'none' and 'ada' not in config.evals:
     return
+  height, width, _ = image_shape
+  if min(height, width) < ssim.WINDOW:
+    raise UserError(
+      f"config.dataset={config.dataset} has images of {height}x{width}, but AdA's SSIM needs {ssim.WINDOW} pixels a "
+      'side; prepare them larger, for example with --size=32.'
+    )
   net = config.corruption_net
   params, sizes = corruption_nets.read(net.name, weights_of(config))
   different = [name for name in sizes if net[name] != sizes[name]]

@@ -1,20 +1,20 @@
-"""The evaluations of a run: which split, which file, what is known already, and the closing table."""
+"""The evaluations of a run: which split, what is known already, which files, and the closing table."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import itertools
-import json
 from pathlib import Path
-import sys
 import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import checkpoints, files, processes, recipe, run_directory, sharding, summary
-from adversarial_augment.evaluators import accuracy
+from adversarial_augment import checkpoints, processes, recipe, results, sharding, summary
+from adversarial_augment.datasets.benchmarks import Benchmarks
+from adversarial_augment.errors import UserError
+from adversarial_augment.evaluations import Evaluations
 from adversarial_augment.run_log import Patience, tell
 from adversarial_augment.types import Dataset, TrainState
 
@@ -25,11 +25,62 @@ class _Enough(Exception):
   """Leaves an evaluation after its first batch."""
 
 
+def find(
+  evaluations: Evaluations,
+  name: str,
+  state: TrainState,
+  workdir: Path,
+  about: Mapping[str, Any],
+  poll: Poll = lambda: None,
+  *,
+  anew: bool = False,
+) -> dict[str, Any]:
+  """Returns the result of one evaluation of the test set: what the run's folder knows already, or measured and written.
+
+  Args:
+    evaluations: of the test set.
+    name: one of `config.evals`.
+    state: of the classifier.
+    workdir: of the run.
+    about: `step`, `checkpoint_sha256` and `provenance` of the result.
+    poll: called before every batch; may raise.
+    anew: measures even what is known.
+
+  Raises:
+    UserError: the processes have other images.
+    StorageError: the result cannot be written.
+  """
+  folder = workdir / 'results'
+  origin = about['provenance']
+  made_by = {package: origin['versions'][package] for package in ('adversarial_augment', 'jax')}
+  weights = origin['weights'] if name == 'ada' else None
+  conditions = results.digest([name, about['checkpoint_sha256'], evaluations.conditions(name), weights, made_by])
+  if processes.on_process_0(lambda: conditions) != conditions:
+    raise UserError(
+      f'Process {jax.process_index()} has other images or weights for {name} than process 0; give all of them the same.'
+    )
+  known = processes.on_process_0(lambda: results.read(folder / f'{name}.json'))
+  if known.get('conditions_sha256') == conditions and not anew:
+    return known
+  result = {'eval': name, 'split': 'test', 'seed': about['provenance']['seed'], **about}
+  result |= {'conditions_sha256': conditions, **evaluations.measure(name, state, poll)}
+  result['provenance'] = {**about['provenance'], **evaluations.provenance(name)}
+  write = lambda: processes.on_process_0(lambda: results.write_evaluation(folder, name, result))
+  Patience().attempt(about['step'], write, final=True)
+  return result
+
+
 class Evaluation:
   """What the loop calls to evaluate: between steps on the validation set, at the end on the test set."""
 
   def __init__(
-    self, config: ConfigDict, workdir: Path, static: recipe.Recipe, splits: dict[str, Dataset], began: float
+    self,
+    config: ConfigDict,
+    workdir: Path,
+    static: recipe.Recipe,
+    splits: dict[str, Dataset],
+    benchmarks: Benchmarks,
+    began: float,
   ):
     """Builds the adversary of the evaluation.
 
@@ -38,15 +89,22 @@ class Evaluation:
       workdir: of the run.
       static: of the run.
       splits: 'train', 'test', and perhaps 'validation'.
+      benchmarks: of the test set.
       began: `time.monotonic()` at the start of the program.
     """
     self._config, self._workdir, self._static, self._splits, self._began = config, workdir, static, splits, began
-    self._between = 'validation' if 'validation' in splits else 'test'
     self._attack, self._phi = None, {}
     if 'ada' in config.evals or static.attack is not None:  # a run with an adversary shows it, evaluated or not
       attack, phi, _ = recipe.build_attack(config, static.mesh, static.classifier, splits['test'].image_shape)
       self._attack, self._phi = attack, sharding.replicate(static.mesh, phi)
-    self._evaluators = functools.cache(self._make_evaluators)  # built once: each would compile anew
+    make = functools.partial(
+      Evaluations, config, static.attacked_classifier, static.mesh, attack=self._attack, phi=self._phi
+    )
+    self._test = self._between = make(benchmarks)
+    self._between_split, self._between_names = 'test', config.evals
+    if 'validation' in splits:
+      self._between, self._between_split = make(Benchmarks(splits['validation'])), 'validation'
+      self._between_names = tuple(name for name in config.evals if name != 'cifar10_1')  # test images, all of it
 
   def __call__(self, state: TrainState, step: int, poll: Poll) -> None:
     """Evaluates, unless the results of this very state are there; writes and prints them.
@@ -60,13 +118,14 @@ class Evaluation:
       StorageError: the results cannot be written.
     """
     last = step == self._static.num_steps
+    names = self._config.evals if last else self._between_names
     path = self._workdir / 'results' / ('train.json' if last else f'eval_{step}.json')
     sha256 = checkpoints.state_sha256(state)
-    result = processes.on_process_0(lambda: _read(path))
-    known = result.get('state_sha256') == sha256 and set(result.get('evals', ())) == set(self._config.evals)
+    result = processes.on_process_0(lambda: results.read(path))
+    known = result.get('state_sha256') == sha256 and set(result.get('evals', ())) == set(names)
     if not known:
-      result = self._measure(state, step, 'test' if last else self._between, sha256, poll)
-      Patience().attempt(step, lambda: processes.on_process_0(lambda: _write(path, result)), final=True)
+      result = self._measure(state, step, last, sha256, poll)
+      Patience().attempt(step, lambda: processes.on_process_0(lambda: results.write(path, result)), final=True)
     lines = summary.evals(result)
     if last:
       figure = processes.on_process_0(lambda: self._draw(state, anew=not known))
@@ -75,9 +134,9 @@ class Evaluation:
       print('\n'.join(lines), flush=True)
 
   def compile(self, state: TrainState) -> None:
-    """Evaluates one batch, so that no compilation keeps a later evaluation from noticing a signal."""
+    """Evaluates one batch of each, so that no compilation keeps a later evaluation from noticing a signal."""
     tell('compiling the evaluation...')
-    for evaluator in self._evaluators(self._between).values():
+    for name in self._between_names:
       batches = itertools.count()
 
       def poll(batches: Iterator[int] = batches) -> None:
@@ -85,27 +144,25 @@ class Evaluation:
           raise _Enough
 
       with contextlib.suppress(_Enough):
-        evaluator(state, poll)
+        self._between.measure(name, state, poll)
 
-  def _make_evaluators(self, split: str) -> dict[str, Callable[[TrainState, Poll], dict[str, Any]]]:
-    adversary: dict[str, Any] = {'clean': {}, 'ada': {'attack': self._attack, 'phi': self._phi}}
-    static = self._static
-    dataset = self._splits[split]
-    dataset = dataset._replace(num_examples=min(dataset.num_examples, self._config.eval_images or dataset.num_examples))
-    make = functools.partial(accuracy, static.attacked_classifier, dataset, static.mesh, static.batch_size)
-    return {name: make(**adversary[name]) for name in self._config.evals}
-
-  def _measure(self, state: TrainState, step: int, split: str, sha256: str, poll: Poll) -> dict[str, Any]:
+  def _measure(self, state: TrainState, step: int, last: bool, sha256: str, poll: Poll) -> dict[str, Any]:
+    split = 'test' if last else self._between_split
     tell(f'evaluating on the {split} set...')
-    evals = {name: evaluator(state, poll) for name, evaluator in self._evaluators(split).items()}
+    provenance = summary.provenance(self._config, self._splits, 'train')
+    if last:
+      about = {'step': step, 'checkpoint_sha256': sha256, 'provenance': provenance}
+      found = {name: find(self._test, name, state, self._workdir, about, poll) for name in self._config.evals}
+    else:
+      found = {name: self._between.measure(name, state, poll) for name in self._between_names}
     return {
+      **provenance,
       'step': step,
+      'num_steps': self._static.num_steps,
       'state_sha256': sha256,
       'split': split,
-      'evals': evals,
-      'command': ' '.join(['python -m adversarial_augment.train', *sys.argv[1:]]),
+      'evals': {name: {key: value[key] for key in value if key not in results.OF_ONE} for name, value in found.items()},
       'seconds': round(time.monotonic() - self._began, 1),  # of this start of the run
-      **summary.provenance(self._config, self._static, self._splits),
     }
 
   def _draw(self, state: TrainState, anew: bool) -> str | None:
@@ -114,18 +171,3 @@ class Evaluation:
     if anew or not path.with_name('training_curves.png').exists():
       return summary.draw(path, self._config, self._static, self._splits['test'], state, self._attack, self._phi)
     return str(path) if path.exists() else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-  """The results in a file; {} where there is none that can be read."""
-  try:
-    result = json.loads(path.read_text())
-  except (OSError, ValueError):
-    return {}
-  return result if isinstance(result, dict) else {}
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-  with files.storage_errors(f"write '{path}'"):
-    path.parent.mkdir(exist_ok=True)
-  run_directory.write_json(path, result)

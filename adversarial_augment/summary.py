@@ -9,6 +9,8 @@ import math
 import os
 from pathlib import Path
 import platform
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ import numpy as np
 from adversarial_augment import __version__, corruption_nets, recipe, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
+from adversarial_augment.metrics import ALL_NAMES
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
 
@@ -67,19 +70,33 @@ def _host_share() -> int:
   return math.prod(map(os.sysconf, names)) // jax.local_device_count()
 
 
-def provenance(config: ConfigDict, static: recipe.Recipe, splits: Mapping[str, Dataset]) -> dict[str, Any]:
-  """Returns where a result comes from: data, weights, config, versions, devices."""
+def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str) -> dict[str, Any]:
+  """Returns where a result of `program` comes from: data, weights, config, versions, devices, command."""
   return {
     'data': {split: {'name': data.name, **data.provenance} for split, data in splits.items()},
     'weights': _weights(config),
     'seed': config.seed,
-    'num_steps': static.num_steps,
     'config': json.loads(configs.to_json(config)),
     'config_sha256': configs.sha256(config),
     'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
     | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'git': _revision(),
+    'command': ' '.join([f'python -m adversarial_augment.{program}', *sys.argv[1:]]),
     'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
   }
+
+
+def _revision() -> str | None:
+  """Returns the commit of the checkout that the code runs from, with '+' where files were changed; None outside one."""
+  git = lambda *words: subprocess.run(
+    ['git', '-C', str(Path(__file__).parent), *words], capture_output=True, text=True, check=True, timeout=10
+  ).stdout.strip()
+  try:
+    if git('ls-files', '--error-unmatch', Path(__file__).name):
+      return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
+  except (OSError, subprocess.SubprocessError):  # no git, or installed elsewhere
+    pass
+  return None
 
 
 def _weights(config: ConfigDict) -> dict[str, Any] | None:
@@ -93,18 +110,48 @@ def _weights(config: ConfigDict) -> dict[str, Any] | None:
 
 
 def evals(result: Mapping[str, Any]) -> list[str]:
-  """Returns one line per evaluation."""
-  lines = []
-  attack = result['config']['attack']
-  for name in result['config']['evals']:
-    values = result['evals'][name]
-    count = f'({values["num_correct"]:,} of {values["num_images"]:,} {result["split"]} images)'
-    label = 'clean accuracy' if name == 'clean' else 'accuracy under AdA'
-    lines.append(f'  {label:<20} {values["accuracy"]:.4f}  {count}')
-    if name == 'ada':
-      about = f'nu {attack["nu"]:g}, {attack["num_steps"]} steps, running statistics, fixed seed'
-      lines += [f'  {"":<20} {about}', f'  {"mean SSIM":<20} {values["ssim"]:.4f}  (before the line search)']
+  """Returns the lines of all evaluations of a file of results."""
+  return [line for name in result['evals'] for line in evaluation(name, result['evals'][name], result)]
+
+
+def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of one evaluation.
+
+  Args:
+    name: one of `config.evals`.
+    values: what was found.
+    result: with `split` and `config`.
+  """
+  if 'error' in values:
+    return _corruption_table(name, values)
+  if name == 'cifar10_1':
+    return [_accuracy_line(f'CIFAR-10.1 {version}', values[version], 'images') for version in ('v6', 'v4')]
+  labels = {'clean': 'clean accuracy', 'ada': 'accuracy under AdA'}
+  lines = [_accuracy_line(labels[name], values, f'{result["split"]} images')]
+  if name == 'ada':
+    attack = result['config']['attack']
+    about = f'nu {attack["nu"]:g}, {attack["num_steps"]} steps, running statistics, fixed seed'
+    lines += [f'  {"":<20} {about}', f'  {"mean SSIM":<20} {values["ssim"]:.4f}  (before the line search)']
   return lines
+
+
+def _accuracy_line(label: str, values: Mapping[str, Any], what: str) -> str:
+  return f'  {label:<20} {values["accuracy"]:.4f}  ({values["num_correct"]:,} of {values["num_images"]:,} {what})'
+
+
+def _corruption_table(name: str, values: Mapping[str, Any]) -> list[str]:
+  """Returns the errors in percent, a line for each corruption and a column for each severity."""
+  row = lambda label, errors, mean: f'  {label:<20}' + ''.join(f'{100 * e:7.2f}' for e in errors) + f'{100 * mean:8.2f}'
+  names = [label for label in ALL_NAMES if label in values['error']]  # JSON has lost the order
+  title, mean = ('mCE', values['mce']) if name == 'cifar10_c' else ('mean', values['mean_error'])
+  low, high = (100 * bound for bound in values['interval'])
+  return [
+    f'  {"error in %, severity":<20}' + ''.join(f'{severity:7}' for severity in range(1, 6)) + f'{"mean":>8}',
+    *(row(label, values['error'][label], values['corruption_error'][label]) for label in names),
+    row(title, values['severity_error'], mean),
+    f'  {"":<20} {title} {100 * mean:.2f} %, 95 % interval {low:.2f} to {high:.2f}; {values["num_images"]:,} images a '
+    f'cell, {values["origin"]}',
+  ]
 
 
 def closing(result: Mapping[str, Any], workdir: Path, figure: str | None) -> list[str]:

@@ -180,5 +180,5 @@ def test_every_default_is_valid_and_explained():
 def test_the_weights_of_every_config_ship(name, variant):
   config = configs.load(f'configs/{name}:{variant}' if variant else f'configs/{name}')
   config.evals = ('ada',)
-  recipe.check_files(config)  # raises where they do not
+  recipe.check_adversary(config, (32, 32, 3))  # raises where they do not
   assert corruption_nets.find(recipe.weights_of(config)).is_file()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluators import accuracy
 from adversarial_augment.evaluators.batches import batches
 from adversarial_augment.types import AttackResult, Batch, Dataset, TrainState
@@ -35,13 +36,42 @@ CLASSIFIER = SimpleNamespace(init=None, apply=apply)
 ignore = lambda: None
 
 
-@pytest.mark.parametrize('num_devices, batch_size', [(1, 1), (1, 8), (1, 64), (8, 8), (8, 16), (8, 32)])
+@pytest.mark.parametrize('num_devices, batch_size', [(1, 1), (1, 7), (1, 64), (2, 7), (8, 1), (8, 8), (8, 32)])
 def test_every_image_counts_once(num_devices, batch_size):
-  evaluate = accuracy(CLASSIFIER, dataset(), tiny.make_mesh(num_devices), batch_size)
-  result = evaluate(STATE, ignore)
+  evaluate = accuracy(CLASSIFIER, tiny.make_mesh(num_devices), batch_size)
+  result = evaluate(STATE, dataset(), ignore)
   assert 0 < CORRECT < NUM
-  assert result == {'num_correct': CORRECT, 'num_images': NUM, 'accuracy': CORRECT / NUM}
+  assert (result['num_correct'], result['num_images'], result['accuracy']) == (CORRECT, NUM, CORRECT / NUM)
   assert isinstance(result['num_correct'], int)
+
+
+def test_the_reliability_bins_hold_every_image_once():
+  result = accuracy(CLASSIFIER, tiny.make_mesh(2), 8)(STATE, dataset(), ignore)['calibration']
+  probability = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+  expected = np.histogram(probability.max(-1), np.linspace(0, 1, 16))[0]
+  np.testing.assert_array_equal(result['count'], expected)
+  right = LOGITS.argmax(-1) == LABELS
+  np.testing.assert_array_equal(
+    result['num_correct'], np.histogram(probability.max(-1)[right], np.linspace(0, 1, 16))[0]
+  )
+  assert sum(result['confidence']) == pytest.approx(probability.max(-1).sum(), rel=1e-5)
+  np.testing.assert_allclose(result['edges'], np.arange(16) / 15)
+
+
+def test_similarities_are_counted_in_bins():
+  values = np.linspace(-1, 1, NUM, dtype=np.float32)
+  measure = lambda keys, logits_fn, images, labels, frozen: AttackResult(images, {'ssim': frozen[labels]})
+  labelled = Dataset('some', NUM, NUM, (4, 4, 3), lambda index: Batch(BYTES[index], index.astype(np.int32)), {})
+  evaluate = accuracy(CLASSIFIER, tiny.make_mesh(2), 8, attack=measure, phi=jnp.asarray(values))
+  result = evaluate(STATE, labelled, ignore)
+  assert result['ssim'] == pytest.approx(0, abs=1e-6)
+  histogram = result['ssim_histogram']
+  assert len(histogram['edges']) == 201
+  assert sum(histogram['count']) == NUM
+  assert (histogram['count'][0], histogram['count'][-1]) == (1, 1)
+  centres = (np.array(histogram['edges'][1:]) + histogram['edges'][:-1]) / 2
+  found = np.repeat(centres, histogram['count'])
+  np.testing.assert_allclose(found, values, atol=0.0101)
 
 
 def test_batches_are_padded_with_masked_images():
@@ -65,7 +95,7 @@ def attack(keys, logits_fn, images, labels, frozen=None):
 def attacked(num_devices, batch_size, share, num=NUM):
   phi = {'share': jnp.float32(share)}
   mesh = tiny.make_mesh(num_devices)
-  return accuracy(CLASSIFIER, dataset(num), mesh, batch_size, attack=attack, phi=phi)(STATE, ignore)
+  return accuracy(CLASSIFIER, mesh, batch_size, attack=attack, phi=phi)(STATE, dataset(num), ignore)
 
 
 def test_under_attack_the_corrupted_images_count():
@@ -89,14 +119,20 @@ def test_the_adversary_of_an_image_depends_on_its_index_alone():
   assert results[0]['accuracy'] == right.mean()
 
 
+def test_logits_that_are_no_numbers_are_no_result():
+  broken = STATE._replace(params={'w': WEIGHTS * np.nan})
+  with pytest.raises(NumericalError, match='logits that are NaN or infinite on some'):
+    accuracy(CLASSIFIER, tiny.make_mesh(1), 8)(broken, dataset(), ignore)
+
+
 def test_poll_is_called_before_every_batch_and_may_stop_it():
-  evaluate = accuracy(CLASSIFIER, dataset(), tiny.make_mesh(1), 8)
+  evaluate = accuracy(CLASSIFIER, tiny.make_mesh(1), 8)
   calls = []
-  evaluate(STATE, lambda: calls.append(1))
+  evaluate(STATE, dataset(), lambda: calls.append(1))
   assert len(calls) == 3
 
   def stop():
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    evaluate(STATE, stop)
+    evaluate(STATE, dataset(), stop)

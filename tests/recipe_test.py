@@ -84,7 +84,7 @@ def test_phi_is_what_ships_and_missing_weights_are_refused():
   with pytest.raises(UserError, match='No weights ship .*blocks=5'):
     recipe.weights_of(configs.override(config, {'corruption_net.blocks': '5'}))
   with pytest.raises(UserError, match='nowhere.safetensors'):
-    recipe.check_files(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}))
+    recipe.check_adversary(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}), (32, 32, 3))
 
 
 NETWORK = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 2}
@@ -103,16 +103,16 @@ def asking_for(tmp_path, network=NETWORK, change=lambda params: None, **sizes):
 
 
 def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
-  recipe.check_files(asking_for(tmp_path))
+  recipe.check_adversary(asking_for(tmp_path), (32, 32, 3))
   with pytest.raises(UserError) as error:
-    recipe.check_files(asking_for(tmp_path, blocks=16, scale=4))
+    recipe.check_adversary(asking_for(tmp_path, blocks=16, scale=4), (32, 32, 3))
   assert str(error.value) == (
     f"config.corruption_net.weights='{tmp_path}/phi.safetensors' holds edsr with blocks=1 features=4 scale=2, but "
     'config.corruption_net.blocks=16, config.corruption_net.scale=4; set --config.corruption_net.blocks=1 '
     '--config.corruption_net.scale=2, or name another file.'
   )
   nominal = configs.override(asking_for(tmp_path, blocks=16), {'attack.name': 'none', 'evals': 'clean'})
-  recipe.check_files(nominal)  # has nothing to do with the file
+  recipe.check_adversary(nominal, (32, 32, 3))  # has nothing to do with the file
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
 )
 def test_weights_of_another_network_are_refused_before_the_run(tmp_path, harm, words):
   with pytest.raises(UserError, match=words) as error:
-    recipe.check_files(asking_for(tmp_path, **harm))
+    recipe.check_adversary(asking_for(tmp_path, **harm), (32, 32, 3))
   assert 'phi.safetensors' in str(error.value)
   assert '\n' not in str(error.value)
 
 
 def test_files_are_checked_without_devices():
   code = (
-    'from adversarial_augment import config, recipe; recipe.check_files(config.base_config()); '
+    'from adversarial_augment import config, recipe; recipe.check_adversary(config.base_config(), (32, 32, 3)); '
     'from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()'
   )
   subprocess.run([sys.executable, '-c', code], check=True)

@@ -10,34 +10,34 @@ from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
 from adversarial_augment import sharding
+from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluators.batches import EvalBatch, batches
 from adversarial_augment.types import Array, Attack, Dataset, Network, PyTree, TrainState
 
+Evaluate = Callable[[TrainState, Dataset, Callable[[], None]], dict[str, Any]]
+
+CONFIDENCE_EDGES = np.linspace(0, 1, 16)  # of the bins of a reliability diagram
+SSIM_EDGES = np.linspace(-1, 1, 201)
 _KEY = 0  # evaluations draw from a fixed key: the adversary of an image is the same for every classifier and run
 
 
 def accuracy(
-  classifier: Network,
-  dataset: Dataset,
-  mesh: Mesh,
-  batch_size: int,
-  *,
-  attack: Attack | None = None,
-  phi: PyTree = None,
-) -> Callable[[TrainState, Callable[[], None]], dict[str, Any]]:
+  classifier: Network, mesh: Mesh, batch_size: int, *, attack: Attack | None = None, phi: PyTree = None
+) -> Evaluate:
   """Makes an evaluator that uses the running statistics, so that no image's result depends on its batch.
 
   Args:
     classifier: under attack, one that is fast inside loops.
-    dataset: every image of it counts once.
     mesh: the devices.
-    batch_size: over all processes.
+    batch_size: over all processes; what is left of the last batch, and of the devices, is padded and masked.
     attack: corrupts each image first, by its index in the data set; None is clean accuracy.
     phi: parameters of the corruption network.
 
   Returns:
-    (state, poll) -> `accuracy` in [0, 1], `num_correct`, `num_images`, and the means of the attack's metrics; `poll` is
-    called before every batch.
+    (state, dataset, poll) -> `num_correct`, `num_images`, `accuracy` in [0, 1]; `calibration`, with the images, the
+    right ones and the sum of the largest probabilities in each bin of `CONFIDENCE_EDGES`; and of an attack the means of
+    its metrics, and `ssim_histogram`, the images in each bin of `SSIM_EDGES`. It is compiled once for all data sets of
+    one image size. `poll` is called before every batch.
   """
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
 
@@ -50,22 +50,57 @@ def accuracy(
     if attack is not None:
       keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(_KEY)))(batch.indices)
       images, metrics = attack(keys, logits_fn, images, batch.labels, phi)
-    correct = (logits_fn(images).argmax(-1) == batch.labels) & batch.mask
-    sums = {name: jnp.where(batch.mask, value, 0).sum() for name, value in metrics.items()}
-    return jax.lax.psum(sums | {'num_correct': correct.sum(), 'num_images': batch.mask.sum()}, sharding.AXIS)
+    logits = logits_fn(images)
+    correct = (logits.argmax(-1) == batch.labels) & batch.mask
+    confidence = jax.nn.softmax(logits).max(-1)
+    binned = functools.partial(_binned, confidence, CONFIDENCE_EDGES)
+    sums: dict[str, Any] = {
+      'num_correct': correct.sum(),
+      'num_images': batch.mask.sum(),
+      'calibration': {
+        'count': binned(batch.mask.astype(jnp.int32)),
+        'num_correct': binned(correct.astype(jnp.int32)),
+        'confidence': binned(jnp.where(batch.mask, confidence, 0)),
+      },
+      'metrics': {name: jnp.where(batch.mask, value, 0).sum() for name, value in metrics.items()},
+    }
+    if 'ssim' in metrics:
+      sums['ssim_histogram'] = {'count': _binned(metrics['ssim'], SSIM_EDGES, batch.mask.astype(jnp.int32))}
+    return jax.lax.psum(sums, sharding.AXIS)
 
   step = jax.jit(
     jax.shard_map(local, mesh=mesh, in_specs=(whole, whole, whole, data), out_specs=whole, check_vma=False)
   )
 
-  def evaluate(state: TrainState, poll: Callable[[], None]) -> dict[str, Any]:
-    totals: dict[str, Any] = {}
+  def evaluate(state: TrainState, dataset: Dataset, poll: Callable[[], None]) -> dict[str, Any]:
+    totals: Any = None
     for batch in batches(dataset, mesh, batch_size):
       poll()
       sums = jax.device_get(step(state.params, state.model_state, phi, batch))
-      totals = {name: totals.get(name, 0) + np.asarray(value, np.float64) for name, value in sums.items()}
-    count = {name: int(totals.pop(name)) for name in ('num_correct', 'num_images')}
-    means = {name: float(value / count['num_images']) for name, value in totals.items()}
-    return count | {'accuracy': count['num_correct'] / count['num_images']} | means
+      totals = jax.tree.map(_add, sums, jax.tree.map(np.zeros_like, sums) if totals is None else totals)
+    if not np.isfinite(totals['calibration']['confidence']).all():
+      raise NumericalError(
+        f'The classifier gives logits that are NaN or infinite on {dataset.name}; train it anew, '
+        'for example with a lower config.optimizer.learning_rate.'
+      )
+    means = {name: float(value / totals['num_images']) for name, value in totals.pop('metrics').items()}
+    result = jax.tree.map(lambda x: x.tolist(), totals) | means
+    assert result['num_images'] == dataset.num_examples
+    result['accuracy'] = result['num_correct'] / result['num_images']
+    result['calibration']['edges'] = CONFIDENCE_EDGES.tolist()
+    if 'ssim_histogram' in result:
+      result['ssim_histogram']['edges'] = SSIM_EDGES.tolist()
+    return result
 
   return evaluate
+
+
+def _binned(values: Array, edges: np.ndarray, weights: Array) -> Array:
+  """Sums the weights [n] over the equal bins that `edges` bound; what lies beyond goes to the last bin there."""
+  number = len(edges) - 1
+  index = jnp.floor((values - edges[0]) / (edges[-1] - edges[0]) * number).astype(jnp.int32)
+  return jnp.zeros(number, weights.dtype).at[jnp.clip(index, 0, number - 1)].add(weights)
+
+
+def _add(value: np.ndarray, total: np.ndarray) -> np.ndarray:
+  return total + value.astype(np.int64 if value.dtype.kind in 'iu' else np.float64)

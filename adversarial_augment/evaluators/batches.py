@@ -25,9 +25,10 @@ def batches(dataset: Dataset, mesh: Mesh, batch_size: int) -> Iterator[EvalBatch
 
   Args:
     dataset: the examples.
-    mesh: the devices; their number must divide `batch_size`.
-    batch_size: over all processes.
+    mesh: the devices.
+    batch_size: over all processes; the next larger one that divides over the devices is taken.
   """
+  batch_size = -(-batch_size // mesh.size) * mesh.size
   size = batch_size // jax.process_count()
   for start in range(0, dataset.num_examples, batch_size):
     index = start + jax.process_index() * size + np.arange(size)

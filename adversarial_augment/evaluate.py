@@ -1,0 +1,103 @@
+"""Evaluates a trained classifier: python -m adversarial_augment.evaluate --workdir=DIR
+
+The newest good checkpoint, on what the run's `config.evals` names or on what --evals does.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from adversarial_augment import cli, datasets, files, inference
+from adversarial_augment import config as configs
+from adversarial_augment.datasets import benchmarks
+from adversarial_augment.types import Attack, PyTree
+
+_DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
+
+Results go to WORKDIR/results, one .json and one .csv for each evaluation. What they hold already is shown again, unless
+the checkpoint, the images or the adversary are others now."""
+
+_EPILOG = """examples:
+  python -m adversarial_augment.evaluate --workdir=runs/ada
+  python -m adversarial_augment.evaluate --workdir=runs/ada --evals=clean,cifar10_c,cifar10_1
+  python -m adversarial_augment.evaluate --workdir=runs/ada --evals=ada --config.attack.nu=0.03
+
+evaluations: clean, ada (under AdA), cifar10_c (the 15 corruptions), cifar10_c_extra (the 4 others), cifar10_1.
+Corrupted images come from DATA_DIR/DATASET_c, where `prepare cifar10_c` has put them, or are made in memory."""
+
+
+def main(argv: Sequence[str]) -> None:
+  overrides, rest = cli.split_overrides(argv)
+  arguments = _parser().parse_args(rest)
+  cli.check_processes(arguments)
+  workdir = files.user_path(arguments.workdir, '--workdir')
+  if arguments.evals is not None:
+    overrides['evals'] = arguments.evals
+  config = configs.override(inference.read_config(workdir), overrides)
+  configs.validate(config)
+  test = datasets.load(config.dataset, 'test', config.data_dir)
+  test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
+  from adversarial_augment import recipe
+
+  recipe.check_adversary(config, test.image_shape)
+  cli.distributed(arguments, None)
+  cli.virtual_devices(cli.usable_cores())
+  cli.compilation_cache()
+  evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
+
+
+def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks, *, overwrite: bool = False) -> None:
+  """Evaluates a run on `config.evals`, writes and prints what is found.
+
+  Args:
+    config: of the run, perhaps with other evaluations, images or adversary.
+    workdir: of the run.
+    test_data: the images.
+    overwrite: whether to evaluate what `workdir` has results of.
+
+  Raises:
+    AdversarialAugmentError: no good checkpoint, or the results cannot be written.
+  """
+  import jax
+
+  from adversarial_augment import recipe, run_evaluation, sharding, summary
+  from adversarial_augment.evaluations import Evaluations
+
+  mesh, test = sharding.data_mesh(), test_data.images
+  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
+  attack: Attack | None = None
+  phi: PyTree = {}
+  if 'ada' in config.evals:
+    plain = recipe.build_classifier(config, test.num_classes)
+    attack, phi, _ = recipe.build_attack(config, mesh, plain, test.image_shape)
+  classifier = recipe.attacked_classifier(config, test.num_classes)
+  evaluations = Evaluations(config, classifier, mesh, test_data, attack, sharding.replicate(mesh, phi))
+  provenance = summary.provenance(config, {'test': test}, 'evaluate')
+  about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
+  if jax.process_index() == 0:
+    print(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}', flush=True)
+  for name in config.evals:
+    result = run_evaluation.find(evaluations, name, restored.state, workdir, about, anew=overwrite)
+    if jax.process_index() == 0:
+      print('\n'.join(summary.evaluation(name, result, {'split': 'test', 'config': provenance['config']})), flush=True)
+  if jax.process_index() == 0:
+    print(f'  {"results":<20} {workdir / "results"}')
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.Parser(prog='python -m adversarial_augment.evaluate', description=_DESCRIPTION, epilog=_EPILOG)
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run')
+  parser.add_argument('--evals', metavar='NAMES', help="evaluations, separated by commas; default: the run's")
+  parser.add_argument(
+    '--config.FIELD', dest='_', metavar='VALUE', help='replace a field, such as data_dir, batch_size, eval_images'
+  )
+  parser.add_argument('--overwrite', action='store_true', help='evaluate again what is known')
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  cli.add_process_flags(parser)
+  return parser
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,165 @@
+"""The evaluations that `config.evals` names: what each measures, from integer counts, and of which images."""
+
+from collections.abc import Callable, Sequence
+import datetime
+import functools
+import time
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import corruptions, metrics
+from adversarial_augment.datasets.benchmarks import Benchmarks
+from adversarial_augment.evaluators import Evaluate, accuracy, corrupted_in_memory, corruption_counts
+from adversarial_augment.run_log import tell
+from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
+
+Poll = Callable[[], None]
+Result = dict[str, Any]
+
+_SECONDS = 10  # between lines of progress
+CORRUPTION_SEED = 0  # of what is corrupted in memory, and of what `prepare` writes by default
+
+
+class Evaluations:
+  """The evaluations of one classifier on one split; what is compiled for one image serves all."""
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    classifier: Network,
+    mesh: Mesh,
+    benchmarks: Benchmarks,
+    attack: Attack | None,
+    phi: PyTree,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      config: of the run.
+      classifier: fast inside loops.
+      mesh: the devices.
+      benchmarks: the images.
+      attack: the adversary of the evaluation 'ada'.
+      phi: parameters of its corruption network, on the devices.
+    """
+    self._config, self._mesh = config, mesh
+    limit = config.eval_images
+    self._images, self._cifar10_1 = _first(benchmarks.images, limit), benchmarks.cifar10_1
+    self._corrupted = benchmarks.corrupted or corrupted_in_memory(benchmarks.images, CORRUPTION_SEED, config.frost_dir)
+    make = functools.partial(accuracy, classifier, mesh, config.batch_size)
+    self._accuracy: Callable[[], Evaluate] = functools.cache(make)
+    self._under_attack: Callable[[], Evaluate] = functools.cache(functools.partial(make, attack=attack, phi=phi))
+
+  def measure(self, name: str, state: TrainState, poll: Poll) -> Result:
+    """Returns what the evaluation `name` finds, with the origin of its images and the seconds that it took.
+
+    Args:
+      name: one of `config.evals`.
+      state: of the classifier.
+      poll: called before every batch; may raise.
+    """
+    measures: dict[str, Callable[[TrainState, Poll], Result]] = {
+      'clean': self._clean,
+      'ada': self._ada,
+      'cifar10_c': functools.partial(self._corruptions, corruptions.NAMES, 'mce'),
+      'cifar10_c_extra': functools.partial(self._corruptions, corruptions.EXTRA_NAMES, 'mean_error'),
+      'cifar10_1': self._versions,
+    }
+    began = time.monotonic()
+    progress = _Progress(name, self._num_images(name), self._config.batch_size)
+
+    def advance() -> None:
+      poll()
+      progress.advance()
+
+    return measures[name](state, advance) | {'seconds': round(time.monotonic() - began, 1)}
+
+  def provenance(self, name: str) -> Result:
+    """Returns where the images of an evaluation come from, beside the test set itself."""
+    if name.startswith('cifar10_c'):
+      return {'corruptions': {'origin': self._corrupted.origin, **self._corrupted.provenance}}
+    if name == 'cifar10_1':
+      return {name: {version: dataset.provenance for version, dataset in self._cifar10_1.items()}}
+    return {}
+
+  def conditions(self, name: str) -> Result:
+    """Returns what, beside the classifier, decides the outcome of an evaluation."""
+    config = self._config.to_dict()
+    attack = {field: config[field] for field in ('attack', 'corruption_net')} if name == 'ada' else {}
+    images = {'num_images': self._num_images(name), 'data': dict(self._images.provenance)}
+    return {**self.provenance(name), **images, **attack, 'precision': config['precision']}
+
+  def _num_images(self, name: str) -> int:
+    versions = sum(dataset.num_examples for dataset in self._versions_of().values())
+    cells = {'cifar10_c': len(corruptions.NAMES) * 5, 'cifar10_c_extra': len(corruptions.EXTRA_NAMES) * 5}
+    return versions if name == 'cifar10_1' else cells.get(name, 1) * self._images.num_examples
+
+  def _clean(self, state: TrainState, poll: Poll) -> Result:
+    return _counted(self._accuracy()(state, self._images, poll), self._images)
+
+  def _ada(self, state: TrainState, poll: Poll) -> Result:
+    return _counted(self._under_attack()(state, self._images, poll), self._images)
+
+  def _versions_of(self) -> dict[str, Dataset]:
+    return {version: _first(dataset, self._config.eval_images) for version, dataset in self._cifar10_1.items()}
+
+  def _versions(self, state: TrainState, poll: Poll) -> Result:
+    found = {
+      version: _counted(self._accuracy()(state, dataset, poll), dataset)
+      for version, dataset in self._versions_of().items()
+    }
+    return found['v6'] | found  # the paper's is v6
+
+  def _corruptions(self, names: Sequence[str], mean_name: str, state: TrainState, poll: Poll) -> Result:
+    counts = corruption_counts(self._accuracy(), state, self._images, self._corrupted, names, poll)
+    n = self._images.num_examples
+    error = {name: [1 - count / n for count in row] for name, row in counts.items()}
+    mean = metrics.mean_corruption_error(error)
+    # As if each image counted once: its cells are not independent, and no dependence makes the mean vary more.
+    low, high = metrics.binomial_interval(mean * n, n)
+    return {
+      mean_name: mean,
+      'interval': [low, high],
+      'corruption_error': {name: float(np.mean(row)) for name, row in error.items()},
+      'severity_error': np.mean(list(error.values()), axis=0).tolist(),
+      'error': error,
+      'num_correct': counts,
+      'num_images': n,
+      'origin': self._corrupted.origin,
+    }
+
+
+class _Progress:
+  """Tells every ten seconds how far an evaluation is."""
+
+  def __init__(self, name: str, num_images: int, batch_size: int):
+    self._name, self._num_images, self._batch_size = name, num_images, batch_size
+    self._began = self._told = time.monotonic()
+    self._done = -batch_size
+
+  def advance(self) -> None:
+    self._done += self._batch_size
+    now = time.monotonic()
+    if now - self._told < _SECONDS:
+      return
+    self._told, speed = now, self._done / (now - self._began)
+    eta = datetime.timedelta(seconds=round((self._num_images - self._done) / speed))
+    tell(f'  {self._name}: {self._done:,} of {self._num_images:,} images  {speed:,.0f} images/s  ETA {eta}')
+
+
+def _first(dataset: Dataset, limit: int | None) -> Dataset:
+  return dataset._replace(num_examples=min(dataset.num_examples, limit or dataset.num_examples))
+
+
+def _counted(result: Result, dataset: Dataset) -> Result:
+  """Adds the interval, the calibration error and the origin to what an evaluator found."""
+  bins = result['calibration']
+  ece = metrics.calibration(bins['count'], bins['num_correct'], bins['confidence'])
+  return result | {
+    'interval': metrics.binomial_interval(result['num_correct'], result['num_images']),
+    'calibration': bins | {'ece': ece},
+    'origin': dataset.provenance.get('origin', 'unverified'),
+  }

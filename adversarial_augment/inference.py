@@ -1,0 +1,209 @@
+"""A trained classifier as a function of images.
+
+    classify = load_classifier('runs/first')
+    logits = classify(images)  # uint8 [n, h, w, 3] -> float32 [n, num_classes]
+
+The run's directory is enough: the data that it was trained on need not be there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import config as configs
+from adversarial_augment import files, manifests
+from adversarial_augment.datasets import cifar10
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Array, PyTree, TrainState
+
+if TYPE_CHECKING:  # wrong input is reported before JAX is imported
+  from jax.sharding import Mesh
+
+# Of the data sets whose classes are always the same. A run does not record the names of other ones.
+_CLASS_NAMES = {'cifar10': cifar10.CLASS_NAMES, 'embedded': tuple('0123456789')}
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds of a classifier."""
+
+  step: int  # updates made
+  sha256: str  # of the whole state, as in the checkpoint's manifest and in results/*.json
+  state: TrainState  # `params` and `model_state`; the other fields are None
+
+
+def read_config(workdir: Path) -> ConfigDict:
+  """Returns the config of a run of `train`.
+
+  Raises:
+    UserError: no run of `train` is there, or its config.json is damaged.
+  """
+  path = workdir / 'config.json'
+  try:
+    text = path.read_text()
+  except FileNotFoundError:
+    raise UserError(f"No run in '{workdir}': it has no {path.name}; name the workdir of a run of train.") from None
+  except (OSError, ValueError) as error:
+    raise UserError(f"Cannot read '{path}' ({error}); mend it, or name another workdir.") from error
+  config = configs.from_json(text, f"'{path}'")
+  if 'classifier' not in config:
+    raise UserError(
+      f"'{workdir}' holds a run of pretrain, which has no classifier; name the workdir of a run of train."
+    )
+  return config
+
+
+def restore(
+  config: ConfigDict, workdir: Path, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh
+) -> Restored:
+  """Restores the classifier of a run from its newest good checkpoint.
+
+  Only reads. Damaged checkpoints that are newer are named on standard error. Every process calls it; process 0 reads.
+
+  Args:
+    config: of the run; only what decides the classifier counts.
+    workdir: of a run of `train`, finished or not.
+    num_classes: of the classifier.
+    image_shape: (height, width, 3) of an image.
+    mesh: the devices on each of which the arrays are put.
+
+  Raises:
+    UserError: there is no checkpoint yet, it is of another classifier, or config.json is not that of the checkpoint.
+    CheckpointError: there are checkpoints and all are damaged.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from adversarial_augment import checkpoints, processes, recipe, sharding
+  from adversarial_augment.run_log import tell
+
+  network = recipe.build_classifier(config, num_classes)
+  init = lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), is_training=True)
+  where = sharding.replicated(mesh)
+  like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+  params, model_state = jax.tree.map(like, jax.eval_shape(init))
+  target = TrainState(step=None, params=params, model_state=model_state, opt_state=None)  # type: ignore[arg-type]
+  folder = workdir / 'checkpoints'
+  step, state = checkpoints.restore_subtree(folder, target, ('params', 'model_state'), report=tell)
+
+  def identify() -> str:
+    manifest = json.loads((folder / str(step) / manifests.NAME).read_bytes())
+    if manifest['config_sha256'] != configs.sha256(read_config(workdir)):
+      raise UserError(f"'{workdir}/config.json' is not the config of checkpoint {step}; bring the run's own one back.")
+    return manifest['state_sha256']
+
+  return Restored(step, processes.on_process_0(identify), state)
+
+
+class Classifier:
+  """A function of images, with what is known of it as attributes.
+
+  Attributes:
+    num_classes: outputs.
+    class_names: what the outputs stand for, in order; None for data sets other than cifar10 and embedded.
+    image_shape: (None, None, 3): the network averages over positions and takes any height and width. It was trained on
+      one size only, which a run does not record (cifar10 and embedded: 32x32); resize other images to it.
+    step: updates made.
+    checkpoint_sha256: of the checkpoint's state, as in results/*.json.
+    config: of the run.
+    params: of the network.
+    model_state: its running statistics.
+  """
+
+  image_shape = (None, None, 3)
+
+  def __init__(self, config: ConfigDict, num_classes: int, restored: Restored, batch_size: int):
+    """Compiles nothing yet; `batch_size` is as in `load_classifier`."""
+    import jax
+
+    from adversarial_augment import recipe
+
+    names = _CLASS_NAMES.get(config.dataset.partition(':')[0])
+    self.class_names = names if names is not None and len(names) == num_classes else None
+    self.config, self.num_classes = config, num_classes
+    self.step, self.checkpoint_sha256 = restored.step, restored.sha256
+    self.params, self.model_state = restored.state.params, restored.state.model_state
+    self._network, self._batch_size = recipe.build_classifier(config, num_classes), batch_size
+    self._jitted = jax.jit(self.apply)
+
+  def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:
+    """Returns logits [n, num_classes] of images [n, h, w, 3] in [0, 1], by running statistics; pure, for transforms."""
+    return self._network.apply(params, model_state, None, images, is_training=False)[0]
+
+  def __call__(self, images: Any) -> np.ndarray:
+    """Returns logits, float32 [n, num_classes]; those of an image are the same bits in whatever batch it comes.
+
+    Args:
+      images: uint8 [n, h, w, 3], or floats in [0, 1]; RGB, not normalised. Each new size h, w is compiled once.
+
+    Raises:
+      UserError: other images.
+    """
+    images = np.asarray(images)
+    _check_images(images)
+    logits = np.empty((len(images), self.num_classes), np.float32)
+    # One size of batch, filled up with black: batches of other sizes are other programs, which round otherwise.
+    for start in range(0, len(images), self._batch_size):
+      part = images[start : start + self._batch_size]
+      batch = np.zeros((self._batch_size, *images.shape[1:]), np.float32)
+      batch[: len(part)] = part.astype(np.float32) / 255 if part.dtype == np.uint8 else part
+      logits[start : start + len(part)] = self._jitted(self.params, self.model_state, batch)[: len(part)]
+    return logits
+
+
+def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Classifier:
+  """Returns the classifier of a run, from its newest good checkpoint, on the first device.
+
+  Args:
+    workdir: of a run of `train`, finished or not.
+    batch_size: images classified at once, at least 1. Fewer are filled up to it, so that 1 is fastest for single
+      images; logits of different batch sizes agree to about six digits.
+
+  Raises:
+    UserError: as in `read_config` and `restore`, or a batch size below 1.
+    CheckpointError: there are checkpoints and all are damaged.
+  """
+  if batch_size < 1:
+    raise UserError(f'batch_size={batch_size} must be at least 1.')
+  folder = files.user_path(os.fspath(workdir), 'workdir')
+  config = read_config(folder)
+  import jax
+
+  from adversarial_augment import sharding
+
+  num_classes = _num_classes(folder / 'checkpoints')
+  mesh = jax.make_mesh((1,), (sharding.AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
+  # The size of an image decides nothing about the parameters.
+  return Classifier(config, num_classes, restore(config, folder, num_classes, (32, 32, 3), mesh), batch_size)
+
+
+def _num_classes(directory: Path) -> int:
+  """The outputs of the last layer in the newest good checkpoint; any number where there is none, as `restore` says."""
+  from adversarial_augment import checkpoints
+
+  for step in reversed(checkpoints.steps(directory)):
+    with contextlib.suppress(manifests.Damaged):
+      leaves = manifests.verify(directory / str(step), step)['leaves']
+      return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b')), 1)
+  return 1
+
+
+def _check_images(images: np.ndarray) -> None:
+  """Refuses what is no batch of images."""
+  import jax.numpy as jnp
+
+  floats = jnp.issubdtype(images.dtype, jnp.floating)  # bfloat16 too
+  if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:] or not (floats or images.dtype == np.uint8):
+    raise UserError(
+      f'The images are {images.dtype} of shape {list(images.shape)}; they must be uint8 or floats, [n, h, w, 3].'
+    )
+  if floats and images.size and not (images.min() >= 0 and images.max() <= 1):  # NaN too
+    raise UserError(
+      f'The images run from {images.min():g} to {images.max():g}; floats must lie in [0, 1], without normalisation.'
+    )

@@ -1,0 +1,270 @@
+"""The evaluations of a run: equal counts however they are split up, results with their origin, and what is known."""
+
+import csv
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import config as configs
+from adversarial_augment import corruptions, datasets, evaluate, evaluations, metrics, train
+from adversarial_augment.datasets import benchmarks, cifar10_c
+from adversarial_augment.errors import UserError
+from adversarial_augment.evaluators import accuracy, corrupted_in_memory, corruption_counts
+from adversarial_augment.types import TrainState
+from tests import tiny, trainer
+
+NUM = 12
+NAMES = ('gaussian_noise', 'fog', 'jpeg_compression')
+ignore = lambda: None
+
+
+def some_images():
+  return datasets.load('embedded', 'test', '')._replace(num_examples=NUM)
+
+
+def apply(params, model_state, key, images, *, is_training):
+  assert not is_training
+  return (images.reshape(images.shape[0], 3072) - 0.5) @ params['w'], model_state
+
+
+LINEAR = SimpleNamespace(init=None, apply=apply)
+WEIGHTS = np.random.default_rng(1).normal(size=(3072, 10)).astype(np.float32)
+STATE = TrainState(jnp.zeros((), jnp.int32), {'w': WEIGHTS}, {}, ())
+
+
+def expected_counts() -> dict[str, list[int]]:
+  """By NumPy, from the corrupted bytes."""
+  images, labels = some_images().read(np.arange(NUM))
+  counts: dict[str, list[int]] = {}
+  for name in NAMES:
+    for severity in range(1, 6):
+      x = corruptions.corrupt(images, name, severity).reshape(NUM, 3072) / 255 - 0.5
+      counts.setdefault(name, []).append(int(((x @ WEIGHTS).argmax(-1) == labels).sum()))
+  return counts
+
+
+@pytest.mark.parametrize('num_devices, batch_size', [(1, 1), (1, 7), (2, 7), (8, 1), (8, 250)])
+def test_counts_depend_on_neither_batches_nor_devices(num_devices, batch_size):
+  test = some_images()
+  count = accuracy(LINEAR, tiny.make_mesh(num_devices), batch_size)
+  found = corruption_counts(count, STATE, test, corrupted_in_memory(test, 0, None), NAMES, ignore)
+  assert found == expected_counts()
+  assert len({c for row in found.values() for c in row}) > 1
+
+
+def test_files_and_memory_give_the_same_counts(tmp_path):
+  test = some_images()
+  images, labels = test.read(np.arange(NUM))
+  np.save(tmp_path / 'labels.npy', np.tile(labels, 5))
+  for name in NAMES:
+    np.save(tmp_path / f'{name}.npy', np.concatenate([corruptions.corrupt(images, name, s) for s in range(1, 6)]))
+  files = cifar10_c.open_set(tmp_path, NAMES, test)
+  assert corruption_counts(accuracy(LINEAR, tiny.make_mesh(2), 4), STATE, test, files, NAMES, ignore) == (
+    expected_counts()
+  )
+
+
+# Results of a run.
+
+EVALS = 'clean,ada,cifar10_c,cifar10_c_extra'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory) -> Path:
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  flags = {'evals': EVALS, 'eval_images': str(NUM), 'num_steps': '1'}
+  config = configs.override(configs.load('configs/nominal.py:smoke'), flags)
+  splits = {split: datasets.load('embedded', split, '') for split in ('train', 'test')}
+  train.train(config, workdir, splits)
+  return workdir
+
+
+def result(workdir: Path, name: str) -> dict:
+  return json.loads((workdir / 'results' / f'{name}.json').read_text())
+
+
+def test_every_evaluation_has_its_file_with_its_origin(run):
+  closing, test = result(run, 'train'), datasets.load('embedded', 'test', '')
+  assert set(closing['evals']) == set(EVALS.split(','))
+  for name in EVALS.split(','):
+    found = result(run, name)
+    assert (found['eval'], found['split'], found['step'], found['seed']) == (name, 'test', 1, 0)
+    assert found['checkpoint_sha256'] == closing['state_sha256']
+    assert found['num_images'] == NUM
+    assert found['seconds'] > 0
+    low, high = found['interval']
+    assert 0 <= low < high <= 1
+    about = found['provenance']
+    assert about['data']['test']['sha256'] == test.provenance['sha256']
+    assert about['config']['eval_images'] == NUM
+    assert {'versions', 'devices', 'command', 'git', 'config_sha256', 'weights', 'seed'} <= about.keys()
+    assert closing['evals'][name]['interval'] == found['interval']
+    assert 'provenance' not in closing['evals'][name]
+  assert result(run, 'clean')['origin'] == result(run, 'ada')['origin'] == 'embedded'
+  assert sum(result(run, 'ada')['ssim_histogram']['count']) == NUM
+  assert sum(result(run, 'clean')['calibration']['count']) == NUM
+  assert (run / 'report.html').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+  'name, mean, names',
+  [('cifar10_c', 'mce', metrics.NAMES), ('cifar10_c_extra', 'mean_error', metrics.EXTRA_NAMES)],
+)
+def test_corruption_errors_come_from_the_counts(run, name, mean, names):
+  found = result(run, name)
+  assert found['origin'] == 'generated, in memory'
+  assert found['provenance']['corruptions']['seed'] == 0
+  assert 'frost' in found['provenance']['corruptions']
+  table = np.array([found['num_correct'][corruption] for corruption in names])
+  assert table.shape == (len(names), 5)
+  errors = 1 - table / NUM
+  assert found['error'] == {corruption: pytest.approx(row) for corruption, row in zip(names, errors, strict=True)}
+  assert found[mean] == pytest.approx(errors.mean())
+  assert found['severity_error'] == pytest.approx(errors.mean(axis=0))
+  assert found['corruption_error'] == {c: pytest.approx(e) for c, e in zip(names, errors.mean(axis=1), strict=True)}
+  with open(run / 'results' / f'{name}.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [(row['corruption'], int(row['severity'])) for row in rows] == [(c, s) for c in names for s in range(1, 6)]
+  assert [int(row['num_correct']) for row in rows] == table.ravel().tolist()
+  assert {row['num_images'] for row in rows} == {str(NUM)}
+  assert {row['checkpoint_sha256'] for row in rows} == {found['checkpoint_sha256']}
+  assert {(row['data'], row['origin'], row['step']) for row in rows} == {('embedded', 'generated, in memory', '1')}
+
+
+def wilson(p: float, n: int) -> tuple[float, float]:
+  """95 %, as Wikipedia's 'Binomial proportion confidence interval' has it."""
+  z = 1.959964
+  centre, half = (p + z * z / (2 * n)), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+  return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def test_intervals_are_of_the_images(run):
+  clean, corrupted = result(run, 'clean'), result(run, 'cifar10_c')
+  assert clean['interval'] == pytest.approx(wilson(clean['accuracy'], NUM), abs=1e-6)
+  assert corrupted['interval'] == pytest.approx(wilson(corrupted['mce'], NUM), abs=1e-6)
+
+
+def test_the_calibration_error_is_that_of_the_bins(run):
+  bins = result(run, 'clean')['calibration']
+  count, right, total = (np.array(bins[name]) for name in ('count', 'num_correct', 'confidence'))
+  used = count > 0
+  gaps = abs(right[used] / count[used] - total[used] / count[used])
+  assert bins['ece'] == pytest.approx((count[used] / NUM * gaps).sum())
+  assert bins['ece'] > 0
+
+
+def test_whatever_decides_a_result_is_among_its_conditions():
+  test = some_images()
+
+  def conditions(name='cifar10_c', images=test, **overrides) -> str:
+    config = configs.override(configs.base_config(), overrides)
+    found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), benchmarks.Benchmarks(images), None, {})
+    return json.dumps(found.conditions(name), sort_keys=True)
+
+  other = test._replace(provenance=test.provenance | {'sha256': 'f' * 64})
+  assert conditions() == conditions()
+  assert conditions() != conditions(images=other)
+  assert conditions() != conditions(precision='bfloat16')
+  assert conditions() != conditions(eval_images='5')
+  assert conditions() == conditions(**{'attack.nu': '0.5', 'seed': '3'})
+  assert conditions('ada') != conditions('ada', **{'attack.nu': '0.5'})
+  assert conditions('ada') != conditions('ada', **{'corruption_net.perturb_mean_shift': 'true'})
+
+
+def test_of_cifar10_1_version_6_is_the_main_one():
+  test = some_images()
+  four, six = test._replace(num_examples=5), test._replace(num_examples=9)
+  config = configs.override(configs.base_config(), {'batch_size': '4'})
+  images = benchmarks.Benchmarks(test, None, {'v4': four, 'v6': six})
+  found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), images, None, {}).measure(
+    'cifar10_1', STATE, ignore
+  )
+  assert (found['v4']['num_images'], found['v6']['num_images'], found['num_images']) == (5, 9, 9)
+  assert found['num_correct'] == found['v6']['num_correct']
+
+
+def command(run: Path, *flags: str) -> None:
+  evaluate.main([f'--workdir={run}', *flags])
+
+
+def test_what_is_known_is_shown_again_in_the_papers_order(run, monkeypatch, capsys):
+  monkeypatch.setattr(evaluations.Evaluations, 'measure', lambda *_: pytest.fail('it measured'))
+  before = {path: path.read_bytes() for path in (run / 'results').iterdir()}
+  command(run, '--config.batch_size=7')
+  assert {path: path.read_bytes() for path in (run / 'results').iterdir()} == before
+  out = capsys.readouterr().out
+  lines = out.splitlines()
+  assert [line.split()[0] for line in lines if line.split()[0] in metrics.ALL_NAMES] == list(metrics.ALL_NAMES)
+  assert f'mCE {100 * result(run, "cifar10_c")["mce"]:.2f} %' in out
+  with pytest.raises(pytest.fail.Exception, match='it measured'):
+    command(run, '--evals=clean', '--overwrite')
+  with pytest.raises(pytest.fail.Exception, match='it measured'):
+    command(run, '--evals=ada', '--config.attack.nu=0.02')
+  with pytest.raises(pytest.fail.Exception, match='it measured'):
+    command(run, '--evals=cifar10_c', '--config.eval_images=5')
+
+
+def test_other_images_are_measured_and_replace_the_result(run, tmp_path):
+  command(run, '--evals=clean', '--config.eval_images=40', '--config.batch_size=7')
+  found = result(run, 'clean')
+  assert found['num_images'] == 40
+  assert found['provenance']['command'].startswith('python -m adversarial_augment.evaluate')
+  assert result(run, 'train')['evals']['clean']['num_images'] == NUM  # the closing table stays
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--evals=clan'], "Did you mean 'clean'"),
+    (['--evals=cifar10_1'], 'prepare cifar10_1 --from'),
+    (['--config.dataset=cifar'], "No data set 'cifar'"),
+    (['--config.eval_images=0'], 'config.eval_images'),
+    (['--config.frost_dir=/nowhere/at/all', '--evals=cifar10_c'], '/nowhere/at/all'),
+    (['--config.nonsense=1'], 'nonsense'),
+    (['--process_id=0'], 'go together'),
+  ],
+)
+def test_bad_flags_are_refused(run, flags, message, tmp_path):
+  with pytest.raises(UserError, match=message) as caught:
+    command(run, f'--config.data_dir={tmp_path}', *flags)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+  with pytest.raises(UserError, match='No run in'):
+    command(tmp_path)
+
+
+def test_images_too_small_for_corruptions_are_refused():
+  small = some_images()._replace(image_shape=(28, 28, 3))
+  with pytest.raises(UserError, match='28x28, but corruptions need 32'):
+    benchmarks.load(('cifar10_c',), 'mine', '', small)
+
+
+@pytest.mark.slow
+def test_two_processes_count_the_same(run):
+  flags = [sys.executable, '-m', 'adversarial_augment.evaluate', f'--workdir={run}', '--evals=clean,cifar10_c']
+  flags += ['--config.eval_images=31', '--config.batch_size=6', '--overwrite']
+  found = []
+  for count in (1, 2):
+    port = trainer.free_port()
+    several = lambda i, port=port: [
+      f'--coordinator_address=localhost:{port}', '--num_processes=2', f'--process_id={i}'
+    ]  # fmt: skip
+    runs = [
+      subprocess.Popen(
+        [*flags, *(several(i) if count == 2 else [])], env=os.environ | {'PYTHONPATH': str(trainer.ROOT)}
+      )
+      for i in range(count)
+    ]
+    assert [process.wait(600) for process in runs] == [0] * count
+    found.append([result(run, name)['num_correct'] for name in ('clean', 'cifar10_c')])
+    assert result(run, 'clean')['provenance']['devices']['processes'] == count
+  assert found[0] == found[1]

@@ -1,0 +1,237 @@
+"""A trained classifier as a function of images, restored without its data."""
+
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import checkpoints, datasets, inference, sharding
+from adversarial_augment import config as configs
+from adversarial_augment.classifiers import preact_resnet
+from adversarial_augment.errors import CheckpointError, UserError
+from adversarial_augment.inference import load_classifier
+from tests import tiny
+from tests.checkpoint_cases import files_of, flip
+from tests.classifier_cases import save_run
+from tests.train_run_test import start
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """The run's folder and its states by step."""
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  return workdir, save_run(workdir)
+
+
+@pytest.fixture
+def copy(saved, tmp_path) -> Path:
+  return Path(shutil.copytree(saved[0], tmp_path / 'w'))
+
+
+@pytest.fixture(scope='module')
+def classify(saved):
+  return load_classifier(saved[0], batch_size=8)
+
+
+def images(n: int) -> np.ndarray:
+  return tiny.dataset().read(np.arange(n)).images
+
+
+def logits_of(state, x: np.ndarray) -> np.ndarray:
+  """Those of the network that tiny.OVERRIDES describe."""
+  network = preact_resnet(10, depth=10, width=4)
+  return np.asarray(network.apply(state.params, state.model_state, None, jnp.asarray(x) / 255.0, is_training=False)[0])
+
+
+# The function.
+
+
+def test_logits_are_those_of_the_trained_network(saved, classify):
+  x = images(20)
+  found = classify(x)
+  assert (found.dtype, found.shape) == (np.float32, (20, 10))
+  expected = logits_of(saved[1][2], x)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+  assert np.abs(expected - logits_of(saved[1][1], x)).max() > 1e-3  # another step would show
+
+
+def test_logits_of_an_image_are_the_same_bits_in_every_batch(classify):
+  x = images(20)
+  together = classify(x)
+  np.testing.assert_array_equal(np.concatenate([classify(x[i : i + 1]) for i in range(20)]), together)
+  order = np.random.default_rng(0).permutation(20)
+  np.testing.assert_array_equal(classify(x[order]), together[order])
+  np.testing.assert_array_equal(classify(x[3:14]), together[3:14])
+
+
+@pytest.mark.parametrize('batch_size', [1, 64])
+def test_batch_size_changes_no_more_than_rounding(saved, classify, batch_size):
+  x = images(9)
+  np.testing.assert_allclose(load_classifier(saved[0], batch_size=batch_size)(x), classify(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_floats_and_bytes_are_the_same_images(classify, dtype):
+  x = images(5)
+  np.testing.assert_array_equal(classify(x.astype(dtype) / 255), classify(x))
+
+
+def test_arrays_of_jax_are_images_too(classify):
+  x = images(5)
+  np.testing.assert_array_equal(classify(jnp.asarray(x)), classify(x))
+  halves = classify(jnp.asarray(x, jnp.bfloat16) / 256)
+  np.testing.assert_array_equal(halves, classify(np.asarray(jnp.asarray(x, jnp.bfloat16) / 256, np.float32)))
+
+
+def test_no_images_give_no_logits(classify):
+  assert classify(images(0)).shape == (0, 10)
+  assert classify(np.zeros((0, 32, 32, 3), np.float32)).shape == (0, 10)
+
+
+def test_other_sizes_are_taken(saved, classify):
+  x = images(4)[:, :25, :30]
+  np.testing.assert_allclose(classify(x), logits_of(saved[1][2], x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'bad, words',
+  [
+    (np.zeros((32, 32, 3), np.uint8), 'uint8 of shape [32, 32, 3]'),
+    (np.zeros((2, 3, 32, 32), np.uint8), 'uint8 of shape [2, 3, 32, 32]'),
+    (np.zeros((2, 0, 32, 3), np.uint8), 'shape [2, 0, 32, 3]'),
+    (np.zeros((2, 32, 32, 3), np.int64), 'int64'),
+    (np.zeros((2, 32, 32, 3), bool), 'bool'),
+    (np.full((2, 32, 32, 3), 255.0), 'from 255 to 255'),
+    (np.full((2, 32, 32, 3), -0.5), 'from -0.5 to -0.5'),
+    (np.full((2, 32, 32, 3), np.nan), 'from nan to nan'),
+    ([], 'shape [0]'),
+  ],
+)
+def test_what_is_no_batch_of_images_is_refused(classify, bad, words):
+  with pytest.raises(UserError, match='must') as error:
+    classify(bad)
+  assert words in str(error.value)
+
+
+def test_whole_run_is_restored_with_the_accuracy_that_it_reported(tmp_path, monkeypatch):
+  start(tmp_path / 'w')
+  monkeypatch.setattr(datasets, 'load', lambda *_: pytest.fail('it read the data set'))
+  test = tiny.dataset().read(np.arange(40, 64))  # what `start` tests on
+  classify = load_classifier(str(tmp_path / 'w'))
+  reported = json.loads((tmp_path / 'w' / 'results' / 'train.json').read_text())
+  assert int((classify(test.images).argmax(-1) == test.labels).sum()) == reported['evals']['clean']['num_correct']
+  assert classify.checkpoint_sha256 == reported['state_sha256']
+  assert classify.step == reported['step']
+
+
+# What is known of it.
+
+
+def test_attributes(saved, classify):
+  assert classify.step == 2
+  assert classify.num_classes == 10
+  assert classify.image_shape == (None, None, 3)
+  assert classify.checkpoint_sha256 == checkpoints.state_sha256(saved[1][2])
+  assert classify.class_names == tuple('0123456789')  # of the embedded set
+  assert classify.config.classifier.width == 4
+  assert jax.tree.structure(classify.params) == jax.tree.structure(saved[1][2].params)
+
+
+@pytest.mark.parametrize(
+  'dataset, num_classes, names',
+  [
+    ('cifar10', 10, ('airplane', 'automobile')),
+    ('cifar10:3.0.2', 10, ('airplane', 'automobile')),
+    ('cifar10', 7, None),
+    ('pets', 10, None),
+  ],
+)
+def test_class_names_are_those_of_known_data_sets(saved, dataset, num_classes, names):
+  config = configs.override(inference.read_config(saved[0]), {'dataset': dataset})
+  restored = inference.Restored(2, '', saved[1][2])
+  found = inference.Classifier(config, num_classes, restored, 1).class_names
+  assert (found if found is None else found[:2]) == names
+
+
+# Restoring.
+
+
+def test_restore_puts_the_classifier_on_every_device(saved):
+  workdir, states = saved
+  mesh = sharding.data_mesh()
+  restored = inference.restore(inference.read_config(workdir), workdir, 10, (32, 32, 3), mesh)
+  assert (restored.step, restored.sha256) == (2, checkpoints.state_sha256(states[2]))
+  for name in ('params', 'model_state'):
+    found, expected = getattr(restored.state, name), getattr(states[2], name)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert {leaf.sharding for leaf in jax.tree.leaves(found)} == {sharding.replicated(mesh)}
+  assert restored.state.opt_state is None
+
+
+def test_restoring_changes_nothing_in_the_folder(copy):
+  before = {path: path.read_bytes() for path in files_of(copy)}
+  load_classifier(copy)
+  assert {path: path.read_bytes() for path in files_of(copy)} == before
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_used(saved, copy, capsys):
+  flip(max(files_of(copy / 'checkpoints' / '2' / 'arrays'), key=lambda path: path.stat().st_size), copy)
+  classify = load_classifier(copy)
+  assert classify.step == 1
+  assert classify.checkpoint_sha256 == checkpoints.state_sha256(saved[1][1])
+  assert 'checkpoint 2 rejected: sha256 mismatch' in capsys.readouterr().err
+  np.testing.assert_allclose(classify(images(4)), logits_of(saved[1][1], images(4)), rtol=0, atol=1e-6)
+
+
+def test_only_damaged_checkpoints_are_an_error(copy):
+  for step in (1, 2):
+    (copy / 'checkpoints' / str(step) / 'MANIFEST.json').write_text('{}')
+  with pytest.raises(CheckpointError, match='No usable checkpoint is left of 2'):
+    load_classifier(copy)
+
+
+def break_config(workdir: Path, old: str, new: str) -> None:
+  path = workdir / 'config.json'
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+  'spoil, words',
+  [
+    (lambda w: shutil.rmtree(w), 'it has no config.json; name the workdir of a run of train.'),
+    (lambda w: shutil.rmtree(w / 'checkpoints'), 'No checkpoint under'),
+    (lambda w: (w / 'config.json').write_text('{"seed"'), 'is not JSON'),
+    (lambda w: (w / 'config.json').write_bytes(b'\xff\xfe'), 'Cannot read'),
+    (lambda w: (w / 'config.json').write_text(configs.to_json(configs.pretrain_config())), 'a run of pretrain'),
+    (lambda w: break_config(w, '"padding": "torch"', '"padding": "same"'), 'is not the config of checkpoint 2'),
+    (lambda w: break_config(w, '"depth": 10', '"depth": 18'), 'is of another state'),
+    (lambda w: break_config(w, '"depth": 10', '"depth": 11'), 'classifier.depth=11'),
+  ],
+)
+def test_what_is_no_run_is_refused_in_one_line(copy, spoil, words):
+  spoil(copy)
+  with pytest.raises(UserError) as error:
+    load_classifier(copy)
+  assert words in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_batch_size_is_checked(saved):
+  with pytest.raises(UserError, match='batch_size=0 must be at least 1'):
+    load_classifier(saved[0], batch_size=0)
+
+
+def test_config_is_read_without_jax(saved):
+  code = (
+    'import sys, pathlib; from adversarial_augment import inference; '
+    f"inference.read_config(pathlib.Path({str(saved[0])!r})); print('jax' in sys.modules)"
+  )
+  assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == 'False\n'
