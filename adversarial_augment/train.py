@@ -11,9 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets
-from adversarial_augment.datasets import sampling
-from adversarial_augment.errors import UserError
+from adversarial_augment import cli, datasets, report
+from adversarial_augment.datasets import benchmarks, sampling
 from adversarial_augment.types import Dataset, TrainState
 
 
@@ -23,15 +22,16 @@ def main(argv: list[str]) -> None:
   if config is None:
     return
   splits = _load(config)
+  test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
   from adversarial_augment import recipe, tensorboard
 
-  recipe.check_files(config)
+  recipe.check_adversary(config, splits['train'].image_shape)
   if config.tensorboard:
     tensorboard.check_installed()
   processes = cli.distributed(arguments, config.batch_size)
   cli.virtual_devices(config.batch_size // processes)
   cli.compilation_cache()
-  train(config, arguments.workdir, splits)
+  train(config, arguments.workdir, splits, test_data)
 
 
 def _load(config: ConfigDict) -> dict[str, Dataset]:
@@ -39,24 +39,19 @@ def _load(config: ConfigDict) -> dict[str, Dataset]:
   splits = {split: datasets.load(config.dataset, split, config.data_dir) for split in ('train', 'test')}
   if config.holdout:
     splits['train'], splits['validation'] = sampling.holdout(splits['train'], config.holdout)
-  from adversarial_augment import ssim
-
-  height, width, _ = splits['train'].image_shape
-  if min(height, width) < ssim.WINDOW and (config.attack.name != 'none' or 'ada' in config.evals):
-    raise UserError(
-      f"config.dataset={config.dataset} has images of {height}x{width}, but AdA's SSIM needs {ssim.WINDOW} pixels a "
-      'side; prepare them larger, for example with --size=32.'
-    )
   return splits
 
 
-def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> TrainState:
+def train(
+  config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test_data: benchmarks.Benchmarks | None = None
+) -> TrainState:
   """Trains, or goes on with what `workdir` holds; evaluates, draws the figure, prints the closing table.
 
   Args:
     config: validated.
     workdir: made if missing.
     splits: 'train', 'test', and perhaps 'validation', on which the run is then evaluated while it goes on.
+    test_data: what the evaluations read; None: `splits['test']` alone, corrupted in memory.
 
   Raises:
     AdversarialAugmentError: see loop.py and recipe.py.
@@ -78,7 +73,9 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> Trai
       state = _start_from(config.init_from, state)
     for line in summary.opening(config, static, splits, state, phi):
       loop.tell(line)
-    evaluation = run_evaluation.Evaluation(config, workdir, static, splits, began)
+    evaluation = run_evaluation.Evaluation(
+      config, workdir, static, splits, test_data or benchmarks.Benchmarks(splits['test']), began
+    )
     read = _reader(static, splits['train'])
     step: Any = None  # a finished run needs none
     if int(state.step) < static.num_steps:
@@ -96,7 +93,10 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> Trai
       evaluate=evaluation,
       dump=lambda step: _dump(static, splits['train'], step),
     )
-    return loop.run(workdir, config, state, job, stop)
+    state = loop.run(workdir, config, state, job, stop)
+    if jax.process_index() == 0:
+      print(f'  {"report":<20} {report.report([workdir])}', flush=True)
+    return state
 
 
 def _start_from(init_from: str | None, state: TrainState) -> TrainState:

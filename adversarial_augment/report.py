@@ -1,0 +1,59 @@
+"""Makes one HTML page of one run, or of several side by side: tables, charts and pictures, readable without a network.
+
+python -m adversarial_augment.report runs/ada_edsr
+python -m adversarial_augment.report runs/ada_edsr runs/nominal --output=both.html
+"""
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+
+from adversarial_augment import cli, files
+from adversarial_augment.errors import UserError
+from adversarial_augment.reporting import page, runs
+
+
+def report(folders: Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
+  """Writes the page of some runs, whole or not at all. The same runs give the same bytes.
+
+  Args:
+    folders: workdirs of `train`, at least one; results of `evaluate` in them are shown.
+    output: the file to write; by default report.html, in the run's folder, or for several runs in the current one.
+
+  Returns:
+    The file.
+
+  Raises:
+    UserError: a folder is missing or holds no run, one of its files is damaged, or `output` is no file to write.
+    StorageError: the page cannot be written.
+  """
+  found = runs.collect(folders)
+  default = found[0].folder if len(found) == 1 else Path()
+  target = default / 'report.html' if output is None else files.user_path(os.fspath(output), '--output')
+  if target.is_dir() or not target.parent.is_dir():
+    raise UserError(f"--output='{target}' must be a file in a folder that exists; name another one.")
+  content = page.page(found).encode('utf-8', errors='replace')
+  with files.storage_errors(f"write '{target}'"):
+    files.replace(target, content)
+  return target
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line; see `--help`."""
+  arguments = _parser().parse_args(argv)
+  print(f'Wrote {report(arguments.folders, arguments.output)}')
+
+
+def _parser() -> cli.Parser:
+  parser = cli.Parser(
+    prog='python -m adversarial_augment.report',
+    description='Makes one HTML page of one run, or of several side by side. The page needs no network.',
+  )
+  parser.add_argument('folders', nargs='+', metavar='DIR', help='the workdir of a run')
+  parser.add_argument('--output', metavar='FILE', help='default: DIR/report.html, or report.html here for several runs')
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  return parser
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,91 @@
+"""Pieces of HTML that the sections of a page share. All text that comes from a run is escaped here or in `tables`."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from adversarial_augment.reporting.runs import Run, evaluate_command
+
+_EVALUATIONS = {
+  'clean': 'clean accuracy',
+  'ada': 'accuracy under AdA',
+  'cifar10_c': 'corruption errors',
+  'cifar10_c_extra': 'extra corruptions',
+  'cifar10_1': 'CIFAR-10.1',
+}
+
+
+class Section(NamedTuple):
+  """A part of a page; one without parts is left out."""
+
+  key: str  # of its anchor
+  title: str
+  parts: Sequence[str]  # HTML; empty ones are left out
+
+
+def section(key: str, title: str, *parts: str) -> Section:
+  return Section(key, title, [part for part in parts if part])
+
+
+def paragraph(text: str, kind: str) -> str:
+  return f'<p class="{kind}">{escape(text)}</p>'
+
+
+def grid(*figures: str, kind: str = 'charts') -> str:
+  """Returns figures beside each other, as many as the page is wide; `kind` is a class of the style sheet."""
+  filled = ''.join(figures)
+  return f'<div class="{kind}">{filled}</div>' if filled else ''
+
+
+def unmeasured(run: Run) -> str:
+  """Returns a quiet line that says which evaluations a run lacks, and what measures them."""
+  wanted = dict(_EVALUATIONS)
+  if run.config['dataset'].partition(':')[0] != 'cifar10':
+    wanted.pop('cifar10_1')
+  missing = {name: what for name, what in wanted.items() if name not in run.results}
+  if not missing:
+    return ''
+  command = escape(evaluate_command(run.folder, *missing))
+  text = escape(f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that: ')
+  return f'<p class="quiet">{text}<code>{command}</code></p>'
+
+
+def having(runs: Sequence[Run], name: str) -> list[tuple[int, Run, dict[str, Any]]]:
+  """Returns the runs that have an evaluation: their number on the page, the run, and the result."""
+  return [(number, run, run.results[name]) for number, run in enumerate(runs) if name in run.results]
+
+
+def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> str:
+  """Says of which images a number is, and where they come from.
+
+  Args:
+    result: of an evaluation.
+    part: of the result, where it has its own images.
+  """
+  origin, n = (part or result)['origin'], (part or result)['num_images']
+  if 'ssim' in result:
+    attack = result['provenance']['config']['attack']
+    return f'{origin}, n = {n:,}; nu {attack["nu"]:g}, {attack["num_steps"]} steps'
+  if 'error' not in result:
+    return f'{origin}, n = {n:,}'
+  about = corruption_set(result)
+  seed = f'seed {about["seed"]}, ' if about.get('seed') is not None else ''
+  frost = 'procedural frost, ' if procedural_frost(result) else ''
+  return f'{origin}, {seed}{frost}n = {n:,} a cell'
+
+
+def corruption_set(result: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns what a result's provenance says of its corruptions; nothing for files that came without a manifest."""
+  about = result['provenance'].get('corruptions')
+  return about if isinstance(about, dict) else {}
+
+
+def procedural_frost(result: Mapping[str, Any]) -> bool:
+  return str(corruption_set(result).get('frost', '')).startswith('procedural')
+
+
+def data_set(run: Run, result: Mapping[str, Any]) -> str:
+  """Returns the name of the data set that a result is of, without its version."""
+  split = result['provenance']['data'].get(result['split'])
+  name = split.get('name') if isinstance(split, dict) else None
+  return str(name or run.config['dataset']).partition(':')[0]

@@ -1,0 +1,67 @@
+"""The page: its sections in order, its style, and its frame."""
+
+from collections.abc import Sequence
+from html import escape
+
+from adversarial_augment import __version__
+from adversarial_augment.reporting import charts, markup, results, training
+from adversarial_augment.reporting.markup import Section
+from adversarial_augment.reporting.runs import Run
+from adversarial_augment.reporting.style import STYLE
+
+SECTIONS = (
+  training.what_was_run,
+  results.headline,
+  results.paper_columns,
+  results.by_severity,
+  results.extra,
+  results.cifar10_1,
+  results.calibration,
+  training.adversary,
+  training.curves,
+  training.provenance,
+)
+
+_NO_CHARTS = "There are no charts, for Matplotlib is not installed; install the extra 'plots': pip install matplotlib."
+
+
+def page(runs: Sequence[Run]) -> str:
+  """Returns the HTML of a report: the same text for the same runs.
+
+  Args:
+    runs: at least one.
+  """
+  title = runs[0].label if len(runs) == 1 else f'{len(runs)} runs: {", ".join(run.label for run in runs)}'
+  sections = [section for section in (make(runs) for make in SECTIONS) if section.parts]
+  links = ''.join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in sections)
+  plain = '' if charts.available() else markup.paragraph(_NO_CHARTS, 'note')
+  body = '\n'.join(_section(section) for section in sections)
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{escape(title)} · adversarial_augment</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p class="quiet">Image classifiers under corruptions: a report of adversarial_augment {escape(__version__)}, after
+<a href="https://arxiv.org/abs/2104.01086">arXiv 2104.01086</a>.</p>
+<nav>{links}</nav>
+{plain}
+</header>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _section(section: Section) -> str:
+  parts = '\n'.join(section.parts)
+  return f'<section id="{section.key}">\n<h2>{escape(section.title)}</h2>\n{parts}\n</section>'

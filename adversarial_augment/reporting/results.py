@@ -1,0 +1,253 @@
+"""The sections that say how good the classifiers are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from adversarial_augment import metrics
+from adversarial_augment.reporting import charts, markup, published
+from adversarial_augment.reporting.charts import Axes, Series
+from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting.runs import Run
+from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, html, percent
+
+# Evaluation, heading, the field that holds its number.
+_HEADLINES = (
+  ('clean', 'Clean accuracy', 'accuracy'),
+  ('cifar10_c', 'mCE, mean corruption error', 'mce'),
+  ('ada', 'Accuracy under AdA', 'accuracy'),
+  ('cifar10_1', 'CIFAR-10.1 v6 accuracy', 'accuracy'),
+)
+
+
+def headline(runs: Sequence[Run]) -> Section:
+  """The four numbers that matter, each with its interval, its images and their origin."""
+  parts = []
+  for run in runs:
+    cards = ''.join(_card(title, run.results[name], field) for name, title, field in _HEADLINES if name in run.results)
+    if cards:
+      name = f'<h3>{escape(run.label)}</h3>' if len(runs) > 1 else ''
+      parts.append(f'{name}<div class="cards">{cards}</div>')
+  rows = [
+    Row((run.label, title, markup.images(run.results[name]), *_with_interval(run.results[name], field)))
+    for run in runs
+    for name, title, field in _HEADLINES
+    if name in run.results
+  ]
+  columns = ('run', 'number', 'images', '%', '95 % from', 'to', 'at step')
+  note = markup.paragraph(
+    'Intervals say what other images of the same kind would have given (95 %, binomial); another training seed may '
+    'change more. mCE is the mean of the 15 corruption errors, not divided by those of another network.',
+    'quiet',
+  )
+  if rows:
+    numbers = html(Table('Headline numbers', columns, rows, words=3))
+    parts.append(f'{note}<details class="more"><summary>As a table</summary>{numbers}</details>')
+  return section('headline', 'Headline numbers', *parts, *map(markup.unmeasured, runs))
+
+
+def _card(title: str, result: dict[str, Any], field: str) -> str:
+  low, high = result['interval']
+  return (
+    f'<div class="card"><h4>{escape(title)}</h4><p class="number">{percent(result[field])} %</p>'
+    f'<p>{percent(low)} to {percent(high)} %</p><p>{escape(markup.images(result))}</p></div>'
+  )
+
+
+def _with_interval(result: dict[str, Any], field: str) -> tuple[str, ...]:
+  return percent(result[field]), *map(percent, result['interval']), str(result['step'])
+
+
+class Standing(NamedTuple):
+  """How a run's corruption errors stand to published ones."""
+
+  compares: bool
+  caution: bool
+  sentence: str
+
+
+def standing(run: Run, result: dict[str, Any]) -> Standing:
+  """Returns whether published numbers may stand beside a run's.
+
+  Args:
+    run: which.
+    result: of `cifar10_c`.
+  """
+  name = markup.data_set(run, result)
+  if name != 'cifar10':
+    sentence = f'{run.label} does not compare with published numbers: its data set is {name}, not CIFAR-10.'
+    return Standing(False, True, sentence)
+  if markup.procedural_frost(result):
+    sentence = f'{run.label} does not compare with published numbers: its frost is procedural, not of photographs.'
+    return Standing(False, True, sentence)
+  origin, n = result['origin'], result['num_images']
+  if origin == 'official' and n == 10_000:
+    sentence = f'{run.label} compares with published numbers: its images are the official files of CIFAR-10-C.'
+    return Standing(True, False, sentence)
+  sentence = (
+    f'{run.label} compares only roughly with published numbers: its CIFAR-10-C is {origin}, {n:,} images a cell; '
+    'theirs is official, 10,000 a cell.'
+  )
+  return Standing(True, True, sentence)
+
+
+def paper_columns(runs: Sequence[Run]) -> Section:
+  """Table 1 of the paper with a row for each run."""
+  found = markup.having(runs, 'cifar10_c')
+  if not found:
+    return section('corruptions', 'Corruption errors')
+  rows = []
+  for _, run, result in found:
+    clean = run.results.get('clean')
+    clean_error = percent(1 - clean['accuracy']) if clean else NONE
+    errors = [percent(result['corruption_error'][name], 1) for name in metrics.NAMES]
+    rows.append(Row((run.label, markup.images(result), clean_error, percent(result['mce']), *errors)))
+  known = [
+    Row((model.name, published.images(model.source), f'{model.clean:.2f}', f'{model.mce:.2f}',
+         *(f'{error:.1f}' for error in model.errors)), 'published')
+    for model in published.MODELS
+  ]  # fmt: skip
+  columns = ('setup', 'images', 'clean error', 'mCE', *published.COLUMNS.values())
+  standings = [standing(run, result) for _, run, result in found]
+  notes = [
+    markup.paragraph(' '.join(one.sentence for one in standings if one.caution is caution), kind)
+    for caution, kind in ((True, 'note'), (False, 'quiet'))
+    if any(one.caution is caution for one in standings)
+  ]
+  below = markup.paragraph(
+    'Rows that say “published” are numbers of others, on the official CIFAR-10-C: the paper (Tables 1 and 2), and '
+    'RobustBench. Nothing here measured them.',
+    'quiet',
+  )
+  caption = 'Errors in %, mean over five severities'
+
+  def table(caption: str, rows: Sequence[Row]) -> str:
+    return html(Table(caption, columns, rows, words=2, groups=published.GROUPS))
+
+  if all(one.compares for one in standings):
+    body = [table(caption, [*rows, *known])]
+  else:
+    apart = table(f'Published. {caption}', known)
+    body = [table(caption, rows)]
+    body.append(
+      f'<details class="more"><summary>Published numbers, to which these do not compare</summary>{apart}</details>'
+    )
+  return section('corruptions', 'Corruption errors, as in the paper', *notes, *body, below)
+
+
+def by_severity(runs: Sequence[Run]) -> Section:
+  """Errors by corruption and severity, one map for each run, all in the same colours; and their means."""
+  found = markup.having(runs, 'cifar10_c')
+  compares = all(standing(run, result).compares for _, run, result in found)
+  known = [model for model in published.MODELS if model.severity and compares]
+  lines = [
+    Series(run.label, metrics.SEVERITIES, [100 * e for e in result['severity_error']], number)
+    for number, run, result in found
+  ]
+  lines += [
+    Series(f'{model.name.partition(",")[0]} (published)', metrics.SEVERITIES, model.severity or (), None)
+    for model in known
+  ]
+  about = '; '.join(f'{line.label}: {", ".join(f"{y:.1f}" for y in line.y)}' for line in lines)
+  curve = charts.chart(
+    'severity',
+    'Mean error over 15 corruptions',
+    lines,
+    Axes('severity', 'error in %', from_zero=True, whole=True),
+    f'Errors in % at severities 1 to 5. {about}.',
+  )
+  rows = [
+    Row((run.label, markup.images(result), *(percent(e) for e in result['severity_error']))) for _, run, result in found
+  ]
+  source = published.images(published.ROBUSTBENCH)
+  rows += [Row((model.name, source, *(f'{e:.2f}' for e in model.severity or ())), 'published') for model in known]
+  columns = ('setup', 'images', *map(str, metrics.SEVERITIES))
+  caption = 'Errors in % at severities 1 to 5, mean over 15 corruptions'
+  table = html(Table(caption, columns, rows, words=2)) if found else ''
+  maps = _maps(runs, 'cifar10_c', published.COLUMNS, ('mCE', 'mce'), curve)
+  return section('severity', 'Errors by corruption and severity', maps, table)
+
+
+def extra(runs: Sequence[Run]) -> Section:
+  """The four corruptions that are no part of the mCE."""
+  labels = {name: name.replace('_', ' ').capitalize() for name in metrics.EXTRA_NAMES}
+  return section('extra', 'Extra corruptions', _maps(runs, 'cifar10_c_extra', labels, ('Mean', 'mean_error')))
+
+
+def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple[str, str], beside: str = '') -> str:
+  """Returns the heat maps of an evaluation.
+
+  Args:
+    runs: those without the evaluation are left out.
+    name: of the evaluation.
+    labels: of its corruptions.
+    mean: label and field of the mean over all.
+    beside: what follows the last map.
+  """
+  found = markup.having(runs, name)
+  if not found:
+    return ''
+  largest = max(error for _, _, result in found for row in result['error'].values() for error in row) or 1.0
+
+  def shaded(errors: Sequence[float]) -> Iterator[Shaded]:
+    return (Shaded(percent(error, 1), min(error / largest, 1)) for error in errors)
+
+  maps = []
+  for _, run, result in found:
+    rows = [
+      Row((label, *shaded(result['error'][key]), *shaded([result['corruption_error'][key]])))
+      for key, label in labels.items()
+    ]
+    rows.append(Row((mean[0], *shaded(result['severity_error']), *shaded([result[mean[1]]])), 'mean'))
+    caption = f'{run.label}: errors in % under {len(labels)} corruptions ({markup.images(result)})'
+    maps.append(html(Table(caption, ('severity', *map(str, metrics.SEVERITIES), 'mean'), rows)))
+  scale = f'Colours run from 0 % (light) to {percent(largest, 1)} % (dark), the same for all maps.'
+  return markup.grid(*maps, beside, kind='maps') + markup.paragraph(scale, 'quiet')
+
+
+def cifar10_1(runs: Sequence[Run]) -> Section:
+  """Accuracy on new test images."""
+  found = markup.having(runs, 'cifar10_1')
+  if not found:
+    return section('cifar10_1', 'CIFAR-10.1')
+  rows = [
+    Row((run.label, f'{version}, {markup.images(result, result[version])}', percent(result[version]['accuracy']),
+         *map(percent, result[version]['interval'])))
+    for _, run, result in found
+    for version in ('v6', 'v4')
+  ]  # fmt: skip
+  rows += [
+    Row((model.name, f'v6, {published.images(model.source, 2000)}', f'{model.cifar10_1:.2f}', NONE, NONE),
+        'published')
+    for model in published.MODELS
+    if model.cifar10_1 is not None and any(markup.data_set(run, result) == 'cifar10' for _, run, result in found)
+  ]  # fmt: skip
+  columns = ('setup', 'images', 'accuracy', '95 % from', 'to')
+  table = html(Table('Accuracy in %', columns, rows, words=2))
+  return section('cifar10_1', 'CIFAR-10.1', table)
+
+
+def calibration(runs: Sequence[Run]) -> Section:
+  """How far confidence is from accuracy, on clean images and under attack."""
+  drawn, rows = [], []
+  for name, title in (('clean', 'clean images'), ('ada', 'images under AdA')):
+    lines = []
+    for number, run, result in markup.having(runs, name):
+      bins = result['calibration']
+      filled = [
+        (total / count, correct / count)
+        for count, correct, total in zip(bins['count'], bins['num_correct'], bins['confidence'], strict=True)
+        if count
+      ]
+      lines.append(Series(run.label, [100 * x for x, _ in filled], [100 * y for _, y in filled], number))
+      rows.append(Row((run.label, f'{title}: {markup.images(result)}', percent(bins['ece']))))
+    guide = [Series('confidence = accuracy', (0, 100), (0, 100), None)] if lines else []
+    about = '; '.join(f'{run.label} {percent(r["calibration"]["ece"])} %' for _, run, r in markup.having(runs, name))
+    alt = f'Accuracy against confidence in 15 bins. Expected calibration error: {about}.'
+    axes = Axes('confidence in %', 'accuracy in %', from_zero=True, square=True)
+    drawn.append(charts.chart(f'calibration{name}', f'Reliability on {title}', [*lines, *guide], axes, alt))
+  if not rows:
+    return section('calibration', 'Calibration')
+  caption = 'Expected calibration error in %, 15 bins of equal width'
+  table = html(Table(caption, ('run', 'images', 'ECE'), rows, words=2))
+  return section('calibration', 'Calibration', markup.grid(*drawn, table))

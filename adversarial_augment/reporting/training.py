@@ -1,0 +1,225 @@
+"""The sections that say what was run, how training went, what the adversary does, and where the numbers come from."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+import json
+import re
+from typing import Any
+
+from adversarial_augment import fields, figures
+from adversarial_augment.reporting import charts, markup
+from adversarial_augment.reporting.charts import Axes, Series
+from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting.runs import Run
+from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
+
+_LOGGED = (
+  'step', 'loss', 'accuracy', 'attack_loss_start', 'attack_loss_end', 'ssim_mean', 'learning_rate', 'images_per_second',
+)  # fmt: skip
+_BETWEEN = {'Accuracy': ('clean', 'accuracy'), 'mCE': ('cifar10_c', 'mce')}  # by title of the chart
+
+
+def what_was_run(runs: Sequence[Run]) -> Section:
+  """A column for each run: method, data, steps, machine; and the settings that differ."""
+  abouts = [_about(run) for run in runs]
+  rows = [Row((name, *(about[name] for about in abouts))) for name in abouts[0]]
+  width = len(runs) + 1
+  parts = [html(Table('Runs', ('', *(run.label for run in runs)), rows, words=width))]
+  flat = [{name: json.dumps(value) for name, value in fields.flatten(run.config).items()} for run in runs]
+  names = sorted(set().union(*flat))
+  differing = [
+    Row((name, *(config.get(name, NONE) for config in flat)))
+    for name in names
+    if len({config.get(name) for config in flat}) > 1
+  ]
+  if differing:
+    parts.append(html(Table('Settings that differ', ('config', *(run.label for run in runs)), differing, words=width)))
+  return section('runs', 'What was run', *_warnings(runs), *parts)
+
+
+def _about(run: Run) -> dict[str, str]:
+  config, results = run.config, list(run.results.values())
+  attack, net, classifier = config['attack'], config['corruption_net'], config['classifier']
+  if attack['name'] == 'none':
+    method, network = 'no adversary', NONE
+  else:
+    method = f'{attack["name"]}, nu {attack["nu"]:g}, {attack["num_steps"]} steps'
+    network = f'{net["name"]}, {net["blocks"]} blocks of {net["features"]} features, scale {net["scale"]}'
+  steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not ended'
+  named = re.search(r'--config[= ](\S+)', run.closing['command']) if run.closing else None
+  about = {
+    'config': named[1] if named else NONE,
+    'training': method,
+    'corruption network': network,
+    'classifier': f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}',
+    'data set': config['dataset'],
+    'steps': f'{steps}, {config["batch_size"]} images each',
+    'seed': str(config['seed']),
+    'devices': NONE,
+    'versions': NONE,
+  }
+  source = run.closing or (results[0]['provenance'] if results else None)
+  if source is None:
+    return about
+  splits = [split for split in source['data'].values() if isinstance(split, dict)]
+  return about | {
+    'data set': ', '.join(sorted({f'{split.get("name")} ({split.get("origin", "unverified")})' for split in splits})),
+    'devices': f'{source["devices"]["count"]} × {source["devices"]["kind"]}',
+    'versions': ', '.join(f'{name} {version}' for name, version in sorted(source['versions'].items())),
+  }
+
+
+def _warnings(runs: Sequence[Run]) -> list[str]:
+  """What a reader must know before comparing numbers."""
+  found = []
+  sets = {run.label: run.config['dataset'] for run in runs}
+  if len(set(sets.values())) > 1:
+    which = ', '.join(f'{label}: {name}' for label, name in sets.items())
+    found.append(f'These runs are of different data sets, whose numbers do not compare ({which}).')
+  for run in runs:
+    last = run.closing.get('step')
+    old = [
+      f'{name} of step {result["step"]}' for name, result in run.results.items() if last not in (None, result['step'])
+    ]
+    if old:
+      found.append(
+        f'{run.label} has been trained to step {last}, but these results are of other steps: {", ".join(old)}.'
+      )
+    states = {result['checkpoint_sha256'] for result in run.results.values()}
+    if len(states) > 1 and not old:
+      found.append(f'The results of {run.label} are of different checkpoints; evaluate them together.')
+  return [markup.paragraph(text, 'note') for text in found]
+
+
+def curves(runs: Sequence[Run]) -> Section:
+  """The metrics of training over its steps, and what was evaluated between them."""
+  drawn = []
+  for index, (title, metrics) in enumerate((*figures.PANELS, ('mCE', {}))):
+    lines = []
+    for number, run in enumerate(runs):
+      label = f'{run.label}, ' if len(runs) > 1 else ''
+      for rank, (metric, name) in enumerate(metrics.items()):
+        points = [(line['step'], line[metric]) for line in run.metrics if line.get(metric) is not None]
+        both = f'{label}{name}' if len(metrics) > 1 or not label else run.label
+        lines.append(Series(both, *_split(points), number, second=rank > 0))
+      lines += _between(run, label, number, *_BETWEEN[title]) if title in _BETWEEN else []
+    alt = f'{title} over the steps of training. {_ends(lines)}'
+    drawn.append(charts.chart(f'curve{index}', title, lines, Axes('step', '', whole=True), alt))
+  rows = [
+    Row(
+      (
+        run.label,
+        f'training batches of {_about(run)["data set"]}',
+        *(_metric(run.metrics[at], name) for name in _LOGGED),
+      )
+    )
+    for run in runs
+    if run.metrics
+    for at in sorted({0, len(run.metrics) // 2, len(run.metrics) - 1})
+  ]
+  table = (
+    html(Table('First, middle and last line of metrics.jsonl', ('run', 'images', *_LOGGED), rows, words=2))
+    if rows
+    else ''
+  )
+  without = ', '.join(run.label for run in runs if not run.metrics)
+  missing = markup.paragraph(f'No metrics.jsonl in {without}; training writes it.', 'quiet') if without else ''
+  return section('training', 'Training', markup.grid(*drawn), table, missing)
+
+
+def _metric(line: dict, name: str) -> str:
+  value = line.get(name)
+  return NONE if value is None else str(value) if isinstance(value, int) else f'{value:.4g}'
+
+
+def _split(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+  return [x for x, _ in points], [y for _, y in points]
+
+
+def _between(run: Run, label: str, number: int, name: str, field: str) -> list[Series]:
+  """What an evaluation found between steps, on the split that the run evaluates."""
+  found = [one for one in run.between if name in one['evals']]
+  points = [(one['step'], one['evals'][name][field]) for one in found]
+  return [Series(f'{label}{name}, {found[0]["split"]}', *_split(points), number, second=True)] if found else []
+
+
+def _ends(lines: Sequence[Series]) -> str:
+  ends = (f'{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}' for line in lines if len(line.y))
+  return f'{"; ".join(ends)}.'
+
+
+def adversary(runs: Sequence[Run]) -> Section:
+  """Adversarial examples, and how similar they are to the clean images (Figure 1b)."""
+  pictures = []
+  for run in runs:
+    if run.examples:
+      data = base64.b64encode(run.examples).decode()
+      alt = (
+        f'Clean test images, what the adversary makes of them, and the differences, with the SSIM of each: {run.label}'
+      )
+      pictures.append(
+        f'<figure class="examples"><figcaption>{escape(run.label)}: clean, adversarial, and the difference '
+        f'(× {figures.GAIN:g})</figcaption><div class="scroll" tabindex="0" role="region" aria-label="examples">'
+        f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"></div></figure>'
+      )
+  found = markup.having(runs, 'ada')
+  lines, rows = [], []
+  for number, run, result in found:
+    lines.append(Series(run.label, *_density(result['ssim_histogram']), number))
+    values = [f'{result[name]:.4f}' for name in ('ssim', 'attack_loss_start', 'attack_loss_end')]
+    shares = [percent(result[name]) for name in ('ssim_corrected', 'ssim_below_min')]
+    least = f'{result["provenance"]["config"]["attack"]["min_ssim"]:g}'
+    rows.append(Row((run.label, markup.images(result), least, *values, *shares)))
+  about = '; '.join(f'{run.label}: mean {result["ssim"]:.4f}' for _, run, result in found)
+  title = 'SSIM of adversarial and clean images, before the line search'
+  density = charts.chart('ssim', title, lines, Axes('SSIM', 'density', from_zero=True), f'Density of SSIM. {about}.')
+  columns = ('run', 'images', 'least SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
+  caption = 'The adversary on test images; the line search corrects those below the least SSIM'
+  table = html(Table(caption, columns, rows, words=2)) if rows else ''
+  return section('adversary', 'The adversary', markup.grid(*pictures, kind='pictures'), markup.grid(density, table))
+
+
+def _density(histogram: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+  """The outline of a histogram of area 1, from its first filled bin on."""
+  bins = list(zip(histogram['edges'][:-1], histogram['edges'][1:], histogram['count'], strict=True))
+  first = next(i for i, (_, _, n) in enumerate(bins) if n)
+  x, y = [bins[first][0]], [0.0]
+  for left, right, n in bins[first:]:
+    x += [left, right]
+    y += [n / sum(histogram['count']) / (right - left)] * 2
+  return [*x, x[-1]], [*y, 0.0]
+
+
+def provenance(runs: Sequence[Run]) -> Section:
+  """Hashes, versions, commands and the whole config, folded."""
+  parts = []
+  for run in runs:
+    rows = [Row(('folder', str(run.folder)))]
+    sources = {name: _source(result) for name, result in run.results.items()}
+    if run.closing:
+      names = ('command', 'state_sha256', 'config_sha256')
+      rows += [Row((f'training: {name}', _plain(run.closing[name]))) for name in names if name in run.closing]
+    for key in dict.fromkeys(key for source in sources.values() for key in source):
+      values = {name: source[key] for name, source in sources.items() if key in source}
+      shared = len(values) == len(sources) and len(set(values.values())) == 1
+      shown = [('evaluation', next(iter(values.values())))] if shared else values.items()
+      rows += [Row((f'{name}: {key}', value)) for name, value in shown]
+    table = html(Table('Where the numbers come from', ('', run.label), rows, words=2))
+    config = escape(json.dumps(run.config, indent=2, sort_keys=True))
+    parts.append(
+      f'<details class="more"><summary>{escape(run.label)}</summary>{table}'
+      f'<details class="more"><summary>config.json</summary><pre>{config}</pre></details></details>'
+    )
+  return section('provenance', 'Provenance', *parts)
+
+
+def _source(result: Mapping[str, Any]) -> dict[str, str]:
+  """What an evaluation says of itself, as text; not the config, which is that of the run."""
+  about = {key: value for key, value in result['provenance'].items() if key != 'config'}
+  flat = {key: result[key] for key in ('step', 'checkpoint_sha256', 'seconds')} | fields.flatten(about)
+  return {key: _plain(value) for key, value in flat.items()}
+
+
+def _plain(value: object) -> str:
+  return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,339 @@
+"""The page of a report: what it says, and that it needs nothing but itself."""
+
+import csv
+from html.parser import HTMLParser
+import io
+import json
+import re
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from adversarial_augment.report import report
+from adversarial_augment.reporting import charts, published
+from tests import reporting_fixtures as fixtures
+
+VOID = ('meta', 'link', 'img', 'br', 'wbr', 'path', 'use')
+ORIGINS = ('official', 'generated', 'own', 'embedded', 'unverified')
+WITHOUT_NUMBERS = ('Runs', 'Settings that differ', 'Where the numbers come from')  # captions
+
+
+class Page(HTMLParser):
+  """What a browser would find: tags with their attributes, tables by caption, texts."""
+
+  def __init__(self, html: str):
+    super().__init__()
+    self.tags: list[tuple[str, dict]] = []
+    self.tables: list[tuple[str, list[list[str]], str]] = []  # caption, rows of cells, CSV
+    self.open: list[str] = []
+    self.text = self.style = ''
+    self._captions: list[str] = []
+    self._rows: list[list[str]] = []
+    self.feed(html)
+    self.close()
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in VOID:
+      self.open.append(tag)
+    if tag == 'figcaption':
+      self._captions.append('')
+    elif tag == 'table':
+      self._rows = []
+    elif tag == 'tr':
+      self._rows.append([])
+    elif tag in ('td', 'th'):
+      self._rows[-1].append('')
+    elif tag == 'pre' and 'details' in self.open and dict(self.tags[-3][1]).get('class') == 'text':
+      self.tables.append((self._captions[-1], self._rows, ''))
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    if tag not in VOID:
+      assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    inside = set(self.open)
+    if 'style' in inside:
+      self.style += data
+      return
+    self.text += data
+    if 'figcaption' in inside:
+      self._captions[-1] += data
+    elif inside & {'td', 'th'}:
+      self._rows[-1][-1] += data
+    elif 'pre' in inside and self.tables and 'figure' in inside:
+      caption, rows, text = self.tables[-1]
+      self.tables[-1] = caption, rows, text + data
+
+  def table(self, caption: str) -> list[list[str]]:
+    (found,) = [rows for title, rows, _ in self.tables if title == caption]
+    return found
+
+  def attributes(self, name: str) -> list[str]:
+    return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+def page(*folders, **options) -> Page:
+  return Page(report(folders, **options).read_text())
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> Page:
+  """The page of a run that has everything."""
+  return page(fixtures.write_run(tmp_path_factory.mktemp('runs') / 'first'))
+
+
+@pytest.fixture(scope='module')
+def both(tmp_path_factory) -> Page:
+  """Two runs that compare with published numbers."""
+  folder = tmp_path_factory.mktemp('runs')
+  options = {'dataset': 'cifar10', 'c_origin': 'official', 'n': 10_000}
+  first = fixtures.write_run(folder / 'first', origin='official', **options)
+  return page(first, fixtures.write_run(folder / 'second', factor=0.5, **options), output=folder / 'both.html')
+
+
+def test_page_needs_nothing_but_itself(whole, both):
+  for found in (whole, both):
+    assert not {tag for tag, _ in found.tags} & {
+      'script',
+      'iframe',
+      'object',
+      'embed',
+      'base',
+      'form',
+      'image',
+      'video',
+    }
+    links = found.attributes('href') + found.attributes('xlink:href')
+    assert all(link.startswith('#') or link in ('data:,', 'https://arxiv.org/abs/2104.01086') for link in links)
+    assert all(source.startswith('data:image/png;base64,') for source in found.attributes('src'))
+    style = ' '.join([found.style, *found.attributes('style')])
+    assert len(found.style) > 1000
+    assert not re.search(r'url\(|http|@import', style)
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith('on')]
+    (policy,) = [a['content'] for tag, a in found.tags if a.get('http-equiv') == 'Content-Security-Policy']
+    assert policy.startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_links_within_the_page_lead_somewhere(whole, both):
+  for found in (whole, both):
+    ids = found.attributes('id')
+    assert len(set(ids)) == len(ids) > 20
+    used = found.attributes('href') + found.attributes('xlink:href')
+    used += [value[4:-1] for value in found.attributes('clip-path')]
+    assert {value[1:] for value in used if value.startswith('#')} <= set(ids)
+
+
+def test_pictures_are_described(whole):
+  drawings = [attributes for tag, attributes in whole.tags if tag == 'svg']
+  assert len(drawings) == 11
+  assert all(one['role'] == 'img' and len(one['aria-label']) > 30 for one in drawings)
+  assert 'first: 8.1, 11.6, 15.0, 20.0, 28.3' in ' '.join(one['aria-label'] for one in drawings)
+  assert all(attributes['alt'] for tag, attributes in whole.tags if tag == 'img')
+
+
+def test_headline_numbers(whole):
+  rows = whole.table('Headline numbers')
+  assert rows[1:] == [
+    ['first', 'Clean accuracy', 'embedded, n\xa0=\xa02,000', '96.00', '95.00', '97.00', '40'],
+    ['first', 'mCE, mean corruption error', 'generated, seed 7, n\xa0=\xa02,000 a cell', '16.60', '14.60', '18.60',
+     '40'],
+    ['first', 'Accuracy under AdA', 'embedded, n\xa0=\xa02,000; nu 0.015, 2 steps', '90.00', '89.00', '91.00', '40'],
+    ['first', 'CIFAR-10.1 v6 accuracy', 'official, n\xa0=\xa02,000', '89.05', '88.05', '90.05', '40'],
+  ]  # fmt: skip
+  assert whole.text.count('96.00 %') == 1  # its card
+  assert '14.60 to 18.60 %' in whole.text
+
+
+def test_every_number_says_where_its_images_come_from(whole, both):
+  for found in (whole, both):
+    with_numbers = [one for one in found.tables if one[0] not in WITHOUT_NUMBERS]
+    assert len(with_numbers) >= 9
+    for caption, (_, *rows), _ in with_numbers:
+      for row in rows:
+        if any(re.fullmatch(r'[\d.]+', cell) for cell in row):
+          assert any(origin in f'{caption} {" ".join(row[:3])}' for origin in ORIGINS), (caption, row)
+
+
+def test_tables_are_regular_and_the_same_as_text(both):
+  assert len(both.tables) > 10
+  for caption, rows, text in both.tables:
+    lines = list(csv.reader(io.StringIO(text)))
+    body = [row for row in rows if len(row) == len(lines[0])]
+    assert len(body) >= len(rows) - 1, caption  # a row of groups may be above
+    assert [[cell.replace('\xa0', ' ') for cell in row] for row in body] == lines, caption
+
+
+def test_columns_of_the_paper(both):
+  rows = both.table('Errors in %, mean over five severities')
+  expected = '4.00 16.60 30.0 22.0 30.0 7.8 35.2 12.6 11.2 12.8 13.4 9.8 5.0 16.4 12.4 15.2 15.2'
+  assert rows[0] == ['', 'Noise', 'Blur', 'Weather', 'Digital']
+  assert rows[2] == ['first', 'official, n\xa0=\xa010,000 a cell', *expected.split()]
+  assert rows[3][2:5] == ['2.00', '8.30', '15.0']
+  by_name = {row[0]: row[1:] for row in rows}
+  best = '5.07 7.83 8.8 7.8 11.2 5.9 10.7 7.3 6.5 8.5 6.7 8.7 5.2 6.2 8.5 7.7 7.8'
+  assert by_name['AdA + DeepAugment (10×) + AugMix'] == ['published (paper): official, n\xa0=\xa010,000', *best.split()]
+  assert by_name['AdA'][1:3] == ['3.82', '12.49']
+  assert by_name['NoisyMix, WRN-28-4'][0].startswith('published (RobustBench)')
+
+
+def test_published_rows_agree_with_themselves():
+  assert len(published.MODELS) == 14
+  for model in published.MODELS:
+    assert len(model.errors) == 15
+    assert sum(model.errors) / 15 == pytest.approx(model.mce, abs=0.05), model.name  # rounded to a tenth
+    if model.severity:
+      assert sum(model.severity) / 5 == pytest.approx(model.mce, abs=0.01), model.name
+  assert published.COLUMNS['jpeg_compression'] == 'JPEG'
+  assert published.COLUMNS['glass_blur'] == 'Glass'
+  assert sum(span for _, span in published.GROUPS) == 15
+
+
+def published_lines(found: Page) -> bool:
+  return any('(published)' in attributes['aria-label'] for tag, attributes in found.tags if tag == 'svg')
+
+
+def test_official_images_stand_beside_published_numbers(both):
+  assert published_lines(both)
+  assert 'compares with published numbers: its images are the official files' in both.text
+  rows = both.table('Errors in % at severities 1 to 5, mean over 15 corruptions')
+  assert ['NoisyMix, WRN-28-4', '4.44', '12.42'] in [[row[0], row[2], row[-1]] for row in rows]
+
+
+@pytest.mark.parametrize(
+  'options, lines, sentence',
+  [
+    ({}, False, 'does not compare with published numbers: its data set is embedded, not CIFAR-10'),
+    ({'dataset': 'cifar10', 'frost': 'procedural'}, False, 'its frost is procedural'),
+    ({'dataset': 'cifar10'}, True, 'only roughly with published numbers: its CIFAR-10-C is generated, 2,000 images'),
+    ({'dataset': 'cifar10', 'c_origin': 'official'}, True, 'its CIFAR-10-C is official, 2,000 images a cell'),
+  ],
+)
+def test_what_does_not_compare_is_kept_apart(tmp_path, options, lines, sentence):
+  found = page(fixtures.write_run(tmp_path / 'run', **options))
+  assert published_lines(found) is lines
+  assert sentence in found.text
+  apart = [caption for caption, _, _ in found.tables if caption.startswith('Published.')]
+  assert apart == ([] if lines else ['Published. Errors in %, mean over five severities'])
+  assert ('procedural frost' in found.text) is ('frost' in options)
+
+
+def test_one_run_that_does_not_compare_keeps_the_page_free_of_published_lines(tmp_path):
+  first = fixtures.write_run(tmp_path / 'first', dataset='cifar10', c_origin='official')
+  found = page(first, fixtures.write_run(tmp_path / 'second'), output=tmp_path / 'page.html')
+  assert not published_lines(found)
+  assert (
+    'These runs are of different data sets, whose numbers do not compare (first: cifar10, second: emb' in found.text
+  )
+
+
+def test_heat_map(whole):
+  rows = whole.table('first: errors in % under 15 corruptions (generated, seed 7, n = 2,000 a cell)')
+  names = [*published.COLUMNS.values(), 'mCE']
+  assert [row[0] for row in rows[1:17]] == names
+  assert rows[1] == ['Gauss', '10.0', '20.0', '30.0', '40.0', '50.0', '30.0']
+  assert rows[16] == ['mCE', '8.1', '11.6', '15.0', '20.0', '28.3', '16.6']
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch) -> dict[str, list]:
+  """What each chart of two runs was given."""
+  found: dict[str, list] = {}
+  monkeypatch.setattr(charts, 'chart', lambda key, caption, series, axes, alt: found.setdefault(key, series) and '')
+  folders = [fixtures.write_run(tmp_path / name) for name in ('first', 'second')]
+  report(folders, output=tmp_path / 'page.html')
+  return found
+
+
+def test_charts_show_the_numbers_of_the_run(drawn):
+  lines = [json.loads(line) for line in fixtures.metrics_lines(40)]
+  (loss, other) = drawn['curve0']
+  assert (list(loss.x), list(loss.y)) == ([line['step'] for line in lines], [line['loss'] for line in lines])
+  assert (loss.look, other.look, other.label) == (0, 1, 'second')
+  training_accuracy, between, *_ = drawn['curve1']
+  assert (between.x, between.y, between.label) == ([20, 40], [0.4, 0.8], 'first, clean, validation')
+  assert between.look == training_accuracy.look
+  assert [line.second for line in drawn['curve2']] == [False, True, False, True]
+  severity = drawn['severity'][0]
+  np.testing.assert_allclose(severity.y, [8.0667, 11.6, 15.0, 20.0, 28.3333], atol=1e-3)
+
+
+def test_density_has_area_one(drawn):
+  x, y = np.asarray(drawn['ssim'][0].x), np.asarray(drawn['ssim'][0].y)
+  assert np.trapezoid(y, x) == pytest.approx(1)
+  assert (x[0], y[0], x[-1], y[-1]) == (pytest.approx(0.9), 0, 1, 0)
+  assert y.max() == pytest.approx(50)  # half of the images in a bin of 0.01
+
+
+def test_reliability_is_of_filled_bins(drawn):
+  one = drawn['calibrationclean'][0]
+  ratio = np.asarray(one.y[4:]) / np.asarray(one.x[4:])  # earlier bins hold few images
+  np.testing.assert_allclose(ratio, 1 / 1.2, atol=0.03)
+  assert drawn['calibrationclean'][-1][1:3] == ((0, 100), (0, 100))
+
+
+def test_text_of_a_run_cannot_become_markup(tmp_path):
+  name = '<b onclick="x">&amp; $x^$'
+  folder = fixtures.write_run(tmp_path / name, dataset='<script>alert(1)</script>')
+  train = json.loads((folder / 'results' / 'train.json').read_text())
+  train['command'] = '</pre></table><script src="http://example.org"></script>'
+  fixtures.write(folder / 'results' / 'train.json', train)
+  found = page(folder)
+  assert not {'b', 'script'} & {tag for tag, _ in found.tags}
+  assert name in found.text
+  assert train['command'] in found.text
+  assert '<script>alert(1)</script>' in found.text
+
+
+def test_names_that_no_text_can_hold_are_replaced(tmp_path):
+  found = page(fixtures.write_run(tmp_path / 'a\x07b\udc80c'))
+  assert 'a\ufffdb\ufffdc' in found.text
+
+
+def test_same_runs_give_the_same_bytes(tmp_path):
+  folder = fixtures.write_run(tmp_path / 'run')
+  first = report([folder]).read_bytes()
+  with mpl.rc_context({'axes.linewidth': 9, 'xtick.major.size': 20}):
+    assert report([folder], output=tmp_path / 'other.html').read_bytes() == first
+
+
+def test_without_matplotlib_there_are_tables_and_no_charts(tmp_path, monkeypatch, whole):
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
+  found = page(fixtures.write_run(tmp_path / 'first'))
+  assert 'svg' not in {tag for tag, _ in found.tags}
+  assert "install the extra 'plots'" in found.text
+  assert [caption for caption, _, _ in found.tables] == [caption for caption, _, _ in whole.tables]
+
+
+def test_settings_that_differ_and_shared_names(tmp_path):
+  first = fixtures.write_run(tmp_path / 'a' / 'run')
+  second = fixtures.write_run(tmp_path / 'b' / 'run', variant='laptop')
+  found = page(first, second, output=tmp_path / 'page.html')
+  differing = {row[0]: row[1:] for row in found.table('Settings that differ')}
+  assert differing['classifier.width'] == ['4', '16']
+  assert 'attack.nu' not in differing
+  assert differing['config'] == [str(first), str(second)]
+
+
+def test_older_results_are_pointed_out(tmp_path):
+  folder = fixtures.write_run(tmp_path / 'run')
+  path = folder / 'results' / 'clean.json'
+  fixtures.write(path, json.loads(path.read_text()) | {'step': 30})
+  assert 'run has been trained to step 40, but these results are of other steps: clean of step 30' in page(folder).text
+  fixtures.write(path, json.loads(path.read_text()) | {'step': 40, 'checkpoint_sha256': 'f' * 64})
+  assert 'are of different checkpoints' in page(folder).text
+
+
+def test_provenance_has_hashes_and_commands(whole):
+  rows = dict(row[:2] for row in whole.table('Where the numbers come from'))
+  assert rows['evaluation: checkpoint_sha256'] == fixtures.STATE
+  assert rows['evaluation: data.test.origin'] == 'embedded'
+  assert rows['cifar10_c: corruptions.seed'] == '7'
+  assert rows['training: command'].endswith('--config=configs/ada_edsr.py:smoke --workdir=first')
+  assert whole.table('Runs')[1] == ['config', 'configs/ada_edsr.py:smoke']

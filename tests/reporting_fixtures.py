@@ -1,0 +1,160 @@
+"""Folders of runs as `train` and `evaluate` leave them, with numbers that a test can foresee."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adversarial_augment import config as configs
+
+ROOT = Path(__file__).parent.parent
+N = 2000
+ERRORS = {
+  'gaussian_noise': (10, 20, 30, 40, 50), 'shot_noise': (8, 14, 22, 28, 38), 'impulse_noise': (9, 18, 27, 41, 55),
+  'defocus_blur': (4, 5, 6, 9, 15), 'glass_blur': (30, 31, 30, 42, 43), 'motion_blur': (6, 9, 14, 14, 20),
+  'zoom_blur': (7, 8, 10, 13, 18), 'snow': (6, 13, 12, 15, 18), 'frost': (6, 9, 15, 16, 21), 'fog': (4, 5, 6, 9, 25),
+  'brightness': (4, 4, 5, 5, 7), 'contrast': (4, 7, 10, 16, 45), 'elastic_transform': (8, 8, 11, 15, 20),
+  'pixelate': (5, 9, 12, 20, 30), 'jpeg_compression': (10, 14, 15, 17, 20),
+}  # fmt: skip
+EXTRA_ERRORS = {
+  'speckle_noise': (9, 16, 20, 26, 36), 'gaussian_blur': (4, 6, 9, 12, 20), 'spatter': (5, 8, 11, 12, 16),
+  'saturate': (6, 8, 4, 6, 9),
+}  # fmt: skip
+STATE = 'c5ebe1435b1a18fdd8f44571c0ed569e955e09256bf0ed688b33fb2533c63414'
+
+
+def write_run(
+  folder: Path,
+  *,
+  variant: str = 'smoke',
+  dataset: str = 'embedded',
+  origin: str = 'embedded',
+  c_origin: str = 'generated',
+  frost: str = 'photographs of imagecorruptions 1.1.2',
+  n: int = N,
+  factor: float = 1.0,
+  evals: tuple[str, ...] = (),
+) -> Path:
+  """Writes a run with all that it may have.
+
+  Args:
+    folder: made here.
+    variant: of configs/ada_edsr.py.
+    dataset: its name, as in a config.
+    origin: of its images.
+    c_origin: of its corrupted images.
+    frost: where the frost comes from.
+    n: corrupted images of a cell.
+    factor: of all errors.
+    evals: those that have been evaluated; all by default.
+  """  # fmt: skip
+  config = configs.load(f'{ROOT}/configs/ada_edsr.py:{variant}')
+  config.dataset = dataset
+  config = json.loads(configs.to_json(config))
+  provenance = {
+    'data': {split: {'name': f'{dataset}:1.0.0', 'origin': origin, 'sha256': 64 * '8'} for split in ('train', 'test')},
+    'weights': {'file': 'edsr_4x16_x1.safetensors', 'sha256': 64 * '6', 'data': 'photographs', 'steps': 3000},
+    'seed': 0, 'config': config, 'config_sha256': 64 * '5', 'git': None,
+    'versions': {'adversarial_augment': '0.1.0', 'python': '3.11.7', 'jax': '0.10.2'},
+    'devices': {'kind': 'cpu', 'count': 2, 'processes': 1},
+    'command': f'python -m adversarial_augment.train --config=configs/ada_edsr.py:{variant} --workdir={folder.name}',
+  }  # fmt: skip
+  seed = None if c_origin == 'official' else 7
+  corrupted = {'corruptions': {'seed': seed, 'sha256': 64 * '4', 'frost': frost}}
+  common = {'step': 40, 'checkpoint_sha256': STATE, 'split': 'test', 'seed': 0, 'seconds': 12.5}
+
+  def result(name: str, origin: str, content: dict, **more: dict) -> dict:
+    return {'eval': name, 'origin': origin, 'num_images': N, **common, 'provenance': provenance | more, **content}
+
+  results = {
+    'clean': result('clean', origin, counted(round(N * (1 - 0.04 * factor)))),
+    'ada': result('ada', origin, counted(round(N * (1 - 0.1 * factor))) | attacked()),
+    'cifar10_c': result('cifar10_c', c_origin, table(ERRORS, n, factor, 'mce'), **corrupted),
+    'cifar10_c_extra': result('cifar10_c_extra', c_origin, table(EXTRA_ERRORS, n, factor, 'mean_error'), **corrupted),
+    'cifar10_1': result('cifar10_1', 'official', versions()),
+  }
+  for name, content in results.items():
+    if not evals or name in evals:
+      write(folder / 'results' / f'{name}.json', content)
+  write(folder / 'config.json', config)
+  closing = {'step': 40, 'num_steps': 40, 'split': 'test', 'evals': {}, 'state_sha256': STATE, **provenance}
+  write(folder / 'results' / 'train.json', closing)
+  for step in (20, 40):
+    between = {'clean': {'accuracy': step / 50}, 'cifar10_c': {'mce': 1 - step / 60}}
+    write(folder / 'results' / f'eval_{step}.json', {'step': step, 'split': 'validation', 'evals': between})
+  (folder / 'metrics.jsonl').write_text(''.join(f'{line}\n' for line in metrics_lines(40)))
+  (folder / 'figures').mkdir()
+  (folder / 'figures' / 'ada_examples.png').write_bytes(picture())
+  return folder
+
+
+def counted(correct: int, n: int = N, origin: str | None = None) -> dict:
+  """What an accuracy holds; its interval is 2 points wide. Confidences are 1.2 times too high up to 1."""
+  accuracy = correct / n
+  centres = (np.arange(15) + 0.5) / 15
+  count = np.diff(np.round(n * np.linspace(0, 1, 16) ** 3)).astype(int)
+  calibration = {
+    'edges': (np.arange(16) / 15).tolist(),
+    'count': count.tolist(),
+    'num_correct': np.floor(count * centres / 1.2).astype(int).tolist(),
+    'confidence': (count * centres).tolist(),
+    'ece': 0.1234,
+  }
+  found = {'accuracy': accuracy, 'num_correct': correct, 'num_images': n, 'calibration': calibration}
+  found['interval'] = [accuracy - 0.01, accuracy + 0.01]
+  return found | ({'origin': origin} if origin else {})
+
+
+def attacked() -> dict:
+  """What an attack adds; SSIM is 0.985 for half of the images, and lower for the others."""
+  count = np.zeros(200, int)
+  count[198], count[190:198] = N // 2, N // 16
+  return {
+    'ssim': 0.9712, 'ssim_corrected': 0.0125, 'ssim_below_min': 0.0, 'attack_loss_start': 0.25, 'attack_loss_end': 0.75,
+    'ssim_histogram': {'edges': np.linspace(-1, 1, 201).tolist(), 'count': count.tolist()},
+  }  # fmt: skip
+
+
+def table(errors: dict, n: int, factor: float, mean: str) -> dict:
+  """What an evaluation of corruptions holds."""
+  cells = {name: [factor * error / 100 for error in row] for name, row in errors.items()}
+  value = float(np.mean(list(cells.values())))
+  return {
+    'num_images': n,
+    mean: value,
+    'interval': [value - 0.02, value + 0.02],
+    'corruption_error': {name: float(np.mean(row)) for name, row in cells.items()},
+    'severity_error': np.mean(list(cells.values()), axis=0).tolist(),
+    'error': cells,
+    'num_correct': {name: [round(n * (1 - error)) for error in row] for name, row in cells.items()},
+  }
+
+
+def versions() -> dict:
+  found = {'v4': counted(1819, 2021, 'official'), 'v6': counted(1781, 2000, 'official')}
+  return {name: found['v6'][name] for name in ('accuracy', 'num_correct', 'num_images', 'interval')} | found
+
+
+def metrics_lines(count: int) -> list[str]:
+  """Lines of metrics.jsonl."""
+  records = [
+    {'step': step, 'epoch': step / 10, 'loss': 2.3 / step**0.5, 'accuracy': 1 - 0.9 / step**0.5,
+     'attack_loss_start': 2.1 / step**0.5, 'attack_loss_end': 2.3 / step**0.5, 'ssim_mean': 0.99 - step / 10000,
+     'ssim_corrected': 0.0, 'ssim_below_min': 0.0, 'learning_rate': 0.1 * (1 - step / count),
+     'images_per_second': 100.0}
+    for step in range(1, count + 1)
+  ]  # fmt: skip
+  return [json.dumps(record) for record in records]
+
+
+def picture() -> bytes:
+  content = io.BytesIO()
+  Image.fromarray(np.arange(40 * 90 * 3, dtype=np.uint8).reshape(40, 90, 3)).save(content, 'PNG')
+  return content.getvalue()
+
+
+def write(path: Path, content: object) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(content, indent=2, sort_keys=True))

@@ -1,0 +1,205 @@
+"""What is read for a report, what is refused, and the command line."""
+
+import errno
+import json
+import os
+from pathlib import Path
+import shutil
+
+import pytest
+
+from adversarial_augment import cli, report
+from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.reporting import runs
+from tests import reporting_fixtures as fixtures
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory) -> Path:
+  return fixtures.write_run(tmp_path_factory.mktemp('runs') / 'run')
+
+
+@pytest.fixture
+def folder(original, tmp_path) -> Path:
+  return Path(shutil.copytree(original, tmp_path / 'run'))
+
+
+def test_all_parts_are_read(original):
+  (run,) = runs.collect([original])
+  assert run.label == 'run'
+  assert list(run.results) == ['clean', 'ada', 'cifar10_c', 'cifar10_c_extra', 'cifar10_1']
+  assert [one['step'] for one in run.between] == [20, 40]
+  assert len(run.metrics) == 40
+  assert run.examples == fixtures.picture()
+
+
+def test_evaluations_between_steps_are_in_the_order_of_steps(folder):
+  results = folder / 'results'
+  shutil.copy(results / 'eval_20.json', results / 'eval_best.json')  # not ours
+  fixtures.write(results / 'eval_100.json', {'step': 100, 'split': 'test', 'evals': {}})
+  assert [one['step'] for one in runs.collect([folder])[0].between] == [20, 40, 100]
+
+
+def test_config_alone_makes_a_page_that_says_what_is_missing(folder):
+  for part in ('results', 'figures'):
+    shutil.rmtree(folder / part)
+  (folder / 'metrics.jsonl').unlink()
+  text = report.report([folder]).read_text()
+  command = f'python -m adversarial_augment.evaluate --workdir={folder} --evals=clean,ada,cifar10_c,cifar10_c_extra'
+  assert f'<code>{command}</code>' in text  # CIFAR-10.1 is for classifiers of CIFAR-10
+  assert 'No metrics.jsonl in run' in text
+  assert '<svg' not in text
+  assert '<img' not in text
+  assert 'id="severity"' not in text
+
+
+def test_missing_evaluations_are_named_once_with_their_command(folder):
+  (folder / 'results' / 'ada.json').unlink()
+  text = report.report([folder]).read_text()
+  assert text.count('--evals=ada<') == 1
+  assert 'run has not been evaluated for accuracy under AdA.' in text
+
+
+def test_log_whose_last_line_was_cut_off_is_read_without_it(folder):
+  path = folder / 'metrics.jsonl'
+  path.write_text(path.read_text()[:-20])
+  assert len(runs.collect([folder])[0].metrics) == 39
+
+
+def damage(folder: Path, name: str, change: object) -> None:
+  """Replaces the text of a file, or fields of its JSON: {'a.b.0': value}; None removes one."""
+  path = folder / name
+  if isinstance(change, str):
+    path.write_text(change)
+    return
+  content = json.loads(path.read_text())
+  for place, value in change.items():
+    *outer, last = [int(part) if part.isdigit() else part for part in place.split('.')]
+    inside = content
+    for part in outer:
+      inside = inside[part]
+    if value is None:
+      del inside[last]
+    else:
+      inside[last] = value
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+  'name, change, message',
+  [
+    ('config.json', '{"attack": ', "config.json' is damaged"),
+    ('config.json', '[]', 'the file must be a JSON object, not []'),
+    ('config.json', '[' * 100_000, 'is damaged'),
+    ('config.json', {'attack.nu': None}, 'attack.nu is missing; run the training again.'),
+    ('results/train.json', {'step': -1}, 'step=-1 must be an integer from 0'),
+    ('results/clean.json', '', "clean.json' is damaged"),
+    ('results/clean.json', '{"accuracy": NaN}', 'NaN is not a finite number'),
+    ('results/clean.json', '{"accuracy": 1e999}', '1e999 is not a finite number'),
+    ('results/clean.json', {'accuracy': 96.0}, 'accuracy=96.0 must be a number from 0 to 1; evaluate again: python'),
+    ('results/clean.json', {'accuracy': 0.97}, 'accuracy is 0.97, but must be 0.96 by the other numbers'),
+    ('results/clean.json', {'accuracy': True}, 'accuracy=True must be'),
+    ('results/clean.json', {'origin': 'good'}, "origin='good' must be one of official, generated"),
+    ('results/clean.json', {'interval': [0.1]}, 'interval=[0.1] must be a list of 2'),
+    ('results/clean.json', {'calibration.count.14': 0}, 'the sum of calibration.count is 1626, but must be 2000'),
+    ('results/ada.json', {'ssim_histogram.edges.3': -1}, 'ssim_histogram.edges must rise'),
+    ('results/ada.json', {'provenance.config.attack': None}, 'provenance.config.attack is missing'),
+    ('results/cifar10_c.json', {'error.fog': None}, 'error.fog is missing'),
+    ('results/cifar10_c.json', {'error.fog': [0.1] * 4}, 'must be a list of 5'),
+    ('results/cifar10_c.json', {'mce': 0.1}, 'mce is 0.1, but must be 0.166 by the other numbers'),
+    ('results/cifar10_c.json', {'error.fog.0': 0.9}, 'by the other numbers; evaluate again: python -m adversarial'),
+    ('results/cifar10_c.json', {'severity_error.4': 0.2}, 'severity_error[4] is 0.2'),
+    ('results/cifar10_c_extra.json', {'mean_error': 0.9}, 'mean_error is 0.9'),
+    ('results/cifar10_1.json', {'v4': None}, 'v4 is missing'),
+    ('results/cifar10_1.json', {'v4.accuracy': 0.5}, 'v4.accuracy is 0.5'),
+    ('results/eval_20.json', {'evals.clean.accuracy': 2}, 'evals.clean.accuracy=2 must be'),
+    ('metrics.jsonl', 'nonsense\n{"step": 2}\n', "metrics.jsonl' line 1 is damaged"),
+    ('metrics.jsonl', '{"step": 2}\n{"loss": 1}\n', 'line 2: step is missing; remove the line.'),
+    ('metrics.jsonl', '{"step": 2, "loss": "low"}\n', "loss='low' must be"),
+    ('figures/ada_examples.png', '<svg/>', "ada_examples.png' is not a PNG picture"),
+  ],
+)
+def test_damaged_files_are_refused_in_one_line(folder, capsys, name, change, message):
+  damage(folder, name, change)
+  code, said = run([str(folder)], capsys)
+  assert code == 2
+  assert message in said.err
+  assert name in said.err
+  assert said.err.count('\n') == 1
+  assert said.out == ''
+  assert not (folder / 'report.html').exists()
+
+
+def run(argv: list[str], capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.run(report.main, argv)
+  return ended.value.code, capsys.readouterr()
+
+
+def test_bytes_that_are_no_text_are_refused(folder):
+  (folder / 'config.json').write_bytes(b'\xff\xfe')
+  with pytest.raises(UserError, match='is damaged'):
+    runs.collect([folder])
+
+
+@pytest.mark.parametrize(
+  'folders, message',
+  [
+    (['missing'], "'missing' does not exist; name the workdir of a run."),
+    (['file'], "'file' is a file"),
+    (['empty'], "'empty' is not a run: it has no config.json"),
+    (['run', './run'], 'is given twice'),
+    (['a\0b'], 'cannot be the name of a file or folder'),
+    ([], 'at least one run'),
+  ],
+)
+def test_folders_that_are_no_runs_are_refused(folder, monkeypatch, folders, message):
+  monkeypatch.chdir(folder.parent)
+  Path('file').write_text('')
+  Path('empty').mkdir()
+  with pytest.raises(UserError) as error:
+    report.report(folders)
+  assert message in str(error.value)
+
+
+def test_page_of_one_run_lies_in_its_folder_and_of_several_here(folder, monkeypatch, capsys):
+  monkeypatch.chdir(folder.parent)
+  shutil.copytree('run', 'other')
+  code, said = run(['run'], capsys)
+  assert (code, said.out) == (0, f'Wrote {Path("run", "report.html")}\n')
+  assert Path('run', 'report.html').read_text().startswith('<!DOCTYPE html>')
+  code, said = run(['run', 'other'], capsys)
+  assert (code, said.out) == (0, 'Wrote report.html\n')
+  assert 'run, other' in Path('report.html').read_text()
+  assert run(['run', '--output=mine.html'], capsys)[1].out == 'Wrote mine.html\n'
+  assert Path('mine.html').read_bytes() == Path('run', 'report.html').read_bytes()
+
+
+@pytest.mark.parametrize('output', ['.', 'missing/page.html', ''])
+def test_output_that_is_no_file_is_refused(folder, monkeypatch, output):
+  monkeypatch.chdir(folder.parent)
+  with pytest.raises(UserError, match='--output='):
+    report.report(['run'], output=output)
+
+
+def test_disk_that_fails_leaves_the_old_page(folder, monkeypatch):
+  target = report.report([folder])
+  before = target.read_bytes()
+  (folder / 'metrics.jsonl').unlink()
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'replace', full)
+  with pytest.raises(StorageError, match='No space left'):
+    report.report([folder])
+  assert target.read_bytes() == before
+  assert [path.name for path in folder.iterdir() if 'report' in path.name] == ['report.html']
+
+
+def test_help_and_unknown_flags(capsys):
+  with pytest.raises(SystemExit) as ended:
+    report.main(['--help'])
+  assert ended.value.code == 0
+  assert 'report.html' in capsys.readouterr().out
+  assert run(['run', '--out=x'], capsys)[0] == 2
