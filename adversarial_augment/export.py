@@ -1,0 +1,204 @@
+"""Writes a trained classifier for other programs: python -m adversarial_augment.export --workdir=DIR
+
+classifier.safetensors has the parameters and statistics as this package has them, torch_state_dict.safetensors the
+state dict of RobustBench's PyTorch class, classifier.jax_export a program that JAX runs without this package. card.json
+says what the classifier is, and how to load each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from adversarial_augment import cli, files, inference, run_directory
+from adversarial_augment import config as configs
+from adversarial_augment.errors import UserError
+from adversarial_augment.registry import lookup
+
+if TYPE_CHECKING:
+  from adversarial_augment.inference import Classifier
+
+CARD = 'card.json'
+
+_DESCRIPTION = """Writes the newest good checkpoint of a run in forms that other programs read.
+
+formats (default: all that can hold the classifier; the others are named):
+  safetensors   classifier.safetensors: parameters and running statistics in this package's layout
+  torch         torch_state_dict.safetensors: state dict of RobustBench's PreActResNet; loads without pickle
+  jax_export    classifier.jax_export: the program, batch size open; runs in JAX on CPU, GPU, TPU without this package
+
+card.json beside them says what the classifier is, what was measured of it, and how to load each file."""
+
+_JAX_CODE = """\
+from adversarial_augment.classifiers import preact_resnet
+from safetensors.numpy import load_file
+
+trees = {{'params': {{}}, 'model_state': {{}}}}
+for path, array in load_file({file!r}).items():
+  tree, _, rest = path.partition('/')
+  module, _, name = rest.rpartition('/')
+  trees[tree].setdefault(module, {{}})[name] = array
+network = preact_resnet({num_classes}, {options})
+logits, _ = network.apply(trees['params'], trees['model_state'], None, images, is_training=False)
+"""
+
+
+class Encoded(NamedTuple):
+  content: bytes
+  code: str  # Python lines that load the file
+
+
+class Format(NamedTuple):
+  file: str
+  encode: Callable[[Classifier, str, str], Encoded]  # classifier, file name, card as JSON; raises UserError
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line; see `--help`."""
+  arguments = _parser().parse_args(argv)
+  named = None if arguments.formats is None else arguments.formats.split(',')
+  for name in named or ():
+    lookup(FORMATS, name, '--formats')
+  workdir = files.user_path(arguments.workdir, '--workdir')
+  output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
+  _check_output(output, arguments.overwrite)
+  for line in export(inference.load_classifier(workdir), workdir, output, named):
+    print(line, flush=True)
+
+
+def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequence[str] | None = None) -> list[str]:
+  """Writes a classifier and its card, and removes the files of an earlier export.
+
+  Args:
+    classifier: what `load_classifier` gave.
+    workdir: of its run, for the results.
+    output: folder; made if missing.
+    formats: names in `FORMATS`; None: all that can hold the classifier.
+
+  Returns:
+    One line per file, and per format that cannot hold the classifier.
+
+  Raises:
+    UserError: a format that was named cannot hold the classifier; nothing is written.
+    StorageError: a file cannot be written.
+  """
+  from adversarial_augment.exporting import card
+
+  content = card.make(
+    workdir,
+    json.loads(configs.to_json(classifier.config)),
+    config_sha256=configs.sha256(classifier.config),
+    step=classifier.step,
+    checkpoint_sha256=classifier.checkpoint_sha256,
+    num_classes=classifier.num_classes,
+    class_names=classifier.class_names,
+    params=classifier.params,
+  )
+  text = json.dumps(content, sort_keys=True, allow_nan=False)
+  encoded: dict[str, Encoded] = {}
+  refused: dict[str, str] = {}
+  for name in formats or FORMATS:
+    file, encode = FORMATS[name]
+    try:
+      encoded[file] = encode(classifier, file, text)
+    except UserError as error:
+      if formats:
+        raise UserError(f'{error} Leave {name} out of --formats.') from error
+      refused[file] = str(error)
+  described = {
+    file: {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest(), 'load': code}
+    for file, (data, code) in encoded.items()
+  }
+  with files.storage_errors(f"write in '{output}'"):
+    output.mkdir(parents=True, exist_ok=True)
+    for file in _FILES:
+      (output / file).unlink(missing_ok=True)
+    for file, (data, _) in encoded.items():
+      files.replace(output / file, data)
+  run_directory.write_json(output / CARD, {**content, 'files': described, 'not_written': refused})
+  written = [f'{output / file}: {len(data):,} bytes' for file, (data, _) in encoded.items()]
+  return [*written, str(output / CARD), *(f'not written: {file}: {reason}' for file, reason in refused.items())]
+
+
+def _safetensors(classifier: Classifier, file: str, card: str) -> Encoded:
+  import numpy as np
+  from safetensors.numpy import save
+
+  from adversarial_augment import state_arrays
+
+  tree = {'params': classifier.params, 'model_state': classifier.model_state}
+  arrays = state_arrays.to_host(state_arrays.flatten(tree))
+  # safetensors writes the memory of a transposed view as it lies.
+  tensors = {path: np.ascontiguousarray(array).reshape(array.shape) for path, array in arrays.items()}
+  options = {name: value for name, value in classifier.config.classifier.items() if name != 'name'}
+  options['dtype'] = classifier.config.precision
+  words = ', '.join(f'{name}={value!r}' for name, value in options.items())
+  code = _JAX_CODE.format(file=file, num_classes=classifier.num_classes, options=words)
+  return Encoded(save(tensors, metadata={'card': card}), code)
+
+
+def _torch(classifier: Classifier, file: str, card: str) -> Encoded:
+  import jax
+  from safetensors.numpy import save
+
+  from adversarial_augment.exporting import torch_layout
+
+  config = classifier.config
+  torch_layout.check(**{name: config.classifier[name] for name in ('depth', 'width', 'shortcut', 'padding')})
+  tensors = torch_layout.state_dict(*jax.device_get((classifier.params, classifier.model_state)))
+  code = torch_layout.code(
+    depth=config.classifier.depth,
+    shortcut=config.classifier.shortcut,
+    num_classes=classifier.num_classes,
+    precision=config.precision,
+    file=file,
+  )
+  return Encoded(save(tensors, metadata={'format': 'pt', 'card': card}), code)
+
+
+def _jax_export(classifier: Classifier, file: str, card: str) -> Encoded:
+  import jax
+
+  from adversarial_augment.exporting import jax_artefact
+
+  # Where strided convolutions pad as XLA does, how much depends on whether sides are even.
+  multiple_of = 8 if classifier.config.classifier.padding == 'same' else 1
+  # From the host: arrays on a device would tie the program to it.
+  function: Any = functools.partial(classifier.apply, *jax.device_get((classifier.params, classifier.model_state)))
+  return Encoded(jax_artefact.serialize(function, multiple_of=multiple_of), jax_artefact.code(file, multiple_of))
+
+
+FORMATS = {
+  'safetensors': Format('classifier.safetensors', _safetensors),
+  'torch': Format('torch_state_dict.safetensors', _torch),
+  'jax_export': Format('classifier.jax_export', _jax_export),
+}
+_FILES = (CARD, *(form.file for form in FORMATS.values()))  # the card is removed first: it describes the others
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+  with files.storage_errors(f"look into '{output}'"):
+    if output.exists() and not output.is_dir():
+      raise UserError(f"--output='{output}' is a file; name a folder, which is made where it does not exist.")
+    present = [name for name in _FILES if (output / name).exists()]
+  if present and not overwrite:
+    raise UserError(f"'{output}' holds {present[0]} already; replace it with --overwrite, or name another --output.")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.Parser(prog='python -m adversarial_augment.export', description=_DESCRIPTION)
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run')
+  parser.add_argument('--output', metavar='DIR', help='folder to write to; default: WORKDIR/export')
+  parser.add_argument('--formats', metavar='NAMES', help='which, separated by commas')
+  parser.add_argument('--overwrite', action='store_true', help='replace the files of an earlier export')
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  return parser
+
+
+if __name__ == '__main__':
+  cli.run(main)

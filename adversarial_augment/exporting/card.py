@@ -1,0 +1,87 @@
+"""The card of an exported classifier: what it is, what it was trained on, what was measured, as JSON."""
+
+from collections.abc import Mapping
+import importlib.metadata
+from pathlib import Path
+import platform
+from typing import Any
+
+from adversarial_augment import __version__, results, trees
+from adversarial_augment.classifiers.preact_resnet import EPSILON, MEAN, STD
+from adversarial_augment.types import PyTree
+
+FORMAT = 'adversarial_augment.card.1'
+_PACKAGES = ('jax', 'dm-haiku', 'numpy', 'safetensors')
+_LICENSE = (
+  'not chosen: whoever publishes these weights names one that the training data, the weights of the corruption network '
+  'and the run that they started from (config.init_from) allow'
+)
+
+
+def make(
+  workdir: Path,
+  config: Mapping[str, Any],
+  *,
+  config_sha256: str,
+  step: int,
+  checkpoint_sha256: str,
+  num_classes: int,
+  class_names: tuple[str, ...] | None,
+  params: PyTree,
+) -> dict[str, Any]:
+  """Returns the card, without its files.
+
+  Args:
+    workdir: of the run, whose results are looked up; those of another checkpoint are left out.
+    config: of the run, as in its config.json.
+    config_sha256: its hash.
+    step: updates made.
+    checkpoint_sha256: of the checkpoint's state.
+    num_classes: outputs.
+    class_names: what they stand for.
+    params: of the network.
+  """
+  classifier = config['classifier']
+  nominal = config['attack']['name'] == 'none'
+  method = 'without an adversary' if nominal else 'with AdversarialAugment (arXiv 2104.01086)'
+  name = f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}'
+  return {
+    'format': FORMAT,
+    'title': f'{name}, trained on {config["dataset"]} {method}',
+    'architecture': {**classifier, 'precision': config['precision'], 'num_parameters': trees.count(params)},
+    'input': {
+      'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch',
+      'size': 'that of the training images (cifar10 and embedded: 32x32)',
+      'normalisation': {'mean': MEAN, 'std': STD, 'where': 'inside the exported function; do not normalise images'},
+    },
+    'output': {'logits': ['n', num_classes], 'class_names': class_names},
+    'batch_norm': {'statistics': 'running', 'epsilon': EPSILON, 'variance': 'population'},
+    'checkpoint': {'step': step, 'sha256': checkpoint_sha256},
+    'training': {
+      **_origins(workdir, config['dataset']),
+      'config': config,
+      'config_sha256': config_sha256,
+    },
+    'results': _results(workdir / 'results', checkpoint_sha256),
+    'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
+    | {package: importlib.metadata.version(package) for package in _PACKAGES},
+    'license': _LICENSE,
+  }
+
+
+def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
+  """The data and the weights of the adversary, as the run's results have them, or its hashes of the data alone."""
+  known = results.read(workdir / 'results' / 'train.json')
+  hashes = results.read(workdir / 'data.json').items()
+  data = {split: {'name': dataset, 'origin': 'unknown', 'sha256': value} for split, value in hashes}
+  return {'data': known.get('data', data), 'corruption_net_weights': known.get('weights')}
+
+
+def _results(folder: Path, checkpoint_sha256: str) -> dict[str, Any]:
+  """What was measured of this checkpoint, by evaluation."""
+  read = [results.read(path) for path in sorted(folder.glob('*.json'))]
+  return {
+    result['eval']: {key: value for key, value in result.items() if key not in results.OF_ONE}
+    for result in read
+    if 'eval' in result and result.get('checkpoint_sha256') == checkpoint_sha256
+  }

@@ -1,0 +1,45 @@
+"""A function of images, with its parameters, as the bytes of `jax.export`: it runs without this package."""
+
+from collections.abc import Callable
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adversarial_augment.errors import UserError
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+_CODE = """\
+import jax.export  # needs the package flatbuffers
+
+with open({file!r}, 'rb') as file:
+  classify = jax.export.deserialize(bytearray(file.read())).call
+logits = classify(images)  # float32 [n, h, w, 3], RGB in [0, 1]{sizes}
+"""
+
+
+def code(file: str, multiple_of: int) -> str:
+  """Returns the Python lines that load what `serialize` gave from `file`."""
+  sizes = f', h and w multiples of {multiple_of}' if multiple_of > 1 else ''
+  return _CODE.format(file=file, sizes=sizes)
+
+
+def serialize(function: Callable[[jax.Array], jax.Array], *, multiple_of: int = 1) -> bytes:
+  """Returns the program of `function` for `PLATFORMS`, whatever this machine has.
+
+  Args:
+    function: float32 images [b, h, w, 3] -> an array; what it closes over becomes part of the program.
+    multiple_of: what h and w are multiples of; they, and b, may be chosen anew in every call.
+
+  Raises:
+    UserError: the package flatbuffers is not installed.
+  """
+  if importlib.util.find_spec('flatbuffers') is None:
+    raise UserError('jax.export needs the package flatbuffers; install it: pip install flatbuffers.')
+  from jax import export
+
+  shape: Any = export.symbolic_shape(f'b, {multiple_of}*h, {multiple_of}*w, 3')
+  images = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())

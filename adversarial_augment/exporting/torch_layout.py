@@ -1,0 +1,130 @@
+"""A pre-activation ResNet as a state dict of RobustBench's PyTorch class, which computes the same function.
+
+The class is `PreActResNet(block, num_blocks, num_classes, bn_before_fc=True)` of robustbench/model_zoo/architectures/
+resnet.py (github.com/RobustBench/robustbench, commit 3c3ee54), with the buffers `mu` and `sigma` by which the models
+there normalise (`Rice2020OverfittingNetL2`, `Kireev2021EffectivenessNet`). Its blocks:
+
+- `PreActBlockV2`: two 3x3 convolutions, the projection sees the activated input; config.classifier.shortcut=preact.
+- `PreActBlock`: the same, the projection sees the raw input; config.classifier.shortcut=input.
+- `PreActBottleneck`: 1x1, 3x3, 1x1, the projection sees the activated input.
+
+All have 64 channels in the first stage, pad one pixel on each side, and normalise with epsilon 1e-5, PyTorch's default
+and ours; running variances are taken over as they are. `DMPreActResNet` of dm_wide_resnet.py there is another function:
+its projections are 3x3 convolutions of the raw input, and it pads on the right and below only.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+import numpy as np
+
+from adversarial_augment.classifiers.preact_resnet import DEPTHS, MEAN, STD
+from adversarial_augment.errors import UserError
+
+WIDTH = 64
+SIDES = (25, 32)  # pixels: the class averages over 4x4 positions, once, whatever is left of the image
+_NAMES = {'stem': 'conv1', 'norm': 'bn', 'head': 'linear'}
+_BLOCK_NAMES = {'conv': 'conv', 'norm': 'bn'}
+_LEAVES = {
+  'w': 'weight',
+  'b': 'bias',
+  'scale': 'weight',
+  'offset': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+  'count': 'num_batches_tracked',
+}
+
+_CODE = """\
+import torch
+from robustbench.model_zoo.architectures.resnet import {block}, PreActResNet
+from safetensors.torch import load_file
+
+
+class Classifier(PreActResNet):
+
+  def __init__(self):
+    super().__init__({block}, {num_blocks}, num_classes={num_classes}, bn_before_fc=True)
+    self.register_buffer('mu', torch.zeros(1, 3, 1, 1))
+    self.register_buffer('sigma', torch.ones(1, 3, 1, 1))
+
+  def forward(self, images):  # float32 [n, 3, h, w], RGB in [0, 1], {low} to {high} pixels a side{note}
+    return super().forward((images - self.mu) / self.sigma)
+
+
+classifier = Classifier().eval()
+classifier.load_state_dict(load_file({file!r}))
+"""
+
+
+def check(*, depth: int, width: int, shortcut: str, padding: str) -> None:
+  """Refuses a classifier whose function no such class has.
+
+  Args:
+    depth: as `width`, `shortcut` and `padding` an argument of `classifiers.preact_resnet`.
+
+  Raises:
+    UserError: names the first field that stands in the way.
+  """
+  if padding != 'torch':
+    raise UserError(f"config.classifier.padding={padding}, but RobustBench's PreActResNet pads as 'torch' does.")
+  if width != WIDTH:
+    raise UserError(f"config.classifier.width={width}, but RobustBench's PreActResNet always has {WIDTH}.")
+  if DEPTHS[depth][1] and shortcut != 'preact':
+    raise UserError(
+      f"config.classifier.shortcut={shortcut} with depth {depth}, but RobustBench's bottlenecks have 'preact' only."
+    )
+
+
+def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Returns the state dict, float32 but for the counts of batches (int64): convolutions OIHW, the head [classes, c].
+
+  Args:
+    params: Haiku's, of `classifiers.preact_resnet`.
+    model_state: running statistics, by the same modules.
+  """
+  tensors: dict[str, np.ndarray] = {
+    'mu': np.asarray(MEAN, np.float32).reshape(1, 3, 1, 1),
+    'sigma': np.asarray(STD, np.float32).reshape(1, 3, 1, 1),
+  }
+  for tree in (params, model_state):
+    for module, leaves in tree.items():
+      for leaf, value in leaves.items():
+        array = np.asarray(value)
+        array = array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
+        dtype = np.int64 if leaf == 'count' else np.float32
+        tensors[f'{_module(module)}.{_LEAVES[leaf]}'] = np.ascontiguousarray(array, dtype).reshape(array.shape)
+  return tensors
+
+
+def code(*, depth: int, shortcut: str, num_classes: int, precision: str, file: str) -> str:
+  """Returns the Python lines that make the class and load `file`.
+
+  Args:
+    depth: as `shortcut` and `num_classes` an argument of `classifiers.preact_resnet`.
+    precision: in which the run computed; PyTorch will in float32, and a difference is noted.
+    file: that `state_dict` was written to.
+  """
+  num_blocks, bottleneck = DEPTHS[depth]
+  basic = 'PreActBlockV2' if shortcut == 'preact' else 'PreActBlock'
+  return _CODE.format(
+    block='PreActBottleneck' if bottleneck else basic,
+    num_blocks=list(num_blocks),
+    num_classes=num_classes,
+    low=SIDES[0],
+    high=SIDES[1],
+    note='' if precision == 'float32' else f'; in float32, whereas the run computed in {precision}',
+    file=file,
+  )
+
+
+def _module(name: str) -> str:
+  """'preact_resnet/stage_1_block_0/norm_1' -> 'layer2.0.bn2'"""
+  name = name.removeprefix('preact_resnet/')
+  block = re.fullmatch(r'stage_(\d)_block_(\d+)/(?:(conv|norm)_(\d)|shortcut)', name)
+  if block is None:
+    return _NAMES[name]
+  stage, index, part, number = block.groups()
+  inner = f'{_BLOCK_NAMES[part]}{int(number) + 1}' if part else 'shortcut.0'
+  return f'layer{int(stage) + 1}.{index}.{inner}'

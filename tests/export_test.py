@@ -1,0 +1,227 @@
+"""Exported classifiers: every file gives the logits of the run's own, loaded by the lines on the card."""
+
+import hashlib
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+
+from adversarial_augment import cli, export, inference, results, run_directory
+from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.exporting import jax_artefact
+from tests.checkpoint_cases import files_of, flip
+from tests.classifier_cases import card_of, images, load_by_card, random_classifier, save_run
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory) -> Path:
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  save_run(workdir)
+  (workdir / 'results').mkdir()
+  sha256 = inference.load_classifier(workdir).checkpoint_sha256
+  data = {'train': {'name': 'tiny', 'origin': 'embedded', 'sha256': 'abc'}}
+  found = {
+    'eval': 'clean',
+    'accuracy': 0.5,
+    'num_images': 24,
+    'calibration': {'ece': 0.1},
+    'provenance': {'data': data},
+  }
+  results.write(workdir / 'results' / 'clean.json', {**found, 'checkpoint_sha256': sha256})
+  results.write(workdir / 'results' / 'ada.json', {**found, 'eval': 'ada', 'checkpoint_sha256': 'of another'})
+  results.write(workdir / 'results' / 'train.json', {'state_sha256': sha256, 'data': data, 'weights': None})
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def classify(saved):
+  return inference.load_classifier(saved, batch_size=8)
+
+
+@pytest.fixture(scope='module')
+def exported(saved, tmp_path_factory) -> Path:
+  output = tmp_path_factory.mktemp('exported') / 'deep' / 'folder'
+  export.main([f'--workdir={saved}', f'--output={output}'])
+  return output
+
+
+@pytest.fixture
+def copy(saved, tmp_path) -> Path:
+  return Path(shutil.copytree(saved, tmp_path / 'w'))
+
+
+# The files.
+
+
+def test_a_run_is_exported_in_one_command(copy, classify):
+  command = [sys.executable, '-m', 'adversarial_augment.export', f'--workdir={copy}']
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  *written, refused = done.stdout.splitlines()
+  names = ['classifier.safetensors', 'classifier.jax_export', 'card.json']
+  assert [line.partition(':')[0] for line in written] == [str(copy / 'export' / name) for name in names]
+  assert refused.startswith('not written: torch_state_dict.safetensors: config.classifier.width=4, but')
+  assert {path.name for path in files_of(copy / 'export')} == set(names)  # nothing temporary is left
+  call = jax.export.deserialize(bytearray((copy / 'export' / 'classifier.jax_export').read_bytes())).call
+  np.testing.assert_allclose(call(images(2)), classify(images(2)), rtol=0, atol=1e-6)
+
+
+def test_jax_layout_gives_the_same_logits(exported, classify, monkeypatch):
+  found = load_by_card(exported, 'classifier.safetensors', monkeypatch, images=images(5))
+  np.testing.assert_allclose(found['logits'], classify(images(5)), rtol=0, atol=1e-6)
+
+
+def test_safetensors_carry_the_card(exported):
+  with safetensors.safe_open(str(exported / 'classifier.safetensors'), framework='numpy') as file:
+    held = json.loads(file.metadata()['card'])
+  card = card_of(exported)
+  assert held == {name: card[name] for name in card if name not in ('files', 'not_written')}
+
+
+def test_jax_artefact_runs_with_any_batch(exported, classify, monkeypatch):
+  call = load_by_card(exported, 'classifier.jax_export', monkeypatch, images=images(1))['classify']
+  for n in (1, 3, 7):
+    found = call(images(n))
+    assert (found.dtype, found.shape) == (jnp.float32, (n, 10))
+    np.testing.assert_allclose(found, classify(images(n)), rtol=0, atol=1e-6)
+  np.testing.assert_allclose(call(images(2, 25, 30)), classify(images(2, 25, 30)), rtol=0, atol=1e-6)
+
+
+def test_jax_artefact_needs_nothing_but_jax(exported, classify):
+  code = card_of(exported)['files']['classifier.jax_export']['load']
+  program = f'import numpy as np, sys\nimages = np.full((3, 32, 32, 3), 0.25, np.float32)\n{code}\n'
+  program += "print(any('haiku' in name or 'adversarial' in name for name in sys.modules), *np.asarray(logits).ravel())"
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True, cwd=exported)
+  foreign, *values = done.stdout.split()
+  assert foreign == 'False'
+  expected = classify(np.full((3, 32, 32, 3), 0.25, np.float32))
+  np.testing.assert_allclose(np.array(values, float).reshape(3, 10), expected, rtol=0, atol=1e-6)
+
+
+def test_jax_artefact_is_for_all_platforms(exported):
+  artefact = jax.export.deserialize(bytearray((exported / 'classifier.jax_export').read_bytes()))
+  assert artefact.platforms == ('cpu', 'cuda', 'tpu')
+  assert artefact.nr_devices == 1
+  assert [str(dimension) for dimension in artefact.in_avals[0].shape] == ['b', 'h', 'w', '3']
+
+
+def test_padding_of_xla_is_exported_for_even_sizes(tmp_path):
+  classifier = random_classifier(10, width=4, padding='same')
+  export.export(classifier, tmp_path, tmp_path / 'out', ['jax_export'])
+  artefact = jax.export.deserialize(bytearray((tmp_path / 'out' / 'classifier.jax_export').read_bytes()))
+  for shape in ((3, 32, 32), (1, 40, 24)):
+    np.testing.assert_allclose(artefact.call(images(*shape)), classifier(images(*shape)), rtol=0, atol=1e-5)
+  with pytest.raises(ValueError, match=r'8\*h'):
+    artefact.call(images(1, 31, 32))
+  assert 'multiples of 8' in card_of(tmp_path / 'out')['files']['classifier.jax_export']['load']
+
+
+def test_jax_artefact_asks_for_flatbuffers(monkeypatch):
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(UserError, match='pip install flatbuffers'):
+    jax_artefact.serialize(lambda x: x)
+
+
+# The card.
+
+
+def test_card_says_what_it_is_and_what_was_measured(saved, exported, classify):
+  card = card_of(exported)
+  assert card['title'] == 'preact_resnet-10, width 4, trained on embedded without an adversary'
+  assert card['checkpoint'] == {'step': 2, 'sha256': classify.checkpoint_sha256}
+  assert card['architecture']['num_parameters'] == sum(leaf.size for leaf in jax.tree.leaves(classify.params))
+  assert card['input']['normalisation']['mean'] == [0.4914, 0.4822, 0.4465]
+  assert card['output'] == {'logits': ['n', 10], 'class_names': list('0123456789')}
+  assert card['batch_norm']['epsilon'] == 1e-5
+  assert card['training']['config'] == json.loads((saved / 'config.json').read_text())
+  assert card['training']['data']['train']['origin'] == 'embedded'
+  assert card['results'].keys() == {'clean'}  # what was measured of another checkpoint is left out
+  assert card['results']['clean']['accuracy'] == 0.5
+  assert 'calibration' not in card['results']['clean']
+  assert card['versions']['jax'] == jax.__version__
+  assert card['license'].startswith('not chosen')
+  assert card['not_written'].keys() == {'torch_state_dict.safetensors'}
+  for name, described in card['files'].items():
+    data = (exported / name).read_bytes()
+    assert (described['bytes'], described['sha256']) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_card_of_a_run_without_results_has_the_hashes_of_its_data(tmp_path):
+  run_directory.write_json(tmp_path / 'data.json', {'train': 'abc'})
+  export.export(random_classifier(10, width=4), tmp_path, tmp_path / 'out', ['safetensors'])
+  card = card_of(tmp_path / 'out')
+  assert card['training']['data'] == {'train': {'name': 'embedded', 'origin': 'unknown', 'sha256': 'abc'}}
+  assert card['results'] == {}
+
+
+# The command line.
+
+
+def test_earlier_export_is_replaced_only_when_asked(copy):
+  export.main([f'--workdir={copy}', '--formats=safetensors'])
+  (copy / 'export' / 'torch_state_dict.safetensors').write_text('of another classifier')
+  (copy / 'export' / 'notes.txt').write_text('mine')
+  before = {path: path.read_bytes() for path in files_of(copy / 'export')}
+  with pytest.raises(UserError, match='holds card.json already; replace it with --overwrite'):
+    export.main([f'--workdir={copy}', '--formats=safetensors'])
+  assert {path: path.read_bytes() for path in files_of(copy / 'export')} == before
+  export.main([f'--workdir={copy}', '--formats=jax_export', '--overwrite'])
+  assert {path.name for path in files_of(copy / 'export')} == {'card.json', 'classifier.jax_export', 'notes.txt'}
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_exported(copy, capsys):
+  flip(copy / 'checkpoints' / '2' / 'MANIFEST.json', copy)
+  export.main([f'--workdir={copy}', '--formats=safetensors'])
+  assert 'checkpoint 2 rejected' in capsys.readouterr().err
+  assert card_of(copy / 'export')['checkpoint']['step'] == 1
+
+
+@pytest.mark.parametrize(
+  'flags, code, words',
+  [
+    ([], 2, '--workdir'),
+    (['--workdir={run}/none'], 2, 'it has no config.json'),
+    (['--workdir={run}', '--formats=onnx'], 2, "Unknown --formats 'onnx'; known: jax_export, safetensors, torch."),
+    (['--workdir={run}', '--formats='], 2, "Unknown --formats ''"),
+    (['--workdir={run}', '--format=torch'], 2, '--format=torch'),
+    (['--workdir={run}', '--formats=safetensors,torch'], 2, 'config.classifier.width=4'),
+    (['--workdir={run}', '--output={run}/config.json'], 2, 'is a file'),
+    (['--workdir={run}', '--output={run}/config.json/x'], 5, 'Cannot'),
+    (['--workdir={run}', '--output=/proc/none'], 5, 'Cannot'),
+  ],
+)
+def test_bad_input_is_one_line(saved, capsys, flags, code, words):
+  with pytest.raises(SystemExit) as end:
+    cli.run(export.main, [flag.format(run=saved) for flag in flags])
+  assert end.value.code == code
+  said = capsys.readouterr()
+  assert words in said.err
+  assert said.err.count('\n') == 1
+  assert not said.out
+  assert not (saved / 'export').exists()
+
+
+def test_help_names_the_formats(capsys):
+  with pytest.raises(SystemExit) as end:
+    export.main(['--help'])
+  assert end.value.code == 0
+  said = capsys.readouterr().out
+  assert all(name in said for name in export.FORMATS)
+
+
+def test_full_disk_leaves_no_half_written_file(saved, tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr('os.fsync', full)
+  with pytest.raises(StorageError, match='No space left'):
+    export.main([f'--workdir={saved}', f'--output={tmp_path}', '--formats=safetensors'])
+  assert not files_of(tmp_path)
