@@ -23,23 +23,29 @@ RUNTIME = [
   'pillow>=10',
   'scikit-learn>=1.5',
   'scikit-image>=0.24',
+  'scipy>=1.13',
   'tqdm>=4.60',
 ]
 
 EXTRAS = {
   'plots': ['matplotlib>=3.8'],
   'logging': ['tensorboardX>=2.6'],
+  'frost': ['imagecorruptions>=1.1.2'],  # its photographs, without which the corruption 'frost' is made up
+  'export': ['flatbuffers>=24'],  # jax.export needs it and does not say so
 }
 EXTRAS['dev'] = [
   *EXTRAS['plots'],
   *EXTRAS['logging'],
+  *EXTRAS['export'],
   'build>=1.2',
   'hypothesis>=6.100',
+  'ipykernel>=6',
   'mypy>=1.10',
+  'nbclient>=0.10',
+  'opencv-python-headless>=4.9',
   'pytest>=8',
   'pytest-xdist>=3.5',
   'ruff>=0.9',
-  'scipy>=1.13',
 ]
 
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'adversarial_augment' / '__init__.py').read_text())[1]

@@ -14,13 +14,13 @@ SMALL_EDSR = {'corruption_net.blocks': 4, 'corruption_net.features': 16, 'corrup
 # paper's nu of .015 digits this large lose only 3 points of accuracy, at .04 a nominal classifier loses 17; and on
 # untrained features an adversary teaches nothing, so that the first 0.8 epochs are clean.
 VARIANTS = {
-  '': {},
+  '': {'evals': ('clean', 'cifar10_c')},
   'quickstart': {
     **SMALL_EDSR,
     'dataset': 'embedded',
     'batch_size': 64,
     'num_epochs': 2.5,
-    'evals': ('clean', 'ada'),
+    'evals': ('clean', 'ada', 'cifar10_c'),
     'classifier.depth': 10,
     'classifier.width': 16,
     'classifier.batch_norm_decay': 0.95,
@@ -36,7 +36,7 @@ VARIANTS = {
     **SMALL_EDSR,
     'batch_size': 64,
     'num_epochs': 2.0,
-    'evals': ('clean', 'ada'),
+    'evals': ('clean', 'ada', 'cifar10_c'),
     'eval_images': 1000,
     'classifier.depth': 10,
     'classifier.width': 16,

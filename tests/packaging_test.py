@@ -29,6 +29,8 @@ IMPORTS = {
   'tensorflow-datasets': 'tensorflow_datasets',
 }
 NOT_IMPORTED = {
+  'flatbuffers',  # needed by jax.export, which does not declare it
+  'imagecorruptions',  # only its photographs are read
   'importlib_resources',  # needed by tensorflow-datasets, which does not declare it
   'jaxlib',  # held to the versions of jax
   'skimage',  # only its photographs are read
@@ -80,7 +82,7 @@ def test_metadata_of_this_installation():
     pytest.skip('the package is imported from a folder and not installed')
   assert metadata['Version'] == adversarial_augment.__version__
   assert metadata['Requires-Python'] == '>=3.11'
-  assert set(metadata.get_all('Provides-Extra')) == {'dev', 'plots', 'logging'}
+  assert set(metadata.get_all('Provides-Extra')) == {'dev', 'plots', 'logging', 'frost', 'export'}
 
 
 def test_version_is_that_of_the_changelog_and_the_citation():

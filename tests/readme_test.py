@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, datasets, prepare
+from adversarial_augment import cli, datasets, evaluate, export, prepare, report
 from adversarial_augment import config as configs
+from tests import classifier_cases
 from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 PAGES = sorted({*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')})
 MODULE = 'python -m adversarial_augment.'
+PARSERS = {'prepare': prepare._parser, 'report': report._parser, 'export': export._parser}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -42,7 +44,7 @@ def test_the_first_two_blocks_are_one_command_line_each():
 
 def test_there_are_commands_of_every_module():
   modules = {command.removeprefix(MODULE).split()[0] for command in commands()}
-  assert modules == {'train', 'prepare', 'pretrain', 'convert'}
+  assert modules == {'train', 'evaluate', 'report', 'export', 'prepare', 'pretrain', 'convert'}
 
 
 @pytest.mark.parametrize('command', commands())
@@ -53,8 +55,12 @@ def test_every_command_parses(command):
     parsed = cli.parse(arguments, module, '', 'configs/ada_edsr.py')
     if parsed.config:
       configs.validate(configs.override(configs.load(str(ROOT / parsed.config), module), parsed.overrides))
-  elif module == 'prepare':
-    prepare._parser().parse_args(arguments)
+  elif module == 'evaluate':
+    overrides, rest = cli.split_overrides(arguments)
+    evals = evaluate._parser().parse_args(rest).evals
+    configs.validate(configs.override(configs.base_config(), overrides | ({'evals': evals} if evals else {})))
+  elif module in PARSERS:
+    PARSERS[module]().parse_args(arguments)
 
 
 def test_every_setting_exists_and_is_valid():
@@ -75,11 +81,11 @@ def test_links_and_pictures_are_there(page):
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
 def test_the_files_and_tests_that_a_page_names_are_there(page):
   text = page.read_text()
-  folders = ('adversarial_augment', 'benchmarks', 'configs', 'docs', 'tests')
+  folders = ('adversarial_augment', 'benchmarks', 'configs', 'docs', 'notebooks', 'tests')
   known = {path.name for folder in folders for path in (ROOT / folder).rglob('*')} | {
     path.name for path in ROOT.iterdir()
   }
-  made_by_runs = {'metrics.jsonl', 'config.json', 'data.json', 'train.json', 'provenance.json'}
+  made_by_runs = {'metrics.jsonl', 'config.json', 'data.json', 'train.json', 'NAME.json', 'provenance.json'}
   named = set(re.findall(r'`(?:[\w./-]+/)?([\w-]+\.(?:py|md|json|jsonl|toml|txt|cff))`', text))
   assert named - known - made_by_runs == set()
   tests = re.findall(
@@ -103,7 +109,7 @@ def test_the_map_of_the_design_page_is_that_of_the_code():
 
 
 def test_the_library_example_corrupts_a_batch():
-  (example,) = blocks('python')
+  example = blocks('python')[1]
   assert len([line for line in example.splitlines() if line]) <= 8
   images, labels = datasets.load('embedded', 'test', '').read(np.arange(4))
   images, labels = jnp.asarray(images, jnp.float32) / 255, jnp.asarray(labels)
@@ -117,3 +123,14 @@ def test_the_library_example_corrupts_a_batch():
   assert bool((corrupted != images).any((1, 2, 3)).all())
   assert bool((metrics['attack_loss_end'] > metrics['attack_loss_start']).all())
   assert bool((metrics['ssim'] > 0.3).all())
+
+
+def test_the_trained_classifier_example_classifies(tmp_path, monkeypatch):
+  (tmp_path / 'runs').mkdir()
+  classifier_cases.save_run(tmp_path / 'runs' / 'quickstart')
+  monkeypatch.chdir(tmp_path)
+  example = blocks('python')[0]
+  names = {'images': datasets.load('embedded', 'test', '').read(np.arange(3)).images}
+  exec(compile(example, 'README.md', 'exec'), names)
+  assert names['logits'].shape == (3, 10)
+  assert np.ptp(names['logits']) > 0

@@ -15,19 +15,23 @@ PACKAGE = 'adversarial_augment'
 # A module imports from lower layers and from its own folder. Modules directly in the package share a folder.
 LAYERS = {
   'errors': 0, 'registry': 0, 'types': 0,
-  'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'schedules': 0,
+  'metrics': 0, 'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'schedules': 0,
   'config': 0, 'config_tables': 0, 'fields': 0,
   'download': 0, 'files': 0, 'manifests': 0, 'processes': 0, 'run_directory': 0, 'signals': 0, 'state_arrays': 0,
   'tensorboard': 0,
-  'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'datasets': 1,
-  'cli': 1, 'sharding': 1,
+  'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'corruptions': 1, 'datasets': 1,
+  'cli': 1, 'results': 1, 'sharding': 1,
   'checkpoints': 2, 'evaluators': 2, 'figures': 2, 'run_log': 2,
-  'loop': 3, 'recipe': 3, 'run_evaluation': 3, 'summary': 3, 'train_step': 3,
-  'convert': 4, 'prepare': 4, 'pretrain': 4, 'train': 4,
+  'evaluations': 3, 'exporting': 3, 'inference': 3, 'loop': 3, 'preparation': 3, 'recipe': 3, 'reporting': 3,
+  'run_evaluation': 3, 'summary': 3, 'train_step': 3,
+  'convert': 4, 'evaluate': 4, 'export': 4, 'prepare': 4, 'pretrain': 4, 'report': 4, 'train': 4,
 }  # fmt: skip
 
 HAIKU = ('classifiers', 'corruption_nets')
-CONFIG_DICT = ('cli', 'config', 'loop', 'pretrain', 'recipe', 'run_evaluation', 'summary', 'train')
+CONFIG_DICT = (
+  'cli', 'config', 'evaluate', 'evaluations', 'inference', 'loop', 'pretrain', 'recipe', 'run_evaluation', 'summary',
+  'train',
+)  # fmt: skip
 HEAVY = ('matplotlib', 'orbax', 'skimage', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'torch')
 
 
