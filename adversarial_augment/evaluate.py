@@ -4,15 +4,20 @@ The newest good checkpoint, on what the run's `config.evals` names or on what --
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, files, inference
+from adversarial_augment import cli, datasets, files, inference, results
 from adversarial_augment import config as configs
 from adversarial_augment.datasets import benchmarks
-from adversarial_augment.types import Attack, PyTree
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Attack, Dataset, PyTree
+
+# What an evaluation may have otherwise than the training.
+_FIELDS = ('evals', 'eval_images', 'batch_size', 'data_dir', 'dataset', 'frost_dir', 'precision')
+_GROUPS = ('attack', 'corruption_net')
 
 _DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
 
@@ -35,9 +40,12 @@ def main(argv: Sequence[str]) -> None:
   workdir = files.user_path(arguments.workdir, '--workdir')
   if arguments.evals is not None:
     overrides['evals'] = arguments.evals
-  config = configs.override(inference.read_config(workdir), overrides)
+  trained = inference.read_config(workdir)
+  config = configs.override(trained, overrides)
   configs.validate(config)
+  _check_overrides(config, overrides)
   test = datasets.load(config.dataset, 'test', config.data_dir)
+  _check_data(workdir, trained, config, test)
   test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
   from adversarial_augment import recipe
 
@@ -46,6 +54,31 @@ def main(argv: Sequence[str]) -> None:
   cli.virtual_devices(cli.usable_cores())
   cli.compilation_cache()
   evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
+
+
+def _check_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+  """Refuses what says how the classifier was trained, and an empty list of evaluations."""
+  for name in overrides:
+    if name not in _FIELDS and name.partition('.')[0] not in _GROUPS:
+      raise UserError(
+        f'config.{name} says how the classifier was trained and cannot be changed for an evaluation; leave it out '
+        f'(these can: {", ".join(_FIELDS)}, {", ".join(f"{group}.*" for group in _GROUPS)}).'
+      )
+  if not config.evals:
+    raise UserError('--evals names no evaluation; name some, such as --evals=clean,cifar10_c.')
+
+
+def _check_data(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Dataset) -> None:
+  """Refuses a test set that has changed since the training; says so where another one is wanted."""
+  if config.dataset != trained.dataset:
+    print(f'note: trained on {trained.dataset}, evaluated on {config.dataset}', flush=True)
+    return
+  known = results.read(workdir / 'data.json').get('test')
+  if known is not None and known != test.provenance.get('sha256', known):
+    raise UserError(
+      f"The test set '{config.dataset}' under '{config.data_dir}' is not the one of the run (SHA-256 in "
+      f"'{workdir}/data.json'): its images may have been trained on; bring that one back, or train anew."
+    )
 
 
 def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks, *, overwrite: bool = False) -> None:
@@ -75,11 +108,12 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
   classifier = recipe.attacked_classifier(config, test.num_classes)
   evaluations = Evaluations(config, classifier, mesh, test_data, attack, sharding.replicate(mesh, phi))
   provenance = summary.provenance(config, {'test': test}, 'evaluate')
+  provenance['config_sha256'] = configs.sha256(inference.read_config(workdir))  # of the run, as in its checkpoint
   about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
   if jax.process_index() == 0:
     print(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}', flush=True)
   for name in config.evals:
-    result = run_evaluation.find(evaluations, name, restored.state, workdir, about, anew=overwrite)
+    result = run_evaluation.find(evaluations, name, restored.state, workdir, about, anew=overwrite, keep=True)
     if jax.process_index() == 0:
       print('\n'.join(summary.evaluation(name, result, {'split': 'test', 'config': provenance['config']})), flush=True)
   if jax.process_index() == 0:

@@ -141,7 +141,7 @@ class _Progress:
     self._done = -batch_size
 
   def advance(self) -> None:
-    self._done += self._batch_size
+    self._done = min(self._done + self._batch_size, self._num_images)
     now = time.monotonic()
     if now - self._told < _SECONDS:
       return

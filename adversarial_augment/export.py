@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
   for name in named or ():
     lookup(FORMATS, name, '--formats')
   workdir = files.user_path(arguments.workdir, '--workdir')
+  if arguments.output == '':
+    raise UserError('--output is empty; name a folder, or leave the flag out.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
   _check_output(output, arguments.overwrite)
   for line in export(inference.load_classifier(workdir), workdir, output, named):

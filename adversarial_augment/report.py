@@ -13,11 +13,11 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import page, runs
 
 
-def report(folders: Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
+def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
   """Writes the page of some runs, whole or not at all. The same runs give the same bytes.
 
   Args:
-    folders: workdirs of `train`, at least one; results of `evaluate` in them are shown.
+    folders: workdir of `train`, or several; results of `evaluate` in them are shown.
     output: the file to write; by default report.html, in the run's folder, or for several runs in the current one.
 
   Returns:
@@ -27,7 +27,7 @@ def report(folders: Sequence[str | os.PathLike], output: str | os.PathLike | Non
     UserError: a folder is missing or holds no run, one of its files is damaged, or `output` is no file to write.
     StorageError: the page cannot be written.
   """
-  found = runs.collect(folders)
+  found = runs.collect([folders] if isinstance(folders, str | os.PathLike) else folders)
   default = found[0].folder if len(found) == 1 else Path()
   target = default / 'report.html' if output is None else files.user_path(os.fspath(output), '--output')
   if target.is_dir() or not target.parent.is_dir():

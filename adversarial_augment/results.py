@@ -57,14 +57,15 @@ def write_evaluation(folder: Path, name: str, result: Result) -> None:
   table = csv.writer(text, lineterminator='\n')
   table.writerow(_COLUMNS)
   table.writerows(_rows(name, result))
-  files.replace(folder / f'{name}.csv', text.getvalue().encode())
+  with files.storage_errors(f"write '{folder / name}.csv'"):
+    files.replace(folder / f'{name}.csv', text.getvalue().encode())
   write(folder / f'{name}.json', result)
 
 
 def _rows(name: str, result: Result) -> Iterator[tuple]:
   n = result['num_images']
   data = result['provenance']['data'][result['split']]['name']
-  about = lambda origin: (data, origin, result['seed'], result['step'], result['checkpoint_sha256'])
+  about = lambda origin, data=data: (data, origin, result['seed'], result['step'], result['checkpoint_sha256'])
   if 'error' in result:
     for corruption, errors in result['error'].items():
       for severity, (error, correct) in enumerate(zip(errors, result['num_correct'][corruption], strict=True), 1):
@@ -72,7 +73,15 @@ def _rows(name: str, result: Result) -> Iterator[tuple]:
     return
   parts = {f'{name}/{version}': result[version] for version in ('v4', 'v6') if version in result} or {name: result}
   for label, part in parts.items():
-    yield label, '', '', part['num_correct'], part['num_images'], 1 - part['accuracy'], *about(part['origin'])
+    yield (
+      label,
+      '',
+      '',
+      part['num_correct'],
+      part['num_images'],
+      1 - part['accuracy'],
+      *about(part['origin'], data if label == name else label),
+    )
 
 
 def digest(conditions: Any) -> str:

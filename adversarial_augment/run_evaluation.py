@@ -34,6 +34,7 @@ def find(
   poll: Poll = lambda: None,
   *,
   anew: bool = False,
+  keep: bool = False,
 ) -> dict[str, Any]:
   """Returns the result of one evaluation of the test set: what the run's folder knows already, or measured and written.
 
@@ -45,9 +46,10 @@ def find(
     about: `step`, `checkpoint_sha256` and `provenance` of the result.
     poll: called before every batch; may raise.
     anew: measures even what is known.
+    keep: refuses to replace what was found for the same checkpoint under other conditions, unless `anew`.
 
   Raises:
-    UserError: the processes have other images.
+    UserError: the processes have other images, or there is something to keep.
     StorageError: the result cannot be written.
   """
   folder = workdir / 'results'
@@ -62,9 +64,16 @@ def find(
   known = processes.on_process_0(lambda: results.read(folder / f'{name}.json'))
   if known.get('conditions_sha256') == conditions and not anew:
     return known
-  result = {'eval': name, 'split': 'test', 'seed': about['provenance']['seed'], **about}
-  result |= {'conditions_sha256': conditions, **evaluations.measure(name, state, poll)}
-  result['provenance'] = {**about['provenance'], **evaluations.provenance(name)}
+  if keep and not anew and known.get('checkpoint_sha256') == about['checkpoint_sha256']:
+    raise UserError(
+      f"'{folder / name}.json' holds what other images, settings or versions gave for this checkpoint; replace it "
+      'with --overwrite.'
+    )
+  images = evaluations.provenance(name)
+  seed = images.get('corruptions', origin)['seed']  # of the corruptions; else of the run
+  result = {'eval': name, 'split': 'test', 'seed': seed, **about, 'conditions_sha256': conditions}
+  result |= evaluations.measure(name, state, poll)
+  result['provenance'] = {**origin, **images}
   write = lambda: processes.on_process_0(lambda: results.write_evaluation(folder, name, result))
   Patience().attempt(about['step'], write, final=True)
   return result

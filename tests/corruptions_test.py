@@ -63,7 +63,7 @@ def test_every_name_stands_for_its_corruption(name):
 
 @pytest.mark.parametrize(
   'name', ['gaussian_noise', 'speckle_noise', 'gaussian_blur', 'zoom_blur', 'fog', 'brightness', 'contrast', 'pixelate',
-           'jpeg_compression', 'motion_blur'],
+           'jpeg_compression'],
 )  # fmt: skip
 def test_higher_severities_change_more(name):
   images = real_images(COUNT).astype(int)
@@ -163,6 +163,10 @@ def test_images_of_other_sizes():
     ({'seed': -1}, 'seed=-1 must be an integer from 0'),
     ({'seed': 2**31}, 'seed=2147483648 must'),
     ({'seed': 0.5}, 'seed=0.5 must'),
+    ({'seed': True}, 'seed=True must'),
+    ({'severity': 3.0}, 'severity=3.0 must'),
+    ({'severity': np.ones(2, int)}, 'severity=array.* must'),
+    ({'name': None}, "Unknown corruption 'None'"),
     (
       {'images': np.zeros((2, 3, 32, 32), np.uint8)},
       r'shape \(2, 3, 32, 32\) .* must be uint8 \[n, height, width, 3\]',

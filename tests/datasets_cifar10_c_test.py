@@ -62,6 +62,7 @@ def write_manifest(folder: pathlib.Path, **changes) -> pathlib.Path:
     'origin': 'generated',
     'test_set': dict(TEST.provenance),
     'num_images': N,
+    'image_shape': list(TEST.image_shape),
     'seed': 3,
     'made_with': {'jax': '1'},
     'files': entries,
@@ -242,6 +243,11 @@ BAD_MANIFESTS = {
   'no text': (lambda folder: (folder / 'MANIFEST.json').write_bytes(b'\xff\xfe\x00'), 'MANIFEST.json', 'damaged'),
   'no field': (lambda folder: write_manifest(folder, test_set={}), 'MANIFEST.json', "'sha256'"),
   'a wrong type': (lambda folder: write_manifest(folder, origin=None), 'MANIFEST.json', 'of another type'),
+  'a made-up origin': (lambda folder: write_manifest(folder, origin='mine'), 'MANIFEST.json', "origin 'mine'"),
+  'a seed of text': (lambda folder: write_manifest(folder, seed='x'), 'MANIFEST.json', "seed 'x'"),
+  'another number': (lambda folder: write_manifest(folder, num_images=5), 'MANIFEST.json', 'is of 5 images'),
+  'another shape': (lambda folder: write_manifest(folder, image_shape=[1]), 'MANIFEST.json', 'images [1]'),
+  'deep': (lambda folder: (folder / 'MANIFEST.json').write_text('[' * 100_000), 'MANIFEST.json', 'RecursionError'),
 }
 
 

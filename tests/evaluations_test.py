@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -206,13 +207,13 @@ def test_what_is_known_is_shown_again_in_the_papers_order(run, monkeypatch, caps
   with pytest.raises(pytest.fail.Exception, match='it measured'):
     command(run, '--evals=clean', '--overwrite')
   with pytest.raises(pytest.fail.Exception, match='it measured'):
-    command(run, '--evals=ada', '--config.attack.nu=0.02')
+    command(run, '--evals=ada', '--config.attack.nu=0.02', '--overwrite')
   with pytest.raises(pytest.fail.Exception, match='it measured'):
-    command(run, '--evals=cifar10_c', '--config.eval_images=5')
+    command(run, '--evals=cifar10_c', '--config.eval_images=5', '--overwrite')
 
 
 def test_other_images_are_measured_and_replace_the_result(run, tmp_path):
-  command(run, '--evals=clean', '--config.eval_images=40', '--config.batch_size=7')
+  command(run, '--evals=clean', '--config.eval_images=40', '--config.batch_size=7', '--overwrite')
   found = result(run, 'clean')
   assert found['num_images'] == 40
   assert found['provenance']['command'].startswith('python -m adversarial_augment.evaluate')
@@ -223,7 +224,11 @@ def test_other_images_are_measured_and_replace_the_result(run, tmp_path):
   'flags, message',
   [
     (['--evals=clan'], "Did you mean 'clean'"),
-    (['--evals=cifar10_1'], 'prepare cifar10_1 --from'),
+    (['--evals=cifar10_1'], "classes of which are CIFAR-10's"),
+    (['--evals='], 'names no evaluation'),
+    (['--config.seed=5'], 'config.seed says how the classifier was trained'),
+    (['--config.classifier.padding=same'], 'config.classifier.padding says how'),
+    (['--evals=clean', '--config.eval_images=3'], 'clean.json.*--overwrite'),
     (['--config.dataset=cifar'], "No data set 'cifar'"),
     (['--config.eval_images=0'], 'config.eval_images'),
     (['--config.frost_dir=/nowhere/at/all', '--evals=cifar10_c'], '/nowhere/at/all'),
@@ -235,6 +240,13 @@ def test_bad_flags_are_refused(run, flags, message, tmp_path):
   with pytest.raises(UserError, match=message) as caught:
     command(run, f'--config.data_dir={tmp_path}', *flags)
   assert '\n' not in str(caught.value)
+
+
+def test_a_test_set_that_has_changed_is_refused(run, tmp_path):
+  copied = Path(shutil.copytree(run, tmp_path / 'w'))
+  (copied / 'data.json').write_text(json.dumps({'test': 'f' * 64}))
+  with pytest.raises(UserError, match="is not the one of the run .*data.json'.*trained on"):
+    command(copied, '--evals=clean')
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -210,7 +210,7 @@ def test_official_images_stand_beside_published_numbers(both):
   'options, lines, sentence',
   [
     ({}, False, 'does not compare with published numbers: its data set is embedded, not CIFAR-10'),
-    ({'dataset': 'cifar10', 'frost': 'procedural'}, False, 'its frost is procedural'),
+    ({'dataset': 'cifar10', 'frost': 'procedural'}, False, 'its frost is of procedural textures'),
     ({'dataset': 'cifar10'}, True, 'only roughly with published numbers: its CIFAR-10-C is generated, 2,000 images'),
     ({'dataset': 'cifar10', 'c_origin': 'official'}, True, 'its CIFAR-10-C is official, 2,000 images a cell'),
   ],
@@ -221,7 +221,7 @@ def test_what_does_not_compare_is_kept_apart(tmp_path, options, lines, sentence)
   assert sentence in found.text
   apart = [caption for caption, _, _ in found.tables if caption.startswith('Published.')]
   assert apart == ([] if lines else ['Published. Errors in %, mean over five severities'])
-  assert ('procedural frost' in found.text) is ('frost' in options)
+  assert ('frost of procedural textures' in found.text) is ('frost' in options)
 
 
 def test_one_run_that_does_not_compare_keeps_the_page_free_of_published_lines(tmp_path):

@@ -46,6 +46,17 @@ def test_what_decides_a_result_makes_it_be_measured_again(tmp_path: Path):
   assert run_evaluation.find(fake, 'clean', None, tmp_path, about(), anew=True)['num_correct'] == 9
 
 
+def test_what_was_found_under_other_conditions_is_kept(tmp_path: Path):
+  fake = Fake()
+  find = lambda **options: run_evaluation.find(fake, 'clean', None, tmp_path, about(), keep=True, **options)
+  assert find() == find()
+  fake.images = 'those'
+  with pytest.raises(UserError, match='clean.json.*--overwrite'):
+    find()
+  assert find(anew=True)['num_correct'] == 2
+  assert run_evaluation.find(fake, 'clean', None, tmp_path, about(sha256='b'), keep=True)['num_correct'] == 3
+
+
 def test_a_damaged_or_foreign_file_is_replaced(tmp_path: Path):
   fake = Fake()
   run_evaluation.find(fake, 'clean', None, tmp_path, about())
@@ -59,11 +70,11 @@ def test_the_file_tells_where_its_numbers_come_from(tmp_path: Path):
   found = run_evaluation.find(Fake(), 'cifar10_c', None, tmp_path, about())
   assert results.read(tmp_path / 'results' / 'cifar10_c.json') == found
   assert found['provenance']['corruptions'] == {'seed': 7}
-  assert (found['eval'], found['split'], found['seed'], found['step']) == ('cifar10_c', 'test', 3, 5)
+  assert (found['eval'], found['split'], found['seed'], found['step']) == ('cifar10_c', 'test', 7, 5)
   header, row = (tmp_path / 'results' / 'cifar10_c.csv').read_text().splitlines()
   cells = dict(zip(header.split(','), row.split(','), strict=True))
   assert (cells['num_correct'], cells['num_images'], cells['error'], cells['data']) == ('1', '10', '0.9', 'pets')
-  assert (cells['origin'], cells['seed'], cells['step'], cells['checkpoint_sha256']) == ('own', '3', '5', 'a')
+  assert (cells['origin'], cells['seed'], cells['step'], cells['checkpoint_sha256']) == ('own', '7', '5', 'a')
 
 
 def test_processes_with_other_images_are_refused(tmp_path: Path, monkeypatch):

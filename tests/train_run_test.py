@@ -136,6 +136,15 @@ def test_a_finished_run_prints_its_table_again_and_computes_nothing(copy, capsys
   assert {path: path.read_bytes() for path in files_of(copy) if path.name not in named} == before
 
 
+def test_results_of_another_state_are_found_again(copy):
+  expected = result(copy)
+  other = expected | {'state_sha256': 'f' * 64, 'evals': {'clean': {'accuracy': 0.5}}}
+  (copy / 'results' / 'train.json').write_text(json.dumps(other))
+  start(copy)
+  assert result(copy)['state_sha256'] == expected['state_sha256']
+  assert result(copy)['evals'] == expected['evals']
+
+
 def test_other_evaluations_of_a_finished_run_do_not_train(copy, monkeypatch):
   monkeypatch.setattr(train, '_compile', lambda *_: pytest.fail('it compiled'))
   old = result(copy)

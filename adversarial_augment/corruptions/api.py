@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import functools
 import itertools
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,12 +73,13 @@ def corrupt(
   Raises:
     UserError: an argument is not as above.
   """
-  corruption = registry.lookup(CORRUPTIONS, name, 'corruption')
+  corruption = registry.lookup(CORRUPTIONS, str(name), 'corruption')
   if name == 'frost' and frost is not None:
     corruption = weather.frost(files.user_path(frost, 'frost'))
   images, index = _checked(images, severity, seed, indices)
   if isinstance(corruption, HostCorruption):
-    return np.stack([corruption.apply(image, severity) for image in images])
+    return np.stack([corruption.apply(image, int(severity)) for image in images])
+  severity, seed = int(severity), int(seed)
   size = (images.shape[1], images.shape[2])
   number = ALL_NAMES.index(name)
   run, devices = _compiled(corruption.draw, corruption.apply), itertools.cycle(_processors())
@@ -142,11 +144,15 @@ def _checked(
     raise UserError(f'images of shape {images.shape} and type {images.dtype} must be uint8 [n, height, width, 3].')
   if not len(images) or min(images.shape[1:3]) < MIN_SIZE:
     raise UserError(f'images of shape {images.shape} must be at least one, of {MIN_SIZE} pixels a side or more.')
-  if severity not in SEVERITIES or isinstance(severity, bool):
+  if not _is_integer(severity) or severity not in SEVERITIES:
     raise UserError(f'severity={severity!r} must be an integer from 1 to 5.')
-  if not isinstance(seed, int) or not 0 <= seed < 2**31:
+  if not _is_integer(seed) or not 0 <= seed < 2**31:
     raise UserError(f'seed={seed!r} must be an integer from 0 to 2**31 - 1.')
   index = np.arange(len(images)) if indices is None else np.asarray(indices)
   if index.shape != (len(images),) or index.dtype.kind not in 'iu' or index.min() < 0 or index.max() >= 2**31:
     raise UserError(f'indices must be {len(images)} integers from 0 to 2**31 - 1, one for each image.')
   return images, index.astype(np.int32)
+
+
+def _is_integer(value: Any) -> bool:
+  return isinstance(value, int | np.integer) and not isinstance(value, bool)

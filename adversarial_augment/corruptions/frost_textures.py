@@ -17,6 +17,7 @@ from adversarial_augment.corruptions.corruption import Size
 from adversarial_augment.errors import UserError
 
 FILES = ('frost1.png', 'frost2.png', 'frost3.png', 'frost4.jpg', 'frost5.jpg')  # frost6.jpg is never drawn
+_OFFICIAL = 'c146cff9eab2397f71c47ee7c727e2f8a36cf7445b8daf1dad63a0ce34140861'  # SHA-256 of all five
 _DISTRIBUTION = 'imagecorruptions'
 _SHRINK = 0.2  # of the photographs, for images of 32 pixels a side
 _STAND_IN = (120, 180)  # height, width, in pixels
@@ -31,7 +32,10 @@ def describe(folder: Path | None) -> str:
   folder = folder if folder is not None else _distribution()
   if folder is None:
     return 'procedural'
-  return f'photographs, SHA-256 {hashlib.sha256(b"".join(_content(Path(folder, name)) for name in FILES)).hexdigest()}'
+  for name in FILES:
+    _photograph(Path(folder, name))
+  digest = hashlib.sha256(b''.join(_content(Path(folder, name)) for name in FILES)).hexdigest()
+  return 'photographs of CIFAR-10-C' if digest == _OFFICIAL else f'other photographs, SHA-256 {digest}'
 
 
 @functools.lru_cache(maxsize=4)
@@ -93,7 +97,7 @@ def _photograph(path: Path) -> np.ndarray:
   try:
     with Image.open(path) as image:
       return np.asarray(image.convert('RGB'))
-  except OSError as error:
+  except Exception as error:  # of whatever kind Pillow's decoders raise
     raise UserError(f"frost: '{path}' is not an image that can be read ({error}); replace the file.") from error
 
 

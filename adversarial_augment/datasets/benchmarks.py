@@ -43,13 +43,11 @@ def load(evals: Collection[str], name: str, data_dir: str, images: Dataset) -> B
     folder = files.user_path(data_dir, 'config.data_dir') / cifar10_c.folder_name(name)
     if folder.exists():
       names = [corruption for evaluation in evals for corruption in _CORRUPTED.get(evaluation, ())]
-      corrupted = cifar10_c.open_set(folder, names, images)
+      corrupted = cifar10_c.open_set(folder, names, images, verify=True)
   if 'cifar10_1' in evals:
+    if not name.startswith('cifar10'):
+      raise UserError(
+        f"config.evals has cifar10_1, the classes of which are CIFAR-10's, but config.dataset={name}; leave it out."
+      )
     cifar10_1 = {version: source.load(f'cifar10_1/{version}', 'test', data_dir) for version in CIFAR10_1_VERSIONS}
-    for dataset in cifar10_1.values():
-      if dataset.num_classes != images.num_classes or dataset.image_shape != images.image_shape:
-        raise UserError(
-          f'config.evals has cifar10_1, whose images {dataset.image_shape} of {dataset.num_classes} classes are not '
-          f"like those of '{name}': {images.image_shape} of {images.num_classes}; leave it out."
-        )
   return Benchmarks(images, corrupted, cifar10_1)

@@ -23,6 +23,7 @@ from adversarial_augment.types import Dataset
 
 MANIFEST = 'MANIFEST.json'
 FORMAT = 1  # of the manifest
+_ORIGINS = ('official', 'generated', 'unverified')
 _OF_FILES = ('bytes', 'sha256')  # what the manifest says of every file
 LABELS = 'labels.npy'
 # MD5 of the files in CIFAR-10-C.tar (Zenodo record 2535967; the archive's own is 56bf5dcef84df0e2308c6dcbcbbd8499), as
@@ -156,6 +157,12 @@ def _manifest(parts: Mapping[str, npy.Part], wanted: Sequence[str], test: Datase
       f"'{test.name}' has {test.provenance['sha256']}; make it again with python -m adversarial_augment.prepare "
       f'cifar10_c --dataset={test.name} --overwrite.'
     )
+  if manifest['num_images'] != test.num_examples or tuple(manifest['image_shape']) != test.image_shape:
+    raise UserError(
+      f"'{part.label}' is of {manifest['num_images']} images {manifest['image_shape']}, but '{test.name}' has "
+      f'{test.num_examples} images {list(test.image_shape)}; make it again with python -m adversarial_augment.prepare '
+      f'cifar10_c --dataset={test.name} --overwrite.'
+    )
   for file in wanted:
     found = manifest['files'].get(file)
     if found is None:
@@ -187,9 +194,10 @@ def read_manifest(part: npy.Part) -> dict[str, Any]:
     numbers = [manifest['num_images'], *(f['bytes'] for f in manifest['files'].values())]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
       raise ValueError('a field of another type')
-    for field in ('seed', 'made_with'):
-      manifest[field]
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    if manifest['origin'] not in _ORIGINS or not isinstance(manifest['seed'], int | None):
+      raise ValueError(f'origin {manifest["origin"]!r} or seed {manifest["seed"]!r}')
+    manifest['made_with'], tuple(manifest['image_shape'])
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(
       f"'{part.label}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set "
       'again with python -m adversarial_augment.prepare cifar10_c --overwrite.'

@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     f"'{done.path}' has {what} at {len(metrics.SEVERITIES)} severities of {test.num_examples:,} "
     f'images, origin {corrupted.images.origin}; {done.num_written:,} images written in {seconds:,.0f} s.'
   )
-  print(use.format(dataset=arguments.dataset, data_dir=arguments.data_dir, folder=done.path.name))
+  if set(names) >= set(metrics.NAMES) or arguments.format != 'npy':  # what an evaluation needs
+    print(use.format(dataset=arguments.dataset, data_dir=arguments.data_dir, folder=done.path.name))
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> 
     return f'{origin}, n = {n:,}'
   about = corruption_set(result)
   seed = f'seed {about["seed"]}, ' if about.get('seed') is not None else ''
-  frost = 'procedural frost, ' if procedural_frost(result) else ''
+  frost = f'frost of {made_up_frost(result)}, ' if made_up_frost(result) else ''
   return f'{origin}, {seed}{frost}n = {n:,} a cell'
 
 
@@ -80,8 +80,10 @@ def corruption_set(result: Mapping[str, Any]) -> Mapping[str, Any]:
   return about if isinstance(about, dict) else {}
 
 
-def procedural_frost(result: Mapping[str, Any]) -> bool:
-  return str(corruption_set(result).get('frost', '')).startswith('procedural')
+def made_up_frost(result: Mapping[str, Any]) -> str:
+  """Returns what frost is made of where it is not the official photographs, else ''."""
+  frost = str(corruption_set(result).get('frost') or '')
+  return '' if frost.startswith('photographs') else 'procedural textures' if frost == 'procedural' else frost
 
 
 def data_set(run: Run, result: Mapping[str, Any]) -> str:

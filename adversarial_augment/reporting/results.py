@@ -77,8 +77,8 @@ def standing(run: Run, result: dict[str, Any]) -> Standing:
   if name != 'cifar10':
     sentence = f'{run.label} does not compare with published numbers: its data set is {name}, not CIFAR-10.'
     return Standing(False, True, sentence)
-  if markup.procedural_frost(result):
-    sentence = f'{run.label} does not compare with published numbers: its frost is procedural, not of photographs.'
+  if frost := markup.made_up_frost(result):
+    sentence = f'{run.label} does not compare with published numbers: its frost is of {frost}.'
     return Standing(False, True, sentence)
   origin, n = result['origin'], result['num_images']
   if origin == 'official' and n == 10_000:
