@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, files, inference, results
+from adversarial_augment import cli, datasets, files, inference, results, signals
 from adversarial_augment import config as configs
 from adversarial_augment.datasets import benchmarks
 from adversarial_augment.errors import UserError
@@ -21,13 +21,13 @@ _GROUPS = ('attack', 'corruption_net')
 
 _DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
 
-Results go to WORKDIR/results, one .json and one .csv for each evaluation. What they hold already is shown again, unless
-the checkpoint, the images or the adversary are others now."""
+Results go to WORKDIR/results, one .json and one .csv for each evaluation. What they hold already is shown again;
+--overwrite replaces what other images, settings or versions gave for the same checkpoint."""
 
 _EPILOG = """examples:
   python -m adversarial_augment.evaluate --workdir=runs/ada
   python -m adversarial_augment.evaluate --workdir=runs/ada --evals=clean,cifar10_c,cifar10_1
-  python -m adversarial_augment.evaluate --workdir=runs/ada --evals=ada --config.attack.nu=0.03
+  python -m adversarial_augment.evaluate --workdir=runs/ada --evals=ada --config.attack.nu=0.03 --overwrite
 
 evaluations: clean, ada (under AdA), cifar10_c (the 15 corruptions), cifar10_c_extra (the 4 others), cifar10_1.
 Corrupted images come from DATA_DIR/DATASET_c, where `prepare cifar10_c` has put them, or are made in memory."""
@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> None:
   cli.distributed(arguments, None)
   cli.virtual_devices(cli.usable_cores())
   cli.compilation_cache()
-  evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
+  with signals.listen(several_processes=False):  # nothing is unsaved: every evaluation is written when it is done
+    evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
 
 
 def _check_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """The evaluations that `config.evals` names: what each measures, from integer counts, and of which images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import datetime
 import functools
 import time
@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import corruptions, metrics
+from adversarial_augment import metrics
 from adversarial_augment.datasets.benchmarks import Benchmarks
+from adversarial_augment.datasets.cifar10_c import CorruptionSet
 from adversarial_augment.evaluators import Evaluate, accuracy, corrupted_in_memory, corruption_counts
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
@@ -20,6 +21,7 @@ Poll = Callable[[], None]
 Result = dict[str, Any]
 
 _SECONDS = 10  # between lines of progress
+_CORRUPTIONS = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}
 CORRUPTION_SEED = 0  # of what is corrupted in memory, and of what `prepare` writes by default
 
 
@@ -48,7 +50,7 @@ class Evaluations:
     self._config, self._mesh = config, mesh
     limit = config.eval_images
     self._images, self._cifar10_1 = _first(benchmarks.images, limit), benchmarks.cifar10_1
-    self._corrupted = benchmarks.corrupted or corrupted_in_memory(benchmarks.images, CORRUPTION_SEED, config.frost_dir)
+    self._prepared = benchmarks.corrupted
     make = functools.partial(accuracy, classifier, mesh, config.batch_size)
     self._accuracy: Callable[[], Evaluate] = functools.cache(make)
     self._under_attack: Callable[[], Evaluate] = functools.cache(functools.partial(make, attack=attack, phi=phi))
@@ -64,8 +66,8 @@ class Evaluations:
     measures: dict[str, Callable[[TrainState, Poll], Result]] = {
       'clean': self._clean,
       'ada': self._ada,
-      'cifar10_c': functools.partial(self._corruptions, corruptions.NAMES, 'mce'),
-      'cifar10_c_extra': functools.partial(self._corruptions, corruptions.EXTRA_NAMES, 'mean_error'),
+      'cifar10_c': functools.partial(self._corruptions, 'cifar10_c', 'mce'),
+      'cifar10_c_extra': functools.partial(self._corruptions, 'cifar10_c_extra', 'mean_error'),
       'cifar10_1': self._versions,
     }
     began = time.monotonic()
@@ -80,7 +82,8 @@ class Evaluations:
   def provenance(self, name: str) -> Result:
     """Returns where the images of an evaluation come from, beside the test set itself."""
     if name.startswith('cifar10_c'):
-      return {'corruptions': {'origin': self._corrupted.origin, **self._corrupted.provenance}}
+      corrupted = self._corrupted(name)
+      return {'corruptions': {'origin': corrupted.origin, **corrupted.provenance}}
     if name == 'cifar10_1':
       return {name: {version: dataset.provenance for version, dataset in self._cifar10_1.items()}}
     return {}
@@ -94,7 +97,7 @@ class Evaluations:
 
   def _num_images(self, name: str) -> int:
     versions = sum(dataset.num_examples for dataset in self._versions_of().values())
-    cells = {'cifar10_c': len(corruptions.NAMES) * 5, 'cifar10_c_extra': len(corruptions.EXTRA_NAMES) * 5}
+    cells = {evaluation: len(names) * len(metrics.SEVERITIES) for evaluation, names in _CORRUPTIONS.items()}
     return versions if name == 'cifar10_1' else cells.get(name, 1) * self._images.num_examples
 
   def _clean(self, state: TrainState, poll: Poll) -> Result:
@@ -113,8 +116,13 @@ class Evaluations:
     }
     return found['v6'] | found  # the paper's is v6
 
-  def _corruptions(self, names: Sequence[str], mean_name: str, state: TrainState, poll: Poll) -> Result:
-    counts = corruption_counts(self._accuracy(), state, self._images, self._corrupted, names, poll)
+  def _corrupted(self, name: str) -> CorruptionSet:
+    names = _CORRUPTIONS[name]
+    return self._prepared.get(name) or corrupted_in_memory(self._images, names, CORRUPTION_SEED, self._config.frost_dir)
+
+  def _corruptions(self, name: str, mean_name: str, state: TrainState, poll: Poll) -> Result:
+    corrupted = self._corrupted(name)
+    counts = corruption_counts(self._accuracy(), state, self._images, corrupted, _CORRUPTIONS[name], poll)
     n = self._images.num_examples
     error = {name: [1 - count / n for count in row] for name, row in counts.items()}
     mean = metrics.mean_corruption_error(error)
@@ -128,7 +136,8 @@ class Evaluations:
       'error': error,
       'num_correct': counts,
       'num_images': n,
-      'origin': self._corrupted.origin,
+      'origin': corrupted.origin,
+      'frost': corrupted.provenance['frost'],
     }
 
 
@@ -143,7 +152,7 @@ class _Progress:
   def advance(self) -> None:
     self._done = min(self._done + self._batch_size, self._num_images)
     now = time.monotonic()
-    if now - self._told < _SECONDS:
+    if now - self._told < _SECONDS or self._done <= 0:
       return
     self._told, speed = now, self._done / (now - self._began)
     eta = datetime.timedelta(seconds=round((self._num_images - self._done) / speed))

@@ -15,6 +15,7 @@ NAMES = (
 EXTRA_NAMES = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
 ALL_NAMES = (*NAMES, *EXTRA_NAMES)
 SEVERITIES = (1, 2, 3, 4, 5)
+MIN_SIZE = 32  # pixels a side of an image that is corrupted
 _Z = 1.959963984540054  # the normal distribution has 95 % of its mass within this many deviations
 
 

@@ -32,6 +32,14 @@ def on_process_0(action: Callable[[], Any]) -> Any:
   return value
 
 
+def all_have(digest: str) -> bool:
+  """Returns whether every process calls this with the same hexadecimal digest; all get the same answer."""
+  if jax.process_count() == 1:
+    return True
+  gathered = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(digest), np.uint8))
+  return bool((np.asarray(gathered) == np.asarray(gathered)[0]).all())
+
+
 def broadcast(data: bytes) -> bytes:
   """Process 0's `data` on every process; sent as bytes, because a sum of floats would lose the sign of -0."""
   length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(data), np.int32)))

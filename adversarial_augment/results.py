@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, Any]:
     result = json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
-  return result if isinstance(result, dict) else {}
+  return result if isinstance(result, dict) and isinstance(result.get('evals', {}), dict) else {}
 
 
 def write(path: Path, result: Result) -> None:

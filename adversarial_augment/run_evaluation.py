@@ -1,6 +1,6 @@
 """The evaluations of a run: which split, what is known already, which files, and the closing table."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import itertools
@@ -52,15 +52,8 @@ def find(
     UserError: the processes have other images, or there is something to keep.
     StorageError: the result cannot be written.
   """
-  folder = workdir / 'results'
-  origin = about['provenance']
-  made_by = {package: origin['versions'][package] for package in ('adversarial_augment', 'jax')}
-  weights = origin['weights'] if name == 'ada' else None
-  conditions = results.digest([name, about['checkpoint_sha256'], evaluations.conditions(name), weights, made_by])
-  if processes.on_process_0(lambda: conditions) != conditions:
-    raise UserError(
-      f'Process {jax.process_index()} has other images or weights for {name} than process 0; give all of them the same.'
-    )
+  folder, origin = workdir / 'results', about['provenance']
+  conditions = _conditions(evaluations, name, about)
   known = processes.on_process_0(lambda: results.read(folder / f'{name}.json'))
   if known.get('conditions_sha256') == conditions and not anew:
     return known
@@ -77,6 +70,21 @@ def find(
   write = lambda: processes.on_process_0(lambda: results.write_evaluation(folder, name, result))
   Patience().attempt(about['step'], write, final=True)
   return result
+
+
+def _conditions(evaluations: Evaluations, name: str, about: Mapping[str, Any]) -> str:
+  """Returns the hash of all that decides the result of an evaluation.
+
+  Raises:
+    UserError: it is not the same on all processes.
+  """
+  origin = about['provenance']
+  made_by = {package: origin['versions'][package] for package in ('adversarial_augment', 'jax')}
+  weights = origin['weights'] if name == 'ada' else None
+  found = results.digest([name, about['checkpoint_sha256'], evaluations.conditions(name), weights, made_by])
+  if not processes.all_have(found):
+    raise UserError(f'The processes have different images or weights for {name}; give all of them the same files.')
+  return found
 
 
 class Evaluation:
@@ -130,10 +138,17 @@ class Evaluation:
     names = self._config.evals if last else self._between_names
     path = self._workdir / 'results' / ('train.json' if last else f'eval_{step}.json')
     sha256 = checkpoints.state_sha256(state)
+    about = {
+      'step': step,
+      'checkpoint_sha256': sha256,
+      'provenance': summary.provenance(self._config, self._splits, 'train'),
+    }
+    evaluations = self._test if last else self._between
+    conditions = {name: _conditions(evaluations, name, about) for name in names}
     result = processes.on_process_0(lambda: results.read(path))
-    known = result.get('state_sha256') == sha256 and set(result.get('evals', ())) == set(names)
+    known = result.get('conditions_sha256') == conditions and result.get('evals', {}).keys() == conditions.keys()
     if not known:
-      result = self._measure(state, step, last, sha256, poll)
+      result = self._measure(state, last, names, about, poll) | {'conditions_sha256': conditions}
       Patience().attempt(step, lambda: processes.on_process_0(lambda: results.write(path, result)), final=True)
     lines = summary.evals(result)
     if last:
@@ -155,20 +170,20 @@ class Evaluation:
       with contextlib.suppress(_Enough):
         self._between.measure(name, state, poll)
 
-  def _measure(self, state: TrainState, step: int, last: bool, sha256: str, poll: Poll) -> dict[str, Any]:
+  def _measure(
+    self, state: TrainState, last: bool, names: Sequence[str], about: Mapping[str, Any], poll: Poll
+  ) -> dict[str, Any]:
     split = 'test' if last else self._between_split
     tell(f'evaluating on the {split} set...')
-    provenance = summary.provenance(self._config, self._splits, 'train')
     if last:
-      about = {'step': step, 'checkpoint_sha256': sha256, 'provenance': provenance}
-      found = {name: find(self._test, name, state, self._workdir, about, poll) for name in self._config.evals}
+      found = {name: find(self._test, name, state, self._workdir, about, poll) for name in names}
     else:
-      found = {name: self._between.measure(name, state, poll) for name in self._between_names}
+      found = {name: self._between.measure(name, state, poll) for name in names}
     return {
-      **provenance,
-      'step': step,
+      **about['provenance'],
+      'step': about['step'],
       'num_steps': self._static.num_steps,
-      'state_sha256': sha256,
+      'state_sha256': about['checkpoint_sha256'],
       'split': split,
       'evals': {name: {key: value[key] for key in value if key not in results.OF_ONE} for name, value in found.items()},
       'seconds': round(time.monotonic() - self._began, 1),  # of this start of the run

@@ -150,7 +150,7 @@ def _corruption_table(name: str, values: Mapping[str, Any]) -> list[str]:
     *(row(label, values['error'][label], values['corruption_error'][label]) for label in names),
     row(title, values['severity_error'], mean),
     f'  {"":<20} {title} {100 * mean:.2f} %, 95 % interval {low:.2f} to {high:.2f}; {values["num_images"]:,} images a '
-    f'cell, {values["origin"]}',
+    f'cell, {values["origin"]}' + (f'; frost: {values["frost"]}' if values.get('frost') else ''),
   ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from adversarial_augment import cli, datasets, report
 from adversarial_augment.datasets import benchmarks, sampling
+from adversarial_augment.errors import AdversarialAugmentError
 from adversarial_augment.types import Dataset, TrainState
 
 
@@ -95,7 +96,10 @@ def train(
     )
     state = loop.run(workdir, config, state, job, stop)
     if jax.process_index() == 0:
-      print(f'  {"report":<20} {report.report([workdir])}', flush=True)
+      try:
+        print(f'  {"report":<20} {report.report([workdir])}', flush=True)
+      except AdversarialAugmentError as error:  # the training is done, and its results are written
+        loop.tell(f'warning: no report: {error}')
     return state
 
 

@@ -55,7 +55,7 @@ def expected_counts() -> dict[str, list[int]]:
 def test_counts_depend_on_neither_batches_nor_devices(num_devices, batch_size):
   test = some_images()
   count = accuracy(LINEAR, tiny.make_mesh(num_devices), batch_size)
-  found = corruption_counts(count, STATE, test, corrupted_in_memory(test, 0, None), NAMES, ignore)
+  found = corruption_counts(count, STATE, test, corrupted_in_memory(test, NAMES, 0, None), NAMES, ignore)
   assert found == expected_counts()
   assert len({c for row in found.values() for c in row}) > 1
 
@@ -183,7 +183,7 @@ def test_of_cifar10_1_version_6_is_the_main_one():
   test = some_images()
   four, six = test._replace(num_examples=5), test._replace(num_examples=9)
   config = configs.override(configs.base_config(), {'batch_size': '4'})
-  images = benchmarks.Benchmarks(test, None, {'v4': four, 'v6': six})
+  images = benchmarks.Benchmarks(test, {}, {'v4': four, 'v6': six})
   found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), images, None, {}).measure(
     'cifar10_1', STATE, ignore
   )

@@ -78,6 +78,6 @@ def test_the_file_tells_where_its_numbers_come_from(tmp_path: Path):
 
 
 def test_processes_with_other_images_are_refused(tmp_path: Path, monkeypatch):
-  monkeypatch.setattr(processes, 'on_process_0', lambda action: 'the hash of process 0')
-  with pytest.raises(UserError, match='has other images or weights for clean than process 0'):
+  monkeypatch.setattr(processes, 'all_have', lambda digest: False)
+  with pytest.raises(UserError, match='have different images or weights for clean'):
     run_evaluation.find(Fake(), 'clean', None, tmp_path, about())

@@ -6,19 +6,22 @@ or an accelerator, would round differently, and truncation to grey levels turns 
 
 from collections.abc import Callable, Sequence
 import functools
+import hashlib
+import importlib.metadata
 import itertools
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import files, registry
+from adversarial_augment import __version__, files, registry
 from adversarial_augment.corruptions import blur, color, digital, frost_textures, noise, snow, spatter, weather
 from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
 from adversarial_augment.errors import UserError
-from adversarial_augment.metrics import ALL_NAMES, SEVERITIES
+from adversarial_augment.metrics import ALL_NAMES, MIN_SIZE, SEVERITIES
 from adversarial_augment.types import PyTree
 
 CORRUPTIONS: dict[str, Corruption | HostCorruption] = {
@@ -43,7 +46,6 @@ CORRUPTIONS: dict[str, Corruption | HostCorruption] = {
   'saturate': color.SATURATE,
 }
 
-MIN_SIZE = 32
 _CHUNK = 32  # images for one call of the compiled loop; a batch is spread over the devices
 
 
@@ -88,10 +90,20 @@ def corrupt(
     count = min(_CHUNK, len(images) - start)
     rows = np.minimum(np.arange(start, start + _CHUNK), len(images) - 1)  # one shape, one compilation
     device = next(devices)
-    constants = _constants(corruption.constants, severity, size, device)
-    with jax.default_device(device):
+    # Whatever the program that calls has set: the same bytes.
+    with jax.default_device(device), jax.enable_x64(False), jax.threefry_partitionable(True):
+      constants = _constants(corruption.constants, severity, size, device)
       done.append((run(images[rows], index[rows], count, (seed, number, severity), constants), count))
   return np.concatenate([np.asarray(part)[:count] for part, count in done])
+
+
+@functools.cache
+def made_with() -> dict[str, str]:
+  """Returns the versions on which the bytes depend: of the packages, and the hash of this folder's code."""
+  sources = sorted(Path(__file__).parent.glob('*.py'))
+  code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
+  versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'scipy', 'pillow')}
+  return {'adversarial_augment': __version__, 'code_sha256': code, **versions}
 
 
 def describe_frost(folder: str | None = None) -> str:
@@ -113,7 +125,7 @@ def _compiled(draw: Callable, apply: Callable) -> Callable:
   """Returns the jitted loop over the first `count` images of a chunk."""
 
   def run(images, index, count, key_of, constants):
-    key = functools.reduce(jax.random.fold_in, key_of[1:], jax.random.key(key_of[0]))
+    key = functools.reduce(jax.random.fold_in, key_of[1:], jax.random.key(key_of[0], impl='threefry2x32'))
 
     def corrupt_one(i, out):
       draws = draw(jax.random.fold_in(key, index[i]), images.shape[1:3], constants)

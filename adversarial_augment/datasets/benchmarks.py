@@ -10,14 +10,13 @@ from adversarial_augment.types import Dataset
 
 CIFAR10_1_VERSIONS = ('v4', 'v6')
 _CORRUPTED = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}
-_SMALLEST = 32  # images that the corruptions are made for
 
 
 class Benchmarks(NamedTuple):
   """What `config.evals` needs."""
 
   images: Dataset
-  corrupted: cifar10_c.CorruptionSet | None = None  # None: made in memory
+  corrupted: Mapping[str, cifar10_c.CorruptionSet] = {}  # by evaluation; what is missing is made in memory
   cifar10_1: Mapping[str, Dataset] = {}
 
 
@@ -33,19 +32,21 @@ def load(evals: Collection[str], name: str, data_dir: str, images: Dataset) -> B
   Raises:
     UserError: a set is missing, damaged, or of other images or classes.
   """
-  corrupted, cifar10_1 = None, {}
+  corrupted: dict[str, cifar10_c.CorruptionSet] = {}
+  cifar10_1: dict[str, Dataset] = {}
   if _CORRUPTED.keys() & set(evals):
-    if min(images.image_shape[:2]) < _SMALLEST:
+    if min(images.image_shape[:2]) < metrics.MIN_SIZE:
       raise UserError(
         f'config.dataset={name} has images of {images.image_shape[0]}x{images.image_shape[1]}, but corruptions need '
-        f'{_SMALLEST} pixels a side; prepare it larger, or leave cifar10_c out of config.evals.'
+        f'{metrics.MIN_SIZE} pixels a side; prepare it larger, or leave cifar10_c out of config.evals.'
       )
     folder = files.user_path(data_dir, 'config.data_dir') / cifar10_c.folder_name(name)
     if folder.exists():
-      names = [corruption for evaluation in evals for corruption in _CORRUPTED.get(evaluation, ())]
-      corrupted = cifar10_c.open_set(folder, names, images, verify=True)
+      wanted = {evaluation: _CORRUPTED[evaluation] for evaluation in evals if evaluation in _CORRUPTED}
+      opened = lambda names: cifar10_c.open_set(folder, names, images, verify=True)
+      corrupted = {evaluation: opened(names) for evaluation, names in wanted.items()}
   if 'cifar10_1' in evals:
-    if not name.startswith('cifar10'):
+    if name.partition(':')[0] != 'cifar10':
       raise UserError(
         f"config.evals has cifar10_1, the classes of which are CIFAR-10's, but config.dataset={name}; leave it out."
       )

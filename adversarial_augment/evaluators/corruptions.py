@@ -10,11 +10,12 @@ from adversarial_augment.evaluators.accuracy import Evaluate
 from adversarial_augment.types import Batch, Dataset, TrainState
 
 
-def corrupted_in_memory(dataset: Dataset, seed: int, frost_dir: str | None) -> CorruptionSet:
+def corrupted_in_memory(dataset: Dataset, names: Sequence[str], seed: int, frost_dir: str | None) -> CorruptionSet:
   """Returns the corrupted forms of a data set, made when they are read: the same bytes as those of `prepare`.
 
   Args:
     dataset: the clean images.
+    names: of the corruptions.
     seed: of all draws.
     frost_dir: folder of the frost photographs, see `corruptions.corrupt`.
   """
@@ -22,9 +23,9 @@ def corrupted_in_memory(dataset: Dataset, seed: int, frost_dir: str | None) -> C
   def read(name: str, severity: int, index: np.ndarray) -> np.ndarray:
     return corruptions.corrupt(dataset.read(index).images, name, severity, seed, index, frost=frost_dir)
 
-  provenance = {'seed': seed, 'frost': corruptions.describe_frost(frost_dir)}
-  names = (*corruptions.NAMES, *corruptions.EXTRA_NAMES)
-  return CorruptionSet(names, dataset.num_examples, 'generated, in memory', provenance, read)
+  frost = corruptions.describe_frost(frost_dir) if 'frost' in names else None
+  provenance = {'seed': seed, 'frost': frost, 'made_with': corruptions.made_with()}
+  return CorruptionSet(tuple(names), dataset.num_examples, 'generated, in memory', provenance, read)
 
 
 def corruption_counts(

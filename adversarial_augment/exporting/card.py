@@ -77,11 +77,18 @@ def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
   return {'data': known.get('data', data), 'corruption_net_weights': known.get('weights')}
 
 
+def _conditions(result: dict[str, Any]) -> dict[str, Any]:
+  """Which images, and which adversary."""
+  about = result.get('provenance', {})
+  conditions = {name: about.get(name) for name in ('data', 'corruptions')}
+  return conditions | ({'attack': about.get('config', {}).get('attack')} if result['eval'] == 'ada' else {})
+
+
 def _results(folder: Path, checkpoint_sha256: str) -> dict[str, Any]:
   """What was measured of this checkpoint, by evaluation."""
   read = [results.read(path) for path in sorted(folder.glob('*.json'))]
   return {
-    result['eval']: {key: value for key, value in result.items() if key not in results.OF_ONE}
+    result['eval']: {key: value for key, value in result.items() if key not in results.OF_ONE} | _conditions(result)
     for result in read
     if 'eval' in result and result.get('checkpoint_sha256') == checkpoint_sha256
   }

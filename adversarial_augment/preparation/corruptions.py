@@ -1,8 +1,6 @@
 """`prepare cifar10_c`: corrupts a test split at five severities, seeded, or imports CIFAR-10-C itself."""
 
 import argparse
-import hashlib
-import importlib.metadata
 import json
 import pathlib
 import time
@@ -10,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import adversarial_augment
 from adversarial_augment import cli, datasets, metrics, registry
 from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.errors import UserError
@@ -18,8 +15,6 @@ from adversarial_augment.preparation import command, corruption_files
 from adversarial_augment.preparation.corruption_files import Corrupted
 from adversarial_augment.types import Dataset
 
-_SMALLEST = 32  # pixels a side
-_VERSIONS = ('jax', 'numpy', 'scipy', 'pillow')  # on which the pixels depend
 _FORMATS = {  # who writes it, and what to do with it
   'npy': (
     corruption_files.write_npy,
@@ -66,10 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
   if not 0 <= seed < 2**31:
     raise UserError(f'--seed={seed} must lie between 0 and 2**31 - 1.')
   test = datasets.load(arguments.dataset, 'test', arguments.data_dir)
-  if min(test.image_shape[:2]) < _SMALLEST:
+  if min(test.image_shape[:2]) < metrics.MIN_SIZE:
     raise UserError(
       f"'{test.name}' has images of {test.image_shape[0]}x{test.image_shape[1]} pixels, but the corruptions need "
-      f'{_SMALLEST} a side; prepare it with --size={_SMALLEST} or more.'
+      f'{metrics.MIN_SIZE} a side; prepare it with --size={metrics.MIN_SIZE} or more.'
     )
   corrupted = _generated(names, test, seed, arguments.frost) if source is None else _imported(names, test, source)
   write, use = _FORMATS[arguments.format]
@@ -105,13 +100,10 @@ def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | No
   def read(name: str, severity: int, indices: np.ndarray) -> np.ndarray:
     return corruptions.corrupt(images[indices], name, severity, seed, indices, frost=frost)
 
-  sources = sorted(pathlib.Path(corruptions.__file__).parent.glob('*.py'))
-  code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
-  versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
   provenance = {
     'seed': seed,
     'frost': corruptions.describe_frost(frost) if 'frost' in names else None,
-    'made_with': {'adversarial_augment': adversarial_augment.__version__, 'code_sha256': code, **versions},
+    'made_with': corruptions.made_with(),
   }
   notes: dict[str, dict[str, Any]] = {name: {'constants': corruptions.CORRUPTIONS[name].severities} for name in names}
   if 'frost' in names:
