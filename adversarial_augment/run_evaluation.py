@@ -146,7 +146,8 @@ class Evaluation:
     evaluations = self._test if last else self._between
     conditions = {name: _conditions(evaluations, name, about) for name in names}
     result = processes.on_process_0(lambda: results.read(path))
-    known = result.get('conditions_sha256') == conditions and result.get('evals', {}).keys() == conditions.keys()
+    same = result.get('state_sha256') == sha256 and result.get('conditions_sha256') == conditions
+    known = same and result.get('evals', {}).keys() == conditions.keys()
     if not known:
       result = self._measure(state, last, names, about, poll) | {'conditions_sha256': conditions}
       Patience().attempt(step, lambda: processes.on_process_0(lambda: results.write(path, result)), final=True)
