@@ -1,9 +1,12 @@
 """What all corruptions share: the same bytes whatever an image comes with, and refusals of bad input."""
 
 import functools
+import hashlib
+import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -121,6 +124,33 @@ def test_corruptions_of_one_family_draw_apart():
     assert abs(np.corrcoef(noise[0].ravel(), other.ravel())[0, 1]) < 0.1
 
 
+@pytest.mark.parametrize('name', sorted(set(ALL) - {'jpeg_compression'}))
+def test_the_draws_of_an_image_follow_from_seed_name_severity_and_index(name):
+  """The parts, which are held against oracles, put together by hand."""
+  corruption, images, seed, severity, indices = CORRUPTIONS[name], real_images(2), 5, 4, (17, 3)
+  number = ['gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur',
+            'snow', 'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression',
+            'speckle_noise', 'gaussian_blur', 'spatter', 'saturate'].index(name)  # fmt: skip
+  constants = corruption.constants(severity, (32, 32))
+  found = corrupt(images, name, severity, seed, indices)
+  for image, index, result in zip(images, indices, found, strict=True):
+    key = jax.random.key(seed, impl='threefry2x32')
+    for part in (number, severity, index):
+      key = jax.random.fold_in(key, part)
+    draws = jax.jit(corruption.draw, static_argnums=1)(key, (32, 32), constants)
+    levels = np.asarray(jax.jit(corruption.apply)(image.astype(np.float32), draws, constants))
+    expected = np.clip(levels, 0, 255).astype(np.uint8).astype(int)
+    assert abs(result - expected).max() <= 1
+    assert (result == expected).mean() > 0.99
+
+
+def test_the_same_seed_gives_the_same_bytes_in_every_version():
+  """Shot noise is made of integers alone."""
+  ramp = np.arange(32 * 32 * 3, dtype=np.int64).reshape(1, 32, 32, 3) % 256
+  noisy = corrupt(np.repeat(ramp, 2, axis=0).astype(np.uint8), 'shot_noise', 2, seed=3, indices=[0, 7])
+  assert hashlib.sha256(noisy.tobytes()).hexdigest() == '1e4b0ab5e65613d171ce08fa321b479e073ed72032fcfe542e643b31eb669909'
+
+
 PROGRAM = """
 import sys
 import numpy as np
@@ -132,11 +162,16 @@ np.savez(sys.argv[3], **{name: corrupt(images, name, 4, seed=1) for name in CORR
 """
 
 
-def test_the_number_of_devices_changes_nothing(tmp_path):
+def test_devices_and_settings_of_jax_change_nothing(tmp_path):
+  settings = {'JAX_ENABLE_X64': '1', 'JAX_DEFAULT_PRNG_IMPL': 'rbg', 'JAX_THREEFRY_PARTITIONABLE': '0'}
   np.save(tmp_path / 'images.npy', real_images(COUNT))
-  for devices in (1, 8):
+  for devices, changed in ((1, {}), (8, settings)):
     output = tmp_path / f'{devices}.npz'
-    subprocess.run([sys.executable, '-c', PROGRAM, str(devices), tmp_path / 'images.npy', output], check=True)
+    subprocess.run(
+      [sys.executable, '-c', PROGRAM, str(devices), tmp_path / 'images.npy', output],
+      check=True,
+      env=os.environ | changed,
+    )
   with np.load(tmp_path / '1.npz') as one, np.load(tmp_path / '8.npz') as eight:
     assert set(one) == set(ALL)
     for name in ALL:
