@@ -4,9 +4,10 @@ Arrays are NHWC and HWIO. `vmap` over the kernels of an ordinary convolution is 
 gradient lowers to a grouped convolution whose cost grows faster than the batch, and which automatic sharding even gets
 wrong (docs/design.md has the measurements). Three formulations of one function take its place:
 
-- `map`: one example after the other, each an ordinary convolution whose gradients are ordinary convolutions too, or,
-  for narrow layers, matrix products. Fastest on CPUs, where XLA runs a convolution's gradient inside any loop through a
-  slow path unless it is written as a forward convolution in NHWC/HWIO order.
+- `map`: one example after the other. Wide layers are ordinary convolutions whose gradients are ordinary convolutions
+  too, narrow ones matrix products, those in between a convolution with matrix products as its gradients. Fastest on
+  CPUs, where XLA runs a convolution's gradient inside any loop through a slow path unless it is written as a forward
+  convolution in NHWC/HWIO order.
 - `im2col`: all examples at once, as batched matrix products of patches that the backward pass makes again. For GPUs
   and TPUs.
 - `vmap`: `jax.vmap` of `jax.lax.conv_general_dilated`, the oracle of the tests.
@@ -26,7 +27,6 @@ Conv = Callable[..., jax.Array]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-_WIDE = 32  # channels from which a convolution beats the matrix product of patches on a CPU
 
 
 def conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
@@ -39,15 +39,16 @@ def loop_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=
   """Returns `conv`, in a form whose gradient is fast inside `fori_loop`, `scan` and `map` on every platform."""
   if jax.default_backend() != 'cpu':
     return conv(images, kernel, stride=stride, padding=padding)
-  return _canonical(images, kernel, stride, _pads(images.shape, kernel.shape, stride, padding))
+  form = _canonical if min(kernel.shape[2:]) >= 8 else _rowwise
+  return form(images, kernel, stride, _pads(images.shape, kernel.shape, stride, padding))
 
 
 def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
   """Returns `conv`, in the form that suits a network mapped over examples by `over_examples`."""
-  pads = _pads(images.shape, kernel.shape, stride, padding)
-  wide = min(kernel.shape[2:]) >= _WIDE
-  form = _canonical if wide and jax.default_backend() == 'cpu' else _rowwise
-  return form(images, kernel, stride, pads)
+  pads, channels = _pads(images.shape, kernel.shape, stride, padding), min(kernel.shape[2:])
+  if jax.default_backend() != 'cpu' or channels < 32:
+    return _rowwise(images, kernel, stride, pads)
+  return (_canonical if channels >= 64 else _mixed)(images, kernel, stride, pads)
 
 
 def per_example_conv(
@@ -100,15 +101,6 @@ def _pad(x: jax.Array, pads: Pads, strides: tuple[int, int] = (1, 1)) -> jax.Arr
   return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
 
 
-def _transposed_pads(x, w, g, stride: int, pads: Pads) -> Pads:
-  """Pads of the dilated output gradient with which a stride-1 convolution gives the input gradient."""
-  vertical, horizontal = (
-    (w.shape[axis] - 1 - low, x.shape[axis + 1] + low - (g.shape[axis + 1] - 1) * stride - 1)
-    for axis, (low, _) in enumerate(pads)
-  )
-  return vertical, horizontal
-
-
 # The canonical form: forward, input gradient and weight gradient are all NHWC/HWIO/NHWC convolutions.
 
 
@@ -123,14 +115,32 @@ def _canonical_forward(x, w, stride, pads):
 
 def _canonical_backward(stride, pads, saved, g):
   x, w = saved
-  dilated = _pad(g, ((0, 0), (0, 0)), (stride, stride))
-  flipped = jax.lax.optimization_barrier(w[::-1, ::-1].swapaxes(2, 3))
-  dx = conv(dilated, flipped, padding=_transposed_pads(x, w, g, stride, pads))
   # Channels take the place of the batch: the gradient is a convolution of x with g as its kernel.
+  dilated = _pad(g, ((0, 0), (0, 0)), (stride, stride))
   lhs, rhs = jax.lax.optimization_barrier((x.transpose(3, 1, 2, 0), dilated.transpose(1, 2, 0, 3)))
   sizes = zip(pads, w.shape[:2], dilated.shape[1:3], x.shape[1:3], strict=True)
   dw = conv(lhs, rhs, padding=tuple((low, size - 1 + out - height - low) for (low, _), size, out, height in sizes))
-  return dx, dw.transpose(1, 2, 0, 3)
+  return _input_gradient(x.shape, w, g, stride, pads), dw.transpose(1, 2, 0, 3)
+
+
+def _input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) -> jax.Array:
+  """One convolution of g that gives all stride^2 phases of the input gradient as channels, not one of g with zeros."""
+  n, height, width, c = shape
+  taps = [-(-size // stride) for size in w.shape[:2]]  # of each phase
+  w = jnp.pad(w, [*((0, stride * m - size) for m, size in zip(taps, w.shape[:2], strict=True)), (0, 0), (0, 0)])
+  w = w.reshape(taps[0], stride, taps[1], stride, c, -1)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+  kernel = jax.lax.optimization_barrier(w.reshape(*taps, -1, stride**2 * c))
+  (top, _), (left, _) = pads
+  lasts = -(-(top + height) // stride), -(-(left + width) // stride)
+  around = [
+    (m - 1 - low // stride, last - out)
+    for m, low, last, out in zip(taps, (top, left), lasts, g.shape[1:3], strict=True)
+  ]
+  dx = conv(g, kernel, padding=around)
+  dx = dx.reshape(*dx.shape[:3], stride, stride, c).transpose(0, 1, 3, 2, 4, 5)
+  dx = dx.reshape(n, dx.shape[1] * stride, dx.shape[3] * stride, c)
+  top, left = top % stride, left % stride
+  return dx[:, top : top + height, left : left + width]
 
 
 _canonical.defvjp(_canonical_forward, _canonical_backward)
@@ -176,6 +186,17 @@ def _rowwise_backward(stride, pads, saved, g):
 
 
 _rowwise.defvjp(_rowwise_forward, _rowwise_backward)
+
+
+# The mixed form: forward as the first, backward as the second.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
+  return _canonical(x, w, stride, pads)
+
+
+_mixed.defvjp(_canonical_forward, _rowwise_backward)
 
 
 def _windows(x: jax.Array, axis: int, size: int, stride: int, *, join: int) -> jax.Array:

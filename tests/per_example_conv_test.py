@@ -32,6 +32,8 @@ CASES = [
   (2, 6, 6, 3, 3, 64, 64, 1, 'SAME'),  # wide: on a CPU, 'map' takes its other path
   (2, 7, 8, 3, 3, 68, 64, 2, ((1, 1), (1, 1))),
   (1, 9, 8, 5, 5, 64, 64, 3, UNEVEN),
+  (2, 6, 6, 3, 3, 32, 40, 1, 'SAME'),  # and between the two, its third
+  (1, 9, 8, 4, 5, 33, 32, 2, UNEVEN),
 ]
 
 
@@ -81,10 +83,11 @@ def test_the_oracle_is_a_sum_over_taps():
 
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('form', ['loop_conv', 'example_conv'])
-@pytest.mark.parametrize('stride, padding', [(1, 'SAME'), (2, ((1, 1), (1, 1))), (2, 'SAME')])
-def test_gradient_inside_a_loop_equals_that_of_lax(form, stride, padding):
+@pytest.mark.parametrize('stride, padding', [(1, 'SAME'), (2, ((1, 1), (1, 1))), (2, 'SAME'), (3, 'VALID')])
+@pytest.mark.parametrize('channels, size', [((3, 5), 3), ((8, 9), 3), ((9, 8), 1), ((8, 8), 4)])
+def test_gradient_inside_a_loop_equals_that_of_lax(form, stride, padding, channels, size):
   rng = np.random.default_rng(0)
-  x, w = rng.normal(size=(4, 8, 8, 3)), rng.normal(size=(3, 3, 3, 5))
+  x, w = rng.normal(size=(4, 8, 8, channels[0])), rng.normal(size=(size, size, *channels))
 
   def lax_conv(x, w):
     dimensions = ('NHWC', 'HWIO', 'NHWC')
@@ -132,7 +135,7 @@ def weight_gradient(impl):
   return lambda images, kernels: jax.grad(loss)(kernels, images)
 
 
-@pytest.mark.parametrize('impl, channels', [('map', 4), ('map', 64), ('im2col', 4), ('vmap', 4)])
+@pytest.mark.parametrize('impl, channels', [('map', 4), ('map', 32), ('map', 64), ('im2col', 4), ('vmap', 4)])
 def test_weight_gradients_on_8_devices_equal_those_on_1(impl, channels):
   images, kernels = (a.astype(np.float32) for a in arrays(8, 8, 8, 3, 3, channels, channels))
   mesh, data = tiny.make_mesh(8), PartitionSpec('data')

@@ -134,9 +134,10 @@ def _batch_norm(
   mean, var = running_mean, running_var
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # bfloat16 would leave nothing of the variance
   if is_training or test_local_stats:
-    mean, mean_square = jnp.mean(wide, axis=(0, 1, 2)), jnp.mean(jnp.square(wide), axis=(0, 1, 2))
+    moments = jnp.stack([jnp.mean(wide, axis=(0, 1, 2)), jnp.mean(jnp.square(wide), axis=(0, 1, 2))])
     if axis_name is not None and not hk.running_init():
-      mean, mean_square = jax.lax.pmean((mean, mean_square), axis_name)
+      moments = jax.lax.pmean(moments, axis_name)  # of one array: on a CPU devices wait for each other at each
+    mean, mean_square = moments
     var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
   if is_training:
     # The zero-debiased moving average, written for the debiased value: weight 1 at first, then down to 1 - decay.
