@@ -1,0 +1,74 @@
+"""Runs of the trainer for the experiments: started through its command line, resumed by it, and read from its files."""
+
+from collections.abc import Iterator, Sequence
+import json
+from pathlib import Path
+import subprocess
+import sys
+from typing import Any
+
+from adversarial_augment.errors import Stopped, UserError
+from adversarial_augment.types import PyTree
+
+
+def is_finished(workdir: Path) -> bool:
+  """Whether a run has closed: its results say how many steps it made."""
+  return (workdir / 'results' / 'train.json').exists()
+
+
+def train(config: str, workdir: Path, flags: Sequence[str]) -> None:
+  """Trains what is not trained yet; a run that was stopped goes on.
+
+  Args:
+    config: file and variant.
+    workdir: of the run.
+    flags: further ones of `adversarial_augment.train`.
+
+  Raises:
+    Stopped: the run was, and can go on.
+    UserError: it failed; its own line has said why.
+  """
+  if is_finished(workdir):
+    return
+  start('adversarial_augment.train', f'--config={config}', f'--workdir={workdir}', *flags)
+
+
+def start(module: str, *arguments: str) -> None:
+  """Runs a program of the package, in a process of its own.
+
+  Raises:
+    Stopped, UserError: as of `train`.
+  """
+  print(f'$ python -m {module} {" ".join(arguments)}', flush=True)
+  code = subprocess.run([sys.executable, '-m', module, *arguments], check=False).returncode
+  if code in (75, 130, -2, -15):
+    raise Stopped(f'{module} was stopped; the same command goes on.')
+  if code:
+    raise UserError(f'{module} ended with exit code {code}, see above; mend that, and start the same command again.')
+
+
+def result(workdir: Path, name: str) -> dict[str, Any]:
+  """Returns results/NAME.json of a run.
+
+  Raises:
+    UserError: there is none.
+  """
+  path = workdir / 'results' / f'{name}.json'
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError):
+    raise UserError(f"'{path}' is missing or damaged; evaluate {workdir} again.") from None
+
+
+def minutes(workdir: Path) -> float:
+  """Returns how long a run trained, all its starts together, without compilation and evaluations."""
+  seconds, before = 0.0, 0
+  for line in _metrics(workdir):
+    seconds += (line['step'] - before) / line['images_per_second']
+    before = line['step']
+  return seconds * result(workdir, 'train')['config']['batch_size'] / 60
+
+
+def _metrics(workdir: Path) -> Iterator[PyTree]:
+  with (workdir / 'metrics.jsonl').open() as lines:
+    yield from map(json.loads, lines)

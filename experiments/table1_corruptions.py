@@ -1,0 +1,151 @@
+"""Table 1 of arXiv 2104.01086: every row trained, evaluated on CIFAR-10-C, and laid beside the paper's numbers.
+
+  python -m experiments.table1_corruptions --scale=laptop                                    # every row, one seed
+  python -m experiments.table1_corruptions --scale=laptop --rows=nominal,augmix --seeds=0,1,2
+  python -m experiments.table1_corruptions --scale=full                                      # the paper's setting
+
+Runs what is missing, one run after the other; a run that was stopped goes on. At the scale of a laptop every row is
+fine-tuned on the same number of images, from the one nominal run of its seed. Rows and seeds join those that OUTPUT
+holds already. docs/reproduction.md has what came out, and the choices that were tried.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adversarial_augment import cli, files, registry
+from adversarial_augment.errors import UserError
+from experiments import runs, table1_drawing
+
+# Config -> name of the row in the paper (reporting/published.py); None: the paper has none such on CIFAR-10.
+ROWS: dict[str, str | None] = {
+  'nominal': 'Nominal',
+  'augmix': 'AugMix',
+  'deepaugment': 'DeepAugment',
+  'deepaugment10x': 'DeepAugment (10×)',
+  'deepaugment_augmix': 'DeepAugment + AugMix',
+  'deepaugment10x_augmix': 'DeepAugment (10×) + AugMix',
+  'ada_edsr': 'AdA',
+  'ada_cae': None,
+  'ada_augmix': 'AdA + AugMix',
+  'ada_deepaugment_augmix': 'AdA + DeepAugment + AugMix',
+  'ada_deepaugment10x_augmix': 'AdA + DeepAugment (10×) + AugMix',
+}
+
+
+class Scale(NamedTuple):
+  variant: str  # of every row's config
+  start: str | None  # config of the run from which rows are fine-tuned
+
+
+SCALES = {
+  'full': Scale('', None),
+  'laptop': Scale('laptop', 'configs/nominal.py:laptop_start'),
+  'quickstart': Scale('quickstart', None),
+  'smoke': Scale('smoke', None),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+  overrides, rest = cli.split_overrides(argv)
+  arguments = _parser().parse_args(rest)
+  scale = registry.lookup(SCALES, arguments.scale, '--scale')
+  rows = arguments.rows.split(',') if arguments.rows else list(ROWS)
+  for row in rows:
+    registry.lookup(ROWS, row, 'row')
+  seeds = _seeds(arguments.seeds)
+  root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
+  output = files.user_path(arguments.output, '--output')
+  if not output.is_dir():
+    raise UserError(f"--output='{output}' must be a folder that exists; make it, or name another one.")
+  flags = [f'--config.{name}={value}' for name, value in overrides.items()]
+  path = output / f'table1_{arguments.scale}.json'
+  table = _read(path)
+  for seed in seeds:
+    for row in rows:
+      workdir = root / row / f'seed{seed}'
+      if not runs.is_finished(workdir):
+        _train(scale, root, row, seed, flags)
+      table.setdefault(row, {})[str(seed)] = entry(workdir)
+      _check(table, path)
+      files.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())
+      table1_drawing.write(path, table, ROWS)
+  print(f'wrote {path}, .csv, .md and .png')
+
+
+def _train(scale: Scale, root: Path, row: str, seed: int, flags: Sequence[str]) -> None:
+  flags = [f'--config.seed={seed}', *flags]
+  if scale.start is not None:
+    start = root / 'start' / f'seed{seed}'
+    runs.train(scale.start, start, flags)
+    flags = [f'--config.init_from={start}', *flags]
+  runs.train(f'configs/{row}.py' + (f':{scale.variant}' if scale.variant else ''), root / row / f'seed{seed}', flags)
+
+
+def entry(workdir: Path) -> dict[str, Any]:
+  """Returns what the table says of one run: errors are fractions, `minutes` are of training alone."""
+  corrupted, clean, closing = (runs.result(workdir, name) for name in ('cifar10_c', 'clean', 'train'))
+  if not corrupted['checkpoint_sha256'] == clean['checkpoint_sha256'] == closing['state_sha256']:
+    raise UserError(f"the results in '{workdir}' are of several checkpoints; evaluate it again with --overwrite.")
+  return {
+    'mce': corrupted['mce'],
+    'clean_error': 1 - clean['accuracy'],
+    'corruption_error': corrupted['corruption_error'],
+    'images_seen': closing['step'] * closing['config']['batch_size'],
+    'num_images': corrupted['num_images'],
+    'origin': corrupted['origin'],
+    'minutes': round(runs.minutes(workdir), 2),
+    'command': closing['command'],
+    'provenance': corrupted['provenance'] | {'checkpoint_sha256': closing['state_sha256']},
+  }
+
+
+def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+  """Refuses a table whose rows do not compare."""
+  for field in ('images_seen', 'num_images'):
+    found = {entry[field]: f'{row}, seed {seed}' for row, seeds in table.items() for seed, entry in seeds.items()}
+    if len(found) > 1:
+      said = '; '.join(f'{value:,} ({where})' for value, where in found.items())
+      raise UserError(f"rows of '{path}' differ in {field}: {said}; name another --output, or run those again.")
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text())
+  except ValueError:
+    raise UserError(f"'{path}' is no table of this experiment; remove it, or name another --output.") from None
+
+
+def _seeds(text: str) -> list[int]:
+  try:
+    return [int(seed) for seed in text.split(',')]
+  except ValueError:
+    raise UserError(f"--seeds='{text}' must be whole numbers separated by commas, such as 0,1,2.") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.Parser(
+    prog='python -m experiments.table1_corruptions',
+    description=__doc__.splitlines()[0],
+    epilog=f'rows: {", ".join(ROWS)}',
+  )
+  parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(SCALES))
+  parser.add_argument('--rows', metavar='NAMES', help='configs, separated by commas; default: all')
+  parser.add_argument('--seeds', default='0', metavar='NUMBERS', help='separated by commas; default: 0')
+  parser.add_argument('--workdir', default='runs/table1', metavar='DIR', help='of the runs; default: runs/table1')
+  parser.add_argument(
+    '--output', default='experiments/results', metavar='DIR', help='of the table; default: experiments/results'
+  )
+  parser.add_argument(
+    '--config.FIELD', dest='_', metavar='VALUE', help='replace a field in every run, such as data_dir'
+  )
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  return parser
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,158 @@
+"""Table 1 as CSV, Markdown and a picture: what table1_corruptions.py has found, and no more than means of it.
+
+Percent throughout. Several seeds: the mean, and +- the standard error of the mean.
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import io
+import math
+from pathlib import Path
+import statistics
+from typing import Any, NamedTuple
+
+from adversarial_augment import files, metrics
+from adversarial_augment.errors import UserError
+from adversarial_augment.reporting.published import COLUMNS, MODELS, PAPER
+
+Seeds = Mapping[str, Mapping[str, Any]]  # seed -> entry of the table
+
+
+class Estimate(NamedTuple):
+  """A mean over seeds, in percent, and its standard error; none of one seed."""
+
+  mean: float
+  error: float | None
+
+  def __str__(self) -> str:
+    return f'{self.mean:.2f}' if self.error is None else f'{self.mean:.2f} ± {self.error:.2f}'
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+  error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+  return Estimate(100 * statistics.mean(values), None if error is None else 100 * error)
+
+
+QUANTITIES = {
+  'clean error': lambda entry: entry['clean_error'],
+  'mCE': lambda entry: entry['mce'],
+  'gap': lambda entry: entry['mce'] - entry['clean_error'],
+}
+GROUPS = {
+  'blurs': ('defocus_blur', 'motion_blur', 'zoom_blur'),
+  'noise': ('gaussian_noise', 'shot_noise', 'impulse_noise'),
+}
+
+
+def write(path: Path, table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> None:
+  """Writes the table beside `path`, its JSON: .csv, .md and .png.
+
+  Args:
+    path: of the JSON.
+    table: row -> seed -> entry.
+    names: row -> its name in the paper, or None; their order is that of the table.
+
+  Raises:
+    UserError: Matplotlib is not installed.
+  """
+  table = {row: table[row] for row in names if row in table}
+  published = {model.name: model for model in MODELS if model.source == PAPER}
+  paper = {row: published[name] for row, name in names.items() if name is not None}
+  files.replace(path.with_suffix('.csv'), _csv(table, paper).encode())
+  files.replace(path.with_suffix('.md'), _markdown(table, paper).encode())
+  _draw(path.with_suffix('.png'), table, paper)
+
+
+def about(table: Mapping[str, Seeds]) -> str:
+  """Says which data the numbers are of."""
+  entry = next(entry for seeds in table.values() for entry in seeds.values())
+  provenance = entry['provenance']
+  data = provenance['data']['test']
+  return (
+    f'{data["name"]} ({data["origin"]}), corruptions {entry["origin"]}, seed {provenance["corruptions"]["seed"]}, '
+    f'frost: {provenance["corruptions"]["frost"]}; n = {entry["num_images"]:,} images a cell; '
+    f'{entry["images_seen"]:,} training images seen by every row'
+  )
+
+
+def _csv(table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> str:
+  text = io.StringIO()
+  out = csv.writer(text, lineterminator='\n')
+  out.writerow(['row', 'source', 'seed', 'clean_error', 'mce', *COLUMNS])
+  for row, seeds in table.items():
+    for seed, entry in seeds.items():
+      errors = [entry['corruption_error'][name] for name in metrics.NAMES]
+      out.writerow([row, 'ours', seed, entry['clean_error'], entry['mce'], *errors])
+    if row in paper:
+      model = paper[row]
+      values = (round(value / 100, 6) for value in (model.clean, model.mce, *model.errors))
+      out.writerow([row, 'paper', '', *values])
+  return text.getvalue()
+
+
+def _markdown(table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> str:
+  lines = [f'Errors in percent. Ours: {about(table)}. The paper: official CIFAR-10-C, n = 10,000.', '']
+  lines += _header(['row', 'seeds', *QUANTITIES, 'paper: clean', 'paper: mCE', *COLUMNS.values()])
+  for row, seeds in table.items():
+    own = [estimate([of(entry) for entry in seeds.values()]) for of in QUANTITIES.values()]
+    cells = [f'{estimate([e["corruption_error"][name] for e in seeds.values()]).mean:.1f}' for name in metrics.NAMES]
+    model = paper.get(row)
+    theirs = [f'{model.clean:.2f}', f'{model.mce:.2f}'] if model else ['', '']
+    lines.append(_line([row, ', '.join(sorted(seeds)), *own, *theirs, *cells]))
+  for base in ('nominal', 'augmix'):
+    if base in table and len(table) > 1:
+      lines += ['', f'Difference to {base}, paired by seed, in points:', '']
+      lines += _header(['row', 'seeds', *QUANTITIES, *GROUPS])
+      lines += [
+        _line([row, ', '.join(both), *_differences(table[base], seeds, both)])
+        for row, seeds in table.items()
+        if row != base and (both := sorted(seeds.keys() & table[base].keys()))
+      ]
+  return '\n'.join(lines) + '\n'
+
+
+def _differences(base: Seeds, seeds: Seeds, both: Sequence[str]) -> list[Estimate]:
+  mean = lambda names: lambda entry: statistics.mean(entry['corruption_error'][name] for name in names)
+  quantities = [*QUANTITIES.values(), *(mean(names) for names in GROUPS.values())]
+  return [estimate([of(seeds[seed]) - of(base[seed]) for seed in both]) for of in quantities]
+
+
+def _header(names: Sequence[str]) -> list[str]:
+  return [_line(names), _line(['---'] * len(names))]
+
+
+def _line(cells: Sequence[object]) -> str:
+  return '| ' + ' | '.join(map(str, cells)) + ' |'
+
+
+def _draw(path: Path, table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> None:
+  try:
+    from matplotlib.figure import Figure
+  except ImportError:
+    raise UserError("The picture of the table needs Matplotlib; pip install 'adversarial_augment[plots]'.") from None
+  headings = ['clean', 'mCE', *COLUMNS.values()]
+  ours = [
+    [estimate([of(entry) for entry in seeds.values()]).mean for of in list(QUANTITIES.values())[:2]]
+    + [estimate([entry['corruption_error'][name] for entry in seeds.values()]).mean for name in metrics.NAMES]
+    for seeds in table.values()
+  ]
+  theirs = [[paper[row].clean, paper[row].mce] if row in paper else [math.nan] * 2 for row in table]
+  values = [mine + them for mine, them in zip(ours, theirs, strict=True)]
+  figure = Figure(figsize=(14, 1.6 + 0.36 * len(table)), layout='constrained')
+  axes = figure.add_subplot()
+  shown = axes.imshow(values, cmap='cividis_r', aspect='auto', vmin=0)
+  for i, line in enumerate(values):
+    for j, value in enumerate(line):
+      dark = not math.isnan(value) and value > 0.55 * shown.norm.vmax
+      text = '–' if math.isnan(value) else f'{value:.1f}'
+      axes.text(j, i, text, ha='center', va='center', fontsize=8, color='white' if dark else 'black')
+  axes.set_xticks(range(len(values[0])), [*headings, 'paper:\nclean', 'paper:\nmCE'], fontsize=8)
+  axes.set_yticks(range(len(table)), [f'{row} ({len(seeds)})' for row, seeds in table.items()], fontsize=8)
+  for edge in (1.5, len(headings) - 0.5):
+    axes.axvline(edge, color='white', linewidth=3)
+  axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+  axes.set_title('Error in percent; row (number of seeds)', fontsize=9)
+  figure.supxlabel(about(table), fontsize=7)
+  picture = io.BytesIO()
+  figure.savefig(picture, format='png', dpi=150)
+  files.replace(path, picture.getvalue())

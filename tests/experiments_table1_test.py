@@ -1,0 +1,175 @@
+"""The experiment of Table 1: which runs it starts, what it reads of them, and the means it writes."""
+
+import csv
+import json
+import math
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import pytest
+
+from adversarial_augment import metrics
+from adversarial_augment.errors import Stopped, UserError
+from experiments import runs, table1_corruptions, table1_drawing
+
+STEPS, BATCH = 7, 20
+
+
+def write_run(workdir, errors=0.3, clean=0.9, sha='a' * 64, steps=STEPS):
+  """A finished run whose every corruption has the same error."""
+  (workdir / 'results').mkdir(parents=True)
+  provenance = {
+    'data': {'test': {'name': 'cifar10', 'origin': 'unverified'}},
+    'corruptions': {'seed': 0, 'frost': 'procedural'},
+  }
+  names = dict.fromkeys(metrics.NAMES, errors)
+  files = {
+    'cifar10_c': {
+      'mce': errors, 'corruption_error': names, 'checkpoint_sha256': sha, 'num_images': 50,
+      'origin': 'generated, in memory', 'provenance': provenance,
+    },
+    'clean': {'accuracy': clean, 'checkpoint_sha256': sha},
+    'train': {'step': steps, 'state_sha256': sha, 'config': {'batch_size': BATCH}, 'command': f'train {workdir.name}'},
+  }  # fmt: skip
+  for name, content in files.items():
+    (workdir / 'results' / f'{name}.json').write_text(json.dumps(content))
+  lines = [{'step': 1, 'images_per_second': 1.0}, {'step': 4, 'images_per_second': 10.0}]
+  lines += [{'step': steps, 'images_per_second': 30.0}]
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+@pytest.fixture
+def output(tmp_path):
+  folder = tmp_path / 'out'
+  folder.mkdir()
+  return folder
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """Takes the place of training; what was started, as lists of arguments."""
+  commands = []
+
+  def start(module, config, workdir, *flags):
+    commands.append([module, config, workdir, *flags])
+    seed = next(flag for flag in flags if flag.startswith('--config.seed='))[-1]
+    row = re.search(r'configs/(\w+)\.py', config)[1]
+    mce = {'nominal': 0.40, 'augmix': 0.30}[row] + 0.02 * int(seed)
+    write_run(Path(workdir.removeprefix('--workdir=')), errors=mce, clean=0.9 - 0.01 * int(seed))
+
+  monkeypatch.setattr(runs, 'start', start)
+  return commands
+
+
+def run(tmp_path, output, *flags):
+  table1_corruptions.main([*flags, f'--workdir={tmp_path / "runs"}', f'--output={output}'])
+
+
+def test_every_row_starts_from_the_one_nominal_run_of_its_seed(tmp_path, output, started):
+  run(tmp_path, output, '--scale=laptop', '--rows=nominal,augmix', '--seeds=0,1', '--config.data_dir=/data')
+  configs = [(command[1], command[2].rpartition('runs/')[2]) for command in started]
+  assert configs == [
+    ('--config=configs/nominal.py:laptop_start', 'laptop/start/seed0'),
+    ('--config=configs/nominal.py:laptop', 'laptop/nominal/seed0'),
+    ('--config=configs/augmix.py:laptop', 'laptop/augmix/seed0'),
+    ('--config=configs/nominal.py:laptop_start', 'laptop/start/seed1'),
+    ('--config=configs/nominal.py:laptop', 'laptop/nominal/seed1'),
+    ('--config=configs/augmix.py:laptop', 'laptop/augmix/seed1'),
+  ]
+  assert all('--config.data_dir=/data' in command for command in started)
+  starts = [flag for command in started for flag in command if flag.startswith('--config.init_from=')]
+  assert [start.rpartition('/')[2] for start in starts] == ['seed0', 'seed0', 'seed1', 'seed1']
+  started.clear()
+  run(tmp_path, output, '--scale=laptop', '--rows=nominal,augmix', '--seeds=0,1')
+  assert started == []  # nothing is trained twice
+
+
+def test_the_table_holds_fractions_and_its_drawings_means_over_seeds(tmp_path, output, started):
+  run(tmp_path, output, '--scale=quickstart', '--rows=nominal,augmix', '--seeds=0,1')
+  table = json.loads((output / 'table1_quickstart.json').read_text())
+  entry = table['augmix']['1']
+  assert math.isclose(entry['mce'], 0.32)
+  assert math.isclose(entry['clean_error'], 0.11)
+  assert entry['corruption_error'] == dict.fromkeys(metrics.NAMES, entry['mce'])
+  assert entry['images_seen'] == 140
+  # 1 step at 1 image a second, 3 at 10, 3 at 30, of 20 images each
+  assert entry['minutes'] == round((20 / 1 + 60 / 10 + 60 / 30) / 60, 2)
+  assert entry['command'] == 'train seed1'
+  text = (output / 'table1_quickstart.md').read_text()
+  # Two seeds, 2 points apart: standard error 2 / sqrt(2) / sqrt(2) = 1.
+  assert '| nominal | 0, 1 | 10.50 ± 0.50 | 41.00 ± 1.00 | 30.50 ± 0.50 | 4.23 | 25.17 |' in text
+  assert '| augmix | 0, 1 | 0.00 ± 0.00 | -10.00 ± 0.00 | -10.00 ± 0.00 | -10.00 ± 0.00 | -10.00 ± 0.00 |' in text
+  assert 'cifar10 (unverified)' in text
+  assert 'n = 50 images' in text
+  rows = list(csv.DictReader((output / 'table1_quickstart.csv').read_text().splitlines()))
+  assert [(row['row'], row['source'], row['seed']) for row in rows] == [
+    ('nominal', 'ours', '0'), ('nominal', 'ours', '1'), ('nominal', 'paper', ''),
+    ('augmix', 'ours', '0'), ('augmix', 'ours', '1'), ('augmix', 'paper', ''),
+  ]  # fmt: skip
+  assert float(rows[2]['mce']) == 0.2517
+  assert (output / 'table1_quickstart.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_rows_join_those_that_are_there(tmp_path, output, started):
+  run(tmp_path, output, '--scale=quickstart', '--rows=nominal')
+  run(tmp_path, output, '--scale=quickstart', '--rows=augmix', '--seeds=1')
+  table = json.loads((output / 'table1_quickstart.json').read_text())
+  assert {row: list(seeds) for row, seeds in table.items()} == {'augmix': ['1'], 'nominal': ['0']}
+
+
+def test_rows_of_different_lengths_are_refused(tmp_path, output, started):
+  write_run(tmp_path / 'runs' / 'quickstart' / 'augmix' / 'seed0', steps=STEPS + 1)
+  with pytest.raises(UserError, match='differ in images_seen: 140 .*160 .augmix, seed 0'):
+    run(tmp_path, output, '--scale=quickstart', '--rows=nominal,augmix')
+
+
+def test_results_of_another_checkpoint_are_refused(tmp_path):
+  write_run(tmp_path / 'run')
+  clean = tmp_path / 'run' / 'results' / 'clean.json'
+  clean.write_text(json.dumps({'accuracy': 0.5, 'checkpoint_sha256': 'b' * 64}))
+  with pytest.raises(UserError, match='of several checkpoints'):
+    table1_corruptions.entry(tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+  'flags, said',
+  [
+    (['--scale=labtop'], "Unknown --scale 'labtop'.*Did you mean 'laptop'"),
+    (['--scale=smoke', '--rows=ada'], "Unknown row 'ada'"),
+    (['--scale=smoke', '--seeds=one'], "--seeds='one' must be whole numbers"),
+    (['--scale=smoke', '--output=/nowhere/at/all'], "--output='/nowhere/at/all' must be a folder"),
+    (['--rows=nominal'], 'required: --scale'),
+  ],
+)
+def test_wrong_flags_are_one_line(tmp_path, output, started, flags, said):
+  given = flags if any('--output' in flag for flag in flags) else [*flags, f'--output={output}']
+  with pytest.raises(UserError, match=said):
+    table1_corruptions.main([*given, f'--workdir={tmp_path}'])
+  assert started == []
+
+
+def test_a_stopped_or_failed_run_ends_the_experiment(monkeypatch):
+  def ends_with(code):
+    monkeypatch.setattr(subprocess, 'run', lambda *a, **k: subprocess.CompletedProcess(a, code))
+
+  ends_with(75)
+  with pytest.raises(Stopped, match='the same command goes on'):
+    runs.start('adversarial_augment.train')
+  ends_with(2)
+  with pytest.raises(UserError, match='exit code 2'):
+    runs.start('adversarial_augment.train')
+
+
+def test_the_mean_of_one_seed_has_no_error():
+  assert str(table1_drawing.estimate([0.25])) == '25.00'
+
+
+@pytest.mark.slow
+def test_two_rows_are_trained_and_drawn(tmp_path, output):
+  command = [sys.executable, '-m', 'experiments.table1_corruptions', '--scale=smoke', '--rows=nominal,ada_edsr']
+  command += [f'--workdir={tmp_path}', f'--output={output}', '--config.evals=clean,cifar10_c']
+  subprocess.run(command, check=True)
+  table = json.loads((output / 'table1_smoke.json').read_text())
+  assert {row: entry['0']['images_seen'] for row, entry in table.items()} == {'nominal': 16, 'ada_edsr': 16}
