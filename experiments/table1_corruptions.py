@@ -37,14 +37,16 @@ ROWS: dict[str, str | None] = {
 
 class Scale(NamedTuple):
   variant: str  # of every row's config
-  start: str | None  # config of the run from which rows are fine-tuned
+  start: str | None = None  # config of the run from which rows are fine-tuned
+  flags: tuple[str, ...] = ()  # of every run
 
 
 SCALES = {
-  'full': Scale('', None),
-  'laptop': Scale('laptop', 'configs/nominal.py:laptop_start'),
-  'quickstart': Scale('quickstart', None),
-  'smoke': Scale('smoke', None),
+  'full': Scale(''),
+  # Held out: what nu, steps and width are chosen on.
+  'laptop': Scale('laptop', 'configs/nominal.py:laptop_start', ('--config.holdout=5000',)),
+  'quickstart': Scale('quickstart'),
+  'smoke': Scale('smoke'),
 }
 
 
@@ -76,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(scale: Scale, root: Path, row: str, seed: int, flags: Sequence[str]) -> None:
-  flags = [f'--config.seed={seed}', *flags]
+  flags = [f'--config.seed={seed}', *scale.flags, *flags]
   if scale.start is not None:
     start = root / 'start' / f'seed{seed}'
     runs.train(scale.start, start, flags)

@@ -1,0 +1,235 @@
+"""Figure 1 of arXiv 2104.01086: what AdA does to test images, and how similar they stay, by the radius nu.
+
+  python -m experiments.figure1_ssim --workdir=runs/nominal
+  python -m experiments.figure1_ssim --workdir=runs/ada --num_images=10000 --nus=0.015,0.03
+
+The adversary, network and classifier are those of the run, with other radii; SSIM is measured before the line search.
+The draws of the adversary with --seed=0 are those of `evaluate --evals=ada`. A radius that the JSON holds already is
+not measured again. The densities are Gaussian kernel estimates (Scott's rule), reflected at 1, beyond which no SSIM is.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import cli, datasets, files, inference, progress, results, signals
+from adversarial_augment import config as configs
+from adversarial_augment.errors import NumericalError, UserError
+from adversarial_augment.types import Dataset
+from experiments import figure1_drawing, figure_files
+
+NAME = 'figure1_ssim'
+NUS = '.0075,.009375,.015,.0225,.03'
+THRESHOLD = 0.3  # of the line search (arXiv 2104.01086, section 2)
+_EXAMPLES = 6
+_GRID = 2001  # points of a density
+_FIELDS, _GROUPS = ('data_dir', 'batch_size', 'precision'), ('attack', 'corruption_net')
+
+
+def main(argv: Sequence[str]) -> None:
+  overrides, rest = cli.split_overrides(argv)
+  arguments = _parser().parse_args(rest)
+  nus = parse_nus(arguments.nus)
+  figure_files.check_seed(arguments.seed)
+  figure_files.check_drawable()
+  workdir = files.user_path(arguments.workdir, '--workdir')
+  config = adversary(inference.read_config(workdir), overrides)
+  test = datasets.load(config.dataset, 'test', config.data_dir)
+  figure_files.check_num_images(arguments.num_images, 2, test)
+  test = test._replace(num_examples=arguments.num_images)
+  from adversarial_augment import recipe
+
+  recipe.check_adversary(config, test.image_shape)
+  path = figure_files.place(arguments.output, workdir / 'figures', NAME)
+  cli.virtual_devices(cli.usable_cores())
+  cli.compilation_cache()
+  with signals.listen(several_processes=False):  # nothing is unsaved: every radius is written when it is done
+    found = measure(config, workdir, test, nus, arguments.seed, path, overwrite=arguments.overwrite)
+    figure1_drawing.draw(found, nus, path.with_suffix('.png'))
+  for nu in nus:
+    values = found['nus'][f'{nu:g}']
+    print(f'  nu {nu:<9g} mean SSIM {values["mean"]:.4f}  below {THRESHOLD:g}: {100 * values["below"]:.2f} %')
+  print(f'wrote {path} and {path.with_suffix(".png").name}')
+
+
+def adversary(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+  """Returns a run's config with an adversary, whose images are not pulled back.
+
+  Args:
+    config: of a run, nominal or not.
+    overrides: dotted fields to text.
+
+  Raises:
+    UserError: a field that says how the classifier was trained, or a wrong value.
+  """
+  for name in overrides:
+    if name not in _FIELDS and name.partition('.')[0] not in _GROUPS or name in ('attack.nu', 'attack.min_ssim'):
+      raise UserError(
+        f'config.{name} is not for this figure; leave it out, or change {", ".join(_FIELDS)}, attack.* or '
+        'corruption_net.* (--nus has the radii; the line search is switched off).'
+      )
+  changed = configs.override(config, {**overrides, 'attack.name': 'ada', 'attack.min_ssim': '-1'})
+  configs.validate(changed)
+  return changed
+
+
+def parse_nus(text: str) -> list[float]:
+  """Returns radii in ascending order.
+
+  Raises:
+    UserError: not positive numbers separated by commas.
+  """
+  try:
+    nus = sorted({float(nu) for nu in text.split(',')})
+  except ValueError:
+    nus = [0.0]
+  if not all(0 < nu <= 1e3 for nu in nus):
+    raise UserError(f"--nus='{text}' must be positive numbers separated by commas, such as {NUS}.")
+  return nus
+
+
+def measure(
+  config: ConfigDict, workdir: Path, test: Dataset, nus: Sequence[float], seed: int, path: Path, *, overwrite: bool
+) -> dict[str, Any]:
+  """Returns the numbers of the figure; writes those of each radius when they are known.
+
+  Args:
+    config: of `adversary`.
+    workdir: of the run.
+    test: the images.
+    nus: radii.
+    seed: of the adversary's draws.
+    path: of the JSON.
+    overwrite: whether what it holds may go.
+
+  Raises:
+    AdversarialAugmentError: no good checkpoint, or `path` holds something else or cannot be written.
+  """
+  from adversarial_augment import sharding, summary
+  from adversarial_augment.evaluators.batches import batches
+
+  mesh = sharding.data_mesh()
+  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
+  provenance = summary.provenance(config, {'test': test}, NAME) | {'command': figure_files.command(NAME)}
+  provenance['config_sha256'] = configs.sha256(inference.read_config(workdir))  # of the run, as in its checkpoint
+  versions = {package: provenance['versions'][package] for package in ('adversarial_augment', 'jax')}
+  attack = {name: value for name, value in config.attack.items() if name != 'nu'}
+  setting = [attack, config.corruption_net.to_dict(), provenance['weights'], config.precision, versions]
+  conditions = results.digest([restored.sha256, dict(test.provenance), test.num_examples, seed, setting])
+  found = figure_files.known(path, conditions, overwrite) or {
+    'figure': NAME,
+    'conditions_sha256': conditions,
+    'step': restored.step,
+    'checkpoint_sha256': restored.sha256,
+    'trained_with': inference.read_config(workdir).attack.to_dict(),
+    'num_images': test.num_examples,
+    'seed': seed,
+    'provenance': provenance,
+    'threshold': THRESHOLD,
+    'clean': figure_files.encoded(test.read(np.arange(min(_EXAMPLES, test.num_examples))).images),
+    'nus': {},
+  }
+  print(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}', flush=True)
+  missing = [nu for nu in nus if f'{nu:g}' not in found['nus']]
+  with progress.images(len(missing) * test.num_examples) as advance:
+    for nu in missing:
+      changed = configs.override(config, {'attack.nu': str(nu)})
+      run, phi = corruptor(changed, mesh, test, seed)
+      batched = functools.partial(run, restored.state.params, restored.state.model_state, phi)
+      said = functools.partial(advance, f'nu {nu:g}')
+      found['nus'][f'{nu:g}'] = _one(batched, batches(test, mesh, config.batch_size), said)
+      figure_files.write(path, found)
+  return found
+
+
+def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[Callable, Any]:
+  """Returns (params, model_state, phi, batch) -> (images [n, h, w, c], SSIM before the line search [n]), and phi.
+
+  An image's draws follow from the seed and its index; the classifier uses running statistics.
+
+  Args:
+    config: with the adversary.
+    mesh: the devices.
+    test: the images.
+    seed: of the draws.
+  """
+  import jax
+  from jax.sharding import PartitionSpec
+
+  from adversarial_augment import recipe, sharding
+
+  attack, phi, _ = recipe.build_attack(
+    config, mesh, recipe.build_classifier(config, test.num_classes), test.image_shape
+  )
+  classifier = recipe.attacked_classifier(config, test.num_classes)
+
+  def local(params, model_state, phi, batch):
+    logits_fn = lambda images: classifier.apply(params, model_state, None, images, is_training=False)[0]
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(batch.indices)
+    images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
+    result = attack(keys, logits_fn, images, batch.labels, phi)
+    return result.images, result.metrics['ssim']
+
+  data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
+  mapped = jax.shard_map(local, mesh=mesh, in_specs=(whole, whole, whole, data), out_specs=data, check_vma=False)
+  return jax.jit(mapped), sharding.replicate(mesh, phi)
+
+
+def _one(run: Callable, batches: Iterable[Any], advance: Callable[[int], None]) -> dict[str, Any]:
+  """Returns what is known of one radius."""
+  import jax
+
+  values: list[float] = []
+  examples: list[np.ndarray] = []
+  for batch in batches:
+    images, ssim, mask = jax.device_get((*run(batch), batch.mask))
+    values += (float(f'{value:.7g}') for value in ssim[mask])
+    examples.extend(images[mask][: _EXAMPLES - len(examples)])
+    advance(int(mask.sum()))
+  if not np.isfinite(values).all():
+    raise NumericalError('An SSIM is NaN or infinite; the classifier, or the weights of the network, are not usable.')
+  grid = np.linspace(min(0.0, *values), 1.0, _GRID)
+  return {
+    'ssim': values,
+    'mean': float(np.mean(values)),
+    'below': float((np.array(values) < THRESHOLD).mean()),
+    'grid': grid.tolist(),
+    'density': density(np.array(values), grid).tolist(),
+    'adversarial': figure_files.encoded(np.array(examples)),
+  }
+
+
+def density(ssim: np.ndarray, grid: np.ndarray) -> np.ndarray:
+  """Returns a kernel estimate of the density of SSIMs [n] at the points of `grid`, which are at most 1."""
+  from scipy.stats import gaussian_kde
+
+  estimate = gaussian_kde(ssim)
+  return estimate(grid) + estimate(2 - grid)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = figure_files.parser(
+    NAME,
+    'Draws Figure 1: adversarial images, and densities of their SSIM, for several radii nu.',
+    'examples:\n' + '\n'.join(__doc__.splitlines()[2:4]),
+  )
+  parser.add_argument('--workdir', required=True, metavar='RUN', help='of the run of train')
+  parser.add_argument('--nus', default=NUS, metavar='NUMBERS', help='radii; default: %(default)s')
+  parser.add_argument(
+    '--num_images', type=int, default=1000, metavar='N', help='test images, the first; default: %(default)s'
+  )
+  parser.add_argument('--seed', type=int, default=0, help="of the adversary's draws; default: 0")
+  parser.add_argument(
+    '--config.FIELD', dest='_', metavar='VALUE', help='replace attack.*, corruption_net.*, batch_size, data_dir'
+  )
+  parser.add_argument('--overwrite', action='store_true', help='measure again what is known')
+  return parser
+
+
+if __name__ == '__main__':
+  cli.run(main)
