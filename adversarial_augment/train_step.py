@@ -14,6 +14,7 @@ import optax
 
 from adversarial_augment import sharding, trees
 from adversarial_augment.attacks.losses import cross_entropy
+from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.recipe import Recipe
 from adversarial_augment.types import Array, Key, PyTree, TrainState
 
@@ -40,7 +41,9 @@ def jitted(recipe: Recipe) -> jax.stages.Wrapped:
 def train_step(
   recipe: Recipe, state: TrainState, step: Array, images: Array, labels: Array, phi: PyTree
 ) -> tuple[TrainState, dict[str, Array]]:
-  """Makes one update (Eq. 3, arXiv 2104.01086).
+  """Makes one update (Eq. 3, arXiv 2104.01086; with `recipe.jsd`, AugMix's loss, arXiv 1912.02781, section 3).
+
+  All views of the images go through the classifier as one batch. The cross-entropy is that of the first view.
 
   Args:
     recipe: the static parts.
@@ -56,20 +59,27 @@ def train_step(
   """
   step_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
-  images, attack_metrics = corrupt(recipe, keys, images, labels, state, phi)
+  views, attack_metrics = corrupt(recipe, keys, images, labels, state, phi)
+  batch = views.reshape(-1, *views.shape[2:])
 
   def loss_of(params):
-    logits, model_state = recipe.classifier.apply(params, state.model_state, None, images, is_training=True)
-    return cross_entropy(logits, labels).mean(), (logits, model_state)
+    logits, model_state = recipe.classifier.apply(params, state.model_state, None, batch, is_training=True)
+    logits = logits.reshape(*views.shape[:2], -1)
+    loss, terms = cross_entropy(logits[:, 0], labels).mean(), {}
+    if recipe.jsd:
+      terms['jsd'] = jensen_shannon(logits).mean()
+      loss += recipe.jsd * terms['jsd']
+    return loss, (logits[:, 0], terms, model_state)
 
-  (loss, (logits, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  (loss, (logits, terms, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
   updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
   new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), model_state, opt_state)
   metrics = {
     'loss': loss,
     'accuracy': (logits.argmax(-1) == labels).mean(),
     'learning_rate': recipe.schedule(state.step + 1),
-  } | {name: value.mean() for name, value in attack_metrics.items()}
+  }
+  metrics |= terms | {name: value.mean() for name, value in attack_metrics.items()}
   # Not of the counters: their squares overflow.
   numbers = [x for x in jax.tree.leaves((new.params, new.model_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
   is_finite = jnp.isfinite(jnp.stack([*metrics.values(), optax.tree.norm(numbers)])).all()
@@ -80,9 +90,11 @@ def train_step(
 def corrupt(
   recipe: Recipe, keys: Key, images: Array, labels: Array, state: TrainState, phi: PyTree
 ) -> tuple[Array, dict[str, Array]]:
-  """Returns what the classifier is trained on, and one value of each of the adversary's metrics per image.
+  """Returns the views of each image [n, views, h, w, c] that the classifier is trained on, and the adversary's metrics.
 
-  The stages are in the paper's order (appendix A): pad, crop and flip; AdA and its line search; AugMix.
+  The stages are in the paper's order (appendix A): pad, crop and flip; AdA and its line search; AugMix. There is one
+  view, or with `recipe.jsd` three: the image before AugMix, and two of its AugMix. Of each metric there is one value
+  per attacked image.
 
   Args:
     recipe: the static parts.
@@ -118,8 +130,13 @@ def corrupt(
       images, metrics = jax.lax.cond(step < recipe.warmup_steps, clean, attacked, images)
     elif recipe.attack is not None:
       images, metrics = attacked(images)
-    images = jax.vmap(recipe.after)(after_keys, images)
-    return jax.lax.stop_gradient((images, metrics))
+    after = jax.vmap(recipe.after)
+    if recipe.jsd:
+      first_keys, second_keys = jnp.moveaxis(jax.vmap(jax.random.split)(after_keys), 1, 0)
+      views = [images, after(first_keys, images), after(second_keys, images)]
+    else:
+      views = [after(after_keys, images)]
+    return jax.lax.stop_gradient((jnp.stack(views, 1), metrics))
 
   sharded = jax.shard_map(
     local,

@@ -13,6 +13,7 @@ SMALL_EDSR = {'corruption_net.blocks': 4, 'corruption_net.features': 16, 'corrup
 # Why the quickstart's numbers: two sign steps reach nearly the loss of five, because each saturates the balls; at the
 # paper's nu of .015 digits this large lose only 3 points of accuracy, at .04 a nominal classifier loses 17; and on
 # untrained features an adversary teaches nothing, so that the first 0.8 epochs are clean.
+# The laptop's are for going on from `configs/nominal.py:laptop_start` with --config.init_from.
 VARIANTS = {
   '': {'evals': ('clean', 'cifar10_c')},
   'quickstart': {
@@ -35,16 +36,17 @@ VARIANTS = {
   'laptop': {
     **SMALL_EDSR,
     'batch_size': 64,
-    'num_epochs': 2.0,
+    'num_epochs': 3.0,
     'evals': ('clean', 'ada', 'cifar10_c'),
-    'eval_images': 1000,
     'classifier.depth': 10,
     'classifier.width': 16,
     'classifier.batch_norm_decay': 0.95,
     'attack.num_steps': 2,
+    'optimizer.learning_rate': 0.05,
+    'optimizer.weight_decay': 5e-4,
     'optimizer.warmup_epochs': 0.1,
     'log_every': 20,
-    'checkpoint_every': 100,
+    'checkpoint_every': 500,
   },
   'smoke': {
     **SMALL_EDSR,

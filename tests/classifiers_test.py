@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from adversarial_augment.classifiers.preact_resnet import EPSILON, _batch_norm, preact_resnet
+from adversarial_augment.classifiers.layers import EPSILON, _batch_norm
+from adversarial_augment.classifiers.preact_resnet import preact_resnet
 from adversarial_augment.errors import UserError
 from adversarial_augment.per_example_conv import conv as plain_conv
 

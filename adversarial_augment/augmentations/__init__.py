@@ -7,11 +7,17 @@ diversity.
 import jax
 
 from adversarial_augment import registry
+from adversarial_augment.augmentations.augmix import augmix, augmix_all_ops
 from adversarial_augment.augmentations.flip import flip
 from adversarial_augment.augmentations.pad_crop import pad_crop
 from adversarial_augment.types import Augmentation
 
-AUGMENTATIONS: dict[str, Augmentation] = {'pad_crop': pad_crop, 'flip': flip}
+AUGMENTATIONS: dict[str, Augmentation] = {
+  'pad_crop': pad_crop,
+  'flip': flip,
+  'augmix': augmix,
+  'augmix_all_ops': augmix_all_ops,
+}
 
 
 def chain(names: tuple[str, ...]) -> Augmentation:

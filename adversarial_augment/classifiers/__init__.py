@@ -1,7 +1,11 @@
 """Classifiers: factories of Haiku's (init, apply) with batch-norm state."""
 
 from adversarial_augment.classifiers.preact_resnet import preact_resnet
+from adversarial_augment.classifiers.resnext import resnext
+from adversarial_augment.classifiers.wide_resnet import wide_resnet
 
 CLASSIFIERS = {
   'preact_resnet': preact_resnet,
+  'wide_resnet': wide_resnet,
+  'resnext': resnext,
 }

@@ -1,0 +1,51 @@
+"""ResNeXt (Xie et al., arXiv 1611.05431) for 32x32 images, as AugMix (arXiv 1912.02781) trains it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import haiku as hk
+import jax
+
+from adversarial_augment.classifiers.layers import Layers, classifier
+from adversarial_augment.errors import UserError
+
+GROUPS = 4  # of the 3x3 convolutions
+
+
+def resnext(num_classes: int, *, depth: int = 29, width: int = 32, **options: Any) -> hk.TransformedWithState:
+  """Makes a ResNeXt of three stages of bottlenecks with ReLU behind the sum; AugMix has depth 29, width 32 (4x32d).
+
+  Args:
+    num_classes: number of logits.
+    depth: 9 * blocks of a stage + 2.
+    width: channels of each of the 4 groups in the first stage. All else goes with it: the stem has twice as many, a
+      block of the first stage gives 8 times as many, and each stage is twice as wide as the one before.
+    **options: see `layers.classifier`, which says what the result does.
+
+  Raises:
+    UserError: an argument out of range.
+  """
+  if depth < 11 or depth % 9 != 2:
+    raise UserError(f'Depth {depth} of resnext must be 9 n + 2 and at least 11.')
+  if width < 1:
+    raise UserError(f'width={width} of resnext must be at least 1.')
+  return classifier('resnext', functools.partial(_body, depth=depth, width=width), num_classes, **options)
+
+
+def _body(layers: Layers, x: jax.Array, *, depth: int, width: int) -> jax.Array:
+  def block(x: jax.Array, width: int, stride: int) -> jax.Array:
+    y = layers.norm(layers.convolve(x, GROUPS * width, 1, 1, 'conv_0'), 'norm_0')
+    y = layers.norm(layers.convolve(y, GROUPS * width, 3, stride, 'conv_1', GROUPS), 'norm_1')
+    y = layers.norm(layers.convolve(y, 8 * width, 1, 1, 'conv_2'), 'norm_2', relu=False)
+    if stride != 1 or x.shape[-1] != y.shape[-1]:
+      x = layers.norm(layers.convolve(x, y.shape[-1], 1, stride, 'shortcut'), 'shortcut_norm', relu=False)
+    return jax.nn.relu(x + y)
+
+  x = layers.norm(layers.convolve(x, 2 * width, 3, 1, 'stem'), 'norm')
+  for stage in range(3):
+    for index in range((depth - 2) // 9):
+      with hk.name_scope(f'stage_{stage}_block_{index}'):
+        x = block(x, width * 2**stage, stride=2 if stage > 0 and index == 0 else 1)
+  return x

@@ -1,0 +1,36 @@
+"""Wide ResNet (Zagoruyko and Komodakis, arXiv 1605.07146), as AugMix (arXiv 1912.02781) trains it: without dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import haiku as hk
+
+from adversarial_augment.classifiers.layers import classifier
+from adversarial_augment.classifiers.preact_resnet import preact_body
+from adversarial_augment.errors import UserError
+
+STEM = 16  # channels
+
+
+def wide_resnet(
+  num_classes: int, *, depth: int = 40, width: int = 2, shortcut: str = 'preact', **options: Any
+) -> hk.TransformedWithState:
+  """Makes WRN-depth-width: three stages of pre-activation basic blocks; AugMix has WRN-40-2.
+
+  Args:
+    num_classes: number of logits.
+    depth: 6 * blocks of a stage + 4.
+    width: the widening factor; the stages have 16, 32 and 64 times as many channels.
+    shortcut: what the 1x1 projections see: the activated input of the block ('preact', as published) or the raw one
+      ('input').
+    **options: see `layers.classifier`, which says what the result does.
+
+  Raises:
+    UserError: an argument out of range.
+  """
+  if depth < 10 or depth % 6 != 4:
+    raise UserError(f'Depth {depth} of wide_resnet must be 6 n + 4 and at least 10.')
+  stages = [(STEM * width * 2**stage, (depth - 4) // 6) for stage in range(3)]
+  body = preact_body('wide_resnet', STEM, stages, bottleneck=False, shortcut=shortcut)
+  return classifier('wide_resnet', body, num_classes, **options)

@@ -1,0 +1,21 @@
+"""AdA through EDSR, then AugMix: the row "AdA + AugMix" of Table 1 (arXiv 2104.01086), mCE 8.80 %, clean error 3.74 %.
+
+  python -m adversarial_augment.train --config=configs/ada_augmix.py              # CIFAR-10, the paper's full setting
+  python -m adversarial_augment.train --config=configs/ada_augmix.py:quickstart   # embedded images
+  python -m adversarial_augment.train --config=configs/ada_augmix.py:laptop       # CIFAR-10, small networks
+  python -m adversarial_augment.train --config=configs/ada_augmix.py:smoke        # two steps, for tests
+
+As ada_edsr.py, and AugMix as the last augmentation, which the adversary does not see.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("ada_edsr.py")}:{variant}')
+  config.augment.after = ('augmix',)
+  return config

@@ -1,0 +1,22 @@
+"""AugMix without an adversary: the row "AugMix" of Table 1 (arXiv 2104.01086), mCE 13.13 %, clean error 3.95 %.
+
+  python -m adversarial_augment.train --config=configs/augmix.py                  # CIFAR-10, the paper's full setting
+  python -m adversarial_augment.train --config=configs/augmix.py:quickstart       # embedded images
+  python -m adversarial_augment.train --config=configs/augmix.py:laptop           # CIFAR-10, a small network
+  python -m adversarial_augment.train --config=configs/augmix.py:smoke            # two steps, for tests
+
+All but the augmentation is as in nominal.py. The paper's row is without the divergence of three views (its caption sets
+AugMix "with an additional regularizing loss" against it), so augment.jsd is 0; augmix_jsd_resnext.py has that.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("nominal.py")}:{variant}')
+  config.augment.after = ('augmix',)
+  return config
