@@ -1,0 +1,176 @@
+"""DeepAugment's images: the same bytes whatever subset, device or process an image is in.
+
+All draws of an image follow from (seed, copy, index). The weights that it goes through are damaged anew with
+probability 0.05 before each image, always from the pristine ones; between two such draws images share them, so that
+the weights of image i follow from (seed, copy, the last index up to i that drew).
+
+On a CPU every image goes through a loop whose body sees that image alone, which is faster there than a batch of
+convolutions (docs/design.md) and rounds the same wherever the image stands; elsewhere a chunk is one batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import functools
+import hashlib
+import importlib.metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+import numpy as np
+
+from adversarial_augment import __version__, per_example_conv
+from adversarial_augment.deepaugment import cae_features, cae_weights, edsr_features, edsr_weights
+from adversarial_augment.deepaugment.kernels import Params
+from adversarial_augment.types import Array, Key
+
+SCALES = ('native32', 'published')
+_ANEW = 0.05  # probability of new weights before an image
+_CHUNK = 8  # images with the same weights on one device in one call; runs of them have 20 on average
+_AXIS = 'device'
+_UPSCALED = 4  # 32 -> 128 pixels, to which the published script resizes what goes into EDSR
+_RESAMPLING, _DAMAGE = 0, 1  # streams of random numbers
+
+
+class Net(NamedTuple):
+  """A network under DeepAugment."""
+
+  distort: Callable[..., Params]  # (weights, rng, bug_compatible) -> weights
+  apply: Callable[..., Array]  # (weights, levels [h, w, 3], key, ...) -> levels [s * h, s * w, 3]
+
+
+NETS = {
+  'edsr': Net(edsr_weights.distort, edsr_features.apply),
+  'cae': Net(cae_weights.distort, cae_features.apply),
+}
+
+
+class Settings(NamedTuple):
+  """What decides the bytes beside the images and the pristine weights."""
+
+  net: str  # of NETS
+  seed: int
+  bug_compatible: bool = True
+  scale: str = 'native32'  # the images as they are, or 'published': enlarged four times before, averaged after
+
+
+def first_of_run(seed: int, copy: int, num_examples: int) -> np.ndarray:
+  """Returns, for each image, the index up to it at which weights were last drawn: int64 [num_examples]."""
+  rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_RESAMPLING, seed, copy))))
+  anew = rng.random(num_examples) < _ANEW
+  anew[:1] = True
+  return np.maximum.accumulate(np.where(anew, np.arange(num_examples), 0))
+
+
+def damaged_weights(
+  params: Mapping[str, Mapping[str, np.ndarray]], settings: Settings, copy: int, first: int
+) -> Params:
+  """Returns the weights of the images whose run begins at index `first`; `params` are left as they are."""
+  rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_DAMAGE, settings.seed, copy, first))))
+  return NETS[settings.net].distort(params, rng, settings.bug_compatible)
+
+
+def generate(
+  images: np.ndarray,
+  indices: np.ndarray,
+  copy: int,
+  params: Mapping[str, Mapping[str, np.ndarray]],
+  settings: Settings,
+) -> np.ndarray:
+  """Returns the DeepAugment form of images.
+
+  Args:
+    images: uint8 [n, h, w, 3].
+    indices: [n], of the images in their data set, rising.
+    copy: which pass over the data set.
+    params: the pristine weights, as a weight file holds them.
+    settings: the network and the rest.
+
+  Returns:
+    uint8 [n, h, w, 3], truncated to levels.
+  """
+  chunks = list(_chunks(indices, copy, params, settings))
+  chunks.sort(key=lambda chunk: len(chunk.rows), reverse=True)  # so that devices that work together end together
+  devices, out, done = tuple(jax.local_devices()), np.empty_like(images), []
+  run = _compiled(devices, settings.net, settings.bug_compatible, settings.scale)
+  for start in range(0, len(chunks), len(devices)):
+    group = chunks[start : start + len(devices)]
+    idle = [group[0]._replace(rows=group[0].rows[:0])] * (len(devices) - len(group))
+    rows = np.stack([np.resize(chunk.rows, _CHUNK) for chunk in group + idle])  # one shape, one compilation
+    counts = np.array([len(chunk.rows) for chunk in group + idle], np.int32)
+    weights = jax.tree.map(lambda *arrays: np.stack(arrays), *(chunk.weights for chunk in group + idle))
+    # Whatever the program that calls has set: the same bytes.
+    with jax.enable_x64(False), jax.threefry_partitionable(True):
+      made = run(weights, images[rows], indices[rows].astype(np.int32), counts, (settings.seed, copy))
+    done.append((group, made))
+  for group, made in done:
+    for chunk, made_of_chunk in zip(group, np.asarray(made), strict=False):
+      out[chunk.rows] = made_of_chunk[: len(chunk.rows)]
+  return out
+
+
+class _Chunk(NamedTuple):
+  rows: np.ndarray  # at most _CHUNK, of images that share their weights
+  weights: Params
+
+
+def _chunks(
+  indices: np.ndarray, copy: int, params: Mapping[str, Mapping[str, np.ndarray]], settings: Settings
+) -> Iterator[_Chunk]:
+  firsts = first_of_run(settings.seed, copy, int(indices[-1]) + 1)[indices]
+  for first in np.unique(firsts):
+    rows = np.flatnonzero(firsts == first)
+    weights = damaged_weights(params, settings, copy, int(first))
+    for start in range(0, len(rows), _CHUNK):
+      yield _Chunk(rows[start : start + _CHUNK], weights)
+
+
+@functools.cache
+def made_with() -> dict[str, str]:
+  """Returns on what the bytes depend: versions of packages, the hash of this folder's code, the kind of device."""
+  code = hashlib.sha256(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('*.py'))))
+  versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'scipy')}
+  return {
+    'adversarial_augment': __version__,
+    'code_sha256': code.hexdigest(),
+    'platform': jax.default_backend(),
+    **versions,
+  }
+
+
+@functools.cache
+def _compiled(devices: tuple[jax.Device, ...], net: str, bug_compatible: bool, scale: str) -> Callable[..., Array]:
+  """Returns the jitted program that sends a chunk through each device, of which the first `count` images count."""
+  on_cpu = devices[0].platform == 'cpu'
+  conv = per_example_conv.example_conv if on_cpu else per_example_conv.conv
+  apply = functools.partial(NETS[net].apply, bug_compatible=bug_compatible, conv=conv)
+
+  def local(weights: Params, images: Array, index: Array, count: Array, key_of: tuple[Array, Array]) -> Array:
+    weights, images, index, count = jax.tree.map(lambda x: x[0], (weights, images, index, count))
+    key = jax.random.fold_in(jax.random.key(key_of[0], impl='threefry2x32'), key_of[1])
+
+    def one(image: Array, index: Array) -> Array:
+      return _through(lambda x, key: apply(weights, x, key), image, jax.random.fold_in(key, index), scale)
+
+    if on_cpu:
+      out = jax.lax.fori_loop(0, count, lambda i, out: out.at[i].set(one(images[i], index[i])), images)
+    else:
+      out = jax.vmap(one)(images, index)
+    return out[None]
+
+  mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  each = PartitionSpec(_AXIS)
+  specs = (each, each, each, each, PartitionSpec())
+  return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False))
+
+
+def _through(apply: Callable[[Array, Key], Array], image: Array, key: Key, scale: str) -> Array:
+  """Returns an image, uint8 [h, w, 3], after the network, averaged down to its size."""
+  h, w, _ = image.shape
+  x = image.astype(jnp.float32)
+  if scale == 'published':
+    x = jax.image.resize(x, (_UPSCALED * h, _UPSCALED * w, 3), 'bilinear')
+  y = jnp.clip(apply(x, key), 0, 255)
+  factor = y.shape[0] // h
+  return y.reshape(h, factor, w, factor, 3).mean((1, 3)).astype(jnp.uint8)

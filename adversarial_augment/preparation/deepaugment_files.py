@@ -1,0 +1,231 @@
+"""Writes DeepAugment sets piece by piece: several processes may share the work, and none is lost when one is killed.
+
+While a set is made, its folder has images.npy in its full size, PLAN.json, which says what is being made, and
+pieces/NUMBER.json with the hash of each piece that is on the disk. Whoever finds the last piece writes MANIFEST.json.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adversarial_augment import fields, files, progress, run_directory
+from adversarial_augment.datasets import cifar10_c, mixture, writer
+from adversarial_augment.datasets.reasons import one_line
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Dataset
+
+_PLAN, _PIECES = 'PLAN.json', 'pieces'
+_PIECE = 500  # images between two moments at which work is safe
+
+
+class Share(NamedTuple):
+  """Which pieces a process makes: every `processes`-th from the `process`-th on."""
+
+  process: int = 0
+  processes: int = 1
+
+
+class Done(NamedTuple):
+  written: int  # images, by this process
+  missing: int  # images that other processes have yet to make; 0: the set is there
+
+
+class _Piece(NamedTuple):
+  number: int
+  copy: int
+  start: int  # the first of its training images
+  stop: int
+
+
+def write(
+  folder: pathlib.Path,
+  plan: Mapping[str, Any],
+  train: Dataset,
+  make: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
+  *,
+  share: Share = Share(),
+  overwrite: bool = False,
+) -> Done:
+  """Writes what is missing of a set.
+
+  Args:
+    folder: of the set; see `mixture` for its files.
+    plan: what the manifest will say beside the hashes, as JSON gives it back; `copies` among it.
+    train: the training images.
+    make: (images uint8 [k, h, w, 3], their indices [k], copy) -> uint8 [k, h, w, 3].
+    share: of this process.
+    overwrite: whether to remove a set that is whole or was made otherwise.
+
+  Raises:
+    UserError: another set is there, and `overwrite` is False.
+    StorageError: the disk is full or not writable.
+  """
+  copies, n = plan['copies'], train.num_examples
+  header = _header((copies * n, *train.image_shape))
+  row = int(np.prod(train.image_shape))
+  pieces = list(_pieces(copies, n))
+  images, written = folder / mixture.IMAGES, 0
+  with files.storage_errors(f"write in '{folder}'"):
+    with _alone(folder):
+      if overwrite:
+        _clear(folder, plan)
+      if _is_whole(folder, plan):
+        return Done(0, 0)
+      _begin(folder, plan, header, len(header) + copies * n * row)
+    mine = [piece for piece in pieces[share.process :: share.processes] if not _is_made(folder, piece)]
+    with images.open('r+b') as file, progress.images(sum(piece.stop - piece.start for piece in mine)) as advance:
+      for piece in mine:
+        if _is_made(folder, piece):  # by a process that shares the work otherwise
+          continue
+        index = np.arange(piece.start, piece.stop)
+        content = make(train.read(index).images, index, piece.copy).tobytes()
+        file.seek(len(header) + (piece.copy * n + piece.start) * row)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        files.crash_point('before_piece', piece.number)
+        with _alone(folder):
+          if not _is_whole(folder, plan):
+            run_directory.write_json(_marker(folder, piece), {'sha256': hashlib.sha256(content).hexdigest()})
+        files.crash_point('after_piece', piece.number)
+        written += len(index)
+        advance(f'copy {piece.copy + 1} of {copies}', len(index))
+    with _alone(folder):
+      missing = [piece for piece in pieces if not _is_made(folder, piece)]
+      if not missing and not _is_whole(folder, plan):
+        _finish(folder, plan, train, pieces, header, row)
+  return Done(written, sum(piece.stop - piece.start for piece in missing))
+
+
+def _pieces(copies: int, n: int) -> Iterator[_Piece]:
+  starts = range(0, n, _PIECE)
+  for copy in range(copies):
+    for number, start in enumerate(starts, copy * len(starts)):
+      yield _Piece(number, copy, start, min(start + _PIECE, n))
+
+
+def _marker(folder: pathlib.Path, piece: _Piece) -> pathlib.Path:
+  return folder / _PIECES / f'{piece.number:06d}.json'
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+  """Waits for the moment in which no other process begins or finishes the set."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(header, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
+  return header.getvalue()
+
+
+def _is_made(folder: pathlib.Path, piece: _Piece) -> bool:
+  return _marker(folder, piece).exists() or (folder / mixture.MANIFEST).exists()
+
+
+def _is_whole(folder: pathlib.Path, plan: Mapping[str, Any]) -> bool:
+  """Returns whether the set is there.
+
+  Raises:
+    UserError: there, or begun, is one that was made otherwise, or one that was damaged.
+  """
+  manifest, begun = folder / mixture.MANIFEST, folder / _PLAN
+  if manifest.exists():
+    found = mixture.read_manifest(manifest)
+    _check_same(folder, found, plan)
+    mixture.check_sizes(folder, found)
+    _tidy(folder)
+    return True
+  if begun.exists():
+    _check_same(folder, _read(begun), plan)
+  return False
+
+
+def _clear(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
+  """Removes a set that is whole or was made otherwise; what another process has begun in the same way stays."""
+  begun = folder / _PLAN
+  if begun.exists() and not (folder / mixture.MANIFEST).exists():
+    with contextlib.suppress(UserError):
+      _check_same(folder, _read(begun), plan)
+      return
+  (folder / mixture.MANIFEST).unlink(missing_ok=True)
+  _tidy(folder)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return dict(json.loads(path.read_text()))
+  except (ValueError, TypeError) as error:
+    raise UserError(f"'{path}' is damaged ({one_line(error)}); start anew with --overwrite.") from error
+
+
+def _check_same(folder: pathlib.Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+  old, new = (fields.flatten({key: about[key] for key in about if key != 'files'}) for about in (found, plan))
+  for key in sorted(old.keys() | new.keys()):
+    if old.get(key) != new.get(key):
+      raise UserError(
+        f"'{folder}' exists already, with {key} = {json.dumps(old.get(key))}, and now it would be "
+        f'{json.dumps(new.get(key))}; use it as it is, choose another --name, or replace it with --overwrite.'
+      )
+
+
+def _begin(folder: pathlib.Path, plan: Mapping[str, Any], header: bytes, size: int) -> None:
+  """Makes images.npy in its full size and the plan, unless an earlier start has."""
+  images = folder / mixture.IMAGES
+  if (folder / _PLAN).exists():
+    return
+  writer.check_space(folder, size)
+  (folder / _PIECES).mkdir(exist_ok=True)
+  images.unlink(missing_ok=True)  # a training run may still read it
+  with images.open('wb') as file:
+    file.write(header)
+    file.truncate(size)
+    file.flush()
+    os.fsync(file.fileno())
+  run_directory.write_json(folder / _PLAN, plan)
+
+
+def _finish(
+  folder: pathlib.Path, plan: Mapping[str, Any], train: Dataset, pieces: list[_Piece], header: bytes, row: int
+) -> None:
+  """Hashes what is on the disk, and writes the rest and the manifest."""
+  digest = hashlib.sha256(header)
+  with (folder / mixture.IMAGES).open('rb') as file:
+    file.seek(len(header))
+    for piece in pieces:
+      content = file.read((piece.stop - piece.start) * row)
+      digest.update(content)
+      if _read(_marker(folder, piece)).get('sha256') != hashlib.sha256(content).hexdigest():
+        _marker(folder, piece).unlink()
+        raise UserError(f"Piece {piece.number} of '{folder}' was damaged on the disk; the same command makes it again.")
+  copies, n = plan['copies'], train.num_examples
+  tables = {mixture.LABELS: cifar10_c.labels_of(train), mixture.INDEX: np.arange(n)}
+  entries = {mixture.IMAGES: {'bytes': (folder / mixture.IMAGES).stat().st_size, 'sha256': digest.hexdigest()}}
+  for name, values in tables.items():
+    buffer = io.BytesIO()
+    np.save(buffer, np.tile(values, copies).astype(np.int32))
+    files.replace(folder / name, buffer.getvalue())
+    entries[name] = {'bytes': len(buffer.getvalue()), 'sha256': hashlib.sha256(buffer.getvalue()).hexdigest()}
+  files.crash_point('before_manifest')
+  run_directory.write_json(folder / mixture.MANIFEST, dict(plan) | {'files': entries})
+  files.crash_point('after_manifest')
+  _tidy(folder)
+
+
+def _tidy(folder: pathlib.Path) -> None:
+  """Removes what only the making needs."""
+  (folder / _PLAN).unlink(missing_ok=True)
+  shutil.rmtree(folder / _PIECES, ignore_errors=True)

@@ -1,0 +1,21 @@
+"""DeepAugment (10x), then AdA through EDSR, then AugMix (arXiv 2104.01086): mCE 7.83 %, clean error 5.07 %.
+
+  python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py             # CIFAR-10, full setting
+  python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:quickstart  # embedded images
+  python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:laptop      # CIFAR-10, small
+  python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:smoke       # two steps, for tests
+
+The best row of Table 1. As ada_deepaugment_augmix.py, on the sets of deepaugment10x.py.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("ada_deepaugment_augmix.py")}:{variant}')
+  config.deepaugment.copies = 10
+  return config

@@ -1,0 +1,30 @@
+"""DeepAugment without an adversary: a row of Table 1 (arXiv 2104.01086), mCE 11.67 %, clean error 5.73 %.
+
+  python -m adversarial_augment.train --config=configs/deepaugment.py             # CIFAR-10, full setting
+  python -m adversarial_augment.train --config=configs/deepaugment.py:quickstart  # embedded images
+  python -m adversarial_augment.train --config=configs/deepaugment.py:laptop      # CIFAR-10, small
+  python -m adversarial_augment.train --config=configs/deepaugment.py:smoke       # two steps, for tests
+
+Its sets have to be there, one for each network:
+
+  python -m adversarial_augment.prepare deepaugment --net=edsr
+  python -m adversarial_augment.prepare deepaugment --net=cae
+  python -m adversarial_augment.prepare deepaugment --net=edsr --weights=edsr_4x16_x1 --dataset=embedded  # :quickstart
+  python -m adversarial_augment.prepare deepaugment --net=cae --dataset=embedded
+
+All but the training images is as in nominal.py. Each is drawn with the same probability from the clean ones and their
+copies, and an epoch is as long as there, so that rows see equally many images.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("nominal.py")}:{variant}')
+  config.deepaugment.sets = ('edsr', 'cae')
+  config.deepaugment.copies = 1
+  return config

@@ -1,0 +1,51 @@
+"""A small data set, pets, with a training split, and a DeepAugment set of it that needs no network."""
+
+import pathlib
+
+import numpy as np
+
+from adversarial_augment import datasets
+from adversarial_augment.datasets import mixture, writer
+from adversarial_augment.preparation import deepaugment_files
+from adversarial_augment.types import Dataset
+
+N = 60
+
+
+def write_pets(data_dir: pathlib.Path, seed: int = 0, size: int = 32) -> pathlib.Path:
+  """Writes a data set of 60 training and 16 test images of 3 classes."""
+  rng = np.random.default_rng(seed)
+
+  def split(n: int) -> writer.Split:
+    images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
+    return writer.Split(n, zip(images, rng.integers(0, 3, n), strict=True))
+
+  description = writer.Description('pets', '1.0.0', 'x', ('a', 'b', 'c'), (size, size, 3), 'own', None)
+  writer.write(description, {'train': split(N), 'test': split(16)}, data_dir)
+  return data_dir
+
+
+def load(data_dir: pathlib.Path) -> Dataset:
+  return datasets.load('pets', 'train', str(data_dir))
+
+
+def make(images: np.ndarray, index: np.ndarray | None, copy: int) -> np.ndarray:
+  """Stands for the network."""
+  return images ^ np.uint8(copy + 1)
+
+
+def plan_of(train: Dataset, copies: int = 2, **changes) -> dict:
+  return {
+    'format': mixture.FORMAT,
+    'origin': 'generated',
+    'copies': copies,
+    'train_set': train.provenance,
+    'made_with': {'jax': '1'},
+  } | changes
+
+
+def write(data_dir: pathlib.Path) -> pathlib.Path:
+  """Writes pets and their set 'some' of two copies."""
+  train = load(write_pets(data_dir))
+  deepaugment_files.write(mixture.folder_of('pets', 'some', str(data_dir)), plan_of(train), train, make)
+  return data_dir
