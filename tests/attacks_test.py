@@ -12,25 +12,19 @@ from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.pgd import pgd
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.errors import UserError
+from tests.linear_attack import (
+  IMAGES,
+  KEYS,
+  LABELS,
+  PHI,
+  TEMPLATE,
+  ascent_directions,
+  linear_logits,
+  linear_network,
+  radius,
+)
 
-RNG = np.random.default_rng(0)
-PHI = {'w': np.float32(RNG.normal(size=(3, 3))), 'b': np.float32(RNG.normal(size=3)), 'dead': np.zeros(4, np.float32)}
-IMAGES = np.float32(RNG.uniform(size=(6, 12, 12, 3)))
-LABELS = np.array([0, 1, 0, 1, 1, 0], np.int32)
-TEMPLATE = np.float32(RNG.normal(size=(12, 12, 3)) / 50)
-KEYS = jax.random.split(jax.random.key(0), 6)
 LONG = 60  # steps; one compilation of each rule serves several tests
-
-
-def linear_network(phi, images):
-  """A 1x1 convolution; 'dead' takes part with a gradient, and its norm is zero."""
-  return images @ phi['w'] + phi['b'].reshape(1, 1, 1, 3) + phi['dead'].sum()
-
-
-def linear_logits(images):
-  """Two classes, so that the loss of either is monotone in one linear function of the image."""
-  score = jnp.einsum('nhwc,hwc->n', images, TEMPLATE)
-  return jnp.stack([score, -score], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=('step', 'num_steps', 'init', 'keep_best'))
@@ -40,19 +34,6 @@ def climb(labels, *, step, num_steps, fraction, nu=0.1, init='ball', keep_best=F
     ball, KEYS, linear_logits, IMAGES, labels, PHI,
     num_steps=num_steps, step=STEPS[step], step_fraction=fraction, keep_best=keep_best,
   )  # fmt: skip
-
-
-def ascent_directions(labels) -> dict[str, np.ndarray]:
-  """The gradient of the wrong class's margin in each block, per image, by hand: constant over the ball."""
-  wrong = np.where(labels == 0, -1.0, 1.0)[:, None, None]
-  return {
-    'w': wrong * np.einsum('nhwc,hwd->ncd', IMAGES.astype(float), TEMPLATE),
-    'b': wrong[:, 0] * np.broadcast_to(TEMPLATE.astype(float).sum((0, 1)), (6, 3)),
-  }
-
-
-def radius(block, nu=0.1) -> float:
-  return nu * float(np.linalg.norm(PHI[block].astype(float)))
 
 
 def test_radii_are_relative_to_each_block():

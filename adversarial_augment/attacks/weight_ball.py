@@ -10,8 +10,12 @@ from adversarial_augment import per_example_conv, trees
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import PerturbationSet, PyTree
 
+CONSTANT = 'codebook'  # a parameter of this name is no block: its radius is 0
 
-def weight_ball(apply: Callable, *, nu: float, init: str = 'ball', impl: str = 'auto') -> PerturbationSet:
+
+def weight_ball(
+  apply: Callable, *, nu: float, init: str = 'ball', impl: str = 'auto', noisy: bool = False
+) -> PerturbationSet:
   """Makes C(x) = {c_{phi + beta}(x): ||beta_i||_2 <= nu ||phi_i||_2 for every weight and every bias array i}.
 
   Args:
@@ -19,27 +23,55 @@ def weight_ball(apply: Callable, *, nu: float, init: str = 'ball', impl: str = '
     nu: relative radius, at least 0.
     init: distribution of the starting point in each ball: 'ball', 'uniform' or 'zero', see `trees.random_in_balls`.
     impl: how the network runs over examples, see per_example_conv.py.
+    noisy: `apply` takes a third argument, a key from which it draws its noise.
 
   Returns:
-    A perturbation set around `frozen` = phi. Blocks of norm zero stay at zero.
+    A perturbation set around `frozen` = phi. Blocks of norm zero and constants of the network stay at zero.
   """
-  radii = lambda phi: jax.tree.map(lambda norm: nu * norm, trees.block_norms(phi))
 
-  def corrupt(phi, image, beta):
+  def radii(phi):
+    of = lambda path, norm: jnp.zeros_like(norm) if path and getattr(path[-1], 'key', None) == CONSTANT else nu * norm
+    return jax.tree.map_with_path(of, trees.block_norms(phi))
+
+  def corrupt(phi, images, beta, key=None):
     # phi + beta stays in the precision of phi: bfloat16 would lose a relative change of .015.
-    return apply(jax.tree.map(jnp.add, phi, beta), image[None])[0]
+    return run(apply, jax.tree.map(jnp.add, phi, beta), images, key if noisy else None)
 
-  def corrupt_batch(phi, images, betas):
-    one = lambda beta, image: corrupt(phi, image, beta)
-    return per_example_conv.over_examples(one, impl=impl)(betas, images)
+  def apply_one(phi, image, beta, key=None):
+    return corrupt(phi, image[None], beta, key)[0]
 
   return PerturbationSet(
     init=lambda key, phi, image: trees.random_in_balls(key, phi, radii(phi), radius=init),
     project=lambda phi, image, beta: trees.project(beta, radii(phi)),
-    apply=corrupt,
+    apply=apply_one,
     radii=radii,
-    apply_batch=corrupt_batch,
+    apply_batch=over_groups(corrupt, impl=impl),
   )
+
+
+def over_groups(corrupt: Callable, *, impl: str = 'auto') -> Callable:
+  """Returns an `apply_batch` (see `PerturbationSet`) of `corrupt(frozen, images, perturbation, key)`.
+
+  The images of a group go through the network together, in convolutions of one kernel, and with the first one's key.
+  So where devices share a perturbation, each draws noise of its own.
+  """
+
+  def apply_batch(frozen, images, perturbations, keys=None):
+    num_groups = len(jax.tree.leaves(perturbations)[0])
+    groups = images.reshape(num_groups, -1, *images.shape[1:])
+    first_keys = None if keys is None else keys.reshape(num_groups, -1)[:, 0]
+    one = lambda both, group: corrupt(frozen, group, *both)
+    return per_example_conv.over_examples(one, impl=impl)((perturbations, first_keys), groups).reshape(images.shape)
+
+  return apply_batch
+
+
+def run(apply: Callable, params: PyTree, images: jax.Array, key: jax.Array | None) -> jax.Array:
+  """Returns c(images); with a key, of a network that draws noise."""
+  if key is None:
+    return apply(params, images)
+  # The start is drawn from fold_in(key, 0) and (key, 1), which is what `split` gives.
+  return apply(params, images, jax.random.fold_in(key, 2))
 
 
 def check_blocks(phi: PyTree) -> None:
