@@ -19,7 +19,16 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from adversarial_augment import fields
-from adversarial_augment.config_tables import PRETRAIN, RESUMABLE, TABLES, TRAIN
+from adversarial_augment.config_tables import (
+  AUGMIX,
+  CLASSIFIER_DEPTHS,
+  NETWORK_OPTIONS,
+  NETWORK_SIZES,
+  PRETRAIN,
+  RESUMABLE,
+  TABLES,
+  TRAIN,
+)
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import did_you_mean
 
@@ -67,12 +76,57 @@ def validate(config: ConfigDict) -> None:
   program = _program(flat)
   fields.require_names(TABLES[program], flat, 'config')
   fields.require_values(TABLES[program], flat)
+  for broken in _foreign_sizes(flat):
+    raise UserError(broken)
   if program == 'train':
     for broken in _broken_rules(flat):
       raise UserError(broken)
 
 
+def network_sizes(config: ConfigDict) -> dict[str, int]:
+  """Returns the sizes of a config's corruption network, those that are none as published."""
+  net = config.corruption_net
+  return {size: net[size] or published for size, published in NETWORK_SIZES[net.name].items()}
+
+
+def _foreign_sizes(flat: Mapping[str, Any]) -> Iterator[str]:
+  name = flat['corruption_net.name']
+  own = (*NETWORK_SIZES[name], *NETWORK_OPTIONS[name])
+  others = {item for table in (NETWORK_SIZES, NETWORK_OPTIONS) for items in table.values() for item in items}
+  wrong = {field: flat[field] for item in sorted(others - {*own}) if flat.get(field := f'corruption_net.{item}')}
+  if wrong:
+    said = ', '.join(f'config.{field}={value}' for field, value in wrong.items())
+    flags = ' '.join(f'--config.{field}={"false" if value is True else "none"}' for field, value in wrong.items())
+    yield f'{said}: config.corruption_net.name={name} has no such field, only {", ".join(own)}; set {flags}.'
+
+
+def _classifier_rules(flat: Mapping[str, Any]) -> Iterator[str]:
+  name, depth, width, shortcut = (flat[f'classifier.{field}'] for field in ('name', 'depth', 'width', 'shortcut'))
+  if depth not in CLASSIFIER_DEPTHS[name]:
+    yield (
+      f'config.classifier.depth={depth} must be one of {", ".join(map(str, CLASSIFIER_DEPTHS[name]))} with '
+      f'config.classifier.name={name}.'
+    )
+  if name == 'wide_resnet' and width > 16:
+    yield (
+      f'config.classifier.width={width} must be at most 16 with config.classifier.name=wide_resnet, whose widening '
+      'factor it is; WRN-40-2 has --config.classifier.width=2.'
+    )
+  if name == 'resnext' and shortcut != 'preact':
+    yield (
+      f'config.classifier.shortcut={shortcut} goes with pre-activation networks only, not with '
+      'config.classifier.name=resnext; leave it at preact.'
+    )
+
+
 def _broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
+  yield from _classifier_rules(flat)
+  jsd, after = flat['augment.jsd'], tuple(flat['augment.after'])
+  if jsd and after not in ((name,) for name in AUGMIX):
+    yield (
+      f'config.augment.jsd={jsd} compares an image with two of its AugMix, but config.augment.after='
+      f'{",".join(after) or "none"}; set --config.augment.after=augmix alone, or --config.augment.jsd=0.'
+    )
   warmup, epochs = flat['optimizer.warmup_epochs'], flat['num_epochs']
   if warmup >= epochs:
     yield (
@@ -85,12 +139,28 @@ def _broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
       f'config.attack.warmup_epochs={clean} must be below config.num_epochs={epochs}, or the adversary never acts; '
       f'lower it, for example --config.attack.warmup_epochs={epochs / 3:g}.'
     )
+  if flat['attack.name'] == 'advmix' and flat['attack.init'] == 'uniform':
+    yield (
+      'config.attack.init=uniform cannot go with config.attack.name=advmix, whose mixtures have no balls; '
+      'set config.attack.init=ball, a uniform draw from all mixtures, or zero.'
+    )
+  group, beta_mode = flat['attack.group'], flat['attack.beta_mode']
+  if group > 1 and beta_mode != 'group':
+    yield (
+      f'config.attack.group={group} must be 1 with config.attack.beta_mode={beta_mode}; '
+      'set config.attack.beta_mode=group.'
+    )
   micro, batch = flat['attack.microbatch'], flat['batch_size']
   if micro is not None:
     if flat['attack.batch_norm'] == 'batch':
       yield (
         f'config.attack.microbatch={micro} cannot go with config.attack.batch_norm=batch, whose statistics are those '
         'of the whole batch; set config.attack.batch_norm=running or config.attack.microbatch=none.'
+      )
+    if beta_mode == 'batch':
+      yield (
+        f'config.attack.microbatch={micro} cannot go with config.attack.beta_mode=batch, whose images are attacked '
+        'together; set config.attack.microbatch=none.'
       )
     if batch % micro:
       below = next(n for n in range(min(micro, batch), 0, -1) if batch % n == 0)

@@ -9,14 +9,44 @@ from adversarial_augment.fields import Field
 
 _PAPER = 'arXiv 2104.01086'  # AdversarialAugment
 _EDSR = 'arXiv 1707.02921'
+_AUGMIX = 'arXiv 1912.02781'
 _BIG = 2**20
 _STEPS = 10**9
+AUGMIX = ('augmix', 'augmix_all_ops')
+# The depths that each classifier can have.
+CLASSIFIER_DEPTHS = {
+  'preact_resnet': (10, 18, 34, 50, 101),
+  'wide_resnet': tuple(range(10, 71, 6)),
+  'resnext': tuple(range(11, 102, 9)),
+}
 
+# The sizes and options that each corruption network has; a field of `corruption_net` that is neither must stay none or
+# false. Sizes that are none are these, as published.
+NETWORK_SIZES: dict[str, dict[str, int]] = {
+  'edsr': {'blocks': 16, 'features': 64, 'scale': 4},
+  'cae': {'features': 64},
+  'unet': {'features': 64},
+  'vqvae': {'features': 64, 'codes': 512},
+}
+NETWORK_OPTIONS: dict[str, tuple[str, ...]] = {
+  'edsr': ('perturb_mean_shift',), 'cae': ('deterministic',), 'unet': (), 'vqvae': (),
+}  # fmt: skip
+SIZE_KINDS = {
+  'blocks': fields.integer(1, 64),
+  'features': fields.integer(1, 512),
+  'scale': fields.integer_choice(1, 2, 4),
+  'codes': fields.integer(2, 2**16),
+}
+_SIZES = {
+  'blocks': f'residual blocks of EDSR; none: 16, the baseline ({_EDSR})',
+  'features': 'channels at full or half resolution, other layers in proportion; none: 64, as published',
+  'scale': 'super-resolution factor of EDSR before going back to size; none: 4',
+  'codes': 'vectors in the codebook of VQ-VAE; none: 512',
+}
 _CORRUPTION_NET: dict[str, Field] = {
-  'corruption_net.name': Field('edsr', fields.choice('edsr'), 'architecture of the corruption network c_phi'),
-  'corruption_net.blocks': Field(16, fields.integer(1, 64), f'residual blocks; EDSR baseline: 16 ({_EDSR})'),
-  'corruption_net.features': Field(64, fields.integer(1, 512), f'channels; EDSR baseline: 64 ({_EDSR})'),
-  'corruption_net.scale': Field(4, fields.integer_choice(1, 2, 4), 'super-resolution factor before going back to size'),
+  'corruption_net.name': Field('edsr', fields.choice(*NETWORK_SIZES), 'architecture of the corruption network c_phi'),
+} | {
+  f'corruption_net.{name}': Field(None, fields.optional(SIZE_KINDS[name]), meaning) for name, meaning in _SIZES.items()
 }
 
 TRAIN: dict[str, Field] = {
@@ -53,11 +83,17 @@ TRAIN: dict[str, Field] = {
     'frost photographs for corruptions made in memory; None: those of imagecorruptions, or none',
   ),
   'tensorboard': Field(False, fields.boolean(), 'write TensorBoard files too; needs the extra [logging]'),
-  'classifier.name': Field('preact_resnet', fields.choice('preact_resnet'), 'architecture of the classifier'),
+  'classifier.name': Field('preact_resnet', fields.choice(*CLASSIFIER_DEPTHS), 'architecture of the classifier'),
   'classifier.depth': Field(
-    50, fields.integer_choice(10, 18, 34, 50, 101), f'layers of the ResNet ({_PAPER}, section 4)'
+    50,
+    fields.integer_choice(*sorted({depth for depths in CLASSIFIER_DEPTHS.values() for depth in depths})),
+    f'layers; wide_resnet: 6 n + 4, resnext: 9 n + 2 ({_PAPER}, section 4)',
   ),
-  'classifier.width': Field(64, fields.integer(1, 4096), 'channels of the first stage'),
+  'classifier.width': Field(
+    64,
+    fields.integer(1, 4096),
+    'channels of the first stage; of each of the 4 groups of resnext; the widening factor of wide_resnet',
+  ),
   'classifier.batch_norm_decay': Field(
     0.99, fields.number(0, 1, above=True, below=True), 'decay per step of the running mean and variance'
   ),
@@ -76,7 +112,14 @@ TRAIN: dict[str, Field] = {
   'corruption_net.perturb_mean_shift': Field(
     False, fields.boolean(), 'whether the adversary also moves the fixed colour-mean layers of EDSR'
   ),
-  'attack.name': Field('ada', fields.choice('ada', 'none'), "the adversary; 'none' is nominal training"),
+  'corruption_net.deterministic': Field(
+    False, fields.boolean(), 'bits of the CAE are rounded; otherwise drawn, once for all steps of an attack'
+  ),
+  'attack.name': Field(
+    'ada',
+    fields.choice('ada', 'advmix', 'none'),
+    'the adversary; advmix mixes DeepAugment offsets of phi (AdvMix-style, no disentangled generator); none is nominal',
+  ),
   'attack.nu': Field(0.015, fields.number(0, 1e3), f'relative radius: nu_i = nu * ||phi_i||_2 ({_PAPER}, section 2)'),
   'attack.num_steps': Field(10, fields.integer(0, 10_000), f'ascent steps per batch ({_PAPER}, App. A)'),
   'attack.step': Field(
@@ -106,6 +149,17 @@ TRAIN: dict[str, Field] = {
     fields.choice('literal', 'first_crossing', 'strict'),
     'line search: as the paper has it, its first crossing, or guaranteed to reach min_ssim',
   ),
+  'attack.fraction': Field(
+    1.0,
+    fields.number(0, 1, above=True),
+    'share of each batch that is attacked, the rest stays clean; below 1 it departs from Eq. 3',
+  ),
+  'attack.beta_mode': Field(
+    'example',
+    fields.choice('example', 'group', 'batch'),
+    f'images with one beta: each its own (Eq. 3), attack.group, or all of a batch (IRM, {_PAPER}, App. C)',
+  ),
+  'attack.group': Field(1, fields.integer(1, _BIG), 'images that share a beta where attack.beta_mode=group'),
   'attack.warmup_epochs': Field(0.0, fields.number(0, 1e6), 'first epochs, which train on clean images'),
   'attack.microbatch': Field(
     None, fields.optional(fields.integer(1, _BIG)), 'images attacked at a time on each device, to save memory'
@@ -113,7 +167,25 @@ TRAIN: dict[str, Field] = {
   'augment.before': Field(
     ('pad_crop', 'flip'), fields.names('pad_crop', 'flip'), 'augmentations before the adversary, in order'
   ),
-  'augment.after': Field((), fields.names('pad_crop', 'flip'), 'augmentations after the adversary, in order'),
+  'augment.after': Field(
+    (),
+    fields.names('pad_crop', 'flip', *AUGMIX),
+    f'augmentations after the adversary, in order; augmix_all_ops has four corruptions more ({_AUGMIX})',
+  ),
+  'augment.jsd': Field(
+    0.0, fields.number(0, 1e3), f'weight of the divergence of an image and two of its AugMix; there 12 ({_AUGMIX})'
+  ),
+  'deepaugment.sets': Field(
+    (), fields.labels('sets'), 'DeepAugment sets of `prepare deepaugment` that are mixed into the training images'
+  ),
+  'deepaugment.copies': Field(
+    None, fields.optional(fields.integer(1, 1000)), 'how many copies of each set, the first ones; None: all'
+  ),
+  'deepaugment.mix': Field(
+    'concat',
+    fields.choice('concat', 'half', 'only'),
+    'images and copies alike, a clean image with probability 1/2, or copies only; epochs stay as long',
+  ),
   'optimizer.learning_rate': Field(
     0.1, fields.number(0, 1e3), f'base; the effective one is max(lr * batch_size / 256, lr) ({_PAPER}, App. A)'
   ),
@@ -138,9 +210,12 @@ PRETRAIN: dict[str, Field] = {
   'log_every': TRAIN['log_every'],
   'checkpoint_every': Field(500, fields.integer(0, _STEPS), 'steps between checkpoints; 0 saves at the end only'),
   'eval_every': Field(500, fields.integer(0, _STEPS), 'steps between evaluations; 0 evaluates at the end only'),
-  'patch': Field(32, fields.integer(8, 512), 'side of an input patch in pixels, before super-resolution'),
-  'reconstruction_weight': Field(1.0, fields.number(0, 1e6), 'weight of the identity term ||D(E(x)) - x||_1'),
+  'patch': Field(32, fields.integer(8, 512), 'side of an input patch in pixels'),
+  'reconstruction_weight': Field(1.0, fields.number(0, 1e6), "weight of EDSR's identity term ||D(E(x)) - x||_1"),
   'accept_ssim': Field(0.97, fields.number(-1, 1), 'mean SSIM(x, c_phi(x)) on unseen images below which weights fail'),
+  'accept_psnr': Field(
+    None, fields.optional(fields.number(0, 100)), 'mean PSNR in dB of the same below which they fail; none: no bar'
+  ),
   'output': Field(
     None,
     fields.optional(fields.text('a path', '.safetensors')),
@@ -151,5 +226,5 @@ PRETRAIN: dict[str, Field] = {
 
 TABLES: dict[str, fields.Table] = {'train': TRAIN, 'pretrain': PRETRAIN}  # by the program that reads such a config
 
-# A run may go on with other values of these: they do not change what it computes. The last two are of `pretrain`.
-RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir', 'accept_ssim', 'output')
+# A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.
+RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir', 'accept_ssim', 'accept_psnr', 'output')

@@ -1,6 +1,7 @@
-"""Turns a published PyTorch checkpoint of EDSR into a weight file of this package; PyTorch is not needed.
+"""Turns a published PyTorch checkpoint of EDSR or the CAE into a weight file of this package; PyTorch is not needed.
 
 python -m adversarial_augment.convert edsr_baseline_x4.pt edsr_baseline_x4.safetensors
+python -m adversarial_augment.convert --net=cae model_final.state cae.safetensors
 """
 
 from collections.abc import Sequence
@@ -14,32 +15,32 @@ def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   parser = cli.Parser(
     prog='python -m adversarial_augment.convert',
-    description='Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) into a weight file for '
-    'config.corruption_net.weights.\nNothing in the checkpoint is executed.',
+    description='Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) or of the CAE into a weight '
+    'file for config.corruption_net.weights.\nNothing in the checkpoint is executed.',
   )
   parser.add_argument('source', type=Path, metavar='CHECKPOINT.pt', help='a zip checkpoint (PyTorch 1.6 or newer)')
   parser.add_argument('target', type=Path, metavar='OUT.safetensors', help='the file to write')
+  parser.add_argument('--net', default='edsr', choices=('edsr', 'cae'), help='whose checkpoint it is')
   parser.add_argument('--dtype', default='float32', choices=('float16', 'float32'), help='how numbers are stored')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   arguments = parser.parse_args(argv)
   if arguments.target.suffix != '.safetensors':
     parser.error(f"the name of the weight file must end in .safetensors, not '{arguments.target.name}'")
 
-  from adversarial_augment.corruption_nets import torch_checkpoint, weights
+  from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 
-  params = torch_checkpoint.edsr_from_torch(torch_checkpoint.read(arguments.source))
-  sizes = torch_checkpoint.edsr_sizes(params)
+  params, sizes = torch_layouts.FROM_TORCH[arguments.net](torch_checkpoint.read(arguments.source))
   provenance = {
-    'network': {'name': 'edsr', **sizes},
+    'network': {'name': arguments.net, **sizes},
     'source': arguments.source.name,
     'source_sha256': hashlib.sha256(arguments.source.read_bytes()).hexdigest(),
     'command': 'python -m adversarial_augment.convert',
   }
   weights.save(arguments.target, params, provenance, dtype=arguments.dtype)
   size = ', '.join(f'{key} {value}' for key, value in sizes.items())
-  flags = {'weights': arguments.target} | sizes
+  flags = {'name': arguments.net, 'weights': arguments.target} | sizes
   use = ' '.join(f'--config.corruption_net.{name}={value}' for name, value in flags.items())
-  print(f'Wrote {arguments.target}: EDSR, {size}. Use it with {use}')
+  print(f'Wrote {arguments.target}: {arguments.net}, {size}. Use it with {use}')
 
 
 if __name__ == '__main__':

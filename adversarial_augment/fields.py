@@ -27,6 +27,8 @@ class Field(NamedTuple):
 
 Table = Mapping[str, Field]  # by dotted name
 
+LABEL = '[A-Za-z0-9][A-Za-z0-9_.-]{0,99}'  # a name that is a part of a path
+
 
 def integer(low: int, high: int) -> Kind:
   """An integer in [low, high]; a bool is none."""
@@ -83,6 +85,18 @@ def names(*known: str) -> Kind:
 
   parse = lambda text: tuple(item.strip() for item in text.split(',')) if text.strip() else ()
   return Kind(f'a comma-separated list, each at most once, of {", ".join(known)}', accepts, parse, known)
+
+
+def labels(what: str) -> Kind:
+  """A tuple of distinct names of letters, digits, `_`, `-` and `.`; on the command line separated by commas."""
+
+  def accepts(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+      return False
+    return len(set(value)) == len(value) and all(re.fullmatch(LABEL, item) for item in value)
+
+  parse = lambda text: tuple(item.strip() for item in text.split(',')) if text.strip() else ()
+  return Kind(f'a comma-separated list, each at most once, of {what}', accepts, parse)
 
 
 def optional(kind: Kind) -> Kind:

@@ -6,16 +6,17 @@
     python -m adversarial_augment.prepare cifar10_c
     python -m adversarial_augment.prepare cifar10_c --from=CIFAR-10-C.tar
     python -m adversarial_augment.prepare cifar10_1 --from=FOLDER
+    python -m adversarial_augment.prepare deepaugment --net=edsr --copies=10
 
 Data sets are written as TFDS writes them (ArrayRecord), so `tfds.data_source` reads them too; corrupted test sets as
-.npy files in the layout of CIFAR-10-C. An interrupted command leaves no half-written data set; the same command goes on
-with a download, or with corruptions, where it stopped.
+.npy files in the layout of CIFAR-10-C, DeepAugment copies as .npy files too. An interrupted command leaves no
+half-written data set; the same command goes on with a download, corruptions, or copies, where it stopped.
 """
 
 from collections.abc import Sequence
 
 from adversarial_augment import cli
-from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, images
+from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images
 from adversarial_augment.preparation.command import Command
 
 # A new subcommand is a file in preparation/ and a line here.
@@ -28,6 +29,9 @@ COMMANDS = {
     corruptions.run,
   ),
   'cifar10_1': Command('import CIFAR-10.1, versions v4 and v6', cifar10_1.add_arguments, cifar10_1.run),
+  'deepaugment': Command(
+    'write DeepAugment copies of the training images of a data set', deepaugment.add_arguments, deepaugment.run
+  ),
 }
 
 

@@ -4,12 +4,14 @@ What follows from other values (number of steps, effective learning rate) is wor
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 from adversarial_augment import (
@@ -17,14 +19,19 @@ from adversarial_augment import (
   augmentations,
   classifiers,
   corruption_nets,
+  deepaugment,
   per_example_conv,
   schedules,
   sharding,
   ssim,
 )
+from adversarial_augment import config as configs
+from adversarial_augment.config_tables import NETWORK_OPTIONS
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
+
+NUM_OFFSETS = 8  # of phi, whose mixtures `attack.name=advmix` searches
 
 
 class Recipe(NamedTuple):
@@ -37,6 +44,7 @@ class Recipe(NamedTuple):
   warmup_steps: int  # first updates, without the adversary
   before: Augmentation
   after: Augmentation
+  jsd: float  # weight of the divergence of three views of an image; 0: there is one view
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule  # of updates made, this one included
   num_steps: int
@@ -58,7 +66,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
     UserError: values that do not go with the data set, the devices, or the weights at hand.
   """
   sharding.check_batch_size(mesh, config.batch_size)
-  num_steps = num_steps_of(config, dataset.num_examples)
+  num_steps = num_steps_of(config, dataset.epoch_size or dataset.num_examples)
   # A shorter run keeps the shape of a longer one; the quotient may be infinite.
   steps_of = lambda epochs: int(min(num_steps, num_steps * epochs / config.num_epochs))
   peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
@@ -66,7 +74,9 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   classifier = functools.partial(build_classifier, config, dataset.num_classes)
   nominal: tuple[Attack | None, PyTree, int] = None, {}, 0
   attacked = config.attack.name != 'none'
-  attack, phi, attack_bytes = build_attack(config, mesh, classifier(), dataset.image_shape) if attacked else nominal
+  attack, phi, attack_bytes = (
+    build_attack(config, mesh, classifier(), dataset.image_shape, training=True) if attacked else nominal
+  )
   recipe = Recipe(
     classifier=classifier(conv=per_example_conv.conv),
     attacked_classifier=attacked_classifier(config, dataset.num_classes),
@@ -75,6 +85,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
     warmup_steps=steps_of(config.attack.warmup_epochs),
     before=augmentations.chain(config.augment.before),
     after=augmentations.chain(config.augment.after),
+    jsd=config.augment.jsd,
     optimizer=sgd(
       schedule,
       **{name: config.optimizer[name] for name in ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm')},
@@ -106,12 +117,11 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
 
 def build_classifier(config: ConfigDict, num_classes: int, **options: Any) -> Network:
   """Returns the classifier of a config; `options` are further ones of its factory."""
-  return classifiers.CLASSIFIERS[config.classifier.name](
-    num_classes,
-    dtype=jnp.dtype(config.precision),
-    **{name: value for name, value in config.classifier.items() if name != 'name'},
-    **options,
-  )
+  fields = dict(config.classifier)
+  name = fields.pop('name')
+  if name == 'resnext':
+    del fields['shortcut']  # of pre-activation networks
+  return classifiers.CLASSIFIERS[name](num_classes, dtype=jnp.dtype(config.precision), **fields, **options)
 
 
 def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
@@ -120,42 +130,89 @@ def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
 
 
 def build_attack(
-  config: ConfigDict, mesh: Mesh, classifier: Network, image_shape: tuple[int, int, int]
+  config: ConfigDict, mesh: Mesh, classifier: Network, image_shape: tuple[int, int, int], *, training: bool = False
 ) -> tuple[Attack, PyTree, int]:
-  """Returns the AdA adversary of a config, whatever `attack.name` says, phi, and its bytes on each device.
+  """Returns an adversary, what it is built around (phi), and its bytes on each device.
+
+  Args:
+    config: of `train`.
+    mesh: the devices.
+    classifier: under attack, outside of `shard_map`.
+    image_shape: (h, w, c).
+    training: the adversary of the config. Otherwise it is the paper's whatever `attack.name`, `attack.fraction` and
+      `attack.beta_mode` say, which attacks every image by itself: an evaluation must not depend on batches.
 
   Raises:
-    UserError: no such weights, weights without a norm, or a microbatch that does not divide a device's batch.
+    UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches or
+      groups, or of which the fraction is none.
   """
-  options: dict[str, Any] = {'perturb_mean_shift': config.corruption_net.perturb_mean_shift}
+  net = config.corruption_net
+  options: dict[str, Any] = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
   if config.precision != 'float32':
     options['dtype'] = jnp.dtype(config.precision)
-  network, phi = corruption_nets.load(config.corruption_net.name, weights_of(config), **options)
+  network, phi = corruption_nets.load(net.name, weights_of(config), **options)
   attacks.check_blocks(phi)
-  names = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
-  attack = attacks.ada(network.apply, **{name: config.attack[name] for name in names})
+  names = ('num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
   local = -(-config.batch_size // mesh.size)
-  size = config.attack.microbatch or local
-  if local % size:
-    raise UserError(
-      f'config.attack.microbatch={size} must divide the {local} images of each of the {mesh.size} devices.'
-    )
-  if size < local:
+  count, size, group = _parts(config, local, mesh.size, training=training)
+  shared: dict[str, Any] = {'noisy': True, 'group': group, 'axis_name': sharding.AXIS}
+  shared |= {name: config.attack[name] for name in names}
+  frozen: PyTree = phi
+  if training and config.attack.name == 'advmix':
+    attack, frozen = attacks.advmix(network.apply, **shared), _hull(config, phi)
+  else:
+    attack = attacks.ada(network.apply, nu=config.attack.nu, **shared)
+  if size < count:
     attack = attacks.in_microbatches(attack, size)
+  if count < local:
+    attack = attacks.on_share(attack, count, local)
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   variables = jax.eval_shape(lambda key, images: classifier.init(key, images, is_training=True), key, images)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
   logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
-  return attack, phi, attacks.attack_bytes(network.apply, phi, logits_fn, image_shape, size)
+  sizes = {'num_images': size, 'group': group or size}
+  return attack, frozen, attacks.attack_bytes(network.apply, phi, logits_fn, image_shape, noisy=True, **sizes)
+
+
+def _parts(config: ConfigDict, local: int, num_devices: int, *, training: bool) -> tuple[int, int, int | None]:
+  """Returns how many of a device's images are attacked, how many at a time, and how many share a perturbation.
+
+  The last is None where all do, with those of every device.
+
+  Raises:
+    UserError: parts that do not divide, or are empty.
+  """
+  attack, of_each = config.attack, f'of each of the {num_devices} devices'
+  count = attacks.attacked_images(attack.fraction if training else 1, local)
+  if not count:
+    raise UserError(
+      f'config.attack.fraction={attack.fraction:g} of the {local} images {of_each} is less than one image; '
+      f'set at least {math.ceil(1000 / local) / 1000}, or raise config.batch_size.'
+    )
+  size = attack.microbatch or count
+  if count % size:
+    raise UserError(f'config.attack.microbatch={size} must divide the {count} images {of_each} that are attacked.')
+  group = {'example': 1, 'group': attack.group, 'batch': None}[attack.beta_mode] if training else 1
+  if size % (group or size):
+    raise UserError(f'config.attack.group={group} must divide the {size} images {of_each} that are attacked at a time.')
+  return count, size, group
+
+
+def _hull(config: ConfigDict, phi: PyTree) -> attacks.Hull:
+  """Returns phi and what DeepAugment's damage to it adds, drawn `NUM_OFFSETS` times from the run's seed."""
+  settings = deepaugment.Settings(net=config.corruption_net.name, seed=config.seed)
+  pristine = jax.tree.map(np.asarray, phi)
+  damaged = [deepaugment.damaged_weights(pristine, settings, copy, 0) for copy in range(NUM_OFFSETS)]
+  return attacks.Hull(phi, jax.tree.map(lambda p, *others: np.stack(others) - p, pristine, *damaged))
 
 
 def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
   """Looks, before any device is touched, whether a config that needs the adversary can have it.
 
   Raises:
-    UserError: images too small for SSIM; no such weights, a damaged file, weights of another network than the config's,
-      or none but zeros.
+    UserError: images too small for SSIM; a network that has no such adversary; no such weights, a damaged file, weights
+      of another network than the config's, or none but zeros.
   """
   if config.attack.name == 'none' and 'ada' not in config.evals:
     return
@@ -166,11 +223,17 @@ def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> No
       'side; prepare them larger, for example with --size=32.'
     )
   net = config.corruption_net
+  if config.attack.name == 'advmix' and net.name not in deepaugment.NETS:
+    raise UserError(
+      f'config.attack.name=advmix mixes what DeepAugment does to weights, which is not defined for '
+      f'config.corruption_net.name={net.name}; set one of {", ".join(deepaugment.NETS)}.'
+    )
   params, sizes = corruption_nets.read(net.name, weights_of(config))
-  different = [name for name in sizes if net[name] != sizes[name]]
+  asked_for = configs.network_sizes(config)
+  different = [name for name in sizes if asked_for[name] != sizes[name]]
   if different:
     held = ' '.join(f'{name}={size}' for name, size in sizes.items())
-    asked = ', '.join(f'config.corruption_net.{name}={net[name]}' for name in different)
+    asked = ', '.join(f'config.corruption_net.{name}={asked_for[name]}' for name in different)
     flags = ' '.join(f'--config.corruption_net.{name}={sizes[name]}' for name in different)
     raise UserError(
       f"config.corruption_net.weights='{net.weights}' holds {net.name} with {held}, but {asked}; "
@@ -187,7 +250,7 @@ def weights_of(config: ConfigDict) -> str:
   net = config.corruption_net
   if net.weights is not None:
     return net.weights
-  return corruption_nets.shipped_name(net.name, blocks=net.blocks, features=net.features, scale=net.scale)
+  return corruption_nets.shipped_name(net.name, configs.network_sizes(config))
 
 
 def sgd(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import __version__, corruption_nets, recipe, trees
+from adversarial_augment import __version__, attacks, corruption_nets, recipe, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.metrics import ALL_NAMES
@@ -38,20 +38,49 @@ def opening(
   yield f'devices: {len(devices)} x {devices[0].platform} in {jax.process_count()} process(es); JAX {jax.__version__}'
   sizes = ', '.join(f'{split} {dataset.num_examples:,}' for split, dataset in splits.items())
   yield f'data: {data.name} ({origin}), {sizes} images of {data.image_shape}, {data.num_classes} classes'
+  if 'deepaugment' in data.provenance:
+    mixed = data.provenance['deepaugment']
+    copies = ', '.join(f'{name} x {count}' for name, count in mixed['copies'].items())
+    yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
   yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {trees.count(state.params):,} parameters'
   if static.attack is not None:
-    net, attack = config.corruption_net, config.attack
+    attack = config.attack
+    phi = phi.phi if isinstance(phi, attacks.Hull) else phi
+    network = corruption_nets.label(config.corruption_net.name, configs.network_sizes(config)).replace('_', ' ')
     yield (
-      f'adversary: {net.name} {net.blocks}x{net.features} x{net.scale}, {trees.count(phi):,} parameters in '
+      f'adversary: {network}, {trees.count(phi):,} parameters in '
       f'{len(jax.tree.leaves(phi))} blocks, nu {attack.nu:g}, {attack.num_steps} steps'
     )
+    yield from _departures(config, static)
     yield from _memory(config, static)
+  if 'augmix_all_ops' in config.augment.after:
+    yield 'warning: operations of augmix_all_ops are like brightness, contrast and saturate of the test corruptions'
   yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
+
+
+def _departures(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
+  """Yields in what the adversary is not that of Eq. 3 (arXiv 2104.01086)."""
+  attack, local = config.attack, static.batch_size // static.mesh.size
+  if attack.name == 'advmix':
+    yield (
+      f'departs from Eq. 3: mixtures of {recipe.NUM_OFFSETS} DeepAugment offsets instead of balls of radius nu, '
+      'AdvMix-style, no disentangled generator (attack.name=advmix)'
+    )
+  count = attacks.attacked_images(attack.fraction, local)
+  if count < local:
+    yield (
+      f'departs from Eq. 3: {count} of the {local} images on each device are attacked, the others stay clean '
+      f'(attack.fraction={attack.fraction:g})'
+    )
+  if attack.beta_mode != 'example':
+    sharing = f'{attack.group} images' if attack.beta_mode == 'group' else 'all attacked images of a batch'
+    yield f'departs from Eq. 3: {sharing} share a perturbation (attack.beta_mode={attack.beta_mode})'
 
 
 def _memory(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
   """Yields the estimate of the attack's memory, and what to change where it will not fit."""
-  images = config.attack.microbatch or static.batch_size // static.mesh.size
+  attacked = attacks.attacked_images(config.attack.fraction, static.batch_size // static.mesh.size)
+  images = config.attack.microbatch or attacked
   yield f'memory: about {static.attack_bytes / 1e9:.2f} GB on each device for the attack on {images} images at a time'
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
   if limit and static.attack_bytes > limit:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import cli, datasets, report
-from adversarial_augment.datasets import benchmarks, sampling
+from adversarial_augment.datasets import benchmarks, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError
 from adversarial_augment.types import Dataset, TrainState
 
@@ -38,8 +38,12 @@ def main(argv: list[str]) -> None:
 def _load(config: ConfigDict) -> dict[str, Dataset]:
   """Returns the splits 'train', 'test' and, with a holdout, 'validation'."""
   splits = {split: datasets.load(config.dataset, split, config.data_dir) for split in ('train', 'test')}
+  copies = mixture.load(splits['train'], config.data_dir, config.deepaugment.sets, config.deepaugment.copies)
   if config.holdout:
+    copies = [sampling.holdout(copy, config.holdout)[0] for copy in copies]  # of the same images
     splits['train'], splits['validation'] = sampling.holdout(splits['train'], config.holdout)
+  if copies:
+    splits['train'] = mixture.mix(splits['train'], copies, config.deepaugment.mix)
   return splits
 
 
@@ -90,7 +94,7 @@ def train(
       tensorboard=config.tensorboard,
       step=lambda state, made, batch: step(state, made, *batch, phi),
       read=read,
-      describe=lambda step, values: _line(step, values, static, splits['train'].num_examples),
+      describe=lambda step, values: _line(step, values, static, splits['train']),
       evaluate=evaluation,
       dump=lambda step: _dump(static, splits['train'], step),
     )
@@ -142,11 +146,12 @@ def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: An
   return compiled
 
 
-def _line(step: int, values: Any, static: Any, num_examples: int) -> dict[str, Any]:
+def _line(step: int, values: Any, static: Any, dataset: Dataset) -> dict[str, Any]:
   """Returns the line of metrics.jsonl; in the warm-up without an adversary, there is nothing of it to report."""
-  line: dict[str, Any] = {'step': step, 'epoch': step * static.batch_size / num_examples}
+  epoch = step * static.batch_size / (dataset.epoch_size or dataset.num_examples)
+  line: dict[str, Any] = {'step': step, 'epoch': epoch}
   names = {'ssim': 'ssim_mean'}
-  own = ('loss', 'accuracy', 'learning_rate')
+  own = ('loss', 'accuracy', 'learning_rate', 'jsd')
   attacked = step > static.warmup_steps
   return line | {names.get(name, name): value for name, value in values.items() if attacked or name in own}
 

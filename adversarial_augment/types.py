@@ -33,28 +33,31 @@ class Dataset(NamedTuple):
   image_shape: tuple[int, int, int]
   read: Callable[[np.ndarray], Batch]  # indices [n] -> n examples
   provenance: dict[str, Any]  # origin (official, own, embedded, unverified), hashes; goes into every result
+  epoch_size: int | None = None  # examples in an epoch; None: all
 
 
 class PerturbationSet(NamedTuple):
   """What an adversary may do to one image: C(x) of Eq. 1 (arXiv 2104.01086), as pure functions of one example.
 
-  `frozen` holds the parameters that the set is built around (phi for AdA; None for l_p balls).
+  `frozen` holds the parameters that the set is built around (phi for AdA; None for l_p balls). The key of `apply` is
+  that of `init`, and the same in every step: noise of c, where it has any, is a constant of the ascent.
   """
 
   init: Callable[[Key, PyTree, Array], PyTree]  # (key, frozen, image) -> a random feasible perturbation
   project: Callable[[PyTree, Array, PyTree], PyTree]  # (frozen, image, perturbation) -> onto the feasible set
-  apply: Callable[[PyTree, Array, PyTree], Array]  # (frozen, image, perturbation) -> x' = c(x)
+  apply: Callable[[PyTree, Array, PyTree, Key | None], Array]  # (frozen, image, perturbation, key) -> x' = c(x)
   radii: Callable[[PyTree], PyTree]  # frozen -> one radius per block
-  apply_batch: Callable[[PyTree, Array, PyTree], Array]  # equal to vmap(apply) over images and perturbations
+  # Equal to vmap(apply) over all but `frozen`; of m < n perturbations, each serves n / m images in turn.
+  apply_batch: Callable[[PyTree, Array, PyTree, Key | None], Array]
 
 
 class AttackResult(NamedTuple):
   images: Array  # [n, h, w, c] in [0, 1]
-  metrics: dict[str, Array]  # one value per image, [n]
+  metrics: dict[str, Array]  # one value per attacked image: [n], or fewer where some stay clean
 
 
 class Attack(Protocol):
-  """An adversary: one key per image; `frozen` is phi for AdA and unused by l_p attacks."""
+  """An adversary: one key per image; `frozen` is what its set is built around."""
 
   def __call__(
     self, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None

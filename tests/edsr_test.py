@@ -11,8 +11,9 @@ from scipy.signal import correlate2d
 
 from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv, trees
 from adversarial_augment.attacks.losses import cross_entropy
-from adversarial_augment.corruption_nets import torch_checkpoint
-from adversarial_augment.corruption_nets.edsr import MEAN, edsr, pixel_shuffle
+from adversarial_augment.corruption_nets import torch_layouts
+from adversarial_augment.corruption_nets.edsr import MEAN, edsr
+from adversarial_augment.corruption_nets.layers import pixel_shuffle
 from adversarial_augment.errors import UserError
 from adversarial_augment.ssim import ssim
 from tests import oracle
@@ -42,7 +43,7 @@ def test_shapes_of_a_weight_file_are_those_of_the_network(blocks, features, scal
   sizes = {'blocks': blocks, 'features': features, 'scale': scale}
   phi = jax.eval_shape(edsr(**sizes).init, KEY, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
   found = {name: {key: p.shape for key, p in layer.items()} for name, layer in phi.items()}
-  assert found == corruption_nets.edsr_shapes(**sizes)
+  assert found == corruption_nets.shapes('edsr', sizes)
 
 
 def test_networks_too_large_for_a_weight_file_are_not_converted():
@@ -53,7 +54,7 @@ def test_networks_too_large_for_a_weight_file_are_not_converted():
   for name, sign in (('sub_mean', -255), ('add_mean', 255)):
     state |= {f'{name}.weight': np.eye(3)[:, :, None, None], f'{name}.bias': sign * MEAN}
   with pytest.raises(UserError, match='blocks=65, which must be an integer from 1 to 64'):
-    torch_checkpoint.edsr_from_torch(state)
+    torch_layouts.edsr_from_torch(state)
 
 
 def test_pixel_shuffle_has_the_order_of_torch():

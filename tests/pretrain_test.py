@@ -2,12 +2,16 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from adversarial_augment import datasets, pretrain
+from adversarial_augment import corruption_nets, datasets, pretrain
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
+from adversarial_augment.pretraining import objectives, sources
 from adversarial_augment.types import Batch, Dataset
 
 SMOKE = '--config=configs/pretrain_edsr.py:smoke'
@@ -111,3 +115,73 @@ def test_other_data_is_refused_on_a_resume(tmp_path, without_jax_setup, monkeypa
   monkeypatch.setattr(datasets, 'load', changed)
   with pytest.raises(UserError, match='holds a run on other data'):
     pretrain.main(command)
+
+
+# The other networks.
+
+
+@pytest.mark.parametrize(
+  'name, flags, said',
+  [
+    ('cae', ['--config.patch=18'], 'config.patch=18 must be a multiple of 4 of at least 12 .* --config.patch=20'),
+    ('unet', ['--config.patch=8'], '--config.patch=12'),
+    ('vqvae', ['--config.corruption_net.scale=2'], 'config.corruption_net.scale=2: .*vqvae has no such field'),
+  ],
+)
+def test_wrong_flags_of_other_networks_are_refused_before_training(tmp_path, untrained, name, flags, said):
+  with pytest.raises(UserError, match=said):
+    pretrain.main([f'--config=configs/pretrain_{name}.py:smoke', f'--workdir={tmp_path / "run"}', *flags])
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', ['cae', 'unet', 'vqvae'])
+def test_other_networks_are_trained_judged_and_written(tmp_path, without_jax_setup, name):
+  workdir = tmp_path / 'run'
+  command = [f'--config=configs/pretrain_{name}.py:smoke', '--config.batch_size=8', f'--workdir={workdir}']
+  with pytest.raises(UserError, match='mean PSNR .* dB is below config.accept_psnr=99.0;'):
+    pretrain.main([*command, '--config.accept_psnr=99'])
+  pretrain.main(command)
+  params, header = weights.load(workdir / 'weights.safetensors')
+  sizes = {'features': 4} | ({'codes': 512} if name == 'vqvae' else {})
+  assert header['network'] == {'name': name, **sizes}
+  weights.check(params, corruption_nets.shapes(name, sizes), 'w')
+  assert {'ssim_mean', 'psnr_mean', 'ssim_min', 'num_images'} <= header['on_unseen_images'].keys()
+  assert ('psnr_filled_mean' in header['on_unseen_images']) == (name == 'unet')
+
+
+def test_holes_are_boxes_of_zeros_of_bounded_size():
+  images = np.full((200, 32, 24, 1), 0.5, np.float32)
+  holes = np.asarray(jax.jit(objectives.with_holes)(jax.random.key(0), images))[..., 0]
+  assert set(np.unique(holes)) == {0, np.float32(0.5)}
+  missing = (holes == 0).sum((1, 2))
+  assert missing.min() >= 1
+  assert missing.max() <= 4 * 12 * 12
+  assert (holes == 0).any(0).mean() > 0.99  # everywhere
+  boxes = [ndimage.label(one == 0)[1] for one in holes]
+  assert set(boxes) >= {1, 2, 3, 4}
+  assert max(boxes) <= 4
+  alone = [ndimage.find_objects(np.int32(one == 0))[0] for one, count in zip(holes, boxes, strict=True) if count == 1]
+  assert max(part.stop - part.start for box in alone for part in box) <= 24  # two that touch
+
+
+def test_codes_follow_their_latents_and_rare_ones_move_to_a_latent():
+  rest = {'count': jnp.array([4.0, 0.4, 2.0]), 'sum': jnp.array([[4.0, 8.0], [9.0, 9.0], [0.0, 2.0]])}
+  latents = jnp.array([[1.0, 1.0], [3.0, 5.0], [7.0, 7.0]])
+  moved = objectives.move_codes(rest, jax.random.key(0), latents, jnp.array([0, 0, 2]))
+  np.testing.assert_allclose(moved['count'], [0.99 * 4 + 0.01 * 2, 1.0, 0.99 * 2 + 0.01], rtol=1e-6)
+  np.testing.assert_allclose(moved['sum'][0], [0.99 * 4 + 0.01 * 4, 0.99 * 8 + 0.01 * 6], rtol=1e-6)
+  np.testing.assert_allclose(moved['sum'][2], [0.07, 0.99 * 2 + 0.07], rtol=1e-6)
+  assert moved['sum'][1].tolist() in latents.tolist()
+
+
+def test_photographs_of_other_networks_are_made_smaller_for_two_thirds_of_a_batch():
+  wanted = sources.Wanted(batch_size=6, seed=0, patch=32, scale=None, data_dir='')
+  (source,) = sources.open_all('photographs', wanted)
+  crops, is_native = source.read(5)
+  assert crops.shape == (6, 32, 32, 3)
+  assert not is_native.any()
+  np.testing.assert_array_equal(source.read(5)[0], crops)
+  assert (source.read(6)[0] != crops).any()
+  many = sources.open_all('photographs', wanted._replace(batch_size=300))[0].read(0)[0].astype(float)
+  rough = lambda images: np.abs(np.diff(images, axis=2)).mean()
+  assert rough(many[:100]) < rough(many[200:])  # a smaller picture has more edges a pixel

@@ -92,7 +92,7 @@ NETWORK = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 2}
 
 def asking_for(tmp_path, network=NETWORK, change=lambda params: None, **sizes):
   """A config with a weight file of a small network, whose sizes it asks for."""
-  shapes = corruption_nets.edsr_shapes(blocks=1, features=4, scale=2)
+  shapes = corruption_nets.shapes('edsr', {'blocks': 1, 'features': 4, 'scale': 2})
   params = {name: {key: np.ones(shape) for key, shape in layer.items()} for name, layer in shapes.items()}
   change(params)
   path = tmp_path / 'phi.safetensors'

@@ -16,13 +16,14 @@ PACKAGE = 'adversarial_augment'
 LAYERS = {
   'errors': 0, 'registry': 0, 'types': 0,
   'metrics': 0, 'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'schedules': 0,
-  'config': 0, 'config_tables': 0, 'fields': 0,
+  'config': 0, 'config_tables': 0, 'fields': 0, 'progress': 0,
   'download': 0, 'files': 0, 'manifests': 0, 'processes': 0, 'run_directory': 0, 'signals': 0, 'state_arrays': 0,
   'tensorboard': 0,
   'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'corruptions': 1, 'datasets': 1,
   'cli': 1, 'results': 1, 'sharding': 1,
-  'checkpoints': 2, 'evaluators': 2, 'figures': 2, 'run_log': 2,
-  'evaluations': 3, 'exporting': 3, 'inference': 3, 'loop': 3, 'preparation': 3, 'recipe': 3, 'reporting': 3,
+  'checkpoints': 2, 'deepaugment': 2, 'evaluators': 2, 'figures': 2, 'run_log': 2,
+  'evaluations': 3, 'exporting': 3, 'inference': 3, 'loop': 3, 'preparation': 3, 'pretraining': 3,
+  'recipe': 3, 'reporting': 3,
   'run_evaluation': 3, 'summary': 3, 'train_step': 3,
   'convert': 4, 'evaluate': 4, 'export': 4, 'prepare': 4, 'pretrain': 4, 'report': 4, 'train': 4,
 }  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import cli, convert, corruption_nets
-from adversarial_augment.corruption_nets import torch_checkpoint, weights
+from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr
 from adversarial_augment.errors import UserError
 
@@ -261,9 +261,8 @@ def test_other_files_are_refused(tmp_path):
 @pytest.mark.parametrize('prefix', ['', 'module.', 'model.', 'module.model.'])
 def test_edsr_keys_and_layout(scale, prefix):
   state = edsr_state(blocks=3, features=5, scale=scale)
-  params = torch_checkpoint.edsr_from_torch({prefix + key: value for key, value in state.items()})
-  sizes = {'blocks': 3, 'features': 5, 'scale': scale}
-  assert torch_checkpoint.edsr_sizes(params) == sizes
+  params, sizes = torch_layouts.edsr_from_torch({prefix + key: value for key, value in state.items()})
+  assert sizes == {'blocks': 3, 'features': 5, 'scale': scale}
   network = edsr(**sizes)
   weights.check(params, jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))), 'converted')
   kernel = state['body.2.body.2.weight']
@@ -274,7 +273,7 @@ def test_edsr_keys_and_layout(scale, prefix):
 def test_the_baseline_has_the_published_size():
   state = edsr_state(blocks=16, features=64, scale=4)
   assert len(state) == 78
-  params = torch_checkpoint.edsr_from_torch(state)
+  params, _ = torch_layouts.edsr_from_torch(state)
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_517_571
 
 
@@ -300,14 +299,14 @@ def test_other_networks_are_refused_by_key(change, word):
     else:
       state[key] = value
   with pytest.raises(UserError) as error:
-    torch_checkpoint.edsr_from_torch(state)
+    torch_layouts.edsr_from_torch(state)
   assert word in str(error.value)
   assert '\n' not in str(error.value)
 
 
 def test_empty_state_is_refused():
   with pytest.raises(UserError, match='not EDSR'):
-    torch_checkpoint.edsr_from_torch({})
+    torch_layouts.edsr_from_torch({})
 
 
 def test_convert_writes_a_file_that_load_takes(tmp_path, capsys):
@@ -373,8 +372,8 @@ def test_converted_edsr_computes_what_torch_computes(tmp_path, scale):
   x = conv(conv(x, 'tail.1'), 'add_mean') / 255
   expected = x.permute(0, 2, 3, 1).numpy()
 
-  params = torch_checkpoint.edsr_from_torch(torch_checkpoint.read(tmp_path / 'c.pt'))
-  network = edsr(**torch_checkpoint.edsr_sizes(params), native=False)
+  params, sizes = torch_layouts.edsr_from_torch(torch_checkpoint.read(tmp_path / 'c.pt'))
+  network = edsr(**sizes, native=False)
   found = jax.jit(network.apply)(params, images)
   assert found.shape == (2, 16 * scale, 12 * scale, 3)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

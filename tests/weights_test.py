@@ -165,7 +165,7 @@ def test_the_network_of_a_header_is_its_name_and_sizes():
     ({}, '{}'),
     ({'name': 'edsr'}, 'must have exactly name, blocks, features, scale'),
     (NETWORK | {'native': 1}, 'must have exactly name, blocks, features, scale'),
-    (NETWORK | {'name': ['edsr']}, 'must have exactly name, blocks, features, scale'),
+    (NETWORK | {'name': ['edsr']}, 'must have exactly name, the sizes of that network'),
     (NETWORK | {'scale': 3}, 'scale=3, which must be one of 1, 2, 4'),
     (NETWORK | {'scale': [1]}, 'scale=[1]'),
     (NETWORK | {'scale': True}, 'scale=True'),

@@ -1,5 +1,6 @@
 """The corruption networks: factories of Haiku's (init, apply), and the weights that ship with the package."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,29 @@ import jax
 import jax.numpy as jnp
 
 from adversarial_augment import files, registry
+from adversarial_augment.corruption_nets import layers
 from adversarial_augment.corruption_nets import weights as weight_files
-from adversarial_augment.corruption_nets.edsr import edsr
+from adversarial_augment.corruption_nets.cae import cae, cae_table
+from adversarial_augment.corruption_nets.edsr import edsr, edsr_table
+from adversarial_augment.corruption_nets.unet import unet, unet_table
+from adversarial_augment.corruption_nets.vqvae import vqvae, vqvae_shapes
 from adversarial_augment.errors import UserError
 from adversarial_augment.fields import show
 from adversarial_augment.types import PyTree
 
-CORRUPTION_NETS = {'edsr': edsr}
+CORRUPTION_NETS: dict[str, Callable[..., hk.Transformed]] = {'edsr': edsr, 'cae': cae, 'unet': unet, 'vqvae': vqvae}
 
 _SHIPPED = Path(__file__).parent / 'shipped'
-_DEFAULTS = {'edsr': 'edsr_16x64_x4'}
+_DEFAULTS = {'edsr': 'edsr_16x64_x4', 'cae': 'cae_16', 'unet': 'unet_16', 'vqvae': 'vqvae_16x512'}
+_SIZES_IN_NAMES = {
+  'edsr': '{blocks}x{features}_x{scale}', 'cae': '{features}', 'unet': '{features}', 'vqvae': '{features}x{codes}',
+}  # fmt: skip
+_SHAPES: dict[str, Callable[..., layers.Shapes]] = {
+  'edsr': lambda **sizes: layers.shapes('edsr', edsr_table(**sizes)),
+  'cae': lambda **sizes: layers.shapes('cae', cae_table(**sizes)),
+  'unet': lambda **sizes: layers.shapes('unet', unet_table(**sizes)),
+  'vqvae': vqvae_shapes,
+}
 
 
 def load(name: str, weights: str | Path | None = None, **options: Any) -> tuple[hk.Transformed, PyTree]:
@@ -25,17 +39,18 @@ def load(name: str, weights: str | Path | None = None, **options: Any) -> tuple[
 
   Args:
     name: architecture, a key of `CORRUPTION_NETS`.
-    weights: a `.safetensors` file, or the name of shipped weights, such as 'edsr_4x16_x1'; by default those of the
-      paper's size.
+    weights: a `.safetensors` file, or the name of shipped weights, such as 'edsr_4x16_x1'; by default the
+      largest of them.
     **options: of the architecture's factory, beside those that the weight file sets.
 
   Returns:
-    The network and phi: `network.apply(phi, images)` maps images [n, h, w, 3] in [0, 1] to images of that shape.
+    The network and phi: `network.apply(phi, images, key)` maps images [n, h, w, 3] in [0, 1] to images of that shape.
+    Only the CAE, unless it is `deterministic`, needs the key.
 
   Raises:
     UserError: unknown name, or a file that is missing, damaged, or of another network.
   """
-  factory: Any = registry.lookup(CORRUPTION_NETS, name, 'corruption_net')
+  factory = registry.lookup(CORRUPTION_NETS, name, 'corruption_net')
   params, sizes = read(name, weights or _DEFAULTS[name])
   network = factory(**sizes, **options)
   initial: Any = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -53,7 +68,7 @@ def read(name: str, weights: str | Path) -> tuple[weight_files.Params, dict[str,
     weights: a `.safetensors` file, or the name of shipped weights.
 
   Returns:
-    Parameters with the names and shapes of the architecture, and its sizes: blocks, features, scale.
+    Parameters with the names and shapes of the architecture, and its sizes.
 
   Raises:
     UserError: a file that is missing, damaged, or of another network.
@@ -66,19 +81,18 @@ def read(name: str, weights: str | Path) -> tuple[weight_files.Params, dict[str,
       f"'{path}' holds the weights of {show(found)}, not of a corruption_net '{name}'; {weight_files.WAY_OUT} "
       f"for '{name}'."
     )
-  weight_files.check(params, _SHAPES[name](**sizes), path)
+  weight_files.check(params, shapes(name, sizes), path)
   return params, sizes
 
 
-def edsr_shapes(*, blocks: int, features: int, scale: int) -> dict[str, dict[str, tuple[int, ...]]]:
-  """Returns the names and shapes of EDSR's parameters, as a weight file holds them."""
-  channels = {'head': (3, features), 'body_out': (features, features), 'out': (features, 3)}
-  channels |= {f'block_{i}/conv_{j}': (features, features) for i in range(blocks) for j in range(2)}
-  channels |= {f'up_{i}': (features, 4 * features) for i in range(scale.bit_length() - 1)}
-  return {f'edsr/{layer}': {'w': (3, 3, n, k), 'b': (k,)} for layer, (n, k) in channels.items()}
+def shapes(name: str, sizes: Mapping[str, int]) -> layers.Shapes:
+  """Returns the names and shapes of a network's parameters, as a weight file holds them; no device is touched."""
+  return _SHAPES[name](**sizes)
 
 
-_SHAPES = {'edsr': edsr_shapes}
+def label(name: str, sizes: Mapping[str, int]) -> str:
+  """Returns the name of weights of an architecture, such as 'edsr_4x16_x1' or 'cae_16'."""
+  return f'{name}_{_SIZES_IN_NAMES[name].format(**sizes)}'
 
 
 def find(weights: str | Path) -> Path:
@@ -93,18 +107,18 @@ def find(weights: str | Path) -> Path:
   return registry.lookup(known, str(weights), 'shipped weights')
 
 
-def shipped_name(name: str, *, blocks: int, features: int, scale: int) -> str:
+def shipped_name(name: str, sizes: Mapping[str, int]) -> str:
   """Returns the name that weights of this architecture have among those that ship.
 
   Raises:
     UserError: none ship for it.
   """
-  stem = f'{name}_{blocks}x{features}_x{scale}'
+  stem = label(name, sizes)
   known = sorted(path.stem for path in _SHIPPED.glob('*.safetensors'))
   if stem not in known:
     raise UserError(
-      f'No weights ship for config.corruption_net {name} with blocks={blocks}, features={features}, scale={scale}; '
-      f'shipped: {", ".join(known)}. Make them with python -m adversarial_augment.pretrain and set '
-      'config.corruption_net.weights.'
+      f'No weights ship for config.corruption_net {name} with {", ".join(f"{k}={v}" for k, v in sizes.items())}; '
+      f'shipped: {", ".join(known)}. Make them with python -m adversarial_augment.pretrain or convert and '
+      'set config.corruption_net.weights.'
     )
   return stem

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import per_example_conv
+from adversarial_augment.corruption_nets import layers
 
 MEAN = np.array([0.4488, 0.4371, 0.4040])  # DIV2K's mean colour in [0, 1]: EDSR-PyTorch, common.py
 
@@ -44,68 +45,46 @@ def edsr(
   Returns:
     A pair of pure functions; images are [n, h, w, 3] in [0, 1], and phi a dict of {'w': [3, 3, c, k], 'b': [k]}.
   """
+  layer = layers.layers_of('edsr', edsr_table(blocks, features, scale), conv)
 
   def forward(images: jax.Array) -> jax.Array:
-    layer = lambda x, channels, name: _Conv(channels, conv, name)(x)
     mean = jnp.asarray(255.0 * MEAN, images.dtype).reshape(1, 1, 1, 3)
     if perturb_mean_shift:
-      x = _MeanShift(-1.0, name='sub_mean')(255.0 * images)
+      x = _MeanShift(-1.0, 'edsr/sub_mean')(255.0 * images)
     else:
       x = 255.0 * images - mean
     if dtype is not None:
       x = x.astype(dtype)
-    x = skip = layer(x, features, 'head')
+    x = skip = layer(x, 'head')
     for i in range(blocks):
-      with hk.name_scope(f'block_{i}'):
-        x = x + layer(jax.nn.relu(layer(x, features, 'conv_0')), features, 'conv_1')
-    x = skip + layer(x, features, 'body_out')
+      x = x + layer(jax.nn.relu(layer(x, f'block_{i}/conv_0')), f'block_{i}/conv_1')
+    x = skip + layer(x, 'body_out')
     for i in range(int(math.log2(scale))):
-      x = pixel_shuffle(layer(x, 4 * features, f'up_{i}'), 2)
-    x = layer(x, 3, 'out').astype(images.dtype)
-    x = _MeanShift(1.0, name='add_mean')(x) if perturb_mean_shift else x + mean
+      x = layers.pixel_shuffle(layer(x, f'up_{i}'), 2)
+    x = layer(x, 'out').astype(images.dtype)
+    x = _MeanShift(1.0, 'edsr/add_mean')(x) if perturb_mean_shift else x + mean
     if native:
       n, h, w, _ = images.shape
       return jnp.clip(x.reshape(n, h, scale, w, scale, 3).mean((2, 4)) / 255.0, 0.0, 1.0)
     return x / 255.0
 
-  def named(images):  # gives every layer the prefix 'edsr/'
-    with hk.name_scope('edsr'):
-      return forward(images)
-
-  return hk.without_apply_rng(hk.transform(named))
+  return layers.transform(forward)
 
 
-def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
-  """[n, h, w, c * r * r] -> [n, r * h, r * w, c] with PyTorch's channel order c * r * r + a * r + b."""
-  n, h, w, channels = x.shape
-  x = x.reshape(n, h, w, channels // factor**2, factor, factor)
-  return x.transpose(0, 1, 4, 2, 5, 3).reshape(n, h * factor, w * factor, channels // factor**2)
-
-
-class _Conv(hk.Module):
-  """A biased 3x3 convolution with PyTorch's default initialisation, which leaves no bias block at zero."""
-
-  def __init__(self, channels: int, conv: per_example_conv.Conv, name: str):
-    super().__init__(name)
-    self._channels, self._conv = channels, conv
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    inputs = x.shape[-1]
-    bound = 1 / math.sqrt(9 * inputs)
-
-    def uniform(shape, dtype):  # drawn flat: XLA takes a second to compile random bits of each 4-D shape
-      return jax.random.uniform(hk.next_rng_key(), (math.prod(shape),), dtype, -bound, bound).reshape(shape)
-
-    w = hk.get_parameter('w', (3, 3, inputs, self._channels), init=uniform)
-    b = hk.get_parameter('b', (self._channels,), init=uniform)
-    return self._conv(x, w.astype(x.dtype)) + b.astype(x.dtype).reshape(1, 1, 1, -1)
+def edsr_table(blocks: int, features: int, scale: int) -> layers.Table:
+  """Returns the layers."""
+  channels = {'head': (3, features)}
+  channels |= {f'block_{i}/conv_{j}': (features, features) for i in range(blocks) for j in (0, 1)}
+  channels |= {'body_out': (features, features)}
+  channels |= {f'up_{i}': (features, 4 * features) for i in range(int(math.log2(scale)))}
+  return {name: (3, *pair) for name, pair in (channels | {'out': (features, 3)}).items()}
 
 
 class _MeanShift(hk.Module):
   """Adds or removes the mean colour, as a 1x1 convolution."""
 
   def __init__(self, sign: float, name: str):
-    super().__init__(name)
+    super().__init__(hk.experimental.force_name(name))
     self._sign = sign
 
   def __call__(self, x: jax.Array) -> jax.Array:

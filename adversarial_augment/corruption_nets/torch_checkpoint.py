@@ -11,14 +11,11 @@ import math
 import os
 import pickle
 import pickletools
-import re
 from typing import Any
 import zipfile
 
 import numpy as np
 
-from adversarial_augment.corruption_nets import weights
-from adversarial_augment.corruption_nets.edsr import MEAN
 from adversarial_augment.errors import UserError
 
 MAX_PICKLE_BYTES = 16 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
@@ -76,90 +73,6 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not isinstance(key, str) or not isinstance(value, np.ndarray):
       raise UserError(f"The checkpoint '{path}' holds no plain state dict: its entry {key!r} is not a tensor.")
   return dict(content)
-
-
-def edsr_from_torch(state: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-  """Turns a state dict of EDSR-PyTorch (baseline family) into the parameters of `corruption_nets.edsr`.
-
-  Blocks, features and scale (1, 2 or 4) follow from the keys. The fixed layers that remove and add the mean colour
-  are checked and dropped.
-
-  Args:
-    state: arrays by PyTorch key, weights [out, in, kh, kw]; prefixes 'module.' and 'model.' are ignored.
-
-  Returns:
-    Haiku parameters, float32, weights [kh, kw, in, out].
-
-  Raises:
-    UserError: a key is missing, unknown, or has another shape than EDSR gives it; the mean colour is another one; or
-      the sizes are not those of a weight file.
-  """
-  for prefix in ('module.', 'model.'):
-    if state and all(key.startswith(prefix) for key in state):
-      return edsr_from_torch({key.removeprefix(prefix): value for key, value in state.items()})
-  if 'head.0.weight' not in state or state['head.0.weight'].ndim != 4:
-    raise UserError("The state dict is not EDSR's: it lacks a convolution 'head.0.weight'.")
-
-  layers = _edsr_layers(state)
-  expected = {'sub_mean': (3, 3, 1, 1), 'add_mean': (3, 3, 1, 1)} | {key: shape for key, (_, shape) in layers.items()}
-  shapes = {f'{key}.weight': shape for key, shape in expected.items()}
-  shapes |= {f'{key}.bias': shape[:1] for key, shape in expected.items()}
-  for key, shape in shapes.items():
-    if key not in state:
-      raise UserError(f"The state dict lacks '{key}', which in this EDSR has shape {list(shape)}.")
-    if state[key].shape != shape:
-      found = list(state[key].shape)
-      raise UserError(f'{key!r} of the state dict has shape {found}; in this EDSR it must have {list(shape)}.')
-  for key in state:
-    if key not in shapes:
-      raise UserError(f'The state dict holds {key!r}, which EDSR does not have.')
-
-  for name, sign in (('sub_mean', -1.0), ('add_mean', 1.0)):
-    colour = sign * 255.0 * MEAN
-    if not np.allclose(state[f'{name}.weight'][:, :, 0, 0], np.eye(3), atol=1e-6):
-      raise UserError(f"'{name}.weight' of the state dict must be the identity; other colour spaces are not supported.")
-    if not np.allclose(state[f'{name}.bias'], colour, atol=1e-2):
-      rounded = [round(float(value), 2) for value in colour]
-      raise UserError(f"'{name}.bias' of the state dict must be {rounded}: grey levels 0 to 255 around DIV2K's mean.")
-  params = {
-    target: {
-      'w': np.ascontiguousarray(state[f'{key}.weight'].transpose(2, 3, 1, 0), np.float32),
-      'b': np.ascontiguousarray(state[f'{key}.bias'], np.float32),
-    }
-    for key, (target, _) in layers.items()
-  }
-  wrong = weights.wrong_size(edsr_sizes(params))
-  if wrong:
-    raise UserError(f'The state dict is of an EDSR with {wrong}; convert a smaller one.')
-  return params
-
-
-def edsr_sizes(params: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, int]:
-  """Returns the arguments blocks, features and scale that `corruption_nets.edsr` needs for these parameters."""
-  return {
-    'blocks': sum(key.endswith('/conv_0') for key in params),
-    'features': params['edsr/head']['b'].size,
-    'scale': 2 ** sum(key.startswith('edsr/up_') for key in params),
-  }
-
-
-def _edsr_layers(state: Mapping[str, np.ndarray]) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """PyTorch layer -> (Haiku module, shape of the weight), of the EDSR that the keys of `state` belong to."""
-  features = state['head.0.weight'].shape[0]
-  indices = [int(match[1]) for key in state if (match := re.fullmatch(r'body\.(\d{1,4})\.body\.0\.weight', key))]
-  blocks = max(indices, default=-1) + 1
-  square = (features, features, 3, 3)
-  layers: dict[str, tuple[str, tuple[int, ...]]] = {'head.0': ('edsr/head', (features, 3, 3, 3))}
-  for i in range(blocks):
-    layers[f'body.{i}.body.0'] = (f'edsr/block_{i}/conv_0', square)
-    layers[f'body.{i}.body.2'] = (f'edsr/block_{i}/conv_1', square)
-  layers[f'body.{blocks}'] = ('edsr/body_out', square)
-  # Entries 1 and 3 of the upsampler are pixel shuffles, without parameters.
-  stages = max((n for n in (1, 2) if any(key.startswith(f'tail.0.{2 * n - 2}.') for key in state)), default=0)
-  for i in range(stages):
-    layers[f'tail.0.{2 * i}'] = (f'edsr/up_{i}', (4 * features, features, 3, 3))
-  layers['tail.1'] = ('edsr/out', (3, features, 3, 3))
-  return layers
 
 
 def _unpickle(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:

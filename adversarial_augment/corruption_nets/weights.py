@@ -16,16 +16,13 @@ import safetensors
 from safetensors.numpy import save as to_bytes
 
 from adversarial_augment import files
-from adversarial_augment.config_tables import TRAIN
+from adversarial_augment.config_tables import NETWORK_SIZES, SIZE_KINDS
 from adversarial_augment.errors import UserError
 from adversarial_augment.fields import show
 
 FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')
 _TAGS = ('F16', 'F32')  # their names in safetensors
-
-_KINDS = {name: TRAIN[f'corruption_net.{name}'].kind for name in ('blocks', 'features', 'scale')}
-SIZES = tuple(_KINDS)
 
 WAY_OUT = 'give a file that adversarial_augment.pretrain or adversarial_augment.convert wrote'
 
@@ -115,7 +112,7 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
 
 
 def network_of(metadata: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, dict[str, int]]:
-  """Returns the name of the network that a weight file was made for, and its `SIZES`.
+  """Returns the name of the network that a weight file was made for, and its sizes; none of an unknown network.
 
   Args:
     metadata: of the file, as `load` gives it.
@@ -125,24 +122,31 @@ def network_of(metadata: Mapping[str, Any], path: str | os.PathLike) -> tuple[st
     UserError: the header does not name a network, or not by its name and sizes alone.
   """
   network = metadata.get('network')
-  wanted = ('name', *SIZES)
-  if not isinstance(network, dict) or network.keys() != set(wanted) or not isinstance(network['name'], str):
+  entries: dict[str, Any] = network if isinstance(network, dict) else {}
+  name = entries.get('name')
+  if not isinstance(name, str):
+    wanted: tuple[str, ...] = ('name', 'the sizes of that network')
+  elif name in NETWORK_SIZES:
+    wanted = ('name', *NETWORK_SIZES[name])
+  else:
+    return name, {}
+  if not isinstance(name, str) or entries.keys() != set(wanted):
     raise UserError(
       f"'{path}' does not say what network its weights are of: 'network' in its header is {show(network)} and must "
       f'have exactly {", ".join(wanted)}; {WAY_OUT}.'
     )
-  sizes = {key: network[key] for key in SIZES}
+  sizes = {key: entries[key] for key in NETWORK_SIZES[name]}
   wrong = wrong_size(sizes)
   if wrong:
     raise UserError(f"'{path}': 'network' in its header has {wrong}; {WAY_OUT}.")
-  return network['name'], sizes
+  return name, sizes
 
 
 def wrong_size(sizes: Mapping[str, Any]) -> str:
-  """Returns the first of `SIZES` that no network may have, with the rule; nothing where all are right."""
-  for key, kind in _KINDS.items():
-    if not kind.accepts(sizes[key]):
-      return f'{key}={show(sizes[key])}, which must be {kind.expected}'
+  """Returns the first of the sizes that no network may have, with the rule; nothing where all are right."""
+  for key, size in sizes.items():
+    if not SIZE_KINDS[key].accepts(size):
+      return f'{key}={show(size)}, which must be {SIZE_KINDS[key].expected}'
   return ''
 
 

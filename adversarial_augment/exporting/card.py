@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 from adversarial_augment import __version__, results, trees
-from adversarial_augment.classifiers.preact_resnet import EPSILON, MEAN, STD
+from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.types import PyTree
 
 FORMAT = 'adversarial_augment.card.1'

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment.classifiers.preact_resnet import DEPTHS, MEAN, STD
+from adversarial_augment.classifiers.layers import MEAN, STD
+from adversarial_augment.classifiers.preact_resnet import DEPTHS
 from adversarial_augment.errors import UserError
 
 WIDTH = 64

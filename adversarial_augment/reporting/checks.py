@@ -63,7 +63,7 @@ CONFIG: Rule = {
   'dataset': text(), 'seed': _PART, 'batch_size': _COUNT,
   'classifier': {'name': text(), 'depth': _COUNT, 'width': _COUNT},
   'attack': _ATTACK,
-  'corruption_net': {'name': text(), 'blocks': _COUNT, 'features': _COUNT, 'scale': _COUNT},
+  'corruption_net': {'name': text()},
 }  # fmt: skip
 CLOSING: Rule = _PROVENANCE | {'step': _PART, 'num_steps': _COUNT, 'command': _STRING}
 _BETWEEN: Rule = {'step': _PART, 'split': text(), 'evals': _OBJECT}

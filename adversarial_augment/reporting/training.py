@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from adversarial_augment import fields, figures
+from adversarial_augment.config_tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, markup
 from adversarial_augment.reporting.charts import Axes, Series
 from adversarial_augment.reporting.markup import Section, section
@@ -45,7 +46,8 @@ def _about(run: Run) -> dict[str, str]:
     method, network = 'no adversary', NONE
   else:
     method = f'{attack["name"]}, nu {attack["nu"]:g}, {attack["num_steps"]} steps'
-    network = f'{net["name"]}, {net["blocks"]} blocks of {net["features"]} features, scale {net["scale"]}'
+    sizes = {name: net[name] for name in SIZE_KINDS if net.get(name) is not None}
+    network = ', '.join([net['name'], *(f'{name} {size}' for name, size in sizes.items())])
   steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not ended'
   named = re.search(r'--config[= ](\S+)', run.closing['command']) if run.closing else None
   about = {

@@ -1,0 +1,96 @@
+"""CAE, the compressive autoencoder of DeepAugment (Theis et al. 2017, arXiv 1703.00395, as alexandru-dinu/cae has it).
+
+An encoder makes 32 bits of every 4 x 4 pixels, a decoder an image of the bits. With the published widths it has
+2,241,859 parameters in 21 layers. A bit is drawn: it is +1 with probability (1 + z) / 2 and else -1, where z in [-1, 1]
+is the encoder's output. The gradient passes it as if it were z (straight-through).
+"""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from adversarial_augment import per_example_conv
+from adversarial_augment.corruption_nets import layers
+
+BITS = 32  # of each latent position, whatever the width: they decide how much of an image is kept
+
+
+def cae(
+  *,
+  features: int = 64,
+  deterministic: bool = False,
+  native: bool = True,
+  conv: per_example_conv.Conv = per_example_conv.example_conv,
+  dtype: jnp.dtype | None = None,
+) -> hk.Transformed:
+  """Makes the CAE: `init(key, images) -> phi`, `apply(phi, images, key) -> images`.
+
+  Args:
+    features: channels of the first layer; those of the others are in proportion.
+    deterministic: bits are the sign of z; `apply` then needs no key.
+    native: returns images in [0, 1]; otherwise in [-1, 1], before they are clipped.
+    conv: the convolution, see per_example_conv.py.
+    dtype: of the layers; None is the images' own.
+
+  Returns:
+    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and the noise of a batch is drawn from its
+    key. phi is a dict of {'w': [kh, kw, c, k], 'b': [k]}.
+  """
+  table = cae_table(features)
+  convolve = layers.layers_of('cae', table, conv)
+
+  def forward(images: jax.Array) -> jax.Array:
+    layer = lambda x, name, **options: _leaky(convolve(x, name, **options))
+    x = images if dtype is None else images.astype(dtype)
+    for name in ('e_conv_1', 'e_conv_2'):
+      x = layer(x, name, stride=2, padding=((1, 2), (1, 2)))
+    x = _blocks(x, 'e_block', convolve)
+    z = jnp.tanh(convolve(x, 'e_conv_3').astype(images.dtype))
+    x = (z + jax.lax.stop_gradient(bits(z) - z)).astype(x.dtype)
+    x = _blocks(double(layer(x, 'd_up_conv_1/conv', padding='VALID'), 'd_up_conv_1/up'), 'd_block', convolve)
+    x = double(layer(x, 'd_up_conv_2/conv', padding='VALID'), 'd_up_conv_2/up')
+    x = layer(x, 'd_up_conv_3/conv', padding='VALID')
+    x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode='reflect')
+    x = jnp.tanh(convolve(x, 'd_up_conv_3/out', padding='VALID').astype(images.dtype))
+    return jnp.clip(x, 0.0, 1.0) if native else x
+
+  def bits(z: jax.Array) -> jax.Array:
+    if deterministic:
+      threshold: jax.Array | float = 0.0
+    else:
+      threshold = jax.random.uniform(hk.next_rng_key(), (z.size,), z.dtype, -1.0, 1.0).reshape(z.shape)
+    return jnp.where(z > threshold, 1.0, -1.0).astype(z.dtype)
+
+  def double(x: jax.Array, name: str) -> jax.Array:  # the valid convolution before it left out a border
+    return layers.Doubling(table[name][2], f'cae/{name}')(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+
+  return layers.transform(forward, multiple=4)
+
+
+def cae_table(features: int) -> layers.Table:
+  """Returns the layers in the order of the published network, 'up' being the transposed ones."""
+  f, half, quarter = features, -(-features // 2), -(-features // 4)
+  block = lambda name: {f'{name}_{i}/conv_{j}': (3, 2 * f, 2 * f) for i in (1, 2, 3) for j in (0, 1)}
+  return {
+    'e_conv_1': (5, 3, f),
+    'e_conv_2': (5, f, 2 * f),
+    **block('e_block'),
+    'e_conv_3': (5, 2 * f, BITS),
+    'd_up_conv_1/conv': (3, BITS, f),
+    'd_up_conv_1/up': (2, f, 2 * f),
+    **block('d_block'),
+    'd_up_conv_2/conv': (3, 2 * f, half),
+    'd_up_conv_2/up': (2, half, 4 * f),
+    'd_up_conv_3/conv': (3, 4 * f, quarter),
+    'd_up_conv_3/out': (3, quarter, 3),
+  }
+
+
+def _blocks(x: jax.Array, name: str, convolve) -> jax.Array:
+  for i in (1, 2, 3):
+    x = x + convolve(_leaky(convolve(x, f'{name}_{i}/conv_0')), f'{name}_{i}/conv_1')
+  return x
+
+
+def _leaky(x: jax.Array) -> jax.Array:
+  return jax.nn.leaky_relu(x, 0.01)

@@ -1,0 +1,155 @@
+"""The published PyTorch networks, key by key: from a state dict to the parameters of ours.
+
+Weights of convolutions are [out, in, kh, kw] there and [kh, kw, in, out] here, those of transposed convolutions
+[in, out, kh, kw] and [kh, kw, in, out]. No axis is reversed: `layers.Doubling` writes
+y[2i + a, 2j + b] = x[i, j] w[a, b] as PyTorch does, unlike `jax.lax.conv_transpose`.
+"""
+
+from collections.abc import Callable, Mapping
+import re
+
+import numpy as np
+
+from adversarial_augment.corruption_nets import layers, weights
+from adversarial_augment.corruption_nets.cae import cae_table
+from adversarial_augment.corruption_nets.edsr import MEAN, edsr_table
+from adversarial_augment.errors import UserError
+
+State = Mapping[str, np.ndarray]
+
+# PyTorch's prefixes in the order of `cae_table`.
+_CAE_KEYS = (
+  'e_conv_1.1', 'e_conv_2.1', *(f'e_block_{i}.{j}' for i in (1, 2, 3) for j in (1, 4)), 'e_conv_3.0',
+  'd_up_conv_1.0', 'd_up_conv_1.3', *(f'd_block_{i}.{j}' for i in (1, 2, 3) for j in (1, 4)),
+  'd_up_conv_2.0', 'd_up_conv_2.3', 'd_up_conv_3.0', 'd_up_conv_3.3',
+)  # fmt: skip
+
+
+def edsr_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
+  """Turns a state dict of EDSR-PyTorch (baseline family) into the parameters of `corruption_nets.edsr`.
+
+  Blocks, features and scale (1, 2 or 4) follow from the keys. The fixed layers that remove and add the mean colour
+  are checked and dropped.
+
+  Args:
+    state: arrays by PyTorch key; prefixes 'module.' and 'model.' are ignored.
+
+  Returns:
+    Haiku parameters, float32, and the sizes of the network.
+
+  Raises:
+    UserError: a key is missing, unknown, or has another shape than EDSR gives it; the mean colour is another one; or
+      the sizes are not those of a weight file.
+  """
+  state = _without_prefixes(state)
+  features = _width(state, 'head.0.weight', 'EDSR')
+  indices = [int(match[1]) for key in state if (match := re.fullmatch(r'body\.(\d{1,4})\.body\.0\.weight', key))]
+  blocks = max(indices, default=-1) + 1
+  # Entries 1 and 3 of the upsampler are pixel shuffles, without parameters.
+  stages = max((n for n in (1, 2) if any(key.startswith(f'tail.0.{2 * n - 2}.') for key in state)), default=0)
+  keys = {'head': 'head.0', 'body_out': f'body.{blocks}', 'out': 'tail.1'}
+  keys |= {f'block_{i}/conv_{j}': f'body.{i}.body.{2 * j}' for i in range(blocks) for j in (0, 1)}
+  keys |= {f'up_{i}': f'tail.0.{2 * i}' for i in range(stages)}
+  sizes = {'blocks': blocks, 'features': features, 'scale': 2**stages}
+  table = edsr_table(**sizes)
+  mean_shifts = dict.fromkeys(('sub_mean', 'add_mean'), ((3, 3, 1, 1), 3))
+  _check(state, mean_shifts | _torch_layers(table, keys), 'EDSR')
+  _check_mean(state)
+  _check_sizes(sizes, 'EDSR')
+  return _params('edsr', table, keys, state), sizes
+
+
+def cae_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
+  """Turns a state dict of DeepAugment's CAE into the parameters of `corruption_nets.cae`.
+
+  Args:
+    state: arrays by PyTorch key; prefixes 'module.' and 'model.' are ignored.
+
+  Returns:
+    Haiku parameters, float32, and the sizes of the network.
+
+  Raises:
+    UserError: a key is missing, unknown, or has another shape than the CAE gives it.
+  """
+  state = _without_prefixes(state)
+  sizes = {'features': _width(state, f'{_CAE_KEYS[0]}.weight', 'CAE')}
+  _check_sizes(sizes, 'CAE')
+  table = cae_table(**sizes)
+  keys = dict(zip(table, _CAE_KEYS, strict=True))
+  _check(state, _torch_layers(table, keys), 'CAE')
+  return _params('cae', table, keys, state), sizes
+
+
+FROM_TORCH: dict[str, Callable[[State], tuple[weights.Params, dict[str, int]]]] = {
+  'edsr': edsr_from_torch,
+  'cae': cae_from_torch,
+}
+
+
+def _without_prefixes(state: State) -> State:
+  for prefix in ('module.', 'model.'):
+    if state and all(key.startswith(prefix) for key in state):
+      return _without_prefixes({key.removeprefix(prefix): value for key, value in state.items()})
+  return state
+
+
+def _width(state: State, key: str, network: str) -> int:
+  """The outputs of the first layer; refuses a state dict without it."""
+  if key not in state or state[key].ndim != 4:
+    raise UserError(f"The state dict is not {network}'s: it lacks a convolution '{key}'.")
+  return state[key].shape[0]
+
+
+def _check(state: State, layers_of: Mapping[str, tuple[tuple[int, ...], int]], network: str) -> None:
+  """Refuses a state dict that has not exactly these layers: prefix -> shape of the weight, outputs."""
+  shapes = {f'{key}.weight': shape for key, (shape, _) in layers_of.items()}
+  shapes |= {f'{key}.bias': (outputs,) for key, (_, outputs) in layers_of.items()}
+  for key, shape in shapes.items():
+    if key not in state:
+      raise UserError(f"The state dict lacks '{key}', which in this {network} has shape {list(shape)}.")
+    if state[key].shape != shape:
+      found = list(state[key].shape)
+      raise UserError(f'{key!r} of the state dict has shape {found}; in this {network} it must have {list(shape)}.')
+  for key in state:
+    if key not in shapes:
+      raise UserError(f'The state dict holds {key!r}, which {network} does not have.')
+
+
+def _check_mean(state: State) -> None:
+  for name, sign in (('sub_mean', -1.0), ('add_mean', 1.0)):
+    colour = sign * 255.0 * MEAN
+    if not np.allclose(state[f'{name}.weight'][:, :, 0, 0], np.eye(3), atol=1e-6):
+      raise UserError(f"'{name}.weight' of the state dict must be the identity; other colour spaces are not supported.")
+    if not np.allclose(state[f'{name}.bias'], colour, atol=1e-2):
+      rounded = [round(float(value), 2) for value in colour]
+      raise UserError(f"'{name}.bias' of the state dict must be {rounded}: grey levels 0 to 255 around DIV2K's mean.")
+
+
+def _check_sizes(sizes: dict[str, int], network: str) -> None:
+  wrong = weights.wrong_size(sizes)
+  if wrong:
+    raise UserError(f'The state dict is of {network} with {wrong}; convert a smaller one.')
+
+
+def _torch_layers(table: layers.Table, keys: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], int]]:
+  """PyTorch's prefix -> shape of its weight, outputs."""
+  found: dict[str, tuple[tuple[int, ...], int]] = {}
+  for name, (size, inputs, outputs) in table.items():
+    channels = (inputs, outputs) if _is_transposed(name) else (outputs, inputs)
+    found[keys[name]] = (*channels, size, size), outputs
+  return found
+
+
+def _params(network: str, table: layers.Table, keys: Mapping[str, str], state: State) -> weights.Params:
+  params = {}
+  for name in table:
+    order = (2, 3, 0, 1) if _is_transposed(name) else (2, 3, 1, 0)
+    params[f'{network}/{name}'] = {
+      'w': np.ascontiguousarray(state[f'{keys[name]}.weight'].transpose(order), np.float32),
+      'b': np.ascontiguousarray(state[f'{keys[name]}.bias'], np.float32),
+    }
+  return params
+
+
+def _is_transposed(name: str) -> bool:
+  return name.endswith('/up')  # of the CAE

@@ -1,0 +1,66 @@
+"""A U-Net (Ronneberger et al. 2015, arXiv 1505.04597) that adds a correction to its input, for filling in holes.
+
+Three resolutions of 64, 128 and 256 channels, two 3x3 convolutions with ReLU in each, average pooling, upsampling by
+repetition, no batch norm. That the later version of arXiv 2104.01086 trains a U-Net on a task like inpainting is all
+that is known of it: the architecture is a choice of this package.
+"""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from adversarial_augment import per_example_conv
+from adversarial_augment.corruption_nets import layers
+
+LEVELS = 3
+
+
+def unet(
+  *,
+  features: int = 64,
+  native: bool = True,
+  conv: per_example_conv.Conv = per_example_conv.example_conv,
+  dtype: jnp.dtype | None = None,
+) -> hk.Transformed:
+  """Makes the U-Net: `init(key, images) -> phi`, `apply(phi, images) -> images`.
+
+  Args:
+    features: channels at full resolution; each of the two levels below doubles them.
+    native: returns images in [0, 1]; otherwise they are not clipped.
+    conv: the convolution, see per_example_conv.py.
+    dtype: of the layers; None is the images' own.
+
+  Returns:
+    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and phi a dict of
+    {'w': [3, 3, c, k], 'b': [k]}.
+  """
+  convolve = layers.layers_of('unet', unet_table(features), conv)
+
+  def forward(images: jax.Array) -> jax.Array:
+    layer = lambda x, name: jax.nn.relu(convolve(x, name))
+    twice = lambda x, name: layer(layer(x, f'{name}/conv_0'), f'{name}/conv_1')
+    x = twice(images if dtype is None else images.astype(dtype), 'down_0')
+    skips = []
+    for level in range(1, LEVELS):
+      skips.append(x)
+      n, h, w, c = x.shape
+      x = twice(x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4)), f'down_{level}')
+    for level in reversed(range(LEVELS - 1)):
+      x = layer(x.repeat(2, 1).repeat(2, 2), f'up_{level}/conv')
+      x = twice(jnp.concatenate([skips[level], x], -1), f'up_{level}')
+    restored = images + convolve(x, 'out').astype(images.dtype)
+    return jnp.clip(restored, 0.0, 1.0) if native else restored
+
+  return layers.transform(forward, multiple=2 ** (LEVELS - 1))
+
+
+def unet_table(features: int) -> layers.Table:
+  """Returns the layers: 'down_0' to 'down_2' from fine to coarse, 'up_1', 'up_0' and 'out' back."""
+  table: dict[str, tuple[int, int, int]] = {}
+  for level in range(LEVELS):
+    f = features << level
+    table |= {f'down_{level}/conv_0': (3, f // 2 if level else 3, f), f'down_{level}/conv_1': (3, f, f)}
+  for level in range(LEVELS - 1):
+    f = features << level
+    table |= {f'up_{level}/conv': (3, 2 * f, f), f'up_{level}/conv_0': (3, 2 * f, f), f'up_{level}/conv_1': (3, f, f)}
+  return table | {'out': (3, features, 3)}

@@ -1,0 +1,116 @@
+"""VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937) as an image-to-image network.
+
+An encoder gives a vector for every 4 x 4 pixels, each is replaced by the nearest of a codebook's, and a decoder makes
+an image of them. The gradient passes the quantiser as if it were not there (straight-through). The codebook is a
+constant to the adversary, as are all parameters of that name (attacks/weight_ball.py): moving it would move all images'
+codes together, and no gradient reaches it. Widths and blocks are those of the paper's experiments with 128 channels;
+that the decoder upsamples by pixel shuffle, not by transposed convolutions, is a choice of this package.
+"""
+
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from adversarial_augment import per_example_conv
+from adversarial_augment.corruption_nets import layers
+
+BLOCKS = 2
+CODEBOOK = 'vqvae/quantiser'  # the module whose parameter 'codebook' is [codes, features]
+
+
+class Coded(NamedTuple):
+  """What training needs beside the images."""
+
+  images: jax.Array  # [n, h, w, 3], not clipped
+  latents: jax.Array  # [n, h / 4, w / 4, features], before they are quantised
+  codes: jax.Array  # int32 [n, h / 4, w / 4]
+
+
+def vqvae(
+  *,
+  features: int = 64,
+  codes: int = 512,
+  native: bool = True,
+  conv: per_example_conv.Conv = per_example_conv.example_conv,
+  dtype: jnp.dtype | None = None,
+) -> hk.Transformed:
+  """Makes the VQ-VAE: `init(key, images) -> phi`, `apply(phi, images) -> images`.
+
+  Args:
+    features: channels of the first layer and length of a code; the layers between have twice as many.
+    codes: vectors in the codebook.
+    native: returns images in [0, 1]; otherwise a `Coded`, of images whose sides are multiples of 4.
+    conv: the convolution, see per_example_conv.py.
+    dtype: of the layers; None is the images' own. Distances to codes are in the images' own.
+
+  Returns:
+    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and phi a dict of
+    {'w': [kh, kw, c, k], 'b': [k]}, and of the codebook.
+  """
+  layer = layers.layers_of('vqvae', vqvae_table(features), conv)
+
+  def forward(images: jax.Array) -> Coded | jax.Array:
+    x = (images if dtype is None else images.astype(dtype)) - 0.5
+    for name in ('down_0', 'down_1'):
+      x = jax.nn.relu(layer(x, name, stride=2, padding=((1, 1), (1, 1))))
+    x = blocks(layer(x, 'encoder'), 'encoder_block')
+    latents = layer(x, 'to_code').astype(images.dtype)
+    quantised, indices = quantise(latents, _Codebook()((codes, features), latents.dtype))
+    x = layer((latents + jax.lax.stop_gradient(quantised - latents)).astype(x.dtype), 'from_code')
+    x = blocks(x, 'decoder_block')
+    x = jax.nn.relu(layers.pixel_shuffle(layer(x, 'up_0'), 2))
+    restored = layers.pixel_shuffle(layer(x, 'up_1'), 2).astype(images.dtype) + 0.5
+    return jnp.clip(restored, 0.0, 1.0) if native else Coded(restored, latents, indices)
+
+  def blocks(x: jax.Array, name: str) -> jax.Array:
+    for i in range(BLOCKS):
+      x = x + layer(jax.nn.relu(layer(jax.nn.relu(x), f'{name}_{i}/conv_0')), f'{name}_{i}/conv_1')
+    return jax.nn.relu(x)
+
+  return layers.transform(forward, multiple=4)
+
+
+def quantise(latents: jax.Array, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the nearest vectors of a codebook [k, d] to [..., d], and their indices [...]."""
+  flat = latents.reshape(-1, latents.shape[-1])
+  # ||z||^2 is the same for all codes.
+  distances = jnp.sum(codebook**2, -1)[None] - 2 * jnp.matmul(flat, codebook.T, precision='highest')
+  indices = jnp.argmin(distances, -1).reshape(latents.shape[:-1])
+  return codebook[indices], indices
+
+
+class _Codebook(hk.Module):
+  def __init__(self) -> None:
+    super().__init__(hk.experimental.force_name(CODEBOOK))
+
+  def __call__(self, shape: tuple[int, int], dtype) -> jax.Array:
+    codebook = hk.get_parameter('codebook', shape, init=hk.initializers.RandomNormal(0.1))
+    return jax.lax.stop_gradient(codebook.astype(dtype))
+
+
+def vqvae_shapes(features: int, codes: int) -> layers.Shapes:
+  """Returns the names and shapes of all parameters."""
+  return layers.shapes('vqvae', vqvae_table(features)) | {CODEBOOK: {'codebook': (codes, features)}}
+
+
+def vqvae_table(features: int) -> layers.Table:
+  """Returns the convolutions."""
+  f, middle = features, -(-features // 2)
+  block = lambda name: {
+    key: size
+    for i in range(BLOCKS)
+    for key, size in ((f'{name}_{i}/conv_0', (3, 2 * f, middle)), (f'{name}_{i}/conv_1', (1, middle, 2 * f)))
+  }
+  return {
+    'down_0': (4, 3, f),
+    'down_1': (4, f, 2 * f),
+    'encoder': (3, 2 * f, 2 * f),
+    **block('encoder_block'),
+    'to_code': (1, 2 * f, f),
+    'from_code': (3, f, 2 * f),
+    **block('decoder_block'),
+    'up_0': (3, 2 * f, 4 * f),
+    'up_1': (3, f, 12),
+  }

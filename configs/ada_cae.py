@@ -1,0 +1,24 @@
+"""AdA through the CAE: the row "AdA (CAE)"; all but the corruption network as in ada_edsr.py.
+
+  python -m adversarial_augment.train --config=configs/ada_cae.py --config.corruption_net.weights=cae.safetensors
+  python -m adversarial_augment.train --config=configs/ada_cae.py:quickstart      # embedded images
+  python -m adversarial_augment.train --config=configs/ada_cae.py:laptop          # CIFAR-10, small networks
+  python -m adversarial_augment.train --config=configs/ada_cae.py:smoke           # two steps, for tests
+
+No weights of the published size (2.2M parameters) ship. `python -m adversarial_augment.convert --net=cae` reads
+DeepAugment's, `python -m adversarial_augment.pretrain --config=configs/pretrain_cae.py` makes some; the other variants
+use a network of a quarter of the widths, which ships. The CAE's output is less like its input than EDSR's (its bits are
+few, and drawn), so that SSIM is lower from the start.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("ada_edsr.py")}:{variant}')
+  config.corruption_net.update(name='cae', blocks=None, features=16 if variant else None, scale=None)
+  return config
