@@ -15,6 +15,7 @@ with a download, or with corruptions, where it stopped.
 from collections.abc import Sequence
 
 from adversarial_augment import cli
+from adversarial_augment.datasets.commands import DATA_DIR
 from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, images
 from adversarial_augment.preparation.command import Command
 
@@ -51,9 +52,7 @@ def _parser() -> cli.Parser:
   for name, command in COMMANDS.items():
     sub = commands.add_parser(name, help=command.help, description=command.help)
     command.add_arguments(sub)
-    sub.add_argument(
-      '--data_dir', default='~/tensorflow_datasets', help='the folder of prepared data sets (default: %(default)s)'
-    )
+    sub.add_argument('--data_dir', default=DATA_DIR, help='the folder of prepared data sets (default: %(default)s)')
     sub.add_argument('--overwrite', action='store_true', help='replace the data set if it exists')
     sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser

@@ -33,6 +33,7 @@ class Dataset(NamedTuple):
   image_shape: tuple[int, int, int]
   read: Callable[[np.ndarray], Batch]  # indices [n] -> n examples
   provenance: dict[str, Any]  # origin (official, own, embedded, unverified), hashes; goes into every result
+  class_names: tuple[str, ...] = ()  # in the order of the labels; () where nobody knows them
 
 
 class PerturbationSet(NamedTuple):
