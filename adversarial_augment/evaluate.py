@@ -22,7 +22,8 @@ _GROUPS = ('attack', 'corruption_net')
 _DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
 
 Results go to WORKDIR/results, one .json and one .csv for each evaluation. What they hold already is shown again;
---overwrite replaces what other images, settings or versions gave for the same checkpoint."""
+--overwrite replaces what other images, settings or versions gave for the same checkpoint. After a stop the same
+command goes on, within an evaluation on corruptions too."""
 
 _EPILOG = """examples:
   python -m adversarial_augment.evaluate --workdir=runs/ada
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
   workdir = files.user_path(arguments.workdir, '--workdir')
   if arguments.evals is not None:
     overrides['evals'] = arguments.evals
-  trained = inference.read_config(workdir)
+  trained = _read_config(workdir, arguments)
   config = configs.override(trained, overrides)
   configs.validate(config)
   _check_overrides(config, overrides)
@@ -55,6 +56,18 @@ def main(argv: Sequence[str]) -> None:
   cli.compilation_cache()
   with signals.listen(several_processes=False):  # nothing is unsaved: every evaluation is written when it is done
     evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
+
+
+def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
+  """Reads the config of the run, which every process does for itself."""
+  try:
+    return inference.read_config(workdir)
+  except UserError as error:
+    if arguments.process_id is None:
+      raise
+    raise UserError(
+      f'Process {arguments.process_id}: {error} All processes read it: it must lie in a folder that they share.'
+    ) from error
 
 
 def _check_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
@@ -123,7 +136,7 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
 
 def _parser() -> argparse.ArgumentParser:
   parser = cli.Parser(prog='python -m adversarial_augment.evaluate', description=_DESCRIPTION, epilog=_EPILOG)
-  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run')
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run; several processes must all see it')
   parser.add_argument('--evals', metavar='NAMES', help="evaluations, separated by commas; default: the run's")
   parser.add_argument(
     '--config.FIELD', dest='_', metavar='VALUE', help='replace a field, such as data_dir, batch_size, eval_images'

@@ -1,26 +1,26 @@
 """The evaluations that `config.evals` names: what each measures, from integer counts, and of which images."""
 
 from collections.abc import Callable
-import datetime
 import functools
 import time
+from types import MappingProxyType
 from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import metrics
+from adversarial_augment import metrics, progress
 from adversarial_augment.datasets.benchmarks import Benchmarks
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
-from adversarial_augment.evaluators import Evaluate, accuracy, corrupted_in_memory, corruption_counts
+from adversarial_augment.evaluators import Counts, Evaluate, accuracy, corrupted_in_memory, corruption_counts
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
 
 Poll = Callable[[], None]
+Keep = Callable[[Counts], None]
 Result = dict[str, Any]
 
-_SECONDS = 10  # between lines of progress
 _CORRUPTIONS = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}
 CORRUPTION_SEED = 0  # of what is corrupted in memory, and of what `prepare` writes by default
 
@@ -55,27 +55,34 @@ class Evaluations:
     self._accuracy: Callable[[], Evaluate] = functools.cache(make)
     self._under_attack: Callable[[], Evaluate] = functools.cache(functools.partial(make, attack=attack, phi=phi))
 
-  def measure(self, name: str, state: TrainState, poll: Poll) -> Result:
+  def measure(
+    self, name: str, state: TrainState, poll: Poll, counts: Counts = MappingProxyType({}), keep: Keep = lambda _: None
+  ) -> Result:
     """Returns what the evaluation `name` finds, with the origin of its images and the seconds that it took.
 
     Args:
       name: one of `config.evals`.
       state: of the classifier.
       poll: called before every batch; may raise.
+      counts: of corrupted images, by corruption; what an earlier start has found.
+      keep: called with all the counts after each corruption and severity.
     """
+    corruptions = functools.partial(self._corruptions, counts, keep)
     measures: dict[str, Callable[[TrainState, Poll], Result]] = {
       'clean': self._clean,
       'ada': self._ada,
-      'cifar10_c': functools.partial(self._corruptions, 'cifar10_c', 'mce'),
-      'cifar10_c_extra': functools.partial(self._corruptions, 'cifar10_c_extra', 'mean_error'),
+      'cifar10_c': functools.partial(corruptions, 'cifar10_c', 'mce'),
+      'cifar10_c_extra': functools.partial(corruptions, 'cifar10_c_extra', 'mean_error'),
       'cifar10_1': self._versions,
     }
     began = time.monotonic()
-    progress = _Progress(name, self._num_images(name), self._config.batch_size)
+    known = sum(map(len, counts.values())) * self._images.num_examples
+    size = self._config.batch_size
+    lines = progress.Lines(self._num_images(name) - known, tell, done=-size)  # the first batch is not done yet
 
     def advance() -> None:
       poll()
-      progress.advance()
+      lines.advance(name, size)
 
     return measures[name](state, advance) | {'seconds': round(time.monotonic() - began, 1)}
 
@@ -114,15 +121,17 @@ class Evaluations:
       version: _counted(self._accuracy()(state, dataset, poll), dataset)
       for version, dataset in self._versions_of().items()
     }
-    return found['v6'] | found  # the paper's is v6
+    return found[metrics.CIFAR10_1_MAIN] | found
 
   def _corrupted(self, name: str) -> CorruptionSet:
     names = _CORRUPTIONS[name]
     return self._prepared.get(name) or corrupted_in_memory(self._images, names, CORRUPTION_SEED, self._config.frost_dir)
 
-  def _corruptions(self, name: str, mean_name: str, state: TrainState, poll: Poll) -> Result:
+  def _corruptions(
+    self, counts: Counts, keep: Keep, name: str, mean_name: str, state: TrainState, poll: Poll
+  ) -> Result:
     corrupted = self._corrupted(name)
-    counts = corruption_counts(self._accuracy(), state, self._images, corrupted, _CORRUPTIONS[name], poll)
+    counts = corruption_counts(self._accuracy(), state, self._images, corrupted, _CORRUPTIONS[name], poll, counts, keep)
     n = self._images.num_examples
     error = {name: [1 - count / n for count in row] for name, row in counts.items()}
     mean = metrics.mean_corruption_error(error)
@@ -139,24 +148,6 @@ class Evaluations:
       'origin': corrupted.origin,
       'frost': corrupted.provenance['frost'],
     }
-
-
-class _Progress:
-  """Tells every ten seconds how far an evaluation is."""
-
-  def __init__(self, name: str, num_images: int, batch_size: int):
-    self._name, self._num_images, self._batch_size = name, num_images, batch_size
-    self._began = self._told = time.monotonic()
-    self._done = -batch_size
-
-  def advance(self) -> None:
-    self._done = min(self._done + self._batch_size, self._num_images)
-    now = time.monotonic()
-    if now - self._told < _SECONDS or self._done <= 0:
-      return
-    self._told, speed = now, self._done / (now - self._began)
-    eta = datetime.timedelta(seconds=round((self._num_images - self._done) / speed))
-    tell(f'  {self._name}: {self._done:,} of {self._num_images:,} images  {speed:,.0f} images/s  ETA {eta}')
 
 
 def _first(dataset: Dataset, limit: int | None) -> Dataset:

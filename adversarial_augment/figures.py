@@ -5,14 +5,13 @@ Matplotlib, of the extra 'plots', is imported when a picture is drawn; no displa
 
 from collections.abc import Sequence
 import io
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adversarial_augment import files
+from adversarial_augment import files, results
 from adversarial_augment.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
   ('Images below the SSIM threshold', {'ssim_corrected': 'corrected', 'ssim_below_min': 'left below'}),
   ('Learning rate', {'learning_rate': 'learning rate'}),
 )
+METRICS = tuple(field for _, fields in PANELS for field in fields)
 
 
 def ada_examples(
@@ -106,10 +106,10 @@ def training_curves(path: str | os.PathLike, metrics_jsonl: str | os.PathLike) -
     The path.
 
   Raises:
-    UserError: Matplotlib is not installed, or the metrics are missing, empty, or not JSON lines with a step.
+    UserError: Matplotlib is not installed, or the metrics are missing, damaged, or none that is known.
     StorageError: the file cannot be written.
   """
-  lines = _read_lines(metrics_jsonl)
+  lines = results.read_log(files.user_path(metrics_jsonl, 'metrics_jsonl'), METRICS)
   panels = []
   for title, fields in PANELS:
     curves = {label: _curve(lines, field) for field, label in fields.items()}
@@ -154,27 +154,16 @@ def _new_figure(width: float, height: float) -> 'Figure':
 
 def _save(figure: 'Figure', path: str | os.PathLike) -> Path:
   """Writes the figure so that no half-written picture is ever seen."""
-  target = Path(path)
+  target = files.user_path(path, 'path')
+  form, known = target.suffix.removeprefix('.'), figure.canvas.get_supported_filetypes()
+  if form not in known:
+    raise UserError(f"path='{target}' must end in one of .{', .'.join(sorted(known))}, which says what is drawn.")
   picture = io.BytesIO()
-  figure.savefig(picture, dpi=160, format=target.suffix.removeprefix('.'))
+  figure.savefig(picture, dpi=160, format=form)
   with files.storage_errors(f"write the figure '{target}'"):
     target.parent.mkdir(parents=True, exist_ok=True)
     files.replace(target, picture.getvalue())
   return target
-
-
-def _read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The records of a JSON-lines file."""
-  try:
-    content = Path(path).read_text(encoding='utf-8')
-    lines = [json.loads(line) for line in content.splitlines() if line.strip()]
-  except OSError as error:
-    raise UserError(f"Cannot read the metrics '{path}': {error.strerror or error}.") from error
-  except ValueError as error:
-    raise UserError(f"'{path}' is not a file of JSON lines ({error}).") from error
-  if not lines or not all(isinstance(line, dict) and 'step' in line for line in lines):
-    raise UserError(f"'{path}' must hold at least one line, each a JSON object with a 'step'.")
-  return lines
 
 
 def _curve(lines: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:

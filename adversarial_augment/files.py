@@ -13,7 +13,7 @@ from adversarial_augment.errors import StorageError, UserError
 CRASH_VARIABLE = 'ADA_CRASH_AT'
 
 
-def user_path(text: str, what: str) -> Path:
+def user_path(text: str | os.PathLike, what: str) -> Path:
   """Returns a path that a user gave, with `~` expanded; it need not exist.
 
   Args:
@@ -21,15 +21,15 @@ def user_path(text: str, what: str) -> Path:
     what: the flag or field that holds it, for the message.
 
   Raises:
-    UserError: the home folder of no user, or a name that no file system takes.
+    UserError: the home folder of no user, a name that no file system takes, or no path at all.
   """
   try:
     path = Path(text).expanduser()
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
       os.lstat(path)
-  except (OSError, ValueError, RuntimeError) as error:
+  except (OSError, ValueError, RuntimeError, TypeError) as error:
     reason = error.strerror if isinstance(error, OSError) else error
-    shown = text if len(text) < 80 else f'{text[:60]}...'
+    shown = str(text) if len(str(text)) < 80 else f'{str(text)[:60]}...'
     raise UserError(f"{what}='{shown}' cannot be the name of a file or folder ({reason}); name another one.") from error
   return path
 

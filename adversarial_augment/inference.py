@@ -8,6 +8,7 @@ The run's directory is enough: the data that it was trained on need not be there
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import contextlib
 import json
 import os
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import config as configs
-from adversarial_augment import files, manifests
+from adversarial_augment import files, manifests, results
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, PyTree, TrainState
@@ -26,7 +27,7 @@ from adversarial_augment.types import Array, PyTree, TrainState
 if TYPE_CHECKING:  # wrong input is reported before JAX is imported
   from jax.sharding import Mesh
 
-# Of the data sets whose classes are always the same. A run does not record the names of other ones.
+# Of the data sets whose classes are always the same, for runs that have not recorded them.
 _CLASS_NAMES = {'cifar10': cifar10.CLASS_NAMES, 'embedded': tuple('0123456789')}
 
 
@@ -106,9 +107,9 @@ class Classifier:
 
   Attributes:
     num_classes: outputs.
-    class_names: what the outputs stand for, in order; None for data sets other than cifar10 and embedded.
+    class_names: what the outputs stand for, in order; None where the run does not know.
     image_shape: (None, None, 3): the network averages over positions and takes any height and width. It was trained on
-      one size only, which a run does not record (cifar10 and embedded: 32x32); resize other images to it.
+      one size only, which data.json records (cifar10 and embedded: 32x32); resize other images to it.
     step: updates made.
     checkpoint_sha256: of the checkpoint's state, as in results/*.json.
     config: of the run.
@@ -118,14 +119,21 @@ class Classifier:
 
   image_shape = (None, None, 3)
 
-  def __init__(self, config: ConfigDict, num_classes: int, restored: Restored, batch_size: int):
-    """Compiles nothing yet; `batch_size` is as in `load_classifier`."""
+  def __init__(
+    self,
+    config: ConfigDict,
+    num_classes: int,
+    restored: Restored,
+    batch_size: int,
+    class_names: Sequence[str] = (),
+  ):
+    """Compiles nothing yet; `batch_size` is as in `load_classifier`, `class_names` as the run has recorded them."""
     import jax
 
     from adversarial_augment import recipe
 
-    names = _CLASS_NAMES.get(config.dataset.partition(':')[0])
-    self.class_names = names if names is not None and len(names) == num_classes else None
+    names = tuple(class_names) or _CLASS_NAMES.get(config.dataset.partition(':')[0], ())
+    self.class_names = names if len(names) == num_classes else None
     self.config, self.num_classes = config, num_classes
     self.step, self.checkpoint_sha256 = restored.step, restored.sha256
     self.params, self.model_state = restored.state.params, restored.state.model_state
@@ -166,13 +174,13 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
       images; logits of different batch sizes agree to about six digits.
 
   Raises:
-    UserError: as in `read_config` and `restore`, or a batch size below 1.
+    UserError: as in `read_config` and `restore`, a damaged data.json, or no batch size.
     CheckpointError: there are checkpoints and all are damaged.
   """
-  if batch_size < 1:
-    raise UserError(f'batch_size={batch_size} must be at least 1.')
-  folder = files.user_path(os.fspath(workdir), 'workdir')
-  config = read_config(folder)
+  if not isinstance(batch_size, int) or batch_size < 1:
+    raise UserError(f'batch_size={batch_size} must be an integer of at least 1.')
+  folder = files.user_path(workdir, 'workdir')
+  config, class_names = read_config(folder), results.load_data(folder).get('class_names', ())
   import jax
 
   from adversarial_augment import sharding
@@ -180,7 +188,8 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
   num_classes = _num_classes(folder / 'checkpoints')
   mesh = jax.make_mesh((1,), (sharding.AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
   # The size of an image decides nothing about the parameters.
-  return Classifier(config, num_classes, restore(config, folder, num_classes, (32, 32, 3), mesh), batch_size)
+  restored = restore(config, folder, num_classes, (32, 32, 3), mesh)
+  return Classifier(config, num_classes, restored, batch_size, class_names)
 
 
 def _num_classes(directory: Path) -> int:

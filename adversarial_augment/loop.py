@@ -42,13 +42,13 @@ class _Asked(Exception):
 
 
 @contextmanager
-def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, str] | None = None) -> Iterator[signals.Stop]:
+def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None = None) -> Iterator[signals.Stop]:
   """Makes the run's directory, locks it, compares it with that of an earlier start, and listens to signals.
 
   Args:
     workdir: of the run.
     config: of the run.
-    data: the hash of each split; kept in data.json.
+    data: what the run is made on, as JSON: the hash of each split, and more; kept in data.json.
 
   Raises:
     UserError: another process writes there, or the directory holds a run with another config or on other data.
@@ -86,17 +86,17 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
   run_directory.write_json(path, new)
 
 
-def _check_data(workdir: Path, new: Mapping[str, str]) -> None:
+def _check_data(workdir: Path, new: Mapping[str, Any]) -> None:
   path = workdir / 'data.json'
   if checkpoints.steps(workdir / 'checkpoints') and path.exists():
     try:
       old = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
       raise UserError(f"Cannot read '{path}' ({error}); mend it, or name another --workdir.") from error
-    changed = [split for split in new if old.get(split, new[split]) != new[split]]
+    changed = [name for name in new if old.get(name, new[name]) != new[name]]  # an older run may not know it
     if changed:
       raise UserError(
-        f"'{workdir}' holds a run on other data (SHA-256 of {', '.join(changed)} in data.json); bring it back, or name "
+        f"'{workdir}' holds a run on other data ({', '.join(changed)} in data.json); bring it back, or name "
         'another --workdir.'
       )
   run_directory.write_json(path, dict(new))

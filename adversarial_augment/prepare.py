@@ -16,6 +16,7 @@ half-written data set; the same command goes on with a download, corruptions, or
 from collections.abc import Sequence
 
 from adversarial_augment import cli
+from adversarial_augment.datasets.commands import DATA_DIR
 from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images
 from adversarial_augment.preparation.command import Command
 
@@ -55,9 +56,7 @@ def _parser() -> cli.Parser:
   for name, command in COMMANDS.items():
     sub = commands.add_parser(name, help=command.help, description=command.help)
     command.add_arguments(sub)
-    sub.add_argument(
-      '--data_dir', default='~/tensorflow_datasets', help='the folder of prepared data sets (default: %(default)s)'
-    )
+    sub.add_argument('--data_dir', default=DATA_DIR, help='the folder of prepared data sets (default: %(default)s)')
     sub.add_argument('--overwrite', action='store_true', help='replace the data set if it exists')
     sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser

@@ -7,6 +7,7 @@ python -m adversarial_augment.report runs/ada_edsr runs/nominal --output=both.ht
 from collections.abc import Sequence
 import os
 from pathlib import Path
+from typing import Any
 
 from adversarial_augment import cli, files
 from adversarial_augment.errors import UserError
@@ -27,11 +28,15 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
     UserError: a folder is missing or holds no run, one of its files is damaged, or `output` is no file to write.
     StorageError: the page cannot be written.
   """
-  found = runs.collect([folders] if isinstance(folders, str | os.PathLike) else folders)
+  several: Sequence[Any] = folders if isinstance(folders, list | tuple) else [folders]
+  found = runs.collect(several)
   default = found[0].folder if len(found) == 1 else Path()
-  target = default / 'report.html' if output is None else files.user_path(os.fspath(output), '--output')
-  if target.is_dir() or not target.parent.is_dir():
-    raise UserError(f"--output='{target}' must be a file in a folder that exists; name another one.")
+  target = default / 'report.html' if output is None else files.user_path(output, '--output')
+  other = os.path.lexists(target) and (os.path.islink(target) or not os.path.isfile(target))  # link, folder, pipe
+  if other or not os.path.isdir(target.parent):
+    raise UserError(
+      f"--output='{target}' must be a regular file, or a new one, in a folder that exists; name another one."
+    )
   content = page.page(found).encode('utf-8', errors='replace')
   with files.storage_errors(f"write '{target}'"):
     files.replace(target, content)

@@ -35,18 +35,19 @@ def create(workdir: Path) -> None:
 
 
 @contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-  """Holds the run's directory against a second writer; however the process ends, the kernel drops the lock.
+def lock(workdir: Path, flag: str = '--workdir') -> Iterator[None]:
+  """Holds a directory against a second writer; however the process ends, the kernel drops the lock.
 
   Args:
     workdir: an existing folder; `.lock` in it carries the holder's process id and host.
+    flag: what names another one, for the message.
 
   Raises:
     UserError: another process holds it.
     StorageError: the lock file cannot be written, or the file system knows no locks.
   """
   path = workdir / '.lock'
-  action = f"lock the workdir '{workdir}'"
+  action = f"lock '{workdir}'"
   with files.storage_errors(action):
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
   try:
@@ -57,7 +58,7 @@ def lock(workdir: Path) -> Iterator[None]:
         holder = os.pread(descriptor, 1000, 0).decode(errors='replace').split()
         # The holder writes its name just after it takes the lock, so the file may be empty for an instant.
         who = f'process {holder[0]} on {holder[1]}' if len(holder) == 2 else 'another process'
-        raise UserError(f"'{workdir}' is in use by {who}; wait for its end or name another --workdir.") from error
+        raise UserError(f"'{workdir}' is in use by {who}; wait for its end or name another {flag}.") from error
       os.ftruncate(descriptor, 0)
       os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
     yield

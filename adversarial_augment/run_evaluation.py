@@ -1,6 +1,6 @@
 """The evaluations of a run: which split, what is known already, which files, and the closing table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import functools
 import itertools
@@ -11,14 +11,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import checkpoints, processes, recipe, results, sharding, summary
+from adversarial_augment import checkpoints, files, processes, recipe, results, run_directory, sharding, summary
 from adversarial_augment.datasets.benchmarks import Benchmarks
-from adversarial_augment.errors import UserError
-from adversarial_augment.evaluations import Evaluations
+from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.evaluations import Evaluations, Poll
+from adversarial_augment.evaluators import Counts
 from adversarial_augment.run_log import Patience, tell
 from adversarial_augment.types import Dataset, TrainState
 
-Poll = Callable[[], None]
+_SECONDS = 2  # between writes of the counts of an evaluation that goes on
 
 
 class _Enough(Exception):
@@ -49,14 +50,14 @@ def find(
     keep: refuses to replace what was found for the same checkpoint under other conditions, unless `anew`.
 
   Raises:
-    UserError: the processes have other images, or there is something to keep.
-    StorageError: the result cannot be written.
+    UserError: the processes have other images, there is something to keep, or what is known contradicts itself.
+    StorageError: the result cannot be written; it is printed then.
   """
   folder, origin = workdir / 'results', about['provenance']
   conditions = _conditions(evaluations, name, about)
   known = processes.on_process_0(lambda: results.read(folder / f'{name}.json'))
   if known.get('conditions_sha256') == conditions and not anew:
-    return known
+    return processes.on_process_0(lambda: results.load(workdir, name))
   if keep and not anew and known.get('checkpoint_sha256') == about['checkpoint_sha256']:
     raise UserError(
       f"'{folder / name}.json' holds what other images, settings or versions gave for this checkpoint; replace it "
@@ -65,11 +66,45 @@ def find(
   images = evaluations.provenance(name)
   seed = images.get('corruptions', origin)['seed']  # of the corruptions; else of the run
   result = {'eval': name, 'split': 'test', 'seed': seed, **about, 'conditions_sha256': conditions}
-  result |= evaluations.measure(name, state, poll)
+  processes.on_process_0(lambda: run_directory.create(folder))  # before anything is measured that has no place
+  unfinished = _Unfinished(folder / f'{name}.partial', conditions)
+  result |= evaluations.measure(name, state, poll, unfinished.counts, unfinished.keep)
   result['provenance'] = {**origin, **images}
-  write = lambda: processes.on_process_0(lambda: results.write_evaluation(folder, name, result))
-  Patience().attempt(about['step'], write, final=True)
+
+  def write() -> None:
+    results.write_evaluation(folder, name, result)
+    unfinished.remove()
+
+  try:
+    Patience().attempt(about['step'], lambda: processes.on_process_0(write), final=True)
+  except StorageError:
+    if jax.process_index() == 0:
+      print('\n'.join(summary.evaluation(name, result, {'split': 'test', 'config': origin['config']})), flush=True)
+    raise
   return result
+
+
+class _Unfinished:
+  """The counts of an evaluation that goes on, in results/NAME.partial: a stop loses a few seconds of it."""
+
+  def __init__(self, path: Path, conditions: str):
+    """Takes over what an earlier start has counted under the same conditions; process 0 tells all."""
+    found = processes.on_process_0(lambda: results.read(path))
+    self.counts: Counts = found['num_correct'] if found.get('conditions_sha256') == conditions else {}
+    self._path, self._conditions, self._written = path, conditions, time.monotonic()
+
+  def keep(self, counts: Counts) -> None:
+    if jax.process_index() or time.monotonic() - self._written < _SECONDS:
+      return
+    try:
+      run_directory.write_json(self._path, {'conditions_sha256': self._conditions, 'num_correct': counts})
+    except StorageError as error:
+      tell(f'warning: {error} The evaluation goes on; a stop would lose it.')
+    self._written = time.monotonic()
+
+  def remove(self) -> None:
+    with files.storage_errors(f"remove '{self._path}'"):
+      self._path.unlink(missing_ok=True)
 
 
 def _conditions(evaluations: Evaluations, name: str, about: Mapping[str, Any]) -> str:
@@ -132,6 +167,7 @@ class Evaluation:
       poll: called before every batch; may raise.
 
     Raises:
+      UserError: the results that are there contradict themselves.
       StorageError: the results cannot be written.
     """
     last = step == self._static.num_steps
@@ -148,7 +184,9 @@ class Evaluation:
     result = processes.on_process_0(lambda: results.read(path))
     same = result.get('state_sha256') == sha256 and result.get('conditions_sha256') == conditions
     known = same and result.get('evals', {}).keys() == conditions.keys()
-    if not known:
+    if known:
+      result = processes.on_process_0(lambda: results.load(self._workdir, path.stem))
+    else:
       result = self._measure(state, last, names, about, poll) | {'conditions_sha256': conditions}
       Patience().attempt(step, lambda: processes.on_process_0(lambda: results.write(path, result)), final=True)
     lines = summary.evals(result)

@@ -1,9 +1,9 @@
 """Stopping a run from outside: Ctrl-C and SIGTERM become a question that the host loop asks between steps.
 
-One process owns its signals itself: while nothing is unsaved, as in the first compilation, it ends at once; else the
-loop saves first. Several processes leave SIGTERM to JAX's preemption service, whose sync point makes all of them stop
-after the same step; a handler of our own would switch that service off. A second SIGTERM does nothing there; a second
-Ctrl-C ends the process, and with it the run.
+One process owns its signals itself: while nothing is unsaved, as in the first compilation, in `evaluate` and in
+`prepare`, it ends at once; else the loop saves first. Several processes leave SIGTERM to JAX's preemption service,
+whose sync point makes all of them stop after the same step; a handler of our own would switch that service off. A
+second SIGTERM does nothing there; a second Ctrl-C ends the process, and with it the run.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stop:
   """Whether the run was asked to stop."""
 
-  def __init__(self, several_processes: bool):
+  def __init__(self, several_processes: bool, again: str):
     self.unsaved = False  # whether steps have been made that no checkpoint holds; the loop keeps it up to date
-    self._several_processes = several_processes
+    self._several_processes, self._again = several_processes, again
     self._polls = 0
     self._name = ''
 
@@ -42,15 +42,20 @@ class Stop:
     if self._name:
       _exit(f'second signal ({name}): ending at once; the last checkpoint stays.', 128 + number)
     if not self.unsaved:
-      _exit(f'stopped by {name} with no step unsaved; the same command goes on.', 75)
+      _exit(f'stopped by {name} with nothing to save; {self._again}.', 75)
     self._name = name
     _say(f'{name}: saving after this step; a second signal ends at once.')
 
 
 @contextmanager
-def listen(several_processes: bool) -> Iterator[Stop]:
-  """Takes SIGINT and SIGTERM for the block. Outside the main thread (notebooks' workers) it leaves them alone."""
-  stop = Stop(several_processes)
+def listen(several_processes: bool, again: str = 'the same command goes on') -> Iterator[Stop]:
+  """Takes SIGINT and SIGTERM for the block. Outside the main thread (notebooks' workers) it leaves them alone.
+
+  Args:
+    several_processes: whether the run has others.
+    again: how to go on after a stop, for the message.
+  """
+  stop = Stop(several_processes, again)
   if threading.current_thread() is not threading.main_thread():
     yield stop
     return

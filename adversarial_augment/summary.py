@@ -21,7 +21,7 @@ import numpy as np
 from adversarial_augment import __version__, attacks, corruption_nets, recipe, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
-from adversarial_augment.metrics import ALL_NAMES
+from adversarial_augment.metrics import ALL_NAMES, CIFAR10_1_COUNTS
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
 
@@ -154,7 +154,7 @@ def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) 
   if 'error' in values:
     return _corruption_table(name, values)
   if name == 'cifar10_1':
-    return [_accuracy_line(f'CIFAR-10.1 {version}', values[version], 'images') for version in ('v6', 'v4')]
+    return [_accuracy_line(f'CIFAR-10.1 {version}', values[version], 'images') for version in CIFAR10_1_COUNTS]
   labels = {'clean': 'clean accuracy', 'ada': 'accuracy under AdA'}
   lines = [_accuracy_line(labels[name], values, f'{result["split"]} images')]
   if name == 'ada':

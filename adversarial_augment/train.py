@@ -67,8 +67,7 @@ def train(
 
   began = time.monotonic()
   mesh = sharding.data_mesh()
-  hashes = {split: dataset.provenance['sha256'] for split, dataset in splits.items() if 'sha256' in dataset.provenance}
-  with loop.open_run(workdir, config, hashes) as stop:
+  with loop.open_run(workdir, config, _data(splits)) as stop:
     static, phi = recipe.build(config, splits['train'], mesh)
     phi = sharding.replicate(mesh, phi)
     init = lambda: train_step.init_state(static, splits['train'].image_shape)
@@ -105,6 +104,15 @@ def train(
       except AdversarialAugmentError as error:  # the training is done, and its results are written
         loop.tell(f'warning: no report: {error}')
     return state
+
+
+def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
+  """Returns what data.json says of the data: the hash of each split, the size of an image, the names of the classes."""
+  hashes = {split: dataset.provenance['sha256'] for split, dataset in splits.items() if 'sha256' in dataset.provenance}
+  return hashes | {
+    'image_shape': list(splits['train'].image_shape),
+    'class_names': list(splits['train'].class_names),
+  }
 
 
 def _start_from(init_from: str | None, state: TrainState) -> TrainState:

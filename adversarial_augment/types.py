@@ -34,6 +34,7 @@ class Dataset(NamedTuple):
   read: Callable[[np.ndarray], Batch]  # indices [n] -> n examples
   provenance: dict[str, Any]  # origin (official, own, embedded, unverified), hashes; goes into every result
   epoch_size: int | None = None  # examples in an epoch; None: all
+  class_names: tuple[str, ...] = ()  # in the order of the labels; () where nobody knows them
 
 
 class PerturbationSet(NamedTuple):

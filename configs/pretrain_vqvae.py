@@ -1,6 +1,6 @@
 """VQ-VAE, trained on the photographs that ship with scikit-learn and scikit-image.
 
-  python -m adversarial_augment.pretrain --config=configs/pretrain_vqvae.py            # the full widths: 0.9M parameters
+  python -m adversarial_augment.pretrain --config=configs/pretrain_vqvae.py            # full widths: 0.9M parameters
   python -m adversarial_augment.pretrain --config=configs/pretrain_vqvae.py:small      # a quarter of the widths; ships
 
 With CIFAR-10 at hand, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The

@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from tests import checkpoint_cases
+from tests import checkpoint_cases, corrupted_pets
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -41,3 +41,15 @@ def three(tmp_path_factory) -> Path:
 def directory(three, tmp_path) -> Path:
   """A copy of `three` for one test."""
   return Path(shutil.copytree(three, tmp_path / 'checkpoints'))
+
+
+@pytest.fixture(scope='session')
+def pets(tmp_path_factory) -> Path:
+  """A data_dir with pets alone; not to be changed."""
+  return corrupted_pets.write_pets(tmp_path_factory.mktemp('pets'))
+
+
+@pytest.fixture(scope='session')
+def whole(pets, tmp_path_factory) -> Path:
+  """A data_dir with pets and, made in one go, pets_c; not to be changed."""
+  return corrupted_pets.run(corrupted_pets.copy(pets, tmp_path_factory.mktemp('whole') / 'data'))

@@ -64,6 +64,15 @@ def differences(corruption: Corruption, oracle: Callable, images: np.ndarray, se
   return levels.astype(int) - np.stack(expected)
 
 
+def assert_equals_oracle(
+  corruption: Corruption, oracle: Callable, images: np.ndarray, severity: int, levels: int, share: float = 1e-3
+) -> None:
+  """No grey level differs by more than `levels`, and less than a `share` of them is higher."""
+  difference = differences(corruption, oracle, images, severity)
+  assert abs(difference).max() <= levels
+  assert (difference != 0).mean() < share
+
+
 def of_another_size(images: np.ndarray) -> np.ndarray:
   """Returns half as many images of 48 x 40 pixels, cut from pairs that are put side by side and mirrored downwards."""
   pairs = np.concatenate([images[::2], images[1::2]], axis=2)

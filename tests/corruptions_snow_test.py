@@ -6,25 +6,15 @@ from scipy import stats
 
 from adversarial_augment.corruptions.snow import SNOW
 from tests import corruption_oracles_a as oracles
-from tests.corruption_images import assert_one_shape, corrupted, differences, of_another_size, real_images
+from tests.corruption_images import assert_equals_oracle, assert_one_shape, corrupted, of_another_size, real_images
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def check(images: np.ndarray, severity: int) -> None:
-  difference = abs(differences(SNOW, oracles.snow, images, severity))
-  assert difference.max() <= 2
-  assert (difference > 0).mean() < 1e-3
-
-
 @pytest.mark.parametrize('severity', SEVERITIES)
-def test_equals_the_oracle_on_real_images(severity):
-  check(real_images(100), severity)
-
-
-@pytest.mark.parametrize('severity', SEVERITIES)
-def test_equals_the_oracle_at_another_size(severity):
-  check(of_another_size(real_images(20)), severity)
+def test_equals_the_oracle_at_two_sizes(severity):
+  for images in (real_images(100), of_another_size(real_images(20))):
+    assert_equals_oracle(SNOW, oracles.snow, images, severity, levels=2)
 
 
 def test_every_severity_has_constants_of_the_same_shapes():

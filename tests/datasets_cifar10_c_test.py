@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pathlib
+import shlex
 import tarfile
 
 import numpy as np
@@ -73,7 +74,7 @@ def write_manifest(folder: pathlib.Path, **changes) -> pathlib.Path:
 
 def test_every_cell_is_found(tmp_path):
   found = cifar10_c.open_set(write(tmp_path), NAMES, TEST)
-  assert found[:3] == (NAMES, N, 'unverified')
+  assert found[:2] == (NAMES, 'unverified')
   assert found.provenance == {'seed': None, 'frost': None, 'made_with': None, 'sha256': None}
   index = np.array([7, 0, 39])
   for i, name in enumerate(NAMES):
@@ -162,8 +163,8 @@ OTHER = np.tile(LABELS, 5)
 OTHER[N + 3] = (OTHER[N + 3] + 1) % 10
 PERMUTED = np.tile(LABELS[::-1], 5)
 FAULTS = {
-  'no file': (lambda folder: (folder / 'fog.npy').unlink(), 'has no fog.npy', 'prepare cifar10_c'),
-  'no labels': (lambda folder: (folder / 'labels.npy').unlink(), 'has no labels.npy', 'prepare cifar10_c'),
+  'no file': (lambda folder: (folder / 'fog.npy').unlink(), 'has no fog.npy', 'the same command without --from'),
+  'no labels': (lambda folder: (folder / 'labels.npy').unlink(), 'has no labels.npy', 'CIFAR-10-C.tar'),
   'a severity is missing': (save('fog.npy', cells()[: 4 * N]), 'fog.npy', '160 rows, but must have 200'),
   'one row less': (save('fog.npy', cells()[:-1]), 'fog.npy', '199 rows'),
   'channels first': (save('fog.npy', cells().transpose(0, 3, 1, 2)), 'fog.npy', '[200, 32, 32, 3]'),
@@ -227,6 +228,11 @@ def changed_entry(folder: pathlib.Path, file: str, **changes) -> None:
   (folder / 'MANIFEST.json').write_text(json.dumps(manifest))
 
 
+def relabel(folder: pathlib.Path, **changes) -> None:
+  manifest = json.loads((folder / 'MANIFEST.json').read_text())
+  (folder / 'MANIFEST.json').write_text(json.dumps(manifest | changes))
+
+
 def without_fog(folder: pathlib.Path) -> None:
   manifest = json.loads((folder / 'MANIFEST.json').read_text())
   del manifest['files']['fog.npy']
@@ -234,7 +240,11 @@ def without_fog(folder: pathlib.Path) -> None:
 
 
 BAD_MANIFESTS = {
-  'of another test set': (lambda folder: write_manifest(folder, test_set={'sha256': 'a' * 64}), 'aaaa', '--overwrite'),
+  'of another test set': (
+    lambda folder: write_manifest(folder, test_set={'sha256': 'a' * 64}),
+    'aaaa',
+    'make it again',
+  ),
   'not listed': (without_fog, 'fog.npy', 'is not listed'),
   'another size': (lambda folder: changed_entry(folder, 'fog.npy', bytes=7), 'fog.npy', 'but 7 in MANIFEST.json'),
   'another format': (lambda folder: write_manifest(folder, format=2), 'MANIFEST.json', 'format 2'),
@@ -259,6 +269,28 @@ def test_bad_manifests(tmp_path, change, said, way_out):
   assert said in str(caught.value)
   assert way_out in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'change, flags',
+  [
+    (lambda folder: (folder / 'fog.npy').unlink(), []),
+    (without_fog, ['--seed=3']),
+    (lambda folder: changed_entry(folder, 'fog.npy', bytes=7), ['--seed=3']),
+    (lambda folder: changed_entry(folder, 'fog.npy', sha256='a'), ['--seed=3']),
+    (lambda folder: write_manifest(folder, source='/a b', test_set={'sha256': 'a' * 64}), ['--overwrite']),
+    (lambda folder: (changed_entry(folder, 'fog.npy', bytes=7), relabel(folder, source='/a b')), ['--from=/a b']),
+    (lambda folder: relabel(folder, format=2), ['--overwrite']),
+  ],
+)
+def test_the_way_out_is_a_whole_command_line(tmp_path, change, flags):
+  data_dir = tmp_path / 'my data'
+  change(write_manifest(write(data_dir / 'pets_c')))
+  with pytest.raises(UserError) as caught:
+    cifar10_c.open_set(data_dir / 'pets_c', NAMES, TEST, verify=True)
+  words = shlex.split(str(caught.value).replace("'", '', 2).partition('python -m adversarial_augment.prepare ')[2])
+  expected = ['cifar10_c', '--dataset=pets', *flags, f'--data_dir={data_dir}']
+  assert [word.rstrip(',.') for word in words[: len(expected)]] == expected
 
 
 def test_a_flipped_bit_is_found_where_asked(tmp_path):

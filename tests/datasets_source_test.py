@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from adversarial_augment import datasets
+from adversarial_augment import datasets, run_directory
 from adversarial_augment.datasets import source, writer
 from adversarial_augment.errors import StorageError, UserError
 
@@ -79,6 +79,7 @@ def test_round_trip(prepared):
     np.testing.assert_array_equal(batch.labels, labels)
     assert (batch.images.dtype, batch.labels.dtype) == (np.uint8, np.int32)
     assert dataset[:4] == ('pets', n, 3, (6, 5, 3))
+    assert dataset.class_names == CLASSES
     np.testing.assert_array_equal(dataset.read(np.array([7, 2])).labels, labels[[7, 2]])
     assert dataset.provenance == {
       'name': 'pets:1.0.0',
@@ -100,6 +101,17 @@ def test_tfds_reads_what_we_write(prepared):
   assert example['label'] == labels[3]
 
 
+def test_remains_of_a_kill_are_removed_and_a_second_writer_is_refused(tmp_path):
+  remains = tmp_path / '.incomplete-pets-1.0.0' / 'new'
+  remains.mkdir(parents=True)
+  (remains / 'pets-train.array_record-00000').write_bytes(b'x')
+  with run_directory.lock(remains.parent), pytest.raises(UserError, match=r'in use by process .*--data_dir'):
+    _write(tmp_path)
+  assert remains.exists()
+  _write(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['pets']
+
+
 @pytest.mark.parametrize('encoding', ['PNG', 'JPEG'])
 def test_reads_what_tfds_writes_in_several_files(tmp_path, encoding):
   images, labels = _examples(20)
@@ -115,6 +127,7 @@ def test_reads_what_tfds_writes_in_several_files(tmp_path, encoding):
   decoded = [np.asarray(Image.open(row['image'])) for row in rows]
   np.testing.assert_array_equal(batch.images, decoded)
   assert dataset.provenance['origin'] == 'unverified'
+  assert dataset.class_names == ()  # they have numbers only
 
 
 def test_newest_version_and_home_folder(tmp_path, monkeypatch):
@@ -130,17 +143,32 @@ def test_newest_version_and_home_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'name, data_dir, split, said',
   [
-    ('cifar10', '/nowhere', 'train', r"'cifar10' under '/nowhere' .*does not exist.*prepare cifar10, or use :quick"),
+    (
+      'cifar10',
+      '/nowhere',
+      'train',
+      r"'cifar10' under data_dir='/nowhere'.*not exist.*cifar10 --data_dir=/nowhere, or",
+    ),
     ('pts', None, 'train', "prepare images --name=pts.* Did you mean 'pets'"),
     ('pets', None, 'validation', "no split 'validation'; it has: test, train"),
     ('../pets', None, 'train', 'must look like'),
     ('', None, 'train', 'must look like'),
+    ('cifar10', '~/tensorflow_datasets', 'train', 'prepare cifar10, or use'),
+    (
+      'dogs_corrupted/fog_1',
+      '/a b',
+      'test',
+      "prepare cifar10_c --dataset=dogs --format=array_record '--data_dir=/a b'",
+    ),
+    ('cifar10_1/v6', '/nowhere', 'test', 'prepare cifar10_1 --from=FOLDER --data_dir=/nowhere'),
+    ('dogs/small', '/nowhere', 'train', "with tfds's download_and_prepare"),
   ],
 )
 def test_missing(prepared, name, data_dir, split, said):
   with pytest.raises(UserError, match=said) as caught:
     datasets.load(name, split, data_dir or str(prepared))
   assert '\n' not in str(caught.value)
+  assert 'config.' not in str(caught.value)  # the flags of prepare have no such prefix
 
 
 def _row(image: np.ndarray, label: int = 0) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import corruptions, datasets, evaluate, evaluations, metrics, train
+from adversarial_augment import corruptions, datasets, evaluate, evaluations, metrics, run_evaluation, train
 from adversarial_augment.datasets import benchmarks, cifar10_c
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluators import accuracy, corrupted_in_memory, corruption_counts
@@ -179,6 +179,64 @@ def test_whatever_decides_a_result_is_among_its_conditions():
   assert conditions('ada') != conditions('ada', **{'corruption_net.perturb_mean_shift': 'true'})
 
 
+def test_where_prepared_images_come_from_is_among_the_conditions():
+  test = some_images()
+  made = {'seed': 0, 'frost': 'procedural', 'made_with': {'jax': '1'}, 'sha256': 'a'}
+  config = configs.override(configs.base_config(), {})
+
+  def conditions(name, clean=test, origin='generated', archive='c', **changes) -> str:
+    corrupted = cifar10_c.CorruptionSet(metrics.NAMES, origin, made | changes, lambda *_: None)
+    newer = test._replace(provenance={'archive_sha256': archive})
+    images = benchmarks.Benchmarks(clean, {'cifar10_c': corrupted}, {'v4': test, 'v6': newer})
+    found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), images, None, {})
+    return json.dumps(found.conditions(name), sort_keys=True)
+
+  assert conditions('cifar10_c') == conditions('cifar10_c')
+  others = (
+    {'seed': 1},
+    {'frost': 'photographs'},
+    {'made_with': {'jax': '2'}},
+    {'sha256': 'b'},
+    {'origin': 'official'},
+    {'clean': test._replace(provenance=test.provenance | {'archive_sha256': 'd'})},
+  )
+  assert len({conditions('cifar10_c', **other) for other in ({}, *others)}) == 1 + len(others)
+  assert len({conditions('clean', **other) for other in ({}, *others)}) == 2  # the last one has other clean images
+  assert conditions('cifar10_1') != conditions('cifar10_1', archive='e')
+
+
+def test_a_stop_within_an_evaluation_loses_no_count(tmp_path, run, monkeypatch):
+  monkeypatch.setattr(run_evaluation, '_SECONDS', 0)
+  about = {name: result(run, 'cifar10_c')[name] for name in ('step', 'checkpoint_sha256', 'provenance')}
+
+  def find(folder: str, most: int = 1000, **overrides: str) -> tuple[dict, int]:
+    asked = []
+
+    def poll() -> None:
+      if len(asked) == most:
+        raise KeyboardInterrupt
+      asked.append(1)
+
+    (tmp_path / folder).mkdir(exist_ok=True)
+    config = configs.override(configs.base_config(), {'batch_size': '6'} | overrides)
+    found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), benchmarks.Benchmarks(some_images()), None, {})
+    return run_evaluation.find(found, 'cifar10_c', STATE, tmp_path / folder, about, poll)['num_correct'], len(asked)
+
+  counts, batches = find('straight')
+  assert batches == 75 * NUM // 6
+  partial = tmp_path / 'stopped' / 'results' / 'cifar10_c.partial'
+  for cells in (3, 12):  # within the first corruption, and after the third
+    with pytest.raises(KeyboardInterrupt):
+      find('stopped', 2 * cells - 1 + (cells > 3))
+    assert partial.exists()
+  shutil.copytree(tmp_path / 'stopped', tmp_path / 'other')
+  assert find('other', eval_images='6')[1] == 75  # of other conditions
+  found, left = find('stopped')
+  assert found == counts
+  assert left == batches - 2 * sum((2, 12))
+  assert sorted(path.name for path in partial.parent.iterdir()) == ['cifar10_c.csv', 'cifar10_c.json']
+
+
 def test_of_cifar10_1_version_6_is_the_main_one():
   test = some_images()
   four, six = test._replace(num_examples=5), test._replace(num_examples=9)
@@ -254,6 +312,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     command(tmp_path)
 
 
+def test_a_process_that_does_not_see_the_run_says_so(tmp_path):
+  with pytest.raises(UserError, match='^Process 1: No run in .* a folder that they share.$'):
+    command(tmp_path, '--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1')
+
+
 def test_images_too_small_for_corruptions_are_refused():
   small = some_images()._replace(image_shape=(28, 28, 3))
   with pytest.raises(UserError, match='28x28, but corruptions need 32'):
@@ -262,6 +325,7 @@ def test_images_too_small_for_corruptions_are_refused():
 
 @pytest.mark.slow
 def test_two_processes_count_the_same(run):
+  """And agree on what an earlier start has counted, which the file of process 0 tells."""
   flags = [sys.executable, '-m', 'adversarial_augment.evaluate', f'--workdir={run}', '--evals=clean,cifar10_c']
   flags += ['--config.eval_images=31', '--config.batch_size=6', '--overwrite']
   found = []
@@ -278,5 +342,10 @@ def test_two_processes_count_the_same(run):
     ]
     assert [process.wait(600) for process in runs] == [0] * count
     found.append([result(run, name)['num_correct'] for name in ('clean', 'cifar10_c')])
+    known = {'fog': found[0][1]['fog'], 'snow': found[0][1]['snow'][:2]}
+    conditions = result(run, 'cifar10_c')['conditions_sha256']
+    (run / 'results' / 'cifar10_c.partial').write_text(
+      json.dumps({'conditions_sha256': conditions, 'num_correct': known})
+    )
     assert result(run, 'clean')['provenance']['devices']['processes'] == count
   assert found[0] == found[1]

@@ -19,25 +19,17 @@ from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.exporting import jax_artefact
 from tests.checkpoint_cases import files_of, flip
 from tests.classifier_cases import card_of, images, load_by_card, random_classifier, save_run
+from tests.reporting_fixtures import write_run
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory) -> Path:
   workdir = tmp_path_factory.mktemp('run') / 'w'
   save_run(workdir)
-  (workdir / 'results').mkdir()
+  shutil.copytree(write_run(tmp_path_factory.mktemp('other') / 'w') / 'results', workdir / 'results')
+  path = workdir / 'results' / 'clean.json'  # the other ones are of another checkpoint
   sha256 = inference.load_classifier(workdir).checkpoint_sha256
-  data = {'train': {'name': 'tiny', 'origin': 'embedded', 'sha256': 'abc'}}
-  found = {
-    'eval': 'clean',
-    'accuracy': 0.5,
-    'num_images': 24,
-    'calibration': {'ece': 0.1},
-    'provenance': {'data': data},
-  }
-  results.write(workdir / 'results' / 'clean.json', {**found, 'checkpoint_sha256': sha256})
-  results.write(workdir / 'results' / 'ada.json', {**found, 'eval': 'ada', 'checkpoint_sha256': 'of another'})
-  results.write(workdir / 'results' / 'train.json', {'state_sha256': sha256, 'data': data, 'weights': None})
+  results.write(path, json.loads(path.read_text()) | {'checkpoint_sha256': sha256})
   return workdir
 
 
@@ -98,7 +90,7 @@ def test_jax_artefact_runs_with_any_batch(exported, classify, monkeypatch):
 def test_jax_artefact_needs_nothing_but_jax(exported, classify):
   code = card_of(exported)['files']['classifier.jax_export']['load']
   program = f'import numpy as np, sys\nimages = np.full((3, 32, 32, 3), 0.25, np.float32)\n{code}\n'
-  program += "print(any('haiku' in name or 'adversarial' in name for name in sys.modules), *np.asarray(logits).ravel())"
+  program += "print(bool({'haiku', 'adversarial_augment'} & sys.modules.keys()), *np.asarray(logits).ravel())"
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True, cwd=exported)
   foreign, *values = done.stdout.split()
   assert foreign == 'False'
@@ -144,7 +136,7 @@ def test_card_says_what_it_is_and_what_was_measured(saved, exported, classify):
   assert card['training']['config'] == json.loads((saved / 'config.json').read_text())
   assert card['training']['data']['train']['origin'] == 'embedded'
   assert card['results'].keys() == {'clean'}  # what was measured of another checkpoint is left out
-  assert card['results']['clean']['accuracy'] == 0.5
+  assert card['results']['clean']['accuracy'] == 0.96
   assert 'calibration' not in card['results']['clean']
   assert card['versions']['jax'] == jax.__version__
   assert card['license'].startswith('not chosen')
@@ -155,11 +147,41 @@ def test_card_says_what_it_is_and_what_was_measured(saved, exported, classify):
 
 
 def test_card_of_a_run_without_results_has_the_hashes_of_its_data(tmp_path):
-  run_directory.write_json(tmp_path / 'data.json', {'train': 'abc'})
+  run_directory.write_json(tmp_path / 'data.json', {'train': 'abc', 'image_shape': [48, 40, 3], 'class_names': []})
   export.export(random_classifier(10, width=4), tmp_path, tmp_path / 'out', ['safetensors'])
   card = card_of(tmp_path / 'out')
   assert card['training']['data'] == {'train': {'name': 'embedded', 'origin': 'unknown', 'sha256': 'abc'}}
   assert card['results'] == {}
+  assert card['input']['size'] == 'that of the training images (48x40)'
+
+
+@pytest.mark.parametrize(
+  'name, old, new, words',
+  [
+    ('clean', '"accuracy": 0.96', '"accuracy": NaN', "clean.json' is damaged (NaN is not a finite number); evaluate"),
+    ('clean', '"accuracy": 0.96', '"accuracy": 3', "clean.json': accuracy=3 must be a number from 0 to 1; evaluate"),
+    ('ada', '"nu"', '"mu"', "ada.json': provenance.config.attack.nu is missing; evaluate again: python"),
+    ('train', '"data"', '"date"', "train.json': data is missing; remove it, and run the training command again."),
+  ],
+)
+def test_card_refuses_results_that_were_spoilt(copy, name, old, new, words):
+  export.main([f'--workdir={copy}', '--formats=safetensors'])
+  before = (copy / 'export' / 'card.json').read_bytes()
+  path = copy / 'results' / f'{name}.json'
+  assert old in path.read_text()
+  path.write_text(path.read_text().replace(old, new))
+  with pytest.raises(UserError) as error:
+    export.main([f'--workdir={copy}', '--formats=safetensors', '--overwrite'])
+  assert words in str(error.value)
+  assert '\n' not in str(error.value)
+  assert (copy / 'export' / 'card.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('text', ['{"train": ', '["abc"]', '{"train": 3}', '{"image_shape": [0, 1, 3]}'])
+def test_card_refuses_damaged_hashes_of_the_data(tmp_path, text):
+  (tmp_path / 'data.json').write_text(text)
+  with pytest.raises(UserError, match="data.json'.*bring it back, or remove it"):
+    export.export(random_classifier(10, width=4), tmp_path, tmp_path / 'out', ['safetensors'])
 
 
 # The command line.

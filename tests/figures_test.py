@@ -89,6 +89,15 @@ def test_unwritable_place_is_a_storage_error(tmp_path):
     figures.ada_examples(tmp_path / 'file' / 'a.png', images, images, [1.0], title='')
 
 
+@pytest.mark.parametrize('path', [None, 'picture', 'picture.xyz'])
+def test_names_that_say_no_format_are_refused(tmp_path, monkeypatch, path):
+  monkeypatch.chdir(tmp_path)
+  images = flat([(0, 0, 0)])
+  with pytest.raises(UserError, match='path='):
+    figures.ada_examples(path, images, images, [1.0], title='')
+  assert not list(tmp_path.iterdir())
+
+
 def write_metrics(path, lines):
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   return path
@@ -110,6 +119,19 @@ def test_curves_are_written(tmp_path):
   path = write_metrics(tmp_path / 'metrics.jsonl', [{'step': 1, 'loss': 2.0}])
   picture = figures.training_curves(tmp_path / 'figures' / 'c.png', path)
   assert len(np.unique(pixels(picture), axis=0)) > 2
+
+
+def test_curves_leave_out_a_line_that_a_kill_cut_off_and_name_one_amid_the_log(tmp_path, monkeypatch):
+  path = write_metrics(tmp_path / 'metrics.jsonl', [{'step': step, 'loss': 2.0} for step in (1, 2, 3)])
+  whole = path.read_text()
+  drawn = []
+  monkeypatch.setattr(figures, '_save', lambda figure, path: drawn.append(figure))
+  path.write_text(whole[:-5])
+  figures.training_curves(tmp_path / 'c.png', path)
+  assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[1, 2], [2, 2]]
+  path.write_text(whole.replace('{"step": 2,', '{"step": '))
+  with pytest.raises(UserError, match="metrics.jsonl' line 2 is damaged"):
+    figures.training_curves(tmp_path / 'c.png', path)
 
 
 @pytest.mark.parametrize('content', ['', 'not json\n', '{"loss": 1}\n', '[1]\n', '{"step": 1, "other": 2}\n'])

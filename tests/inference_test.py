@@ -159,6 +159,12 @@ def test_class_names_are_those_of_known_data_sets(saved, dataset, num_classes, n
   assert (found if found is None else found[:2]) == names
 
 
+def test_class_names_are_those_that_the_run_has_recorded(copy):
+  names = [f'pet {i}' for i in range(10)]
+  (copy / 'data.json').write_text(json.dumps({'train': 'f' * 64, 'image_shape': [32, 32, 3], 'class_names': names}))
+  assert load_classifier(copy).class_names == tuple(names)
+
+
 # Restoring.
 
 
@@ -211,6 +217,8 @@ def break_config(workdir: Path, old: str, new: str) -> None:
     (lambda w: (w / 'config.json').write_text('{"seed"'), 'is not JSON'),
     (lambda w: (w / 'config.json').write_bytes(b'\xff\xfe'), 'Cannot read'),
     (lambda w: (w / 'config.json').write_text(configs.to_json(configs.pretrain_config())), 'a run of pretrain'),
+    (lambda w: (w / 'data.json').write_text('{"train": NaN}'), "data.json' is damaged"),
+    (lambda w: (w / 'data.json').write_text('{"class_names": "ab"}'), "class_names='ab' must be a list of strings"),
     (lambda w: break_config(w, '"padding": "torch"', '"padding": "same"'), 'is not the config of checkpoint 2'),
     (lambda w: break_config(w, '"depth": 10', '"depth": 18'), 'is of another state'),
     (lambda w: break_config(w, '"depth": 10', '"depth": 11'), 'classifier.depth=11'),
@@ -224,9 +232,16 @@ def test_what_is_no_run_is_refused_in_one_line(copy, spoil, words):
   assert '\n' not in str(error.value)
 
 
-def test_batch_size_is_checked(saved):
-  with pytest.raises(UserError, match='batch_size=0 must be at least 1'):
-    load_classifier(saved[0], batch_size=0)
+@pytest.mark.parametrize('batch_size', [0, 2.5, 'all', None])
+def test_batch_size_is_checked(saved, batch_size):
+  with pytest.raises(UserError, match=f'batch_size={batch_size} must be an integer of at least 1'):
+    load_classifier(saved[0], batch_size=batch_size)
+
+
+@pytest.mark.parametrize('workdir', [None, 3, b'w'])
+def test_what_is_no_path_is_refused(workdir):
+  with pytest.raises(UserError, match='workdir=.* cannot be the name of a file or folder'):
+    load_classifier(workdir)
 
 
 def test_config_is_read_without_jax(saved):

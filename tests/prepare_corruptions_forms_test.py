@@ -18,18 +18,6 @@ from adversarial_augment.errors import UserError
 from tests.corrupted_pets import NAMES, N, command, copy, hashes, load, manifest_of, run, write_pets
 
 
-@pytest.fixture(scope='module')
-def pets(tmp_path_factory) -> pathlib.Path:
-  """A data_dir with pets alone; not to be changed."""
-  return write_pets(tmp_path_factory.mktemp('pets'))
-
-
-@pytest.fixture(scope='module')
-def whole(pets, tmp_path_factory) -> pathlib.Path:
-  """A data_dir with pets and, made in one go, pets_c; not to be changed."""
-  return run(copy(pets, tmp_path_factory.mktemp('whole') / 'data'))
-
-
 def test_tfds_layout(pets, tmp_path):
   data_dir = copy(pets, tmp_path / 'data')
   run(data_dir, '--format=array_record')
@@ -38,6 +26,7 @@ def test_tfds_layout(pets, tmp_path):
     for severity in (1, 5):
       dataset = datasets.load(f'pets_corrupted/{name}_{severity}', 'test', str(data_dir))
       assert dataset[1:4] == (N, 3, (32, 32, 3))
+      assert dataset.class_names == ('a', 'b', 'c')
       found = dataset.read(np.arange(N))
       np.testing.assert_array_equal(found.images, corruptions.corrupt(images, name, severity, 0))
       np.testing.assert_array_equal(found.labels, labels)
@@ -61,10 +50,30 @@ def test_tfds_layout_is_not_made_twice(pets, tmp_path, capsys):
   with pytest.raises(UserError, match=r"provenance.json' is damaged .*--overwrite"):
     run(data_dir, *flags)
   provenance.unlink()
-  with pytest.raises(UserError, match=r'brightness_1/1.0.0. exists already, with constants = null'):
+  with pytest.raises(
+    UserError, match=r"brightness_1/1.0.0' has no provenance.json, as where TFDS made it; .*--overwrite"
+  ):
     run(data_dir, *flags)
   run(data_dir, *flags, '--seed=1', '--overwrite')
   assert json.loads(provenance.read_text())['made']['seed'] == 1
+
+
+def test_record_files_that_are_gone_or_cut_are_noticed_and_made_again(pets, tmp_path, capsys):
+  data_dir = copy(pets, tmp_path / 'data')
+  flags = ('--format=array_record', '--names=brightness')
+  run(data_dir, *flags)
+  (cut,) = (data_dir / 'pets_corrupted' / 'brightness_2' / '1.0.0').glob('*array_record*')
+  (gone,) = (data_dir / 'pets_corrupted' / 'brightness_5' / '1.0.0').glob('*array_record*')
+  before = cut.read_bytes(), gone.read_bytes()
+  cut.write_bytes(before[0][:-9])
+  gone.unlink()
+  for severity in (2, 5):
+    with pytest.raises(UserError, match='damaged'):
+      datasets.load(f'pets_corrupted/brightness_{severity}', 'test', str(data_dir))
+  capsys.readouterr()
+  run(data_dir, *flags)
+  assert '; 80 images written' in capsys.readouterr().out
+  assert (cut.read_bytes(), gone.read_bytes()) == before
 
 
 def test_tfds_reads_all_19_by_its_own_names(tmp_path):
@@ -130,6 +139,19 @@ def test_import_of_a_generated_set_keeps_what_is_known_of_it(pets, whole, tmp_pa
   found, expected = manifest_of(data_dir), manifest_of(whole)
   assert found['source'] == str(whole / 'pets_c')
   assert found | {'source': None} == expected
+
+
+@pytest.mark.parametrize('form', ['npy', 'array_record'])
+def test_the_same_files_in_another_folder_are_the_same_set(pets, handed_out, tmp_path, capsys, form):
+  data_dir, flag = copy(pets, tmp_path / 'data'), f'--format={form}'
+  run(data_dir, f'--from={handed_out}', flag)
+  moved = handed_out.rename(tmp_path / 'moved')
+  capsys.readouterr()
+  run(data_dir, f'--from={moved}', flag)
+  assert '; 0 images written' in capsys.readouterr().out
+  np.save(moved / 'brightness.npy', np.load(moved / 'brightness.npy')[::-1])
+  with pytest.raises(UserError, match=r'exists already, with sha256 = .*--overwrite'):
+    run(data_dir, f'--from={moved}', flag)
 
 
 def test_a_bad_import_writes_nothing(pets, handed_out, tmp_path):

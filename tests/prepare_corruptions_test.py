@@ -8,27 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from adversarial_augment import corruptions, datasets, files, prepare, run_directory
+from adversarial_augment import corruptions, datasets, files, prepare, progress, run_directory
 from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.errors import StorageError, UserError
 from tests.corrupted_pets import NAMES, N, command, copy, hashes, load, manifest_of, run, write_pets
-
-
-@pytest.fixture(scope='module')
-def pets(tmp_path_factory) -> pathlib.Path:
-  """A data_dir with pets alone; not to be changed."""
-  return write_pets(tmp_path_factory.mktemp('pets'))
-
-
-@pytest.fixture(scope='module')
-def whole(pets, tmp_path_factory) -> pathlib.Path:
-  """A data_dir with pets and, made in one go, pets_c; not to be changed."""
-  return run(copy(pets, tmp_path_factory.mktemp('whole') / 'data'))
 
 
 def test_files_hold_what_corrupt_gives(whole):
@@ -91,6 +80,37 @@ def test_killed_and_started_again(pets, whole, tmp_path, point):
     cifar10_c.open_set(folder, NAMES, load(data_dir))
   run(data_dir)
   assert hashes(folder) == hashes(whole / 'pets_c')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_and_started_again(pets, whole, tmp_path, number):
+  data_dir = copy(pets, tmp_path / 'data')
+  started = subprocess.Popen(
+    [sys.executable, '-m', 'adversarial_augment.prepare', *command(data_dir)], stderr=subprocess.PIPE, text=True
+  )
+  while not (data_dir / 'pets_c' / 'MANIFEST.json').exists():
+    assert started.poll() is None
+    time.sleep(0.01)
+  began = time.monotonic()
+  started.send_signal(number)
+  said = started.communicate(timeout=60)[1].splitlines()
+  assert time.monotonic() - began < 10
+  assert started.returncode == 75
+  assert said == [f'stopped by {number.name} with nothing to save; the same command goes on.']
+  run(data_dir)
+  assert hashes(data_dir / 'pets_c') == hashes(whole / 'pets_c')
+
+
+def test_a_log_gets_lines_of_progress(pets, tmp_path, monkeypatch, capsys):
+  data_dir = copy(pets, tmp_path / 'data')
+  monkeypatch.setattr(progress, '_SECONDS', 0)
+  run(data_dir)
+  said = capsys.readouterr().err.splitlines()
+  assert [line.partition(' images ')[0] for line in said] == [
+    f'  {name} {severity}: {N * (5 * i + severity)} of {10 * N}'
+    for i, name in enumerate(NAMES)
+    for severity in (1, 2, 3, 4, 5)
+  ]
 
 
 def test_an_error_midway_leaves_no_part_of_a_file(pets, whole, tmp_path, monkeypatch):
@@ -201,7 +221,7 @@ def test_a_second_start_at_the_same_time_is_refused(whole, tmp_path):
   data_dir = copy(whole, tmp_path / 'data')
   with (
     run_directory.lock(data_dir / 'pets_c'),
-    pytest.raises(UserError, match=r"pets_c' is being written by another process; wait .*--data_dir"),
+    pytest.raises(UserError, match=rf"pets_c' is in use by process {os.getpid()} .*--data_dir"),
   ):
     run(data_dir)
 
@@ -219,7 +239,7 @@ def test_embedded(tmp_path):
   prepare.main(['cifar10_c', '--dataset=embedded', '--names=contrast', '--seed=5', f'--data_dir={tmp_path}'])
   test = datasets.load('embedded', 'test', str(tmp_path))
   found = cifar10_c.open_set(tmp_path / 'embedded_c', ['contrast'], test)
-  assert found.num_images == 2000
+  assert len(np.load(tmp_path / 'embedded_c' / 'labels.npy')) == 5 * 2000
   assert found.provenance['seed'] == 5
   index = np.array([3, 1999])
   expected = corruptions.corrupt(test.read(index).images, 'contrast', 4, 5, index)
@@ -243,6 +263,7 @@ def test_embedded(tmp_path):
     (['--dataset=dogs'], "No data set 'dogs'"),
     (['--data_dir='], "--data_dir=''"),
     (['--names=frost', '--frost=/missing'], '/missing'),
+    (['--frost=/tmp'], '--frost is what frost is made of, which --names leaves out'),
   ],
 )
 def test_bad_flags(pets, flags, said):

@@ -32,7 +32,7 @@ def test_stopped_at_every_stage_a_run_ends_the_same(rig, tmp_path):
   run = rig.start(workdir)
   run.wait_for_line('compiling the train step...')
   assert stop(run, signal.SIGTERM) < SOON
-  assert run.err.splitlines()[-1] == 'stopped by SIGTERM with no step unsaved; the same command goes on.'
+  assert run.err.splitlines()[-1] == 'stopped by SIGTERM with nothing to save; the same command goes on.'
   assert not (workdir / 'checkpoints').exists()
   assert not (workdir / 'metrics.jsonl').exists()
 

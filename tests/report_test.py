@@ -330,6 +330,30 @@ def test_older_results_are_pointed_out(tmp_path):
   assert 'are of different checkpoints' in page(folder).text
 
 
+@pytest.mark.parametrize(
+  'change, reason',
+  [
+    ({'step': 30}, 'step 30 against 40'),
+    ({'checkpoint_sha256': 'f' * 64}, 'checkpoint ffffffffffff against c5ebe1435b1a'),
+    (fixtures.counted(480, 500), 'images 500 against 2,000'),
+    ({'sha256': '9' * 64}, 'test set embedded:1.0.0 999999999999 against embedded:1.0.0 888888888888'),
+  ],
+)
+def test_row_of_the_paper_has_no_number_of_other_images_or_another_state(tmp_path, change, reason):
+  folder = fixtures.write_run(tmp_path / 'run')
+  path = folder / 'results' / 'clean.json'
+  clean = json.loads(path.read_text())
+  if 'sha256' in change:
+    clean['provenance']['data']['test'] |= change
+  fixtures.write(path, clean | change)
+  found = page(folder)
+  assert found.table('Errors in %, mean over five severities')[2][2:4] == ['–', '16.60']
+  assert f'run has no clean error in this row, for it is of another state or other images: {reason}' in found.text
+  assert [row[3] for row in found.table('Headline numbers')[1:3]] == ['96.00', '16.60']
+  if 'sha256' in change:
+    assert 'of different test sets (clean: embedded:1.0.0 999999999999, ada: embedded:1.0.0 888888888888' in found.text
+
+
 def test_provenance_has_hashes_and_commands(whole):
   rows = dict(row[:2] for row in whole.table('Where the numbers come from'))
   assert rows['evaluation: checkpoint_sha256'] == fixtures.STATE

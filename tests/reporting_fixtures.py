@@ -46,7 +46,7 @@ def write_run(
     origin: of its images.
     c_origin: of its corrupted images.
     frost: where the frost comes from.
-    n: corrupted images of a cell.
+    n: clean images, and corrupted ones of a cell.
     factor: of all errors.
     evals: those that have been evaluated; all by default.
   """  # fmt: skip
@@ -66,10 +66,13 @@ def write_run(
   common = {'step': 40, 'checkpoint_sha256': STATE, 'split': 'test', 'seed': 0, 'seconds': 12.5}
 
   def result(name: str, origin: str, content: dict, **more: dict) -> dict:
-    return {'eval': name, 'origin': origin, 'num_images': N, **common, 'provenance': provenance | more, **content}
+    drawn = {'seed': more['corruptions']['seed']} if more else {}
+    return {
+      'eval': name, 'origin': origin, 'num_images': N, **common, **drawn, 'provenance': provenance | more, **content
+    }  # fmt: skip
 
   results = {
-    'clean': result('clean', origin, counted(round(N * (1 - 0.04 * factor)))),
+    'clean': result('clean', origin, counted(round(n * (1 - 0.04 * factor)), n)),
     'ada': result('ada', origin, counted(round(N * (1 - 0.1 * factor))) | attacked()),
     'cifar10_c': result('cifar10_c', c_origin, table(ERRORS, n, factor, 'mce'), **corrupted),
     'cifar10_c_extra': result('cifar10_c_extra', c_origin, table(EXTRA_ERRORS, n, factor, 'mean_error'), **corrupted),
@@ -79,11 +82,14 @@ def write_run(
     if not evals or name in evals:
       write(folder / 'results' / f'{name}.json', content)
   write(folder / 'config.json', config)
-  closing = {'step': 40, 'num_steps': 40, 'split': 'test', 'evals': {}, 'state_sha256': STATE, **provenance}
+  closing = {'step': 40, 'num_steps': 40, 'split': 'test', 'evals': results, 'state_sha256': STATE, **provenance}
   write(folder / 'results' / 'train.json', closing)
   for step in (20, 40):
-    between = {'clean': {'accuracy': step / 50}, 'cifar10_c': {'mce': 1 - step / 60}}
-    write(folder / 'results' / f'eval_{step}.json', {'step': step, 'split': 'validation', 'evals': between})
+    evals = {
+      'clean': result('clean', origin, counted(round(N * step / 50))),
+      'cifar10_c': result('cifar10_c', c_origin, table(ERRORS, n, factor * (60 - step) / 40, 'mce')),
+    }
+    write(folder / 'results' / f'eval_{step}.json', closing | {'step': step, 'split': 'validation', 'evals': evals})
   (folder / 'metrics.jsonl').write_text(''.join(f'{line}\n' for line in metrics_lines(40)))
   (folder / 'figures').mkdir()
   (folder / 'figures' / 'ada_examples.png').write_bytes(picture())

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from adversarial_augment import cli, report
+from adversarial_augment import config as configs
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.reporting import runs
 from tests import reporting_fixtures as fixtures
@@ -36,7 +37,8 @@ def test_all_parts_are_read(original):
 def test_evaluations_between_steps_are_in_the_order_of_steps(folder):
   results = folder / 'results'
   shutil.copy(results / 'eval_20.json', results / 'eval_best.json')  # not ours
-  fixtures.write(results / 'eval_100.json', {'step': 100, 'split': 'test', 'evals': {}})
+  last = json.loads((results / 'eval_20.json').read_text()) | {'step': 100}
+  fixtures.write(results / 'eval_0100.json', last)
   assert [one['step'] for one in runs.collect([folder])[0].between] == [20, 40, 100]
 
 
@@ -91,8 +93,11 @@ def damage(folder: Path, name: str, change: object) -> None:
     ('config.json', '{"attack": ', "config.json' is damaged"),
     ('config.json', '[]', 'the file must be a JSON object, not []'),
     ('config.json', '[' * 100_000, 'is damaged'),
-    ('config.json', {'attack.nu': None}, 'attack.nu is missing; run the training again.'),
+    ('config.json', {'attack.nu': None}, 'attack.nu is missing; bring it back, or run the training again.'),
     ('results/train.json', {'step': -1}, 'step=-1 must be an integer from 0'),
+    ('results/train.json', {'evals.ada.accuracy': None}, 'evals.ada.accuracy is missing; remove it, and run the train'),
+    ('results/train.json', {'evals.cifar10_c.mce': 0.5}, 'evals.cifar10_c.mce is 0.5, but must be 0.166'),
+    ('results/train.json', {'evals': []}, 'evals=[] must be a JSON object'),
     ('results/clean.json', '', "clean.json' is damaged"),
     ('results/clean.json', '{"accuracy": NaN}', 'NaN is not a finite number'),
     ('results/clean.json', '{"accuracy": 1e999}', '1e999 is not a finite number'),
@@ -100,6 +105,8 @@ def damage(folder: Path, name: str, change: object) -> None:
     ('results/clean.json', {'accuracy': 0.97}, 'accuracy is 0.97, but must be 0.96 by the other numbers'),
     ('results/clean.json', {'accuracy': True}, 'accuracy=True must be'),
     ('results/clean.json', {'origin': 'good'}, "origin='good' must be one of official, generated"),
+    ('results/clean.json', {'eval': 'ada'}, "eval='ada' must be one of clean"),
+    ('results/clean.json', {'seed': 'x'}, "seed='x' must be an integer from 0"),
     ('results/clean.json', {'interval': [0.1]}, 'interval=[0.1] must be a list of 2'),
     ('results/clean.json', {'calibration.count.14': 0}, 'the sum of calibration.count is 1626, but must be 2000'),
     ('results/ada.json', {'ssim_histogram.edges.3': -1}, 'ssim_histogram.edges must rise'),
@@ -116,7 +123,7 @@ def damage(folder: Path, name: str, change: object) -> None:
     ('metrics.jsonl', 'nonsense\n{"step": 2}\n', "metrics.jsonl' line 1 is damaged"),
     ('metrics.jsonl', '{"step": 2}\n{"loss": 1}\n', 'line 2: step is missing; remove the line.'),
     ('metrics.jsonl', '{"step": 2, "loss": "low"}\n', "loss='low' must be"),
-    ('figures/ada_examples.png', '<svg/>', "ada_examples.png' is not a PNG picture"),
+    ('metrics.jsonl', '{"step": 2, "images_per_second": [1]}\n', 'images_per_second=[1] must be'),
   ],
 )
 def test_damaged_files_are_refused_in_one_line(folder, capsys, name, change, message):
@@ -128,6 +135,24 @@ def test_damaged_files_are_refused_in_one_line(folder, capsys, name, change, mes
   assert said.err.count('\n') == 1
   assert said.out == ''
   assert not (folder / 'report.html').exists()
+
+
+@pytest.mark.parametrize('content', [b'<svg/>', b'', fixtures.picture()[:-30], fixtures.picture()[:40]])
+def test_picture_that_is_not_whole_is_named_in_its_place(folder, content):
+  path = folder / 'figures' / 'ada_examples.png'
+  path.write_bytes(content)
+  text = report.report(folder).read_text()
+  assert f'&#x27;{path}&#x27; is not shown: it is no whole PNG picture; remove its folder, and run' in text
+  assert '<img' not in text
+  path.unlink()
+  path.mkdir()
+  assert f'&#x27;{path}&#x27; is not shown: Is a directory' in report.report(folder).read_text()
+
+
+def test_run_of_pretrain_is_named(folder):
+  (folder / 'config.json').write_text(configs.to_json(configs.pretrain_config()))
+  with pytest.raises(UserError, match='holds a run of pretrain, which has no classifier'):
+    runs.collect([folder])
 
 
 def run(argv: list[str], capsys):
@@ -151,6 +176,9 @@ def test_bytes_that_are_no_text_are_refused(folder):
     (['run', './run'], 'is given twice'),
     (['a\0b'], 'cannot be the name of a file or folder'),
     ([], 'at least one run'),
+    (None, "DIR='None' cannot be the name of a file or folder"),
+    (3, "DIR='3' cannot be"),
+    (['run', None], "DIR='None' cannot be"),
   ],
 )
 def test_folders_that_are_no_runs_are_refused(folder, monkeypatch, folders, message):
@@ -175,11 +203,19 @@ def test_page_of_one_run_lies_in_its_folder_and_of_several_here(folder, monkeypa
   assert Path('mine.html').read_bytes() == Path('run', 'report.html').read_bytes()
 
 
-@pytest.mark.parametrize('output', ['.', 'missing/page.html', ''])
+@pytest.mark.parametrize('output', ['.', 'missing/page.html', '', 'pipe', 'link', 'loose', 3])
 def test_output_that_is_no_file_is_refused(folder, monkeypatch, output):
   monkeypatch.chdir(folder.parent)
+  os.mkfifo('pipe')
+  Path('mine').write_text('mine')
+  Path('link').symlink_to('mine')
+  Path('loose').symlink_to('nowhere')
+  before = sorted(Path().iterdir())
   with pytest.raises(UserError, match='--output='):
     report.report(['run'], output=output)
+  assert sorted(Path().iterdir()) == before
+  assert Path('pipe').is_fifo()
+  assert Path('mine').read_text() == 'mine'
 
 
 def test_disk_that_fails_leaves_the_old_page(folder, monkeypatch):

@@ -1,11 +1,13 @@
 """What a run's folder knows is measured again only if what decides it has changed."""
 
 from pathlib import Path
+import time
 
 import pytest
 
-from adversarial_augment import processes, results, run_evaluation
-from adversarial_augment.errors import UserError
+from adversarial_augment import processes, results, run_directory, run_evaluation
+from adversarial_augment.errors import StorageError, UserError
+from tests.reporting_fixtures import attacked, counted
 
 
 class Fake:
@@ -21,15 +23,22 @@ class Fake:
   def provenance(self, name):
     return {'corruptions': {'seed': 7}} if name == 'cifar10_c' else {}
 
-  def measure(self, name, state, poll):
+  def measure(self, name, state, poll, counts, keep):
     self.measured += 1
-    return {'num_correct': self.measured, 'num_images': 10, 'accuracy': self.measured / 10, 'origin': 'own'}
+    own = attacked() if name == 'ada' else {}
+    return counted(self.measured, 2000, 'own') | own | {'seconds': 1.0, 'interval': [0, 0.01]}
 
 
 def about(sha256='a', weights='w', jax='1'):
   versions = {'adversarial_augment': '0', 'jax': jax, 'optax': '2'}
-  data = {'test': {'name': 'pets'}}
-  provenance = {'seed': 3, 'weights': {'sha256': weights}, 'versions': versions, 'data': data}
+  provenance = {
+    'seed': 3,
+    'weights': {'sha256': weights},
+    'versions': versions,
+    'data': {'test': {'name': 'pets'}},
+    'config': {'attack': {'name': 'ada', 'nu': 0.015, 'num_steps': 10, 'min_ssim': 0.3}},
+    'devices': {'kind': 'cpu', 'count': 1},
+  }
   return {'step': 5, 'checkpoint_sha256': sha256, 'provenance': provenance}
 
 
@@ -66,6 +75,50 @@ def test_a_damaged_or_foreign_file_is_replaced(tmp_path: Path):
   assert fake.measured == 4
 
 
+def test_a_result_that_contradicts_itself_is_not_shown(tmp_path: Path):
+  find = lambda **options: run_evaluation.find(Fake(), 'clean', None, tmp_path, about(), **options)
+  path = tmp_path / 'results' / 'clean.json'
+  find()
+  path.write_text(path.read_text().replace('"num_correct": 1,', '"num_correct": 3,'))
+  with pytest.raises(UserError, match="clean.json': accuracy is 0.0005, but must be 0.0015 .*--overwrite"):
+    find()
+  assert find(anew=True) == find()
+
+
+def test_a_folder_that_takes_no_file_is_found_before_the_evaluation():
+  fake = Fake()
+  with pytest.raises(StorageError, match="'/proc/self/results'"):
+    run_evaluation.find(fake, 'clean', None, Path('/proc/self'), about())
+  assert fake.measured == 0
+
+
+def test_numbers_that_cannot_be_written_are_printed(tmp_path: Path, monkeypatch, capsys):
+  def full(*_):
+    raise StorageError('the disk is full.')
+
+  monkeypatch.setattr(results, 'write_evaluation', full)
+  monkeypatch.setattr(time, 'sleep', lambda seconds: None)
+  with pytest.raises(StorageError, match='the disk is full'):
+    run_evaluation.find(Fake(), 'clean', None, tmp_path, about())
+  assert 'clean accuracy       0.0005  (1 of 2,000 test images)' in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_for_the_counts_alone_stops_nothing(tmp_path: Path, monkeypatch, capsys):
+  class Counting(Fake):
+    def measure(self, name, state, poll, counts, keep):
+      keep({'fog': [1]})
+      return super().measure(name, state, poll, counts, keep)
+
+  def full(path, content):
+    raise StorageError('the disk is full.')
+
+  monkeypatch.setattr(run_evaluation, '_SECONDS', 0)
+  monkeypatch.setattr(run_directory, 'write_json', full)
+  monkeypatch.setattr(results, 'write_evaluation', lambda *_: None)
+  assert run_evaluation.find(Counting(), 'cifar10_c', None, tmp_path, about())['num_correct'] == 1
+  assert capsys.readouterr().err == 'warning: the disk is full. The evaluation goes on; a stop would lose it.\n'
+
+
 def test_the_file_tells_where_its_numbers_come_from(tmp_path: Path):
   found = run_evaluation.find(Fake(), 'cifar10_c', None, tmp_path, about())
   assert results.read(tmp_path / 'results' / 'cifar10_c.json') == found
@@ -73,7 +126,7 @@ def test_the_file_tells_where_its_numbers_come_from(tmp_path: Path):
   assert (found['eval'], found['split'], found['seed'], found['step']) == ('cifar10_c', 'test', 7, 5)
   header, row = (tmp_path / 'results' / 'cifar10_c.csv').read_text().splitlines()
   cells = dict(zip(header.split(','), row.split(','), strict=True))
-  assert (cells['num_correct'], cells['num_images'], cells['error'], cells['data']) == ('1', '10', '0.9', 'pets')
+  assert (cells['num_correct'], cells['num_images'], cells['error'], cells['data']) == ('1', '2000', '0.9995', 'pets')
   assert (cells['origin'], cells['seed'], cells['step'], cells['checkpoint_sha256']) == ('own', '7', '5', 'a')
 
 

@@ -54,8 +54,9 @@ def compile_once(tmp_path_factory) -> Iterator[None]:
 def part(start: int, stop: int, name: str) -> Dataset:
   whole = tiny.dataset()
   read = lambda index: whole.read(np.asarray(index) + start)
+  provenance = {'origin': 'embedded', 'sha256': f'{start}-{stop}'}
   return whole._replace(
-    name=name, num_examples=stop - start, read=read, provenance={'origin': 'embedded', 'sha256': f'{start}-{stop}'}
+    name=name, num_examples=stop - start, read=read, provenance=provenance, class_names=tuple('abcdefghij')
   )
 
 
@@ -145,6 +146,16 @@ def test_results_of_another_state_are_found_again(copy):
   assert result(copy)['evals'] == expected['evals']
 
 
+def test_results_that_were_spoilt_are_named_and_found_again_without_them(copy):
+  expected, path = result(copy)['evals'], copy / 'results' / 'train.json'
+  path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 3'))
+  with pytest.raises(UserError, match="train.json': evals.clean.accuracy=3.* must be .*; remove it, and"):
+    start(copy)
+  path.unlink()
+  start(copy)
+  assert result(copy)['evals'] == expected
+
+
 def test_other_evaluations_of_a_finished_run_do_not_train(copy, monkeypatch):
   monkeypatch.setattr(train, '_compile', lambda *_: pytest.fail('it compiled'))
   old = result(copy)
@@ -176,9 +187,20 @@ def test_another_config_is_refused_with_the_difference(copy, field, value, shown
   assert json.loads((copy / 'config.json').read_text()) == result(copy)['config']
 
 
+def test_the_size_of_an_image_and_the_names_of_the_classes_are_recorded(copy):
+  path = copy / 'data.json'
+  recorded = json.loads(path.read_text())
+  assert recorded.keys() == {'train', 'test', 'image_shape', 'class_names'}
+  assert recorded['image_shape'] == [32, 32, 3]
+  assert recorded['class_names'] == list('abcdefghij')
+  path.write_text(json.dumps({split: recorded[split] for split in ('train', 'test')}))  # as older runs have it
+  start(copy)
+  assert json.loads(path.read_text()) == recorded
+
+
 def test_other_data_under_the_same_name_are_refused(copy):
   (copy / 'data.json').write_text(json.dumps({'train': 'f' * 64}))
-  with pytest.raises(UserError, match='holds a run on other data .SHA-256 of train'):
+  with pytest.raises(UserError, match='holds a run on other data .train in data.json'):
     start(copy)
 
 

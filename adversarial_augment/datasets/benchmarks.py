@@ -8,7 +8,6 @@ from adversarial_augment.datasets import cifar10_c, source
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
-CIFAR10_1_VERSIONS = ('v4', 'v6')
 _CORRUPTED = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}
 
 
@@ -50,5 +49,5 @@ def load(evals: Collection[str], name: str, data_dir: str, images: Dataset) -> B
       raise UserError(
         f"config.evals has cifar10_1, the classes of which are CIFAR-10's, but config.dataset={name}; leave it out."
       )
-    cifar10_1 = {version: source.load(f'cifar10_1/{version}', 'test', data_dir) for version in CIFAR10_1_VERSIONS}
+    cifar10_1 = {version: source.load(f'cifar10_1/{version}', 'test', data_dir) for version in metrics.CIFAR10_1_COUNTS}
   return Benchmarks(images, corrupted, cifar10_1)

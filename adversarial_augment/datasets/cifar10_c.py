@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adversarial_augment.datasets import npy
+from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.errors import UserError
@@ -24,7 +25,7 @@ from adversarial_augment.types import Dataset
 MANIFEST = 'MANIFEST.json'
 FORMAT = 1  # of the manifest
 _ORIGINS = ('official', 'generated', 'unverified')
-_OF_FILES = ('bytes', 'sha256')  # what the manifest says of every file
+OF_FILES = ('bytes', 'sha256')  # what the manifest says of every file
 LABELS = 'labels.npy'
 # MD5 of the files in CIFAR-10-C.tar (Zenodo record 2535967; the archive's own is 56bf5dcef84df0e2308c6dcbcbbd8499), as
 # several public loaders list them, for example rai_toolbox/datasets of mit-ll-responsible-ai/responsible-ai-toolbox.
@@ -63,11 +64,11 @@ class CorruptionSet(NamedTuple):
   """A test set under several corruptions. The labels are those of the test set."""
 
   names: tuple[str, ...]  # of the corruptions
-  num_images: int  # of the test set, so of each severity
   origin: str  # official, generated, 'generated, in memory', unverified
   provenance: dict[str, Any]  # seed, frost, made_with, sha256; None where not known
   read: Callable[[str, int, np.ndarray], np.ndarray]  # name, severity 1..5, indices [k] -> uint8 [k, h, w, 3]
   notes: Mapping[str, Mapping[str, Any]] = {}  # of single corruptions: their constants, the source of frost
+  sha256: Mapping[str, str] = {}  # of the files, by name; what is made in memory has none
 
 
 def folder_name(dataset: str) -> str:
@@ -101,13 +102,13 @@ def _open(path: pathlib.Path, names: Sequence[str], test: Dataset, verify: bool)
   for file in wanted:
     if file not in parts:
       raise UserError(
-        f"'{path}' has no {file}; it must hold NAME.npy for {', '.join(names)}, and {LABELS}: make them with python -m "
-        'adversarial_augment.prepare cifar10_c, or get CIFAR-10-C.tar (Zenodo record 2535967).'
+        f"'{path}' has no {file}; it must hold NAME.npy for {', '.join(names)}, and {LABELS}: make them with "
+        f'{command(path, test)}, or get CIFAR-10-C.tar (Zenodo record 2535967).'
       )
-  manifest = _manifest(parts, wanted, test) if MANIFEST in parts else None
-  _check_labels(parts[LABELS], test)
+  manifest = _manifest(path, parts, wanted, test) if MANIFEST in parts else None
+  _check_labels(path, parts[LABELS], test)
   images = {name: _images(parts[f'{name}.npy'], test) for name in names}
-  hashes = _verified(parts, wanted, manifest) if verify else {}
+  hashes = _verified(path, parts, wanted, manifest, test) if verify else {}
 
   def read(name: str, severity: int, indices: np.ndarray) -> np.ndarray:
     return np.asarray(images[name][(severity - 1) * test.num_examples + np.asarray(indices)])
@@ -115,7 +116,7 @@ def _open(path: pathlib.Path, names: Sequence[str], test: Dataset, verify: bool)
   if manifest:
     origin, seed, made_with = manifest['origin'], manifest['seed'], manifest['made_with']
     entries = {name: manifest['files'][f'{name}.npy'] for name in names}
-    notes = {name: {key: entry[key] for key in entry if key not in _OF_FILES} for name, entry in entries.items()}
+    notes = {name: {key: entry[key] for key in entry if key not in OF_FILES} for name, entry in entries.items()}
     sha256 = {file: manifest['files'][file]['sha256'] for file in wanted}
   else:
     official = hashes and all(OFFICIAL_MD5.get(file) == hashed.md5 for file, hashed in hashes.items())
@@ -124,7 +125,7 @@ def _open(path: pathlib.Path, names: Sequence[str], test: Dataset, verify: bool)
   # A hash of the used files' hashes, whatever lies beside them.
   digest = hashlib.sha256(json.dumps(sha256, sort_keys=True).encode()).hexdigest() if sha256 else None
   provenance = {'seed': seed, 'frost': notes.get('frost', {}).get('frost'), 'made_with': made_with, 'sha256': digest}
-  return CorruptionSet(tuple(names), test.num_examples, origin, provenance, read, notes)
+  return CorruptionSet(tuple(names), origin, provenance, read, notes, sha256)
 
 
 def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
@@ -147,39 +148,63 @@ def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
   }
 
 
-def _manifest(parts: Mapping[str, npy.Part], wanted: Sequence[str], test: Dataset) -> dict[str, Any]:
+def _manifest(
+  path: pathlib.Path, parts: Mapping[str, npy.Part], wanted: Sequence[str], test: Dataset
+) -> dict[str, Any]:
   """Returns the manifest, which must be of this test set and list the wanted files with their sizes."""
   part = parts[MANIFEST]
-  manifest = read_manifest(part)
+  manifest = read_manifest(part, command(path, test, '--overwrite'))
   if manifest['test_set']['sha256'] != test.provenance['sha256']:
     raise UserError(
       f"'{part.label}' is of a test set with SHA-256 {manifest['test_set']['sha256']}, but the test split of "
-      f"'{test.name}' has {test.provenance['sha256']}; make it again with python -m adversarial_augment.prepare "
-      f'cifar10_c --dataset={test.name} --overwrite.'
+      f"'{test.name}' has {test.provenance['sha256']}; make it again with {command(path, test, '--overwrite')}."
     )
   if manifest['num_images'] != test.num_examples or tuple(manifest['image_shape']) != test.image_shape:
     raise UserError(
       f"'{part.label}' is of {manifest['num_images']} images {manifest['image_shape']}, but '{test.name}' has "
-      f'{test.num_examples} images {list(test.image_shape)}; make it again with python -m adversarial_augment.prepare '
-      f'cifar10_c --dataset={test.name} --overwrite.'
+      f'{test.num_examples} images {list(test.image_shape)}; make it again with '
+      f'{command(path, test, "--overwrite")}.'
     )
   for file in wanted:
     found = manifest['files'].get(file)
     if found is None:
       raise UserError(
-        f"'{parts[file].label}' is not listed in {MANIFEST}, so that nobody knows what it is; start python -m "
-        'adversarial_augment.prepare cifar10_c once more, which goes on where it was interrupted.'
+        f"'{parts[file].label}' is not listed in {MANIFEST}, so that nobody knows what it is; start "
+        f'{_again(path, test, manifest)} once more, which goes on where it was interrupted.'
       )
     if found['bytes'] != parts[file].size:
       raise UserError(
         f"'{parts[file].label}' has {parts[file].size:,} bytes, but {found['bytes']:,} in {MANIFEST}; remove it, and "
-        'start python -m adversarial_augment.prepare cifar10_c once more.'
+        f'start {_again(path, test, manifest)} once more.'
       )
   return manifest
 
 
-def read_manifest(part: npy.Part) -> dict[str, Any]:
+def command(path: pathlib.Path, test: Dataset, *flags: str) -> str:
+  """Returns the command line that makes the set at `path`; another folder or archive is there to be imported."""
+  if not _belongs(path, test):
+    return 'the same command without --from'
+  return prepare(path.parent, 'cifar10_c', f'--dataset={test.name}', *flags)
+
+
+def _belongs(path: pathlib.Path, test: Dataset) -> bool:
+  return path.name == folder_name(test.name)
+
+
+def _again(path: pathlib.Path, test: Dataset, manifest: Mapping[str, Any]) -> str:
+  """Returns the command line that goes on with a set that has this manifest."""
+  if not _belongs(path, test):
+    return 'the command that made it'
+  source, seed = manifest.get('source'), manifest['seed']
+  return command(path, test, *([f'--from={source}'] if source else [f'--seed={seed}'] if seed else []))
+
+
+def read_manifest(part: npy.Part, remedy: str) -> dict[str, Any]:
   """Returns what a MANIFEST.json says, with the fields of this module's format.
+
+  Args:
+    part: the file.
+    remedy: the command line that makes the set again.
 
   Raises:
     UserError: it is damaged, or of another format.
@@ -200,7 +225,7 @@ def read_manifest(part: npy.Part) -> dict[str, Any]:
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(
       f"'{part.label}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set "
-      'again with python -m adversarial_augment.prepare cifar10_c --overwrite.'
+      f'again with {remedy}.'
     ) from error
   return manifest
 
@@ -210,7 +235,7 @@ def labels_of(dataset: Dataset) -> np.ndarray:
   return np.concatenate([dataset.read(index).labels for index in batches(dataset.num_examples, 10_000)])
 
 
-def _check_labels(part: npy.Part, test: Dataset) -> None:
+def _check_labels(path: pathlib.Path, part: npy.Part, test: Dataset) -> None:
   labels, n = npy.open_array(part), test.num_examples
   if labels.dtype.kind not in 'iu' or labels.ndim != 1:
     raise UserError(
@@ -224,8 +249,8 @@ def _check_labels(part: npy.Part, test: Dataset) -> None:
   severity, i = wrong[0]
   order = (np.sort(repeated) == np.sort(expected)).all()
   reason = (
-    'the same labels stand in another order (TFDS shuffles CIFAR-10: bring it in with python -m '
-    'adversarial_augment.prepare cifar10 instead)'
+    'the same labels stand in another order (TFDS shuffles CIFAR-10: bring it in with '
+    f'{prepare(path.parent, "cifar10", "--overwrite") if _belongs(path, test) else "prepare cifar10"} instead)'
     if order
     else 'it belongs to another test set'
   )
@@ -256,7 +281,11 @@ def _check_rows(part: npy.Part, rows: int, test: Dataset) -> None:
 
 
 def _verified(
-  parts: Mapping[str, npy.Part], wanted: Sequence[str], manifest: Mapping[str, Any] | None
+  path: pathlib.Path,
+  parts: Mapping[str, npy.Part],
+  wanted: Sequence[str],
+  manifest: Mapping[str, Any] | None,
+  test: Dataset,
 ) -> dict[str, _Hashes]:
   """Returns the hashes of each file; its SHA-256 is that of the manifest, if there is one."""
   found = {}
@@ -269,10 +298,9 @@ def _verified(
         sha256.update(block)
         md5.update(block)
     found[name] = _Hashes(sha256.hexdigest(), md5.hexdigest())
-    expected = manifest['files'][name]['sha256'] if manifest else found[name].sha256
-    if found[name].sha256 != expected:
+    if manifest and found[name].sha256 != manifest['files'][name]['sha256']:
       raise UserError(
-        f"'{part.label}' has SHA-256 {found[name].sha256}, but {expected} in {MANIFEST}: it was "
-        'changed or damaged; remove it, and start python -m adversarial_augment.prepare cifar10_c once more.'
+        f"'{part.label}' has SHA-256 {found[name].sha256}, but {manifest['files'][name]['sha256']} in {MANIFEST}: it "
+        f'was changed or damaged; remove it, and start {_again(path, test, manifest)} once more.'
       )
   return found

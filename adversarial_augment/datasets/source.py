@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from adversarial_augment import files
+from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
@@ -37,15 +38,15 @@ def load(name: str, split: str, data_dir: str) -> Dataset:
   folder = _folder(name, data_dir)
   label = f"Data set '{name}' in '{folder}'"
   builder = _builder(folder, label)
-  num_classes = _num_classes(builder, label)
+  names = _class_names(builder, label)
   splits = builder.info.splits
   if split not in splits:
     raise UserError(f"{label} has no split '{split}'; it has: {', '.join(sorted(splits)) or 'none'}.")
   images, labels = _read(builder, split, label)
-  if labels.min() < 0 or labels.max() >= num_classes:
+  if labels.min() < 0 or labels.max() >= len(names):
     raise UserError(
       f"{label}: labels of split '{split}' run from {labels.min()} to {labels.max()}, but must lie in "
-      f'[0, {num_classes}); prepare it again.'
+      f'[0, {len(names)}); prepare it again.'
     )
 
   def read(indices: np.ndarray) -> Batch:
@@ -54,18 +55,19 @@ def load(name: str, split: str, data_dir: str) -> Dataset:
   return Dataset(
     name=name,
     num_examples=len(labels),
-    num_classes=num_classes,
+    num_classes=len(names),
     image_shape=(images.shape[1], images.shape[2], 3),
     read=read,
     provenance=_provenance(folder, split, builder.info.full_name, fingerprint([Batch(images, labels)]), label),
+    class_names=() if names == tuple(map(str, range(len(names)))) else names,  # TFDS numbers what has no names
   )
 
 
 def _folder(name: str, data_dir: str) -> pathlib.Path:
   """Returns the folder of the wanted version, or of the newest."""
   if not _NAME.fullmatch(name):
-    raise UserError(f"Data set name '{name}' (config.dataset) must look like cifar10, name/config or cifar10:3.0.2.")
-  root = files.user_path(data_dir, 'config.data_dir')
+    raise UserError(f"dataset='{name}' must look like cifar10, name/config or cifar10:3.0.2; name a data set so.")
+  root = files.user_path(data_dir, 'data_dir')
   stem, _, version = name.partition(':')
   versions = {
     tuple(map(int, path.name.split('.'))): path
@@ -73,19 +75,30 @@ def _folder(name: str, data_dir: str) -> pathlib.Path:
     if re.fullmatch(r'\d+\.\d+\.\d+', path.name) and (path / 'dataset_info.json').is_file()
   }
   if not versions:
-    commands = {'cifar10': 'prepare cifar10', 'cifar10_1': 'prepare cifar10_1 --from=FOLDER'}
-    commands['cifar10_corrupted'] = 'prepare cifar10_c --format=array_record'
-    command = commands.get(stem.partition('/')[0], f'prepare images --name={stem} --from=FOLDER')
     hint = did_you_mean(stem, [path.name for path in root.glob('*/') if path.name != stem])
     raise UserError(
-      f"No data set '{stem}' under '{data_dir}' (config.data_dir{'' if root.is_dir() else ', which does not exist'}); "
-      f'run python -m adversarial_augment.{command}, or use :quickstart.{hint}'
+      f"No data set '{stem}' under data_dir='{data_dir}'{'' if root.is_dir() else ', which does not exist'}; make it "
+      f"with {_preparation(stem, data_dir)}, or use the data set 'embedded'.{hint}"
     )
   wanted = tuple(map(int, version.split('.'))) if version else max(versions)
   if wanted not in versions:
     have = ', '.join('.'.join(map(str, known)) for known in sorted(versions))
     raise UserError(f"Data set '{stem}' under '{data_dir}' has no version {version}; it has: {have}.")
   return versions[wanted]
+
+
+def _preparation(stem: str, data_dir: str) -> str:
+  """Returns how a data set that is missing comes about."""
+  base, _, variant = stem.partition('/')
+  if base == 'cifar10':
+    return prepare(data_dir, 'cifar10')
+  if base == 'cifar10_1':
+    return prepare(data_dir, 'cifar10_1', '--from=FOLDER')
+  if base.endswith('_corrupted'):
+    return prepare(data_dir, 'cifar10_c', f'--dataset={base.removesuffix("_corrupted")}', '--format=array_record')
+  if variant:
+    return "tfds's download_and_prepare(file_format='array_record')"
+  return prepare(data_dir, 'images', f'--name={base}', '--from=FOLDER')
 
 
 def _builder(folder: pathlib.Path, label: str) -> Any:
@@ -105,8 +118,8 @@ def _builder(folder: pathlib.Path, label: str) -> Any:
   return builder
 
 
-def _num_classes(builder: Any, label: str) -> int:
-  """Returns the number of classes, after a look at the types of 'image' and 'label'."""
+def _class_names(builder: Any, label: str) -> tuple[str, ...]:
+  """Returns the names of the classes, their numbers where they have none, after a look at 'image' and 'label'."""
   features = builder.info.features
   missing = [key for key in ('image', 'label') if key not in features]
   if missing:
@@ -115,12 +128,11 @@ def _num_classes(builder: Any, label: str) -> int:
   if image.np_dtype != np.uint8 or len(image.shape) != 3 or image.shape[-1] != 3:
     raise UserError(
       f'{label} holds images of shape {image.shape} and type {np.dtype(image.np_dtype).name}, but must hold RGB '
-      'uint8 [height, width, 3]; bring it in with python -m adversarial_augment.prepare images.'
+      'uint8 [height, width, 3]; bring it in as a folder of images (prepare images).'
     )
-  num_classes = getattr(features['label'], 'num_classes', None)
-  if num_classes is None:
+  if getattr(features['label'], 'num_classes', None) is None:
     raise UserError(f"{label}: feature 'label' must be a ClassLabel, not {type(features['label']).__name__}.")
-  return int(num_classes)
+  return tuple(features['label'].names)
 
 
 def _read(builder: Any, split: str, label: str) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +157,7 @@ def _read(builder: Any, split: str, label: str) -> tuple[np.ndarray, np.ndarray]
         if image.dtype != np.uint8 or image.shape[2:] != (3,) or image.shape != images.shape[1:]:
           raise UserError(
             f"{label}: image {i} of split '{split}' has shape {image.shape} and type {image.dtype}, but all must be "
-            'uint8 RGB of one size; bring them in with python -m adversarial_augment.prepare images.'
+            'uint8 RGB of one size; bring them in as a folder of images (prepare images).'
           )
         images[i], labels[i] = image, record['label']
   except UserError:

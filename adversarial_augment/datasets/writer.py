@@ -1,19 +1,18 @@
 """Writes a data set as TFDS would prepare it (ArrayRecord files of PNG images), with no TensorFlow."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import io
 import itertools
 import json
 import pathlib
 import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from adversarial_augment import files
+from adversarial_augment import files, progress, run_directory
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.source import PROVENANCE
 from adversarial_augment.errors import StorageError, UserError
@@ -107,24 +106,46 @@ def write(
   with contextlib.ExitStack() as stack:
     stack.enter_context(files.storage_errors(f"write under '{data_dir}'"))
     data_dir.mkdir(parents=True, exist_ok=True)
-    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.incomplete-', dir=data_dir))
-    fresh = pathlib.Path(scratch) / 'new'
+    scratch = stack.enter_context(_scratch(folder, data_dir))
+    fresh = scratch / 'new'
     fresh.mkdir()
     hashes = _write_records(description, splits, fresh)
     content = {'origin': description.origin, 'archive_sha256': description.archive_sha256, 'sha256': hashes}
-    made = {'made': description.made} if description.made else {}
+    made = {'made': description.made, 'bytes': sizes(fresh)} if description.made else {}
     (fresh / PROVENANCE).write_text(json.dumps(content | made, indent=2) + '\n')
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
-      folder.rename(pathlib.Path(scratch) / 'old')  # removed with the temporary folder
+      folder.rename(scratch / 'old')  # removed with the temporary folder
     fresh.rename(folder)
   return folder
+
+
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Returns the bytes of each file of a data set but its provenance.json, by name."""
+  return {path.name: path.stat().st_size for path in folder.iterdir() if path.name != PROVENANCE}
+
+
+@contextlib.contextmanager
+def _scratch(folder: pathlib.Path, data_dir: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a temporary folder of one data set's own, emptied of what a start that was killed has left there.
+
+  Raises:
+    UserError: another process writes the same data set.
+  """
+  scratch = data_dir / f'.incomplete-{"-".join(folder.relative_to(data_dir).parts)}'
+  scratch.mkdir(exist_ok=True)
+  with run_directory.lock(scratch, '--data_dir'):
+    for remains in ('new', 'old'):
+      shutil.rmtree(scratch / remains, ignore_errors=True)
+    try:
+      yield scratch
+    finally:
+      shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_records(description: Description, splits: Mapping[str, Split], folder: pathlib.Path) -> dict[str, str]:
   """Returns the fingerprint of each split."""
   import tensorflow_datasets as tfds
-  from tqdm import tqdm
 
   features = {
     'image': tfds.features.Image(shape=description.image_shape, encoding_format='png'),
@@ -148,9 +169,11 @@ def _write_records(description: Description, splits: Mapping[str, Split], folder
   records.initialize_splits(list(splits))
   hashes = {}
   for name, split in splits.items():
-    with tqdm(total=split.num_examples, desc=name, unit=' images', disable=None, leave=None) as bar:
+    with progress.images(split.num_examples) as advance:
 
-      def written(name: str = name, split: Split = split, bar: tqdm = bar) -> Iterator[Batch]:
+      def written(
+        name: str = name, split: Split = split, advance: Callable[[str, int], None] = advance
+      ) -> Iterator[Batch]:
         examples = iter(split.examples)
         number = 0
         while chunk := list(itertools.islice(examples, _CHUNK)):
@@ -161,7 +184,7 @@ def _write_records(description: Description, splits: Mapping[str, Split], folder
           ]
           records.add_examples({name: rows})
           number += len(chunk)
-          bar.update(len(chunk))
+          advance(name, len(chunk))
           yield batch
 
       hashes[name] = fingerprint(written())

@@ -8,6 +8,7 @@ from typing import Any
 
 from adversarial_augment import __version__, results, trees
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
+from adversarial_augment.results import rules
 from adversarial_augment.types import PyTree
 
 FORMAT = 'adversarial_augment.card.1'
@@ -51,7 +52,7 @@ def make(
     'architecture': {**classifier, 'precision': config['precision'], 'num_parameters': trees.count(params)},
     'input': {
       'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch',
-      'size': 'that of the training images (cifar10 and embedded: 32x32)',
+      'size': _size(workdir),
       'normalisation': {'mean': MEAN, 'std': STD, 'where': 'inside the exported function; do not normalise images'},
     },
     'output': {'logits': ['n', num_classes], 'class_names': class_names},
@@ -62,33 +63,41 @@ def make(
       'config': config,
       'config_sha256': config_sha256,
     },
-    'results': _results(workdir / 'results', checkpoint_sha256),
+    'results': _results(workdir, checkpoint_sha256),
     'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
     | {package: importlib.metadata.version(package) for package in _PACKAGES},
     'license': _LICENSE,
   }
 
 
+def _size(workdir: Path) -> str:
+  height, width, _ = results.load_data(workdir).get('image_shape', (0, 0, 3))
+  recorded = f'{height}x{width}' if height else 'cifar10 and embedded: 32x32'
+  return f'that of the training images ({recorded})'
+
+
 def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
   """The data and the weights of the adversary, as the run's results have them, or its hashes of the data alone."""
-  known = results.read(workdir / 'results' / 'train.json')
-  hashes = results.read(workdir / 'data.json').items()
-  data = {split: {'name': dataset, 'origin': 'unknown', 'sha256': value} for split, value in hashes}
-  return {'data': known.get('data', data), 'corruption_net_weights': known.get('weights')}
+  known = results.load(workdir, 'train')
+  if known:
+    return {'data': known['data'], 'corruption_net_weights': known.get('weights')}
+  hashes = {split: value for split, value in results.load_data(workdir).items() if split not in rules.DATA}
+  data = {split: {'name': dataset, 'origin': 'unknown', 'sha256': value} for split, value in hashes.items()}
+  return {'data': data, 'corruption_net_weights': None}
 
 
-def _conditions(result: dict[str, Any]) -> dict[str, Any]:
+def _conditions(name: str, result: dict[str, Any]) -> dict[str, Any]:
   """Which images, and which adversary."""
-  about = result.get('provenance', {})
-  conditions = {name: about.get(name) for name in ('data', 'corruptions')}
-  return conditions | ({'attack': about.get('config', {}).get('attack')} if result['eval'] == 'ada' else {})
+  about = result['provenance']
+  conditions = {key: about.get(key) for key in ('data', 'corruptions')}
+  return conditions | ({'attack': about['config']['attack']} if name == 'ada' else {})
 
 
-def _results(folder: Path, checkpoint_sha256: str) -> dict[str, Any]:
+def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:
   """What was measured of this checkpoint, by evaluation."""
-  read = [results.read(path) for path in sorted(folder.glob('*.json'))]
+  known = {name: results.load(workdir, name) for name in rules.EVALUATIONS}
   return {
-    result['eval']: {key: value for key, value in result.items() if key not in results.OF_ONE} | _conditions(result)
-    for result in read
-    if 'eval' in result and result.get('checkpoint_sha256') == checkpoint_sha256
+    name: {key: value for key, value in result.items() if key not in results.OF_ONE} | _conditions(name, result)
+    for name, result in known.items()
+    if result.get('checkpoint_sha256') == checkpoint_sha256
   }

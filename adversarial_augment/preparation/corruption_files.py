@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import files, metrics, run_directory
+from adversarial_augment import files, metrics, progress, run_directory
 from adversarial_augment.datasets import cifar10_c, npy, writer
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
@@ -22,6 +22,7 @@ from adversarial_augment.types import Dataset
 
 _AT_ONCE = 1 << 24  # bytes of images corrupted at once, so that every core has work
 _FEWEST = 250  # images corrupted at once
+_OF_ONE = ('files', 'source')  # what the manifests of equal sets may have otherwise
 _TFDS_NAMES = {'glass_blur': 'frosted_glass_blur', 'elastic_transform': 'elastic'}  # where TFDS spells them differently
 
 
@@ -31,6 +32,11 @@ class Corrupted(NamedTuple):
   images: cifar10_c.CorruptionSet
   manifest: dict[str, Any]  # of the whole set: all but the files; as JSON gives it back
   notes: dict[str, dict[str, Any]]  # what the manifest has to say of single corruptions
+
+  def hash_of(self, name: str) -> dict[str, str]:
+    """Returns the 'sha256' of a corruption's .npy file, or {} where it is yet to be made."""
+    file = f'{name}.npy'
+    return {'sha256': self.images.sha256[file]} if file in self.images.sha256 else {}
 
 
 class Done(NamedTuple):
@@ -63,13 +69,8 @@ def write_npy(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, overw
     absent = sum(not (folder / f'{name}.npy').exists() for name in corrupted.images.names)
     writer.check_space(data_dir, (absent + overwrite) * n * int(np.prod(test.image_shape)) + (1 << 20))
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-      stack.enter_context(run_directory.lock(folder))
-    except UserError as error:
-      raise UserError(
-        f"'{folder}' is being written by another process; wait for its end, or give another --data_dir."
-      ) from error
-    written = _kept(folder, corrupted, overwrite)
+    stack.enter_context(run_directory.lock(folder, '--data_dir'))
+    written = _kept(folder, corrupted, test, overwrite)
     missing = [name for name in corrupted.images.names if f'{name}.npy' not in written]
 
     def list_written() -> None:
@@ -85,7 +86,7 @@ def write_npy(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, overw
     if cifar10_c.LABELS not in written:
       labels = np.tile(cifar10_c.labels_of(test), len(metrics.SEVERITIES))
       add('labels', np.int32, (n,), iter([labels.astype(np.int32)]))
-    with _bar(len(missing) * n) as advance:
+    with progress.images(len(missing) * n) as advance:
       for name in missing:
         add(name, np.uint8, (n, *test.image_shape), _cells(corrupted.images, name, test, advance))
   return Done(folder, len(missing) * n)
@@ -101,20 +102,6 @@ def _cells(
     for indices in batches(test.num_examples, at_once):
       yield corrupted.read(name, severity, indices)
       advance(f'{name} {severity}', len(indices))
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callable[[str, int], None]]:
-  """Shows the images a second and the time left, on a terminal."""
-  from tqdm import tqdm
-
-  with tqdm(total=total, unit=' images', unit_scale=True, disable=None) as bar:
-
-    def advance(what: str, count: int) -> None:
-      bar.set_description(what, refresh=False)
-      bar.update(count)
-
-    yield advance
 
 
 def _write(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> dict[str, Any]:
@@ -140,7 +127,7 @@ def _write(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], parts: I
   return {'bytes': size, 'sha256': digest.hexdigest()}
 
 
-def _kept(folder: pathlib.Path, corrupted: Corrupted, overwrite: bool) -> dict[str, Any]:
+def _kept(folder: pathlib.Path, corrupted: Corrupted, test: Dataset, overwrite: bool) -> dict[str, Any]:
   """Returns the manifest's entries of the files that stay, and removes what is in the way.
 
   Raises:
@@ -149,7 +136,7 @@ def _kept(folder: pathlib.Path, corrupted: Corrupted, overwrite: bool) -> dict[s
   for remains in folder.glob('.*.npy.tmp'):  # of a start that was killed
     remains.unlink()
   try:
-    found = _written(folder, corrupted.manifest)
+    found = _written(folder, corrupted.manifest, test)
   except UserError:
     if not overwrite:
       raise
@@ -157,15 +144,16 @@ def _kept(folder: pathlib.Path, corrupted: Corrupted, overwrite: bool) -> dict[s
       (folder / name).unlink(missing_ok=True)
     return {}
   for name in corrupted.images.names:
-    entry = found.pop(f'{name}.npy', None)
+    file = f'{name}.npy'
+    entry = found.pop(file, None)
     if entry and not overwrite:
-      notes = {key: value for key, value in entry.items() if key not in ('bytes', 'sha256')}
-      _check_same(folder, notes, corrupted.notes.get(name, {}))
-      found[f'{name}.npy'] = entry
+      same = {key: entry[key] for key in cifar10_c.OF_FILES} | corrupted.hash_of(name)  # generated ones have none yet
+      _check_same(folder, entry, same | corrupted.notes.get(name, {}))
+      found[file] = entry
   return found
 
 
-def _written(folder: pathlib.Path, expected: Mapping[str, Any]) -> dict[str, Any]:
+def _written(folder: pathlib.Path, expected: Mapping[str, Any], test: Dataset) -> dict[str, Any]:
   """Returns the manifest's entries of the files that are wholly there.
 
   Raises:
@@ -179,10 +167,14 @@ def _written(folder: pathlib.Path, expected: Mapping[str, Any]) -> dict[str, Any
         'them with --overwrite.'
       )
     return {}
-  manifest = cifar10_c.read_manifest(npy.whole(path))
-  _check_same(folder, {key: value for key, value in manifest.items() if key != 'files'}, expected)
+  manifest = cifar10_c.read_manifest(npy.whole(path), cifar10_c.command(folder, test, '--overwrite'))
+  _check_same(folder, _comparable(manifest), _comparable(expected))
   sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
   return {file: entry for file, entry in manifest['files'].items() if sizes.get(file) == entry['bytes']}
+
+
+def _comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+  return {key: value for key, value in manifest.items() if key not in _OF_ONE}
 
 
 def _check_same(folder: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = '') -> None:
@@ -222,35 +214,45 @@ def write_records(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, o
       config=f'{_TFDS_NAMES.get(name, name)}_{severity}',
       version='1.0.0',  # of the TFDS builder whose layout this is
       text=f"The test split of '{test.name}' under the corruption {name} of severity {severity}.",
-      class_names=tuple(str(label) for label in range(test.num_classes)),
+      class_names=test.class_names or tuple(map(str, range(test.num_classes))),
       image_shape=test.image_shape,
       origin=corrupted.images.origin,
       archive_sha256=None,
-      made=corrupted.manifest | corrupted.notes.get(name, {}),
+      made=_comparable(corrupted.manifest) | corrupted.hash_of(name) | corrupted.notes.get(name, {}),
     )
-    folder = writer.folder_of(description, data_dir)
-    if overwrite or not folder.exists():
+    if overwrite or not _is_whole(writer.folder_of(description, data_dir), description.made or {}):
       missing.append((name, severity, description))
-    else:
-      _check_same(folder, _made(folder / PROVENANCE), description.made or {})
   writer.check_space(data_dir, writer.space_for(len(missing) * n, test.image_shape))
   at_once = max(_FEWEST, _AT_ONCE // int(np.prod(test.image_shape)))
-  with _bar(len(missing) * n) as advance:
+  with progress.images(len(missing) * n) as advance:
     for name, severity, description in missing:
       advance(f'{name} {severity}', 0)
       images = itertools.chain.from_iterable(
         corrupted.images.read(name, severity, indices) for indices in batches(n, at_once)
       )
-      writer.write(description, {'test': writer.Split(n, zip(images, labels, strict=True))}, data_dir, overwrite)
+      writer.write(description, {'test': writer.Split(n, zip(images, labels, strict=True))}, data_dir, overwrite=True)
       advance(f'{name} {severity}', n)
   return Done(data_dir / dataset, len(missing) * n)
 
 
-def _made(path: pathlib.Path) -> Mapping[str, Any]:
-  """Returns how a data set was made, as its provenance has it; {} where nothing is known."""
+def _is_whole(folder: pathlib.Path, made: Mapping[str, Any]) -> bool:
+  """Returns whether a data set is there with all its files.
+
+  Raises:
+    UserError: it was made otherwise, or nobody knows how.
+  """
+  if not folder.exists():
+    return False
+  path = folder / PROVENANCE
+  if not path.exists():
+    raise UserError(
+      f"'{folder}' has no {path.name}, as where TFDS made it; use it as it is, or replace it with --overwrite."
+    )
   try:
-    return json.loads(path.read_text())['made']
-  except FileNotFoundError:
-    return {}  # TFDS itself prepared it
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    found = json.loads(path.read_text())
+    _check_same(folder, found['made'], made)
+    return found['bytes'] == writer.sizes(folder)
+  except UserError:
+    raise
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"'{path}' is damaged ({one_line(error)}); replace the data set with --overwrite.") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment import cli, datasets, metrics, registry
+from adversarial_augment import cli, datasets, metrics, registry, signals
 from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.errors import UserError
 from adversarial_augment.preparation import command, corruption_files
@@ -25,6 +25,8 @@ _FORMATS = {  # who writes it, and what to do with it
     "Read it with adversarial_augment.datasets.load('{folder}/NAME_SEVERITY', 'test', '{data_dir}'), or with TFDS.",
   ),
 }
+
+_AGAIN = {False: 'the same command goes on', True: 'the same command without --overwrite goes on'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
   names = _names(arguments.names)
   if source is not None and (arguments.seed is not None or arguments.frost is not None):
     raise UserError('--seed and --frost say how images are made, and have no meaning with --from; leave them out.')
+  if arguments.frost is not None and 'frost' not in names:
+    raise UserError('--frost is what frost is made of, which --names leaves out; name frost too, or leave --frost out.')
   seed = arguments.seed or 0
   if not 0 <= seed < 2**31:
     raise UserError(f'--seed={seed} must lie between 0 and 2**31 - 1.')
@@ -66,11 +70,13 @@ def run(arguments: argparse.Namespace) -> None:
       f"'{test.name}' has images of {test.image_shape[0]}x{test.image_shape[1]} pixels, but the corruptions need "
       f'{metrics.MIN_SIZE} a side; prepare it with --size={metrics.MIN_SIZE} or more.'
     )
-  corrupted = _generated(names, test, seed, arguments.frost) if source is None else _imported(names, test, source)
   write, use = _FORMATS[arguments.format]
-  began = time.monotonic()
-  done = write(corrupted, test, data_dir, arguments.overwrite)
-  seconds = time.monotonic() - began
+  # Python's own handlers may be called where JAX swallows what they raise.
+  with signals.listen(several_processes=False, again=_AGAIN[arguments.overwrite]):
+    corrupted = _generated(names, test, seed, arguments.frost) if source is None else _imported(names, test, source)
+    began = time.monotonic()
+    done = write(corrupted, test, data_dir, arguments.overwrite)
+    seconds = time.monotonic() - began
   what = names[0] if len(names) == 1 else f'{len(names)} corruptions'
   print(
     f"'{done.path}' has {what} at {len(metrics.SEVERITIES)} severities of {test.num_examples:,} "
@@ -108,7 +114,7 @@ def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | No
   notes: dict[str, dict[str, Any]] = {name: {'constants': corruptions.CORRUPTIONS[name].severities} for name in names}
   if 'frost' in names:
     notes['frost']['frost'] = provenance['frost']
-  corrupted = cifar10_c.CorruptionSet(names, test.num_examples, 'generated', provenance, read, notes)
+  corrupted = cifar10_c.CorruptionSet(names, 'generated', provenance, read, notes)
   return _with_manifest(corrupted, test, None)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from adversarial_augment.reporting.runs import Run, evaluate_command
+from adversarial_augment.reporting.runs import Run
+from adversarial_augment.results import evaluate_command
 
 _EVALUATIONS = {
   'clean': 'clean accuracy',
@@ -88,6 +89,15 @@ def made_up_frost(result: Mapping[str, Any]) -> str:
 
 def data_set(run: Run, result: Mapping[str, Any]) -> str:
   """Returns the name of the data set that a result is of, without its version."""
+  return str(_split(result).get('name') or run.config['dataset']).partition(':')[0]
+
+
+def test_set(result: Mapping[str, Any]) -> str:
+  """Returns the name of the data set that a result is of, and what begins the hash of its images."""
+  split = _split(result)
+  return f'{split.get("name")} {str(split.get("sha256") or "")[:12]}'.strip()
+
+
+def _split(result: Mapping[str, Any]) -> Mapping[str, Any]:
   split = result['provenance']['data'].get(result['split'])
-  name = split.get('name') if isinstance(split, dict) else None
-  return str(name or run.config['dataset']).partition(':')[0]
+  return split if isinstance(split, dict) else {}

@@ -9,7 +9,7 @@ from adversarial_augment.reporting import charts, markup, published
 from adversarial_augment.reporting.charts import Axes, Series
 from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, html, percent
+from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, html, inline, percent
 
 # Evaluation, heading, the field that holds its number.
 _HEADLINES = (
@@ -50,7 +50,7 @@ def _card(title: str, result: dict[str, Any], field: str) -> str:
   low, high = result['interval']
   return (
     f'<div class="card"><h4>{escape(title)}</h4><p class="number">{percent(result[field])} %</p>'
-    f'<p>{percent(low)} to {percent(high)} %</p><p>{escape(markup.images(result))}</p></div>'
+    f'<p>{percent(low)} to {percent(high)} %</p><p>{inline(markup.images(result))}</p></div>'
   )
 
 
@@ -96,10 +96,15 @@ def paper_columns(runs: Sequence[Run]) -> Section:
   found = markup.having(runs, 'cifar10_c')
   if not found:
     return section('corruptions', 'Corruption errors')
-  rows = []
+  rows, left_out = [], []
   for _, run, result in found:
     clean = run.results.get('clean')
-    clean_error = percent(1 - clean['accuracy']) if clean else NONE
+    differs = _difference(clean, result) if clean else ''
+    if differs:
+      left_out.append(
+        f'{run.label} has no clean error in this row, for it is of another state or other images: {differs}.'
+      )
+    clean_error = percent(1 - clean['accuracy']) if clean and not differs else NONE
     errors = [percent(result['corruption_error'][name], 1) for name in metrics.NAMES]
     rows.append(Row((run.label, markup.images(result), clean_error, percent(result['mce']), *errors)))
   known = [
@@ -132,7 +137,20 @@ def paper_columns(runs: Sequence[Run]) -> Section:
     body.append(
       f'<details class="more"><summary>Published numbers, to which these do not compare</summary>{apart}</details>'
     )
+  body[1:1] = [markup.paragraph(text, 'note') for text in left_out]
   return section('corruptions', 'Corruption errors, as in the paper', *notes, *body, below)
+
+
+def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
+  """Says what keeps two results out of one row; '' where they are of one state and the same test images."""
+  about = lambda result: {
+    'test set': markup.test_set(result),
+    'images': f'{result["num_images"]:,}',
+    'step': f'{result["step"]:,}',
+    'checkpoint': result['checkpoint_sha256'][:12],
+  }
+  pairs = zip(about(clean).items(), about(corrupted).values(), strict=True)
+  return ', '.join(f'{what} {one} against {other}' for (what, one), other in pairs if one != other)
 
 
 def by_severity(runs: Sequence[Run]) -> Section:
@@ -214,7 +232,7 @@ def cifar10_1(runs: Sequence[Run]) -> Section:
     Row((run.label, f'{version}, {markup.images(result, result[version])}', percent(result[version]['accuracy']),
          *map(percent, result[version]['interval'])))
     for _, run, result in found
-    for version in ('v6', 'v4')
+    for version in metrics.CIFAR10_1_COUNTS
   ]  # fmt: skip
   rows += [
     Row((model.name, f'v6, {published.images(model.source, 2000)}', f'{model.cifar10_1:.2f}', NONE, NONE),

@@ -1,20 +1,24 @@
 """Reads what runs left in their folders, and refuses what no report should be made of."""
 
 from collections.abc import Iterator, Sequence
-import json
-import math
+import io
 import os
 from pathlib import Path
 import re
-import shlex
 from typing import Any, NamedTuple
 
-from adversarial_augment import figures, files
-from adversarial_augment.errors import UserError
-from adversarial_augment.reporting import checks
+from PIL import Image
 
-METRICS = tuple(field for _, fields in figures.PANELS for field in fields)
-_PNG = b'\x89PNG\r\n\x1a\n'
+from adversarial_augment import fields, figures, files, results
+from adversarial_augment.errors import UserError
+from adversarial_augment.results import rules
+
+_CONFIG: rules.Rule = {
+  'dataset': fields.text(), 'seed': rules.PART, 'batch_size': rules.COUNT,
+  'classifier': {'name': fields.text(), 'depth': rules.COUNT, 'width': rules.COUNT},
+  'attack': rules.ATTACK,
+  'corruption_net': {'name': fields.text()},
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -27,7 +31,8 @@ class Run(NamedTuple):
   results: dict[str, dict[str, Any]]  # by evaluation
   between: list[dict[str, Any]]  # results/eval_STEP.json, by step
   metrics: list[dict[str, Any]]  # metrics.jsonl
-  examples: bytes | None  # figures/ada_examples.png
+  examples: bytes  # figures/ada_examples.png
+  damage: str  # why they are not shown; empty where they are, or where there is no file
 
 
 def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
@@ -39,7 +44,7 @@ def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
   Raises:
     UserError: a folder is missing, given twice, or holds no run; or one of its files is damaged.
   """
-  paths = [files.user_path(os.fspath(folder), 'DIR') for folder in folders]
+  paths = [files.user_path(folder, 'DIR') for folder in folders]
   if not paths:
     raise UserError('A report needs at least one run; name the workdir of a run.')
   whole = [path.resolve() for path in paths]
@@ -51,111 +56,57 @@ def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
   return [_run(path, _printable(name if distinct else str(path))) for path, name in zip(paths, names, strict=True)]
 
 
-def evaluate_command(folder: Path, *names: str) -> str:
-  """Returns the command that measures some evaluations of a run."""
-  return f'python -m adversarial_augment.evaluate --workdir={shlex.quote(str(folder))} --evals={",".join(names)}'
-
-
 def _run(folder: Path, label: str) -> Run:
-  if not folder.is_dir():
-    what = 'is a file' if folder.exists() else 'does not exist'
-    raise UserError(f"'{folder}' {what}; name the workdir of a run.")
-  config = _read(folder / 'config.json')
-  if config is None:
-    raise UserError(f"'{folder}' is not a run: it has no config.json; name the --workdir of a training run.")
-  again = 'run the training again'
-  checks.conform(config, checks.CONFIG, f"'{folder / 'config.json'}'", again)
-  closing = _read(folder / 'results' / 'train.json')
-  if closing is not None:
-    checks.conform(closing, checks.CLOSING, f"'{folder / 'results' / 'train.json'}'", again)
+  with files.storage_errors(f"look into '{folder}'"):
+    if not folder.is_dir():
+      what = 'is a file' if folder.exists() else 'does not exist'
+      raise UserError(f"'{folder}' {what}; name the workdir of a run.")
+  config = _config(folder)
+  found = {name: results.load(folder, name) for name in rules.EVALUATIONS}
+  examples, damage = _examples(folder / 'figures' / 'ada_examples.png')
   return Run(
     folder,
     label,
     config,
-    closing or {},
-    dict(_results(folder)),
-    list(_between(folder / 'results')),
-    _metrics(folder / 'metrics.jsonl'),
-    _examples(folder / 'figures' / 'ada_examples.png'),
+    results.load(folder, 'train'),
+    {name: result for name, result in found.items() if result},
+    list(_between(folder)),
+    results.read_log(folder / 'metrics.jsonl', (*figures.METRICS, 'images_per_second')),
+    examples,
+    damage,
   )
 
 
-def _results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields the evaluations of the test set, by name."""
-  for name in checks.EVALUATIONS:
-    path = folder / 'results' / f'{name}.json'
-    result = _read(path)
-    if result is not None:
-      checks.evaluation(name, result, f"'{path}'", f'evaluate again: {evaluate_command(folder, name)} --overwrite')
-      yield name, result
+def _config(folder: Path) -> dict[str, Any]:
+  path, remedy = folder / 'config.json', 'bring it back, or run the training again'
+  config = results.read_json(path, remedy)
+  if config is None:
+    raise UserError(f"'{folder}' is not a run: it has no config.json; name the --workdir of a training run.")
+  if isinstance(config, dict) and 'classifier' not in config and 'output' in config:
+    raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
+  rules.conform(config, _CONFIG, f"'{path}'", remedy)
+  return config
 
 
 def _between(folder: Path) -> Iterator[dict[str, Any]]:
   """Yields the evaluations between steps, by step."""
-  paths = [path for path in folder.glob('eval_*.json') if re.fullmatch('[0-9]{1,12}', path.stem[5:])]
-  for path in sorted(paths, key=lambda path: int(path.stem[5:])):
-    result = _read(path)
-    checks.between(result, f"'{path}'", 'remove the file')
-    yield result
+  names = [path.stem for path in (folder / 'results').glob('eval_*.json')]
+  steps = {name: int(name[5:]) for name in names if re.fullmatch('[0-9]{1,12}', name[5:])}
+  for name in sorted(steps, key=steps.__getitem__):
+    yield results.load(folder, name)
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of a log; a last one that was cut off by a kill is left out, as a resume leaves it out."""
-  lines = (_content(path) or '').splitlines(keepends=True)
-  if lines and not lines[-1].endswith('\n'):
-    lines.pop()
-  records = []
-  for number, line in enumerate(lines, start=1):
-    source = f"'{path}' line {number}"
-    record = _parse(line, source)
-    checks.log_line(record, METRICS, source, 'remove the line')
-    records.append(record)
-  return records
-
-
-def _examples(path: Path) -> bytes | None:
-  """The bytes of the picture of adversarial examples, where there is one."""
+def _examples(path: Path) -> tuple[bytes, str]:
+  """The bytes of the picture of adversarial examples, and what is wrong with it; both are empty where there is none."""
   try:
     content = path.read_bytes()
+    Image.open(io.BytesIO(content), formats=('PNG',)).load()
   except FileNotFoundError:
-    return None
-  except OSError as error:
-    raise UserError(f"Cannot read '{path}': {error.strerror or error}.") from error
-  if not content.startswith(_PNG):
-    raise UserError(f"'{path}' is not a PNG picture; remove it, or run the training command again.")
-  return content
-
-
-def _read(path: Path) -> Any:
-  """The content of a JSON file; None where there is no such file."""
-  content = _content(path)
-  return None if content is None else _parse(content, f"'{path}'")
-
-
-def _content(path: Path) -> str | None:
-  try:
-    return path.read_text(encoding='utf-8')
-  except FileNotFoundError:
-    return None
-  except UnicodeDecodeError as error:
-    raise UserError(f"'{path}' is damaged ({error.reason}); make it anew.") from error
-  except OSError as error:
-    raise UserError(f"Cannot read '{path}': {error.strerror or error}.") from error
-
-
-def _parse(content: str, source: str) -> Any:
-  try:
-    return json.loads(content, parse_float=_finite, parse_constant=_finite)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{source} is damaged ({error}); make it anew.') from error
-
-
-def _finite(text: str) -> float:
-  """A float of JSON; NaN and infinity are none."""
-  value = float(text)
-  if not math.isfinite(value):
-    raise ValueError(f'{text} is not a finite number')
-  return value
+    return b'', ''
+  except Exception as error:  # Pillow's decoders raise many kinds
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else 'it is no whole PNG picture'
+    return b'', f"'{path}' is not shown: {reason}; remove its folder, and run the training command again."
+  return content, ''
 
 
 def _printable(name: str) -> str:

@@ -47,7 +47,7 @@ def html(table: Table) -> str:
   groups = ''.join(f'<th colspan="{span}" scope="colgroup">{escape(name)}</th>' for name, span in table.groups)
   above = f'<tr><td colspan="{plain}"></td>{groups}</tr>' if groups else ''
   heads = ''.join(
-    f'<th scope="col"{_word(i, table.words)}>{_text(name, breaks=True)}</th>' for i, name in enumerate(table.columns)
+    f'<th scope="col"{_word(i, table.words)}>{inline(name, breaks=True)}</th>' for i, name in enumerate(table.columns)
   )
   body = '\n'.join(_row(row, table.words) for row in table.rows)
   return (
@@ -92,20 +92,20 @@ def _word(index: int, words: int) -> str:
   return ' class="word"' if index < words else ''
 
 
-def _text(cell: str, breaks: bool = False) -> str:
-  """Keeps "n = 5" on one line, and lets a long name break after its underscores and dots."""
+def inline(cell: str, breaks: bool = False) -> str:
+  """Returns text as HTML; "n = 5" stays on one line, and a long name may break after its underscores and dots."""
   kept = escape(cell).replace(' = ', '&nbsp;=&nbsp;')
   return re.sub('([_.])', r'\1<wbr>', kept) if breaks else kept
 
 
 def _row(row: Row, words: int) -> str:
   first, *others = row.cells
-  cells = [f'<th scope="row" class="word">{_text(str(first), breaks=True)}</th>']
+  cells = [f'<th scope="row" class="word">{inline(str(first), breaks=True)}</th>']
   for index, cell in enumerate(others, start=1):
     if isinstance(cell, Shaded):
       background, ink = colours(cell.level)
       cells.append(f'<td style="background:{background};color:{ink}">{escape(cell.text)}</td>')
     else:
-      cells.append(f'<td{_word(index, words)}>{_text(cell)}</td>')
+      cells.append(f'<td{_word(index, words)}>{inline(cell)}</td>')
   kind = f' class="{row.kind}"' if row.kind else ''
   return f'<tr{kind}>{"".join(cells)}</tr>'

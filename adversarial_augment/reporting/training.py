@@ -91,6 +91,10 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     states = {result['checkpoint_sha256'] for result in run.results.values()}
     if len(states) > 1 and not old:
       found.append(f'The results of {run.label} are of different checkpoints; evaluate them together.')
+    images = {name: markup.test_set(result) for name, result in run.results.items()}
+    if len(set(images.values())) > 1:
+      which = ', '.join(f'{name}: {test_set}' for name, test_set in images.items())
+      found.append(f'The results of {run.label} are of different test sets ({which}); evaluate them together.')
   return [markup.paragraph(text, 'note') for text in found]
 
 
@@ -165,6 +169,7 @@ def adversary(runs: Sequence[Run]) -> Section:
         f'(× {figures.GAIN:g})</figcaption><div class="scroll" tabindex="0" role="region" aria-label="examples">'
         f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"></div></figure>'
       )
+  damages = [markup.paragraph(run.damage, 'note') for run in runs if run.damage]
   found = markup.having(runs, 'ada')
   lines, rows = [], []
   for number, run, result in found:
@@ -179,7 +184,8 @@ def adversary(runs: Sequence[Run]) -> Section:
   columns = ('run', 'images', 'least SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
   caption = 'The adversary on test images; the line search corrects those below the least SSIM'
   table = html(Table(caption, columns, rows, words=2)) if rows else ''
-  return section('adversary', 'The adversary', markup.grid(*pictures, kind='pictures'), markup.grid(density, table))
+  shown = markup.grid(*pictures, kind='pictures'), *damages, markup.grid(density, table)
+  return section('adversary', 'The adversary', *shown)
 
 
 def _density(histogram: Mapping[str, Any]) -> tuple[list[float], list[float]]:

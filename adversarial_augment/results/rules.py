@@ -1,0 +1,164 @@
+"""What files of results must hold, whoever wrote or edited them: one check for all that read them."""
+
+from collections.abc import Mapping
+import itertools
+import math
+from typing import Any
+
+from adversarial_augment import metrics
+from adversarial_augment.errors import UserError
+from adversarial_augment.fields import Kind, choice, integer, number, optional, show, text
+
+# A rule is a kind of value, a list of rules one for each item, or {name: rule}; other names may be there too.
+Rule = Kind | list | dict
+
+# What an evaluation's own file says, and the one that closes a run does not: it holds several.
+OF_ONE = (
+  'eval', 'split', 'step', 'seed', 'seconds', 'checkpoint_sha256', 'conditions_sha256', 'provenance', 'calibration',
+  'ssim_histogram',
+)  # fmt: skip
+
+FINITE, COUNT, PART = number(-1e300, 1e300), integer(1, 10**12), integer(0, 10**12)
+OBJECT = Kind('a JSON object', lambda value: isinstance(value, dict), str)
+STRING = Kind('a string', lambda value: isinstance(value, str), str)
+_STRINGS = Kind('a list of strings', lambda value: isinstance(value, list) and all(map(STRING.accepts, value)), str)
+_FRACTION = number(0, 1)
+_SSIM = number(-1.001, 1.001)  # of equal images it may round to more than 1
+_ORIGIN = choice('official', 'generated', 'generated, in memory', 'own', 'embedded', 'unverified')
+_INTERVAL: Rule = [_FRACTION, _FRACTION]
+ATTACK: dict[str, Rule] = {'name': text(), 'nu': FINITE, 'num_steps': PART, 'min_ssim': _SSIM}
+
+_ACCURACY: dict[str, Rule] = {
+  'accuracy': _FRACTION, 'num_correct': PART, 'num_images': COUNT, 'interval': _INTERVAL, 'origin': _ORIGIN,
+}  # fmt: skip
+_PROVENANCE: dict[str, Rule] = {
+  'data': OBJECT, 'config': OBJECT, 'versions': OBJECT, 'devices': {'kind': text(), 'count': COUNT},
+}  # fmt: skip
+_COMMON: dict[str, Rule] = {
+  'step': PART, 'split': text(), 'num_images': COUNT, 'origin': _ORIGIN, 'seconds': number(0, 1e12),
+  'seed': optional(PART),  # official files have none
+  'checkpoint_sha256': text(), 'provenance': _PROVENANCE,
+}  # fmt: skip
+_CALIBRATION: Rule = {
+  'edges': [_FRACTION] * 16, 'count': [PART] * 15, 'num_correct': [PART] * 15, 'confidence': [FINITE] * 15,
+  'ece': _FRACTION,
+}  # fmt: skip
+_CLEAN: dict[str, Rule] = _COMMON | _ACCURACY | {'calibration': _CALIBRATION}
+
+
+def _corruptions(names: tuple[str, ...], mean: str) -> dict[str, Rule]:
+  return _COMMON | {
+    mean: _FRACTION,
+    'interval': _INTERVAL,
+    'corruption_error': dict.fromkeys(names, _FRACTION),
+    'severity_error': [_FRACTION] * 5,
+    'error': {name: [_FRACTION] * 5 for name in names},
+  }
+
+
+_OWN: dict[str, dict[str, Rule]] = {
+  'clean': _CLEAN,
+  'ada': _CLEAN | {
+    'provenance': _PROVENANCE | {'config': {'attack': ATTACK}},
+    'ssim': _SSIM, 'ssim_corrected': _FRACTION, 'ssim_below_min': _FRACTION,
+    'attack_loss_start': FINITE, 'attack_loss_end': FINITE,
+    'ssim_histogram': {'edges': [_SSIM] * 201, 'count': [PART] * 200},
+  },
+  'cifar10_c': _corruptions(metrics.NAMES, 'mce'),
+  'cifar10_c_extra': _corruptions(metrics.EXTRA_NAMES, 'mean_error'),
+  'cifar10_1': _COMMON | _ACCURACY | dict.fromkeys(metrics.CIFAR10_1_COUNTS, _ACCURACY),
+}  # fmt: skip
+EVALUATIONS: dict[str, dict[str, Rule]] = {name: {'eval': choice(name)} | rule for name, rule in _OWN.items()}
+
+_SEVERAL: dict[str, Rule] = _PROVENANCE | {
+  'data': {'train': {'name': text()}}, 'config': {'attack': ATTACK}, 'seed': PART, 'command': STRING,
+  'step': PART, 'num_steps': COUNT, 'split': text(), 'state_sha256': text(), 'evals': OBJECT,
+}  # fmt: skip
+
+DATA: dict[str, Rule] = {'image_shape': [COUNT] * 3, 'class_names': _STRINGS}  # of data.json, beside hashes
+
+
+def conform(value: Any, rule: Rule, source: str, remedy: str, place: str = '') -> None:
+  """Checks a value that was read from a file.
+
+  Args:
+    value: as JSON gives it.
+    rule: what it must be.
+    source: the file, for the message.
+    remedy: ends the message.
+    place: where in the file.
+
+  Raises:
+    UserError: it is something else.
+  """
+  if isinstance(rule, Kind):
+    if not rule.accepts(value):
+      raise UserError(f'{source}: {place}={show(value)} must be {rule.expected}; {remedy}.')
+  elif isinstance(rule, list):
+    if not isinstance(value, list) or len(value) != len(rule):
+      raise UserError(f'{source}: {place}={show(value)} must be a list of {len(rule)}; {remedy}.')
+    for index, (item, inner) in enumerate(zip(value, rule, strict=True)):
+      conform(item, inner, source, remedy, f'{place}[{index}]')
+  else:
+    if not isinstance(value, dict):
+      raise UserError(f'{source}: {place or "the file"} must be a JSON object, not {show(value)}; {remedy}.')
+    for name, inner in rule.items():
+      inside = f'{place}.{name}' if place else name
+      if name not in value:
+        raise UserError(f'{source}: {inside} is missing; {remedy}.')
+      conform(value[name], inner, source, remedy, inside)
+
+
+def check(name: str, result: Any, source: str, remedy: str) -> None:
+  """Checks results: that they hold what they must, and that means are those of their parts.
+
+  Args:
+    name: of an evaluation; any other one stands for a file that sums up several.
+    result: as JSON gives it.
+    source: the file, for the message.
+    remedy: ends the message.
+
+  Raises:
+    UserError: the first rule that is broken.
+  """
+  if name in EVALUATIONS:
+    _evaluation(EVALUATIONS[name], result, source, remedy)
+    return
+  conform(result, _SEVERAL, source, remedy)
+  for other in EVALUATIONS.keys() & result['evals'].keys():
+    rule = {field: inner for field, inner in EVALUATIONS[other].items() if field not in OF_ONE}
+    _evaluation(rule, result['evals'][other], source, remedy, f'evals.{other}')
+
+
+def _evaluation(rule: dict[str, Rule], result: Any, source: str, remedy: str, place: str = '') -> None:
+  conform(result, rule, source, remedy, place)
+  before = f'{place}.' if place else ''
+  for histogram in ('calibration', 'ssim_histogram'):
+    if histogram in rule and not all(left < right for left, right in itertools.pairwise(result[histogram]['edges'])):
+      raise UserError(f'{source}: {before}{histogram}.edges must rise; {remedy}.')
+  for field, (stated, worked_out) in _stated_twice(rule, result).items():
+    if not math.isclose(stated, worked_out, abs_tol=1e-6):
+      raise UserError(
+        f'{source}: {before}{field} is {stated}, but must be {worked_out:.6g} by the other numbers; {remedy}.'
+      )
+
+
+def _stated_twice(rule: Mapping[str, Rule], result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+  """Returns {place: (what stands there, what it must be by other numbers)}."""
+  pairs: dict[str, tuple[float, float]] = {}
+  if 'error' in rule:
+    errors = {corruption: result['error'][corruption] for corruption in rule['error']}  # type: ignore[union-attr]
+    mean = 'mce' if 'mce' in rule else 'mean_error'
+    pairs[mean] = result[mean], sum(map(sum, errors.values())) / (5 * len(errors))
+    for corruption, row in errors.items():
+      pairs[f'corruption_error.{corruption}'] = result['corruption_error'][corruption], sum(row) / 5
+    for index, cells in enumerate(zip(*errors.values(), strict=True)):
+      pairs[f'severity_error[{index}]'] = result['severity_error'][index], sum(cells) / len(errors)
+  else:
+    parts = {'': result} | {f'{version}.': result[version] for version in metrics.CIFAR10_1_COUNTS if version in rule}
+    for place, part in parts.items():
+      pairs[f'{place}accuracy'] = part['accuracy'], part['num_correct'] / part['num_images']
+  for histogram in ('calibration', 'ssim_histogram'):
+    if histogram in rule:
+      pairs[f'the sum of {histogram}.count'] = sum(result[histogram]['count']), result['num_images']
+  return pairs
