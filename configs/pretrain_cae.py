@@ -26,7 +26,7 @@ VARIANTS = {
     'checkpoint_every': 250,
     'eval_every': 2500,
     'accept_ssim': 0.7,
-    'accept_psnr': 20.0,
+    'accept_psnr': 25.0,
   },
   'smoke': {
     'corruption_net.name': 'cae',

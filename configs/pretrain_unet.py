@@ -25,8 +25,8 @@ VARIANTS = {
     'learning_rate': 2e-3,
     'checkpoint_every': 250,
     'eval_every': 1000,
-    'accept_ssim': 0.97,
-    'accept_psnr': 30.0,
+    'accept_ssim': 0.99,
+    'accept_psnr': 40.0,
   },
   'smoke': {
     'corruption_net.name': 'unet',

@@ -25,8 +25,8 @@ VARIANTS = {
     'learning_rate': 2e-3,
     'checkpoint_every': 250,
     'eval_every': 1000,
-    'accept_ssim': 0.5,
-    'accept_psnr': 18.0,
+    'accept_ssim': 0.7,
+    'accept_psnr': 25.0,
   },
   'smoke': {
     'corruption_net.name': 'vqvae',

@@ -12,7 +12,8 @@ from adversarial_augment import attacks, augmentations, classifiers, corruption_
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.attacks.steps import STEPS
-from adversarial_augment.config_tables import NETWORK_OPTIONS, NETWORK_SIZES, PRETRAIN, TABLES, TRAIN
+from adversarial_augment.classifiers import layers
+from adversarial_augment.config_tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES, PRETRAIN, TABLES, TRAIN
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 
@@ -20,7 +21,7 @@ TABLE_OF = {
   'attack.name': {*attacks.ATTACKS, 'none'},
   'attack.step': STEPS,
   'attack.root': ssim.ROOTS,
-  'augment.before': augmentations.AUGMENTATIONS,
+  'augment.before': augmentations.AUGMENTATIONS.keys() - set(AUGMIX),  # which is not to be attacked
   'augment.after': augmentations.AUGMENTATIONS,
   'classifier.name': classifiers.CLASSIFIERS,
   'corruption_net.name': corruption_nets.CORRUPTION_NETS,
@@ -54,10 +55,12 @@ def test_an_attack_takes_every_field_and_has_its_default(name):
 @pytest.mark.parametrize('name', list(classifiers.CLASSIFIERS))
 def test_a_classifier_takes_every_field_and_keeps_the_contract(name):
   factory = classifiers.CLASSIFIERS[name]
-  known = inspect.signature(factory).parameters
-  for field, default in options_of('classifier.').items():
-    assert known[field].default == default, field
-  network = factory(7, depth=10, width=4)
+  known = {**inspect.signature(layers.classifier).parameters, **inspect.signature(factory).parameters}
+  of_others = ('shortcut',) if name == 'resnext' else ()
+  for field, default in options_of('classifier.', *of_others).items():
+    published = name == 'preact_resnet' or field not in ('depth', 'width')  # the others have sizes of their own
+    assert known[field].default == default or not published, field
+  network = factory(7, depth=min(CLASSIFIER_DEPTHS[name]), width=4)
   key = jax.random.key(0)
   params, state = jax.eval_shape(lambda key: network.init(key, jnp.zeros(SHAPES.shape), is_training=True), key)
   for options in ({'is_training': True}, {'is_training': False}, {'is_training': False, 'test_local_stats': True}):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, corruption_nets, per_example_conv, trees
+from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv, trees
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.pgd import pgd
 from adversarial_augment.attacks.steps import STEPS
@@ -16,6 +16,7 @@ from adversarial_augment.corruption_nets import layers
 from adversarial_augment.corruption_nets.cae import cae, cae_table
 from adversarial_augment.corruption_nets.vqvae import CODEBOOK, quantise, vqvae
 from adversarial_augment.errors import UserError
+from adversarial_augment.ssim import ssim
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -227,6 +228,20 @@ def test_gradients_pass_the_codes_and_leave_the_codebook_alone():
   gradient = jax.jit(jax.grad(loss))(phi)
   assert not np.any(gradient[CODEBOOK]['codebook'])
   assert np.any(gradient['vqvae/down_0']['w'])
+
+
+@pytest.mark.parametrize(
+  'name, weights, similarity, ratio',
+  [('cae', 'cae_16', 0.75, 22), ('unet', 'unet_16', 0.99, 45), ('vqvae', 'vqvae_16x512', 0.75, 23)],
+)
+def test_shipped_weights_give_images_back(name, weights, similarity, ratio):
+  """On test images that no pretraining saw; `ratio` is the PSNR in dB."""
+  network, phi = corruption_nets.load(name, weights)
+  images = datasets.load('embedded', 'test', '').read(np.arange(64)).images.astype(np.float32) / 255
+  restored = np.asarray(jax.jit(network.apply)(phi, images, KEY))
+  assert float(ssim(images, restored).mean()) >= similarity
+  assert np.mean(-10 * np.log10(((images - restored) ** 2).mean((1, 2, 3)))) >= ratio
+  assert corruption_nets.find(weights).stat().st_size < 1.5e6
 
 
 # In the attack.
