@@ -35,7 +35,7 @@ formats (default: all that can hold the classifier; the others are named):
 card.json beside them says what the classifier is, what was measured of it, and how to load each file."""
 
 _JAX_CODE = """\
-from adversarial_augment.classifiers import preact_resnet
+from adversarial_augment.classifiers import CLASSIFIERS
 from safetensors.numpy import load_file
 
 trees = {{'params': {{}}, 'model_state': {{}}}}
@@ -43,7 +43,7 @@ for path, array in load_file({file!r}).items():
   tree, _, rest = path.partition('/')
   module, _, name = rest.rpartition('/')
   trees[tree].setdefault(module, {{}})[name] = array
-network = preact_resnet({num_classes}, {options})
+network = CLASSIFIERS[{factory!r}]({num_classes}, {options})
 logits, _ = network.apply(trees['params'], trees['model_state'], None, images, is_training=False)
 """
 
@@ -131,16 +131,15 @@ def _safetensors(classifier: Classifier, file: str, card: str) -> Encoded:
   import numpy as np
   from safetensors.numpy import save
 
-  from adversarial_augment import state_arrays
+  from adversarial_augment import recipe, state_arrays
 
   tree = {'params': classifier.params, 'model_state': classifier.model_state}
   arrays = state_arrays.to_host(state_arrays.flatten(tree))
   # safetensors writes the memory of a transposed view as it lies.
   tensors = {path: np.ascontiguousarray(array).reshape(array.shape) for path, array in arrays.items()}
-  options = {name: value for name, value in classifier.config.classifier.items() if name != 'name'}
-  options['dtype'] = classifier.config.precision
+  name, options = classifier.config.classifier.name, recipe.classifier_options(classifier.config)
   words = ', '.join(f'{name}={value!r}' for name, value in options.items())
-  code = _JAX_CODE.format(file=file, num_classes=classifier.num_classes, options=words)
+  code = _JAX_CODE.format(file=file, factory=name, num_classes=classifier.num_classes, options=words)
   return Encoded(save(tensors, metadata={'card': card}), code)
 
 
@@ -151,7 +150,7 @@ def _torch(classifier: Classifier, file: str, card: str) -> Encoded:
   from adversarial_augment.exporting import torch_layout
 
   config = classifier.config
-  torch_layout.check(**{name: config.classifier[name] for name in ('depth', 'width', 'shortcut', 'padding')})
+  torch_layout.check(**{name: config.classifier[name] for name in ('name', 'depth', 'width', 'shortcut', 'padding')})
   tensors = torch_layout.state_dict(*jax.device_get((classifier.params, classifier.model_state)))
   code = torch_layout.code(
     depth=config.classifier.depth,

@@ -117,11 +117,15 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
 
 def build_classifier(config: ConfigDict, num_classes: int, **options: Any) -> Network:
   """Returns the classifier of a config; `options` are further ones of its factory."""
-  fields = dict(config.classifier)
-  name = fields.pop('name')
-  if name == 'resnext':
-    del fields['shortcut']  # of pre-activation networks
-  return classifiers.CLASSIFIERS[name](num_classes, dtype=jnp.dtype(config.precision), **fields, **options)
+  make = classifiers.CLASSIFIERS[config.classifier.name]
+  return make(num_classes, **classifier_options(config) | {'dtype': jnp.dtype(config.precision)} | options)
+
+
+def classifier_options(config: ConfigDict) -> dict[str, Any]:
+  """Returns what the classifier's factory takes beside the number of classes, as plain values."""
+  of_others = {'name', 'shortcut'} if config.classifier.name == 'resnext' else {'name'}
+  fields = {name: value for name, value in config.classifier.items() if name not in of_others}
+  return {**fields, 'dtype': config.precision}
 
 
 def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:

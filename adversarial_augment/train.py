@@ -14,6 +14,7 @@ import numpy as np
 from adversarial_augment import cli, datasets, report
 from adversarial_augment.datasets import benchmarks, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError
+from adversarial_augment.preparation import deepaugment
 from adversarial_augment.types import Dataset, TrainState
 
 
@@ -22,6 +23,8 @@ def main(argv: list[str]) -> None:
   config = cli.resolve_config(arguments)
   if config is None:
     return
+  if config.dataset == 'embedded' and config.deepaugment.sets:
+    deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
   splits = _load(config)
   test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
   from adversarial_augment import recipe, tensorboard

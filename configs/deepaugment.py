@@ -5,12 +5,10 @@
   python -m adversarial_augment.train --config=configs/deepaugment.py:laptop      # CIFAR-10, small
   python -m adversarial_augment.train --config=configs/deepaugment.py:smoke       # two steps, for tests
 
-Its sets have to be there, one for each network:
+Its sets have to be there, one for each network (those of the embedded images are made where they are missing):
 
   python -m adversarial_augment.prepare deepaugment --net=edsr
   python -m adversarial_augment.prepare deepaugment --net=cae
-  python -m adversarial_augment.prepare deepaugment --net=edsr --weights=edsr_4x16_x1 --dataset=embedded  # :quickstart
-  python -m adversarial_augment.prepare deepaugment --net=cae --dataset=embedded
 
 All but the training images is as in nominal.py. Each is drawn with the same probability from the clean ones and their
 copies, and an epoch is as long as there, so that rows see equally many images.

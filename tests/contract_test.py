@@ -13,7 +13,15 @@ from adversarial_augment import config as configs
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.classifiers import layers
-from adversarial_augment.config_tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES, PRETRAIN, TABLES, TRAIN
+from adversarial_augment.config_tables import (
+  AUGMIX,
+  CLASSIFIER_DEPTHS,
+  NETWORK_OPTIONS,
+  NETWORK_SIZES,
+  PRETRAIN,
+  TABLES,
+  TRAIN,
+)
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 

@@ -26,5 +26,7 @@ def test_what_a_row_changes(row, variant):
   config = configs.load(f'configs/{row}.py:{variant}')
   configs.validate(config)
   found, before = (fields.flatten(each) for each in (config, configs.load(f'configs/{base}.py:{variant}')))
+  if changes['deepaugment.copies'] == 10 and variant in ('quickstart', 'smoke'):
+    changes = changes | {'deepaugment.copies': 2}
   assert {name: value for name, value in found.items() if value != before[name]} == changes
   assert found['deepaugment.mix'] == 'concat'

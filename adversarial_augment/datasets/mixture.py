@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from adversarial_augment import files
-from adversarial_augment.datasets import cifar10_c, npy
+from adversarial_augment.datasets import cifar10_c, commands, npy
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Batch, Dataset
@@ -24,6 +24,7 @@ FORMAT = 'adversarial_augment.deepaugment.1'
 MANIFEST = 'MANIFEST.json'
 IMAGES, LABELS, INDEX = FILES = ('images.npy', 'labels.npy', 'index.npy')
 MIXES = ('concat', 'half', 'only')
+NETS = ('edsr', 'cae')  # of which sets are made; the usual names of the sets
 _CHUNK = 1 << 24  # bytes hashed at once
 
 
@@ -89,25 +90,26 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
 
 def _open(train: Dataset, data_dir: str, name: str, copies: int | None) -> list[Dataset]:
   folder = folder_of(train.name, name, data_dir)
-  again = f'python -m adversarial_augment.prepare deepaugment --dataset={train.name} --data_dir={data_dir}'
+  flags = [f'--dataset={train.name}', f'--net={name}' if name in NETS else f'--name={name}']
+  again = lambda *more: commands.prepare(data_dir, 'deepaugment', *flags, *more)
   if not (folder / MANIFEST).is_file():
     state = 'is not finished' if folder.exists() else 'does not exist'
     raise UserError(
-      f"The DeepAugment set '{folder}' (config.deepaugment.sets) {state}; start {again} --name={name}, which goes on "
-      'where it was stopped.'
+      f"The DeepAugment set '{folder}' (config.deepaugment.sets) {state}; start {again()}, which goes on where it "
+      'was stopped.'
     )
   manifest = read_manifest(folder / MANIFEST)
   if manifest['train_set']['sha256'] != train.provenance['sha256']:
     raise UserError(
       f"'{folder}' was made from images with SHA-256 {manifest['train_set']['sha256']}, but the training images of "
-      f"'{train.name}' have {train.provenance['sha256']}; make it again with {again} --name={name} --overwrite."
+      f"'{train.name}' have {train.provenance['sha256']}; make it again with {again('--overwrite')}."
     )
   made = manifest['copies']
   wanted = made if copies is None else copies
   if wanted > made:
     raise UserError(
-      f"'{folder}' has {made} copies, but config.deepaugment.copies={wanted}; lower it, or make more with {again} "
-      f'--name={name} --copies={wanted} --overwrite.'
+      f"'{folder}' has {made} copies, but config.deepaugment.copies={wanted}; lower it, or make more with "
+      f'{again(f"--copies={wanted}", "--overwrite")}.'
     )
   check_sizes(folder, manifest)
   n = train.num_examples
@@ -119,7 +121,9 @@ def _open(train: Dataset, data_dir: str, name: str, copies: int | None) -> list[
   if not np.array_equal(arrays[INDEX], np.tile(np.arange(n), made)) or not np.array_equal(
     arrays[LABELS], np.tile(cifar10_c.labels_of(train), made)
   ):
-    raise UserError(f"'{folder}': its labels are not those of '{train.name}'; make it again with {again} --overwrite.")
+    raise UserError(
+      f"'{folder}': its labels are not those of '{train.name}'; make it again with {again('--overwrite')}."
+    )
   provenance = {'name': name} | {key: value for key, value in manifest.items() if key != 'train_set'}
   return [_copy(train, arrays[IMAGES], arrays[LABELS], number, provenance) for number in range(wanted)]
 

@@ -59,15 +59,18 @@ classifier.load_state_dict(load_file({file!r}))
 """
 
 
-def check(*, depth: int, width: int, shortcut: str, padding: str) -> None:
+def check(*, name: str, depth: int, width: int, shortcut: str, padding: str) -> None:
   """Refuses a classifier whose function no such class has.
 
   Args:
+    name: of the classifier, in `classifiers.CLASSIFIERS`.
     depth: as `width`, `shortcut` and `padding` an argument of `classifiers.preact_resnet`.
 
   Raises:
     UserError: names the first field that stands in the way.
   """
+  if name != 'preact_resnet':
+    raise UserError(f"config.classifier.name={name}, but RobustBench's PreActResNet is a preact_resnet.")
   if padding != 'torch':
     raise UserError(f"config.classifier.padding={padding}, but RobustBench's PreActResNet pads as 'torch' does.")
   if width != WIDTH:

@@ -1,9 +1,12 @@
 """`prepare deepaugment`: sends the training images of a data set through a corruption network with damaged weights."""
 
 import argparse
+from collections.abc import Sequence
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -15,7 +18,8 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.preparation import command, deepaugment_files
 from adversarial_augment.types import Dataset
 
-_NETS = {'edsr': 'edsr_16x64_x4', 'cae': 'cae_16'}  # and the weights that ship of the published or the largest size
+_NETS = dict(zip(mixture.NETS, ('edsr_16x64_x4', 'cae_16'), strict=True))  # and their weights, the largest that ship
+_QUICK = {'edsr': ('--weights=edsr_4x16_x1',), 'cae': ()}  # what the sets of the embedded images are made with
 _SCALES = ('native32', 'published')
 
 
@@ -87,6 +91,23 @@ def run(arguments: argparse.Namespace) -> None:
       f'Train on it with --config.deepaugment.sets={name} --config.dataset={arguments.dataset} '
       f'--config.data_dir={data_dir}'
     )
+
+
+def make_embedded(data_dir: str, names: Sequence[str], copies: int) -> None:
+  """Makes the sets of the embedded images that are missing and bear a network's name, in some 20 seconds a copy.
+
+  In processes of their own, so that the devices of this one are still to be chosen.
+
+  Raises:
+    UserError: it failed; its own line has said why.
+  """
+  for net in names:
+    if net in _NETS and not (mixture.folder_of('embedded', net, data_dir) / mixture.MANIFEST).exists():
+      flags = ['--dataset=embedded', f'--net={net}', *_QUICK[net], f'--copies={copies}', f'--data_dir={data_dir}']
+      print(f'making the DeepAugment set {net} of the embedded images...', flush=True)
+      module = [sys.executable, '-m', 'adversarial_augment.prepare', 'deepaugment']
+      if subprocess.run([*module, *flags], check=False).returncode:
+        raise UserError(f'config.deepaugment.sets={net} could not be made, see above; the same command goes on.')
 
 
 def _check(arguments: argparse.Namespace, name: str) -> None:
