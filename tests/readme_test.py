@@ -39,7 +39,7 @@ def test_the_first_two_blocks_are_one_command_line_each():
     assert len(command.splitlines()) == 1
     assert command.startswith('python3 -m venv .venv && . .venv/bin/activate && pip install -e ')
   assert first.rstrip().endswith(f'&& {MODULE}train --config=configs/ada_edsr.py:quickstart --workdir=runs/quickstart')
-  assert second.rstrip().endswith("'.[dev]' && python -m pytest")
+  assert second.rstrip().endswith("'.[dev]' && python -m pytest -n 2 --dist loadfile")
 
 
 def test_there_are_commands_of_every_module():

@@ -342,8 +342,9 @@ def test_init_from_another_architecture_names_the_leaf(finished, tmp_path):
 
 def test_lines_of_the_warm_up_say_nothing_of_the_adversary():
   static = types.SimpleNamespace(batch_size=8, warmup_steps=2)
+  data = types.SimpleNamespace(num_examples=40, epoch_size=None)
   values = {'loss': 1.0, 'accuracy': 0.5, 'learning_rate': 0.1, 'attack_loss_end': 2.0, 'ssim': 0.9}
-  before, after = (train._line(step, values, static, 40) for step in (2, 3))
+  before, after = (train._line(step, values, static, data) for step in (2, 3))
   own = {'step', 'epoch', 'loss', 'accuracy', 'learning_rate'}
   assert before.keys() == own
   assert after.keys() == own | {'attack_loss_end', 'ssim_mean'}
