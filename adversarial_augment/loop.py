@@ -15,9 +15,9 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import checkpoints, files, processes, run_directory, signals, state_arrays
+from adversarial_augment import checkpoints, files, processes, results, run_directory, signals, state_arrays
 from adversarial_augment import config as configs
-from adversarial_augment.errors import NumericalError, Stopped, UserError
+from adversarial_augment.errors import CheckpointError, NumericalError, Stopped, UserError
 from adversarial_augment.run_log import Patience, RunLog, tell
 from adversarial_augment.types import TrainState
 
@@ -51,6 +51,7 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
     data: what the run is made on, as JSON: the hash of each split, and more; kept in data.json.
 
   Raises:
+    CheckpointError: the directory holds a run and none of its checkpoints.
     UserError: another process writes there, or the directory holds a run with another config or on other data.
     StorageError: it cannot be written.
   """
@@ -59,11 +60,25 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
     def prepare() -> None:
       run_directory.create(workdir)
       stack.enter_context(run_directory.lock(workdir))
+      _check_not_lost(workdir, config.checkpoint_every)
       _check_config(workdir, config)
       _check_data(workdir, data or {})
 
     processes.on_process_0(prepare)
     yield stack.enter_context(signals.listen(jax.process_count() > 1))
+
+
+def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
+  """Refuses to begin a run anew over one whose checkpoints are gone: it has closed, or has had time for two."""
+  if checkpoints.steps(workdir / 'checkpoints'):
+    return
+  lines = results.read_log(workdir / 'metrics.jsonl', ())
+  made = lines[-1]['step'] if lines else 0
+  if (workdir / 'results' / 'train.json').exists() or 0 < 2 * checkpoint_every <= made:
+    raise CheckpointError(
+      f"'{workdir}' holds a run of {made:,} steps and none of its checkpoints; bring them back, or name another "
+      '--workdir.'
+    )
 
 
 def _check_config(workdir: Path, config: ConfigDict) -> None:

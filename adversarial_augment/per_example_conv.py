@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from adversarial_augment import registry
+from adversarial_augment.errors import UserError
 
 Conv = Callable[..., jax.Array]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -67,8 +68,13 @@ def per_example_conv(
     [n, h', w', k]
 
   Raises:
-    UserError: an unknown `impl`.
+    UserError: an unknown `impl`, or shapes that do not go together.
   """
+  if images.ndim != 4 or kernels.ndim != 5 or len(images) != len(kernels) or images.shape[3] != kernels.shape[3]:
+    raise UserError(
+      f'per_example_conv takes images [n, h, w, c] and kernels [n, kh, kw, c, k], not {list(images.shape)} and '
+      f'{list(kernels.shape)}.'
+    )
   one: dict[str, Conv] = {'map': example_conv, 'im2col': _rowwise_conv, 'vmap': conv}
   impl = _resolve(impl, one)
   apply = lambda kernel, image: one[impl](image[None], kernel, stride=stride, padding=padding)[0]

@@ -9,6 +9,7 @@ import math
 import os
 from pathlib import Path
 import platform
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -110,7 +111,7 @@ def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str) 
     'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
     | {name: importlib.metadata.version(name) for name in _PACKAGES},
     'git': _revision(),
-    'command': ' '.join([f'python -m adversarial_augment.{program}', *sys.argv[1:]]),
+    'command': f'python -m adversarial_augment.{program} {shlex.join(sys.argv[1:])}'.rstrip(),
     'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
   }
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from adversarial_augment import cli, datasets, report
 from adversarial_augment.datasets import benchmarks, mixture, sampling
-from adversarial_augment.errors import AdversarialAugmentError
+from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.preparation import deepaugment
 from adversarial_augment.types import Dataset, TrainState
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
   from adversarial_augment import recipe, tensorboard
 
   recipe.check_adversary(config, splits['train'].image_shape)
+  _check_start(config.init_from, arguments.workdir)
   if config.tensorboard:
     tensorboard.check_installed()
   processes = cli.distributed(arguments, config.batch_size)
@@ -116,6 +117,17 @@ def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
     'image_shape': list(splits['train'].image_shape),
     'class_names': list(splits['train'].class_names),
   }
+
+
+def _check_start(init_from: str | None, workdir: Path) -> None:
+  """Looks, before any device is touched, whether there is a run to start from; one that goes on needs none."""
+  from adversarial_augment import checkpoints, files
+
+  if init_from is None or checkpoints.steps(workdir / 'checkpoints'):
+    return
+  folder = files.user_path(init_from, 'config.init_from')
+  if not checkpoints.steps(folder / 'checkpoints'):
+    raise UserError(f"No checkpoints in '{folder}' (config.init_from); name the workdir of a run that has saved some.")
 
 
 def _start_from(init_from: str | None, state: TrainState) -> TrainState:

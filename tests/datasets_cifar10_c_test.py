@@ -182,7 +182,7 @@ FAULTS = {
   'one-hot labels': (save('labels.npy', np.eye(10, dtype=np.uint8)[OTHER]), 'labels.npy', '[200, 10]'),
   'a wrong label': (save('labels.npy', OTHER), 'in row 43', 'image 3 of the test split'),
   'negative labels': (save('labels.npy', np.full(5 * N, -1)), 'label -1 in row 0', 'another test set'),
-  'permuted labels': (save('labels.npy', PERMUTED), 'in another order', 'prepare cifar10 instead'),
+  'permuted labels': (save('labels.npy', PERMUTED), 'in another order', 'make it again'),
   'each label five times': (save('labels.npy', np.repeat(LABELS, 5)), 'labels.npy', 'another test set'),
   'half written': (cut('fog.npy', 300_000), 'fog.npy', '300,000 bytes'),
   'cut in the header': (cut('fog.npy', 60), 'fog.npy', 'not a .npy file'),

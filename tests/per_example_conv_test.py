@@ -126,6 +126,12 @@ def test_an_unknown_form_is_refused():
     per_example_conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 3, 3, 1, 1)), impl='im2cool')
 
 
+@pytest.mark.parametrize('kernels', [(3, 3, 3, 1, 1), (4, 3, 3, 2, 1), (3, 3, 1, 1)], ids=str)
+def test_shapes_that_do_not_go_together_are_refused(kernels):
+  with pytest.raises(UserError, match=r'images \[n, h, w, c\] and kernels'):
+    per_example_conv(jnp.zeros((4, 8, 8, 1)), jnp.zeros(kernels))
+
+
 # Sharded over devices.
 
 

@@ -211,7 +211,7 @@ def test_official_images_stand_beside_published_numbers(both):
   [
     ({}, False, 'does not compare with published numbers: its data set is embedded, not CIFAR-10'),
     ({'dataset': 'cifar10', 'frost': 'procedural'}, False, 'its frost is of procedural textures'),
-    ({'dataset': 'cifar10'}, True, 'only roughly with published numbers: its CIFAR-10-C is generated, 2,000 images'),
+    ({'dataset': 'cifar10'}, True, 'its CIFAR-10-C is generated from embedded test images, 2,000 images'),
     ({'dataset': 'cifar10', 'c_origin': 'official'}, True, 'its CIFAR-10-C is official, 2,000 images a cell'),
   ],
 )

@@ -311,6 +311,17 @@ def test_validation_while_training_and_test_at_the_end_each_once(tmp_path, monke
 # Starting from another run.
 
 
+def test_a_run_without_its_checkpoints_does_not_begin_anew(copy):
+  shutil.rmtree(copy / 'checkpoints')
+  log = (copy / 'metrics.jsonl').read_bytes()
+  with pytest.raises(CheckpointError, match='none of its checkpoints; bring them back'):
+    start(copy)
+  (copy / 'results' / 'train.json').unlink()  # killed before its end, and after two saves
+  with pytest.raises(CheckpointError, match='none of its checkpoints; bring them back'):
+    start(copy)
+  assert (copy / 'metrics.jsonl').read_bytes() == log
+
+
 def test_init_from_takes_parameters_and_statistics_only(finished, tmp_path, capsys):
   state = start(tmp_path / 'w', init_from=str(finished), num_steps='7')
   assert int(state.step) == 7

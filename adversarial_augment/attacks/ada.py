@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from adversarial_augment import trees
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.attacks.weight_ball import check_blocks, weight_ball
+from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 
@@ -38,6 +39,8 @@ def ada(
   Raises:
     UserError: an unknown rule, or, when called outside jit, a phi that is zero throughout.
   """
+  if isinstance(nu, int | float) and not 0 <= nu < float('inf'):  # it may be traced
+    raise UserError(f'nu={nu} of attacks.ada must be a finite number, at least 0.')
   ball = weight_ball(apply, nu=nu, init=init, impl=impl, noisy=noisy)
   measure = lambda phi, betas: {'radius_fraction': _radius_fraction(betas, ball.radii(phi))}
   search = adversary(ball, **options, measure=measure)

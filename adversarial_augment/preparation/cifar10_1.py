@@ -1,6 +1,7 @@
 """`prepare cifar10_1`: imports CIFAR-10.1 from the .npy files of its authors."""
 
 import argparse
+import shlex
 
 from adversarial_augment import metrics
 from adversarial_augment.datasets import cifar10, cifar10_1, writer
@@ -42,4 +43,4 @@ def run(arguments: argparse.Namespace) -> None:
     path = writer.write(description, splits, data_dir, arguments.overwrite)
     counts = ', '.join(f'{split.num_examples:,} {name} images' for name, split in splits.items())
     print(f"Wrote '{path}': {counts}, origin {description.origin}.")
-  print(f'Use it with --config.evals=clean,cifar10_1 --config.data_dir={arguments.data_dir}')
+  print(f'Use it with --config.evals=clean,cifar10_1 --config.data_dir={shlex.quote(arguments.data_dir)}')

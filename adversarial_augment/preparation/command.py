@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import pathlib
+import shlex
 from typing import NamedTuple
 
 from adversarial_augment import fields, files
@@ -66,4 +67,4 @@ def report(
   """Says what was written, and how `train` is told to use it."""
   counts = ', '.join(f'{split.num_examples:,} {name}' for name, split in splits.items())
   print(f"Wrote '{path}': {counts} images, {len(description.class_names)} classes, origin {description.origin}.")
-  print(f'Use it with --config.dataset={description.name} --config.data_dir={arguments.data_dir}')
+  print(f'Use it with --config.dataset={description.name} --config.data_dir={shlex.quote(arguments.data_dir)}')

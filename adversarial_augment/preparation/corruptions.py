@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import shlex
 import time
 from typing import Any
 
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     f'images, origin {corrupted.images.origin}; {done.num_written:,} images written in {seconds:,.0f} s.'
   )
   if set(names) >= set(metrics.NAMES) or arguments.format != 'npy':  # what an evaluation needs
-    print(use.format(dataset=arguments.dataset, data_dir=arguments.data_dir, folder=done.path.name))
+    print(use.format(dataset=arguments.dataset, data_dir=shlex.quote(arguments.data_dir), folder=done.path.name))
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -84,8 +84,10 @@ def standing(run: Run, result: dict[str, Any]) -> Standing:
   if origin == 'official' and n == 10_000:
     sentence = f'{run.label} compares with published numbers: its images are the official files of CIFAR-10-C.'
     return Standing(True, False, sentence)
+  made_of = result['provenance']['data']['test']['origin']
+  of = '' if origin == 'official' else f' from {made_of} test images'
   sentence = (
-    f'{run.label} compares only roughly with published numbers: its CIFAR-10-C is {origin}, {n:,} images a cell; '
+    f'{run.label} compares only roughly with published numbers: its CIFAR-10-C is {origin}{of}, {n:,} images a cell; '
     'theirs is official, 10,000 a cell.'
   )
   return Standing(True, True, sentence)
