@@ -3,7 +3,6 @@
 A block is one leaf: one weight or bias array. All functions take the perturbation of one example; `vmap` them.
 """
 
-from collections.abc import Sequence
 import math
 
 import jax
@@ -17,18 +16,20 @@ _CHUNK = 2**14  # normal numbers drawn at once
 
 def block_norms(tree: PyTree) -> PyTree:
   """Returns the l2 norm of every leaf; finite wherever the norm itself is."""
-  leaves, treedef = jax.tree.flatten(tree)
-  return jax.tree.unflatten(treedef, list(_norms(leaves)))
+  return jax.tree.map(_norm, tree)
 
 
 def project(tree: PyTree, radii: PyTree) -> PyTree:
   """Returns the nearest point whose every block lies in the l2 ball of its radius; inside points stay as they are."""
-  leaves, treedef = jax.tree.flatten(tree)
-  norms, limits = _norms(leaves), jnp.stack(jax.tree.leaves(radii))
-  outside = norms > limits
-  # The margin keeps the norm below the radius whatever the order in which the square sum is rounded.
-  shrink = limits / jnp.where(outside, norms, 1) * (1 - 4 * jnp.finfo(norms.dtype).eps)
-  return jax.tree.unflatten(treedef, [jnp.where(outside[i], x * shrink[i], x) for i, x in enumerate(leaves)])
+
+  def block(x, radius):
+    norm = _norm(x)
+    outside = norm > radius
+    # The margin keeps the norm below the radius whatever the order in which the square sum is rounded.
+    shrink = radius / jnp.where(outside, norm, 1) * (1 - 4 * jnp.finfo(norm.dtype).eps)
+    return jnp.where(outside, x * shrink, x)
+
+  return jax.tree.map(block, tree, radii)
 
 
 def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str = 'ball') -> PyTree:
@@ -57,7 +58,8 @@ def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str 
   distances = jax.random.uniform(distances_key, (len(leaves),), dtype)
   if radius == 'ball':
     distances = distances ** (1 / sizes).astype(dtype)
-  scales = jnp.stack(jax.tree.leaves(radii)) * distances / _norms(directions)
+  lengths = jnp.sqrt(jnp.stack([jnp.sum(jnp.square(x)) for x in directions]))  # no square of a normal draw overflows
+  scales = jnp.stack(jax.tree.leaves(radii)) * distances / jnp.maximum(lengths, jnp.finfo(dtype).tiny)
   return jax.tree.unflatten(treedef, [directions[i].reshape(x.shape) * scales[i] for i, x in enumerate(leaves)])
 
 
@@ -67,27 +69,14 @@ def median_radius(radii: PyTree) -> jax.Array:
   return jnp.nan_to_num(jnp.nanmedian(jnp.where(stacked > 0, stacked, jnp.nan)))
 
 
-def _norms(blocks: Sequence[jax.Array]) -> jax.Array:
-  """[len(blocks)]: the l2 norm of each array, scaled so that no square overflows or vanishes; with gradient 0 at 0.
-
-  Arrays of one shape are stacked first: networks have few shapes and many blocks, and kernels of their own for each
-  block were most of the train step's compile time.
-  """
-  by_shape: dict[tuple[int, ...], list[int]] = {}
-  for index, block in enumerate(blocks):
-    by_shape.setdefault(block.shape, []).append(index)
-  norms = [_row_norms(jnp.stack([blocks[i].ravel() for i in same])) for same in by_shape.values()]
-  return jnp.concatenate(norms)[np.argsort(np.concatenate(list(by_shape.values())))]
-
-
-def _row_norms(rows: jax.Array) -> jax.Array:
-  """[m, k] -> [m]"""
+def _norm(x: jax.Array) -> jax.Array:
+  """[]: the l2 norm of an array, scaled so that no square overflows or vanishes; with gradient 0 at 0."""
   # Two reductions, which XLA vectorises, as it does not that of the absolute value. The scale cancels.
-  largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(rows, 1, initial=0.0), -jnp.min(rows, 1, initial=0.0)))
-  limits = jnp.finfo(rows.dtype)
+  largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(x, initial=0.0), -jnp.min(x, initial=0.0)))
+  limits = jnp.finfo(x.dtype)
   # The scale and its reciprocal are normal numbers: XLA flushes others to zero.
   scale = jnp.where(largest >= limits.tiny, jnp.minimum(largest, limits.max / 8), 1)
-  squares = jnp.sum(jnp.square(rows / scale[:, None]), axis=1)
+  squares = jnp.sum(jnp.square(x / scale))
   is_zero = squares == 0
   return jnp.where(is_zero, 0, scale * jnp.sqrt(jnp.where(is_zero, 1, squares)))  # the root has no gradient at zero
 

@@ -18,8 +18,13 @@ import numpy as np
 
 
 def settle(module: str, *, cores: int) -> None:
-  """Starts again on so many cores and with huge pages: fresh small pages cost more than the arithmetic."""
-  wanted = 'glibc.malloc.hugetlb=1'
+  """Starts again on so many cores, with huge pages and an allocator that keeps what it has.
+
+  Fresh pages can cost more than the arithmetic, and which variant meets them depends on what else is in the round: on
+  one virtual machine the same step took 240 ms by itself and 340 ms beside four others.
+  """
+  keep = ('arena_max=1', 'mmap_max=0', f'trim_threshold={2**36}')
+  wanted = ':'.join(f'glibc.malloc.{setting}' for setting in ('hugetlb=1', *keep))
   if os.environ.get('GLIBC_TUNABLES') == wanted or not hasattr(os, 'sched_setaffinity'):
     return
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])

@@ -88,7 +88,7 @@ def pgd(
     move, rule_state = jax.vmap(rule.update)(gradient, rule_state)
     return project(firsts, jax.tree.map(jnp.add, beta, move)), rule_state, loss_start, gradient_norm, best
 
-  beta = project(firsts, jax.vmap(lambda key, x: perturbation_set.init(key, frozen, x))(first_keys, firsts))
+  beta = jax.vmap(lambda key, x: perturbation_set.init(key, frozen, x))(first_keys, firsts)
   zeros = jnp.zeros(images.shape[0], jnp.promote_types(images.dtype, jnp.float32))
   best = (zeros[::size] - jnp.inf, beta) if keep_best else None
   carry = (beta, jax.vmap(rule.init)(beta), zeros, zeros[::size], best)
