@@ -36,7 +36,7 @@ VARIANTS = {
   'laptop': {
     **SMALL_EDSR,
     'batch_size': 64,
-    'num_epochs': 1.5,
+    'num_epochs': 1.0,
     'evals': ('clean', 'ada', 'cifar10_c'),
     'classifier.depth': 10,
     'classifier.width': 16,
