@@ -41,7 +41,7 @@ def package_files() -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-  """adversarial_augment/attacks/pgd.py -> attacks.pgd"""
+  """adversarial_augment/attacks/ascent.py -> attacks.ascent"""
   parts = path.relative_to(ROOT / PACKAGE).with_suffix('').parts
   return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 

@@ -1,5 +1,6 @@
 """Projected gradient ascent over the perturbations of a batch: Eq. 2 of arXiv 2104.01086, and its l_p kin."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ from adversarial_augment import trees
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.steps import StepRule
 from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [n, k], labels [n]) -> [n]
 
 
 class Ascent(NamedTuple):
@@ -21,7 +24,7 @@ class Ascent(NamedTuple):
   gradient_norm: jax.Array  # [m], of the first step's gradient; 0 without steps
 
 
-def pgd(
+def ascend(
   perturbation_set: PerturbationSet,
   keys: jax.Array,
   logits_fn: LogitsFn,
@@ -32,11 +35,13 @@ def pgd(
   num_steps: int,
   step: StepRule,
   step_fraction: float,
+  loss: Loss = cross_entropy,
   keep_best: bool = False,
+  score: Loss | None = None,
   group: int | None = 1,
   axis_name: str | None = None,
 ) -> Ascent:
-  """Maximises the cross-entropy of `logits_fn` over the perturbation of every image, or of every group of images.
+  """Maximises a loss of `logits_fn` over the perturbation of every image, or of every group of images.
 
   Args:
     perturbation_set: the feasible set and its action on an image.
@@ -48,7 +53,9 @@ def pgd(
     num_steps: steps of ascent, each followed by a projection.
     step: the rule that turns a gradient into a step.
     step_fraction: step size in units of the median block radius.
-    keep_best: returns the iterate of each group's highest loss, instead of the last one.
+    loss: what the gradient is taken of, and what `loss_start` and `loss_end` are.
+    keep_best: returns the iterate of each group's highest score, instead of the last one.
+    score: that score; None: the loss. A score that is NaN is never the highest.
     group: images that share a perturbation, one after the other, and whose mean loss it maximises; a divisor of n.
       None: all images, and those of every device along `axis_name`.
     axis_name: mesh axis of a perturbation that all devices share; unused for groups of a number.
@@ -64,8 +71,10 @@ def pgd(
     first_keys = _of_first_device(first_keys, everywhere)
   rule = step(perturbation_set.radii(frozen), step_fraction)
 
-  def losses_of(corrupted):
-    return cross_entropy(logits_fn(corrupted), labels)
+  def measured(corrupted):
+    logits = logits_fn(corrupted)
+    losses = loss(logits, labels)
+    return losses, losses if score is None else score(logits, labels)
 
   def over_devices(tree):
     return jax.lax.pmean(tree, everywhere) if everywhere else tree
@@ -74,17 +83,17 @@ def pgd(
     return over_devices(losses.reshape(-1, size).mean(-1))
 
   def objective(beta):
-    losses = losses_of(perturbation_set.apply_batch(frozen, images, beta, keys))
-    return losses.sum() / size, losses
+    losses, scores = measured(perturbation_set.apply_batch(frozen, images, beta, keys))
+    return losses.sum() / size, (losses, scores)
 
-  def ascend(i, carry):
+  def climb(i, carry):
     beta, rule_state, loss_start, gradient_norm, best = carry
-    (_, losses), gradient = jax.value_and_grad(objective, has_aux=True)(beta)
+    (_, (losses, scores)), gradient = jax.value_and_grad(objective, has_aux=True)(beta)
     gradient = over_devices(gradient)
     loss_start = jnp.where(i == 0, losses, loss_start)
     gradient_norm = jax.lax.cond(i == 0, lambda: _norms(gradient), lambda: gradient_norm)
     if keep_best:
-      best = _better((group_means(losses), beta), best)
+      best = _better((group_means(scores), beta), best)
     move, rule_state = jax.vmap(rule.update)(gradient, rule_state)
     return project(firsts, jax.tree.map(jnp.add, beta, move)), rule_state, loss_start, gradient_norm, best
 
@@ -92,15 +101,15 @@ def pgd(
   zeros = jnp.zeros(images.shape[0], jnp.promote_types(images.dtype, jnp.float32))
   best = (zeros[::size] - jnp.inf, beta) if keep_best else None
   carry = (beta, jax.vmap(rule.init)(beta), zeros, zeros[::size], best)
-  beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, ascend, carry)
+  beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, climb, carry)
 
   corrupted = perturbation_set.apply_batch(frozen, images, beta, keys)
-  loss_end = losses_of(corrupted)
+  loss_end, score_end = measured(corrupted)
   loss_start = loss_start if num_steps else loss_end
   if keep_best:
-    _, beta = _better((group_means(loss_end), beta), best)
+    _, beta = _better((group_means(score_end), beta), best)
     corrupted = perturbation_set.apply_batch(frozen, images, beta, keys)
-    loss_end = losses_of(corrupted)
+    loss_end, _ = measured(corrupted)
   return Ascent(beta, corrupted, loss_start, loss_end, gradient_norm)
 
 
@@ -117,7 +126,7 @@ def _norms(tree: PyTree) -> jax.Array:
 
 
 def _better(new: tuple[jax.Array, PyTree], old: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-  """Takes, perturbation by perturbation, the one of higher loss."""
+  """Takes, perturbation by perturbation, the one of higher score."""
   wins = new[0] > old[0]
   pick = lambda a, b: jnp.where(wins.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
   return jnp.where(wins, new[0], old[0]), jax.tree.map(pick, new[1], old[1])
