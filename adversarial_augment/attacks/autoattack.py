@@ -72,21 +72,21 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
         'autoattack runs from the host and cannot be traced; call it outside of jit, grad and vmap, or use '
         'attacks.apgd, fab and square, which can.'
       )
-    images, labels = np.asarray(images), np.asarray(labels)
-    inputs.check_images(images)
-    inputs.check_keys(keys, len(images))
-    num_classes = inputs.count_classes(logits_fn, images)
-    inputs.check_labels(labels, len(images), num_classes)
-    labels, stages = labels.astype(np.int32), stages_of(num_classes)
+    clean, classes = np.asarray(images), np.asarray(labels)
+    inputs.check_images(clean)
+    inputs.check_keys(keys, len(clean))
+    num_classes = inputs.count_classes(logits_fn, clean)
+    inputs.check_labels(classes, len(clean), num_classes)
+    classes, stages = classes.astype(np.int32), stages_of(num_classes)
 
     def attack_part(index: int, inner: int, part: np.ndarray) -> np.ndarray:
       numbers = np.int32(index), np.int32(inner)
       make = stages[index].rounds.make
-      return np.asarray(attack_batch(logits_fn, make, *numbers, keys[part], images[part], labels[part]))
+      return np.asarray(attack_batch(logits_fn, make, *numbers, keys[part], clean[part], classes[part]))
 
-    problem = sweep.Problem(images, labels, norm, epsilon)
+    problem = sweep.Problem(clean, classes, norm, epsilon)
     judge = lambda images, labels: np.asarray(margins_of(logits_fn, images, labels))
-    programs = sweep.Programs(attack_part, judge, min(batch_size, len(images)))
+    programs = sweep.Programs(attack_part, judge, min(batch_size, len(clean)))
     found = sweep.begin(problem, programs, len(stages))
     for _ in sweep.run(problem, programs, stages, found):
       pass

@@ -60,10 +60,11 @@ def count_classes(logits_fn: LogitsFn, images: Array | np.ndarray) -> int:
     UserError: not one row of at least two floats for each image.
   """
   found = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape, images.dtype))
-  shape, dtype = getattr(found, 'shape', None), getattr(found, 'dtype', None)
-  floats = dtype is not None and jax.dtypes.issubdtype(dtype, np.floating)
+  is_array = isinstance(found, jax.ShapeDtypeStruct)
+  shape: tuple[int, ...] = found.shape if is_array else ()
+  floats = is_array and jax.dtypes.issubdtype(found.dtype, np.floating)
   if not floats or len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
-    what = f'{dtype} of shape {list(shape)}' if dtype is not None else f'a {type(found).__name__}'
+    what = f'{found.dtype} of shape {list(shape)}' if is_array else f'a {type(found).__name__}'
     raise UserError(
       f'logits_fn gives {what} for {len(images)} images; it must give floats [{len(images)}, classes], '
       'of at least 2 classes.'

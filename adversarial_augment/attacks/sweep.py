@@ -129,9 +129,7 @@ def _batch_size(count: int, programs: Programs) -> int:
   return small if count <= small else programs.batch_size
 
 
-def _keep(
-  problem: Problem, programs: Programs, sweep: Sweep, part: np.ndarray, found: np.ndarray, number: int
-) -> None:
+def _keep(problem: Problem, programs: Programs, sweep: Sweep, part: np.ndarray, found: np.ndarray, number: int) -> None:
   """Takes over what is stronger than before."""
   far = distances(problem.norm, found, problem.images[part]) > problem.epsilon * (1 + 1e-6) + 1e-7
   assert not far.any(), f'an attack has left the ball of radius {problem.epsilon}'

@@ -30,9 +30,10 @@ def write(path: Path, sweep: Sweep, about: Mapping[str, Any]) -> None:
   """
   if jax.process_index():
     return
-  arrays = sweep._asdict() | {_ABOUT: _bytes(json.dumps(about, sort_keys=True))}
+  arrays: dict[str, Any] = sweep._asdict() | {_ABOUT: _bytes(json.dumps(about, sort_keys=True))}
+  arrays[_SHA256] = _bytes(state_arrays.hash_arrays(arrays))
   content = io.BytesIO()
-  np.savez(content, **arrays, **{_SHA256: _bytes(state_arrays.hash_arrays(arrays))})
+  np.savez(content, **arrays)
   with files.storage_errors(f"write '{path}'"):
     files.replace(path, content.getvalue())
 
