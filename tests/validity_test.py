@@ -65,7 +65,7 @@ PLANTED = {
 def resnet():
   network = classifiers.CLASSIFIERS['preact_resnet'](6, depth=10, width=4)
   params, state = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), is_training=True)
-  return lambda images: network.apply(params, state, None, images, is_training=False)[0]
+  return jax.jit(lambda images: network.apply(params, state, None, images, is_training=False)[0])
 
 
 HONEST = {

@@ -1,6 +1,8 @@
 """The sequences of attacks that robust accuracies are stated against; an image must withstand all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import math
+from typing import Any
 
 from adversarial_augment import registry
 from adversarial_augment.attacks.apgd import apgd_rounds
@@ -13,6 +15,7 @@ from adversarial_augment.attacks.sweep import Stage
 from adversarial_augment.errors import UserError
 
 _TARGETS = 9  # the most likely wrong classes, at most
+_LONGER_TARGETS = 3
 _DLR_CLASSES, _TARGETED_DLR_CLASSES = 3, 4  # whose logits the losses divide by
 
 
@@ -55,6 +58,27 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
 def left_out(suite: str, num_classes: int) -> tuple[str, ...]:
   """Returns the stages of a suite that need more classes."""
   return tuple(name for name in SUITES[suite] if num_classes < _NEEDS.get(name, 2))
+
+
+def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
+  """Returns an attack of more steps than those of a suite: where it breaks what they left, they had not converged."""
+  ball: dict[str, Any] = {'norm': norm, 'epsilon': epsilon}
+  targets = min(_LONGER_TARGETS, num_classes - 1)
+  if suite == 'pgd':
+    rounds = pgd_rounds(**ball, num_steps=200)
+  elif 'multitargeted' in SUITES[suite]:
+    rounds = multitargeted_rounds(**ball, num_steps=400, restarts=1, num_targets=targets)
+  elif num_classes < _TARGETED_DLR_CLASSES:
+    rounds = apgd_rounds(**ball, loss='ce', num_steps=200, restarts=_LONGER_TARGETS)
+  else:
+    rounds = apgd_rounds(**ball, loss='targeted', num_steps=200, num_targets=targets)
+  return Stage('longer', rounds)
+
+
+def far(norm: str, image_shape: Sequence[int]) -> tuple[float, Stage]:
+  """Returns a radius within which every image can become grey, and an attack within it."""
+  epsilon = 0.5 if norm == 'linf' else 0.5 * math.sqrt(math.prod(image_shape))
+  return epsilon, Stage('far', apgd_rounds(norm=norm, epsilon=epsilon, loss='ce', num_steps=100, restarts=2))
 
 
 def _targets(num_classes: int) -> int:

@@ -82,7 +82,7 @@ def run(problem: Problem, programs: Programs, stages: Sequence[Stage], sweep: Sw
   """Goes on with a sweep to its end.
 
   Yields:
-    After every batch its stage, the round within the stage, and how many images it had.
+    Its stage, the round within that, and the number of images after every batch; 0 images when the round has ended.
   """
   number = 0
   for index, stage in enumerate(stages):
@@ -101,6 +101,7 @@ def run(problem: Problem, programs: Programs, stages: Sequence[Stage], sweep: Sw
         sweep.seconds[index] += time.monotonic() - began
         yield index, inner, len(part)
       sweep.cursor[:] = number + 1, 0
+      yield index, inner, 0
 
 
 def survivors(stages: Sequence[Stage], sweep: Sweep) -> dict[str, int]:
