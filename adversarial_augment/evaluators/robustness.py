@@ -166,11 +166,12 @@ def _probes(
 
   alive = np.flatnonzero(sweep.broken_in[:_LONGER] == sweeps.ALIVE)
   correct = np.flatnonzero(sweep.broken_in > 0)[:_FAR]
+  longer = suites.longer(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
   radius, far = suites.far(norm, images.shape[1:])
   return {
     'num_images': min(_LONGER, len(images)),
     'more_effort': len(alive)
-    - left(suites.longer(suite, norm=norm, epsilon=epsilon, num_classes=num_classes), alive, epsilon),
+    - left(longer, alive, epsilon),
     'num_far': len(correct),
     'far_left': left(far, correct, radius),
   }
