@@ -60,10 +60,10 @@ def better(old: AttackResult, new: AttackResult) -> AttackResult:
   return choose(~old.metrics['success'] & (new.metrics['success'] | higher), new, old)
 
 
-def choose(condition: Array, result: AttackResult, other: AttackResult) -> AttackResult:
-  """Takes, image by image, `result` where the condition [n] holds, else `other`."""
+def choose(condition: Array, tree: PyTree, other: PyTree) -> PyTree:
+  """Takes, image by image, `tree` where the condition [n] holds, else `other`; all leaves are [n, ...]."""
   pick = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-  return jax.tree.map(pick, result, other)
+  return jax.tree.map(pick, tree, other)
 
 
 def round_keys(keys: Key, index: Array | int) -> Key:
