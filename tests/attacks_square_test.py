@@ -271,10 +271,10 @@ def test_results_do_not_depend_on_batch_or_devices(norm, epsilon):
 @pytest.mark.parametrize('options, message', [
   ({'norm': 'l1'}, "Unknown norm 'l1'"),
   ({'epsilon': -0.1}, 'epsilon=-0.1'),
-  ({'num_queries': 0}, 'num_queries=0 of square'),
-  ({'restarts': 0}, 'restarts=0 of square'),
-  ({'p_init': 0.0}, 'p_init=0.0 of square'),
-  ({'p_init': 1.5}, 'p_init=1.5 of square'),
+  ({'num_queries': 0}, 'num_queries=0 of attacks.square'),
+  ({'restarts': 0}, 'restarts=0 of attacks.square'),
+  ({'p_init': 0.0}, 'p_init=0.0 of attacks.square'),
+  ({'p_init': 1.5}, 'p_init=1.5 of attacks.square'),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(options, message):
   with pytest.raises(UserError, match=message):
