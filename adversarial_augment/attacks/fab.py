@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.hyperplane import nearest_moves
 from adversarial_augment.attacks.losses import targeted_margin
-from adversarial_augment.attacks.rounds import Rounds, judged, repeated, round_keys
-from adversarial_augment.errors import UserError
+from adversarial_augment.attacks.rounds import Rounds, choose, judged, repeated, round_keys
+from adversarial_augment.attacks.targets import check_counts, ranked_target
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 # The constants of the paper.
@@ -32,13 +32,13 @@ def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, n
     num_steps: steps for each target; one gradient and one more forward pass each. An image that is broken within
       epsilon stays as it is, and the loop ends when all are.
     restarts: tries of every target; the first starts at the image, the others at random within epsilon / 2.
-    num_targets: classes to aim at, those of the largest logits on the image; at most all but the label are used.
+    num_targets: classes to aim at, those of the largest logits on the image; at most the number of classes - 1.
 
   Returns:
     An `Attack` with the metrics `success` and `margin`.
 
   Raises:
-    UserError: an unknown norm, an epsilon out of range, or a number below 1 (steps: below 0).
+    UserError: no ball, a number below 1, or, when traced, too few classes for the targets.
   """
   rounds = functools.partial(fab_rounds, norm=norm, epsilon=epsilon, num_steps=num_steps, restarts=restarts)
   return repeated(rounds(num_targets=num_targets))
@@ -47,10 +47,7 @@ def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, n
 def fab_rounds(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, num_targets: int = 9) -> Rounds:
   """Returns the rounds of `fab`: one per target, from the image, then again from each random start."""
   lp_ball.check_ball(norm, epsilon)
-  least = {'num_steps': 0, 'restarts': 1, 'num_targets': 1}
-  for name, value in {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets}.items():
-    if value < least[name]:
-      raise UserError(f'{name}={value} of fab is too small; use {least[name]} or more.')
+  check_counts('fab', num_steps=num_steps, restarts=restarts, num_targets=num_targets)
 
   def make(index: Array | int) -> Attack:
     return functools.partial(_attack, norm, epsilon, num_steps, num_targets, index)
@@ -85,10 +82,7 @@ def _attack(
   logits = logits_fn(images)
   clean = judged(logits, images, labels)
   restart, rank = index // num_targets, index % num_targets
-  others = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
-  ranked = jnp.argsort(others, axis=1, descending=True)[:, :-1]
-  steps = jnp.where(rank < ranked.shape[1], num_steps, 0)  # nothing to do for ranks beyond the number of classes
-  targets = ranked[:, jnp.minimum(rank, ranked.shape[1] - 1)]
+  targets = ranked_target(logits, labels, rank, num_targets)
 
   def distance(points):
     return lp_ball.norms(norm, points - images)
@@ -105,9 +99,9 @@ def _attack(
     nearer = broken & is_open & (distances < state.distances)
     higher = inside & is_open & (margins > state.margins)
     return broken, state._replace(
-      nearest=_choose(nearer, points, state.nearest),
+      nearest=choose(nearer, points, state.nearest),
       distances=jnp.where(nearer, distances, state.distances),
-      feasible=_choose(higher, points, state.feasible),
+      feasible=choose(higher, points, state.feasible),
       margins=jnp.where(higher, margins, state.margins),
     )
 
@@ -121,26 +115,18 @@ def _attack(
     moves_of_images = nearest_moves(norm, images, gradients, missing - on_way)
     lengths, lengths_of_images = lp_ball.norms(norm, moves), lp_ball.norms(norm, moves_of_images)
     both = lengths + lengths_of_images
-    alpha = _column(jnp.minimum(lengths / jnp.where(both > 0, both, 1), _MAX_ALPHA))
+    alpha = jnp.minimum(lengths / jnp.where(both > 0, both, 1), _MAX_ALPHA)[:, None, None, None]
     from_points, from_images = points + _OVERSHOOT * moves, images + _OVERSHOOT * moves_of_images
     reached = jnp.clip((1 - alpha) * from_points + alpha * from_images, 0, 1)
     broken, state = visit(reached, state)
     back = (1 - _BACKWARD) * images + _BACKWARD * reached
-    return state._replace(step=state.step + 1, points=_choose(broken, back, reached))
+    return state._replace(step=state.step + 1, points=choose(broken, back, reached))
 
   start = jax.vmap(functools.partial(lp_ball.random_start, norm, epsilon / 2))(round_keys(keys, index), images)
   points = jnp.where(jnp.asarray(restart) > 0, start, images)
   nowhere = jnp.full(len(images), jnp.inf, images.dtype)
   state = _State(jnp.array(0), points, images, nowhere, images, clean.metrics['margin'])
-  state = jax.lax.while_loop(lambda s: (s.step < steps) & (s.margins < 0).any(), walk, state)
+  state = jax.lax.while_loop(lambda s: (s.step < num_steps) & (s.margins < 0).any(), walk, state)
   # The line search at the paper's end, for the distance that counts: what is adversarial and too far is pulled in.
   _, state = visit(lp_ball.project(norm, epsilon, images, state.nearest), state)
   return AttackResult(state.feasible, {'success': state.margins >= 0, 'margin': state.margins})
-
-
-def _column(values: Array) -> Array:
-  return values[:, None, None, None]
-
-
-def _choose(which: Array, yes: Array, no: Array) -> Array:
-  return jnp.where(_column(which), yes, no)

@@ -9,6 +9,7 @@ import numpy as np
 from adversarial_augment import registry
 from adversarial_augment.attacks import lp_ball, square_moves
 from adversarial_augment.attacks.rounds import Rounds, better, choose, judged, repeated, round_keys
+from adversarial_augment.attacks.targets import check_counts
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
@@ -37,7 +38,7 @@ def square(*, norm: str, epsilon: float, num_queries: int = 5000, p_init: float 
     An `Attack` with the metrics `success` and `margin`.
 
   Raises:
-    UserError: an unknown norm, an epsilon or p_init out of range, or a number below 1.
+    UserError: no ball, a p_init out of range, or a number below 1.
   """
   rounds = functools.partial(square_rounds, norm=norm, epsilon=epsilon, num_queries=num_queries, p_init=p_init)
   return repeated(rounds(restarts=restarts))
@@ -48,11 +49,9 @@ def square_rounds(
 ) -> Rounds:
   """Returns the rounds of `square`: its restarts."""
   lp_ball.check_ball(norm, epsilon)
-  for name, value in {'num_queries': num_queries, 'restarts': restarts}.items():
-    if value < 1:
-      raise UserError(f'{name}={value} of square is too small; use 1 or more.')
+  check_counts('square', num_queries=num_queries, restarts=restarts)
   if not 0 < p_init <= 1:
-    raise UserError(f'p_init={p_init} of square is a share of the image; use a number in (0, 1], like 0.8.')
+    raise UserError(f'p_init={p_init} of attacks.square is a share of the image; use a number in (0, 1], like 0.8.')
 
   def make(index: Array | int) -> Attack:
     return functools.partial(_attack, norm, epsilon, num_queries, p_init, index)

@@ -30,11 +30,11 @@ def l2_begin(epsilon: float, key: Key, image: Array) -> Array:
   rows, columns = (
     np.arange(size) - (size - number * side) // 2 for size, number in zip((height, width), tiles, strict=True)
   )
-  profile = _profile(jnp.array(rows % side)[:, None], jnp.array(columns % side)[None, :], jnp.array(side))
+  eta = profile(jnp.array(rows % side)[:, None], jnp.array(columns % side)[None, :], jnp.array(side))
   inside = ((rows >= 0) & (rows < tiles[0] * side))[:, None] & ((columns >= 0) & (columns < tiles[1] * side))[None, :]
   signs = jax.random.rademacher(key, (*tiles, channels), image.dtype)
   at = np.ix_(np.clip(rows // side, 0, tiles[0] - 1), np.clip(columns // side, 0, tiles[1] - 1))
-  delta = jnp.where(inside[:, :, None], signs[at] * profile.astype(image.dtype)[:, :, None], 0)
+  delta = jnp.where(inside[:, :, None], signs[at] * eta.astype(image.dtype)[:, :, None], 0)
   return image + epsilon * _unit(delta, (0, 1, 2))
 
 
@@ -47,17 +47,17 @@ def l2_change(epsilon: float, side: Array, key: Key, image: Array, point: Array)
   turned = bits[4] % 2 == 0
   size = rows.shape[0], columns.shape[1]
   along, across = jnp.broadcast_to(rows, size), jnp.broadcast_to(columns, size)
-  profile = _profile(jnp.where(turned, across, along), jnp.where(turned, along, across), side)
-  profile = jnp.where(first, profile.astype(image.dtype)[:, :, None], 0)
+  eta = profile(jnp.where(turned, across, along), jnp.where(turned, along, across), side)
+  eta = jnp.where(first, eta.astype(image.dtype)[:, :, None], 0)
   delta = point - image
   unused = jnp.maximum(epsilon**2 - (delta**2).sum(), 0)
   available = jnp.sqrt(jnp.where(first | second, delta**2, 0).sum((0, 1)) + unused / image.shape[2])
   old = _unit(jnp.where(first, delta, 0), (0, 1))
-  new = _unit(_signs(bits[5:], image) * _unit(profile, (0, 1)) + old, (0, 1))
+  new = _unit(_signs(bits[5:], image) * _unit(eta, (0, 1)) + old, (0, 1))
   return image + jnp.where(first, available[None, None, :] * new, jnp.where(second, 0, delta))
 
 
-def _profile(rows: Array, columns: Array, side: Array) -> Array:
+def profile(rows: Array, columns: Array, side: Array) -> Array:
   """Returns the values of eta (equation 3 and its split) at rows and columns of a window, counted from 0.
 
   The window is split into a left half, where eta is positive, and a right half, where it is negative. In either it
