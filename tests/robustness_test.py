@@ -14,7 +14,7 @@ from adversarial_augment.evaluators import robustness
 from adversarial_augment.types import Batch, Dataset, TrainState
 from tests import tiny
 
-NUM, CLASSES, EPSILON = 37, 5, 0.01
+NUM, CLASSES = 37, 2
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(80, 176, (NUM, 4, 4, 3), dtype=np.uint8)  # the ball does not reach the edges of the box
 WEIGHTS = RNG.normal(size=(48, CLASSES)).astype(np.float32)
@@ -39,6 +39,7 @@ def distances() -> np.ndarray:
 
 
 DISTANCES = distances()
+EPSILON = float(np.sort(DISTANCES)[20:22].mean())  # at none of the images
 ROBUST, CORRECT = int((DISTANCES > EPSILON).sum()), int((DISTANCES > 0).sum())
 
 
@@ -67,7 +68,7 @@ def attack(target: robustness.Classifier, suite: str = 'pgd', epsilon: float = E
 
 @pytest.mark.parametrize('num_devices, batch_size', [(1, 16), (1, 64), (2, 7), (8, 16)])
 def test_counts_are_those_of_the_closed_form_on_any_devices(num_devices, batch_size):
-  assert 0.2 * NUM < ROBUST < CORRECT - 3
+  assert 10 < ROBUST < CORRECT - 10
   _, sweep = attack(classifier(num_devices=num_devices, batch_size=batch_size))
   np.testing.assert_array_equal(sweep.broken_in == sweeps.ALIVE, DISTANCES > EPSILON)
   np.testing.assert_array_equal(sweep.broken_in > 0, DISTANCES > 0)
@@ -101,6 +102,15 @@ def test_what_the_attacked_copy_says_does_not_count():
   np.testing.assert_array_equal(sweep.broken_in == sweeps.ALIVE, DISTANCES > 0)
 
 
+def test_a_classifier_that_nothing_moves_is_found_out():
+  target = classifier(network(lambda logits: 0 * logits + jnp.arange(float(CLASSES))[None]))
+  problem, sweep = attack(target)
+  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  assert found['flags'] == ['zero_gradients', 'large_epsilon']
+  assert found['robust_accuracy'] == found['clean_accuracy'] == (LABELS == CLASSES - 1).mean()
+  assert found['probes']['far_left'] == found['num_correct']
+
+
 @jax.custom_jvp
 def misleading(logits):
   return logits
@@ -111,25 +121,17 @@ def _(primals, tangents):
   return primals[0], -tangents[0]
 
 
-def test_gradients_that_mislead_are_found_out():
-  """Ascent goes down; Square looks at values only, and the largest ball does not help the attacks either."""
-  target = classifier(network(misleading))
-  problem, sweep = attack(target)
-  assert (sweep.broken_in == sweeps.ALIVE).sum() > ROBUST
-  assert 'large_epsilon' in robustness.outcome(target, 'pgd', problem, sweep, seed=0)['flags']
-
-
 @pytest.mark.slow
 def test_square_finds_out_gradients_that_mislead():
   target = classifier(network(misleading))
   problem, sweep = attack(target, 'autoattack')
   flags = robustness.outcome(target, 'autoattack', problem, sweep, seed=0)['flags']
-  assert {'square_beats_white_box', 'large_epsilon'} <= set(flags)
+  assert 'square_beats_white_box' in flags
 
 
-def test_an_attack_that_stopped_too_early_is_found_out(monkeypatch):
+def test_an_attack_that_stopped_too_early_is_found_out():
   target = classifier()
-  problem, sweep = attack(target, epsilon=EPSILON)
+  problem, sweep = attack(target)
   sweep.broken_in[:] = np.where(sweep.broken_in == 0, 0, sweeps.ALIVE)  # as if it had found nothing
   sweep.images[:] = problem.images
   found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
@@ -142,10 +144,10 @@ def test_logits_that_are_nan_are_found_out():
   problem, sweep = attack(target)
   found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
   assert 'nan' in found['flags']
-  assert found['num_correct'] == ((LOGITS.argmax(-1) == LABELS) & (LOGITS[:, 0] <= 0)).sum()
+  assert found['num_correct'] == ((LOGITS.argmax(-1) == LABELS) & (LOGITS[:, 0] <= 0)).sum() > 0
 
 
 def test_labels_that_there_are_not_are_refused():
   wrong = DATASET._replace(read=lambda index: Batch(BYTES[index], LABELS[index] + 1))
-  with pytest.raises(UserError, match='labels hold 5'):
+  with pytest.raises(UserError, match='labels hold 2'):
     robustness.problem(wrong, 'linf', EPSILON)
