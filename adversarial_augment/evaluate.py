@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, files, inference, results, signals
+from adversarial_augment import cli, datasets, files, inference, results, robustness_flags, signals
 from adversarial_augment import config as configs
 from adversarial_augment.datasets import benchmarks
 from adversarial_augment.errors import UserError
@@ -23,39 +23,60 @@ _DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
 
 Results go to WORKDIR/results, one .json and one .csv for each evaluation. What they hold already is shown again;
 --overwrite replaces what other images, settings or versions gave for the same checkpoint. After a stop the same
-command goes on, within an evaluation on corruptions too."""
+command goes on, within an evaluation on corruptions and within an attack too.
+
+With --attack the classifier is attacked within l_p balls instead: survivors are shown after each stage, and the robust
+accuracy goes to WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json. A number that checks of the classifier or of the
+attacks speak against is marked UNRELIABLE, and the program ends with 3."""
 
 _EPILOG = """examples:
   python -m adversarial_augment.evaluate --workdir=runs/ada
   python -m adversarial_augment.evaluate --workdir=runs/ada --evals=clean,cifar10_c,cifar10_1
   python -m adversarial_augment.evaluate --workdir=runs/ada --evals=ada --config.attack.nu=0.03 --overwrite
+  python -m adversarial_augment.evaluate --workdir=runs/ada --attack=autoattack --norm=linf --epsilon=8/255
+  python -m adversarial_augment.evaluate --workdir=runs/ada --attack=table2 --num_examples=1000
 
 evaluations: clean, ada (under AdA), cifar10_c (the 15 corruptions), cifar10_c_extra (the 4 others), cifar10_1.
-Corrupted images come from DATA_DIR/DATASET_c, where `prepare cifar10_c` has put them, or are made in memory."""
+Corrupted images come from DATA_DIR/DATASET_c, where `prepare cifar10_c` has put them, or are made in memory.
+
+attacks: autoattack (standard), autoattack_plus, paper (AutoAttack & MultiTargeted as arXiv 2104.01086), multitargeted,
+pgd; table2 is `paper` within the balls of that Table 2: l2 0.5 and 1, linf 1/255, 2/255 and 4/255.
+
+exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --allow_suspect), 4 no usable checkpoint,
+5 disk full or not writable, 75 stopped by a signal (run the same command again)."""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
   overrides, rest = cli.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   cli.check_processes(arguments)
+  request = robustness_flags.parse(arguments)
   workdir = files.user_path(arguments.workdir, '--workdir')
   if arguments.evals is not None:
     overrides['evals'] = arguments.evals
   trained = _read_config(workdir, arguments)
   config = configs.override(trained, overrides)
   configs.validate(config)
-  _check_overrides(config, overrides)
+  _check_overrides(config, overrides, attack=request is not None)
   test = datasets.load(config.dataset, 'test', config.data_dir)
   _check_data(workdir, trained, config, test)
-  test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
-  from adversarial_augment import recipe
+  if request is None:
+    test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
+    from adversarial_augment import recipe
 
-  recipe.check_adversary(config, test.image_shape)
+    recipe.check_adversary(config, test.image_shape)
+  else:
+    test = robustness_flags.first_examples(request, test)
   cli.distributed(arguments, None)
   cli.virtual_devices(cli.usable_cores())
   cli.compilation_cache()
   with signals.listen(several_processes=False):  # nothing is unsaved: every evaluation is written when it is done
-    evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
+    if request is None:
+      evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
+      return None
+    from adversarial_augment import run_robustness
+
+    return run_robustness.run(config, workdir, test, request, overwrite=arguments.overwrite)
 
 
 def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
@@ -70,7 +91,7 @@ def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
     ) from error
 
 
-def _check_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack: bool) -> None:
   """Refuses what says how the classifier was trained, and an empty list of evaluations."""
   for name in overrides:
     if name not in _FIELDS and name.partition('.')[0] not in _GROUPS:
@@ -78,7 +99,7 @@ def _check_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         f'config.{name} says how the classifier was trained and cannot be changed for an evaluation; leave it out '
         f'(these can: {", ".join(_FIELDS)}, {", ".join(f"{group}.*" for group in _GROUPS)}).'
       )
-  if not config.evals:
+  if not config.evals and not attack:
     raise UserError('--evals names no evaluation; name some, such as --evals=clean,cifar10_c.')
 
 
@@ -143,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--overwrite', action='store_true', help='evaluate again what is known')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  robustness_flags.add(parser)
   cli.add_process_flags(parser)
   return parser
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks, corruption_nets, per_example_conv, ssim, train_step, trees
-from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.corruption_nets.edsr import edsr
@@ -57,14 +57,14 @@ def small_edsr():
 
 
 @jax.jit
-def _ascend(keys, images, labels, phi, nu):
+def _climb(keys, images, labels, phi, nu):
   ball = attacks.weight_ball(small_edsr()[0].apply, nu=nu)
-  return pgd(ball, keys, trained_logits, images, labels, phi, num_steps=3, step=STEPS['sign'], step_fraction=0.25)
+  return ascend(ball, keys, trained_logits, images, labels, phi, num_steps=3, step=STEPS['sign'], step_fraction=0.25)
 
 
-def ascend(keys, images, labels, nu):
+def climb(keys, images, labels, nu):
   """One compilation for every nu."""
-  return _ascend(keys, images, labels, small_edsr()[1], nu)
+  return _climb(keys, images, labels, small_edsr()[1], nu)
 
 
 pull_back = jax.jit(functools.partial(ssim.correct, min_ssim=0.3, root='strict'))
@@ -92,7 +92,7 @@ def keys_of(index) -> jax.Array:
 @pytest.mark.parametrize('nu', [0.0, 1e-6, 0.015, 1.0, 100.0])
 def test_every_example_is_in_the_corruption_set(nu):
   images, labels = examples()
-  ascent = ascend(keys_of(np.arange(NUM)), images, labels, np.float32(nu))
+  ascent = climb(keys_of(np.arange(NUM)), images, labels, np.float32(nu))
   check_feasible(images, ascent, np.float32(nu))
   if nu == 0:
     assert not any(np.any(beta) for beta in jax.tree.leaves(ascent.perturbations))
@@ -113,7 +113,7 @@ def test_the_loss_rises_on_a_trained_classifier(nu):
   images, labels = images[: NUM - 4], labels[: NUM - 4]
   clean = np.asarray(trained_logits(jnp.asarray(images)).argmax(-1) == labels)
   assert clean.mean() > 0.85  # trained
-  padded = ascend(keys_of(np.arange(NUM)), *examples(), np.float32(nu))
+  padded = climb(keys_of(np.arange(NUM)), *examples(), np.float32(nu))
   start, end, gradients = (np.asarray(x)[: NUM - 4] for x in (padded.loss_start, padded.loss_end, padded.gradient_norm))
   assert (end > start).mean() >= 0.95
   assert (gradients > 0).all()
@@ -122,13 +122,13 @@ def test_the_loss_rises_on_a_trained_classifier(nu):
 def test_an_example_does_not_depend_on_the_others():
   images, labels = examples()
   keys = keys_of(np.arange(NUM))
-  whole = ascend(keys, images, labels, np.float32(0.015))
+  whole = climb(keys, images, labels, np.float32(0.015))
   order = np.random.default_rng(2).permutation(NUM)
-  permuted = ascend(keys[order], images[order], labels[order], np.float32(0.015))
+  permuted = climb(keys[order], images[order], labels[order], np.float32(0.015))
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a)[order], b), whole, permuted)
   others = images.copy()
   others[1:] = 1 - others[1:]
-  changed = ascend(keys, others, labels, np.float32(0.015))
+  changed = climb(keys, others, labels, np.float32(0.015))
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), whole, changed)
   assert (np.asarray(whole.images)[1:] != np.asarray(changed.images)[1:]).any((1, 2, 3)).all()
 
@@ -177,5 +177,5 @@ def test_ten_thousand_examples_are_in_the_corruption_set(nu):
   for start in range(0, 10_000, NUM):
     shift = start % 29
     moved = np.roll(images, shift, axis=(1, 2))[:, :: 1 if start % 2 else -1]
-    ascent = ascend(keys_of(start + np.arange(NUM)), moved, labels, np.float32(nu))
+    ascent = climb(keys_of(start + np.arange(NUM)), moved, labels, np.float32(nu))
     check_feasible(moved, ascent, np.float32(nu))

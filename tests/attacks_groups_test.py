@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks
-from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.corruption_nets.edsr import edsr
 from tests import tiny
@@ -31,7 +31,7 @@ NU = 0.1
 def climb(images, labels, keys=None, *, group, num_steps, phi=PHI, logits_fn=linear_logits, **options):
   options = {'init': 'zero', 'step': 'l2', 'fraction': 0.25, 'axis_name': None, 'keep_best': False} | options
   ball = attacks.weight_ball(linear_network, nu=NU, init=options['init'])
-  return pgd(
+  return ascend(
     ball, KEYS[: len(images)] if keys is None else keys, logits_fn, images, labels, phi,
     num_steps=num_steps, step=STEPS[options['step']], step_fraction=options['fraction'],
     keep_best=options['keep_best'], group=group, axis_name=options['axis_name'],

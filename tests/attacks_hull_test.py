@@ -10,7 +10,7 @@ import scipy.stats
 
 from adversarial_augment import attacks, deepaugment, recipe
 from adversarial_augment import config as configs
-from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.errors import UserError
 from tests import tiny
@@ -24,7 +24,7 @@ HULL = attacks.Hull(PHI, OFFSETS)
 
 def climb(hull, images, *, step, num_steps, fraction, init):
   perturbations = attacks.weight_hull(linear_network, init=init)
-  return pgd(
+  return ascend(
     perturbations, KEYS, linear_logits, images, LABELS, hull,
     num_steps=num_steps, step=STEPS[step], step_fraction=fraction,
   )  # fmt: skip

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks, ssim
+from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.losses import cross_entropy
-from adversarial_augment.attacks.pgd import pgd
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.errors import UserError
 from tests.linear_attack import (
@@ -30,7 +30,7 @@ LONG = 60  # steps; one compilation of each rule serves several tests
 @functools.partial(jax.jit, static_argnames=('step', 'num_steps', 'init', 'keep_best'))
 def climb(labels, *, step, num_steps, fraction, nu=0.1, init='ball', keep_best=False):
   ball = attacks.weight_ball(linear_network, nu=nu, init=init)
-  return pgd(
+  return ascend(
     ball, KEYS, linear_logits, IMAGES, labels, PHI,
     num_steps=num_steps, step=STEPS[step], step_fraction=fraction, keep_best=keep_best,
   )  # fmt: skip
@@ -147,7 +147,7 @@ def test_the_best_iterate_is_never_worse_than_the_last():
   """On a loss with a hill to step over: large steps overshoot, and the last iterate is often worse."""
   bumpy = lambda images: jnp.sin(40 * jnp.einsum('nhwc,hwc->n', images, TEMPLATE))[:, None] * jnp.array([[1.0, -1.0]])
   ball = attacks.weight_ball(linear_network, nu=0.5)
-  run = lambda keep_best: pgd(
+  run = lambda keep_best: ascend(
     ball, KEYS, bumpy, IMAGES, LABELS, PHI,
     num_steps=5, step=STEPS['sign'], step_fraction=0.6, keep_best=keep_best,
   )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv, trees
 from adversarial_augment import config as configs
-from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.config_tables import NETWORK_SIZES
 from adversarial_augment.corruption_nets import layers
@@ -257,7 +257,7 @@ def attack_of(name, num_devices):
   logits_fn = lambda images: images.reshape(len(images), -1) @ head
 
   def climb(keys, images, labels, phi):
-    return pgd(ball, keys, logits_fn, images, labels, phi, num_steps=2, step=STEPS['sign'], step_fraction=0.25)
+    return ascend(ball, keys, logits_fn, images, labels, phi, num_steps=2, step=STEPS['sign'], step_fraction=0.25)
 
   if num_devices > 1:
     mesh = jax.make_mesh(

@@ -24,14 +24,14 @@ LAYERS = {
   'checkpoints': 2, 'deepaugment': 2, 'evaluators': 2, 'figures': 2, 'run_log': 2,
   'evaluations': 3, 'exporting': 3, 'inference': 3, 'loop': 3, 'preparation': 3, 'pretraining': 3,
   'recipe': 3, 'reporting': 3,
-  'run_evaluation': 3, 'summary': 3, 'train_step': 3,
+  'robustness_flags': 3, 'run_evaluation': 3, 'run_robustness': 3, 'summary': 3, 'train_step': 3,
   'convert': 4, 'evaluate': 4, 'export': 4, 'prepare': 4, 'pretrain': 4, 'report': 4, 'train': 4,
 }  # fmt: skip
 
 HAIKU = ('classifiers', 'corruption_nets')
 CONFIG_DICT = (
-  'cli', 'config', 'evaluate', 'evaluations', 'inference', 'loop', 'pretrain', 'recipe', 'run_evaluation', 'summary',
-  'train',
+  'cli', 'config', 'evaluate', 'evaluations', 'inference', 'loop', 'pretrain', 'recipe', 'run_evaluation',
+  'run_robustness', 'summary', 'train',
 )  # fmt: skip
 HEAVY = ('matplotlib', 'orbax', 'skimage', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'torch')
 
@@ -41,7 +41,7 @@ def package_files() -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-  """adversarial_augment/attacks/pgd.py -> attacks.pgd"""
+  """adversarial_augment/attacks/ascent.py -> attacks.ascent"""
   parts = path.relative_to(ROOT / PACKAGE).with_suffix('').parts
   return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 

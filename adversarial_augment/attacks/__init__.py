@@ -5,15 +5,21 @@ An attack maps (keys, logits_fn, images, labels, frozen) to corrupted images and
 
 from adversarial_augment.attacks.ada import ada
 from adversarial_augment.attacks.advmix import advmix
+from adversarial_augment.attacks.apgd import apgd
+from adversarial_augment.attacks.autoattack import autoattack
+from adversarial_augment.attacks.fab import fab
 from adversarial_augment.attacks.memory import attack_bytes
 from adversarial_augment.attacks.microbatch import in_microbatches
+from adversarial_augment.attacks.multitargeted import multitargeted
+from adversarial_augment.attacks.pgd import pgd
 from adversarial_augment.attacks.share import attacked_images, on_share
+from adversarial_augment.attacks.square import square
 from adversarial_augment.attacks.weight_ball import check_blocks, weight_ball
 from adversarial_augment.attacks.weight_hull import Hull, weight_hull
 
 ATTACKS = {'ada': ada, 'advmix': advmix}
 
 __all__ = [
-  'ATTACKS', 'Hull', 'ada', 'advmix', 'attack_bytes', 'attacked_images', 'check_blocks', 'in_microbatches', 'on_share',
-  'weight_ball', 'weight_hull',
+  'ATTACKS', 'Hull', 'ada', 'advmix', 'apgd', 'attack_bytes', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
+  'in_microbatches', 'multitargeted', 'on_share', 'pgd', 'square', 'weight_ball', 'weight_hull',
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from adversarial_augment import registry, ssim
-from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PerturbationSet, PyTree
 
@@ -50,7 +50,7 @@ def adversary(
   registry.lookup(ssim.ROOTS, root, 'root')
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
-    ascent = pgd(
+    ascent = ascend(
         perturbation_set, keys, logits_fn, images, labels, frozen,
         num_steps=num_steps, step=rule, step_fraction=step_fraction, keep_best=keep_best,
         group=group, axis_name=axis_name,

@@ -1,123 +1,106 @@
-"""Projected gradient ascent over the perturbations of a batch: Eq. 2 of arXiv 2104.01086, and its l_p kin."""
+"""Projected gradient ascent on l_p balls (arXiv 1706.06083): iterated signs, normalised gradients or Adam, restarts."""
 
-from typing import NamedTuple
+import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from adversarial_augment import trees
-from adversarial_augment.attacks.losses import cross_entropy
-from adversarial_augment.attacks.steps import StepRule
-from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree
+from adversarial_augment import registry
+from adversarial_augment.attacks import losses
+from adversarial_augment.attacks.ascent import Loss, ascend
+from adversarial_augment.attacks.lp_ball import lp_ball
+from adversarial_augment.attacks.rounds import Rounds, better, judged, repeated, round_keys
+from adversarial_augment.attacks.steps import STEPS, StepRule
+from adversarial_augment.attacks.targets import check_counts
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PerturbationSet, PyTree
+
+LOSSES = {'cross_entropy': losses.cross_entropy, 'margin': losses.margin, 'dlr': losses.dlr}
+STARTS = {'random': 'uniform in the ball, then within the box', 'none': 'the image'}
+DEFAULT_STEPS = {'linf': 'sign', 'l2': 'l2'}
 
 
-class Ascent(NamedTuple):
-  """Where the ascent ended, for n images and m <= n perturbations."""
-
-  perturbations: PyTree  # [m, ...]
-  images: jax.Array  # [n, h, w, c]
-  loss_start: jax.Array  # [n], at the random start
-  loss_end: jax.Array  # [n], of `images`
-  gradient_norm: jax.Array  # [m], of the first step's gradient; 0 without steps
+def pgd(*, restarts: int = 1, **options: Any) -> Attack:
+  """Makes PGD on an l_p ball, with restarts until an image is broken; see `pgd_rounds` for all options and errors."""
+  return repeated(pgd_rounds(restarts=restarts, **options))
 
 
-def pgd(
-  perturbation_set: PerturbationSet,
-  keys: jax.Array,
+def pgd_rounds(
+  *,
+  norm: str,
+  epsilon: float,
+  num_steps: int = 40,
+  step: str | None = None,
+  step_size: float = 0.25,
+  restarts: int = 1,
+  loss: str = 'cross_entropy',
+  start: str = 'random',
+) -> Rounds:
+  """Makes the restarts of PGD; of each, the iterate of the highest margin is kept.
+
+  Args:
+    norm: 'linf' or 'l2'.
+    epsilon: radius of the ball, for images in [0, 1].
+    num_steps: steps of ascent, each followed by a projection.
+    step: a name of `attacks.steps.STEPS`; None: 'sign' for linf, 'l2' (normalised gradients) for l2.
+    step_size: in units of epsilon. For the rules 'sign', 'adam' and 'sgd', whose steps are per pixel, on an l2 ball:
+      of epsilon / sqrt(number of pixels and channels), so that all pixels together move by about step_size * epsilon.
+    restarts: tries, each with keys of its own.
+    loss: 'cross_entropy', 'margin' or 'dlr': what is climbed.
+    start: 'random' (uniform in the ball) or 'none' (at the image; restarts then repeat each other).
+
+  Returns:
+    Its `Rounds`.
+
+  Raises:
+    UserError: no ball, an unknown name, or a number out of its range.
+  """
+  ball = lp_ball(norm, epsilon)
+  check_counts('pgd', num_steps=num_steps, restarts=restarts)
+  if not 0 < step_size < math.inf:
+    raise UserError(f'step_size={step_size} of attacks.pgd must be a finite number above 0, in units of epsilon.')
+  climbed = registry.lookup(LOSSES, loss, 'loss')
+  step = DEFAULT_STEPS[norm] if step is None else step
+  rule = registry.lookup(STEPS, step, 'attack step')
+  registry.lookup(STARTS, start, 'start')
+  ball = ball if start == 'random' else at_the_image(ball)
+  per_pixel = norm == 'l2' and step in ('sign', 'adam', 'sgd')
+
+  def make(index: Array | int) -> Attack:
+    def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+      clean = judged(logits_fn(images), images, labels)
+      size = step_size / math.sqrt(math.prod(images.shape[1:])) if per_pixel else step_size
+      found = climb(
+        ball, round_keys(keys, index), logits_fn, images, labels,
+        num_steps=num_steps, step=rule, step_size=size, loss=climbed,
+      )  # fmt: skip
+      return better(clean, found)
+
+    return attack
+
+  return Rounds(restarts, make)
+
+
+def climb(
+  ball: PerturbationSet,
+  keys: Key,
   logits_fn: LogitsFn,
-  images: jax.Array,
-  labels: jax.Array,
-  frozen: PyTree,
+  images: Array,
+  labels: Array,
   *,
   num_steps: int,
   step: StepRule,
-  step_fraction: float,
-  keep_best: bool = False,
-  group: int | None = 1,
-  axis_name: str | None = None,
-) -> Ascent:
-  """Maximises the cross-entropy of `logits_fn` over the perturbation of every image, or of every group of images.
-
-  Args:
-    perturbation_set: the feasible set and its action on an image.
-    keys: [n], one per image; a group takes that of its first image.
-    logits_fn: [n, h, w, c] -> [n, k]; images may share batch statistics, then the sum over groups is maximised.
-    images: [n, h, w, c] in [0, 1].
-    labels: [n].
-    frozen: parameters the set is built around.
-    num_steps: steps of ascent, each followed by a projection.
-    step: the rule that turns a gradient into a step.
-    step_fraction: step size in units of the median block radius.
-    keep_best: returns the iterate of each group's highest loss, instead of the last one.
-    group: images that share a perturbation, one after the other, and whose mean loss it maximises; a divisor of n.
-      None: all images, and those of every device along `axis_name`.
-    axis_name: mesh axis of a perturbation that all devices share; unused for groups of a number.
-
-  Returns:
-    An `Ascent`.
-  """
-  size = group or len(images)
-  everywhere = axis_name if group is None else None
-  project = jax.vmap(lambda x, beta: perturbation_set.project(frozen, x, beta))
-  firsts, first_keys = images[::size], keys[::size]
-  if everywhere:
-    first_keys = _of_first_device(first_keys, everywhere)
-  rule = step(perturbation_set.radii(frozen), step_fraction)
-
-  def losses_of(corrupted):
-    return cross_entropy(logits_fn(corrupted), labels)
-
-  def over_devices(tree):
-    return jax.lax.pmean(tree, everywhere) if everywhere else tree
-
-  def group_means(losses):
-    return over_devices(losses.reshape(-1, size).mean(-1))
-
-  def objective(beta):
-    losses = losses_of(perturbation_set.apply_batch(frozen, images, beta, keys))
-    return losses.sum() / size, losses
-
-  def ascend(i, carry):
-    beta, rule_state, loss_start, gradient_norm, best = carry
-    (_, losses), gradient = jax.value_and_grad(objective, has_aux=True)(beta)
-    gradient = over_devices(gradient)
-    loss_start = jnp.where(i == 0, losses, loss_start)
-    gradient_norm = jax.lax.cond(i == 0, lambda: _norms(gradient), lambda: gradient_norm)
-    if keep_best:
-      best = _better((group_means(losses), beta), best)
-    move, rule_state = jax.vmap(rule.update)(gradient, rule_state)
-    return project(firsts, jax.tree.map(jnp.add, beta, move)), rule_state, loss_start, gradient_norm, best
-
-  beta = jax.vmap(lambda key, x: perturbation_set.init(key, frozen, x))(first_keys, firsts)
-  zeros = jnp.zeros(images.shape[0], jnp.promote_types(images.dtype, jnp.float32))
-  best = (zeros[::size] - jnp.inf, beta) if keep_best else None
-  carry = (beta, jax.vmap(rule.init)(beta), zeros, zeros[::size], best)
-  beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, ascend, carry)
-
-  corrupted = perturbation_set.apply_batch(frozen, images, beta, keys)
-  loss_end = losses_of(corrupted)
-  loss_start = loss_start if num_steps else loss_end
-  if keep_best:
-    _, beta = _better((group_means(loss_end), beta), best)
-    corrupted = perturbation_set.apply_batch(frozen, images, beta, keys)
-    loss_end = losses_of(corrupted)
-  return Ascent(beta, corrupted, loss_start, loss_end, gradient_norm)
+  step_size: float,
+  loss: Loss,
+) -> AttackResult:
+  """Returns what one ascent of a loss finds: of each image, the iterate of the highest margin."""
+  ascent = ascend(
+    ball, keys, logits_fn, images, labels, None,
+    num_steps=num_steps, step=step, step_fraction=step_size, loss=loss, keep_best=True, score=losses.margin,
+  )  # fmt: skip
+  return judged(logits_fn(ascent.images), ascent.images, labels)
 
 
-def _of_first_device(keys: jax.Array, axis_name: str) -> jax.Array:
-  """Returns the keys [m] of the first device, on all devices."""
-  data = jax.lax.all_gather(jax.random.key_data(keys), axis_name)[0]
-  return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
-
-
-def _norms(tree: PyTree) -> jax.Array:
-  """Returns the l2 norm of each perturbation's whole gradient, [m]."""
-  norms = jax.vmap(lambda one: jnp.stack(jax.tree.leaves(trees.block_norms(one))))(tree)
-  return jax.vmap(lambda blocks: trees.block_norms(blocks))(norms)
-
-
-def _better(new: tuple[jax.Array, PyTree], old: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-  """Takes, perturbation by perturbation, the one of higher loss."""
-  wins = new[0] > old[0]
-  pick = lambda a, b: jnp.where(wins.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-  return jnp.where(wins, new[0], old[0]), jax.tree.map(pick, new[1], old[1])
+def at_the_image(ball: PerturbationSet) -> PerturbationSet:
+  """Returns a ball whose ascents start in its middle."""
+  return ball._replace(init=lambda key, frozen, image: jnp.zeros_like(image))

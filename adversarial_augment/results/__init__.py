@@ -38,7 +38,7 @@ def load(workdir: Path, name: str) -> dict[str, Any]:
 
   Args:
     workdir: of the run.
-    name: of an evaluation, or 'train' or 'eval_STEP', which sum up several.
+    name: of an evaluation, an attack (see `robustness_name`), or 'train' or 'eval_STEP', which sum up several.
 
   Raises:
     UserError: the file cannot be read, does not hold what it must, or contradicts itself; says what makes it anew.
@@ -47,11 +47,29 @@ def load(workdir: Path, name: str) -> dict[str, Any]:
   remedy = 'remove it, and run the training command again'
   if name in rules.EVALUATIONS:
     remedy = f'evaluate again: {evaluate_command(workdir, name)} --overwrite'
+  elif name.startswith(rules.ROBUSTNESS):
+    remedy = 'remove it, and run the attack again'
   result = read_json(path, remedy)
   if result is None:
     return {}
   rules.check(name, result, f"'{path}'", remedy)
   return result
+
+
+def robustness_name(attack: str, norm: str, epsilon: str) -> str:
+  """Returns the name of the results of an attack; `epsilon` as text, such as 8/255."""
+  return f'{rules.ROBUSTNESS}{attack}_{norm}_{epsilon.replace("/", "-")}'
+
+
+def load_robustness(workdir: Path) -> list[dict[str, Any]]:
+  """Returns the results of all attacks on a run, checked, by attack, norm and epsilon.
+
+  Raises:
+    UserError: as of `load`.
+  """
+  names = [path.stem for path in (workdir / 'results').glob(f'{rules.ROBUSTNESS}*.json')]
+  found = [load(workdir, name) for name in sorted(names)]
+  return sorted(found, key=lambda result: (result['attack'], result['norm'], result['epsilon']))
 
 
 def load_data(workdir: Path) -> dict[str, Any]:

@@ -70,6 +70,15 @@ _OWN: dict[str, dict[str, Rule]] = {
 }  # fmt: skip
 EVALUATIONS: dict[str, dict[str, Rule]] = {name: {'eval': choice(name)} | rule for name, rule in _OWN.items()}
 
+ROBUSTNESS = 'robustness_'  # begins the names of what l_p attacks have left
+_ROBUSTNESS: dict[str, Rule] = {name: rule for name, rule in _COMMON.items() if name != 'seconds'} | {
+  'attack': text(), 'norm': choice('linf', 'l2'), 'epsilon': number(0, 1e12), 'epsilon_text': text(),
+  'num_correct': PART, 'num_robust': PART, 'num_robust_uint8': PART,
+  'clean_accuracy': _FRACTION, 'robust_accuracy': _FRACTION, 'robust_accuracy_uint8': _FRACTION,
+  'interval': _INTERVAL, 'survivors': OBJECT, 'seconds': OBJECT, 'left_out': _STRINGS, 'flags': _STRINGS,
+  'conditions_sha256': text(),
+}  # fmt: skip
+
 _SEVERAL: dict[str, Rule] = _PROVENANCE | {
   'data': {'train': {'name': text()}}, 'config': {'attack': ATTACK}, 'seed': PART, 'command': STRING,
   'step': PART, 'num_steps': COUNT, 'split': text(), 'state_sha256': text(), 'evals': OBJECT,
@@ -124,6 +133,9 @@ def check(name: str, result: Any, source: str, remedy: str) -> None:
   if name in EVALUATIONS:
     _evaluation(EVALUATIONS[name], result, source, remedy)
     return
+  if name.startswith(ROBUSTNESS):
+    _robustness(result, source, remedy)
+    return
   conform(result, _SEVERAL, source, remedy)
   for other in EVALUATIONS.keys() & result['evals'].keys():
     rule = {field: inner for field, inner in EVALUATIONS[other].items() if field not in OF_ONE}
@@ -136,11 +148,35 @@ def _evaluation(rule: dict[str, Rule], result: Any, source: str, remedy: str, pl
   for histogram in ('calibration', 'ssim_histogram'):
     if histogram in rule and not all(left < right for left, right in itertools.pairwise(result[histogram]['edges'])):
       raise UserError(f'{source}: {before}{histogram}.edges must rise; {remedy}.')
-  for field, (stated, worked_out) in _stated_twice(rule, result).items():
+  _agree(_stated_twice(rule, result), source, remedy, before)
+
+
+def _agree(pairs: Mapping[str, tuple[float, float]], source: str, remedy: str, before: str = '') -> None:
+  for field, (stated, worked_out) in pairs.items():
     if not math.isclose(stated, worked_out, abs_tol=1e-6):
       raise UserError(
         f'{source}: {before}{field} is {stated}, but must be {worked_out:.6g} by the other numbers; {remedy}.'
       )
+
+
+def _robustness(result: Any, source: str, remedy: str) -> None:
+  conform(result, _ROBUSTNESS, source, remedy)
+  stages = result['survivors']
+  conform(stages, dict.fromkeys(stages, PART), source, remedy, 'survivors')
+  conform(result['seconds'], dict.fromkeys(stages, number(0, 1e12)), source, remedy, 'seconds')
+  n = result['num_images']
+  parts = {
+    'clean_accuracy': 'num_correct',
+    'robust_accuracy': 'num_robust',
+    'robust_accuracy_uint8': 'num_robust_uint8',
+  }
+  _agree({field: (result[field], result[count] / n) for field, count in parts.items()}, source, remedy)
+  # Files have lost the order of the stages; whatever it was, the last one left the fewest.
+  left = min(stages.values(), default=result['num_correct'])
+  if 'stochastic_logits' not in result['flags']:
+    _agree({'num_robust': (result['num_robust'], left)}, source, remedy)
+  if max(stages.values(), default=0) > result['num_correct'] and 'robust_above_clean' not in result['flags']:
+    raise UserError(f'{source}: survivors are more than num_correct={result["num_correct"]}; {remedy}.')
 
 
 def _stated_twice(rule: Mapping[str, Rule], result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -1,0 +1,103 @@
+"""AutoAttack for any function from images to logits (Croce and Hein 2020, arXiv 2003.01690)."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adversarial_augment import registry
+from adversarial_augment.attacks import inputs, suites, sweep
+from adversarial_augment.attacks.lp_ball import check_ball
+from adversarial_augment.attacks.rounds import judged
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+
+VERSIONS = {'standard': 'autoattack', 'plus': 'autoattack_plus'}
+
+
+def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_size: int = 128) -> Attack:
+  """Makes AutoAttack: APGD on the cross-entropy, targeted APGD, targeted FAB, and Square, each on the survivors.
+
+    attack = attacks.autoattack(norm='linf', epsilon=8 / 255)
+    result = attack(jax.random.split(jax.random.key(0), len(images)), logits_fn, images, labels)
+    robust_accuracy = 1 - result.metrics['success'].mean()
+
+  Unlike the other attacks it runs from the host, so that images that are broken cost nothing more, and cannot be called
+  under jit. `logits_fn` is compiled, once for each of two batch sizes and stage; pass the same function again to reuse
+  that. It must treat each image by itself; `attacks.validity` tells whether it does, and whether the outcome means
+  something.
+
+  Args:
+    norm: 'linf' or 'l2'.
+    epsilon: radius of the ball, for images in [0, 1].
+    version: 'standard' or 'plus', see `suites.stages`.
+    batch_size: images attacked at once; those beyond it follow.
+
+  Returns:
+    An `Attack`, of images [n, h, w, c] and integer labels [n], NumPy's or JAX's. Besides `success` and `margin` its
+    metrics have `stage` [n], the number of the stage that broke an image: 0 none was needed, -1 it is not broken. It
+    raises a UserError for images outside [0, 1], labels that there are not, and logits of another shape than [n, k].
+
+  Raises:
+    UserError: an unknown norm or version, an epsilon that is no radius, or no batch size.
+  """
+  suite = registry.lookup(VERSIONS, version, 'version')
+  check_ball(norm, epsilon)
+  if not isinstance(batch_size, int) or batch_size < 1:
+    raise UserError(f'batch_size={batch_size} must be an integer of at least 1.')
+  return _from_host(suite, norm, epsilon, batch_size)
+
+
+def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack:
+  # Made once, because what is compiled belongs to the very functions of a stage.
+  stages_of = functools.cache(
+    lambda num_classes: suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
+  )
+
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def attack_batch(logits_fn, make, index, inner, keys, images, labels):
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+    return make(inner)(keys, logits_fn, images, labels).images
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def margins_of(logits_fn, images, labels):
+    return judged(logits_fn(images), images, labels).metrics['margin']
+
+  def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    del frozen
+    if any(isinstance(x, jax.core.Tracer) for x in (keys, images, labels)):
+      raise UserError(
+        'autoattack runs from the host and cannot be traced; call it outside of jit, grad and vmap, or use '
+        'attacks.apgd, fab and square, which can.'
+      )
+    clean, classes = np.asarray(images), np.asarray(labels)
+    inputs.check_images(clean)
+    inputs.check_keys(keys, len(clean))
+    num_classes = inputs.count_classes(logits_fn, clean)
+    inputs.check_labels(classes, len(clean), num_classes)
+    classes, stages = classes.astype(np.int32), stages_of(num_classes)
+
+    def attack_part(index: int, inner: int, part: np.ndarray) -> np.ndarray:
+      numbers = np.int32(index), np.int32(inner)
+      make = stages[index].rounds.make
+      return np.asarray(attack_batch(logits_fn, make, *numbers, keys[part], clean[part], classes[part]))
+
+    problem = sweep.Problem(clean, classes, norm, epsilon)
+    judge = lambda images, labels: np.asarray(margins_of(logits_fn, images, labels))
+    programs = sweep.Programs(attack_part, judge, min(batch_size, len(clean)))
+    found = sweep.begin(problem, programs, len(stages))
+    for _ in sweep.run(problem, programs, stages, found):
+      pass
+    return _result(found, stages)
+
+  return attack
+
+
+def _result(found: sweep.Sweep, stages: tuple[sweep.Stage, ...]) -> AttackResult:
+  ends = np.cumsum([stage.rounds.number for stage in stages])
+  broken = found.broken_in < sweep.ALIVE
+  stage = np.where(found.broken_in > 0, np.searchsorted(ends, found.broken_in) + 1, 0)
+  metrics: dict[str, Any] = {'success': broken, 'margin': found.margins, 'stage': np.where(broken, stage, -1)}
+  return AttackResult(jnp.asarray(found.images), {name: jnp.asarray(value) for name, value in metrics.items()})

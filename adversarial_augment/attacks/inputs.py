@@ -1,0 +1,72 @@
+"""The border of the attacks: what a caller gives is checked on the host, before anything is compiled."""
+
+import jax
+import numpy as np
+
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Array, Key, LogitsFn
+
+
+def check_images(images: np.ndarray) -> None:
+  """Refuses what is no batch of images in [0, 1].
+
+  Raises:
+    UserError: another shape or dtype, no image, a value beyond [0, 1], or NaN.
+  """
+  if images.ndim != 4 or 0 in images.shape or not np.issubdtype(images.dtype, np.floating):
+    raise UserError(
+      f'images are {images.dtype} of shape {list(images.shape)}; they must be floats [n, h, w, c], n at least 1.'
+    )
+  if not (images.min() >= 0 and images.max() <= 1):  # NaN too
+    raise UserError(
+      f'images run from {images.min():g} to {images.max():g}; they must lie in [0, 1]: normalise inside logits_fn.'
+    )
+
+
+def check_labels(labels: np.ndarray, num_images: int, num_classes: int) -> None:
+  """Refuses what is not one class for each image.
+
+  Raises:
+    UserError: another shape, no integers, or a class that there is not.
+  """
+  if labels.shape != (num_images,) or not np.issubdtype(labels.dtype, np.integer):
+    raise UserError(
+      f'labels are {labels.dtype} of shape {list(labels.shape)}; they must be integers [{num_images}], '
+      'one for each image.'
+    )
+  wrong = labels[(labels < 0) | (labels >= num_classes)]
+  if wrong.size:
+    raise UserError(f'labels hold {wrong[0]}; with {num_classes} logits they must be from 0 to {num_classes - 1}.')
+
+
+def check_keys(keys: Key, num_images: int) -> None:
+  """Refuses what is not one key for each image.
+
+  Raises:
+    UserError: another shape, or no typed keys.
+  """
+  dtype, shape = getattr(keys, 'dtype', None), getattr(keys, 'shape', None)
+  if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or shape != (num_images,):
+    raise UserError(
+      f'keys have shape {shape} and dtype {dtype}; they must be one typed key for each image: '
+      f'jax.random.split(jax.random.key(0), {num_images}).'
+    )
+
+
+def count_classes(logits_fn: LogitsFn, images: Array | np.ndarray) -> int:
+  """Returns the number of logits, from shapes alone.
+
+  Raises:
+    UserError: not one row of at least two floats for each image.
+  """
+  found = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape, images.dtype))
+  is_array = isinstance(found, jax.ShapeDtypeStruct)
+  shape: tuple[int, ...] = found.shape if is_array else ()
+  floats = is_array and jax.dtypes.issubdtype(found.dtype, np.floating)
+  if not floats or len(shape) != 2 or shape[0] != len(images) or shape[1] < 2:
+    what = f'{found.dtype} of shape {list(shape)}' if is_array else f'a {type(found).__name__}'
+    raise UserError(
+      f'logits_fn gives {what} for {len(images)} images; it must give floats [{len(images)}, classes], '
+      'of at least 2 classes.'
+    )
+  return shape[1]

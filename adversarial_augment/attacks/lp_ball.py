@@ -1,0 +1,132 @@
+"""The l_inf and l_2 balls around an image, cut by the box [0, 1] that images live in.
+
+A feasible point's distance from its image, in exact arithmetic, is at most epsilon (1 + 1e-6) + 1e-7, and its pixels
+lie in [0, 1]: epsilon itself is rounded to the images' precision, and so is image + delta. The rounding of many pixels
+adds up in an l_2 norm, so that there the radius is smaller than epsilon by the most that this can be.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from adversarial_augment import registry, trees
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import PerturbationSet
+
+NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
+
+_PASSES = 4  # of the projection; each brings a ball that the box cuts closer to its full radius
+
+
+def check_ball(norm: str, epsilon: float) -> None:
+  """Refuses what is no ball.
+
+  Raises:
+    UserError: an unknown norm, or an epsilon that is negative, not finite, or for l_inf more than 1.
+  """
+  registry.lookup(NORMS, norm, 'norm')
+  if not 0 <= epsilon < math.inf:
+    raise UserError(f'epsilon={epsilon} must be a finite number, at least 0; images are in [0, 1].')
+  if norm == 'linf' and epsilon > 1:
+    raise UserError(
+      f'epsilon={epsilon} of norm linf must be at most 1, because images are in [0, 1]; did you mean {epsilon:g}/255?'
+    )
+
+
+def lp_ball(norm: str, epsilon: float) -> PerturbationSet:
+  """Makes C(x) = {x + delta: ||delta|| <= epsilon, x + delta in [0, 1]}: one block; `frozen` is unused.
+
+  Args:
+    norm: 'linf' or 'l2', over all pixels and channels.
+    epsilon: its radius, for images in [0, 1].
+
+  Returns:
+    A perturbation set of pixel offsets delta [h, w, c]. Images cannot share one: each has a box of its own.
+
+  Raises:
+    UserError: see `check_ball`.
+  """
+  check_ball(norm, epsilon)
+
+  def nearest(frozen, image, delta):
+    del frozen
+    return _feasible(norm, epsilon, image[None], delta[None])[0]
+
+  def apply(frozen, image, delta, key=None):
+    del frozen, key
+    return image + delta
+
+  def apply_batch(frozen, images, deltas, keys=None):
+    del frozen, keys
+    if len(deltas) != len(images):
+      raise UserError(f'{len(images)} images share {len(deltas)} offsets of an l_p ball; each needs its own: group=1.')
+    return images + deltas
+
+  return PerturbationSet(
+    init=lambda key, frozen, image: _start(norm, epsilon, key, image),
+    project=nearest,
+    apply=apply,
+    radii=lambda frozen: jnp.asarray(epsilon, jnp.result_type(float)),
+    apply_batch=apply_batch,
+  )
+
+
+def project(norm: str, epsilon: float, images: jax.Array, points: jax.Array) -> jax.Array:
+  """Returns the feasible points nearest to `points`: [n, h, w, c] in [0, 1], and the same -> the same.
+
+  A pixel that is NaN becomes that of the image.
+  """
+  return images + _feasible(norm, epsilon, images, points - images)
+
+
+def norms(norm: str, deltas: jax.Array) -> jax.Array:
+  """Returns the norm of each offset: [n, h, w, c] -> [n]."""
+  if norm == 'linf':
+    return jnp.abs(deltas).max((1, 2, 3))
+  rows = deltas.reshape(len(deltas), deltas.shape[1], -1)
+  # Row by row: the rounding of one long sum of squares would be larger than the bound above allows.
+  return jax.vmap(trees.block_norms)(jax.vmap(jax.vmap(trees.block_norms))(rows))
+
+
+def random_start(norm: str, epsilon: float, key: jax.Array, image: jax.Array) -> jax.Array:
+  """Returns one feasible point: uniform in the ball, then moved to the nearest one within [0, 1]; [h, w, c]."""
+  return image + _start(norm, epsilon, key, image)
+
+
+def _start(norm: str, epsilon: float, key: jax.Array, image: jax.Array) -> jax.Array:
+  if norm == 'linf':
+    delta = jax.random.uniform(key, image.shape, image.dtype, -epsilon, epsilon)
+  else:
+    delta = trees.random_in_balls(key, image, jnp.asarray(epsilon, image.dtype))
+  return _feasible(norm, epsilon, image[None], delta[None])[0]
+
+
+def _feasible(norm: str, epsilon: float, images: jax.Array, deltas: jax.Array) -> jax.Array:
+  """Returns the nearest offsets within ball and box; x + delta is within [0, 1] after rounding, too."""
+  deltas = jnp.nan_to_num(deltas)
+  if norm == 'linf':
+    return jnp.clip(deltas, jnp.maximum(-epsilon, -images), jnp.minimum(epsilon, 1 - images))
+  boxed = lambda scale: jnp.clip(deltas * scale[:, None, None, None], -images, 1 - images)
+  room = jnp.where(deltas > 0, 1 - images, images)
+  radius = _l2_radius(epsilon, images)
+  scale = _ratio(radius, norms(norm, deltas))
+  # The nearest point is the box's nearest to scale * delta, for the largest scale that the ball allows. What the box
+  # cuts off leaves length to the other pixels; every pass is feasible, and longer than the last.
+  for _ in range(_PASSES):
+    cut = jnp.abs(deltas) * scale[:, None, None, None] >= room
+    spent = norms(norm, jnp.where(cut, room, 0))
+    left = jnp.sqrt(jnp.maximum(radius - spent, 0)) * jnp.sqrt(radius + spent)
+    scale = jnp.maximum(scale, _ratio(left, norms(norm, jnp.where(cut, 0, deltas))))
+  return boxed(scale)
+
+
+def _ratio(length: jax.Array, norm: jax.Array) -> jax.Array:
+  """Returns length / norm, at most 1."""
+  return jnp.where(norm > length, length / jnp.where(norm > length, norm, 1), 1)
+
+
+def _l2_radius(epsilon: float, images: jax.Array) -> jax.Array:
+  """Returns epsilon less the most that the rounding of norms and of image + delta adds to a norm."""
+  rounding = math.sqrt(math.prod(images.shape[1:])) * float(jnp.finfo(images.dtype).eps)
+  return jnp.asarray(max(epsilon * (1 - rounding) - rounding / 4, 0), images.dtype)

@@ -1,0 +1,81 @@
+"""MultiTargeted (Gowal et al. 2019, arXiv 1910.09338): ascents of the logit margin to every other class in turn."""
+
+import math
+from typing import Any
+
+import optax
+
+from adversarial_augment import trees
+from adversarial_augment.attacks import losses
+from adversarial_augment.attacks.lp_ball import lp_ball
+from adversarial_augment.attacks.pgd import climb
+from adversarial_augment.attacks.rounds import Rounds, better, judged, repeated, round_keys
+from adversarial_augment.attacks.targets import check_counts, ranked_target
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+
+
+def multitargeted(*, restarts: int = 10, **options: Any) -> Attack:
+  """Makes MultiTargeted on an l_p ball; see `multitargeted_rounds` for all options and errors."""
+  return repeated(multitargeted_rounds(restarts=restarts, **options))
+
+
+def multitargeted_rounds(
+  *,
+  norm: str,
+  epsilon: float,
+  num_targets: int = 9,
+  restarts: int = 10,
+  num_steps: int = 200,
+  learning_rate: float = 3.2,
+) -> Rounds:
+  """Makes the rounds of MultiTargeted: every target, then every target again from another random start.
+
+  Each climbs z_target - z_label with Adam (b1 .9, b2 .999, eps 1e-9) from a uniform start in the ball, projected after
+  every step, and keeps the iterate of the highest margin. The learning rate falls to a tenth after half of the steps,
+  and to a hundredth after three quarters.
+
+  Args:
+    norm: 'linf' or 'l2'.
+    epsilon: radius of the ball, for images in [0, 1].
+    num_targets: targets, in the order of the clean logits; at most the number of classes - 1, which is every other
+      class. Of 1000 classes, a few.
+    restarts: rounds of each target.
+    num_steps: steps of each round.
+    learning_rate: the first one, for linf in units of epsilon: the group's 0.1 is 3.2 * 8/255, and would step over
+      smaller balls until its last quarter. For l2 in units of epsilon / sqrt(number of pixels and channels), so that
+      all pixels together move by about learning_rate * epsilon.
+
+  Returns:
+    Its `Rounds`, num_targets * restarts of them.
+
+  Raises:
+    UserError: no ball, a number out of its range, or, when traced, fewer than num_targets + 1 classes.
+  """
+  ball = lp_ball(norm, epsilon)
+  check_counts('multitargeted', num_targets=num_targets, restarts=restarts, num_steps=num_steps)
+  if not 0 < learning_rate < math.inf:
+    raise UserError(f'learning_rate={learning_rate} of attacks.multitargeted must be a finite number above 0.')
+
+  def decayed_adam(radii: PyTree, size: float) -> optax.GradientTransformation:
+    drops = {num_steps // 2: 0.1, num_steps * 3 // 4: 0.1}
+    rate = optax.piecewise_constant_schedule(size, drops)
+    adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-9)
+    return optax.chain(adam, optax.scale_by_schedule(rate), optax.scale(trees.median_radius(radii)))
+
+  def make(index: Array | int) -> Attack:
+    def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+      logits = logits_fn(images)
+      clean = judged(logits, images, labels)
+      targets = ranked_target(logits, labels, index % num_targets, num_targets)
+      size = learning_rate / math.sqrt(math.prod(images.shape[1:])) if norm == 'l2' else learning_rate
+      found = climb(
+        ball, round_keys(keys, index), logits_fn, images, labels,
+        num_steps=num_steps, step=decayed_adam, step_size=size,
+        loss=lambda logits, labels: losses.targeted_margin(logits, labels, targets),
+      )  # fmt: skip
+      return better(clean, found)
+
+    return attack
+
+  return Rounds(num_targets * restarts, make)

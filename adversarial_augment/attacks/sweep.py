@@ -1,0 +1,143 @@
+"""A sequence of attacks from the host: each round only on the images that none before it has broken.
+
+The survivors are compacted into batches of two sizes, so that a stage compiles at most twice. Whatever a round hands
+out is judged once more by a program of its own, of one batch size: an image counts as broken only if that agrees.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from adversarial_augment.attacks.rounds import Rounds
+
+ALIVE = np.iinfo(np.int32).max  # in `Sweep.broken_in`
+_SMALL = 4  # the smaller batch is this part of the larger one
+
+
+class Stage(NamedTuple):
+  """One attack of a suite."""
+
+  name: str
+  rounds: Rounds
+
+
+class Problem(NamedTuple):
+  """What a sweep attacks, and within which ball; on the host."""
+
+  images: np.ndarray  # float [n, h, w, c] in [0, 1]
+  labels: np.ndarray  # int32 [n]
+  norm: str
+  epsilon: float
+
+
+class Programs(NamedTuple):
+  """The compiled parts of a sweep; arrays on the host."""
+
+  attack: Callable[[int, int, np.ndarray], np.ndarray]  # stage, round of it, indices [m] -> images [m, h, w, c]
+  margins: Callable[[np.ndarray, np.ndarray], np.ndarray]  # images [m, h, w, c], labels [m] -> margins [m]
+  batch_size: int  # the larger m, and the only one of `margins`
+  multiple: int = 1  # every m is one of this
+
+
+class Sweep(NamedTuple):
+  """How far a sweep is. The arrays change in place; between two batches they are all that a resume needs."""
+
+  images: np.ndarray  # [n, h, w, c], the feasible image of the highest margin of each
+  margins: np.ndarray  # [n], of those
+  broken_in: np.ndarray  # int32 [n]: 0 misclassified without an attack, else the round, counted over stages, or ALIVE
+  cursor: np.ndarray  # int64 [2]: the round, from 1, and how many of its survivors are done
+  seconds: np.ndarray  # float64 [stages]
+  num_nan: np.ndarray  # int64 []: images whose logits were NaN, found on the way
+
+
+def begin(problem: Problem, programs: Programs, num_stages: int) -> Sweep:
+  """Returns the state before the first round: an image that is misclassified already is broken."""
+  margins = judge(programs, problem.images, problem.labels)
+  broken_in = np.where(margins < 0, ALIVE, 0).astype(np.int32)  # NaN is no right answer
+  return Sweep(
+    images=problem.images.copy(),
+    margins=margins,
+    broken_in=broken_in,
+    cursor=np.array([1, 0], np.int64),
+    seconds=np.zeros(num_stages),
+    num_nan=np.array(np.isnan(margins).sum(), np.int64),
+  )
+
+
+def judge(programs: Programs, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns the margins [n] of images [n, h, w, c], at least 0 where they are misclassified; in batches of one size."""
+  size = programs.batch_size
+  parts = [
+    programs.margins(padded(images[start : start + size], size), padded(labels[start : start + size], size))[
+      : len(images) - start
+    ]
+    for start in range(0, len(images), size)
+  ]
+  return np.concatenate(parts)
+
+
+def run(problem: Problem, programs: Programs, stages: Sequence[Stage], sweep: Sweep) -> Iterator[tuple[int, int, int]]:
+  """Goes on with a sweep to its end.
+
+  Yields:
+    Its stage, the round within that, and the number of images after every batch; 0 images when the round has ended.
+  """
+  number = 0
+  for index, stage in enumerate(stages):
+    for inner in range(stage.rounds.number):
+      number += 1
+      if number < sweep.cursor[0]:
+        continue
+      # Those that this very round has broken before a stop are still among them: the batches stay the same.
+      alive = np.flatnonzero(sweep.broken_in >= number)
+      while sweep.cursor[1] < len(alive):
+        began = time.monotonic()
+        part = alive[sweep.cursor[1] :][: programs.batch_size]
+        found = programs.attack(index, inner, padded(part, _batch_size(len(part), programs)))[: len(part)]
+        _keep(problem, programs, sweep, part, found, number)
+        sweep.cursor[1] += len(part)
+        sweep.seconds[index] += time.monotonic() - began
+        yield index, inner, len(part)
+      sweep.cursor[:] = number + 1, 0
+      yield index, inner, 0
+
+
+def survivors(stages: Sequence[Stage], sweep: Sweep) -> dict[str, int]:
+  """Returns how many images were left after each stage, of those that have ended."""
+  ends = np.cumsum([stage.rounds.number for stage in stages])
+  return {
+    stage.name: int((sweep.broken_in > end).sum())
+    for stage, end in zip(stages, ends, strict=True)
+    if sweep.cursor[0] > end
+  }
+
+
+def padded(values: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last value until there are `size` of them."""
+  return np.concatenate([values, np.repeat(values[-1:], size - len(values), axis=0)])
+
+
+def distances(norm: str, images: np.ndarray, others: np.ndarray) -> np.ndarray:
+  """Returns the norm of the difference of each pair, in float64: [n, h, w, c] twice -> [n]."""
+  delta = (images.astype(np.float64) - others).reshape(len(images), -1)
+  return np.abs(delta).max(1) if norm == 'linf' else np.sqrt((delta**2).sum(1))
+
+
+def _batch_size(count: int, programs: Programs) -> int:
+  small = -(-programs.batch_size // (_SMALL * programs.multiple)) * programs.multiple
+  return small if count <= small else programs.batch_size
+
+
+def _keep(problem: Problem, programs: Programs, sweep: Sweep, part: np.ndarray, found: np.ndarray, number: int) -> None:
+  """Takes over what is stronger than before."""
+  far = distances(problem.norm, found, problem.images[part]) > problem.epsilon * (1 + 1e-6) + 1e-7
+  assert not far.any(), f'an attack has left the ball of radius {problem.epsilon}'
+  assert ((found >= 0) & (found <= 1)).all(), 'an attack has left the box [0, 1]'
+  margins = judge(programs, found, problem.labels[part])
+  sweep.num_nan[...] += np.isnan(margins).sum()
+  stronger = margins > sweep.margins[part]
+  better = part[stronger]
+  sweep.images[better], sweep.margins[better] = found[stronger], margins[stronger]
+  sweep.broken_in[part[stronger & (margins >= 0)]] = number

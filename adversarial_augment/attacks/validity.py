@@ -1,0 +1,128 @@
+"""When a robust accuracy means nothing: what hides a classifier's weakness from attacks, each by its name.
+
+After Carlini et al. 2019 (arXiv 1902.06705) and Croce et al. 2022 (arXiv 2202.13711), section 4.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adversarial_augment.attacks import inputs, losses
+from adversarial_augment.types import Array, LogitsFn
+
+FLAGS = {
+  'nan': 'logits or gradients are NaN or infinite',
+  'stochastic_logits': 'the same images get other logits at the next call; attacks would have to average over them',
+  'batch_dependence': 'logits of an image change with the others of its batch, as under batch statistics',
+  'probabilities': 'the classifier gives probabilities instead of logits, whose losses are flat',
+  'zero_gradients': 'gradients of the margin are exactly 0 for many images, as behind rounding or stop_gradient',
+  'vanishing_gradients': 'logits are so large that gradients of the cross-entropy are exactly 0 for many images',
+  'square_beats_white_box': 'Square, which sees no gradients, breaks images that the attacks with gradients left',
+  'more_effort_helps': 'more steps break further images: the attacks had not converged',
+  'large_epsilon': 'attacks do not break all images even where nothing of them needs to remain',
+  'robust_above_clean': 'accuracy under attack is above that on clean images',
+}
+
+_SHARE = 0.05  # of the images whose gradients may be 0: a dead unit is no defence
+_ROUNDING = 1e-3  # of the spread of the logits, above all that another order of sums does
+_REPEATS = 1e-5  # of it, above what a nondeterministic device does
+_CALLS = 4  # besides the first: of a draw of few values, two may be equal
+_BLACK_BOX_SHARE, _EFFORT_SHARE, _LARGE_SHARE = 0.002, 0.005, 0.01
+_IMAGES = 2  # that a share must be of, at least: one image proves nothing
+
+
+def of_classifier(logits_fn: LogitsFn, images: Array | np.ndarray, labels: Array | np.ndarray) -> tuple[str, ...]:
+  """Returns the flags that a few clean images show, in the order of `FLAGS`; none for an honest classifier.
+
+  Calls `logits_fn` outside of jit, so that state which it keeps in Python is seen; what is jitted inside stays so.
+
+  Args:
+    logits_fn: images [n, h, w, c] in [0, 1] -> logits [n, k].
+    images: of the kind that is attacked; 32 are enough.
+    labels: their classes [n].
+
+  Raises:
+    UserError: no such images, labels or logits.
+  """
+  images, labels = np.asarray(images), np.asarray(labels)
+  inputs.check_images(images)
+  inputs.check_labels(labels, len(images), inputs.count_classes(logits_fn, images))
+  call = lambda x: np.asarray(logits_fn(jnp.asarray(x)), np.float64)
+  twice, n = np.concatenate([images, images]), len(images)
+  logits = call(twice)
+  gradient_of = lambda loss: np.asarray(jax.grad(lambda x: loss(logits_fn(x), jnp.asarray(labels)).sum())(images))
+  slopes = {name: gradient_of(loss) for name, loss in (('margin', losses.margin), ('ce', losses.cross_entropy))}
+  if not all(np.isfinite(values).all() for values in (logits, *slopes.values())):
+    return ('nan',)
+  spread = np.ptp(logits) or 1.0
+  apart = lambda others: np.abs(others - logits[: len(others)]).max() / spread
+  darker = call(np.concatenate([images, images / 4]))[:n]  # in the company of others
+  backwards = call(twice[::-1])[::-1]
+  is_zero = {name: (slope == 0).all((1, 2, 3)) for name, slope in slopes.items()}
+  found = {
+    'stochastic_logits': max(apart(call(twice)) for _ in range(_CALLS)) > _REPEATS,
+    'batch_dependence': max(apart(darker), apart(backwards)) > _ROUNDING,
+    'probabilities': logits.min() >= 0 and np.abs(logits.sum(-1) - 1).max() < 1e-3,
+    'zero_gradients': is_zero['margin'].mean() > _SHARE,
+    'vanishing_gradients': (is_zero['ce'] & ~is_zero['margin']).mean() > _SHARE,
+  }
+  if found['stochastic_logits']:
+    found['batch_dependence'] = False  # two calls cannot tell
+  return tuple(name for name in FLAGS if found.get(name))
+
+
+def of_outcome(
+  *,
+  num_images: int,
+  num_correct: int,
+  num_robust: int,
+  num_recomputed: int,
+  survivors: Mapping[str, int],
+  num_nan: int = 0,
+) -> tuple[str, ...]:
+  """Returns the flags that the counts of a suite show.
+
+  Args:
+    num_images: all of them.
+    num_correct: classified rightly before any attack.
+    num_robust: and after all.
+    num_recomputed: of the final images, classified rightly when asked again.
+    survivors: after each stage, in order.
+    num_nan: images whose logits were NaN.
+  """
+  counts = [num_correct, *survivors.values()]
+  by_square = sum(
+    before - after
+    for name, before, after in zip(survivors, counts, counts[1:], strict=False)
+    if name == 'square' and len(survivors) > 1
+  )
+  found = {
+    'nan': num_nan > 0,
+    'stochastic_logits': num_recomputed != num_robust,
+    'square_beats_white_box': too_many(by_square, num_images, _BLACK_BOX_SHARE),
+    'robust_above_clean': max(num_robust, num_recomputed) > num_correct,
+  }
+  return tuple(name for name in FLAGS if found.get(name))
+
+
+def of_probes(*, num_images: int, more_effort: int, num_far: int, far_left: int) -> tuple[str, ...]:
+  """Returns the flags of two further attacks.
+
+  Args:
+    num_images: that the suite attacked, and from whose survivors the first probe went on.
+    more_effort: of them, those that more steps broke besides.
+    num_far: attacked within a ball so large that nothing of an image needs to remain.
+    far_left: of those, not broken.
+  """
+  found = {
+    'more_effort_helps': too_many(more_effort, num_images, _EFFORT_SHARE),
+    'large_epsilon': far_left > _LARGE_SHARE * num_far,
+  }
+  return tuple(name for name in FLAGS if found.get(name))
+
+
+def too_many(count: int, of: int, share: float) -> bool:
+  """Whether `count` is more than that share, and more than chance makes of few images."""
+  return count >= _IMAGES and count > share * of

@@ -1,0 +1,95 @@
+"""An unfinished sweep on disk: whole or not at all, and refused where it is damaged or of something else."""
+
+from collections.abc import Mapping
+import io
+import json
+from pathlib import Path
+from typing import Any
+import zipfile
+
+import jax
+import numpy as np
+
+from adversarial_augment import files, processes, state_arrays
+from adversarial_augment.attacks.sweep import Sweep
+from adversarial_augment.errors import UserError
+
+_ABOUT, _SHA256 = '_about', '_sha256'
+
+
+def write(path: Path, sweep: Sweep, about: Mapping[str, Any]) -> None:
+  """Replaces the file in one instant; process 0 alone writes.
+
+  Args:
+    path: of the file.
+    sweep: between two batches.
+    about: what decides the outcome, as JSON: a sweep goes on only under the same.
+
+  Raises:
+    StorageError: it cannot be written; what was there stays.
+  """
+  if jax.process_index():
+    return
+  arrays: dict[str, Any] = sweep._asdict() | {_ABOUT: _bytes(json.dumps(about, sort_keys=True))}
+  arrays[_SHA256] = _bytes(state_arrays.hash_arrays(arrays))
+  content = io.BytesIO()
+  np.savez(content, **arrays)
+  with files.storage_errors(f"write '{path}'"):
+    files.replace(path, content.getvalue())
+
+
+def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
+  """Returns the sweep in a file, the same on all processes; None where there is no file.
+
+  Args:
+    path: of the file.
+    like: a sweep of the same shapes.
+    about: what decides the outcome.
+
+  Raises:
+    UserError: the file is damaged, or of something else.
+    StorageError: it cannot be read.
+  """
+
+  def content() -> bytes:
+    with files.storage_errors(f"read '{path}'"):
+      return path.read_bytes() if path.exists() else b''
+
+  remedy = 'remove it, or begin anew with --overwrite'
+  if jax.process_count() == 1:
+    found = content()
+  else:
+    held: list[bytes] = []
+    processes.on_process_0(lambda: held.append(content()))  # an error reaches all of them
+    found = processes.broadcast(held[0] if held else b'')
+  if not found:
+    return None
+  try:
+    with np.load(io.BytesIO(found), allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+    sha256 = arrays.pop(_SHA256).tobytes().decode()
+    known = json.loads(arrays[_ABOUT].tobytes())
+    whole = sha256 == state_arrays.hash_arrays(arrays)
+  except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    raise UserError(f"'{path}' is damaged ({type(error).__name__}); {remedy}.") from error
+  if not whole:
+    raise UserError(f"'{path}' is damaged (its SHA-256 is another one); {remedy}.")
+  for name in sorted(about.keys() | known.keys()):
+    if about.get(name) != known.get(name):
+      raise UserError(
+        f"'{path}' is of another {name} ({_short(known.get(name))}, now {_short(about.get(name))}); {remedy}."
+      )
+  del arrays[_ABOUT]
+  shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+  if shapes != {name: (array.shape, array.dtype) for name, array in like._asdict().items()}:
+    raise UserError(f"'{path}' is damaged (its arrays have other shapes); {remedy}.")
+  return Sweep(**arrays)
+
+
+def _bytes(text: str) -> np.ndarray:
+  return np.frombuffer(text.encode(), np.uint8)
+
+
+def _short(value: Any) -> str:
+  text = str(value)
+  return text if len(text) <= 20 else f'{text[:12]}...'

@@ -1,0 +1,124 @@
+"""What `evaluate --attack` asks for, checked before any device is touched."""
+
+import argparse
+import math
+from typing import NamedTuple
+
+from adversarial_augment import fields, registry
+from adversarial_augment.errors import UserError
+from adversarial_augment.types import Dataset
+
+TABLE2 = 'table2'  # of arXiv 2104.01086
+_TABLE2_SUITE = 'paper'
+_TABLE2_BALLS = (('l2', '0.5'), ('l2', '1'), ('linf', '1/255'), ('linf', '2/255'), ('linf', '4/255'))
+# Of `suites.SUITES`, and the table; --help lists them without JAX.
+ATTACKS = ('autoattack', 'autoattack_plus', 'multitargeted', 'paper', 'pgd', TABLE2)
+_OF_ATTACKS = ('norm', 'epsilon', 'num_examples', 'seed', 'save_images', 'allow_suspect')
+
+
+class Ball(NamedTuple):
+  norm: str
+  epsilon: float
+  text: str  # of epsilon, such as 8/255
+
+
+class Request(NamedTuple):
+  """Attacks on one classifier."""
+
+  suite: str  # a name of `suites.SUITES`
+  balls: tuple[Ball, ...]
+  num_examples: int | None  # the first ones of the test set; None: all
+  seed: int
+  save_images: bool
+  allow_suspect: bool
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  group = parser.add_argument_group('l_p attacks, instead of --evals')
+  group.add_argument('--attack', metavar='NAME', help=', '.join(ATTACKS))
+  group.add_argument('--norm', metavar='NORM', help='linf or l2')
+  group.add_argument('--epsilon', metavar='RADII', help='for images in [0, 1], such as 8/255 or 1/255,2/255,4/255')
+  group.add_argument('--num_examples', metavar='N', help='attack the first N test images; default: all')
+  group.add_argument('--seed', metavar='N', help='of the random starts; default: 0')
+  group.add_argument('--save_images', action='store_true', help='keep the strongest image of each, as .npz')
+  group.add_argument('--allow_suspect', action='store_true', help='exit with 0 although a result is UNRELIABLE')
+
+
+def parse(arguments: argparse.Namespace) -> Request | None:
+  """Returns what the flags ask for; None without --attack.
+
+  Raises:
+    UserError: an unknown attack or norm, no radius, no number of images, or flags that do not go together.
+  """
+  given = [name for name in _OF_ATTACKS if getattr(arguments, name)]
+  if arguments.attack is None:
+    if given:
+      raise UserError(f'--{given[0]} belongs to --attack, such as --attack=autoattack; name one, or leave it out.')
+    return None
+  if arguments.evals is not None:
+    raise UserError('--attack and --evals are two evaluations; give one of them, and then the other.')
+  registry.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
+  suite = _TABLE2_SUITE if arguments.attack == TABLE2 else arguments.attack
+  return Request(
+    suite,
+    _balls(arguments),
+    _whole_number(arguments.num_examples, '--num_examples', 1),
+    _whole_number(arguments.seed, '--seed', 0) or 0,
+    arguments.save_images,
+    arguments.allow_suspect,
+  )
+
+
+def first_examples(request: Request, test: Dataset) -> Dataset:
+  """Returns the part of a test set that is attacked.
+
+  Raises:
+    UserError: it has not as many images.
+  """
+  number = request.num_examples or test.num_examples
+  if number > test.num_examples:
+    raise UserError(f'--num_examples={number} must be at most {test.num_examples}, which {test.name} has.')
+  return test._replace(num_examples=number)
+
+
+def _balls(arguments: argparse.Namespace) -> tuple[Ball, ...]:
+  if arguments.attack == TABLE2:
+    for name in ('norm', 'epsilon'):
+      if getattr(arguments, name) is not None:
+        raise UserError(
+          f'--attack={TABLE2} has norms and radii of its own; leave --{name} out, or name another attack.'
+        )
+    return tuple(_ball(norm, text) for norm, text in _TABLE2_BALLS)
+  for name, example in (('norm', 'linf'), ('epsilon', '8/255')):
+    if not getattr(arguments, name):
+      raise UserError(f'--attack={arguments.attack} needs --{name}, for example --{name}={example}.')
+  return tuple(_ball(arguments.norm, text.strip()) for text in arguments.epsilon.split(','))
+
+
+def _ball(norm: str, text: str) -> Ball:
+  above, slash, below = text.partition('/')
+  try:
+    parts = [float(part) for part in ((above, below) if slash else (above,))]
+    epsilon = parts[0] / parts[1] if slash else parts[0]
+  except (ValueError, ZeroDivisionError):
+    epsilon = math.nan
+  if math.isnan(epsilon):
+    raise UserError(f'--epsilon={fields.show(text)} must be a number or a fraction, such as 0.5 or 8/255.')
+  from adversarial_augment.attacks.lp_ball import check_ball
+
+  check_ball(norm, epsilon)
+  return Ball(norm, epsilon, '/'.join(f'{part:g}' for part in parts))
+
+
+def _whole_number(text: str | None, flag: str, least: int) -> int | None:
+  if text is None:
+    return None
+  kind = fields.integer(least, 2**31 - 1)
+  try:
+    value = kind.parse(text)
+  except ValueError:
+    value = None
+  if not kind.accepts(value):
+    raise UserError(f'{flag}={fields.show(text)} must be {kind.expected}.')
+  return value

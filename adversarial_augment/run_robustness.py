@@ -1,0 +1,232 @@
+"""Attacks on a trained classifier, as `evaluate --attack` runs them: what is known, what goes on, files, lines."""
+
+from collections.abc import Callable, Mapping, Sequence
+import io
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import config as configs
+from adversarial_augment import files, inference, processes, recipe, results, run_directory, sharding, summary
+from adversarial_augment.attacks import suites, validity
+from adversarial_augment.attacks import sweep as sweeps
+from adversarial_augment.attacks.sweep import Problem, Stage, Sweep
+from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.evaluators import robustness, sweep_file
+from adversarial_augment.evaluators.robustness import Classifier
+from adversarial_augment.robustness_flags import Ball, Request
+from adversarial_augment.run_log import tell
+from adversarial_augment.types import Dataset
+
+SUSPECT = 3  # exit code: a number that is none to rely on, as one that became NaN
+
+_SECONDS = 2  # between writes of a sweep that goes on, at least
+_SHARE = 0.05  # of the time that those writes may take
+_LINES = 10  # seconds between lines of progress
+
+
+def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, overwrite: bool = False) -> int:
+  """Attacks the newest good checkpoint of a run within every ball asked for; writes and prints what is left.
+
+  Args:
+    config: of the run, perhaps with another precision, data set or batch size.
+    workdir: of the run.
+    test: the images to attack.
+    request: the attacks.
+    overwrite: whether to attack anew where `workdir` has results of the same name, or an unfinished sweep of another
+      classifier.
+
+  Returns:
+    The exit code: `SUSPECT` where a result has a flag, unless the request allows it.
+
+  Raises:
+    UserError: there is no checkpoint, or something that is not to be replaced.
+    StorageError: the results cannot be written.
+  """
+  mesh = sharding.data_mesh()
+  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
+  judge = recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32'))
+  classifier = Classifier(
+    recipe.attacked_classifier(config, test.num_classes), judge, restored.state, mesh, config.batch_size
+  )
+  provenance = summary.provenance(config, {'test': test}, 'evaluate')
+  provenance['config_sha256'] = configs.sha256(inference.read_config(workdir))
+  about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
+  _say(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}')
+  suspect = False
+  for ball in request.balls:
+    result = _find(classifier, workdir, test, request, ball, about, overwrite)
+    _say(*lines(result))
+    suspect |= bool(result['flags'])
+  _say(f'  {"results":<20} {workdir / "results"}')
+  return SUSPECT if suspect and not request.allow_suspect else 0
+
+
+def _find(
+  classifier: Classifier,
+  workdir: Path,
+  test: Dataset,
+  request: Request,
+  ball: Ball,
+  about: Mapping[str, Any],
+  overwrite: bool,
+) -> dict[str, Any]:
+  """Returns the result within one ball: what the run's folder knows, or measured and written."""
+  name = results.robustness_name(request.suite, ball.norm, ball.text)
+  folder = workdir / 'results'
+  path, images_path = folder / f'{name}.json', folder / f'{name}.npz'
+  conditions = _conditions(test, request, ball, about)
+  sha256 = results.digest(conditions)
+  if not processes.all_have(sha256):
+    raise UserError('The processes have different images or versions; give all of them the same files.')
+  known = processes.on_process_0(lambda: results.read(path))
+  there = processes.on_process_0(lambda: not request.save_images or images_path.exists())
+  if not overwrite and known.get('conditions_sha256') == sha256 and there:
+    return processes.on_process_0(lambda: results.load(workdir, name))
+  others = known.get('conditions_sha256') != sha256
+  if not overwrite and others and known.get('checkpoint_sha256') == about['checkpoint_sha256']:
+    raise UserError(
+      f"'{path}' holds what other images, seeds or versions gave for this checkpoint; replace it with --overwrite."
+    )
+  processes.on_process_0(lambda: run_directory.create(folder))  # before anything is measured that has no place
+  unfinished = folder / f'{name}.sweep'
+  attacked = robustness.problem(test, ball.norm, ball.epsilon)
+  _say(
+    f'{request.suite}, {ball.norm}, epsilon {ball.text}, {test.num_examples:,} images, seed {request.seed}',
+  )
+  sweep = _sweep(classifier, attacked, request, unfinished, conditions, overwrite)
+  _say('  checking whether the result is valid...')
+  found = robustness.outcome(classifier, request.suite, attacked, sweep, seed=request.seed)
+  result = found | {
+    'eval': name,
+    'attack': request.suite,
+    'norm': ball.norm,
+    'epsilon': ball.epsilon,
+    'epsilon_text': ball.text,
+    'split': 'test',
+    'seed': request.seed,
+    'origin': test.provenance.get('origin', 'unverified'),
+    'conditions_sha256': sha256,
+    **about,
+  }
+
+  def write() -> None:
+    if request.save_images:
+      _write_images(images_path, attacked, sweep)
+    results.write(path, result)
+    with files.storage_errors(f"remove '{unfinished}'"):
+      unfinished.unlink(missing_ok=True)
+
+  processes.on_process_0(write)
+  return result
+
+
+def _conditions(test: Dataset, request: Request, ball: Ball, about: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns all that decides the outcome, by names that a user understands."""
+  origin = about['provenance']
+  return {
+    'attack': request.suite,
+    'norm': ball.norm,
+    'epsilon': ball.epsilon,
+    'seed': request.seed,
+    'number of images': test.num_examples,
+    'data set': results.digest(dict(test.provenance)),
+    'checkpoint': about['checkpoint_sha256'],
+    'precision': origin['config']['precision'],
+    'version': ', '.join(f'{name} {origin["versions"][name]}' for name in ('adversarial_augment', 'jax')),
+  }
+
+
+def _sweep(
+  classifier: Classifier,
+  attacked: Problem,
+  request: Request,
+  path: Path,
+  conditions: Mapping[str, Any],
+  overwrite: bool,
+) -> Sweep:
+  """Makes a sweep, or goes on with the one in a file; shows what is left after each stage."""
+  num_classes = robustness.num_classes_of(classifier, attacked.images)
+  stages = suites.stages(request.suite, norm=attacked.norm, epsilon=attacked.epsilon, num_classes=num_classes)
+  if left_out := suites.left_out(request.suite, num_classes):
+    _say(f'  left out: {", ".join(left_out)}, for {num_classes} classes are too few')
+  programs = robustness.programs(classifier, stages, attacked, seed=request.seed)
+  sweep = sweeps.begin(attacked, programs, len(stages))
+  clean = int((sweep.broken_in > 0).sum())
+  try:
+    known = sweep_file.read(path, sweep, conditions)
+  except UserError:
+    if not overwrite:
+      raise
+    known = None
+  sweep = sweep if known is None else known
+  n = len(attacked.images)
+  _say(f'  {"clean accuracy":<20} {clean / n:.4f}  ({clean:,} of {n:,})')
+  for index, name in enumerate(sweeps.survivors(stages, sweep)):
+    _say(_stage_line(name, sweeps.survivors(stages, sweep)[name], sweep.seconds[index]))
+  _pursue(attacked, programs, stages, sweep, lambda: sweep_file.write(path, sweep, conditions))
+  return sweep
+
+
+def _pursue(
+  attacked: Problem, programs: sweeps.Programs, stages: Sequence[Stage], sweep: Sweep, keep: Callable[[], None]
+) -> None:
+  """Goes on with a sweep to its end; says how far it is, and keeps it every few seconds."""
+  written = told = time.monotonic()
+  took, images = 0.0, 0
+  for index, inner, count in sweeps.run(attacked, programs, stages, sweep):
+    stage, now = stages[index], time.monotonic()
+    images += count
+    if count and now - told >= _LINES:
+      number, left = int(sweep.cursor[0]), int(sweep.cursor[1])
+      total = int((sweep.broken_in >= number).sum())
+      tell(
+        f'  {stage.name}: round {inner + 1} of {stage.rounds.number}, {left:,} of {total:,} images  '
+        f'{images / (now - told):,.1f} images/s'
+      )
+      told, images = now, 0
+    if not count and inner == stage.rounds.number - 1:
+      _say(_stage_line(stage.name, int((sweep.broken_in == sweeps.ALIVE).sum()), sweep.seconds[index]))
+    if now - written >= max(_SECONDS, took / _SHARE):
+      try:
+        keep()
+      except StorageError as error:
+        tell(f'warning: {error} The attack goes on; a stop would lose it.')
+      written, took = time.monotonic(), time.monotonic() - now
+  keep()  # the checks that follow take a while, too
+
+
+def _stage_line(name: str, left: int, seconds: float) -> str:
+  return f'  {"after " + name:<20} {left:,} left  {seconds:,.1f} s'
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+  """Returns the closing lines of a result."""
+  low, high = result['interval']
+  flags = result['flags']
+  warning = f'  UNRELIABLE: {", ".join(flags)}' if flags else ''
+  return [
+    f'  {"robust accuracy":<20} {result["robust_accuracy"]:.4f}  ({result["num_robust"]:,} of '
+    f'{result["num_images"]:,}; 95 % interval {low:.4f} to {high:.4f}){warning}',
+    f'  {"in 8 bits":<20} {result["robust_accuracy_uint8"]:.4f}  ({result["attack"]}, {result["norm"]}, epsilon '
+    f'{result["epsilon_text"]}; clean {result["clean_accuracy"]:.4f})',
+    *(f'  {"":<20} {flag}: {validity.FLAGS[flag]}' for flag in flags if flag in validity.FLAGS),
+  ]
+
+
+def _write_images(path: Path, attacked: Problem, sweep: Sweep) -> None:
+  """Writes the strongest image of each example, float32 in [0, 1], with its label and whether it is broken."""
+  content = io.BytesIO()
+  broken = sweep.broken_in < sweeps.ALIVE
+  np.savez_compressed(content, images=sweep.images, labels=attacked.labels, broken=broken, margins=sweep.margins)
+  with files.storage_errors(f"write '{path}'"):
+    files.replace(path, content.getvalue())
+
+
+def _say(*messages: str) -> None:
+  if jax.process_index() == 0:
+    print('\n'.join(messages), flush=True)

@@ -1,0 +1,161 @@
+"""AutoAttack as a library: exact on linear classifiers, checked at its border, compiled once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import attacks
+from adversarial_augment.attacks import suites
+from adversarial_augment.errors import UserError
+
+NUM, CLASSES = 30, 5
+RNG = np.random.default_rng(0)
+WEIGHTS = (RNG.normal(size=(48, CLASSES)) / 10).astype(np.float32)
+IMAGES = RNG.uniform(0.3, 0.7, (NUM, 4, 4, 3)).astype(np.float32)  # no ball below reaches the edges of the box
+LOGITS = (IMAGES.reshape(NUM, 48).astype(np.float64) - 0.5) @ WEIGHTS
+LABELS = np.where(np.arange(NUM) % 10 == 0, (LOGITS.argmax(-1) + 1) % CLASSES, LOGITS.argmax(-1))
+KEYS = jax.random.split(jax.random.key(0), NUM)
+
+
+def linear(images):
+  return (images.reshape(len(images), 48) - 0.5) @ WEIGHTS
+
+
+def radii(dual: int) -> np.ndarray:
+  """Returns the distance of each image to the nearest other class: a margin over the dual norm of its slope."""
+  found = np.full(NUM, np.inf)
+  for i, label in enumerate(LABELS):
+    for other in set(range(CLASSES)) - {int(label)}:
+      slope = np.linalg.norm(WEIGHTS[:, other].astype(np.float64) - WEIGHTS[:, label], dual)
+      found[i] = min(found[i], (LOGITS[i, label] - LOGITS[i, other]) / slope)
+  return found
+
+
+@pytest.mark.parametrize('norm, dual', [('linf', 1), ('l2', 2)])
+def test_the_robust_accuracy_of_a_linear_classifier_is_exact(norm, dual):
+  distances = radii(dual)
+  epsilon = float(np.median(distances))  # half of the images, and not at one of them: NUM is even
+  result = attacks.autoattack(norm=norm, epsilon=epsilon, batch_size=8)(KEYS, linear, IMAGES, LABELS)
+  success, stage = (np.asarray(result.metrics[name]) for name in ('success', 'stage'))
+  np.testing.assert_array_equal(success, distances <= epsilon)
+  np.testing.assert_array_equal(stage == 0, distances <= 0)
+  np.testing.assert_array_equal(stage == -1, distances > epsilon)
+  wrong = (np.asarray(result.images, np.float64).reshape(NUM, 48) - 0.5) @ WEIGHTS
+  np.testing.assert_array_equal(wrong.argmax(-1) != LABELS, success)
+  delta = np.asarray(result.images, np.float64).reshape(NUM, 48) - IMAGES.reshape(NUM, 48)
+  lengths = np.linalg.norm(delta, np.inf if norm == 'linf' else 2, axis=1)
+  assert (lengths <= epsilon * (1 + 1e-6) + 1e-7).all()
+  np.testing.assert_array_equal(np.asarray(result.images)[stage == 0], IMAGES[stage == 0])
+
+
+def test_what_is_compiled_serves_the_next_call():
+  traced = []
+
+  def logits_fn(images):
+    traced.append(images.shape)
+    return linear(images)
+
+  attack = attacks.autoattack(norm='linf', epsilon=0.001)
+  first = attack(KEYS[:4], logits_fn, IMAGES[:4], LABELS[:4])
+  traced.clear()
+  second = attack(KEYS[:4], logits_fn, IMAGES[:4], LABELS[:4])
+  assert len(traced) <= 1  # the check of the logits' shape
+  np.testing.assert_array_equal(first.images, second.images)
+
+
+def short(images):
+  return linear(images)[:, 0]
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'images': IMAGES * 255}, r'run from .* to .*\[0, 1\]'),
+    ({'images': IMAGES - 0.5}, r'\[0, 1\]'),
+    ({'images': np.where(IMAGES > 0.69, np.nan, IMAGES)}, r'\[0, 1\]'),
+    ({'images': (IMAGES * 255).astype(np.uint8)}, 'images are uint8'),
+    ({'images': IMAGES[0]}, 'must be floats'),
+    ({'labels': LABELS + 1}, 'labels hold 5; with 5 logits they must be from 0 to 4'),
+    ({'labels': LABELS - 5}, 'labels hold -'),
+    ({'labels': LABELS.astype(np.float32)}, 'must be integers'),
+    ({'labels': LABELS[:3]}, 'one for each image'),
+    ({'labels': np.eye(CLASSES, dtype=int)[LABELS]}, 'one for each image'),
+    ({'keys': KEYS[:3]}, 'one typed key for each image'),
+    ({'keys': jax.random.key(0)}, 'one typed key for each image'),
+    ({'keys': np.zeros(NUM, np.uint32)}, 'one typed key for each image'),
+    ({'logits_fn': short}, r'logits_fn gives float32 of shape \[30\]'),
+    ({'logits_fn': lambda x: linear(x)[:3]}, r'of shape \[3, 5\] for 30 images'),
+    ({'logits_fn': lambda x: linear(x)[:, :1]}, 'at least 2 classes'),
+    ({'logits_fn': lambda x: linear(x).argmax(-1, keepdims=True)}, 'must give floats'),
+    ({'logits_fn': lambda x: (linear(x), {})}, 'gives a tuple'),
+  ],
+)
+def test_what_is_no_input_is_refused(changes, message):
+  arguments = {'keys': KEYS, 'logits_fn': linear, 'images': IMAGES, 'labels': LABELS} | changes
+  with pytest.raises(UserError, match=message) as caught:
+    attacks.autoattack(norm='linf', epsilon=0.1)(*arguments.values())
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'norm': 'lin'}, "Unknown norm 'lin'.*Did you mean 'linf'"),
+    ({'epsilon': 8}, 'did you mean 8/255'),
+    ({'epsilon': -1}, 'epsilon=-1'),
+    ({'version': 'plu'}, "Unknown version 'plu'.*Did you mean 'plus'"),
+    ({'batch_size': 0}, 'batch_size=0'),
+  ],
+)
+def test_what_is_no_attack_is_refused(options, message):
+  with pytest.raises(UserError, match=message):
+    attacks.autoattack(**{'norm': 'linf', 'epsilon': 0.1} | options)
+
+
+def test_it_cannot_be_traced():
+  attack = functools.partial(attacks.autoattack(norm='linf', epsilon=0.1), KEYS, linear)
+  with pytest.raises(UserError, match='cannot be traced'):
+    jax.jit(attack)(jnp.asarray(IMAGES), jnp.asarray(LABELS))
+
+
+# Suites.
+
+
+def rounds_of(suite: str, num_classes: int = 10) -> dict[str, int]:
+  found = suites.stages(suite, norm='linf', epsilon=0.1, num_classes=num_classes)
+  return {stage.name: stage.rounds.number for stage in found}
+
+
+def test_the_suites_are_those_of_the_papers():
+  assert rounds_of('autoattack') == {'apgd-ce': 1, 'apgd-t': 9, 'fab-t': 9, 'square': 1}
+  assert rounds_of('autoattack_plus') == {'apgd-ce': 5, 'apgd-dlr': 5, 'apgd-t': 9, 'fab-t': 45, 'square': 1}
+  assert rounds_of('paper') == {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 180, 'square': 1}
+  assert rounds_of('multitargeted') == {'multitargeted': 180}
+  assert rounds_of('pgd') == {'pgd': 5}
+
+
+def test_of_few_classes_all_others_are_targets_and_losses_that_need_more_are_left_out():
+  assert rounds_of('autoattack', 4) == {'apgd-ce': 1, 'apgd-t': 3, 'fab-t': 3, 'square': 1}
+  assert rounds_of('autoattack', 3) == {'apgd-ce': 1, 'fab-t': 2, 'square': 1}
+  assert rounds_of('paper', 3) == {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 40, 'square': 1}
+  assert rounds_of('paper', 2) == {'apgd-ce': 5, 'multitargeted': 20, 'square': 1}
+  assert suites.left_out('paper', 2) == ('apgd-dlr',)
+  assert suites.left_out('autoattack', 3) == ('apgd-t',)
+  assert suites.left_out('autoattack_plus', 10) == ()
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'suite': 'autoatack'}, "Unknown attack 'autoatack'.*Did you mean 'autoattack"),
+    ({'norm': 'l1'}, "Unknown norm 'l1'"),
+    ({'epsilon': float('nan')}, 'epsilon=nan'),
+    ({'num_classes': 1}, 'num_classes=1'),
+  ],
+)
+def test_what_is_no_suite_is_refused(options, message):
+  with pytest.raises(UserError, match=message):
+    suites.stages(**{'suite': 'pgd', 'norm': 'linf', 'epsilon': 0.1, 'num_classes': 10} | options)

@@ -1,0 +1,162 @@
+"""Sweeps: every image attacked until it is broken and no longer, in few shapes, and resumed without a difference."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from adversarial_augment.attacks import sweep
+from adversarial_augment.attacks.rounds import Rounds
+from adversarial_augment.errors import UserError
+from adversarial_augment.evaluators import sweep_file
+
+NUM, EPSILON = 23, 0.125
+# The first pixel says which image it is; attacks change the second one.
+IMAGES = np.stack([np.arange(NUM) / 64, np.full(NUM, 0.5)], axis=-1).astype(np.float32).reshape(NUM, 1, 2, 1)
+LABELS = np.zeros(NUM, np.int32)
+STAGES = (sweep.Stage('first', Rounds(3, lambda _: None)), sweep.Stage('second', Rounds(2, lambda _: None)))
+# The round in which an image gives way; 0: it is misclassified as it is, 9: never.
+BREAKS = np.array([0, 1, 2, 3, 4, 5, 9, 2, 4, 9, 1, 1, 9, 3, 0, 5, 5, 2, 9, 1, 4, 9, 9])
+PROBLEM = sweep.Problem(IMAGES, LABELS, 'linf', EPSILON)
+
+
+class Attacker:
+  """Moves an image by a 16th of the radius in each round, and by all of it in the round that breaks it."""
+
+  def __init__(self, radius: float = EPSILON, nan_at: int = -1):
+    self.calls: list[tuple[int, int, list[int]]] = []
+    self._radius, self._nan_at = radius, nan_at
+
+  def attack(self, index: int, inner: int, part: np.ndarray) -> np.ndarray:
+    self.calls.append((index, inner, part.tolist()))
+    number = 3 * index + inner + 1
+    images = IMAGES[part].copy()
+    images[:, 0, 1, 0] += self._radius * np.where(number == BREAKS[part], 1, number / 16).astype(np.float32)
+    return images
+
+  def margins(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """0.5 where the image was moved by all of the radius, or is wrong from the start; else below 0, by the distance."""
+    assert images.shape == (8, 1, 2, 1)
+    which = np.round(images[:, 0, 0, 0] * 64).astype(int)
+    moved = (images[:, 0, 1, 0] - 0.5) / EPSILON
+    margins = np.where((moved > 0.99) | (BREAKS[which] == 0), 0.5, moved - 1)
+    return np.where((which == self._nan_at) & (moved > 0), np.nan, margins)
+
+  def programs(self) -> sweep.Programs:
+    return sweep.Programs(self.attack, self.margins, 8, 2)
+
+
+def finish(attacker: Attacker, state: sweep.Sweep | None = None, batches: int = 1000) -> sweep.Sweep:
+  state = sweep.begin(PROBLEM, attacker.programs(), len(STAGES)) if state is None else state
+  for _, _ in zip(range(batches), sweep.run(PROBLEM, attacker.programs(), STAGES, state), strict=False):
+    pass
+  return state
+
+
+def test_an_image_is_broken_in_the_round_that_does_it():
+  state = finish(Attacker())
+  np.testing.assert_array_equal(state.broken_in, np.where(BREAKS == 9, sweep.ALIVE, BREAKS))
+  assert sweep.survivors(STAGES, state) == {'first': int((BREAKS > 3).sum()), 'second': int((BREAKS == 9).sum())}
+  assert (state.seconds > 0).all()
+
+
+def test_the_strongest_image_of_each_is_kept():
+  moved = (finish(Attacker()).images - IMAGES)[:, 0, 1, 0] / EPSILON
+  np.testing.assert_allclose(moved, np.where(BREAKS == 0, 0, np.where(BREAKS == 9, 5 / 16, 1)), atol=1e-6)
+
+
+def test_only_survivors_are_attacked_in_batches_of_two_sizes():
+  attacker = Attacker()
+  finish(attacker)
+  assert {len(part) for _, _, part in attacker.calls} == {2, 8}
+  for number in range(1, 6):
+    stage, inner = divmod(number - 1, 3)
+    parts = [part for index, round_, part in attacker.calls if (index, round_) == (stage, inner)]
+    attacked = np.flatnonzero(number <= BREAKS)
+    assert sorted({image for part in parts for image in part}) == attacked.tolist()
+    assert len(parts) == -(-len(attacked) // 8)
+
+
+def test_no_image_is_attacked_when_none_is_left():
+  state = finish(Attacker())
+  state.broken_in[:], state.cursor[:] = 0, (1, 0)
+  attacker = Attacker()
+  finish(attacker, state)
+  assert not attacker.calls
+  assert sweep.survivors(STAGES, state) == {'first': 0, 'second': 0}
+
+
+def test_an_attack_that_leaves_the_ball_is_an_error():
+  with pytest.raises(AssertionError, match='left the ball'):
+    finish(Attacker(radius=EPSILON * 1.01))
+
+
+def test_logits_that_are_nan_break_nothing_and_are_counted():
+  state = finish(Attacker(nan_at=6))
+  assert state.num_nan == 5  # rounds
+  assert state.broken_in[6] == sweep.ALIVE
+  np.testing.assert_array_equal(state.images[6], IMAGES[6])
+
+
+ABOUT = {'checkpoint': 'f' * 64, 'epsilon': EPSILON, 'norm': 'linf'}
+
+
+def test_a_stop_after_any_batch_changes_nothing(tmp_path):
+  path = tmp_path / 'state'
+  straight = Attacker()
+  expected = finish(straight)
+  for stop in range(1, len(straight.calls) + 5):
+    first, second = Attacker(), Attacker()
+    sweep_file.write(path, finish(first, batches=stop), ABOUT)
+    found = sweep_file.read(path, sweep.begin(PROBLEM, second.programs(), 2), ABOUT)
+    done = finish(second, found)
+    for name in ('images', 'margins', 'broken_in', 'cursor', 'num_nan'):
+      np.testing.assert_array_equal(getattr(done, name), getattr(expected, name))
+    assert first.calls + second.calls == straight.calls
+
+
+def saved(tmp_path):
+  path, state = tmp_path / 'state', finish(Attacker(), batches=3)
+  sweep_file.write(path, state, ABOUT)
+  return path, copy.deepcopy(state)
+
+
+def test_a_sweep_of_something_else_is_refused(tmp_path):
+  path, like = saved(tmp_path)
+  for name, value in {'checkpoint': 'e' * 64, 'epsilon': 0.25, 'norm': 'l2'}.items():
+    with pytest.raises(UserError, match=f"state' is of another {name} .*--overwrite") as caught:
+      sweep_file.read(path, like, ABOUT | {name: value})
+    assert '\n' not in str(caught.value)
+  with pytest.raises(UserError, match='is of another suite'):
+    sweep_file.read(path, like, ABOUT | {'suite': 'pgd'})
+  assert sweep_file.read(tmp_path / 'none', like, ABOUT) is None
+
+
+def test_a_damaged_sweep_is_refused(tmp_path):
+  path, like = saved(tmp_path)
+  whole = path.read_bytes()
+  rng = np.random.default_rng(0)
+  damages = [whole[: len(whole) // 2], b'x', whole[100:]]
+  for place in rng.integers(len(whole), size=60):
+    changed = bytearray(whole)
+    changed[place] ^= 1 << int(rng.integers(8))
+    damages.append(bytes(changed))
+  refused = 0
+  for damage in damages:
+    path.write_bytes(damage)
+    found, message = read_or_message(path, like)
+    if found is None:
+      refused += 1
+      assert 'damaged' in message or 'another' in message
+      assert '\n' not in message
+    else:  # a bit of the archive that stands for nothing, such as a time
+      for name in sweep.Sweep._fields:
+        np.testing.assert_array_equal(getattr(found, name), getattr(like, name))
+  assert refused > 40
+
+
+def read_or_message(path, like) -> tuple[sweep.Sweep | None, str]:
+  try:
+    return sweep_file.read(path, like, ABOUT), ''
+  except UserError as error:
+    return None, str(error)

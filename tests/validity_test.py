@@ -1,0 +1,157 @@
+"""Validity: classifiers that fool attacks are named for what they do, and honest ones are left alone."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import classifiers
+from adversarial_augment.attacks import validity
+from adversarial_augment.errors import UserError
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(size=(24, 8, 8, 3)).astype(np.float32)
+WEIGHTS = (RNG.normal(size=(192, 6)) / 4).astype(np.float32)
+HIDDEN = [(RNG.normal(size=shape) / 6).astype(np.float32) for shape in ((192, 64), (64, 6))]
+
+
+def linear(images):
+  return (images.reshape(len(images), -1) - 0.5) @ WEIGHTS
+
+
+def hidden(images, activation=jax.nn.relu):
+  return activation((images.reshape(len(images), -1) - 0.5) @ HIDDEN[0]) @ HIDDEN[1]
+
+
+def batch_normalised(images, training):
+  features = (images.reshape(len(images), -1) - 0.5) @ HIDDEN[0]
+  if training:
+    features = (features - features.mean(0, keepdims=True)) / jnp.sqrt(features.var(0, keepdims=True) + 1e-3)
+  return jax.nn.relu(features) @ HIDDEN[1]
+
+
+DRAWS = (jax.random.key(i) for i in itertools.count())  # a state in Python, as of a framework's generators
+
+
+def dropout(images):
+  features = jax.nn.relu((images.reshape(len(images), -1) - 0.5) @ HIDDEN[0])
+  return (features * jax.random.bernoulli(next(DRAWS), 0.5, features.shape)) @ HIDDEN[1]
+
+
+def randomly_shifted(images):
+  return hidden(jnp.roll(images, jax.random.randint(next(DRAWS), (), 0, 8), axis=2))
+
+
+def noisy_decision(images):
+  decided = jax.nn.one_hot(hidden(images).argmax(-1), 6)
+  return decided + 0.1 * jax.random.normal(next(DRAWS), decided.shape)
+
+
+PLANTED = {
+  'dropout': (dropout, 'stochastic_logits'),
+  'batch statistics': (lambda x: batch_normalised(x, True), 'batch_dependence'),
+  'softmax': (lambda x: jax.nn.softmax(hidden(x)), 'probabilities'),
+  'large logits': (lambda x: 1e4 * hidden(x), 'vanishing_gradients'),
+  'quantised': (lambda x: hidden(jnp.round(x * 7) / 7), 'zero_gradients'),
+  'stop_gradient': (lambda x: hidden(jax.lax.stop_gradient(x)), 'zero_gradients'),
+  'noisy decision': (noisy_decision, 'stochastic_logits'),
+  'constant': (lambda x: jnp.zeros((len(x), 6)) + jnp.arange(6.0)[None], 'zero_gradients'),
+  'random shift': (randomly_shifted, 'stochastic_logits'),
+}
+
+
+def resnet():
+  network = classifiers.CLASSIFIERS['preact_resnet'](6, depth=10, width=4)
+  params, state = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), is_training=True)
+  return jax.jit(lambda images: network.apply(params, state, None, images, is_training=False)[0])
+
+
+HONEST = {
+  'linear': lambda: linear,
+  'relu': lambda: hidden,
+  'tanh': lambda: lambda x: hidden(x, jnp.tanh),
+  'running statistics': lambda: lambda x: batch_normalised(x, False),
+  'resnet': resnet,
+}
+
+
+def labels_of(logits_fn):
+  """Two of three are right."""
+  found = np.asarray(logits_fn(IMAGES)).argmax(-1)
+  return np.where(np.arange(len(IMAGES)) % 3 == 0, (found + 1) % 6, found)
+
+
+@pytest.mark.parametrize('name', PLANTED)
+def test_a_planted_defect_is_named(name):
+  logits_fn, flag = PLANTED[name]
+  found = validity.of_classifier(logits_fn, IMAGES, labels_of(logits_fn))
+  assert flag in found
+  # Noise and a constant have no gradients either, or a spread of nothing.
+  assert set(found) <= {flag, 'zero_gradients'}
+
+
+@pytest.mark.parametrize('name', HONEST)
+def test_an_honest_classifier_has_no_flag(name):
+  logits_fn = HONEST[name]()
+  assert validity.of_classifier(logits_fn, IMAGES, labels_of(logits_fn)) == ()
+  assert validity.of_classifier(jax.jit(logits_fn), IMAGES, labels_of(logits_fn)) == ()
+
+
+def test_one_image_is_enough_for_batch_statistics():
+  logits_fn = PLANTED['batch statistics'][0]
+  assert 'batch_dependence' in validity.of_classifier(logits_fn, IMAGES[:1], np.zeros(1, int))
+
+
+def test_draws_that_depend_on_the_place_in_the_batch_are_found():
+  noise = jax.random.normal(jax.random.key(0), (48, 6))
+  found = validity.of_classifier(lambda x: linear(x) + noise[: len(x)], IMAGES, np.zeros(24, int))
+  assert found == ('batch_dependence',)
+
+
+def test_nan_is_found():
+  broken = lambda x: jnp.where(x[:, :1, 0, 0] > 0.9, jnp.nan, linear(x))
+  assert validity.of_classifier(broken, IMAGES, np.zeros(24, int)) == ('nan',)
+
+
+COUNTS = {'num_images': 1000, 'num_correct': 900, 'num_robust': 500, 'num_recomputed': 500}
+
+
+@pytest.mark.parametrize(
+  'changes, flags',
+  [
+    ({'survivors': {'apgd-ce': 600, 'square': 500}}, ('square_beats_white_box',)),
+    ({'survivors': {'apgd-ce': 503, 'square': 500}}, ('square_beats_white_box',)),
+    ({'survivors': {'apgd-ce': 502, 'square': 500}}, ()),
+    ({'survivors': {'square': 500}}, ()),  # alone it beats nobody
+    ({'survivors': {'apgd-ce': 600, 'fab-t': 500, 'square': 500}}, ()),
+    ({'survivors': {'apgd-ce': 500}, 'num_nan': 1}, ('nan',)),
+    ({'survivors': {'apgd-ce': 500}, 'num_recomputed': 501}, ('stochastic_logits',)),
+    ({'survivors': {'apgd-ce': 500}, 'num_correct': 499}, ('robust_above_clean',)),
+  ],
+)
+def test_counts_that_cannot_be_are_flagged(changes, flags):
+  assert validity.of_outcome(**COUNTS | changes) == flags
+
+
+@pytest.mark.parametrize(
+  'counts, flags',
+  [
+    ((1000, 5, 100, 0), ()),
+    ((1000, 6, 100, 0), ('more_effort_helps',)),
+    ((10, 1, 100, 0), ()),  # one image proves nothing
+    ((1000, 0, 100, 1), ()),
+    ((1000, 0, 100, 2), ('large_epsilon',)),
+    ((1000, 0, 50, 1), ('large_epsilon',)),
+    ((1000, 0, 0, 0), ()),  # nothing was right
+  ],
+)
+def test_probes_that_succeed_too_well_or_not_enough_are_flagged(counts, flags):
+  names = ('num_images', 'more_effort', 'num_far', 'far_left')
+  assert validity.of_probes(**dict(zip(names, counts, strict=True))) == flags
+
+
+def test_what_is_no_input_is_refused():
+  with pytest.raises(UserError, match='normalise inside logits_fn'):
+    validity.of_classifier(linear, IMAGES * 255, np.zeros(24, int))
