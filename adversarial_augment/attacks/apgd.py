@@ -15,7 +15,11 @@ from adversarial_augment.attacks.rounds import Rounds, better, choose, judged, r
 from adversarial_augment.attacks.targets import check_counts, ranked_target
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
-LOSSES: dict[str, Callable[..., Array]] = {'ce': losses.cross_entropy, 'dlr': losses.dlr, 'targeted': losses.targeted_dlr}
+LOSSES: dict[str, Callable[..., Array]] = {
+  'ce': losses.cross_entropy,
+  'dlr': losses.dlr,
+  'targeted': losses.targeted_dlr,
+}
 RHO = 0.75  # the share of steps that must raise the loss between two checkpoints
 MOMENTUM = 0.75
 
