@@ -170,13 +170,13 @@ def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: An
 
 
 def _line(step: int, values: Any, static: Any, dataset: Dataset) -> dict[str, Any]:
-  """Returns the line of metrics.jsonl; in the warm-up without an adversary, there is nothing of it to report."""
+  """Returns the line of metrics.jsonl; in the warm-up, what would be of the adversary is null."""
   epoch = step * static.batch_size / (dataset.epoch_size or dataset.num_examples)
   line: dict[str, Any] = {'step': step, 'epoch': epoch}
   names = {'ssim': 'ssim_mean'}
   own = ('loss', 'accuracy', 'learning_rate', 'jsd')
   attacked = step > static.warmup_steps
-  return line | {names.get(name, name): value for name, value in values.items() if attacked or name in own}
+  return line | {names.get(name, name): value if attacked or name in own else None for name, value in values.items()}
 
 
 def _dump(static: Any, dataset: Dataset, step: int) -> dict[str, Any]:
