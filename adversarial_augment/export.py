@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> None:
   for name in named or ():
     lookup(FORMATS, name, '--formats')
   workdir = files.user_path(arguments.workdir, '--workdir')
+  inference.read_config(workdir)  # or there is nothing to export
   if arguments.output == '':
     raise UserError('--output is empty; name a folder, or leave the flag out.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
@@ -183,9 +184,8 @@ _FILES = (CARD, *(form.file for form in FORMATS.values()))  # the card is remove
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+  files.check_folder(output, '--output')
   with files.storage_errors(f"look into '{output}'"):
-    if output.exists() and not output.is_dir():
-      raise UserError(f"--output='{output}' is a file; name a folder, which is made where it does not exist.")
     present = [name for name in _FILES if (output / name).exists()]
   if present and not overwrite:
     raise UserError(f"'{output}' holds {present[0]} already; replace it with --overwrite, or name another --output.")

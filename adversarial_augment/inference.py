@@ -48,7 +48,7 @@ def read_config(workdir: Path) -> ConfigDict:
   path = workdir / 'config.json'
   try:
     text = path.read_text()
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"No run in '{workdir}': it has no {path.name}; name the workdir of a run of train.") from None
   except (OSError, ValueError) as error:
     raise UserError(f"Cannot read '{path}' ({error}); mend it, or name another workdir.") from error

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
   config = cli.resolve_config(arguments, 'pretrain')
   if config is None:
     return
+  files.check_folder(arguments.workdir, '--workdir')
   sources = _sources(config)
   processes = cli.distributed(arguments, config.batch_size)
   cli.virtual_devices(config.batch_size // processes)

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, report
+from adversarial_augment import cli, datasets, files, report
 from adversarial_augment.datasets import benchmarks, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.preparation import deepaugment
@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
   config = cli.resolve_config(arguments)
   if config is None:
     return
+  files.check_folder(arguments.workdir, '--workdir')
   if config.dataset == 'embedded' and config.deepaugment.sets:
     deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
   splits = _load(config)
@@ -121,7 +122,7 @@ def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
 
 def _check_start(init_from: str | None, workdir: Path) -> None:
   """Looks, before any device is touched, whether there is a run to start from; one that goes on needs none."""
-  from adversarial_augment import checkpoints, files
+  from adversarial_augment import checkpoints
 
   if init_from is None or checkpoints.steps(workdir / 'checkpoints'):
     return
@@ -134,7 +135,7 @@ def _start_from(init_from: str | None, state: TrainState) -> TrainState:
   """Takes parameters and statistics over from another run; the step and the optimiser start anew."""
   if init_from is None:
     return state
-  from adversarial_augment import checkpoints, files, loop
+  from adversarial_augment import checkpoints, loop
 
   folder = files.user_path(init_from, 'config.init_from') / 'checkpoints'
   step, state = checkpoints.restore_subtree(folder, state, ('params', 'model_state'), report=loop.tell)
@@ -158,7 +159,7 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
 
 
 def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: Any) -> Callable:
-  from adversarial_augment import files, loop, train_step
+  from adversarial_augment import loop, train_step
 
   start = time.monotonic()
   loop.tell('compiling the train step...')
