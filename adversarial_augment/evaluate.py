@@ -48,11 +48,14 @@ def main(argv: Sequence[str]) -> None:
   test = datasets.load(config.dataset, 'test', config.data_dir)
   _check_data(workdir, trained, config, test)
   test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
-  from adversarial_augment import recipe
+  from adversarial_augment import evaluations, recipe
 
   recipe.check_adversary(config, test.image_shape)
-  cli.distributed(arguments, None)
-  cli.virtual_devices(cli.usable_cores())
+  evaluations.check_frost(config, test_data)
+  processes = cli.distributed(arguments, None)
+  num_devices = cli.virtual_devices(cli.usable_cores())
+  if num_devices is not None and processes == 1 and 'ada' in config.evals:
+    recipe.check_evaluation_parts(config, num_devices)
   cli.compilation_cache()
   with signals.listen(several_processes=False):  # nothing is unsaved: every evaluation is written when it is done
     evaluate(config, workdir, test_data, overwrite=arguments.overwrite)

@@ -60,12 +60,28 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
     def prepare() -> None:
       run_directory.create(workdir)
       stack.enter_context(run_directory.lock(workdir))
-      _check_not_lost(workdir, config.checkpoint_every)
-      _check_config(workdir, config)
-      _check_data(workdir, data or {})
+      check_run(workdir, config, data or {})
+      run_directory.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
+      run_directory.write_json(workdir / 'data.json', dict(data or {}))
 
     processes.on_process_0(prepare)
     yield stack.enter_context(signals.listen(jax.process_count() > 1))
+
+
+def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> None:
+  """Looks, where `workdir` holds a run, whether this config and these data may go on with it; touches no device.
+
+  Args:
+    workdir: of the run; it need not exist.
+    config: of the run.
+    data: as of `open_run`; what is left out is not compared.
+
+  Raises:
+    CheckpointError, UserError: as `open_run`.
+  """
+  _check_not_lost(workdir, config.checkpoint_every)
+  _check_config(workdir, config)
+  _check_data(workdir, data)
 
 
 def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
@@ -98,7 +114,6 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
       raise UserError(
         f"'{workdir}' holds a run with another config ({'; '.join(changed)}); go back to it, or name another --workdir."
       )
-  run_directory.write_json(path, new)
 
 
 def _check_data(workdir: Path, new: Mapping[str, Any]) -> None:
@@ -114,7 +129,6 @@ def _check_data(workdir: Path, new: Mapping[str, Any]) -> None:
         f"'{workdir}' holds a run on other data ({', '.join(changed)} in data.json); bring it back, or name "
         'another --workdir.'
       )
-  run_directory.write_json(path, dict(new))
 
 
 def resume(workdir: Path, state: TrainState) -> TrainState:

@@ -24,18 +24,26 @@ def main(argv: list[str]) -> None:
   if config is None:
     return
   files.check_folder(arguments.workdir, '--workdir')
+  from adversarial_augment import evaluations, loop, recipe, tensorboard
+
+  alone = cli.is_alone(arguments)
+  if alone:  # several processes settle it together, or those that know better would leave the others waiting
+    loop.check_run(arguments.workdir, config, {})
   if config.dataset == 'embedded' and config.deepaugment.sets:
     deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
   splits = _load(config)
   test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
-  from adversarial_augment import recipe, tensorboard
-
   recipe.check_adversary(config, splits['train'].image_shape)
+  evaluations.check_frost(config, test_data)
   _check_start(config.init_from, arguments.workdir)
   if config.tensorboard:
     tensorboard.check_installed()
   processes = cli.distributed(arguments, config.batch_size)
-  cli.virtual_devices(config.batch_size // processes)
+  num_devices = cli.virtual_devices(config.batch_size // processes)
+  if alone:
+    loop.check_run(arguments.workdir, config, _data(splits))
+    if num_devices is not None:
+      recipe.check_parts(config, num_devices)
   cli.compilation_cache()
   train(config, arguments.workdir, splits, test_data)
 
