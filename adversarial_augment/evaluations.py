@@ -115,7 +115,8 @@ class Evaluations:
     """Returns what, beside the classifier, decides the outcome of an evaluation."""
     config = self._config.to_dict()
     attack = {field: config[field] for field in ('attack', 'corruption_net')} if name == 'ada' else {}
-    images = {'num_images': self._num_images(name), 'data': dict(self._images.provenance)}
+    known = {field: value for field, value in self._images.provenance.items() if value is not None}
+    images = {'num_images': self._num_images(name), 'data': known}
     return {**self.provenance(name), **images, **attack, 'precision': config['precision']}
 
   def _num_images(self, name: str) -> int:
