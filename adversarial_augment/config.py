@@ -167,6 +167,12 @@ def _broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
       yield f'config.attack.microbatch={micro} must divide config.batch_size={batch}; try {below}.'
 
 
+def strength(attack: Mapping[str, Any]) -> str:
+  """Returns in words how strong the adversary is that the fields `attack.*` name; `advmix` has no radius."""
+  radius = {'ada': f'nu {attack["nu"]:g}, '}.get(attack['name'], '')
+  return f'{radius}{attack["num_steps"]} steps'
+
+
 def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
   """Returns a copy with fields replaced.
 

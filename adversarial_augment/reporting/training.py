@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+from adversarial_augment import config as configs
 from adversarial_augment import fields, figures
 from adversarial_augment.config_tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, markup
@@ -45,7 +46,7 @@ def _about(run: Run) -> dict[str, str]:
   if attack['name'] == 'none':
     method, network = 'no adversary', NONE
   else:
-    method = f'{attack["name"]}, nu {attack["nu"]:g}, {attack["num_steps"]} steps'
+    method = f'{attack["name"]}, {configs.strength(attack)}'
     sizes = {name: net[name] for name in SIZE_KINDS if net.get(name) is not None}
     network = ', '.join([net['name'], *(f'{name} {size}' for name, size in sizes.items())])
   steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not ended'
