@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adversarial_augment import cli, files, inference, run_directory
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
   for name in named or ():
     lookup(FORMATS, name, '--formats')
   workdir = files.user_path(arguments.workdir, '--workdir')
-  inference.read_config(workdir)  # or there is nothing to export
+  inference.read_config(workdir, lambda line: print(line, file=sys.stderr))  # or there is nothing to export
   if arguments.output == '':
     raise UserError('--output is empty; name a folder, or leave the flag out.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
@@ -95,7 +96,7 @@ def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequenc
   content = card.make(
     workdir,
     json.loads(configs.to_json(classifier.config)),
-    config_sha256=configs.sha256(classifier.config),
+    config_sha256=classifier.config_sha256,
     step=classifier.step,
     checkpoint_sha256=classifier.checkpoint_sha256,
     num_classes=classifier.num_classes,

@@ -93,7 +93,7 @@ def workdir(run, tmp_path, monkeypatch):
   """Stands for the folder of that run, with a checkpoint."""
   config, mesh, state = run
   (tmp_path / 'config.json').write_text(configs.to_json(config))
-  monkeypatch.setattr(inference, 'restore', lambda *_: inference.Restored(3, SHA, state))
+  monkeypatch.setattr(inference, 'restore', lambda *_: inference.Restored(3, SHA, SHA, state))
   monkeypatch.setattr('adversarial_augment.sharding.data_mesh', lambda: mesh)
   return tmp_path
 

@@ -28,7 +28,8 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   rows = [Row((name, *(about[name] for about in abouts))) for name in abouts[0]]
   width = len(runs) + 1
   parts = [html(Table('Runs', ('', *(run.label for run in runs)), rows, words=width))]
-  flat = [{name: json.dumps(value) for name, value in fields.flatten(run.config).items()} for run in runs]
+  whole = [fields.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
+  flat = [{name: json.dumps(value) for name, value in config.items()} for config in whole]
   names = sorted(set().union(*flat))
   differing = [
     Row((name, *(config.get(name, NONE) for config in flat)))
