@@ -5,7 +5,7 @@ JAX is imported inside the functions that need it, so that wrong input is report
 
 import argparse
 from collections.abc import Callable, Sequence
-import contextlib
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
@@ -238,7 +238,7 @@ def usable_cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def virtual_devices(batch_size: int) -> None:
+def virtual_devices(batch_size: int) -> int | None:
   """Lets the CPU backend split the work over the cores; other backends are not touched. Call before any array is made.
 
   XLA runs many ops of one CPU device on one core, so that several devices are faster. Their number becomes the largest
@@ -248,16 +248,30 @@ def virtual_devices(batch_size: int) -> None:
 
   Args:
     batch_size: images per step of this process.
+
+  Returns:
+    How many devices this process will have, or None where that is not known before they exist: with accelerators.
   """
-  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
-    return
   import jax
 
-  if jax.config.jax_num_cpu_devices >= 0:  # type: ignore[attr-defined]
-    return
-  count = next(n for n in range(min(usable_cores(), batch_size), 0, -1) if batch_size % n == 0)
-  with contextlib.suppress(RuntimeError):  # the devices exist already
-    jax.config.update('jax_num_cpu_devices', count)
+  forced = re.findall(r'xla_force_host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
+  count = int(forced[-1]) if forced else jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+  if not forced and count < 0:
+    count = next(n for n in range(min(usable_cores(), batch_size), 0, -1) if batch_size % n == 0)
+    try:
+      jax.config.update('jax_num_cpu_devices', count)
+    except RuntimeError:  # the devices exist already
+      return jax.local_device_count()
+  return count if _cpu_only() else None
+
+
+def _cpu_only() -> bool:
+  """Returns whether JAX will run on the CPU for certain: it is told to, or there is no plugin of another platform."""
+  import jax
+
+  platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+  plugins = any(importlib.util.find_spec(name) for name in ('jax_plugins', 'libtpu'))
+  return platforms == 'cpu' or not (platforms or plugins or importlib.metadata.entry_points(group='jax_plugins'))
 
 
 def compilation_cache() -> None:
@@ -306,6 +320,16 @@ def distributed(arguments: Arguments | argparse.Namespace, batch_size: int | Non
     # None leaves the value to JAX's detection.
     jax.distributed.initialize(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
   return count
+
+
+def is_alone(arguments: Arguments) -> bool:
+  """Returns whether the run is known to be of this process only, so that what it finds need not be told to others.
+
+  Raises:
+    UserError: as `distributed`.
+  """
+  several = arguments.num_processes is not None or arguments.coordinator_address is not None
+  return not several and _announced_processes() == 1 and not _tpu()
 
 
 def _announced_processes() -> int:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import fields
 from adversarial_augment.config_tables import (
+  ADDED,
   AUGMIX,
   CLASSIFIER_DEPTHS,
   NETWORK_OPTIONS,
@@ -167,6 +168,12 @@ def _broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
       yield f'config.attack.microbatch={micro} must divide config.batch_size={batch}; try {below}.'
 
 
+def strength(attack: Mapping[str, Any]) -> str:
+  """Returns in words how strong the adversary is that the fields `attack.*` name; `advmix` has no radius."""
+  radius = f'nu {attack["nu"]:g}, ' if attack['name'] == 'ada' else ''
+  return f'{radius}{attack["num_steps"]} steps'
+
+
 def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
   """Returns a copy with fields replaced.
 
@@ -196,8 +203,24 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(fields.nest(ordered), indent=2, allow_nan=False) + '\n'
 
 
+def unknown_to(old: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields that came after the version which wrote a config, {dotted name: what their absence means}.
+
+  Args:
+    old: nested or flat, as JSON gives it.
+  """
+  flat = fields.flatten(old)
+  return {name: value for name, value in ADDED.items() if name in TABLES[_program(flat)] and name not in flat}
+
+
+def note(path: Path, added: Mapping[str, Any]) -> str:
+  """Returns the line that tells of `unknown_to`."""
+  meant = ', '.join(f'{name}={fields.show(value)}' for name, value in added.items())
+  return f"note: '{path}' is of an older version, which did not know some fields; they are taken as {meant}"
+
+
 def from_json(text: str, source: str = 'config.json') -> ConfigDict:
-  """Returns the config that `to_json` wrote, checked by `validate`.
+  """Returns the config that `to_json` wrote, perhaps that of an older version (`unknown_to`), checked by `validate`.
 
   Raises:
     UserError: no JSON object, unknown or missing fields, or values against a rule; `source` begins the message.
@@ -208,7 +231,7 @@ def from_json(text: str, source: str = 'config.json') -> ConfigDict:
     raise UserError(f'{source} is not JSON ({fields.show(str(error))}).') from None
   if not isinstance(tree, dict):
     raise UserError(f'{source} must hold a JSON object, not {fields.show(tree)}.')
-  flat = fields.flatten(tree)
+  flat = fields.flatten(tree) | unknown_to(tree)
   program = _program(flat)
   fields.require_names(TABLES[program], flat, source)
   try:
@@ -222,8 +245,24 @@ def from_json(text: str, source: str = 'config.json') -> ConfigDict:
 
 def sha256(config: ConfigDict) -> str:
   """Returns the hash, in hex, of all fields but `RESUMABLE`: equal for the configs that may go on with a run."""
-  flat = {name: value for name, value in fields.flatten(config).items() if name not in RESUMABLE}
-  return hashlib.sha256(json.dumps(flat, sort_keys=True, allow_nan=False).encode()).hexdigest()
+  return _sha256(fields.flatten(config))
+
+
+def _sha256(flat: Mapping[str, Any]) -> str:
+  deciding = {name: value for name, value in flat.items() if name not in RESUMABLE}
+  return hashlib.sha256(json.dumps(deciding, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def all_sha256(config: ConfigDict) -> set[str]:
+  """Returns the hashes that this version and older ones give an equal config: those without the newest fields."""
+  flat = fields.flatten(config)
+  hashes = {_sha256(flat)}
+  for name, value in reversed(ADDED.items()):
+    if name in flat and json.dumps(flat[name]) != json.dumps(value):  # tuples may have become lists
+      break  # an older version could not have meant this
+    flat.pop(name, None)
+    hashes.add(_sha256(flat))
+  return hashes
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ This is the only place where a default is written. A field added here can be set
 line, is checked, and is printed by `--print_config`.
 """
 
+from typing import Any
+
 from adversarial_augment import fields
 from adversarial_augment.fields import Field
 
@@ -225,6 +227,14 @@ PRETRAIN: dict[str, Field] = {
 }
 
 TABLES: dict[str, fields.Table] = {'train': TRAIN, 'pretrain': PRETRAIN}  # by the program that reads such a config
+
+# Fields that came after the first runs, oldest first, with what a config.json without one means. A new field goes to
+# the end, with the value that leaves things as they were before it.
+ADDED: dict[str, Any] = {
+  'frost_dir': None, 'corruption_net.codes': None, 'corruption_net.deterministic': False, 'attack.fraction': 1.0,
+  'attack.beta_mode': 'example', 'attack.group': 1, 'augment.jsd': 0.0, 'deepaugment.sets': (),
+  'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None,
+}  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.
 RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir', 'accept_ssim', 'accept_psnr', 'output')

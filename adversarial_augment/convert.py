@@ -6,6 +6,7 @@ python -m adversarial_augment.convert --net=cae model_final.state cae.safetensor
 
 from collections.abc import Sequence
 import hashlib
+import os
 from pathlib import Path
 
 from adversarial_augment import cli
@@ -26,6 +27,8 @@ def main(argv: Sequence[str]) -> None:
   arguments = parser.parse_args(argv)
   if arguments.target.suffix != '.safetensors':
     parser.error(f"the name of the weight file must end in .safetensors, not '{arguments.target.name}'")
+  if not os.path.isdir(arguments.target.parent):
+    parser.error(f"OUT.safetensors='{arguments.target}' must lie in a folder that exists; make it, or name another one")
 
   from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 

@@ -6,6 +6,7 @@ The newest good checkpoint, on what the run's `config.evals` names or on what --
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+import sys
 
 from ml_collections import ConfigDict
 
@@ -62,13 +63,16 @@ def main(argv: Sequence[str]) -> int | None:
   _check_data(workdir, trained, config, test)
   if request is None:
     test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
-    from adversarial_augment import recipe
+    from adversarial_augment import evaluations, recipe
 
     recipe.check_adversary(config, test.image_shape)
+    evaluations.check_frost(config, test_data)
   else:
     test = robustness_flags.first_examples(request, test)
-  cli.distributed(arguments, None)
-  cli.virtual_devices(cli.usable_cores())
+  processes = cli.distributed(arguments, None)
+  num_devices = cli.virtual_devices(cli.usable_cores())
+  if request is None and num_devices is not None and processes == 1 and 'ada' in config.evals:
+    recipe.check_evaluation_parts(config, num_devices)
   cli.compilation_cache()
   with signals.listen(several_processes=False):  # nothing is unsaved: every evaluation is written when it is done
     if request is None:
@@ -82,13 +86,17 @@ def main(argv: Sequence[str]) -> int | None:
 def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
   """Reads the config of the run, which every process does for itself."""
   try:
-    return inference.read_config(workdir)
+    return inference.read_config(workdir, _say if arguments.process_id in (None, 0) else lambda line: None)
   except UserError as error:
     if arguments.process_id is None:
       raise
     raise UserError(
       f'Process {arguments.process_id}: {error} All processes read it: it must lie in a folder that they share.'
     ) from error
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
 
 
 def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack: bool) -> None:
@@ -143,7 +151,7 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
   classifier = recipe.attacked_classifier(config, test.num_classes)
   evaluations = Evaluations(config, classifier, mesh, test_data, attack, sharding.replicate(mesh, phi))
   provenance = summary.provenance(config, {'test': test}, 'evaluate')
-  provenance['config_sha256'] = configs.sha256(inference.read_config(workdir))  # of the run, as in its checkpoint
+  provenance['config_sha256'] = restored.config_sha256  # of the run
   about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
   if jax.process_index() == 0:
     print(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}', flush=True)

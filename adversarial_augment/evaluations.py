@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import metrics, progress
+from adversarial_augment import corruptions, metrics, progress
 from adversarial_augment.datasets.benchmarks import Benchmarks
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
+from adversarial_augment.errors import UserError
 from adversarial_augment.evaluators import Counts, Evaluate, accuracy, corrupted_in_memory, corruption_counts
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
@@ -23,6 +24,21 @@ Result = dict[str, Any]
 
 _CORRUPTIONS = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}
 CORRUPTION_SEED = 0  # of what is corrupted in memory, and of what `prepare` writes by default
+
+
+def check_frost(config: ConfigDict, benchmarks: Benchmarks) -> None:
+  """Looks, before anything is trained or measured, whether corruptions made in memory have their frost photographs.
+
+  Raises:
+    UserError: one is missing, or is no image.
+  """
+  if 'cifar10_c' in config.evals and 'cifar10_c' not in benchmarks.corrupted:
+    try:
+      corruptions.describe_frost(config.frost_dir)
+    except UserError as error:
+      if config.frost_dir is None:
+        raise
+      raise UserError(f"config.frost_dir='{config.frost_dir}': {error}") from error
 
 
 class Evaluations:
@@ -99,7 +115,8 @@ class Evaluations:
     """Returns what, beside the classifier, decides the outcome of an evaluation."""
     config = self._config.to_dict()
     attack = {field: config[field] for field in ('attack', 'corruption_net')} if name == 'ada' else {}
-    images = {'num_images': self._num_images(name), 'data': dict(self._images.provenance)}
+    known = {field: value for field, value in self._images.provenance.items() if value is not None}
+    images = {'num_images': self._num_images(name), 'data': known}
     return {**self.provenance(name), **images, **attack, 'precision': config['precision']}
 
   def _num_images(self, name: str) -> int:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adversarial_augment import cli, files, inference, run_directory
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
   for name in named or ():
     lookup(FORMATS, name, '--formats')
   workdir = files.user_path(arguments.workdir, '--workdir')
+  inference.read_config(workdir, lambda line: print(line, file=sys.stderr))  # or there is nothing to export
   if arguments.output == '':
     raise UserError('--output is empty; name a folder, or leave the flag out.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
@@ -94,7 +96,7 @@ def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequenc
   content = card.make(
     workdir,
     json.loads(configs.to_json(classifier.config)),
-    config_sha256=configs.sha256(classifier.config),
+    config_sha256=classifier.config_sha256,
     step=classifier.step,
     checkpoint_sha256=classifier.checkpoint_sha256,
     num_classes=classifier.num_classes,
@@ -183,9 +185,8 @@ _FILES = (CARD, *(form.file for form in FORMATS.values()))  # the card is remove
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+  files.check_folder(output, '--output')
   with files.storage_errors(f"look into '{output}'"):
-    if output.exists() and not output.is_dir():
-      raise UserError(f"--output='{output}' is a file; name a folder, which is made where it does not exist.")
     present = [name for name in _FILES if (output / name).exists()]
   if present and not overwrite:
     raise UserError(f"'{output}' holds {present[0]} already; replace it with --overwrite, or name another --output.")

@@ -34,6 +34,24 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
   return path
 
 
+def check_folder(path: Path, flag: str) -> None:
+  """Refuses a folder that cannot be there or be made, because a file is in its place or above it.
+
+  Args:
+    path: the folder, which need not exist.
+    flag: what holds it, for the message.
+
+  Raises:
+    UserError: names the file.
+  """
+  place = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+  if os.path.lexists(place) and not os.path.isdir(place):
+    what = 'is a file' if os.path.exists(place) else 'is a link to nothing'
+    if place == path:
+      raise UserError(f"{flag}='{path}' {what}; name a folder, which is made where it does not exist.")
+    raise UserError(f"{flag}='{path}' cannot be a folder, because '{place}' {what}; name a folder in another one.")
+
+
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
   """Turns an OSError of the block into `Cannot <action>: <reason>`.

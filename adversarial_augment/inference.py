@@ -8,7 +8,7 @@ The run's directory is enough: the data that it was trained on need not be there
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import json
 import os
@@ -36,11 +36,16 @@ class Restored(NamedTuple):
 
   step: int  # updates made
   sha256: str  # of the whole state, as in the checkpoint's manifest and in results/*.json
+  config_sha256: str  # of the run's config, as the version that saved it had it
   state: TrainState  # `params` and `model_state`; the other fields are None
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -> ConfigDict:
   """Returns the config of a run of `train`.
+
+  Args:
+    workdir: of the run.
+    say: takes the line that tells of fields which the version that wrote it did not know.
 
   Raises:
     UserError: no run of `train` is there, or its config.json is damaged.
@@ -48,7 +53,7 @@ def read_config(workdir: Path) -> ConfigDict:
   path = workdir / 'config.json'
   try:
     text = path.read_text()
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"No run in '{workdir}': it has no {path.name}; name the workdir of a run of train.") from None
   except (OSError, ValueError) as error:
     raise UserError(f"Cannot read '{path}' ({error}); mend it, or name another workdir.") from error
@@ -57,6 +62,8 @@ def read_config(workdir: Path) -> ConfigDict:
     raise UserError(
       f"'{workdir}' holds a run of pretrain, which has no classifier; name the workdir of a run of train."
     )
+  if added := configs.unknown_to(json.loads(text)):
+    say(configs.note(path, added))
   return config
 
 
@@ -93,13 +100,14 @@ def restore(
   folder = workdir / 'checkpoints'
   step, state = checkpoints.restore_subtree(folder, target, ('params', 'model_state'), report=tell)
 
-  def identify() -> str:
+  def identify() -> tuple[str, str]:
     manifest = json.loads((folder / str(step) / manifests.NAME).read_bytes())
-    if manifest['config_sha256'] != configs.sha256(read_config(workdir)):
+    if manifest['config_sha256'] not in configs.all_sha256(read_config(workdir)):
       raise UserError(f"'{workdir}/config.json' is not the config of checkpoint {step}; bring the run's own one back.")
-    return manifest['state_sha256']
+    return manifest['state_sha256'], manifest['config_sha256']
 
-  return Restored(step, processes.on_process_0(identify), state)
+  sha256, config_sha256 = processes.on_process_0(identify)
+  return Restored(step, sha256, config_sha256, state)
 
 
 class Classifier:
@@ -113,6 +121,7 @@ class Classifier:
     step: updates made.
     checkpoint_sha256: of the checkpoint's state, as in results/*.json.
     config: of the run.
+    config_sha256: its hash, as in the checkpoint.
     params: of the network.
     model_state: its running statistics.
   """
@@ -135,7 +144,7 @@ class Classifier:
     names = tuple(class_names) or _CLASS_NAMES.get(config.dataset.partition(':')[0], ())
     self.class_names = names if len(names) == num_classes else None
     self.config, self.num_classes = config, num_classes
-    self.step, self.checkpoint_sha256 = restored.step, restored.sha256
+    self.step, self.checkpoint_sha256, self.config_sha256 = restored.step, restored.sha256, restored.config_sha256
     self.params, self.model_state = restored.state.params, restored.state.model_state
     self._network, self._batch_size = recipe.build_classifier(config, num_classes), batch_size
     self._jitted = jax.jit(self.apply)

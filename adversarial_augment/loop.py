@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import checkpoints, files, processes, results, run_directory, signals, state_arrays
+from adversarial_augment import checkpoints, fields, files, processes, results, run_directory, signals, state_arrays
 from adversarial_augment import config as configs
 from adversarial_augment.errors import CheckpointError, NumericalError, Stopped, UserError
 from adversarial_augment.run_log import Patience, RunLog, tell
@@ -60,12 +60,33 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
     def prepare() -> None:
       run_directory.create(workdir)
       stack.enter_context(run_directory.lock(workdir))
-      _check_not_lost(workdir, config.checkpoint_every)
-      _check_config(workdir, config)
-      _check_data(workdir, data or {})
+      if said := check_run(workdir, config, data or {}):
+        tell(said)
+      run_directory.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
+      run_directory.write_json(workdir / 'data.json', dict(data or {}))
 
     processes.on_process_0(prepare)
     yield stack.enter_context(signals.listen(jax.process_count() > 1))
+
+
+def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str:
+  """Looks, where `workdir` holds a run, whether this config and these data may go on with it; touches no device.
+
+  Args:
+    workdir: of the run; it need not exist.
+    config: of the run.
+    data: as of `open_run`; what is left out is not compared.
+
+  Returns:
+    What the user is to be told of a run that an older version began, or ''.
+
+  Raises:
+    CheckpointError, UserError: as `open_run`.
+  """
+  _check_not_lost(workdir, config.checkpoint_every)
+  said = _check_config(workdir, config)
+  _check_data(workdir, data)
+  return said
 
 
 def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
@@ -81,7 +102,8 @@ def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
     )
 
 
-def _check_config(workdir: Path, config: ConfigDict) -> None:
+def _check_config(workdir: Path, config: ConfigDict) -> str:
+  """Returns what is to be said of the config.json of an older version; nothing of the other ones."""
   path = workdir / 'config.json'
   new = json.loads(configs.to_json(config))
   if checkpoints.steps(workdir / 'checkpoints'):
@@ -93,12 +115,14 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
       raise UserError(
         f"Cannot read '{path}', the config of the checkpoints beside it ({error}); mend it, or name another --workdir."
       ) from error
-    changed = configs.differences(old, new)
+    added = configs.unknown_to(old)
+    changed = configs.differences(fields.flatten(old) | added, new)
     if changed:
       raise UserError(
         f"'{workdir}' holds a run with another config ({'; '.join(changed)}); go back to it, or name another --workdir."
       )
-  run_directory.write_json(path, new)
+    return configs.note(path, added) if added else ''
+  return ''
 
 
 def _check_data(workdir: Path, new: Mapping[str, Any]) -> None:
@@ -114,7 +138,6 @@ def _check_data(workdir: Path, new: Mapping[str, Any]) -> None:
         f"'{workdir}' holds a run on other data ({', '.join(changed)} in data.json); bring it back, or name "
         'another --workdir.'
       )
-  run_directory.write_json(path, dict(new))
 
 
 def resume(workdir: Path, state: TrainState) -> TrainState:

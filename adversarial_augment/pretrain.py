@@ -29,9 +29,20 @@ def main(argv: list[str]) -> None:
   config = cli.resolve_config(arguments, 'pretrain')
   if config is None:
     return
+  files.check_folder(arguments.workdir, '--workdir')
+  from adversarial_augment import loop, sharding
+
+  alone = cli.is_alone(arguments)
+  if alone:  # several processes settle it together, or those that know better would leave the others waiting
+    loop.check_run(arguments.workdir, config, {})
   sources = _sources(config)
   processes = cli.distributed(arguments, config.batch_size)
-  cli.virtual_devices(config.batch_size // processes)
+  num_devices = cli.virtual_devices(config.batch_size // processes)
+  if alone:
+    _output(config, arguments.workdir)
+    loop.check_run(arguments.workdir, config, _hashes(sources))
+    if num_devices is not None:
+      sharding.check_batch_size(num_devices, config.batch_size)
   cli.compilation_cache()
   changes = [f'--config.{name}={value}' for name, value in arguments.overrides.items() if name != 'output']
   command = ' '.join(['python -m adversarial_augment.pretrain', f'--config={arguments.config}', *changes])
@@ -75,6 +86,16 @@ def _sources(config: ConfigDict) -> list[image_sources.Source]:
   return image_sources.open_all(config.dataset, wanted)
 
 
+def _hashes(sources: list[image_sources.Source]) -> dict[str, str]:
+  """Returns what data.json says of the data."""
+  return {
+    f'{source.name} {split}': about['sha256']
+    for source in sources
+    for split, about in source.provenance.items()
+    if 'sha256' in about
+  }
+
+
 def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source], command: str) -> None:
   import jax
   import jax.numpy as jnp
@@ -95,7 +116,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
 
   output = Path(processes.on_process_0(lambda: str(_output(config, workdir))))
   mesh = sharding.data_mesh()
-  sharding.check_batch_size(mesh, config.batch_size)
+  sharding.check_batch_size(mesh.size, config.batch_size)
   name, sizes = config.corruption_net.name, configs.network_sizes(config)
   objective = objectives.make(name, sizes, reconstruction_weight=config.reconstruction_weight)
   schedule = optax.schedules.warmup_cosine_decay_schedule(
@@ -151,10 +172,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
 
   jitted = jax.jit(step, donate_argnums=0)
   data = {source.name: source.provenance for source in sources}
-  hashes = {
-    f'{name} {split}': about['sha256'] for name, of in data.items() for split, about in of.items() if 'sha256' in about
-  }
-  with loop.open_run(workdir, config, hashes) as stop:
+  with loop.open_run(workdir, config, _hashes(sources)) as stop:
     (workdir / 'results').mkdir(exist_ok=True)
     state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     first = jax.device_get(trees.block_norms(state.params))

@@ -65,7 +65,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   Raises:
     UserError: values that do not go with the data set, the devices, or the weights at hand.
   """
-  sharding.check_batch_size(mesh, config.batch_size)
+  check_parts(config, mesh.size)
   num_steps = num_steps_of(config, dataset.epoch_size or dataset.num_examples)
   # A shorter run keeps the shape of a longer one; the quotient may be infinite.
   steps_of = lambda epochs: int(min(num_steps, num_steps * epochs / config.num_epochs))
@@ -201,6 +201,28 @@ def _parts(config: ConfigDict, local: int, num_devices: int, *, training: bool) 
   if size % (group or size):
     raise UserError(f'config.attack.group={group} must divide the {size} images {of_each} that are attacked at a time.')
   return count, size, group
+
+
+def check_parts(config: ConfigDict, num_devices: int) -> None:
+  """Looks whether a batch, and what of it is attacked at a time, divides over devices, which need not exist yet.
+
+  Raises:
+    UserError: it does not.
+  """
+  sharding.check_batch_size(num_devices, config.batch_size)
+  if config.attack.name != 'none':
+    _parts(config, config.batch_size // num_devices, num_devices, training=True)
+  if config.attack.name != 'none' or 'ada' in config.evals:  # a run with an adversary shows it, evaluated or not
+    check_evaluation_parts(config, num_devices)
+
+
+def check_evaluation_parts(config: ConfigDict, num_devices: int) -> None:
+  """The same for an evaluation under attack, whose batches are filled up.
+
+  Raises:
+    UserError: microbatches do not divide.
+  """
+  _parts(config, -(-config.batch_size // num_devices), num_devices, training=False)
 
 
 def _hull(config: ConfigDict, phi: PyTree) -> attacks.Hull:

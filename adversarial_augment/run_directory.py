@@ -22,11 +22,10 @@ def create(workdir: Path) -> None:
   """Makes the run's directory and proves that a file can be written in it.
 
   Raises:
-    UserError: `workdir` names a file.
+    UserError: `workdir` names a file, or something in one.
     StorageError: it cannot be made or written.
   """
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f"--workdir='{workdir}' is a file; name a folder, which is made where it does not exist.")
+  files.check_folder(workdir, '--workdir')
   with files.storage_errors(f"write in the workdir '{workdir}'"):
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir) as probe:

@@ -125,10 +125,11 @@ class RunLog:
 
   def _show(self, step: int, line: Mapping[str, Any]) -> None:
     rate = line['images_per_second']
-    text = '  '.join(f'{name} {line[name]:.3g}' for name in ('loss', 'accuracy', 'ssim_mean') if name in line)
+    known = {name: value for name, value in line.items() if value is not None}  # in the warm-up there is no attack
+    text = '  '.join(f'{name} {known[name]:.3g}' for name in ('loss', 'accuracy', 'ssim_mean') if name in known)
     if self._board is not None:
       try:
-        self._board.add(step, {name: value for name, value in line.items() if name != 'step'})
+        self._board.add(step, {name: value for name, value in known.items() if name != 'step'})
       except StorageError as error:
         tell(f'warning: {error} The run goes on without TensorBoard files.')
         self._board.close()

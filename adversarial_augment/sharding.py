@@ -15,16 +15,16 @@ def data_mesh() -> Mesh:
   return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+def check_batch_size(num_devices: int, batch_size: int) -> None:
   """Refuses a batch that does not divide over the devices.
 
   Raises:
     UserError: names the nearest sizes that do.
   """
-  if batch_size % mesh.size:
-    below = batch_size // mesh.size * mesh.size
-    near = ' or '.join(str(size) for size in (below, below + mesh.size) if size)
-    raise UserError(f'config.batch_size={batch_size} must be a multiple of the {mesh.size} devices; try {near}.')
+  if batch_size % num_devices:
+    below = batch_size // num_devices * num_devices
+    near = ' or '.join(str(size) for size in (below, below + num_devices) if size)
+    raise UserError(f'config.batch_size={batch_size} must be a multiple of the {num_devices} devices; try {near}.')
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

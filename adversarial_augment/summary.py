@@ -50,7 +50,7 @@ def opening(
     network = corruption_nets.label(config.corruption_net.name, configs.network_sizes(config)).replace('_', ' ')
     yield (
       f'adversary: {network}, {trees.count(phi):,} parameters in '
-      f'{len(jax.tree.leaves(phi))} blocks, nu {attack.nu:g}, {attack.num_steps} steps'
+      f'{len(jax.tree.leaves(phi))} blocks, {configs.strength(attack)}'
     )
     yield from _departures(config, static)
     yield from _memory(config, static)
@@ -240,7 +240,9 @@ def draw(
     return result.images, result.metrics['ssim']
 
   corrupted, ssim = corrupt(params, model_state, phi, clean, jnp.asarray(labels))
-  settings = f'nu {config.attack.nu:g}, {config.attack.num_steps} steps'
-  title = f'{config.corruption_net.name}, {settings}, step {int(state.step)}'
+  # The adversary of an evaluation is AdA, whatever the run was trained with.
+  settings = f'AdA, nu {config.attack.nu:g}, {config.attack.num_steps} steps'
+  trained = '' if config.attack.name in ('ada', 'none') else f' (trained with {config.attack.name})'
+  title = f'{config.corruption_net.name}, {settings}{trained}, step {int(state.step)}'
   figures.ada_examples(path, np.asarray(clean), np.asarray(corrupted), np.asarray(ssim), labels, title=title)
   return str(path)

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, report
+from adversarial_augment import cli, datasets, files, report
 from adversarial_augment.datasets import benchmarks, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.preparation import deepaugment
@@ -23,18 +23,27 @@ def main(argv: list[str]) -> None:
   config = cli.resolve_config(arguments)
   if config is None:
     return
+  files.check_folder(arguments.workdir, '--workdir')
+  from adversarial_augment import evaluations, loop, recipe, tensorboard
+
+  alone = cli.is_alone(arguments)
+  if alone:  # several processes settle it together, or those that know better would leave the others waiting
+    loop.check_run(arguments.workdir, config, {})
   if config.dataset == 'embedded' and config.deepaugment.sets:
     deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
   splits = _load(config)
   test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
-  from adversarial_augment import recipe, tensorboard
-
   recipe.check_adversary(config, splits['train'].image_shape)
+  evaluations.check_frost(config, test_data)
   _check_start(config.init_from, arguments.workdir)
   if config.tensorboard:
     tensorboard.check_installed()
   processes = cli.distributed(arguments, config.batch_size)
-  cli.virtual_devices(config.batch_size // processes)
+  num_devices = cli.virtual_devices(config.batch_size // processes)
+  if alone:
+    loop.check_run(arguments.workdir, config, _data(splits))
+    if num_devices is not None:
+      recipe.check_parts(config, num_devices)
   cli.compilation_cache()
   train(config, arguments.workdir, splits, test_data)
 
@@ -121,7 +130,7 @@ def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
 
 def _check_start(init_from: str | None, workdir: Path) -> None:
   """Looks, before any device is touched, whether there is a run to start from; one that goes on needs none."""
-  from adversarial_augment import checkpoints, files
+  from adversarial_augment import checkpoints
 
   if init_from is None or checkpoints.steps(workdir / 'checkpoints'):
     return
@@ -134,7 +143,7 @@ def _start_from(init_from: str | None, state: TrainState) -> TrainState:
   """Takes parameters and statistics over from another run; the step and the optimiser start anew."""
   if init_from is None:
     return state
-  from adversarial_augment import checkpoints, files, loop
+  from adversarial_augment import checkpoints, loop
 
   folder = files.user_path(init_from, 'config.init_from') / 'checkpoints'
   step, state = checkpoints.restore_subtree(folder, state, ('params', 'model_state'), report=loop.tell)
@@ -158,7 +167,7 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
 
 
 def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: Any) -> Callable:
-  from adversarial_augment import files, loop, train_step
+  from adversarial_augment import loop, train_step
 
   start = time.monotonic()
   loop.tell('compiling the train step...')
@@ -170,13 +179,13 @@ def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: An
 
 
 def _line(step: int, values: Any, static: Any, dataset: Dataset) -> dict[str, Any]:
-  """Returns the line of metrics.jsonl; in the warm-up without an adversary, there is nothing of it to report."""
+  """Returns the line of metrics.jsonl; in the warm-up, what would be of the adversary is null."""
   epoch = step * static.batch_size / (dataset.epoch_size or dataset.num_examples)
   line: dict[str, Any] = {'step': step, 'epoch': epoch}
   names = {'ssim': 'ssim_mean'}
   own = ('loss', 'accuracy', 'learning_rate', 'jsd')
   attacked = step > static.warmup_steps
-  return line | {names.get(name, name): value for name, value in values.items() if attacked or name in own}
+  return line | {names.get(name, name): value if attacked or name in own else None for name, value in values.items()}
 
 
 def _dump(static: Any, dataset: Dataset, step: int) -> dict[str, Any]:

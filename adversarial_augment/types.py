@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
   num_classes: int
   image_shape: tuple[int, int, int]
   read: Callable[[np.ndarray], Batch]  # indices [n] -> n examples
-  provenance: dict[str, Any]  # origin (official, own, embedded, unverified), hashes; goes into every result
+  provenance: dict[str, Any]  # name, split, origin, archive_sha256 (or None), sha256; goes into every result
   epoch_size: int | None = None  # examples in an epoch; None: all
   class_names: tuple[str, ...] = ()  # in the order of the labels; () where nobody knows them
 

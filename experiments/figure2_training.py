@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import cli, files, inference, metrics, results
+from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from experiments import figure_files
 
@@ -169,7 +170,9 @@ def about(found: Mapping[str, Any]) -> list[str]:
   data, config = origin['data'][found['split']], origin['config']
   attack, net = config['attack'], config['corruption_net']
   adversary = (
-    'no adversary' if attack['name'] == 'none' else f'{attack["name"]} through {net["name"]}, ν {attack["nu"]:g}'
+    'no adversary'
+    if attack['name'] == 'none'
+    else f'{attack["name"]} through {net["name"]}, {configs.strength(attack)}'
   )
   return [
     f'{data["name"]} ({data["origin"]}), {found["split"]}, corruptions {found["origin"]}; n = {found["num_images"]:,} '

@@ -67,10 +67,11 @@ def place(output: str | None, default: Path, name: str) -> Path:
   """Returns the path of a figure's JSON, in a folder that it makes.
 
   Raises:
-    UserError: a name that no folder can have.
+    UserError: a name that no folder can have, or a file is in its place.
     StorageError: the folder cannot be made.
   """
   folder = default if output is None else files.user_path(output, '--output')
+  files.check_folder(folder, '--output')
   with files.storage_errors(f"make --output='{folder}'"):
     folder.mkdir(parents=True, exist_ok=True)
   return folder / f'{name}.json'

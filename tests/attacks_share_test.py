@@ -153,7 +153,9 @@ def opening(num_devices, **overrides) -> str:
 
 
 def test_a_run_says_in_what_it_departs_from_the_paper(tmp_path):
-  assert 'departs' not in opening(2, **small(tmp_path, batch_size='8'))
+  text = opening(2, **small(tmp_path, batch_size='8'))
+  assert 'departs' not in text
+  assert ' blocks, nu 0.015, ' in text
   text = opening(2, **small(tmp_path, batch_size='8', attack__fraction='0.5', attack__beta_mode='batch'))
   assert 'departs from Eq. 3: 2 of the 4 images on each device are attacked, the others stay clean' in text
   assert 'departs from Eq. 3: all attacked images of a batch share a perturbation' in text
@@ -162,4 +164,5 @@ def test_a_run_says_in_what_it_departs_from_the_paper(tmp_path):
   text = opening(2, **small(tmp_path, batch_size='8', **grouped))
   assert 'departs from Eq. 3: 2 images share a perturbation (attack.beta_mode=group)' in text
   assert 'AdvMix-style, no disentangled generator' in text
+  assert 'nu 0' not in text  # it plays no part there
   assert ' parameters in 10 blocks' in text  # those of phi, without the offsets

@@ -42,7 +42,7 @@ def random_state(config, step: int, num_classes: int = 10) -> TrainState:
 def random_classifier(depth: int, num_classes: int = 10, **fields) -> inference.Classifier:
   """A classifier of width 64, where no other one is given."""
   config = make_config(**{'depth': depth, 'width': 64} | fields)
-  restored = inference.Restored(3, 'f' * 64, random_state(config, 3, num_classes))
+  restored = inference.Restored(3, 'f' * 64, 'e' * 64, random_state(config, 3, num_classes))
   return inference.Classifier(config, num_classes, restored, batch_size=4)
 
 

@@ -215,16 +215,16 @@ DEVICES = """
   import sys
   from adversarial_augment import cli
   cli.usable_cores = lambda: 4
-  cli.virtual_devices(int(sys.argv[1]))
+  known = cli.virtual_devices(int(sys.argv[1]))
   import jax
-  print(jax.local_device_count())
+  print(known, jax.local_device_count())
 """
 
 
 @pytest.mark.parametrize('batch_size, devices', [(8, 4), (6, 3), (7, 1)])
 def test_virtual_devices_are_the_largest_divisor_of_the_batch_size(batch_size, devices):
   done = python(DEVICES, str(batch_size))
-  assert (done.stdout, done.stderr) == (f'{devices}\n', '')
+  assert (done.stdout, done.stderr) == (f'{devices} {devices}\n', '')
 
 
 @pytest.mark.parametrize(
@@ -232,12 +232,18 @@ def test_virtual_devices_are_the_largest_divisor_of_the_batch_size(batch_size, d
   [({'JAX_NUM_CPU_DEVICES': '3'}, 3), ({'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}, 2)],
 )
 def test_the_users_number_of_devices_stands(env, devices):
-  assert python(DEVICES, '8', **env).stdout == f'{devices}\n'
+  assert python(DEVICES, '8', **env).stdout == f'{devices} {devices}\n'
 
 
 def test_devices_that_exist_stand():
   done = python('import jax; jax.devices()\n' + textwrap.dedent(DEVICES), '8')
-  assert (done.stdout, done.stderr) == ('1\n', '')
+  assert (done.stdout, done.stderr) == ('1 1\n', '')
+
+
+@pytest.mark.parametrize('platforms, known', [('cpu', True), ('cuda,cpu', False), ('tpu', False)])
+def test_how_many_devices_there_will_be_is_known_on_a_cpu_alone(platforms, known):
+  code = 'from adversarial_augment import cli; print(cli._cpu_only())'
+  assert python(code, JAX_PLATFORMS=platforms).stdout == f'{known}\n'
 
 
 CACHE = """

@@ -187,6 +187,18 @@ def _damaged_tar(path: pathlib.Path, arrays) -> pathlib.Path:
   return path
 
 
+def _damaged_xz(path, arrays):
+  with tarfile.open(path, 'w:xz') as archive:
+    for name, data in _binary(arrays).items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 255
+  path.write_bytes(content)
+  return path
+
+
 BAD_FILES = {
   'nothing there': (lambda p, a: p / 'missing', 'does not exist'),
   'empty folder': (lambda p, a: _folder(p / 'a', {}), 'has no file data_batch_1'),
@@ -203,6 +215,12 @@ BAD_FILES = {
   'tar for npz': (lambda p, a: _tar(p / 'a.npz', _binary(a)), 'not a usable .npz'),
   'empty npz': (lambda p, a: _folder(p / 'a', {'a.npz': b''}) / 'a.npz', 'not a usable .npz'),
   'half a tar': (lambda p, a: _damaged_tar(p / 'a.tar.gz', a), 'damaged one'),
+  'half an xz': (lambda p, a: _damaged_xz(p / 'a.tar.xz', a), 'damaged one'),
+  'zip': (lambda p, a: _npz(p / 'a.npz', **a).rename(p / 'a.zip'), "a.zip' is a zip archive, not a tar archive; give"),
+  'pickles in npz': (
+    lambda p, a: _npz(p / 'a.npz', **a | {'x_train': np.array([{}], object)}),
+    'none of them pickled; give cifar-10-',
+  ),
   'huge member': (
     lambda p, a: _tar(p / 'a.tar.gz', {'test_batch.bin': bytes(cifar10._MAX_FILE + 1)}),
     'too many or too large members',
@@ -220,6 +238,16 @@ def test_bad_files(tmp_path, arrays, case):
   with pytest.raises(UserError, match=said) as caught:
     cifar10.read(make(tmp_path, arrays), COUNTS)
   assert '\n' not in str(caught.value)
+  for foreign in (
+    'ReadError',
+    'file could not be opened',
+    'method',
+    'BadZipFile',
+    'zip file',
+    'allow_pickle',
+    'stream',
+  ):
+    assert foreign not in str(caught.value)
 
 
 def test_archives_are_not_unpacked_on_disk(tmp_path, arrays):

@@ -47,6 +47,7 @@ def test_provenance_names_the_data():
   train, test = (datasets.load('embedded', split, '').provenance for split in ('train', 'test'))
   assert train['origin'] == 'embedded'
   assert train['split'] == 'train'
+  assert train['archive_sha256'] is test['archive_sha256'] is None
   assert len(train['sha256']) == 64
   assert train['sha256'] != test['sha256']
 

@@ -63,7 +63,25 @@ def test_other_files_are_counted_and_hidden_ones_skipped(tmp_path):
   _save(tmp_path / 'b' / 'UPPER.JPG')
   listing = folder.list_images(tmp_path)
   assert listing.num_ignored == 1
+  assert listing.broken_links == ()
   assert len(listing.splits['train']) + len(listing.splits['test']) == 5
+
+
+@pytest.mark.parametrize('parts', [('',), ('train', 'test')])
+def test_links_to_nothing_are_named_and_others_are_followed(tmp_path, parts):
+  _save(tmp_path / 'elsewhere' / '0.png')
+  root, expected = tmp_path / 'root', []
+  for part in parts:
+    _fill(root / part, {'a': 2, 'b': 2})
+    (root / part / 'a' / 'whole.png').symlink_to(tmp_path / 'elsewhere' / '0.png')
+    expected += [root / part / 'a' / 'gone.png', root / part / 'c', root / part / 'b' / 'notes.txt']
+    (root / part / 'a' / '.hidden').symlink_to(tmp_path / 'nothing')
+  for path in expected:
+    path.symlink_to(tmp_path / 'nothing')
+  listing = folder.list_images(root)
+  assert sorted(listing.broken_links) == sorted(expected)
+  assert listing.num_ignored == 0
+  assert sum(map(len, listing.splits.values())) == 5 * len(parts)
 
 
 @pytest.mark.parametrize(

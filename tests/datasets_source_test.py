@@ -127,6 +127,7 @@ def test_reads_what_tfds_writes_in_several_files(tmp_path, encoding):
   decoded = [np.asarray(Image.open(row['image'])) for row in rows]
   np.testing.assert_array_equal(batch.images, decoded)
   assert dataset.provenance['origin'] == 'unverified'
+  assert dataset.provenance['archive_sha256'] is None  # there, and null in results
   assert dataset.class_names == ()  # they have numbers only
 
 

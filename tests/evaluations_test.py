@@ -192,6 +192,8 @@ def test_where_prepared_images_come_from_is_among_the_conditions():
     return json.dumps(found.conditions(name), sort_keys=True)
 
   assert conditions('cifar10_c') == conditions('cifar10_c')
+  nothing = test._replace(provenance=test.provenance | {'archive_sha256': None})
+  assert conditions('clean', clean=nothing) == conditions('clean')  # results from before there was null stay known
   others = (
     {'seed': 1},
     {'frost': 'photographs'},

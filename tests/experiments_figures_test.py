@@ -93,7 +93,7 @@ def workdir(run, tmp_path, monkeypatch):
   """Stands for the folder of that run, with a checkpoint."""
   config, mesh, state = run
   (tmp_path / 'config.json').write_text(configs.to_json(config))
-  monkeypatch.setattr(inference, 'restore', lambda *_: inference.Restored(3, SHA, state))
+  monkeypatch.setattr(inference, 'restore', lambda *_: inference.Restored(3, SHA, SHA, state))
   monkeypatch.setattr('adversarial_augment.sharding.data_mesh', lambda: mesh)
   return tmp_path
 
@@ -221,7 +221,7 @@ def test_the_matrix_of_accuracies(tmp_path, capsys):
   np.testing.assert_allclose(found['by_column'], np.tile(1 - np.arange(19)[:, None] / 18, (1, 4)), atol=1e-9)
   assert_is_picture(tmp_path / 'figures' / 'figure2_training.png')
   said = ' '.join(figure2_training.about(found))
-  assert all(part in said for part in ('pets (own)', '12012012', 'n = 40', 'seed 5', 'ada through edsr, ν 0.015'))
+  assert all(part in said for part in ('pets (own)', '12012012', 'n = 40', 'seed 5', 'ada through edsr, nu 0.015'))
 
 
 def test_extra_corruptions_are_shown_where_every_step_has_them(tmp_path, capsys):

@@ -216,7 +216,8 @@ def test_damaged_checkpoint_is_named_and_the_one_before_exported(copy, capsys):
     (['--workdir={run}', '--format=torch'], 2, '--format=torch'),
     (['--workdir={run}', '--formats=safetensors,torch'], 2, 'config.classifier.width=4'),
     (['--workdir={run}', '--output={run}/config.json'], 2, 'is a file'),
-    (['--workdir={run}', '--output={run}/config.json/x'], 5, 'Cannot'),
+    (['--workdir={run}', '--output={run}/config.json/x'], 2, "/config.json' is a file; name a folder in another one"),
+    (['--workdir={run}/config.json/x'], 2, "No run in '"),
     (['--workdir={run}', '--output=/proc/none'], 5, 'Cannot'),
   ],
 )

@@ -154,7 +154,7 @@ def test_attributes(saved, classify):
 )
 def test_class_names_are_those_of_known_data_sets(saved, dataset, num_classes, names):
   config = configs.override(inference.read_config(saved[0]), {'dataset': dataset})
-  restored = inference.Restored(2, '', saved[1][2])
+  restored = inference.Restored(2, '', '', saved[1][2])
   found = inference.Classifier(config, num_classes, restored, 1).class_names
   assert (found if found is None else found[:2]) == names
 

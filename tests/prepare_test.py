@@ -123,11 +123,13 @@ def _pets(root: pathlib.Path, count: int = 10) -> pathlib.Path:
 def test_images_by_class(tmp_path, capsys):
   root = _pets(tmp_path / 'photos')
   (root / 'red' / 'list.txt').write_text('x')
+  (root / 'red' / 'gone.png').symlink_to(tmp_path / 'nothing')
   prepare.main(
     ['images', '--name=pets', f'--from={root}', '--size=16', '--test_fraction=0.3', f'--data_dir={tmp_path / "data"}']
   )
   said = capsys.readouterr().out
   assert 'Ignored 1 files' in said
+  assert f"Ignored 1 links to nothing, such as '{root}/red/gone.png'." in said
   assert '14 train, 6 test images, 2 classes, origin own' in said
   dataset = datasets.load('pets', 'train', str(tmp_path / 'data'))
   assert dataset[:4] == ('pets', 14, 2, (16, 16, 3))

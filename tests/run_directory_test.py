@@ -177,7 +177,7 @@ def test_create_refuses_a_file(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='is a file'):
     run_directory.create(tmp_path / 'file')
-  with pytest.raises(StorageError):
+  with pytest.raises(UserError, match="below' cannot be a folder, because '.*/file' is a file"):
     run_directory.create(tmp_path / 'file' / 'below')
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import io
+import lzma
 import pathlib
 import pickle
 import tarfile
@@ -33,6 +34,7 @@ _MAX_FILE = 64 << 20  # bytes; the real ones have about 30 MB
 _MAX_MEMBERS = 100
 _MAX_NPZ = 1 << 30  # bytes, of all arrays
 _PIXELS = 3 * 32 * 32
+_WAY_OUT = 'give cifar-10-binary.tar.gz, cifar-10-python.tar.gz, a folder with their files, or an .npz'
 
 
 class Source(NamedTuple):
@@ -119,10 +121,11 @@ def _from_tar(path: pathlib.Path) -> dict[str, bytes]:
         if name in _wanted() and member.isreg():
           file = archive.extractfile(member)
           found[name] = file.read() if file else b''
-  except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-    raise UserError(
-      f"'{path}' is not a tar archive, or a damaged one ({one_line(error)}); download it again."
-    ) from error
+  except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    kind = (
+      'is a zip archive, not a tar archive' if zipfile.is_zipfile(path) else 'is not a tar archive, or a damaged one'
+    )
+    raise UserError(f"--from='{path}' {kind}; {_WAY_OUT}, or download it again.") from error
   return found
 
 
@@ -134,10 +137,7 @@ def _decode(files: Mapping[str, bytes], path: pathlib.Path) -> dict[str, Batch]:
     names = [f'{part}.bin' if binary else part for part in parts]
     missing = [name for name in names if name not in files]
     if missing:
-      raise UserError(
-        f"'{path}' has no file {missing[0]}; give cifar-10-binary.tar.gz, cifar-10-python.tar.gz, a folder with "
-        'their files, or an .npz.'
-      )
+      raise UserError(f"--from='{path}' has no file {missing[0]}; {_WAY_OUT}.")
     batches = [(_from_binary if binary else _from_pickle)(files[name], f'{path}: {name}') for name in names]
     splits[split] = Batch(
       np.concatenate([batch.images for batch in batches]), np.concatenate([batch.labels for batch in batches])
@@ -215,4 +215,7 @@ def _from_npz(path: pathlib.Path) -> dict[str, Batch]:
   except (zipfile.BadZipFile, ValueError, EOFError, OSError, zlib.error) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"'{path}' is not a usable .npz ({one_line(error)}).") from error
+    raise UserError(
+      f"--from='{path}' is not a usable .npz: it must be a zip archive of whole arrays, none of them pickled; "
+      f'{_WAY_OUT}.'
+    ) from error

@@ -139,8 +139,8 @@ def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
       members = [member for member in archive if member.isreg() and not member.issparse()]
   except (tarfile.TarError, EOFError) as error:
     raise UserError(
-      f"'{path}' is neither a folder nor a whole and uncompressed tar archive ({one_line(error)}); give "
-      'CIFAR-10-C.tar, or a folder with its files.'
+      f"'{path}' is neither a folder nor a whole and uncompressed tar archive; give CIFAR-10-C.tar, or a folder with "
+      'its files.'
     ) from error
   return {
     pathlib.PurePosixPath(member.name).name: npy.Part(f'{path}: {member.name}', path, member.offset_data, member.size)

@@ -21,6 +21,7 @@ class Listing(NamedTuple):
   class_names: tuple[str, ...]  # sorted; the label of a class is its position
   splits: dict[str, list[tuple[pathlib.Path, int]]]  # train and test: file and label, shuffled
   num_ignored: int  # files of other types
+  broken_links: tuple[pathlib.Path, ...]  # to nothing; they may have been images, or folders of them
 
 
 def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: int = 0) -> Listing:
@@ -47,12 +48,15 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
       raise UserError(f"'{root}' has a test folder, so that --test_fraction={fraction} has no meaning; leave it out.")
     train, ignored = _by_class(root / 'train')
     test, ignored_too = _by_class(root / 'test')
+    found = [link for folder in (root, root / 'train', root / 'test') for link in _broken_links(folder)]
+    broken = tuple(dict.fromkeys(found))
     unknown = sorted(test.keys() - train.keys())
     if unknown:
       raise UserError(f"'{root / 'test'}' has the class '{unknown[0]}', which '{root / 'train'}' lacks.")
     ignored += ignored_too
   else:
     files, ignored = _by_class(root)
+    broken = _broken_links(root)
     train, test = {}, {}
     for name, paths in files.items():
       if len(paths) < 2:
@@ -68,7 +72,7 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
   for split, by_class in (('train', train), ('test', test)):
     listed = [(path, class_names.index(name)) for name in sorted(by_class) for path in by_class[name]]
     splits[split] = [listed[i] for i in rng.permutation(len(listed))]
-  return Listing(class_names, splits, ignored)
+  return Listing(class_names, splits, ignored, broken)
 
 
 def read_image(path: pathlib.Path, size: int) -> np.ndarray:
@@ -108,6 +112,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
   return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith('.'))
+
+
+def _broken_links(root: pathlib.Path) -> tuple[pathlib.Path, ...]:
+  """Returns the links to nothing in a folder and in its folders of classes, sorted by name, without hidden ones."""
+  paths = [child for folder in (root, *_folders(root)) for child in sorted(folder.iterdir())]
+  return tuple(path for path in paths if path.is_symlink() and not path.exists() and not path.name.startswith('.'))
 
 
 def _by_class(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], int]:

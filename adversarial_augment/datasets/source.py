@@ -171,7 +171,10 @@ def _read(builder: Any, split: str, label: str) -> tuple[np.ndarray, np.ndarray]
 
 def _provenance(folder: pathlib.Path, split: str, full_name: str, sha256: str, label: str) -> dict[str, Any]:
   """Returns where the split comes from; what `prepare` wrote about it must agree with what was read."""
-  found = {'name': full_name.replace('/', ':', 1), 'split': split, 'origin': 'unverified', 'sha256': sha256}
+  found: dict[str, Any] = {
+    'name': full_name.replace('/', ':', 1), 'split': split, 'origin': 'unverified', 'archive_sha256': None,
+    'sha256': sha256,
+  }  # fmt: skip
   path = folder / PROVENANCE
   if not path.exists():
     return found

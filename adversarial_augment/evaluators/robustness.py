@@ -170,8 +170,7 @@ def _probes(
   radius, far = suites.far(norm, images.shape[1:])
   return {
     'num_images': min(_LONGER, len(images)),
-    'more_effort': len(alive)
-    - left(longer, alive, epsilon),
+    'more_effort': len(alive) - left(longer, alive, epsilon),
     'num_far': len(correct),
     'far_left': left(far, correct, radius),
   }

@@ -22,14 +22,16 @@ def data_dir(arguments: argparse.Namespace) -> pathlib.Path:
   """Returns the folder of prepared data sets; `train` takes the same names.
 
   Raises:
-    UserError: it cannot be the name of a folder.
+    UserError: it cannot be the name of a folder, or a file is in its place.
   """
   text = arguments.data_dir
   if not text or not text.isprintable():
     raise UserError(
       f'--data_dir={fields.show(text)} must be a printable name of a folder, not empty; name another one.'
     )
-  return files.user_path(text, '--data_dir')
+  path = files.user_path(text, '--data_dir')
+  files.check_folder(path, '--data_dir')
+  return path
 
 
 def source(arguments: argparse.Namespace) -> pathlib.Path | None:

@@ -66,4 +66,6 @@ def run(arguments: argparse.Namespace) -> None:
   )
   if listing.num_ignored:
     print(f'Ignored {listing.num_ignored} files that are not {", ".join(folder.SUFFIXES)}.')
+  if listing.broken_links:
+    print(f"Ignored {len(listing.broken_links)} links to nothing, such as '{listing.broken_links[0]}'.")
   command.report(description, splits, writer.write(description, splits, data_dir, arguments.overwrite), arguments)

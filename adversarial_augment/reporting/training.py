@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+from adversarial_augment import config as configs
 from adversarial_augment import fields, figures
 from adversarial_augment.config_tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, markup
@@ -27,7 +28,8 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   rows = [Row((name, *(about[name] for about in abouts))) for name in abouts[0]]
   width = len(runs) + 1
   parts = [html(Table('Runs', ('', *(run.label for run in runs)), rows, words=width))]
-  flat = [{name: json.dumps(value) for name, value in fields.flatten(run.config).items()} for run in runs]
+  whole = [fields.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
+  flat = [{name: json.dumps(value) for name, value in config.items()} for config in whole]
   names = sorted(set().union(*flat))
   differing = [
     Row((name, *(config.get(name, NONE) for config in flat)))
@@ -45,7 +47,7 @@ def _about(run: Run) -> dict[str, str]:
   if attack['name'] == 'none':
     method, network = 'no adversary', NONE
   else:
-    method = f'{attack["name"]}, nu {attack["nu"]:g}, {attack["num_steps"]} steps'
+    method = f'{attack["name"]}, {configs.strength(attack)}'
     sizes = {name: net[name] for name in SIZE_KINDS if net.get(name) is not None}
     network = ', '.join([net['name'], *(f'{name} {size}' for name, size in sizes.items())])
   steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not ended'

@@ -1,0 +1,62 @@
+"""Lines of metrics.jsonl: in the warm-up, what would be of the adversary is null, for every reader."""
+
+from contextlib import closing
+import json
+import types
+
+import pytest
+
+from adversarial_augment import figures, results, train
+from adversarial_augment.run_log import RunLog
+
+ATTACKED = ('attack_loss_start', 'attack_loss_end', 'ssim_mean', 'ssim_corrected', 'ssim_below_min')
+VALUES = {
+  'loss': 1.0, 'accuracy': 0.5, 'learning_rate': 0.1,
+  'attack_loss_start': 1.5, 'attack_loss_end': 2.0, 'ssim': 0.9, 'ssim_corrected': 0.25, 'ssim_below_min': 0.0,
+}  # fmt: skip
+
+
+def line(step: int) -> dict:
+  """The line of a run whose first two updates are without the adversary."""
+  static = types.SimpleNamespace(batch_size=8, warmup_steps=2)
+  return train._line(step, VALUES, static, types.SimpleNamespace(num_examples=40, epoch_size=None))
+
+
+def test_every_line_has_the_fields_of_the_adversary_and_they_are_null_in_the_warm_up():
+  before, after = line(2), line(3)
+  assert list(before) == list(after) == ['step', 'epoch', 'loss', 'accuracy', 'learning_rate', *ATTACKED]
+  assert {name for name, value in before.items() if value is None} == {*ATTACKED}
+  assert [after[name] for name in ATTACKED] == [1.5, 2.0, 0.9, 0.25, 0.0]
+  assert (before['loss'], before['accuracy'], before['learning_rate']) == (1.0, 0.5, 0.1)
+
+
+def write(folder, board: bool) -> None:
+  with closing(RunLog(folder, 0, 3, 8, board)) as log:
+    for step in (1, 2, 3):
+      log.add(step, line(step))
+
+
+def test_null_is_written_read_drawn_and_not_shown(tmp_path, capfd, monkeypatch):
+  write(tmp_path, board=False)
+  path = tmp_path / 'metrics.jsonl'
+  written = [json.loads(text) for text in path.read_text().splitlines()]
+  assert [one['ssim_mean'] for one in written] == [None, None, 0.9]
+  assert [one['ssim_mean'] for one in results.read_log(path, figures.METRICS)] == [None, None, 0.9]
+  shown = capfd.readouterr().err.splitlines()
+  assert ['ssim_mean' in text for text in shown] == [False, False, True]
+  assert all('loss 1 ' in text for text in shown)
+  drawn = []
+  monkeypatch.setattr(figures, '_save', lambda figure, path: drawn.append(figure))
+  figures.training_curves(tmp_path / 'c.png', path)
+  panels = {axes.get_title(): axes.lines[0].get_xydata().tolist() for axes in drawn[0].axes}
+  assert panels['Loss under attack'] == [[3, 1.5]]
+  assert panels['Loss'] == [[1, 1], [2, 1], [3, 1]]
+
+
+def test_null_is_no_point_in_tensorboard(tmp_path):
+  pytest.importorskip('tensorboardX')
+  write(tmp_path, board=True)
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  content = path.read_bytes()
+  assert content.count(b'ssim_mean') == 1
+  assert content.count(b'learning_rate') == 3

@@ -1,0 +1,40 @@
+"""What a run says of its adversary, in captions and reports."""
+
+import jax.numpy as jnp
+import pytest
+
+from adversarial_augment import config as configs
+from adversarial_augment import figures, summary
+from adversarial_augment.reporting import training
+from adversarial_augment.types import AttackResult
+from tests import tiny
+
+AUGMENTED = {'attack__nu': '0.03', 'attack__num_steps': '7'}
+
+
+def caption(tmp_path, monkeypatch, **overrides: str) -> str:
+  """The title of the picture of examples."""
+  config, static, phi, state = tiny.make(1, **AUGMENTED, **overrides)
+  titles = []
+  monkeypatch.setattr(figures, 'training_curves', lambda *_: None)
+  monkeypatch.setattr(figures, 'ada_examples', lambda *_, title: titles.append(title))
+  same = lambda keys, logits_fn, images, labels, frozen: AttackResult(images, {'ssim': jnp.ones(len(images))})
+  summary.draw(tmp_path / 'figures' / 'e.png', config, static, tiny.dataset(), state, same, phi)
+  return titles[0]
+
+
+@pytest.mark.parametrize('name, trained', [('ada', ''), ('none', ''), ('advmix', ' (trained with advmix)')])
+def test_the_picture_names_the_adversary_of_the_evaluation(tmp_path, monkeypatch, name, trained):
+  pytest.importorskip('matplotlib')
+  assert caption(tmp_path, monkeypatch, attack__name=name) == f'edsr, AdA, nu 0.03, 7 steps{trained}, step 0'
+
+
+@pytest.mark.parametrize(
+  'name, said', [('ada', 'ada, nu 0.03, 7 steps'), ('advmix', 'advmix, 7 steps'), ('none', 'no adversary')]
+)
+def test_reports_say_nu_where_it_plays_a_part(name, said):
+  pairs = {'attack.name': name, 'attack.nu': '0.03', 'attack.num_steps': '7'}
+  config = configs.override(configs.base_config(), pairs).to_dict()
+  run = training.Run(folder=None, label='', config=config, closing={}, results={}, between=[], metrics=[],
+                     examples=b'', damage='')  # fmt: skip
+  assert training._about(run)['training'] == said
