@@ -5,6 +5,7 @@ from pathlib import Path
 import re
 import shlex
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +86,9 @@ def test_the_files_and_tests_that_a_page_names_are_there(page):
   known = {path.name for folder in folders for path in (ROOT / folder).rglob('*')} | {
     path.name for path in ROOT.iterdir()
   }
-  made_by_runs = {'metrics.jsonl', 'config.json', 'data.json', 'train.json', 'NAME.json', 'provenance.json'}
+  made_by_runs = {'metrics.jsonl', 'config.json', 'data.json', 'train.json', 'NAME.json', 'provenance.json'} | {
+    'robustness_ATTACK_NORM_EPSILON.json'
+  }
   named = set(re.findall(r'`(?:[\w./-]+/)?([\w-]+\.(?:py|md|json|jsonl|toml|txt|cff))`', text))
   assert named - known - made_by_runs == set()
   tests = re.findall(
@@ -123,6 +126,43 @@ def test_the_library_example_corrupts_a_batch():
   assert bool((corrupted != images).any((1, 2, 3)).all())
   assert bool((metrics['attack_loss_end'] > metrics['attack_loss_start']).all())
   assert bool((metrics['ssim'] > 0.3).all())
+
+
+def attacked_example(logits_fn=None, **names) -> dict:
+  """Runs README's AutoAttack on 4 images, with its line for Haiku or another logits_fn."""
+  example = blocks('python')[2]
+  assert len([line for line in example.splitlines() if line]) <= 10
+  images, labels = datasets.load('embedded', 'test', '').read(np.arange(4))
+  names |= {'images': np.float32(images) / 255, 'labels': labels}
+  if logits_fn is not None:
+    line = next(line for line in example.splitlines() if line.startswith('logits_fn = '))
+    example, names['logits_fn'] = example.replace(line, ''), logits_fn
+  exec(compile(example, 'README.md', 'exec'), names)
+  return names
+
+
+def check_attacked(names: dict) -> None:
+  images, result = names['images'], names['result']
+  assert float(jnp.abs(result.images - images).max()) <= 8 / 255 * (1 + 1e-6) + 1e-7
+  right = jnp.argmax(names['logits_fn'](result.images), -1) == names['labels']
+  assert float(names['robust_accuracy']) == float(right.mean())
+
+
+def test_the_autoattack_example_attacks_a_haiku_model():
+  network = hk.transform(lambda x: hk.Linear(10)(hk.Flatten()(x)))
+  params = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  check_attacked(attacked_example(network=network, params=params))
+
+
+@pytest.mark.slow
+def test_the_autoattack_example_attacks_a_flax_model():
+  flax = pytest.importorskip('flax', reason='Flax is not installed')
+  model = flax.linen.Dense(10)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 32 * 32 * 3)))
+  [line] = re.findall(r'`logits_fn = (lambda images: model.apply\(variables, images\))`', README)
+  flat = lambda images: images.reshape(len(images), -1)
+  apply = eval(line, {'model': model, 'variables': variables})
+  check_attacked(attacked_example(lambda images: apply(flat(images))))
 
 
 def test_the_trained_classifier_example_classifies(tmp_path, monkeypatch):
