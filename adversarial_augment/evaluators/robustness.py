@@ -129,6 +129,7 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
     'robust_accuracy': num_robust / n,
     'robust_accuracy_uint8': num_rounded / n,
     'interval': metrics.binomial_interval(num_robust, n),
+    'stages': [stage.name for stage in stages],  # JSON files lose their order
     'survivors': survivors,
     'seconds': {stage.name: round(float(s), 2) for stage, s in zip(stages, sweep.seconds, strict=True)},
     'left_out': list(suites.left_out(suite, num_classes)),
@@ -170,8 +171,7 @@ def _probes(
   radius, far = suites.far(norm, images.shape[1:])
   return {
     'num_images': min(_LONGER, len(images)),
-    'more_effort': len(alive)
-    - left(longer, alive, epsilon),
+    'more_effort': len(alive) - left(longer, alive, epsilon),
     'num_far': len(correct),
     'far_left': left(far, correct, radius),
   }
