@@ -164,3 +164,25 @@ def picture() -> bytes:
 def write(path: Path, content: object) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(content, indent=2, sort_keys=True))
+
+
+def write_attacks(run: Path, *, flags: tuple[str, ...] = (), n: int = 1000) -> None:
+  """Adds what two suites have left of a run, within l_inf balls of two radii and one l_2 ball."""
+  clean = json.loads((run / 'results' / 'clean.json').read_text())
+  about = {name: clean[name] for name in ('step', 'checkpoint_sha256', 'split', 'origin', 'provenance')}
+  for attack, norm, text, epsilon, left in (
+    ('autoattack', 'linf', '2/255', 2 / 255, (700, 650, 640, 640)),
+    ('autoattack', 'linf', '8/255', 8 / 255, (120, 80, 80, 75)),
+    ('pgd', 'l2', '0.5', 0.5, (310,)),
+  ):
+    stages = ('apgd-ce', 'apgd-t', 'fab-t', 'square') if attack == 'autoattack' else ('pgd',)
+    name = f'robustness_{attack}_{norm}_{text.replace("/", "-")}'
+    result = about | {
+      'eval': name, 'attack': attack, 'norm': norm, 'epsilon': epsilon, 'epsilon_text': text, 'seed': 0,
+      'num_images': n, 'num_correct': 960, 'num_robust': left[-1], 'num_robust_uint8': left[-1] + 10,
+      'clean_accuracy': 960 / n, 'robust_accuracy': left[-1] / n, 'robust_accuracy_uint8': (left[-1] + 10) / n,
+      'interval': [left[-1] / n - 0.02, left[-1] / n + 0.02], 'stages': list(stages), 'left_out': [],
+      'survivors': dict(zip(stages, left, strict=True)), 'seconds': dict.fromkeys(stages, 3.5),
+      'flags': list(flags), 'conditions_sha256': 64 * '7', 'probes': {},
+    }  # fmt: skip
+    write(run / 'results' / f'{name}.json', result)

@@ -129,6 +129,7 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
     'robust_accuracy': num_robust / n,
     'robust_accuracy_uint8': num_rounded / n,
     'interval': metrics.binomial_interval(num_robust, n),
+    'stages': [stage.name for stage in stages],  # JSON files lose their order
     'survivors': survivors,
     'seconds': {stage.name: round(float(s), 2) for stage, s in zip(stages, sweep.seconds, strict=True)},
     'left_out': list(suites.left_out(suite, num_classes)),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from adversarial_augment import __version__
-from adversarial_augment.reporting import charts, markup, results, training
+from adversarial_augment.reporting import charts, markup, results, robustness, training
 from adversarial_augment.reporting.markup import Section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.style import STYLE
@@ -17,6 +17,7 @@ SECTIONS = (
   results.extra,
   results.cifar10_1,
   results.calibration,
+  robustness.attacked,
   training.adversary,
   training.curves,
   training.provenance,

@@ -29,6 +29,7 @@ class Run(NamedTuple):
   config: dict[str, Any]
   closing: dict[str, Any]  # results/train.json; empty until training has ended
   results: dict[str, dict[str, Any]]  # by evaluation
+  robustness: list[dict[str, Any]]  # results/robustness_*.json, by attack, norm and radius
   between: list[dict[str, Any]]  # results/eval_STEP.json, by step
   metrics: list[dict[str, Any]]  # metrics.jsonl
   examples: bytes  # figures/ada_examples.png
@@ -70,6 +71,7 @@ def _run(folder: Path, label: str) -> Run:
     config,
     results.load(folder, 'train'),
     {name: result for name, result in found.items() if result},
+    results.load_robustness(folder),
     list(_between(folder)),
     results.read_log(folder / 'metrics.jsonl', (*figures.METRICS, 'images_per_second')),
     examples,

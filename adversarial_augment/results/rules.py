@@ -75,8 +75,8 @@ _ROBUSTNESS: dict[str, Rule] = {name: rule for name, rule in _COMMON.items() if 
   'attack': text(), 'norm': choice('linf', 'l2'), 'epsilon': number(0, 1e12), 'epsilon_text': text(),
   'num_correct': PART, 'num_robust': PART, 'num_robust_uint8': PART,
   'clean_accuracy': _FRACTION, 'robust_accuracy': _FRACTION, 'robust_accuracy_uint8': _FRACTION,
-  'interval': _INTERVAL, 'survivors': OBJECT, 'seconds': OBJECT, 'left_out': _STRINGS, 'flags': _STRINGS,
-  'conditions_sha256': text(),
+  'interval': _INTERVAL, 'stages': _STRINGS, 'survivors': OBJECT, 'seconds': OBJECT, 'left_out': _STRINGS,
+  'flags': _STRINGS, 'conditions_sha256': text(),
 }  # fmt: skip
 
 _SEVERAL: dict[str, Rule] = _PROVENANCE | {
@@ -161,22 +161,21 @@ def _agree(pairs: Mapping[str, tuple[float, float]], source: str, remedy: str, b
 
 def _robustness(result: Any, source: str, remedy: str) -> None:
   conform(result, _ROBUSTNESS, source, remedy)
-  stages = result['survivors']
-  conform(stages, dict.fromkeys(stages, PART), source, remedy, 'survivors')
+  stages = result['stages']
+  conform(result['survivors'], dict.fromkeys(stages, PART), source, remedy, 'survivors')
   conform(result['seconds'], dict.fromkeys(stages, number(0, 1e12)), source, remedy, 'seconds')
-  n = result['num_images']
+  n, flags = result['num_images'], result['flags']
   parts = {
     'clean_accuracy': 'num_correct',
     'robust_accuracy': 'num_robust',
     'robust_accuracy_uint8': 'num_robust_uint8',
   }
   _agree({field: (result[field], result[count] / n) for field, count in parts.items()}, source, remedy)
-  # Files have lost the order of the stages; whatever it was, the last one left the fewest.
-  left = min(stages.values(), default=result['num_correct'])
-  if 'stochastic_logits' not in result['flags']:
-    _agree({'num_robust': (result['num_robust'], left)}, source, remedy)
-  if max(stages.values(), default=0) > result['num_correct'] and 'robust_above_clean' not in result['flags']:
-    raise UserError(f'{source}: survivors are more than num_correct={result["num_correct"]}; {remedy}.')
+  left = [result['num_correct'], *(result['survivors'][stage] for stage in stages)]
+  if any(before < after for before, after in itertools.pairwise(left)):
+    raise UserError(f'{source}: survivors must not rise from stage to stage, but are {left}; {remedy}.')
+  if 'stochastic_logits' not in flags:
+    _agree({'num_robust': (result['num_robust'], left[-1])}, source, remedy)
 
 
 def _stated_twice(rule: Mapping[str, Rule], result: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

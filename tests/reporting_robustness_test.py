@@ -1,0 +1,51 @@
+"""The section on l_p attacks: every number with its images, stage by stage, and no suspect one without a warning."""
+
+from adversarial_augment.report import report
+from tests import reporting_fixtures as fixtures
+from tests.report_test import Page
+
+
+def page_of(tmp_path, **options) -> Page:
+  run = fixtures.write_run(tmp_path / 'run')
+  fixtures.write_attacks(run, **options)
+  return Page(report([run]).read_text())
+
+
+def table(page: Page, caption: str) -> list[list[str]]:
+  (rows,) = [rows for title, rows, _ in page.tables if title == caption]
+  return rows
+
+
+def test_every_attack_has_its_row(tmp_path):
+  rows = table(page_of(tmp_path), 'Accuracy under l_p attacks in %')
+  cells = {(row[2], row[3]): row[5:] for row in rows[1:]}
+  assert cells == {
+    ('autoattack, l_inf', '2/255'): ['96.00', '64.00', '62.00', '66.00', '65.00'],
+    ('autoattack, l_inf', '8/255'): ['96.00', '7.50', '5.50', '9.50', '8.50'],
+    ('pgd, l_2', '0.5'): ['96.00', '31.00', '29.00', '33.00', '32.00'],
+  }
+  assert {row[4] for row in rows[1:]} == {'yes'}
+
+
+def test_what_each_stage_has_left_is_in_the_order_of_the_stages(tmp_path):
+  rows = table(page_of(tmp_path), 'run: accuracy in % after each stage of autoattack, l_inf')
+  assert rows[0][2:] == ['before', 'after apgd-ce', 'after apgd-t', 'after fab-t', 'after square', 'seconds']
+  assert [row[0] for row in rows[1:]] == ['2/255', '8/255']
+  assert rows[2][2:] == ['96.00', '12.00', '8.00', '8.00', '7.50', '14']
+
+
+def test_accuracies_are_drawn_over_the_radius(tmp_path):
+  labels = [attributes.get('aria-label', '') for _, attributes in page_of(tmp_path).tags]
+  assert any('Accuracy in % over epsilon. run, autoattack: 96.0, 64.0, 7.5.' in label for label in labels)
+
+
+def test_a_suspect_number_is_marked(tmp_path):
+  page = page_of(tmp_path, flags=('zero_gradients',))
+  rows = table(page, 'Accuracy under l_p attacks in %')
+  assert {row[4] for row in rows[1:]} == {'UNRELIABLE: zero_gradients'}
+  assert 'Not to be relied on: run (zero_gradients)' in page.text
+
+
+def test_a_run_that_was_not_attacked_has_no_such_section(tmp_path):
+  run = fixtures.write_run(tmp_path / 'run')
+  assert 'Robust accuracy' not in report([run]).read_text()

@@ -1,0 +1,266 @@
+"""`evaluate --attack`: its files, what is known, what goes on after a kill, and what is refused in one line."""
+
+import json
+import os
+from pathlib import Path
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from adversarial_augment import config as configs
+from adversarial_augment import datasets, evaluate, recipe, results, robustness_flags, run_robustness, train
+from adversarial_augment.attacks import suites
+from adversarial_augment.attacks import sweep as sweeps
+from adversarial_augment.errors import UserError
+from tests import trainer
+
+NUM = 12
+NAME = 'robustness_pgd_linf_2-255'
+FLAGS = ('--attack=pgd', '--norm=linf', '--epsilon=2/255', f'--num_examples={NUM}')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> Path:
+  """A run of a few steps; not to be changed."""
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  config = configs.override(configs.load('configs/nominal.py:smoke'), {'evals': 'clean', 'eval_images': str(NUM)})
+  train.train(config, workdir, {split: datasets.load('embedded', split, '') for split in ('train', 'test')})
+  return workdir
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+  return Path(shutil.copytree(trained, tmp_path / 'w'))
+
+
+def command(run: Path, *flags: str) -> int | None:
+  return evaluate.main([f'--workdir={run}', *flags])
+
+
+def result(run: Path, name: str = NAME) -> dict:
+  return json.loads((run / 'results' / f'{name}.json').read_text())
+
+
+def test_the_result_says_all_that_it_is_of(run, capsys):
+  assert command(run, *FLAGS, '--save_images', '--seed=3', '--allow_suspect') == 0
+  found, closing = result(run), result(run, 'train')
+  assert {
+    'robust_accuracy', 'clean_accuracy', 'robust_accuracy_uint8', 'survivors', 'seconds', 'num_images', 'flags',
+    'epsilon', 'norm', 'provenance', 'interval', 'conditions_sha256',
+  } <= found.keys()  # fmt: skip
+  assert (found['attack'], found['norm'], found['epsilon'], found['seed']) == ('pgd', 'linf', 2 / 255, 3)
+  assert found['checkpoint_sha256'] == closing['state_sha256']
+  assert found['origin'] == 'embedded'
+  assert found['provenance']['command'].startswith('python -m adversarial_augment.evaluate')
+  assert found['survivors'] == {'pgd': found['num_robust']}
+  assert found['seconds'].keys() == {'pgd'}
+  assert found['robust_accuracy'] <= found['clean_accuracy'] == result(run, 'clean')['accuracy']
+  assert sorted(path.name for path in (run / 'results').glob('robustness*')) == [f'{NAME}.json', f'{NAME}.npz']
+  out = capsys.readouterr().out
+  assert f'after pgd            {found["num_robust"]} left' in out
+  assert f'{found["robust_accuracy"]:.4f}  ({found["num_robust"]} of {NUM}; 95 % interval' in out
+  with np.load(run / 'results' / f'{NAME}.npz') as file:
+    images, labels = datasets.load('embedded', 'test', '').read(np.arange(NUM))
+    assert np.abs(file['images'].astype(float) - images / 255).max() <= 2 / 255 * (1 + 1e-6) + 1e-7
+    np.testing.assert_array_equal(file['labels'], labels)
+    assert (~file['broken']).sum() == found['num_robust']
+  assert results.load_robustness(run) == [found]
+
+
+def test_what_is_known_is_shown_and_other_conditions_are_refused(run, monkeypatch, capsys):
+  command(run, *FLAGS, '--allow_suspect')
+  before = (run / 'results' / f'{NAME}.json').read_bytes()
+  monkeypatch.setattr(sweeps, 'run', lambda *_: pytest.fail('it attacked'))
+  capsys.readouterr()
+  command(run, *FLAGS, '--allow_suspect', '--config.batch_size=4')
+  assert 'robust accuracy' in capsys.readouterr().out
+  assert (run / 'results' / f'{NAME}.json').read_bytes() == before
+  for other in ('--seed=1', '--num_examples=5'):
+    with pytest.raises(UserError, match=rf"{NAME}.json' holds what other .*--overwrite"):
+      command(run, *FLAGS, other)
+    with pytest.raises(pytest.fail.Exception, match='it attacked'):
+      command(run, *FLAGS, other, '--overwrite')
+
+
+def softmaxed(build):
+  def make(*arguments, **options):
+    network = build(*arguments, **options)
+
+    def apply(*inputs, **more):
+      logits, state = network.apply(*inputs, **more)
+      return jax.nn.softmax(logits), state
+
+    return type(network)(network.init, apply)
+
+  return make
+
+
+def test_a_suspect_number_is_marked_and_the_exit_code_says_so(run, monkeypatch, capsys):
+  monkeypatch.setattr(recipe, 'build_classifier', softmaxed(recipe.build_classifier))
+  assert command(run, *FLAGS) == run_robustness.SUSPECT == 3
+  lines = capsys.readouterr().out.splitlines()
+  assert [line for line in lines if 'robust accuracy' in line and 'UNRELIABLE: ' in line and 'probabilities' in line]
+  assert 'probabilities' in result(run)['flags']
+  assert command(run, *FLAGS) == 3  # shown again, marked again
+  assert command(run, *FLAGS, '--allow_suspect') == 0
+  assert 'UNRELIABLE' in capsys.readouterr().out
+
+
+class Stop(Exception):
+  pass
+
+
+def stop_after(monkeypatch, batches: int) -> None:
+  original, run = sweeps.run, []
+
+  def stopping(*arguments):
+    for step in original(*arguments):
+      yield step
+      run.append(step)
+      if len(run) == batches:
+        raise Stop
+
+  monkeypatch.setattr(run_robustness, '_SECONDS', 0)
+  monkeypatch.setattr(run_robustness, '_SHARE', 1e9)
+  monkeypatch.setattr(sweeps, 'run', stopping)
+
+
+def test_an_unfinished_sweep_goes_on_and_a_stale_one_is_refused(run, monkeypatch, tmp_path):
+  flags = [*FLAGS, '--config.batch_size=8', '--save_images', '--allow_suspect']
+  command(run, *flags)
+  files = [run / 'results' / f'{NAME}.{suffix}' for suffix in ('json', 'npz')]
+  straight, images = result(run), np.load(files[1])['images']
+  for path in files:
+    path.unlink()
+  with monkeypatch.context() as patch:
+    stop_after(patch, 2)
+    with pytest.raises(Stop):
+      command(run, *flags)
+  unfinished = run / 'results' / f'{NAME}.sweep'
+  kept = unfinished.read_bytes()
+  for other, what in (('--seed=1', 'seed'), ('--num_examples=5', 'number of images')):
+    with pytest.raises(UserError, match=rf"{NAME}.sweep' is of another {what} ") as caught:
+      command(run, *flags, other)
+    assert '\n' not in str(caught.value)
+  unfinished.write_bytes(kept[:1000])
+  with pytest.raises(UserError, match='is damaged'):
+    command(run, *flags)
+  unfinished.write_bytes(kept)
+  command(run, *flags)
+  found = result(run)
+  for name in ('num_correct', 'num_robust', 'num_robust_uint8', 'survivors', 'flags', 'probes'):
+    assert found[name] == straight[name]
+  np.testing.assert_array_equal(np.load(files[1])['images'], images)
+  assert not unfinished.exists()
+
+
+def test_a_result_that_was_edited_is_refused(run):
+  command(run, *FLAGS, '--allow_suspect')
+  path = run / 'results' / f'{NAME}.json'
+  whole = result(run)
+  changes = (
+    {'robust_accuracy': 0.9}, {'num_robust': NUM + 1}, {'survivors': {'pgd': 'all'}}, {'flags': None},
+    {'norm': 'l1'}, {'stages': ['pgd', 'square']},
+    {'survivors': {'pgd': whole['num_robust'] + 1}}, {'robust_accuracy_uint8': -1},
+  )  # fmt: skip
+  for change in changes:
+    path.write_text(json.dumps(whole | change))
+    with pytest.raises(UserError, match=f"{NAME}.json'") as caught:
+      results.load(run, NAME)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (
+      ['--attack=autoatack', '--norm=linf', '--epsilon=8/255'],
+      "Unknown --attack 'autoatack'.*Did you mean 'autoattack",
+    ),
+    (['--attack=pgd', '--norm=linf', '--epsilon=8'], 'did you mean 8/255'),
+    (['--attack=pgd', '--norm=linf', '--epsilon=4/255,8'], 'did you mean 8/255'),
+    (['--attack=pgd', '--norm=l1', '--epsilon=8/255'], "Unknown norm 'l1'"),
+    (['--attack=pgd', '--norm=linf', '--epsilon=8/0'], "--epsilon='8/0' must be a number or a fraction"),
+    (['--attack=pgd', '--norm=linf', '--epsilon=eight'], "--epsilon='eight'"),
+    (['--attack=pgd', '--norm=linf', '--epsilon=-1/255'], 'epsilon=-0.0039'),
+    (['--attack=pgd', '--norm=linf', '--epsilon=nan'], "--epsilon='nan'"),
+    (['--attack=pgd', '--norm=l2', '--epsilon=inf'], 'epsilon=inf'),
+    (['--attack=pgd', '--norm=linf'], 'needs --epsilon, for example --epsilon=8/255'),
+    (['--attack=pgd', '--epsilon=8/255'], 'needs --norm'),
+    (['--attack=table2', '--norm=linf'], 'has norms and radii of its own'),
+    (['--norm=linf'], '--norm belongs to --attack'),
+    (['--save_images'], '--save_images belongs to --attack'),
+    (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--evals=clean'], '--attack and --evals'),
+    (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--num_examples=0'], "--num_examples='0'"),
+    (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--num_examples=1e3'], "--num_examples='1e3'"),
+    (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--num_examples=2001'], 'at most 2000'),
+    (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--seed=-1'], "--seed='-1'"),
+  ],
+)
+def test_bad_flags_are_refused(trained, flags, message, monkeypatch):
+  monkeypatch.setattr(run_robustness, 'run', lambda *_, **__: pytest.fail('it ran'))
+  with pytest.raises(UserError, match=message) as caught:
+    command(trained, *flags)
+  assert '\n' not in str(caught.value)
+
+
+def test_table_2_is_the_papers_suite_within_the_papers_balls(trained, monkeypatch):
+  asked = []
+  monkeypatch.setattr(run_robustness, 'run', lambda config, workdir, test, request, overwrite: asked.append(request))
+  command(trained, '--attack=table2')
+  (request,) = asked
+  assert request.suite == 'paper'
+  balls = [(norm, epsilon) for norm, epsilon, _ in request.balls]
+  assert balls == [('l2', 0.5), ('l2', 1.0), ('linf', 1 / 255), ('linf', 2 / 255), ('linf', 4 / 255)]
+  assert set(robustness_flags.ATTACKS) == {*suites.SUITES, 'table2'}
+
+
+def test_files_are_named_by_attack_norm_and_radius():
+  assert results.robustness_name('paper', 'linf', '4/255') == 'robustness_paper_linf_4-255'
+  assert results.robustness_name('paper', 'l2', '0.5') == 'robustness_paper_l2_0.5'
+
+
+@pytest.mark.slow
+def test_ten_kills_change_neither_counts_nor_images(run, tmp_path):
+  """`kill -9` at random times; the same command goes on."""
+  flags = ['--attack=multitargeted', '--norm=linf', '--epsilon=2/255', '--num_examples=200', '--save_images']
+  flags += ['--config.batch_size=32', '--allow_suspect']
+  name, seed = 'robustness_multitargeted_linf_2-255', random.SystemRandom().randrange(10**6)
+  print(f'seed {seed}')
+  rng = random.Random(seed)
+  env = os.environ | {'PYTHONPATH': str(trainer.ROOT), 'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'xla')}
+
+  def start(workdir: Path) -> subprocess.Popen:
+    arguments = [sys.executable, '-m', 'adversarial_augment.evaluate', f'--workdir={workdir}', *flags]
+    return subprocess.Popen(arguments, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
+
+  killed = Path(shutil.copytree(run, tmp_path / 'killed'))
+  began = time.monotonic()
+  assert start(run).wait(3000) == 0
+  duration, kills = time.monotonic() - began, 0
+  while kills < 10:
+    process = start(killed)
+    try:
+      code = process.wait(rng.uniform(0.1, 0.6) * duration)
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+      kills += 1
+    else:
+      assert code == 0
+      for suffix in ('json', 'npz'):  # done before ten kills: once more
+        (killed / 'results' / f'{name}.{suffix}').unlink()
+  assert start(killed).wait(3000) == 0
+  one, other = result(run, name), result(killed, name)
+  for field in ('num_correct', 'num_robust', 'num_robust_uint8', 'survivors', 'flags'):
+    assert one[field] == other[field]
+  with np.load(run / 'results' / f'{name}.npz') as a, np.load(killed / 'results' / f'{name}.npz') as b:
+    for field in a.files:
+      np.testing.assert_array_equal(a[field], b[field])
