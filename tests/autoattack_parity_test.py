@@ -16,8 +16,9 @@ from adversarial_augment import attacks, datasets, per_example_conv
 from adversarial_augment.attacks.losses import cross_entropy
 from tests import boxed_linear
 
-torch = pytest.importorskip('torch', reason="torch is not installed; pip install 'adversarial-augment[autoattack]'")
-pytest.importorskip('pyautoattack', reason="pyautoattack is not installed; pip install 'adversarial-augment[autoattack]'")
+REASON = "the reference is not installed; pip install 'adversarial-augment[autoattack]'"
+torch = pytest.importorskip('torch', reason=REASON)
+pytest.importorskip('pyautoattack', reason=REASON)
 
 NUM_IMAGES = 512
 NUM_QUERIES = 1000
@@ -53,7 +54,8 @@ def logits(params, images):
 def trained(seed: int):
   """Weights after a minute's training on images with noise, which leaves some of them robust."""
   rng = np.random.default_rng(seed)
-  layer = lambda *shape: (np.float32(rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))), np.zeros(shape[-1], 'f'))
+  normal = lambda *shape: np.float32(rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1])))
+  layer = lambda *shape: (normal(*shape), np.zeros(shape[-1], 'f'))
   params = {'a': layer(5, 5, 3, 12), 'b': layer(5, 5, 12, 24), 'out': layer(384, 10)}
   images, labels = data('train', 8192)
   optimizer = optax.adam(2e-3)
