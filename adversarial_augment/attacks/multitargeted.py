@@ -5,14 +5,15 @@ from typing import Any
 
 import optax
 
-from adversarial_augment import trees
-from adversarial_augment.attacks import losses
+from adversarial_augment.attacks import losses, steps
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.attacks.pgd import climb
 from adversarial_augment.attacks.rounds import Rounds, better, judged, repeated, round_keys
 from adversarial_augment.attacks.targets import check_counts, ranked_target
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+
+RULES = {'linf': steps.adam, 'l2': steps.l2}
 
 
 def multitargeted(*, restarts: int = 10, **options: Any) -> Attack:
@@ -31,9 +32,10 @@ def multitargeted_rounds(
 ) -> Rounds:
   """Makes the rounds of MultiTargeted: every target, then every target again from another random start.
 
-  Each climbs z_target - z_label with Adam (b1 .9, b2 .999, eps 1e-9) from a uniform start in the ball, projected after
-  every step, and keeps the iterate of the highest margin. The learning rate falls to a tenth after half of the steps,
-  and to a hundredth after three quarters.
+  Each climbs z_target - z_label from a uniform start in the ball, projected after every step, and keeps the iterate of
+  the highest margin: for linf with Adam (b1 .9, b2 .999, eps 1e-9), for l2 with normalised gradients, because Adam's
+  steps are near to signs and point away from the farthest point of an l_2 ball. The learning rate falls to a tenth
+  after half of the steps, and to a hundredth after three quarters.
 
   Args:
     norm: 'linf' or 'l2'.
@@ -42,9 +44,8 @@ def multitargeted_rounds(
       class. Of 1000 classes, a few.
     restarts: rounds of each target.
     num_steps: steps of each round.
-    learning_rate: the first one, for linf in units of epsilon: the group's 0.1 is 3.2 * 8/255, and would step over
-      smaller balls until its last quarter. For l2 in units of epsilon / sqrt(number of pixels and channels), so that
-      all pixels together move by about learning_rate * epsilon.
+    learning_rate: the first one, in units of epsilon. The group's 0.1 is 3.2 * 8/255; it would step over smaller
+      balls until its last quarter. For l2 it is the length of a step.
 
   Returns:
     Its `Rounds`, num_targets * restarts of them.
@@ -57,21 +58,21 @@ def multitargeted_rounds(
   if not 0 < learning_rate < math.inf:
     raise UserError(f'learning_rate={learning_rate} of attacks.multitargeted must be a finite number above 0.')
 
-  def decayed_adam(radii: PyTree, size: float) -> optax.GradientTransformation:
+  rule = RULES[norm]
+
+  def decayed(radii: PyTree, size: float) -> optax.GradientTransformation:
     drops = {num_steps // 2: 0.1, num_steps * 3 // 4: 0.1}
-    rate = optax.piecewise_constant_schedule(size, drops)
-    adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-9)
-    return optax.chain(adam, optax.scale_by_schedule(rate), optax.scale(trees.median_radius(radii)))
+    schedule = optax.piecewise_constant_schedule(1.0, drops)
+    return optax.chain(rule(radii, size), optax.scale_by_schedule(schedule))
 
   def make(index: Array | int) -> Attack:
     def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
       logits = logits_fn(images)
       clean = judged(logits, images, labels)
       targets = ranked_target(logits, labels, index % num_targets, num_targets)
-      size = learning_rate / math.sqrt(math.prod(images.shape[1:])) if norm == 'l2' else learning_rate
       found = climb(
         ball, round_keys(keys, index), logits_fn, images, labels,
-        num_steps=num_steps, step=decayed_adam, step_size=size,
+        num_steps=num_steps, step=decayed, step_size=learning_rate,
         loss=lambda logits, labels: losses.targeted_margin(logits, labels, targets),
       )  # fmt: skip
       return better(clean, found)

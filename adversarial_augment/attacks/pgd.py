@@ -45,6 +45,7 @@ def pgd_rounds(
     step: a name of `attacks.steps.STEPS`; None: 'sign' for linf, 'l2' (normalised gradients) for l2.
     step_size: in units of epsilon. For the rules 'sign', 'adam' and 'sgd', whose steps are per pixel, on an l2 ball:
       of epsilon / sqrt(number of pixels and channels), so that all pixels together move by about step_size * epsilon.
+      There, 'sign' and 'adam' are the weaker choices: their fixed points are not those of the ascent.
     restarts: tries, each with keys of its own.
     loss: 'cross_entropy', 'margin' or 'dlr': what is climbed.
     start: 'random' (uniform in the ball) or 'none' (at the image; restarts then repeat each other).

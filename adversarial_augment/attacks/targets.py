@@ -39,4 +39,4 @@ def ranked_target(logits: jax.Array, labels: jax.Array, rank: jax.Array | int, n
     )
   is_other = ~jax.nn.one_hot(labels, num_classes, dtype=bool)
   order = jnp.lexsort((-logits, is_other))  # the label first, whatever its logit; NaN last
-  return jax.lax.dynamic_index_in_dim(order, rank + 1, axis=-1, keepdims=False).astype(labels.dtype)
+  return jax.lax.dynamic_index_in_dim(order, rank + 1, axis=-1, keepdims=False)

@@ -1,0 +1,218 @@
+"""White-box attacks on l_p balls: bounds, exactness on linear classifiers, independence of images and devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+
+from adversarial_augment import attacks
+from adversarial_augment.attacks.apgd import apgd_rounds, checkpoints
+from adversarial_augment.attacks.multitargeted import multitargeted_rounds
+from adversarial_augment.attacks.pgd import pgd_rounds
+from adversarial_augment.attacks.targets import ranked_target
+from adversarial_augment.errors import UserError
+from tests import linear_classifiers as linear
+from tests import tiny
+from tests.lp_ball_test import assert_within, hard_images
+
+ATTACKS = {
+  'pgd': attacks.pgd,
+  'pgd_margin': functools.partial(attacks.pgd, loss='margin', start='none'),
+  'pgd_dlr': functools.partial(attacks.pgd, loss='dlr', restarts=2),
+  'apgd_ce': functools.partial(attacks.apgd, loss='ce'),
+  'apgd_dlr': functools.partial(attacks.apgd, loss='dlr'),
+  'apgd_t': functools.partial(attacks.apgd, loss='targeted', num_targets=4),
+  'multitargeted': functools.partial(attacks.multitargeted, num_targets=4, restarts=1),
+}
+EVERY = [(name, norm) for name in ATTACKS for norm in ('linf', 'l2')]
+MIXED = [('pgd', 'linf'), ('apgd_ce', 'l2'), ('apgd_t', 'linf'), ('multitargeted', 'l2')]
+
+
+@functools.partial(jax.jit, static_argnames=('name', 'norm', 'epsilon', 'num_steps', 'logits_fn'))
+def run(name, norm, epsilon, keys, images, labels, num_steps=None, logits_fn=linear.logits_fn):
+  options = {} if num_steps is None else {'num_steps': num_steps}
+  return ATTACKS[name](norm=norm, epsilon=epsilon, **options)(keys, logits_fn, images, labels)
+
+
+def waves(images):
+  """A classifier of five classes without symmetry, whose ascents are no straight lines."""
+  return jnp.sin(4 * linear.logits_fn(jnp.sin(3 * images))) + linear.logits_fn(images)
+
+
+@pytest.mark.parametrize('name, norm', EVERY)
+def test_linear_classifiers_are_broken_exactly_where_they_can_be(name, norm):
+  epsilon = linear.EPSILONS[norm]
+  reachable = linear.margins(norm, epsilon)
+  robust = (reachable < 0).mean()
+  assert 0.1 < robust < 0.9
+  result = run(name, norm, epsilon, linear.KEYS, linear.IMAGES, linear.LABELS)
+  success, margins = (np.asarray(result.metrics[metric]) for metric in ('success', 'margin'))
+  assert abs((1 - success.mean()) - robust) <= 0.01
+  assert (margins <= reachable + 1e-4).all()  # no attack does what nobody can
+  assert_within(norm, epsilon, linear.IMAGES, result.images)
+  weights = linear.WEIGHTS.reshape(-1, linear.NUM_CLASSES).astype(float)
+  logits = np.asarray(result.images, float).reshape(linear.NUM, -1) @ weights
+  right = logits[np.arange(linear.NUM), linear.LABELS].copy()
+  logits[np.arange(linear.NUM), linear.LABELS] = -np.inf
+  np.testing.assert_allclose(logits.max(1) - right, margins, atol=1e-5)
+  np.testing.assert_array_equal(success, margins >= 0)
+
+
+@pytest.mark.parametrize('name, norm', EVERY)
+def test_images_that_are_misclassified_already_stay(name, norm):
+  result = run(name, norm, linear.EPSILONS[norm], linear.KEYS, linear.IMAGES, linear.LABELS)
+  wrong = linear.margins(norm, 0.0) > 0
+  assert 0 < wrong.sum() < linear.NUM
+  np.testing.assert_array_equal(np.asarray(result.images)[wrong], linear.IMAGES[wrong])
+  assert np.asarray(result.metrics['success'])[wrong].all()
+
+
+@pytest.mark.parametrize('name, norm', EVERY)
+@pytest.mark.parametrize('far', [False, True])
+def test_adversarial_images_of_any_image_are_within_the_bounds(name, norm, far):
+  epsilon = {'linf': (4 / 255, 1.0), 'l2': (0.5, 20.0)}[norm][far]
+  images = hard_images(linear.SHAPE)
+  for labels in (np.zeros(len(images), np.int32), np.asarray(waves(images)).argmax(1).astype(np.int32)):
+    result = run(name, norm, epsilon, linear.KEYS[: len(images)], images, labels, num_steps=12, logits_fn=waves)
+    assert_within(norm, epsilon, images, result.images)
+
+
+@pytest.mark.parametrize('name, norm', [*MIXED, ('pgd_dlr', 'l2'), ('multitargeted', 'linf')])
+def test_a_radius_of_zero_returns_the_images(name, norm):
+  images = hard_images(linear.SHAPE)
+  labels = np.asarray(waves(images)).argmax(1).astype(np.int32)
+  result = run(name, norm, 0.0, linear.KEYS[: len(images)], images, labels, num_steps=5, logits_fn=waves)
+  np.testing.assert_array_equal(np.asarray(result.images).view(np.int32), images.view(np.int32))
+  black = 5  # all of its logits are equal: a tie, and so broken already
+  np.testing.assert_array_equal(np.flatnonzero(result.metrics['success']), [black])
+
+
+@pytest.mark.parametrize('name, norm', MIXED)
+def test_logits_that_are_nan_are_no_success_and_give_feasible_images(name, norm):
+  nan = lambda images: linear.logits_fn(images) * jnp.where(images.mean((1, 2, 3)) > 0.5, jnp.nan, 1)[:, None]
+  images, labels = linear.IMAGES[:20], linear.LABELS[:20]
+  result = run(name, norm, 0.1, linear.KEYS[:20], images, labels, num_steps=8, logits_fn=nan)
+  assert_within(norm, 0.1, images, result.images)
+  success, margins = np.asarray(result.metrics['success']), np.asarray(result.metrics['margin'])
+  assert not success[np.isnan(margins)].any()
+
+
+SOME = slice(1, 17)  # 16 images, of which one is misclassified
+
+
+@pytest.mark.parametrize('name, norm', MIXED)
+def test_results_of_an_image_depend_on_it_and_its_key_alone(name, norm):
+  attack = functools.partial(run, name, norm, 0.03, num_steps=10, logits_fn=waves)
+  keys, images = linear.KEYS[SOME], linear.IMAGES[SOME]
+  labels = np.asarray(waves(images)).argmax(1).astype(np.int32)
+  whole = attack(keys, images, labels)
+  alone = attack(keys[3:4], images[3:4], labels[3:4])
+  np.testing.assert_allclose(alone.images, whole.images[3:4], atol=1e-4)
+  order = np.random.default_rng(0).permutation(16)
+  permuted = attack(keys[order], images[order], labels[order])
+  np.testing.assert_allclose(permuted.images, np.asarray(whole.images)[order], atol=1e-4)
+  other = attack(keys.at[3].set(jax.random.key(99)), images, labels)
+  moved = np.abs(np.asarray(other.images) - whole.images).max((1, 2, 3)) > 1e-3
+  np.testing.assert_array_equal(np.flatnonzero(moved), [3])
+
+  mesh, data = tiny.make_mesh(8), PartitionSpec('data')
+  local = lambda keys, images, labels: ATTACKS[name](norm=norm, epsilon=0.03, num_steps=10)(keys, waves, images, labels)
+  sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(data,) * 3, out_specs=data, check_vma=False))
+  spread = sharded(keys, images, labels)
+  np.testing.assert_allclose(spread.images, whole.images, atol=1e-4)
+  np.testing.assert_array_equal(spread.metrics['success'], whole.metrics['success'])
+
+
+def test_double_precision_stays(x64):
+  images, labels = linear.IMAGES[SOME].astype(np.float64), linear.LABELS[SOME]
+  for name in ('pgd', 'apgd_dlr', 'multitargeted'):
+    result = ATTACKS[name](norm='l2', epsilon=0.1, num_steps=3)(linear.KEYS[SOME], linear.logits_fn, images, labels)
+    assert result.images.dtype == result.metrics['margin'].dtype == jnp.float64
+    assert_within('l2', 0.1, images, result.images)
+
+
+def test_more_restarts_never_hurt():
+  counts = []
+  labels = np.asarray(waves(linear.IMAGES)).argmax(1).astype(np.int32)
+  for restarts in (1, 2, 6):
+    attack = attacks.apgd(norm='linf', epsilon=0.01, num_steps=6, restarts=restarts)
+    counts.append(attack(linear.KEYS, waves, linear.IMAGES, labels).metrics['success'].sum())
+  assert counts[0] <= counts[1] <= counts[2]
+  assert counts[0] < counts[2]
+
+
+def test_checkpoints_are_those_of_the_paper():
+  assert checkpoints(100).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
+  assert checkpoints(1000)[:3].tolist() == [220, 410, 570]
+  assert checkpoints(1).tolist() == [1]
+
+
+def test_steps_halve_where_a_ridge_is_stepped_over():
+  """Steps of 2 epsilon jump across the top of -5 |sum - 24.3|, mostly to 1.5 below; only halved ones come near it."""
+  ridge = lambda images: jnp.stack([5 * jnp.abs(images.sum((1, 2, 3)) - 24.3), 0 * images.sum((1, 2, 3))], -1)
+  images = np.full((20, *linear.SHAPE), 0.5, np.float32)
+  attack = attacks.apgd(norm='linf', epsilon=0.05)
+  margins = attack(linear.KEYS[:20], ridge, images, np.zeros(20, int)).metrics['margin']
+  assert (np.asarray(margins) > -0.06).all()
+
+
+def test_targets_are_all_others_in_the_order_of_the_logits():
+  logits = np.float32([[0, 3, 2, 1], [5, 1, 2, 3], [np.inf, 1, np.inf, 0], [np.nan, 1, 2, 3]])
+  labels = np.array([1, 1, 2, 0])
+  rank = jax.jit(lambda rank: ranked_target(logits, labels, rank, 3))
+  np.testing.assert_array_equal(np.stack([rank(i) for i in range(3)], 1), [[2, 3, 0], [0, 3, 2], [0, 1, 3], [3, 2, 1]])
+
+
+@pytest.mark.parametrize('rounds, number', [
+  (pgd_rounds(norm='linf', epsilon=0.1, restarts=3), 3),
+  (apgd_rounds(norm='l2', epsilon=0.1, restarts=5), 5),
+  (apgd_rounds(norm='linf', epsilon=0.1, loss='targeted'), 9),
+  (apgd_rounds(norm='linf', epsilon=0.1, loss='targeted', num_targets=4, restarts=2), 8),
+  (multitargeted_rounds(norm='linf', epsilon=0.1, num_targets=4, restarts=20), 80),
+])  # fmt: skip
+def test_numbers_of_rounds(rounds, number):
+  assert rounds.number == number
+
+
+@pytest.mark.parametrize('make, message', [
+  (lambda: attacks.pgd(norm='linf', epsilon=8), '8/255'),
+  (lambda: attacks.pgd(norm='l3', epsilon=0.1), 'linf'),
+  (lambda: attacks.apgd(norm='linf', epsilon=-1), 'at least 0'),
+  (lambda: attacks.apgd(norm='linf', epsilon=0.1, loss='dir'), "Did you mean 'dlr'"),
+  (lambda: attacks.pgd(norm='linf', epsilon=0.1, loss='cross_entropi'), "Did you mean 'cross_entropy'"),
+  (lambda: attacks.pgd(norm='linf', epsilon=0.1, step='sing'), "Did you mean 'sign'"),
+  (lambda: attacks.pgd(norm='linf', epsilon=0.1, start='randon'), "Did you mean 'random'"),
+  (lambda: attacks.pgd(norm='linf', epsilon=0.1, restarts=0), 'restarts=0'),
+  (lambda: attacks.pgd(norm='linf', epsilon=0.1, step_size=0.0), 'step_size=0.0'),
+  (lambda: attacks.multitargeted(norm='linf', epsilon=0.1, num_steps=2.5), 'num_steps=2.5'),
+  (lambda: attacks.multitargeted(norm='linf', epsilon=0.1, learning_rate=-1.0), 'learning_rate=-1.0'),
+])  # fmt: skip
+def test_wrong_options_are_refused(make, message):
+  with pytest.raises(UserError, match=message):
+    make()
+
+
+@pytest.mark.parametrize('attack, num_classes, message', [
+  (attacks.apgd(norm='linf', epsilon=0.1, loss='dlr'), 2, "'dlr' needs at least 3 classes"),
+  (attacks.pgd(norm='linf', epsilon=0.1, loss='dlr'), 2, "'dlr' needs at least 3 classes"),
+  (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted', num_targets=2), 3, 'at least 4 classes'),
+  (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted'), 5, 'set it to 4'),
+  (attacks.multitargeted(norm='linf', epsilon=0.1), 2, 'set it to 1'),
+])  # fmt: skip
+def test_too_few_classes_are_refused(attack, num_classes, message):
+  few = lambda images: linear.logits_fn(images)[:, :num_classes]
+  with pytest.raises(UserError, match=message):
+    attack(linear.KEYS[:4], few, linear.IMAGES[:4], np.zeros(4, int))
+
+
+@pytest.mark.parametrize('num_classes', [2, 3])
+def test_two_and_three_classes_are_enough_for_the_others(num_classes):
+  few = lambda images: linear.logits_fn(images)[:, :num_classes]
+  labels = np.asarray(few(linear.IMAGES)).argmax(1).astype(np.int32)
+  options = {'norm': 'linf', 'epsilon': 0.3}
+  for attack in (attacks.apgd(**options), attacks.multitargeted(**options, num_targets=num_classes - 1, restarts=1)):
+    result = jax.jit(lambda k, x, y, a=attack: a(k, few, x, y))(linear.KEYS, linear.IMAGES, labels)
+    assert np.asarray(result.metrics['success']).all()
