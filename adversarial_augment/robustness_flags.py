@@ -9,8 +9,8 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
 TABLE2 = 'table2'  # of arXiv 2104.01086
-_TABLE2_SUITE = 'paper'
-_TABLE2_BALLS = (('l2', '0.5'), ('l2', '1'), ('linf', '1/255'), ('linf', '2/255'), ('linf', '4/255'))
+TABLE2_SUITE = 'paper'
+TABLE2_BALLS = (('l2', '0.5'), ('l2', '1'), ('linf', '1/255'), ('linf', '2/255'), ('linf', '4/255'))
 # Of `suites.SUITES`, and the table; --help lists them without JAX.
 ATTACKS = ('autoattack', 'autoattack_plus', 'multitargeted', 'paper', 'pgd', TABLE2)
 _OF_ATTACKS = ('norm', 'epsilon', 'num_examples', 'seed', 'save_images', 'allow_suspect')
@@ -59,7 +59,7 @@ def parse(arguments: argparse.Namespace) -> Request | None:
   if arguments.evals is not None:
     raise UserError('--attack and --evals are two evaluations; give one of them, and then the other.')
   registry.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
-  suite = _TABLE2_SUITE if arguments.attack == TABLE2 else arguments.attack
+  suite = TABLE2_SUITE if arguments.attack == TABLE2 else arguments.attack
   return Request(
     suite,
     _balls(arguments),
@@ -89,7 +89,7 @@ def _balls(arguments: argparse.Namespace) -> tuple[Ball, ...]:
         raise UserError(
           f'--attack={TABLE2} has norms and radii of its own; leave --{name} out, or name another attack.'
         )
-    return tuple(_ball(norm, text) for norm, text in _TABLE2_BALLS)
+    return tuple(_ball(norm, text) for norm, text in TABLE2_BALLS)
   for name, example in (('norm', 'linf'), ('epsilon', '8/255')):
     if not getattr(arguments, name):
       raise UserError(f'--attack={arguments.attack} needs --{name}, for example --{name}={example}.')
