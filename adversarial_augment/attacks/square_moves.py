@@ -73,11 +73,15 @@ def profile(rows: Array, columns: Array, side: Array) -> Array:
   return jnp.where(left, 1, -1) * (sums[top + 1] - sums[jnp.clip(distance, 0, top + 1)])
 
 
+def places(size: Array, side: Array) -> Array:
+  """Returns the number of places where a window of that side may begin: the last one ends at the edge."""
+  return size - side + 1
+
+
 def _local(bits: Array, side: Array, image: Array) -> tuple[Array, Array]:
   """Draws a window within the image; returns the rows [h, 1] and columns [1, w] of pixels, counted from its corner."""
   height, width, _ = image.shape
-  places = jnp.array([height, width], jnp.uint32) - side.astype(jnp.uint32) + 1
-  corner = (bits % places).astype(jnp.int32)
+  corner = (bits % places(jnp.array([height, width]), side).astype(jnp.uint32)).astype(jnp.int32)
   return jnp.arange(height)[:, None] - corner[0], jnp.arange(width)[None, :] - corner[1]
 
 
