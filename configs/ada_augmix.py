@@ -6,6 +6,10 @@
   python -m adversarial_augment.train --config=configs/ada_augmix.py:smoke        # two steps, for tests
 
 As ada_edsr.py, and AugMix as the last augmentation, which the adversary does not see.
+
+`:laptop` gave an mCE of 28.42 ± 0.10 % and a clean error of 19.75 ± 0.21 % (three seeds, ± their standard error), on
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions made here), in 8 min on one processor core:
+docs/reproduction.md.
 """
 
 from pathlib import Path

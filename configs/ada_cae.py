@@ -9,6 +9,8 @@ No weights of the published size (2.2M parameters) ship. `python -m adversarial_
 DeepAugment's, `python -m adversarial_augment.pretrain --config=configs/pretrain_cae.py` makes some; the other variants
 use a network of a quarter of the widths, which ships. The CAE's output is less like its input than EDSR's (its bits are
 few, and drawn), so that SSIM is lower from the start.
+
+`:laptop` has not been run on CIFAR-10.
 """
 
 from pathlib import Path

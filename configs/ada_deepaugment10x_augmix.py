@@ -6,6 +6,8 @@
   python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:smoke       # two steps, for tests
 
 The best row of Table 1. As ada_deepaugment_augmix.py, on the sets of deepaugment10x.py.
+
+`:laptop` has not been run on CIFAR-10.
 """
 
 from pathlib import Path

@@ -4,6 +4,10 @@ python -m adversarial_augment.train --config=configs/ada_edsr.py                
 python -m adversarial_augment.train --config=configs/ada_edsr.py:quickstart     # embedded images, minutes on 2 cores
 python -m adversarial_augment.train --config=configs/ada_edsr.py:laptop         # CIFAR-10, small networks
 python -m adversarial_augment.train --config=configs/ada_edsr.py:smoke          # two steps, for tests
+
+`:laptop` gave an mCE of 29.00 ± 0.09 % and a clean error of 18.67 ± 0.21 % (three seeds, ± their standard error), on
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions made here), in 6 min on one processor core:
+docs/reproduction.md.
 """
 
 from adversarial_augment import config as configs

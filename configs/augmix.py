@@ -7,6 +7,10 @@
 
 All but the augmentation is as in nominal.py. The paper's row is without the divergence of three views (its caption sets
 AugMix "with an additional regularizing loss" against it), so augment.jsd is 0; augmix_jsd_resnext.py has that.
+
+`:laptop` gave an mCE of 29.50 ± 0.04 % and a clean error of 18.84 ± 0.26 % (three seeds, ± their standard error), on
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions made here), in 1 min on one processor core:
+docs/reproduction.md.
 """
 
 from pathlib import Path

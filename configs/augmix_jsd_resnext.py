@@ -6,6 +6,8 @@
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:smoke       # two steps, for tests
 
 The setting is that of AugMix's code, but for the constants by which images are normalised (nominal.py's).
+
+`:laptop` has not been run on CIFAR-10.
 """
 
 from pathlib import Path

@@ -6,6 +6,8 @@
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:smoke           # two steps, for tests
 
 All but the classifier and the 100 epochs is as in augmix_jsd_resnext.py.
+
+`:laptop` has not been run on CIFAR-10.
 """
 
 from pathlib import Path

@@ -12,6 +12,9 @@ Its sets have to be there, one for each network (those of the embedded images ar
 
 All but the training images is as in nominal.py. Each is drawn with the same probability from the clean ones and their
 copies, and an epoch is as long as there, so that rows see equally many images.
+
+`:laptop` gave an mCE of 29.06 % and a clean error of 21.58 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
+test images, corruptions made here), in 2 min on one processor core: docs/reproduction.md.
 """
 
 from pathlib import Path

@@ -6,6 +6,8 @@
   python -m adversarial_augment.train --config=configs/deepaugment10x_augmix.py:smoke       # two steps, for tests
 
 As deepaugment10x.py, with the same sets, and AugMix as the last augmentation.
+
+`:laptop` has not been run on CIFAR-10.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nominal training: everything as in ada_edsr.py, without the adversary; the row "Nominal" of Table 1.
+"""Nominal training: the row "Nominal" of Table 1 (arXiv 2104.01086), mCE 25.17 %, clean error 4.23 %.
 
   python -m adversarial_augment.train --config=configs/nominal.py                 # CIFAR-10, the paper's full setting
   python -m adversarial_augment.train --config=configs/nominal.py:quickstart      # embedded images
@@ -6,7 +6,12 @@
   python -m adversarial_augment.train --config=configs/nominal.py:laptop_start    # a start for the rows' :laptop
   python -m adversarial_augment.train --config=configs/nominal.py:smoke           # two steps, for tests
 
-The evaluation under attack stays that of ada_edsr.py, so that the closing tables of both compare.
+Everything is as in ada_edsr.py, without the adversary. The evaluation under attack stays that of ada_edsr.py, so that
+the closing tables of both compare.
+
+`:laptop` gave an mCE of 31.82 ± 0.33 % and a clean error of 18.31 ± 0.27 % (three seeds, ± their standard error), on
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions made here), in 1 min on one processor core:
+docs/reproduction.md.
 """
 
 from pathlib import Path
