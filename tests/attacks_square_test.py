@@ -164,7 +164,9 @@ def test_masked_gradients_do_not_help(norm, epsilon):
   assert square.metrics['success'].all()
   assert (np.asarray(masked(square.images)).argmax(1) == 1).all()
   assert_within(norm, epsilon, images, square.images)
-  fab = jax.jit(lambda keys: attacks.fab(norm=norm, epsilon=epsilon, num_steps=20)(keys, masked, images, labels))
+  fab = jax.jit(
+    lambda keys: attacks.fab(norm=norm, epsilon=epsilon, num_steps=20, num_targets=1)(keys, masked, images, labels)
+  )
   assert not fab(boxed_linear.keys(16)).metrics['success'].any()
 
 
