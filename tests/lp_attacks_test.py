@@ -105,7 +105,8 @@ SOME = slice(1, 17)  # 16 images, of which one is misclassified
 
 @pytest.mark.parametrize('name, norm', MIXED)
 def test_results_of_an_image_depend_on_it_and_its_key_alone(name, norm):
-  attack = functools.partial(run, name, norm, 0.03, num_steps=10, logits_fn=waves)
+  epsilon = {'linf': 0.03, 'l2': 0.3}[norm]
+  attack = functools.partial(run, name, norm, epsilon, num_steps=4, logits_fn=waves)
   keys, images = linear.KEYS[SOME], linear.IMAGES[SOME]
   labels = np.asarray(waves(images)).argmax(1).astype(np.int32)
   whole = attack(keys, images, labels)
@@ -119,7 +120,9 @@ def test_results_of_an_image_depend_on_it_and_its_key_alone(name, norm):
   np.testing.assert_array_equal(np.flatnonzero(moved), [3])
 
   mesh, data = tiny.make_mesh(8), PartitionSpec('data')
-  local = lambda keys, images, labels: ATTACKS[name](norm=norm, epsilon=0.03, num_steps=10)(keys, waves, images, labels)
+  local = lambda keys, images, labels: ATTACKS[name](norm=norm, epsilon=epsilon, num_steps=4)(
+    keys, waves, images, labels
+  )
   sharded = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(data,) * 3, out_specs=data, check_vma=False))
   spread = sharded(keys, images, labels)
   np.testing.assert_allclose(spread.images, whole.images, atol=1e-4)
