@@ -128,6 +128,15 @@ def test_reports_do_not_call_a_field_different_that_one_run_did_not_have():
   new = make_config().to_dict()
   old = without(make_config(), TRAIN_ADDED)
   run = lambda config: training.Run(
-    folder=None, label='', config=config, closing={}, results={}, between=[], metrics=[], examples=b'', damage=''
+    folder=None,
+    label='',
+    config=config,
+    closing={},
+    results={},
+    robustness=[],
+    between=[],
+    metrics=[],
+    examples=b'',
+    damage='',
   )
   assert 'Settings that differ' not in ''.join(training.what_was_run([run(new), run(old)]).parts)

@@ -82,7 +82,7 @@ def test_links_and_pictures_are_there(page):
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
 def test_the_files_and_tests_that_a_page_names_are_there(page):
   text = page.read_text()
-  folders = ('adversarial_augment', 'benchmarks', 'configs', 'docs', 'notebooks', 'tests')
+  folders = ('adversarial_augment', 'benchmarks', 'configs', 'docs', 'experiments', 'notebooks', 'tests')
   known = {path.name for folder in folders for path in (ROOT / folder).rglob('*')} | {
     path.name for path in ROOT.iterdir()
   }

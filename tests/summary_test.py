@@ -35,6 +35,7 @@ def test_the_picture_names_the_adversary_of_the_evaluation(tmp_path, monkeypatch
 def test_reports_say_nu_where_it_plays_a_part(name, said):
   pairs = {'attack.name': name, 'attack.nu': '0.03', 'attack.num_steps': '7'}
   config = configs.override(configs.base_config(), pairs).to_dict()
-  run = training.Run(folder=None, label='', config=config, closing={}, results={}, between=[], metrics=[],
+  run = training.Run(folder=None, label='', config=config, closing={}, results={}, robustness=[], between=[],
+                     metrics=[],
                      examples=b'', damage='')  # fmt: skip
   assert training._about(run)['training'] == said
