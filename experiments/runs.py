@@ -60,6 +60,20 @@ def result(workdir: Path, name: str) -> dict[str, Any]:
     raise UserError(f"'{path}' is missing or damaged; evaluate {workdir} again.") from None
 
 
+def read_table(path: Path) -> dict[str, dict[str, Any]]:
+  """Returns what an experiment has written before: row -> what it holds; {} where there is no file.
+
+  Raises:
+    UserError: it is no JSON.
+  """
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text())
+  except ValueError:
+    raise UserError(f"'{path}' is no table of this experiment; remove it, or name another --output.") from None
+
+
 def minutes(workdir: Path) -> float:
   """Returns how long a run trained, all its starts together, without compilation and evaluations."""
   seconds, before = 0.0, 0

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"--output='{output}' must be a folder that exists; make it, or name another one.")
   flags = [f'--config.{name}={value}' for name, value in overrides.items()]
   path = output / f'table1_{arguments.scale}.json'
-  table = _read(path)
+  table = runs.read_table(path)
   for seed in seeds:
     for row in rows:
       workdir = root / row / f'seed{seed}'
@@ -111,15 +111,6 @@ def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
     if len(found) > 1:
       said = '; '.join(f'{value:,} ({where})' for value, where in found.items())
       raise UserError(f"rows of '{path}' differ in {field}: {said}; name another --output, or run those again.")
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text())
-  except ValueError:
-    raise UserError(f"'{path}' is no table of this experiment; remove it, or name another --output.") from None
 
 
 def _seeds(text: str) -> list[int]:

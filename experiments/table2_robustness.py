@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
   if not output.is_dir():
     raise UserError(f"--output='{output}' must be a folder that exists; make it, or name another one.")
   path = output / 'table2.json'
-  table = _read(path)
+  table = runs.read_table(path)
   for workdir, row in named.items():
     flags = [] if arguments.num_examples is None else [f'--num_examples={arguments.num_examples}']
     # A suspect number goes into the table, marked. What is known is not attacked again.
@@ -164,15 +164,6 @@ def as_markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _head() -> list[str]:
   return ['setup', 'source', 'images', 'clean', 'CIFAR-10.1', *COLUMNS.values()]
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-  if not path.exists():
-    return {}
-  try:
-    return json.loads(path.read_text())
-  except ValueError:
-    raise UserError(f"'{path}' is no table of this experiment; remove it, or name another --output.") from None
 
 
 def _parser() -> argparse.ArgumentParser:
