@@ -20,7 +20,8 @@ def tell(message: str) -> None:
   if jax.process_index() == 0:
     from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)
+    # In one write: the thread that watches for signals writes lines too.
+    tqdm.write(f'{message}\n', file=sys.stderr, end='')
 
 
 class Patience:

@@ -1,13 +1,14 @@
-"""Lines of metrics.jsonl: in the warm-up, what would be of the adversary is null, for every reader."""
+"""Lines of metrics.jsonl, which are null in the warm-up where they are of the adversary, and on standard error."""
 
 from contextlib import closing
+import io
 import json
 import types
 
 import pytest
 
 from adversarial_augment import figures, results, train
-from adversarial_augment.run_log import RunLog
+from adversarial_augment.run_log import RunLog, tell
 
 ATTACKED = ('attack_loss_start', 'attack_loss_end', 'ssim_mean', 'ssim_corrected', 'ssim_below_min')
 VALUES = {
@@ -60,3 +61,15 @@ def test_null_is_no_point_in_tensorboard(tmp_path):
   content = path.read_bytes()
   assert content.count(b'ssim_mean') == 1
   assert content.count(b'learning_rate') == 3
+
+
+def test_a_line_is_told_in_one_write_so_that_those_of_other_threads_stay_apart(monkeypatch):
+  class Written(io.StringIO):
+    def write(self, text):
+      pieces.append(text)
+      return super().write(text)
+
+  pieces: list[str] = []
+  monkeypatch.setattr('sys.stderr', Written())
+  tell('step 1/2')
+  assert [piece for piece in pieces if piece] == ['step 1/2\n']
