@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adversarial_augment import threefry
 from adversarial_augment.types import PyTree
 
 _CHUNK = 2**14  # normal numbers drawn at once
@@ -53,7 +54,7 @@ def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str 
   dtype = jnp.result_type(*leaves)
   sizes = np.array([x.size for x in leaves])
   keys = jax.random.split(directions_key, -(-sizes.sum() // _CHUNK))
-  flat = jax.lax.map(lambda key: jax.random.normal(key, (_CHUNK,), dtype), keys).ravel()[: sizes.sum()]
+  flat = jax.lax.map(lambda key: threefry.normal(key, _CHUNK, dtype), keys).ravel()[: sizes.sum()]
   directions = jnp.split(flat, np.cumsum(sizes)[:-1])
   distances = jax.random.uniform(distances_key, (len(leaves),), dtype)
   if radius == 'ball':
