@@ -39,9 +39,16 @@ class Timing(NamedTuple):
 
 
 def interleave(
-  variants: Mapping[str, Callable[[], Any]], *, rounds: int, slow: tuple[str, ...] = ()
+  variants: Mapping[str, Callable[[], Any]], *, rounds: int, calls: int = 1, slow: tuple[str, ...] = ()
 ) -> dict[str, Timing]:
-  """Times every variant once a round, after one call each that compiles; those in `slow` in the first round only."""
+  """Times one call of every variant.
+
+  Args:
+    variants: what to time; a first call of each, which compiles, is not timed.
+    rounds: of all variants in turn.
+    calls: one after the other in each round, without waiting for what they return but of the last.
+    slow: variants of the first round only.
+  """
   samples: dict[str, list[Timing]] = {name: [] for name in variants}
   for variant in variants.values():
     jax.block_until_ready(variant())
@@ -51,8 +58,10 @@ def interleave(
         continue
       time.sleep(0.05)  # idle threads of the variant before may still spin
       wall, cpu = time.perf_counter(), time.process_time()
-      jax.block_until_ready(variant())
-      samples[name].append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
+      for _ in range(calls):
+        result = variant()
+      jax.block_until_ready(result)
+      samples[name].append(Timing((time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls))
   return {
     name: Timing(*(statistics.median(values) for values in zip(*parts, strict=True))) for name, parts in samples.items()
   }

@@ -42,6 +42,7 @@ class Setting(NamedTuple):
 
 
 TOY, TOY_NAIVE = Setting(4, 16, 32, 10), Setting(4, 16, 8, 1)
+CALLS = 3  # a trainer does not wait for a step before it dispatches the next
 WIDE, WIDE_NAIVE = Setting(16, 64, 4, 2), Setting(16, 64, 4, 1)
 
 
@@ -138,7 +139,7 @@ def compare(setting: Setting, share_of_yard: float, torch_bound: float, rounds: 
     from benchmarks import torch_step
 
     variants['torch grouped'] = torch_step.make(setting)
-  times = timing.interleave(variants, rounds=rounds)
+  times = timing.interleave(variants, rounds=rounds, calls=CALLS)
   e, c = flops(setting)
   steps = setting.num_steps
   work = setting.batch_size * (steps * (3 * e + 2 * c) + e + 3 * c)
