@@ -7,7 +7,8 @@
 
 As deepaugment.py, with the same sets, and AugMix as the last augmentation.
 
-`:laptop` has not been run on CIFAR-10.
+`:laptop` gave an mCE of 28.52 % and a clean error of 21.34 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
+test images, corruptions made here), in 1 min on one processor core: docs/reproduction.md.
 """
 
 from pathlib import Path
