@@ -1,4 +1,6 @@
-"""The configs of `train` and `pretrain`: reading, checking, changing, printing. The fields are in `config_tables.py`.
+"""The configs of `train` and `pretrain`: reading, checking, changing, printing.
+
+The fields are in `config_tables.py`, the rules between them in `config_rules.py`.
 
 A config file is a Python file with a docstring, `get_config(variant='')`, which returns a changed `base_config()` or
 `pretrain_config()`, and `VARIANTS`, a dict whose keys `--list_configs` prints (see `choose_variant`). It is code and is
@@ -6,8 +8,9 @@ executed: name only files that you trust. Values that follow from others (effect
 not fields, because they would go stale when a flag changes their input; `recipe` derives them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -18,18 +21,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import fields
-from adversarial_augment.config_tables import (
-  ADDED,
-  AUGMIX,
-  CLASSIFIER_DEPTHS,
-  NETWORK_OPTIONS,
-  NETWORK_SIZES,
-  PRETRAIN,
-  RESUMABLE,
-  TABLES,
-  TRAIN,
-)
+from adversarial_augment import config_rules, fields
+from adversarial_augment.config_tables import ADDED, NETWORK_SIZES, PRETRAIN, RESUMABLE, TABLES, TRAIN
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import did_you_mean
 
@@ -77,11 +70,11 @@ def validate(config: ConfigDict) -> None:
   program = _program(flat)
   fields.require_names(TABLES[program], flat, 'config')
   fields.require_values(TABLES[program], flat)
-  for broken in _foreign_sizes(flat):
-    raise UserError(broken)
+  broken = config_rules.of_networks(flat)
   if program == 'train':
-    for broken in _broken_rules(flat):
-      raise UserError(broken)
+    broken = itertools.chain(broken, config_rules.of_training(flat))
+  for sentence in broken:
+    raise UserError(sentence)
 
 
 def network_sizes(config: ConfigDict) -> dict[str, int]:
@@ -90,88 +83,15 @@ def network_sizes(config: ConfigDict) -> dict[str, int]:
   return {size: net[size] or published for size, published in NETWORK_SIZES[net.name].items()}
 
 
-def _foreign_sizes(flat: Mapping[str, Any]) -> Iterator[str]:
-  name = flat['corruption_net.name']
-  own = (*NETWORK_SIZES[name], *NETWORK_OPTIONS[name])
-  others = {item for table in (NETWORK_SIZES, NETWORK_OPTIONS) for items in table.values() for item in items}
-  wrong = {field: flat[field] for item in sorted(others - {*own}) if flat.get(field := f'corruption_net.{item}')}
-  if wrong:
-    said = ', '.join(f'config.{field}={value}' for field, value in wrong.items())
-    flags = ' '.join(f'--config.{field}={"false" if value is True else "none"}' for field, value in wrong.items())
-    yield f'{said}: config.corruption_net.name={name} has no such field, only {", ".join(own)}; set {flags}.'
-
-
-def _classifier_rules(flat: Mapping[str, Any]) -> Iterator[str]:
-  name, depth, width, shortcut = (flat[f'classifier.{field}'] for field in ('name', 'depth', 'width', 'shortcut'))
-  if depth not in CLASSIFIER_DEPTHS[name]:
-    yield (
-      f'config.classifier.depth={depth} must be one of {", ".join(map(str, CLASSIFIER_DEPTHS[name]))} with '
-      f'config.classifier.name={name}.'
-    )
-  if name == 'wide_resnet' and width > 16:
-    yield (
-      f'config.classifier.width={width} must be at most 16 with config.classifier.name=wide_resnet, whose widening '
-      'factor it is; WRN-40-2 has --config.classifier.width=2.'
-    )
-  if name == 'resnext' and shortcut != 'preact':
-    yield (
-      f'config.classifier.shortcut={shortcut} goes with pre-activation networks only, not with '
-      'config.classifier.name=resnext; leave it at preact.'
-    )
-
-
-def _broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
-  yield from _classifier_rules(flat)
-  jsd, after = flat['augment.jsd'], tuple(flat['augment.after'])
-  if jsd and after not in ((name,) for name in AUGMIX):
-    yield (
-      f'config.augment.jsd={jsd} compares an image with two of its AugMix, but config.augment.after='
-      f'{",".join(after) or "none"}; set --config.augment.after=augmix alone, or --config.augment.jsd=0.'
-    )
-  warmup, epochs = flat['optimizer.warmup_epochs'], flat['num_epochs']
-  if warmup >= epochs:
-    yield (
-      f'config.optimizer.warmup_epochs={warmup} must be below config.num_epochs={epochs}; lower it, for example '
-      f'--config.optimizer.warmup_epochs={epochs / 10:g}.'
-    )
-  clean = flat['attack.warmup_epochs']
-  if flat['attack.name'] != 'none' and clean >= epochs:
-    yield (
-      f'config.attack.warmup_epochs={clean} must be below config.num_epochs={epochs}, or the adversary never acts; '
-      f'lower it, for example --config.attack.warmup_epochs={epochs / 3:g}.'
-    )
-  if flat['attack.name'] == 'advmix' and flat['attack.init'] == 'uniform':
-    yield (
-      'config.attack.init=uniform cannot go with config.attack.name=advmix, whose mixtures have no balls; '
-      'set config.attack.init=ball, a uniform draw from all mixtures, or zero.'
-    )
-  group, beta_mode = flat['attack.group'], flat['attack.beta_mode']
-  if group > 1 and beta_mode != 'group':
-    yield (
-      f'config.attack.group={group} must be 1 with config.attack.beta_mode={beta_mode}; '
-      'set config.attack.beta_mode=group.'
-    )
-  micro, batch = flat['attack.microbatch'], flat['batch_size']
-  if micro is not None:
-    if flat['attack.batch_norm'] == 'batch':
-      yield (
-        f'config.attack.microbatch={micro} cannot go with config.attack.batch_norm=batch, whose statistics are those '
-        'of the whole batch; set config.attack.batch_norm=running or config.attack.microbatch=none.'
-      )
-    if beta_mode == 'batch':
-      yield (
-        f'config.attack.microbatch={micro} cannot go with config.attack.beta_mode=batch, whose images are attacked '
-        'together; set config.attack.microbatch=none.'
-      )
-    if batch % micro:
-      below = next(n for n in range(min(micro, batch), 0, -1) if batch % n == 0)
-      yield f'config.attack.microbatch={micro} must divide config.batch_size={batch}; try {below}.'
-
-
 def strength(attack: Mapping[str, Any]) -> str:
   """Returns in words how strong the adversary is that the fields `attack.*` name; `advmix` has no radius."""
   radius = f'nu {attack["nu"]:g}, ' if attack['name'] == 'ada' else ''
-  return f'{radius}{attack["num_steps"]} steps'
+  trades = ''
+  if attack['name'] == 'lp':
+    epsilon = f'{255 * attack["epsilon"]:g}/255' if attack['norm'] == 'linf' else f'{attack["epsilon"]:g}'
+    radius = f'{attack["norm"]} epsilon {epsilon}, '
+    trades = f', TRADES {attack["trades"]:g}' if attack['trades'] else ''
+  return f'{radius}{attack["num_steps"]} steps{trades}'
 
 
 def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:

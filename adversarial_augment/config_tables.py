@@ -12,6 +12,7 @@ from adversarial_augment.fields import Field
 _PAPER = 'arXiv 2104.01086'  # AdversarialAugment
 _EDSR = 'arXiv 1707.02921'
 _AUGMIX = 'arXiv 1912.02781'
+_TRADES = 'arXiv 1901.08573'
 _BIG = 2**20
 _STEPS = 10**9
 AUGMIX = ('augmix', 'augmix_all_ops')
@@ -119,8 +120,9 @@ TRAIN: dict[str, Field] = {
   ),
   'attack.name': Field(
     'ada',
-    fields.choice('ada', 'advmix', 'none'),
-    'the adversary; advmix mixes DeepAugment offsets of phi (AdvMix-style, no disentangled generator); none is nominal',
+    fields.choice('ada', 'advmix', 'lp', 'none'),
+    'the adversary; advmix mixes DeepAugment offsets of phi (AdvMix-style, no disentangled generator); lp moves pixels '
+    'within an l_p ball; none is nominal',
   ),
   'attack.nu': Field(0.015, fields.number(0, 1e3), f'relative radius: nu_i = nu * ||phi_i||_2 ({_PAPER}, section 2)'),
   'attack.num_steps': Field(10, fields.integer(0, 10_000), f'ascent steps per batch ({_PAPER}, App. A)'),
@@ -136,8 +138,9 @@ TRAIN: dict[str, Field] = {
   ),
   'attack.init': Field(
     'ball',
-    fields.choice('ball', 'uniform', 'zero'),
-    'where beta starts: uniform in the balls, at a uniform distance from their centres, or there',
+    fields.choice('ball', 'uniform', 'zero', 'gaussian'),
+    'where beta starts: uniform in the balls, at a uniform distance from their centres, or there; gaussian: of lp '
+    f'alone, 0.001 N(0, 1) as TRADES ({_TRADES}); an evaluation under AdA then has ball',
   ),
   'attack.keep_best': Field(False, fields.boolean(), 'return the iterate of highest loss, not the last one'),
   'attack.batch_norm': Field(
@@ -150,6 +153,18 @@ TRAIN: dict[str, Field] = {
     'strict',
     fields.choice('literal', 'first_crossing', 'strict'),
     'line search: as the paper has it, its first crossing, or guaranteed to reach min_ssim',
+  ),
+  'attack.norm': Field(
+    None, fields.optional(fields.choice('linf', 'l2')), 'of the ball of lp, over pixels and channels'
+  ),
+  'attack.epsilon': Field(
+    None, fields.optional(fields.fraction(0, 1e3)), 'radius of the ball of lp, for images in [0, 1]'
+  ),
+  'attack.trades': Field(
+    0.0,
+    fields.number(0, 1e3),
+    'weight of KL(clean || adversarial), which lp then climbs, beside the loss of clean images; there 6; 0: the loss '
+    f'is that of adversarial images ({_TRADES})',
   ),
   'attack.fraction': Field(
     1.0,
@@ -233,7 +248,8 @@ TABLES: dict[str, fields.Table] = {'train': TRAIN, 'pretrain': PRETRAIN}  # by t
 ADDED: dict[str, Any] = {
   'frost_dir': None, 'corruption_net.codes': None, 'corruption_net.deterministic': False, 'attack.fraction': 1.0,
   'attack.beta_mode': 'example', 'attack.group': 1, 'augment.jsd': 0.0, 'deepaugment.sets': (),
-  'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None,
+  'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None, 'attack.norm': None,
+  'attack.epsilon': None, 'attack.trades': 0.0,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

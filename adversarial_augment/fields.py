@@ -52,6 +52,12 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
   return Kind(expected, accepts, float)
 
 
+def fraction(low: float, high: float) -> Kind:
+  """A finite number in [low, high]; on the command line also as a fraction, such as 8/255."""
+  kind = number(low, high)
+  return kind._replace(expected=f'{kind.expected}, or a fraction such as 8/255', parse=parse_fraction)
+
+
 def boolean() -> Kind:
   """True or False; on the command line also 1 and 0."""
   return Kind('true or false', lambda value: isinstance(value, bool), _parse_boolean)
@@ -107,6 +113,19 @@ def optional(kind: Kind) -> Kind:
     lambda text: None if text.lower() in ('none', 'null') else kind.parse(text),
     kind.choices,
   )
+
+
+def parse_fraction(text: str) -> float:
+  """Returns the number that '0.5' or '8/255' stands for.
+
+  Raises:
+    ValueError: neither.
+  """
+  above, slash, below = text.partition('/')
+  denominator = float(below) if slash else 1.0
+  if denominator == 0:
+    raise ValueError(text)
+  return float(above) / denominator
 
 
 def _parse_integer(text: str) -> int:

@@ -24,7 +24,7 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
   ('Loss', {'loss': 'training'}),
   ('Accuracy', {'accuracy': 'training'}),
   ('Loss under attack', {'attack_loss_start': 'at the random start', 'attack_loss_end': 'after the last step'}),
-  ('Mean SSIM before the line search', {'ssim_mean': 'mean'}),
+  ('Mean SSIM, before any line search', {'ssim_mean': 'mean'}),
   ('Images below the SSIM threshold', {'ssim_corrected': 'corrected', 'ssim_below_min': 'left below'}),
   ('Learning rate', {'learning_rate': 'learning rate'}),
 )

@@ -26,6 +26,7 @@ from adversarial_augment import (
   ssim,
 )
 from adversarial_augment import config as configs
+from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.config_tables import NETWORK_OPTIONS
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
@@ -45,6 +46,7 @@ class Recipe(NamedTuple):
   before: Augmentation
   after: Augmentation
   jsd: float  # weight of the divergence of three views of an image; 0: there is one view
+  trades: float  # weight of the divergence of an adversarial image from the clean one; 0: the former is the only view
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule  # of updates made, this one included
   num_steps: int
@@ -86,6 +88,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
     before=augmentations.chain(config.augment.before),
     after=augmentations.chain(config.augment.after),
     jsd=config.augment.jsd,
+    trades=config.attack.trades,
     optimizer=sgd(
       schedule,
       **{name: config.optimizer[name] for name in ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm')},
@@ -136,7 +139,7 @@ def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
 def build_attack(
   config: ConfigDict, mesh: Mesh, classifier: Network, image_shape: tuple[int, int, int], *, training: bool = False
 ) -> tuple[Attack, PyTree, int]:
-  """Returns an adversary, what it is built around (phi), and its bytes on each device.
+  """Returns an adversary, what it is built around (phi, or {} for an l_p ball), and its bytes on each device.
 
   Args:
     config: of `train`.
@@ -150,22 +153,26 @@ def build_attack(
     UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches or
       groups, or of which the fraction is none.
   """
-  net = config.corruption_net
-  options: dict[str, Any] = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
-  if config.precision != 'float32':
-    options['dtype'] = jnp.dtype(config.precision)
-  network, phi = corruption_nets.load(net.name, weights_of(config), **options)
-  attacks.check_blocks(phi)
-  names = ('num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
   local = -(-config.batch_size // mesh.size)
   count, size, group = _parts(config, local, mesh.size, training=training)
-  shared: dict[str, Any] = {'noisy': True, 'group': group, 'axis_name': sharding.AXIS}
-  shared |= {name: config.attack[name] for name in names}
-  frozen: PyTree = phi
-  if training and config.attack.name == 'advmix':
-    attack, frozen = attacks.advmix(network.apply, **shared), _hull(config, phi)
+  attack: Attack
+  frozen: PyTree
+  around: PyTree
+  if training and config.attack.name == 'lp':
+    attack, frozen, around = lp_attack(config), {}, {}
+    perturbation_set = lp_ball(config.attack.norm, config.attack.epsilon)
   else:
-    attack = attacks.ada(network.apply, nu=config.attack.nu, **shared)
+    network, phi = _load_network(config)
+    shared = _ascent(config) | {'noisy': True, 'group': group, 'axis_name': sharding.AXIS}
+    shared |= {name: config.attack[name] for name in ('min_ssim', 'root')}
+    if config.attack.init == 'gaussian':  # of l_p balls alone
+      shared['init'] = 'ball'
+    if training and config.attack.name == 'advmix':
+      attack, frozen = attacks.advmix(network.apply, **shared), _hull(config, phi)
+    else:
+      attack, frozen = attacks.ada(network.apply, nu=config.attack.nu, **shared), phi
+    # The weights that an AdvMix-style attack mixes for an image take the memory of a beta.
+    around, perturbation_set = phi, attacks.weight_ball(network.apply, nu=1.0, noisy=True)
   if size < count:
     attack = attacks.in_microbatches(attack, size)
   if count < local:
@@ -175,8 +182,34 @@ def build_attack(
   variables = jax.eval_shape(lambda key, images: classifier.init(key, images, is_training=True), key, images)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
   logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
-  sizes = {'num_images': size, 'group': group or size}
-  return attack, frozen, attacks.attack_bytes(network.apply, phi, logits_fn, image_shape, noisy=True, **sizes)
+  needed = attacks.attack_bytes(perturbation_set, around, logits_fn, image_shape, size, group=group or size)
+  return attack, frozen, needed
+
+
+def lp_attack(config: ConfigDict) -> Attack:
+  """Returns the adversary of `attack.name=lp`, for any number of images."""
+  loss = 'kl' if config.attack.trades else 'cross_entropy'
+  return attacks.lp(norm=config.attack.norm, epsilon=config.attack.epsilon, loss=loss, **_ascent(config))
+
+
+def _ascent(config: ConfigDict) -> dict[str, Any]:
+  return {name: config.attack[name] for name in ('num_steps', 'step', 'step_fraction', 'init', 'keep_best')}
+
+
+def _load_network(config: ConfigDict) -> tuple[Network, PyTree]:
+  """Returns the corruption network and phi."""
+  net = config.corruption_net
+  options: dict[str, Any] = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
+  if config.precision != 'float32':
+    options['dtype'] = jnp.dtype(config.precision)
+  network, phi = corruption_nets.load(net.name, weights_of(config), **options)
+  attacks.check_blocks(phi)
+  return network, phi
+
+
+def has_network(config: ConfigDict) -> bool:
+  """Returns whether a run uses its corruption network: it trains against it, and shows that, or evaluates with it."""
+  return config.attack.name in ('ada', 'advmix') or 'ada' in config.evals
 
 
 def _parts(config: ConfigDict, local: int, num_devices: int, *, training: bool) -> tuple[int, int, int | None]:
@@ -212,7 +245,7 @@ def check_parts(config: ConfigDict, num_devices: int) -> None:
   sharding.check_batch_size(num_devices, config.batch_size)
   if config.attack.name != 'none':
     _parts(config, config.batch_size // num_devices, num_devices, training=True)
-  if config.attack.name != 'none' or 'ada' in config.evals:  # a run with an adversary shows it, evaluated or not
+  if has_network(config):
     check_evaluation_parts(config, num_devices)
 
 
@@ -240,14 +273,14 @@ def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> No
     UserError: images too small for SSIM; a network that has no such adversary; no such weights, a damaged file, weights
       of another network than the config's, or none but zeros.
   """
-  if config.attack.name == 'none' and 'ada' not in config.evals:
-    return
   height, width, _ = image_shape
-  if min(height, width) < ssim.WINDOW:
+  if (has_network(config) or config.attack.name == 'lp') and min(height, width) < ssim.WINDOW:
     raise UserError(
-      f"config.dataset={config.dataset} has images of {height}x{width}, but AdA's SSIM needs {ssim.WINDOW} pixels a "
-      'side; prepare them larger, for example with --size=32.'
+      f'config.dataset={config.dataset} has images of {height}x{width}, but the SSIM of adversarial images needs '
+      f'{ssim.WINDOW} pixels a side; prepare them larger, for example with --size=32.'
     )
+  if not has_network(config):
+    return
   net = config.corruption_net
   if config.attack.name == 'advmix' and net.name not in deepaugment.NETS:
     raise UserError(

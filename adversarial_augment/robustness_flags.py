@@ -97,18 +97,16 @@ def _balls(arguments: argparse.Namespace) -> tuple[Ball, ...]:
 
 
 def _ball(norm: str, text: str) -> Ball:
-  above, slash, below = text.partition('/')
   try:
-    parts = [float(part) for part in ((above, below) if slash else (above,))]
-    epsilon = parts[0] / parts[1] if slash else parts[0]
-  except (ValueError, ZeroDivisionError):
+    epsilon = fields.parse_fraction(text)
+  except ValueError:
     epsilon = math.nan
   if math.isnan(epsilon):
     raise UserError(f'--epsilon={fields.show(text)} must be a number or a fraction, such as 0.5 or 8/255.')
   from adversarial_augment.attacks.lp_ball import check_ball
 
   check_ball(norm, epsilon)
-  return Ball(norm, epsilon, '/'.join(f'{part:g}' for part in parts))
+  return Ball(norm, epsilon, '/'.join(f'{float(part):g}' for part in text.split('/')))
 
 
 def _whole_number(text: str | None, flag: str, least: int) -> int | None:

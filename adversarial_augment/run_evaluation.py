@@ -146,7 +146,7 @@ class Evaluation:
     """
     self._config, self._workdir, self._static, self._splits, self._began = config, workdir, static, splits, began
     self._attack, self._phi = None, {}
-    if 'ada' in config.evals or static.attack is not None:  # a run with an adversary shows it, evaluated or not
+    if recipe.has_network(config):
       attack, phi, _ = recipe.build_attack(config, static.mesh, static.classifier, splits['test'].image_shape)
       self._attack, self._phi = attack, sharding.replicate(static.mesh, phi)
     make = functools.partial(
@@ -232,5 +232,7 @@ class Evaluation:
     """The figure of the last state; one that is there already stays, unless the results are new too."""
     path = self._workdir / 'figures' / 'ada_examples.png'
     if anew or not path.with_name('training_curves.png').exists():
-      return summary.draw(path, self._config, self._static, self._splits['test'], state, self._attack, self._phi)
+      within_ball = self._config.attack.name == 'lp'  # then it is the adversary of the training that is shown
+      shown = (recipe.lp_attack(self._config), {}) if within_ball else (self._attack, self._phi)
+      return summary.draw(path, self._config, self._static, self._splits['test'], state, *shown)
     return str(path) if path.exists() else None

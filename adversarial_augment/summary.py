@@ -45,18 +45,21 @@ def opening(
     yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
   yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {trees.count(state.params):,} parameters'
   if static.attack is not None:
-    attack = config.attack
-    phi = phi.phi if isinstance(phi, attacks.Hull) else phi
-    network = corruption_nets.label(config.corruption_net.name, configs.network_sizes(config)).replace('_', ' ')
-    yield (
-      f'adversary: {network}, {trees.count(phi):,} parameters in '
-      f'{len(jax.tree.leaves(phi))} blocks, {configs.strength(attack)}'
-    )
+    yield f'adversary: {_network(config, phi)}{configs.strength(config.attack)}'
     yield from _departures(config, static)
     yield from _memory(config, static)
   if 'augmix_all_ops' in config.augment.after:
     yield 'warning: operations of augmix_all_ops are like brightness, contrast and saturate of the test corruptions'
   yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
+
+
+def _network(config: ConfigDict, phi: PyTree) -> str:
+  """Returns what the adversary moves the weights of; nothing where it moves pixels."""
+  if config.attack.name == 'lp':
+    return ''
+  phi = phi.phi if isinstance(phi, attacks.Hull) else phi
+  network = corruption_nets.label(config.corruption_net.name, configs.network_sizes(config)).replace('_', ' ')
+  return f'{network}, {trees.count(phi):,} parameters in {len(jax.tree.leaves(phi))} blocks, '
 
 
 def _departures(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
@@ -131,7 +134,7 @@ def _revision() -> str | None:
 
 def _weights(config: ConfigDict) -> dict[str, Any] | None:
   """Returns the origin of phi; None for a run that has nothing to do with an adversary."""
-  if config.attack.name == 'none' and 'ada' not in config.evals:
+  if not recipe.has_network(config):
     return None
   path = corruption_nets.find(recipe.weights_of(config))
   _, origin = weights.load(path)
@@ -212,7 +215,7 @@ def draw(
     dataset: whose first images are drawn.
     state: of the classifier, in this process whole.
     attack: the adversary; without one there are only curves.
-    phi: parameters of the corruption network.
+    phi: what it is built around.
 
   Returns:
     The path, or None without an adversary or without Matplotlib, an extra.
@@ -240,9 +243,15 @@ def draw(
     return result.images, result.metrics['ssim']
 
   corrupted, ssim = corrupt(params, model_state, phi, clean, jnp.asarray(labels))
-  # The adversary of an evaluation is AdA, whatever the run was trained with.
-  settings = f'AdA, nu {config.attack.nu:g}, {config.attack.num_steps} steps'
-  trained = '' if config.attack.name in ('ada', 'none') else f' (trained with {config.attack.name})'
-  title = f'{config.corruption_net.name}, {settings}{trained}, step {int(state.step)}'
+  title = f'{_shown(config)}, step {int(state.step)}'
   figures.ada_examples(path, np.asarray(clean), np.asarray(corrupted), np.asarray(ssim), labels, title=title)
   return str(path)
+
+
+def _shown(config: ConfigDict) -> str:
+  """Returns the adversary of the picture: an l_p ball is that of the training, a network is moved by AdA in any run."""
+  if config.attack.name == 'lp':
+    return configs.strength(config.attack)
+  settings = f'AdA, nu {config.attack.nu:g}, {config.attack.num_steps} steps'
+  trained = '' if config.attack.name in ('ada', 'none') else f' (trained with {config.attack.name})'
+  return f'{config.corruption_net.name}, {settings}{trained}'

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 import optax
 
 from adversarial_augment import sharding, trees
-from adversarial_augment.attacks.losses import cross_entropy
+from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.recipe import Recipe
 from adversarial_augment.types import Array, Key, PyTree, TrainState
@@ -41,9 +41,11 @@ def jitted(recipe: Recipe) -> jax.stages.Wrapped:
 def train_step(
   recipe: Recipe, state: TrainState, step: Array, images: Array, labels: Array, phi: PyTree
 ) -> tuple[TrainState, dict[str, Array]]:
-  """Makes one update (Eq. 3, arXiv 2104.01086; with `recipe.jsd`, AugMix's loss, arXiv 1912.02781, section 3).
+  """Makes one update (Eq. 3, arXiv 2104.01086).
 
-  All views of the images go through the classifier as one batch. The cross-entropy is that of the first view.
+  All views of the images go through the classifier as one batch. The cross-entropy is that of the first view. Further
+  terms are, with `recipe.jsd`, AugMix's (arXiv 1912.02781, section 3) and, with `recipe.trades`, the divergence of the
+  probabilities of the adversarial image from those of the clean one (Algorithm 1, arXiv 1901.08573).
 
   Args:
     recipe: the static parts.
@@ -69,6 +71,9 @@ def train_step(
     if recipe.jsd:
       terms['jsd'] = jensen_shannon(logits).mean()
       loss += recipe.jsd * terms['jsd']
+    if recipe.trades:
+      terms['kl'] = kl_divergence(logits[:, 1], reference=logits[:, 0]).mean()
+      loss += recipe.trades * terms['kl']
     return loss, (logits[:, 0], terms, model_state)
 
   (loss, (logits, terms, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -93,8 +98,8 @@ def corrupt(
   """Returns the views of each image [n, views, h, w, c] that the classifier is trained on, and the adversary's metrics.
 
   The stages are in the paper's order (appendix A): pad, crop and flip; AdA and its line search; AugMix. There is one
-  view, or with `recipe.jsd` three: the image before AugMix, and two of its AugMix. Of each metric there is one value
-  per attacked image.
+  view; with `recipe.jsd` three, the image before AugMix, and two of its AugMix; with `recipe.trades` two, the clean
+  image and the adversarial one. Of each metric there is one value per attacked image.
 
   Args:
     recipe: the static parts.
@@ -109,7 +114,7 @@ def corrupt(
   def local(keys, images, labels, step, params, model_state, phi):
     before_keys, attack_keys, after_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
     images = images.astype(jax.tree.leaves(params)[0].dtype) / 255
-    images = jax.vmap(recipe.before)(before_keys, images)
+    images = clean = jax.vmap(recipe.before)(before_keys, images)
 
     def logits_fn(images):
       # Batch statistics are those of the global batch, through the mesh axis; the state is not kept.
@@ -124,16 +129,18 @@ def corrupt(
     metrics = {}
     if recipe.attack is not None and recipe.warmup_steps:
       shapes = jax.eval_shape(attacked, images)
-      clean = lambda images: shapes._replace(
+      spared = lambda images: shapes._replace(
         images=images, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes.metrics)
       )
-      images, metrics = jax.lax.cond(step < recipe.warmup_steps, clean, attacked, images)
+      images, metrics = jax.lax.cond(step < recipe.warmup_steps, spared, attacked, images)
     elif recipe.attack is not None:
       images, metrics = attacked(images)
     after = jax.vmap(recipe.after)
     if recipe.jsd:
       first_keys, second_keys = jnp.moveaxis(jax.vmap(jax.random.split)(after_keys), 1, 0)
       views = [images, after(first_keys, images), after(second_keys, images)]
+    elif recipe.trades:
+      views = [clean, images]  # nothing comes after, by config_rules.py
     else:
       views = [after(after_keys, images)]
     return jax.lax.stop_gradient((jnp.stack(views, 1), metrics))

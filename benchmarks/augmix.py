@@ -109,6 +109,7 @@ def nominal_step(mesh, images: np.ndarray):
     before=nothing,
     after=nothing,
     jsd=0.0,
+    trades=0.0,
     optimizer=recipe.sgd(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_batch_norm=False),
     schedule=schedule,
     num_steps=1000,

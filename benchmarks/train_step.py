@@ -79,6 +79,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
     before=augmentations.chain(('pad_crop', 'flip')),
     after=augmentations.chain(()),
     jsd=0.0,
+    trades=0.0,
     optimizer=recipe.sgd(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_batch_norm=False),
     schedule=schedule,
     num_steps=1000,

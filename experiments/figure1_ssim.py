@@ -73,7 +73,8 @@ def adversary(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
         f'config.{name} is not for this figure; leave it out, or change {", ".join(_FIELDS)}, attack.* or '
         'corruption_net.* (--nus has the radii; the line search is switched off).'
       )
-  changed = configs.override(config, {**overrides, 'attack.name': 'ada', 'attack.min_ssim': '-1'})
+  settings = {'attack.name': 'ada', 'attack.min_ssim': '-1'} | dict.fromkeys(('attack.norm', 'attack.epsilon'), 'none')
+  changed = configs.override(config, {**overrides, **settings, 'attack.trades': '0'})
   configs.validate(changed)
   return changed
 

@@ -169,11 +169,8 @@ def about(found: Mapping[str, Any]) -> list[str]:
   origin = found['provenance']
   data, config = origin['data'][found['split']], origin['config']
   attack, net = config['attack'], config['corruption_net']
-  adversary = (
-    'no adversary'
-    if attack['name'] == 'none'
-    else f'{attack["name"]} through {net["name"]}, {configs.strength(attack)}'
-  )
+  through = '' if attack['name'] == 'lp' else f' through {net["name"]}'
+  adversary = 'no adversary' if attack['name'] == 'none' else f'{attack["name"]}{through}, {configs.strength(attack)}'
   return [
     f'{data["name"]} ({data["origin"]}), {found["split"]}, corruptions {found["origin"]}; n = {found["num_images"]:,} '
     f'images a severity, mean of five severities; last column: checkpoint {found["checkpoint_sha256"][:12]} '

@@ -110,9 +110,9 @@ def test_curves_hold_the_values_of_the_run(tmp_path, monkeypatch):
   monkeypatch.setattr(figures, '_save', lambda figure, path: drawn.append(figure))
   figures.training_curves(tmp_path / 'c.png', path)
   panels = {axes.get_title(): axes.lines[0].get_xydata() for axes in drawn[0].axes}
-  assert list(panels) == ['Loss', 'Accuracy', 'Mean SSIM before the line search']
+  assert list(panels) == ['Loss', 'Accuracy', 'Mean SSIM, before any line search']
   np.testing.assert_allclose(panels['Loss'], [[1, 1], [2, 0.5], [3, 1 / 3], [4, 0.25]])
-  np.testing.assert_allclose(panels['Mean SSIM before the line search'], [[3, 0.9], [4, 0.9]])
+  np.testing.assert_allclose(panels['Mean SSIM, before any line search'], [[3, 0.9], [4, 0.9]])
 
 
 def test_curves_are_written(tmp_path):

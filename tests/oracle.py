@@ -42,18 +42,51 @@ def attack(keys, logits_fn, images, labels, phi, *, blocks, nu, num_steps, fract
   return corrupt(images, betas), start, losses(betas)
 
 
-def train_step(state, images, labels, phi, lr, *, classifier, before, seed, momentum, decay, blocks, nu, num_steps):
-  """One update; state is (step, params, model_state, velocity)."""
+def linf_attack(keys, logits_fn, images, labels, phi, *, epsilon, num_steps, fraction=0.25, trades=False):
+  """Iterated signs within the box, from a uniform start; with `trades`, of its divergence and from its start."""
+  del phi
+  low, high = jnp.maximum(images - epsilon, 0), jnp.minimum(images + epsilon, 1)
+  clean = jax.nn.softmax(logits_fn(images))
+  if trades:
+    start = jax.vmap(lambda key: 0.001 * jax.random.normal(key, images.shape[1:], images.dtype))(keys)
+  else:
+    start = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], images.dtype, -epsilon, epsilon))(keys)
+
+  def losses(points):
+    log_probabilities = jax.nn.log_softmax(logits_fn(points))
+    if trades:
+      return (clean * (jnp.log(clean) - log_probabilities)).sum(-1)
+    return -log_probabilities[jnp.arange(len(labels)), labels]
+
+  points = jnp.clip(images + start, low, high)
+  first = losses(points)
+  for _ in range(num_steps):
+    gradient = jax.grad(lambda points: losses(points).sum())(points)
+    points = jnp.clip(points + fraction * epsilon * jnp.sign(gradient), low, high)
+  return points, first, losses(points)
+
+
+def train_step(
+  state, images, labels, phi, lr, *, classifier, before, seed, momentum, decay, adversary, local_stats=True, trades=0.0
+):
+  """One update; state is (step, params, model_state, velocity). `trades` weighs a divergence from the clean image."""
   step, params, model_state, velocity = state
   step_key = jax.random.fold_in(jax.random.key(seed), step)
   keys = jnp.stack([jax.random.split(jax.random.fold_in(step_key, i), 3) for i in range(len(labels))])
   images = jax.vmap(before)(keys[:, 0], images.astype(jnp.float64) / 255)
-  logits_fn = lambda x: classifier.apply(params, model_state, None, x, is_training=False, test_local_stats=True)[0]
-  images, start, end = attack(keys[:, 1], logits_fn, images, labels, phi, blocks=blocks, nu=nu, num_steps=num_steps)
+  options = {'is_training': False, 'test_local_stats': local_stats}
+  logits_fn = lambda x: classifier.apply(params, model_state, None, x, **options)[0]
+  corrupted, start, end = adversary(keys[:, 1], logits_fn, images, labels, phi)
+  batch = jnp.concatenate([images, corrupted]) if trades else corrupted
 
   def loss_of(params):
-    logits, new = classifier.apply(params, model_state, None, images, is_training=True)
-    return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean(), new
+    logits, new = classifier.apply(params, model_state, None, batch, is_training=True)
+    log_p = jax.nn.log_softmax(logits)
+    loss = -log_p[jnp.arange(len(labels)), labels].mean()
+    if trades:
+      clean, moved = jnp.split(log_p, 2)
+      loss += trades * (jnp.exp(clean) * (clean - moved)).sum(-1).mean()
+    return loss, new
 
   (loss, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
   l2 = lambda path, p: 0.0 if 'norm' in str(path) else decay

@@ -32,8 +32,8 @@ def test_five_steps_equal_the_oracle(num_devices):
   expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
   step = jax.jit(
       functools.partial(
-          oracle.train_step, classifier=static.classifier, before=static.before, seed=0,
-          momentum=0.9, decay=1e-4, blocks=4, nu=0.015, num_steps=2,
+          oracle.train_step, classifier=static.classifier, before=static.before, seed=0, momentum=0.9, decay=1e-4,
+          adversary=functools.partial(oracle.attack, blocks=4, nu=0.015, num_steps=2),
       )
   )  # fmt: skip
   for index in range(NUM_STEPS):

@@ -11,7 +11,7 @@ from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.steps import StepRule
 from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [n, k], labels [n]) -> [n]
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [n, k], labels [n], or what else it takes) -> [n]
 
 
 class Ascent(NamedTuple):
@@ -48,7 +48,7 @@ def ascend(
     keys: [n], one per image; a group takes that of its first image.
     logits_fn: [n, h, w, c] -> [n, k]; images may share batch statistics, then the sum over groups is maximised.
     images: [n, h, w, c] in [0, 1].
-    labels: [n].
+    labels: [n]; whatever `loss` and `score` compare logits with.
     frozen: parameters the set is built around.
     num_steps: steps of ascent, each followed by a projection.
     step: the rule that turns a gradient into a step.

@@ -13,6 +13,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return -_of_class(jax.nn.log_softmax(_at_least_float32(logits)), labels)
 
 
+def kl_divergence(logits: jax.Array, reference: jax.Array) -> jax.Array:
+  """Returns KL(softmax(reference) || softmax(logits)) in nats: [n, k], [n, k] -> [n], at least in float32."""
+  log_p, log_q = (jax.nn.log_softmax(_at_least_float32(z)) for z in (reference, logits))
+  return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns max over j != label of z_j - z_label: [n, k], [n] -> [n].
 

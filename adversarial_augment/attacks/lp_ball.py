@@ -15,6 +15,8 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import PerturbationSet
 
 NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
+INITS = {'ball': 'uniform in the ball', 'gaussian': 'normal draws beside the image', 'zero': 'the image'}
+GAUSSIAN = 0.001  # standard deviation of that start, in the code of TRADES (arXiv 1901.08573)
 
 _PASSES = 4  # of the projection; each brings a ball that the box cuts closer to its full radius
 
@@ -34,20 +36,23 @@ def check_ball(norm: str, epsilon: float) -> None:
     )
 
 
-def lp_ball(norm: str, epsilon: float) -> PerturbationSet:
+def lp_ball(norm: str, epsilon: float, *, init: str = 'ball') -> PerturbationSet:
   """Makes C(x) = {x + delta: ||delta|| <= epsilon, x + delta in [0, 1]}: one block; `frozen` is unused.
 
   Args:
     norm: 'linf' or 'l2', over all pixels and channels.
     epsilon: its radius, for images in [0, 1].
+    init: where delta starts, before it is moved to the nearest feasible point: 'ball' (uniform in the ball), 'gaussian'
+      (normal, of standard deviation 0.001 a pixel) or 'zero' (at the image).
 
   Returns:
     A perturbation set of pixel offsets delta [h, w, c]. Images cannot share one: each has a box of its own.
 
   Raises:
-    UserError: see `check_ball`.
+    UserError: an unknown start; see `check_ball`.
   """
   check_ball(norm, epsilon)
+  registry.lookup(INITS, init, 'init')
 
   def nearest(frozen, image, delta):
     del frozen
@@ -64,7 +69,7 @@ def lp_ball(norm: str, epsilon: float) -> PerturbationSet:
     return images + deltas
 
   return PerturbationSet(
-    init=lambda key, frozen, image: _start(norm, epsilon, key, image),
+    init=lambda key, frozen, image: _start(norm, epsilon, init, key, image),
     project=nearest,
     apply=apply,
     radii=lambda frozen: jnp.asarray(epsilon, jnp.result_type(float)),
@@ -91,11 +96,15 @@ def norms(norm: str, deltas: jax.Array) -> jax.Array:
 
 def random_start(norm: str, epsilon: float, key: jax.Array, image: jax.Array) -> jax.Array:
   """Returns one feasible point: uniform in the ball, then moved to the nearest one within [0, 1]; [h, w, c]."""
-  return image + _start(norm, epsilon, key, image)
+  return image + _start(norm, epsilon, 'ball', key, image)
 
 
-def _start(norm: str, epsilon: float, key: jax.Array, image: jax.Array) -> jax.Array:
-  if norm == 'linf':
+def _start(norm: str, epsilon: float, init: str, key: jax.Array, image: jax.Array) -> jax.Array:
+  if init == 'zero':
+    return jnp.zeros_like(image)
+  if init == 'gaussian':
+    delta = GAUSSIAN * jax.random.normal(key, image.shape, image.dtype)
+  elif norm == 'linf':
     delta = jax.random.uniform(key, image.shape, image.dtype, -epsilon, epsilon)
   else:
     delta = trees.random_in_balls(key, image, jnp.asarray(epsilon, image.dtype))

@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-import jax.numpy as jnp
-
 from adversarial_augment import registry
 from adversarial_augment.attacks import losses
 from adversarial_augment.attacks.ascent import Loss, ascend
@@ -16,7 +14,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PerturbationSet, PyTree
 
 LOSSES = {'cross_entropy': losses.cross_entropy, 'margin': losses.margin, 'dlr': losses.dlr}
-STARTS = {'random': 'uniform in the ball, then within the box', 'none': 'the image'}
+STARTS = {'random': 'ball', 'none': 'zero'}  # the `init` of `lp_ball`
 DEFAULT_STEPS = {'linf': 'sign', 'l2': 'l2'}
 
 
@@ -56,15 +54,13 @@ def pgd_rounds(
   Raises:
     UserError: no ball, an unknown name, or a number out of its range.
   """
-  ball = lp_ball(norm, epsilon)
+  ball = lp_ball(norm, epsilon, init=registry.lookup(STARTS, start, 'start'))
   check_counts('pgd', num_steps=num_steps, restarts=restarts)
   if not 0 < step_size < math.inf:
     raise UserError(f'step_size={step_size} of attacks.pgd must be a finite number above 0, in units of epsilon.')
   climbed = registry.lookup(LOSSES, loss, 'loss')
   step = DEFAULT_STEPS[norm] if step is None else step
   rule = registry.lookup(STEPS, step, 'attack step')
-  registry.lookup(STARTS, start, 'start')
-  ball = ball if start == 'random' else at_the_image(ball)
   per_pixel = norm == 'l2' and step in ('sign', 'adam', 'sgd')
 
   def make(index: Array | int) -> Attack:
@@ -100,8 +96,3 @@ def climb(
     num_steps=num_steps, step=step, step_fraction=step_size, loss=loss, keep_best=True, score=losses.margin,
   )  # fmt: skip
   return judged(logits_fn(ascent.images), ascent.images, labels)
-
-
-def at_the_image(ball: PerturbationSet) -> PerturbationSet:
-  """Returns a ball whose ascents start in its middle."""
-  return ball._replace(init=lambda key, frozen, image: jnp.zeros_like(image))

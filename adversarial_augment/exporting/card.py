@@ -7,6 +7,7 @@ import platform
 from typing import Any
 
 from adversarial_augment import __version__, results, trees
+from adversarial_augment import config as configs
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.results import rules
 from adversarial_augment.types import PyTree
@@ -43,8 +44,13 @@ def make(
     params: of the network.
   """
   classifier = config['classifier']
-  nominal = config['attack']['name'] == 'none'
-  method = 'without an adversary' if nominal else 'with AdversarialAugment (arXiv 2104.01086)'
+  attack = config['attack']
+  method = 'with AdversarialAugment (arXiv 2104.01086)'
+  if attack['name'] == 'none':
+    method = 'without an adversary'
+  elif attack['name'] == 'lp':
+    paper = 'TRADES (arXiv 1901.08573)' if attack['trades'] else 'adversarial training (arXiv 1706.06083)'
+    method = f'by {paper}, {configs.strength(attack)}'
   name = f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}'
   return {
     'format': FORMAT,

@@ -19,6 +19,7 @@ _CONFIG: rules.Rule = {
   'attack': rules.ATTACK,
   'corruption_net': {'name': fields.text()},
 }  # fmt: skip
+_BALL: rules.Rule = {'norm': fields.choice('linf', 'l2'), 'epsilon': rules.FINITE, 'trades': rules.FINITE}
 
 
 class Run(NamedTuple):
@@ -87,6 +88,8 @@ def _config(folder: Path) -> dict[str, Any]:
   if isinstance(config, dict) and 'classifier' not in config and 'output' in config:
     raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
   rules.conform(config, _CONFIG, f"'{path}'", remedy)
+  if config['attack']['name'] == 'lp':
+    rules.conform(config['attack'], _BALL, f"'{path}'", remedy, 'attack')
   return config
 
 

@@ -50,6 +50,8 @@ def _about(run: Run) -> dict[str, str]:
     method = f'{attack["name"]}, {configs.strength(attack)}'
     sizes = {name: net[name] for name in SIZE_KINDS if net.get(name) is not None}
     network = ', '.join([net['name'], *(f'{name} {size}' for name, size in sizes.items())])
+  if attack['name'] == 'lp':
+    network = NONE
   steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not ended'
   named = re.search(r'--config[= ](\S+)', run.closing['command']) if run.closing else None
   about = {

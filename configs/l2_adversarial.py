@@ -1,0 +1,22 @@
+"""Adversarial training within l_2 balls of radius 0.5 (Madry et al., arXiv 1706.06083).
+
+  python -m adversarial_augment.train --config=configs/l2_adversarial.py                # CIFAR-10, ResNet-50
+  python -m adversarial_augment.train --config=configs/l2_adversarial.py:quickstart     # embedded images
+  python -m adversarial_augment.train --config=configs/l2_adversarial.py:smoke          # two steps, for tests
+
+All but the ball and its steps is as in linf_adversarial.py. The radius is that of the strongest l_2 training which
+arXiv 2104.01086 names (appendix D: Gowal et al. 2020, with extra data), and the smaller one of its Table 2; PAT's, in
+Table 3, has 1.0 (--config.attack.epsilon=1). Steps are normalised gradients of a quarter of the radius.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("linf_adversarial.py")}:{variant}')
+  config.attack.update(norm='l2', epsilon=0.5, step='l2')
+  return config
