@@ -54,10 +54,11 @@ def options_of(prefix: str, *runs: str) -> dict[str, object]:
 @pytest.mark.parametrize('name', list(attacks.ATTACKS))
 def test_an_attack_takes_every_field_and_has_its_default(name):
   known = {**inspect.signature(adversary).parameters, **inspect.signature(attacks.ATTACKS[name]).parameters}
-  of_the_batch = ('batch_norm', 'warmup_epochs', 'microbatch', 'fraction', 'beta_mode')
-  unknown = ('nu',) if name == 'advmix' else ()  # which has no balls
+  of_the_batch = ('batch_norm', 'warmup_epochs', 'microbatch', 'fraction', 'beta_mode', 'trades')
+  of_balls = ('norm', 'epsilon')
+  unknown = {'ada': of_balls, 'advmix': (*of_balls, 'nu'), 'lp': ('nu', 'min_ssim', 'root')}[name]
   for field, default in options_of('attack.', *of_the_batch, *unknown).items():
-    assert known[field].default == default, field
+    assert known[field].default == default or field in of_balls, field  # which have none
 
 
 @pytest.mark.parametrize('name', list(classifiers.CLASSIFIERS))
@@ -155,13 +156,17 @@ def test_an_attack_returns_images_in_range_and_metrics_of_each(name):
   phi = {'w': jnp.eye(3), 'b': jnp.float32([0.1, -0.1, 0.2])}
   logits_fn = lambda images: images.mean((1, 2))
   hull = attacks.Hull(phi, jax.tree.map(lambda p: jnp.stack([p, -p]), phi))
-  options, frozen = {'ada': ({'nu': 0.2}, phi), 'advmix': ({}, hull)}[name]
-  attack = attacks.ATTACKS[name](tint, num_steps=2, **options)
+  of_networks, of_balls = {'num_steps': 2, 'apply': tint}, {'num_steps': 2, 'norm': 'linf', 'epsilon': 0.1}
+  options, frozen = {
+    'ada': (of_networks | {'nu': 0.2}, phi), 'advmix': (of_networks, hull), 'lp': (of_balls, {})
+  }[name]  # fmt: skip
+  attack = attacks.ATTACKS[name](**options)
   result = jax.jit(lambda keys: attack(keys, logits_fn, IMAGES, jnp.array([0, 1, 2, 0]), frozen))(KEYS)
   assert (result.images.shape, result.images.dtype) == (IMAGES.shape, jnp.float32)
   assert float(result.images.min()) >= 0
   assert float(result.images.max()) <= 1
-  assert {'attack_loss_start', 'attack_loss_end', 'ssim', 'ssim_corrected', 'ssim_below_min'} <= result.metrics.keys()
+  assert {'attack_loss_start', 'attack_loss_end', 'ssim', 'gradient_norm'} <= result.metrics.keys()
+  assert ({'ssim_corrected', 'ssim_below_min'} <= result.metrics.keys()) == (name != 'lp')
   for metric, values in result.metrics.items():
     assert values.shape == (4,), metric
     assert np.isfinite(values).all(), metric

@@ -29,6 +29,12 @@ def test_the_picture_names_the_adversary_of_the_evaluation(tmp_path, monkeypatch
   assert caption(tmp_path, monkeypatch, attack__name=name) == f'edsr, AdA, nu 0.03, 7 steps{trained}, step 0'
 
 
+def test_the_picture_of_training_within_a_ball_names_it(tmp_path, monkeypatch):
+  pytest.importorskip('matplotlib')
+  ball = {'attack__name': 'lp', 'attack__norm': 'linf', 'attack__epsilon': '4/255'}
+  assert caption(tmp_path, monkeypatch, **ball) == 'linf epsilon 4/255, 7 steps, step 0'
+
+
 @pytest.mark.parametrize(
   'name, said', [('ada', 'ada, nu 0.03, 7 steps'), ('advmix', 'advmix, 7 steps'), ('none', 'no adversary')]
 )

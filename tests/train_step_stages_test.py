@@ -59,6 +59,28 @@ def test_each_stage_gets_what_the_one_before_gave(jsd):
 
 
 @pytest.mark.usefixtures('x64')
+def test_the_loss_of_trades_is_that_of_the_clean_image_and_the_divergence_from_it():
+  _, static, _, state = tiny.make(attack__name='none')
+  images, labels = tiny.batch(static, 0)
+  darker = lambda keys, logits_fn, images, labels, phi: AttackResult(images / 2, {'met': images[:, 0, 0, 0]})
+  static = static._replace(before=lambda key, image: image, attack=darker, trades=6.0)
+  keys = jax.random.split(jax.random.key(0), 8)
+  views, _ = train_step.corrupt(static, keys, images, labels, state, {})
+  clean = np.asarray(images, np.float64) / 255
+  np.testing.assert_allclose(views, np.stack([clean, clean / 2], 1), atol=1e-12)
+  whole = jnp.concatenate([views[:, 0], views[:, 1]])
+  logits, _ = static.classifier.apply(state.params, state.model_state, None, whole, is_training=True)
+  p, q = scipy.special.softmax(np.asarray(logits), -1).reshape(2, 8, -1)
+  divergence = scipy.special.rel_entr(p, q).sum(-1).mean()
+  assert divergence > 1e-6
+  _, (metrics,) = tiny.run(static, {}, state, 1)
+  assert metrics['kl'] == pytest.approx(divergence, rel=1e-9)
+  cross_entropy = -np.log(p[np.arange(8), np.asarray(labels)]).mean()
+  assert metrics['loss'] == pytest.approx(cross_entropy + 6 * divergence, rel=1e-9)
+  assert metrics['accuracy'] == (p.argmax(-1) == np.asarray(labels)).mean()
+
+
+@pytest.mark.usefixtures('x64')
 def test_the_loss_on_three_views_and_the_update_are_those_of_augmix_on_one_device_also_on_four():
   options = {'attack__name': 'none', 'augment__after': 'augmix', 'augment__jsd': '12'}
   _, static, _, state = tiny.make(1, **options)

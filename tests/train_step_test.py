@@ -48,6 +48,38 @@ def test_five_steps_equal_the_oracle(num_devices):
   assert int(end.step) == NUM_STEPS
 
 
+LINF = {'attack__name': 'lp', 'attack__norm': 'linf', 'attack__epsilon': '8/255'}
+TRADES = LINF | {'attack__trades': '6', 'attack__init': 'gaussian', 'attack__batch_norm': 'running'}
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('options', [LINF, TRADES], ids=['linf', 'trades'])
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_steps_of_adversarial_training_equal_the_oracle(num_devices, options):
+  _, static, phi, state = tiny.make(num_devices, **options)
+  assert phi == {}
+  end, metrics = tiny.run(static, phi, state, 3)
+  trades = 6.0 if options is TRADES else 0.0
+  expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
+  step = jax.jit(
+      functools.partial(
+          oracle.train_step, classifier=static.classifier, before=static.before, seed=0, momentum=0.9, decay=1e-4,
+          adversary=functools.partial(oracle.linf_attack, epsilon=8 / 255, num_steps=2, trades=bool(trades)),
+          local_stats=not trades, trades=trades,
+      )
+  )  # fmt: skip
+  for index, got in enumerate(metrics):
+    images, labels = tiny.dataset().read(np.arange(8) + 8 * index)
+    expected, loss, start, attacked = step(expected, images, labels, {}, learning_rate(index + 1))
+    assert got['loss'] == pytest.approx(float(loss), abs=1e-9)
+    assert got['attack_loss_start'] == pytest.approx(float(start), abs=1e-9)
+    assert got['attack_loss_end'] == pytest.approx(float(attacked), abs=1e-9)
+    assert ('kl' in got) == bool(trades)
+    assert got['finite']
+  assert largest_difference(end.params, expected[1]) < 1e-9
+  assert largest_difference(end.model_state, expected[2]) < 1e-9
+
+
 def test_an_update_that_is_not_finite_leaves_the_state_and_so_do_those_after_it():
   _, static, phi, state = tiny.make(2)
   step = train_step.jitted(static)
