@@ -9,6 +9,9 @@ climbs that divergence from 0.001 N(0, 1) beside the image, against running batc
 code. Theirs has a radius of 0.031 and ten steps of 0.007; here they are 8/255 and a quarter of it. The clean and the
 adversarial images are one batch here, and share its statistics; there they are two. All else is as in
 linf_adversarial.py.
+
+`:quickstart`, with seed 0, gave a clean accuracy of 90.25 % on the 2,000 embedded test images. Under `evaluate
+--attack=pgd --norm=linf --epsilon=8/255 --num_examples=500`, 72.4 % were left (nominal.py:quickstart: 94.80 % and 15.2 %).
 """
 
 from pathlib import Path

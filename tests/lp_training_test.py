@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from adversarial_augment import cli, evaluate, summary, train
@@ -78,21 +77,16 @@ def test_clean_epochs_come_first_and_cost_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_adversarial_training_makes_robust(tmp_path):
-  """The quickstarts, under PGD of 40 steps within the ball of the training."""
-  robust, clean = {}, {}
-  for name in ('nominal', *BALLS):
+  """Short runs of the quickstarts, under PGD within the ball of the training."""
+  found = {}
+  for name in ('nominal', 'linf_adversarial', 'trades'):
     workdir = tmp_path / name
-    train.main([f'--config=configs/{name}.py:quickstart', f'--workdir={workdir}', '--config.evals=clean'])
-    ball = ['--norm=l2', '--epsilon=0.5'] if name == 'l2_adversarial' else ['--norm=linf', '--epsilon=8/255']
-    balls = [ball] if name != 'nominal' else [ball, ['--norm=l2', '--epsilon=0.5']]
-    for norm, epsilon in balls:
-      flags = ['--attack=pgd', '--num_examples=500', '--allow_suspect']
-      evaluate.main([f'--workdir={workdir}', norm, epsilon, *flags])
-    for path in (workdir / 'results').glob('robustness_*.json'):
-      found = json.loads(path.read_text())
-      robust[name, found['norm']] = found['robust_accuracy']
-      clean[name] = found['clean_accuracy']
-  assert np.min(list(clean.values())) > 0.5
-  assert robust['linf_adversarial', 'linf'] > robust['nominal', 'linf'] + 0.1
-  assert robust['trades', 'linf'] > robust['nominal', 'linf'] + 0.1
-  assert robust['l2_adversarial', 'l2'] > robust['nominal', 'l2'] + 0.1
+    short = ['--config.num_steps=250', '--config.evals=']
+    train.main([f'--config=configs/{name}.py:quickstart', f'--workdir={workdir}', *short])
+    ball = ['--norm=linf', '--epsilon=8/255', '--num_examples=200']
+    evaluate.main([f'--workdir={workdir}', '--attack=pgd', *ball, '--allow_suspect'])
+    (path,) = (workdir / 'results').glob('robustness_*.json')
+    found[name] = json.loads(path.read_text())
+  assert min(result['clean_accuracy'] for result in found.values()) > 0.5
+  for name in ('linf_adversarial', 'trades'):
+    assert found[name]['robust_accuracy'] > found['nominal']['robust_accuracy'] + 0.2
