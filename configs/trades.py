@@ -11,7 +11,7 @@ adversarial images are one batch here, and share its statistics; there they are 
 linf_adversarial.py.
 
 `:quickstart`, with seed 0, gave a clean accuracy of 90.25 % on the 2,000 embedded test images. Under `evaluate
---attack=pgd --norm=linf --epsilon=8/255 --num_examples=500`, 72.4 % were left (nominal.py:quickstart: 94.80 % and 15.2 %).
+--attack=pgd --norm=linf --epsilon=8/255 --num_examples=500`, 72.4 % were left (after nominal training 15.2 %).
 """
 
 from pathlib import Path
