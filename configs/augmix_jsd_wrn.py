@@ -7,7 +7,9 @@
 
 All but the classifier and the 100 epochs is as in augmix_jsd_resnext.py.
 
-`:laptop` has not been run on CIFAR-10.
+`:laptop` gave an mCE of 33.41 % and a clean error of 25.38 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
+images, corruptions made here), in 5 min on one processor core, with evaluation. Its start, 12 epochs of nominal.py with
+the same classifier, had 36.09 % and 22.22 %: docs/reproduction.md.
 """
 
 from pathlib import Path
