@@ -148,25 +148,25 @@ def _canonical_backward(stride, pads, saved, g):
 
 
 def _input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  """For each of its rows modulo the stride a convolution of g, that gives all columns modulo the stride as channels."""
+  """A convolution of g for each row modulo the stride, with all columns modulo the stride as channels; no zeros."""
   n, height, width, c = shape
   kh, kw, _, k = w.shape
-  taps = -(-kw // stride)
-  w = jnp.pad(w, ((0, max(stride - kh, 0)), (0, stride * taps - kw), (0, 0), (0, 0)))
-  w = w.reshape(-1, taps, stride, c, k)[:, ::-1].transpose(0, 1, 4, 2, 3)
-  kernel = jax.lax.optimization_barrier(w.reshape(-1, taps, k, stride * c))
   (top, _), (left, _) = pads
-  lasts = -(-(top + height) // stride), -(-(left + width) // stride)
-  across = taps - 1 - left // stride, lasts[1] - g.shape[2]
-  phases = []
-  for phase in range(stride):
-    rows = kernel[phase::stride][::-1]
-    around = len(rows) - 1 - top // stride, lasts[0] - g.shape[1]
-    phases.append(_columnwise(g, rows, 1, (around, across)))
-  dx = jnp.stack(phases, 2)  # [n, height / stride, stride, width / stride, stride * c]
-  dx = dx.reshape(n, dx.shape[1] * stride, dx.shape[3] * stride, c)
-  top, left = top % stride, left % stride
-  return dx[:, top : top + height, left : left + width]
+  rows, columns = -(-height // stride), -(-width // stride)
+  # Tap left + j - stride * d brings column i + d of g to column stride * i + j.
+  first, last = -((kw - 1 - left) // stride), (left + stride - 1) // stride  # d
+  across = -first, columns - 1 + last - (g.shape[2] - 1)
+  size, before = last - first + 1, stride * last - left
+  w = jnp.pad(w, ((0, max(stride - kh, 0)), (before, stride * size - kw - before), (0, 0), (0, 0)))
+  w = w.reshape(-1, size, stride, c, k)[:, ::-1].transpose(0, 1, 4, 2, 3)
+  kernel = jax.lax.optimization_barrier(w.reshape(-1, size, k, stride * c))
+  parts = []
+  for j in range(stride):
+    shift, phase = divmod(top + j, stride)
+    taps = kernel[phase::stride][::-1]
+    down = len(taps) - 1 - shift, rows - 1 + shift - (g.shape[1] - 1)
+    parts.append(_columnwise(g, taps, 1, (down, across)))
+  return jnp.stack(parts, 2).reshape(n, rows * stride, columns * stride, c)[:, :height, :width]
 
 
 _canonical.defvjp(_canonical_forward, _canonical_backward)

@@ -32,10 +32,20 @@ def settle(module: str, *, cores: int) -> None:
 
 
 class Timing(NamedTuple):
-  """Medians over rounds, in seconds."""
+  """Of one call, or medians over rounds; in seconds."""
 
   wall: float
   cpu: float
+
+
+def timed(variant: Callable[[], Any], calls: int = 1) -> Timing:
+  """Times one call of several, one after the other, without waiting for what they return but of the last."""
+  time.sleep(0.05)  # idle threads of what ran before may still spin
+  wall, cpu = time.perf_counter(), time.process_time()
+  for _ in range(calls):
+    result = variant()
+  jax.block_until_ready(result)
+  return Timing((time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls)
 
 
 def interleave(
@@ -46,7 +56,7 @@ def interleave(
   Args:
     variants: what to time; a first call of each, which compiles, is not timed.
     rounds: of all variants in turn.
-    calls: one after the other in each round, without waiting for what they return but of the last.
+    calls: in each round, see `timed`.
     slow: variants of the first round only.
   """
   samples: dict[str, list[Timing]] = {name: [] for name in variants}
@@ -56,12 +66,7 @@ def interleave(
     for name, variant in variants.items():
       if name in slow and index:
         continue
-      time.sleep(0.05)  # idle threads of the variant before may still spin
-      wall, cpu = time.perf_counter(), time.process_time()
-      for _ in range(calls):
-        result = variant()
-      jax.block_until_ready(result)
-      samples[name].append(Timing((time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls))
+      samples[name].append(timed(variant, calls))
   return {
     name: Timing(*(statistics.median(values) for values in zip(*parts, strict=True))) for name, parts in samples.items()
   }

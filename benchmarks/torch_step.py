@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
+
+from benchmarks import torch_classifier
 
 
 def make(setting):
@@ -13,7 +14,7 @@ def make(setting):
   features, blocks = setting.features, setting.blocks
   widths = [(3, features)] + [(features, features)] * (2 * blocks + 1) + [(features, 3)]
   phi = [t for a, b in widths for t in (_uniform(b, a, 3, 3, fan=9 * a), _uniform(b, fan=9 * a))]
-  model = _PreActResNet18(16)
+  model = torch_classifier.PreActResNet((2, 2, 2, 2), 16)
   optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
   images, labels = torch.rand(n, 3, 32, 32), torch.randint(10, (n,))
 
@@ -57,39 +58,3 @@ def make(setting):
 
 def _uniform(*shape: int, fan: int) -> torch.Tensor:
   return (2 * torch.rand(*shape) - 1) / fan**0.5
-
-
-class _Block(nn.Module):
-  def __init__(self, inputs: int, outputs: int, stride: int):
-    super().__init__()
-    self.norm_0, self.norm_1 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(outputs)
-    self.conv_0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    self.conv_1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-    self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 or inputs != outputs else None
-
-  def forward(self, x):
-    y = self.norm_0(x).relu()
-    residual = x if self.shortcut is None else self.shortcut(y)
-    return self.conv_1(self.norm_1(self.conv_0(y)).relu()) + residual
-
-
-class _PreActResNet18(nn.Module):
-  def __init__(self, width: int):
-    super().__init__()
-    channels = [width, width, 2 * width, 4 * width, 8 * width]
-    self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-    self.blocks = nn.Sequential(
-      *[
-        block
-        for i in range(4)
-        for block in (
-          _Block(channels[i], channels[i + 1], 1 if i == 0 else 2),
-          _Block(channels[i + 1], channels[i + 1], 1),
-        )
-      ]
-    )
-    self.norm, self.head = nn.BatchNorm2d(channels[-1]), nn.Linear(channels[-1], 10)
-
-  def forward(self, x):
-    x = self.blocks(self.stem((x - 0.47) / 0.25))
-    return self.head(self.norm(x).relu().mean((2, 3)))

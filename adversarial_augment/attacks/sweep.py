@@ -94,14 +94,21 @@ def run(problem: Problem, programs: Programs, stages: Sequence[Stage], sweep: Sw
       alive = np.flatnonzero(sweep.broken_in >= number)
       while sweep.cursor[1] < len(alive):
         began = time.monotonic()
-        part = alive[sweep.cursor[1] :][: programs.batch_size]
-        found = programs.attack(index, inner, padded(part, _batch_size(len(part), programs)))[: len(part)]
+        size = _batch_size(len(alive) - sweep.cursor[1], programs)
+        part = alive[sweep.cursor[1] :][:size]
+        found = programs.attack(index, inner, padded(part, size))[: len(part)]
         _keep(problem, programs, sweep, part, found, number)
         sweep.cursor[1] += len(part)
         sweep.seconds[index] += time.monotonic() - began
         yield index, inner, len(part)
       sweep.cursor[:] = number + 1, 0
       yield index, inner, 0
+
+
+def batch_sizes(programs: Programs) -> tuple[int, int]:
+  """Returns the larger and the smaller number of images that are attacked at once."""
+  small = -(-programs.batch_size // (_SMALL * programs.multiple)) * programs.multiple
+  return programs.batch_size, small
 
 
 def survivors(stages: Sequence[Stage], sweep: Sweep) -> dict[str, int]:
@@ -126,8 +133,9 @@ def distances(norm: str, images: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _batch_size(count: int, programs: Programs) -> int:
-  small = -(-programs.batch_size // (_SMALL * programs.multiple)) * programs.multiple
-  return small if count <= small else programs.batch_size
+  """The larger size, or the smaller one where several of that hold so many images with fewer repeated ones."""
+  large, small = batch_sizes(programs)
+  return large if -(-count // small) * small >= large else small
 
 
 def _keep(problem: Problem, programs: Programs, sweep: Sweep, part: np.ndarray, found: np.ndarray, number: int) -> None:

@@ -1,0 +1,172 @@
+"""The standard AutoAttack within an l_inf ball, beside PyTorch's on the same weights, images and cores.
+
+  python -m adversarial_augment.train --config=configs/linf_adversarial.py:quickstart --workdir=runs/linf
+  python -m benchmarks.autoattack --workdir=runs/linf [--epsilon=E] [--images=256] [--rounds=1]
+
+The classifier of a run, a pre-activation ResNet of basic blocks, with the adversary of `evaluate --attack=autoattack`
+and that of pyautoattack. Stage by stage the two take turns, each on its own survivors, warm. Prints seconds, ratios and
+survivors, and ends with 1 if a bound is missed. Needs `pip install 'adversarial-augment[autoattack]'`; runs on all
+usable cores, with huge pages (see timing.py).
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from adversarial_augment import cli, datasets, inference, recipe, sharding
+from adversarial_augment.attacks import suites, sweep
+from adversarial_augment.attacks.sweep import Problem, Programs, Stage
+from adversarial_augment.errors import UserError
+from adversarial_augment.evaluators import robustness
+from adversarial_augment.exporting import torch_layout
+from benchmarks import timing
+from benchmarks.timing import Timing
+
+TRAIN = 'python -m adversarial_augment.train --config=configs/linf_adversarial.py:quickstart --workdir='
+SUITE, NORM, EPSILON = 'autoattack', 'linf', 0.1
+LEAST_ROBUST = 0.25  # of the images: with few of them left, the later stages would cost nothing
+
+
+class Ours:
+  """The sweep of `evaluate --attack=autoattack`."""
+
+  def __init__(self, problem: Problem, programs: Programs, stages: tuple[Stage, ...]):
+    self._problem, self._programs, self._stages = problem, programs, stages
+    self.reset()
+
+  def reset(self) -> None:
+    self._found = sweep.begin(self._problem, self._programs, len(self._stages))
+    self._progress: Iterator = sweep.run(self._problem, self._programs, self._stages, self._found)
+
+  def compile(self, index: int) -> float:
+    """Returns the seconds by which the first calls of a stage are slower than the second ones."""
+
+    def call(size: int) -> float:
+      start = time.perf_counter()
+      self._programs.attack(index, 0, np.full(size, easiest))
+      return time.perf_counter() - start
+
+    easiest = self._found.margins.argmax()  # broken at once, so that most loops end early
+    return sum(call(size) - call(size) for size in sweep.batch_sizes(self._programs))
+
+  def run(self, index: int) -> None:
+    """Runs the next stage."""
+    last = index, self._stages[index].rounds.number - 1, 0
+    while next(self._progress) != last:
+      pass
+
+  @property
+  def robust(self) -> np.ndarray:
+    return self._found.broken_in == sweep.ALIVE
+
+
+class Pair(NamedTuple):
+  """Of a stage."""
+
+  ours: Timing
+  theirs: Timing
+  survivors: tuple[int, int]
+
+
+def restore(workdir: Path, num_images: int, epsilon: float) -> tuple[robustness.Classifier, Problem, int]:
+  """Returns the classifier of a run, what is attacked, and the depth of the network.
+
+  Raises:
+    UserError: there is no such run, or not so many images.
+  """
+  try:
+    config = inference.read_config(workdir)
+  except UserError as error:
+    raise UserError(f'{error} One is made by: {TRAIN}{workdir}') from None
+  test = datasets.load(config.dataset, 'test', config.data_dir)
+  if num_images > test.num_examples:
+    raise UserError(f'--images={num_images} must be at most {test.num_examples}, which {test.name} has.')
+  cli.virtual_devices(cli.usable_cores())
+  mesh = sharding.data_mesh()
+  state = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh).state
+  classifier = robustness.Classifier(
+    recipe.attacked_classifier(config, test.num_classes),
+    recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32')),
+    state,
+    mesh,
+    config.batch_size,
+  )
+  attacked = test._replace(num_examples=num_images)
+  return classifier, robustness.problem(attacked, NORM, epsilon), config.classifier.depth
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--workdir', type=Path, required=True, help='of a run')
+  parser.add_argument('--epsilon', type=float, default=EPSILON)
+  parser.add_argument('--images', type=int, default=256)
+  parser.add_argument('--rounds', type=int, default=1, help='of which medians are taken')
+  arguments = parser.parse_args()
+  timing.settle('benchmarks.autoattack', cores=cli.usable_cores())
+  import torch
+
+  from benchmarks import torch_autoattack
+
+  torch.set_num_threads(cli.usable_cores())
+  classifier, problem, depth = restore(arguments.workdir, arguments.images, arguments.epsilon)
+  variables = jax.device_get((classifier.state.params, classifier.state.model_state))
+  theirs = torch_autoattack.Reference(torch_layout.state_dict(*variables), depth, problem)
+  logits = classifier.judge.apply(*variables, None, problem.images, is_training=False)[0]
+  np.testing.assert_allclose(theirs.logits(), logits, rtol=1e-3, atol=1e-3, err_msg='not the same classifier')
+  num_classes = robustness.num_classes_of(classifier, problem.images)
+  stages = suites.stages(SUITE, norm=NORM, epsilon=problem.epsilon, num_classes=num_classes)
+  ours = Ours(problem, robustness.programs(classifier, stages, problem), stages)
+  cores, version = torch.get_num_threads(), f'jax {jax.__version__}, torch {torch.__version__}'
+  print(f'{arguments.images} images, epsilon {problem.epsilon:g}, {cores} cores, {version}')
+  print(f'right without an attack: {ours.robust.sum()} / {theirs.robust.sum()}, ours / theirs')
+
+  compiled = [ours.compile(index) for index in range(len(stages))]
+  for stage in stages:
+    theirs.warm_up(stage.name)
+  pairs: list[list[Pair]] = [[] for _ in stages]
+  for number in range(arguments.rounds):
+    ours.reset()
+    theirs.reset()
+    for index, stage in enumerate(stages):
+      runs = {'ours': lambda index=index: ours.run(index), 'theirs': lambda name=stage.name: theirs.run(name)}
+      order = list(runs) if (number + index) % 2 == 0 else list(runs)[::-1]
+      times = {name: timing.timed(runs[name]) for name in order}
+      pairs[index].append(Pair(**times, survivors=(int(ours.robust.sum()), int(theirs.robust.sum()))))
+  sys.exit(0 if report(stages, compiled, pairs, arguments.images) else 1)
+
+
+def report(stages: tuple[Stage, ...], compiled: list[float], pairs: list[list[Pair]], num_images: int) -> bool:
+  """Prints the stages, medians over rounds; returns whether the bounds are met."""
+  print(f'\n{"":<10}{"ours":>10}{"cpu":>8}{"theirs":>10}{"cpu":>8}{"left":>12}{"compiled":>12}')
+  seconds = np.array([np.median([[*p.ours, *p.theirs] for p in of_stage], axis=0) for of_stage in pairs])
+  left = [' / '.join(map(str, of_stage[-1].survivors)) for of_stage in pairs]
+  names = [stage.name for stage in stages]
+  for name, row, images, compile_seconds in zip(
+    [*names, 'total'], [*seconds, seconds.sum(0)], [*left, ''], [*compiled, sum(compiled)], strict=True
+  ):
+    own, own_cpu, other, other_cpu = row
+    print(
+      f'{name:<10}{own:8.1f} s{own_cpu:8.1f}{other:8.1f} s{other_cpu:8.1f}{images:>12}{compile_seconds:10.1f} s',
+      flush=True,
+    )
+  print()
+  robust = min(min(pair.survivors) for pair in pairs[-1]) / num_images
+  met = [timing.gate('share of images that are left', robust, LEAST_ROBUST, least=True)]
+  for name, of_stage in zip(names, pairs, strict=True):
+    ratio = statistics.median(pair.ours.wall / pair.theirs.wall for pair in of_stage)
+    met.append(timing.gate(f'{name}, ours / theirs', ratio, 1.3, least=False))
+  total = seconds[:, 0].sum() / seconds[:, 2].sum()
+  met.append(timing.gate('total, ours / theirs', total, 1, least=False))
+  print(f'theirs / ours: {1 / total:.2f} (the goal is 1.5)')
+  return all(met)
+
+
+if __name__ == '__main__':
+  main()
