@@ -30,7 +30,7 @@ from benchmarks import timing
 from benchmarks.timing import Timing
 
 TRAIN = 'python -m adversarial_augment.train --config=configs/linf_adversarial.py:quickstart --workdir='
-SUITE, NORM, EPSILON = 'autoattack', 'linf', 0.1
+SUITE, NORM, EPSILON = 'autoattack', 'linf', 14 / 255
 LEAST_ROBUST = 0.25  # of the images: with few of them left, the later stages would cost nothing
 
 
@@ -139,6 +139,7 @@ def main() -> None:
       order = list(runs) if (number + index) % 2 == 0 else list(runs)[::-1]
       times = {name: timing.timed(runs[name]) for name in order}
       pairs[index].append(Pair(**times, survivors=(int(ours.robust.sum()), int(theirs.robust.sum()))))
+      print(f'  {stage.name}: {times["ours"].wall:.1f} s and {times["theirs"].wall:.1f} s', file=sys.stderr, flush=True)
   sys.exit(0 if report(stages, compiled, pairs, arguments.images) else 1)
 
 
