@@ -24,7 +24,7 @@ _DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
 
 Results go to WORKDIR/results, one .json and one .csv for each evaluation. What they hold already is shown again;
 --overwrite replaces what other images, settings or versions gave for the same checkpoint. After a stop the same
-command goes on, within an evaluation on corruptions and within an attack too.
+command goes on, within an evaluation on corruptions and within an attack too; only --overwrite begins an attack anew.
 
 With --attack the classifier is attacked within l_p balls instead: survivors are shown after each stage, and the robust
 accuracy goes to WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json. A number that checks of the classifier or of the
@@ -170,7 +170,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--config.FIELD', dest='_', metavar='VALUE', help='replace a field, such as data_dir, batch_size, eval_images'
   )
-  parser.add_argument('--overwrite', action='store_true', help='evaluate again what is known')
+  parser.add_argument(
+    '--overwrite', action='store_true', help='evaluate again what is known; begin a stopped attack anew'
+  )
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   robustness_flags.add(parser)
   cli.add_process_flags(parser)

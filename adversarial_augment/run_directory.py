@@ -34,19 +34,20 @@ def create(workdir: Path) -> None:
 
 
 @contextmanager
-def lock(workdir: Path, flag: str = '--workdir') -> Iterator[None]:
-  """Holds a directory against a second writer; however the process ends, the kernel drops the lock.
+def lock(workdir: Path, flag: str = '--workdir', name: str = '') -> Iterator[None]:
+  """Holds a directory or one thing in it against a second writer; however the process ends, the kernel drops the lock.
 
   Args:
     workdir: an existing folder; `.lock` in it carries the holder's process id and host.
     flag: what names another one, for the message.
+    name: of what alone is held, by `.NAME.lock`; '': all of it.
 
   Raises:
     UserError: another process holds it.
     StorageError: the lock file cannot be written, or the file system knows no locks.
   """
-  path = workdir / '.lock'
-  action = f"lock '{workdir}'"
+  path = workdir / (f'.{name}.lock' if name else '.lock')
+  action = f"lock '{workdir / name}'"
   with files.storage_errors(action):
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
   try:
@@ -57,7 +58,7 @@ def lock(workdir: Path, flag: str = '--workdir') -> Iterator[None]:
         holder = os.pread(descriptor, 1000, 0).decode(errors='replace').split()
         # The holder writes its name just after it takes the lock, so the file may be empty for an instant.
         who = f'process {holder[0]} on {holder[1]}' if len(holder) == 2 else 'another process'
-        raise UserError(f"'{workdir}' is in use by {who}; wait for its end or name another {flag}.") from error
+        raise UserError(f"'{workdir / name}' is in use by {who}; wait for its end or name another {flag}.") from error
       os.ftruncate(descriptor, 0)
       os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
     yield

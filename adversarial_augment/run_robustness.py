@@ -1,6 +1,7 @@
 """Attacks on a trained classifier, as `evaluate --attack` runs them: what is known, what goes on, files, lines."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import io
 from pathlib import Path
 import time
@@ -37,14 +38,13 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
     workdir: of the run.
     test: the images to attack.
     request: the attacks.
-    overwrite: whether to attack anew where `workdir` has results of the same name, or an unfinished sweep of another
-      classifier.
+    overwrite: whether to attack anew where `workdir` has results of the same name, or an unfinished sweep.
 
   Returns:
     The exit code: `SUSPECT` where a result has a flag, unless the request allows it.
 
   Raises:
-    UserError: there is no checkpoint, or something that is not to be replaced.
+    UserError: there is no checkpoint, something that is not to be replaced, or another process that attacks it.
     StorageError: the results cannot be written.
   """
   mesh = sharding.data_mesh()
@@ -76,33 +76,64 @@ def _find(
   overwrite: bool,
 ) -> dict[str, Any]:
   """Returns the result within one ball: what the run's folder knows, or measured and written."""
-  name = results.robustness_name(request.suite, ball.norm, ball.text)
-  folder = workdir / 'results'
-  path, images_path = folder / f'{name}.json', folder / f'{name}.npz'
+  name, folder = results.robustness_name(request.suite, ball.norm, ball.text), workdir / 'results'
   conditions = _conditions(test, request, ball, about)
-  sha256 = results.digest(conditions)
-  if not processes.all_have(sha256):
+  if not processes.all_have(results.digest(conditions)):
     raise UserError('The processes have different images or versions; give all of them the same files.')
-  known = processes.on_process_0(lambda: results.read(path))
-  there = processes.on_process_0(lambda: not request.save_images or images_path.exists())
-  if not overwrite and known.get('conditions_sha256') == sha256 and there:
-    return processes.on_process_0(lambda: results.load(workdir, name))
-  others = known.get('conditions_sha256') != sha256
-  if not overwrite and others and known.get('checkpoint_sha256') == about['checkpoint_sha256']:
+  look = lambda: None if overwrite else _known(workdir, name, request, conditions)
+  if known := processes.on_process_0(look):
+    return known
+  with contextlib.ExitStack() as stack:
+
+    def hold() -> None:
+      run_directory.create(folder)  # before anything is measured that has no place
+      stack.enter_context(run_directory.lock(folder, name=name))
+      if overwrite:
+        _remove(folder / f'{name}.sweep')
+
+    processes.on_process_0(hold)
+    # Whoever held it may have written the result since.
+    return processes.on_process_0(look) or _measure(classifier, folder / name, test, request, ball, about, conditions)
+
+
+def _known(workdir: Path, name: str, request: Request, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns the result that is there; None where there is none, or an attack that would replace it was stopped.
+
+  Raises:
+    UserError: the same checkpoint has one of other conditions, or it contradicts itself.
+  """
+  path = workdir / 'results' / f'{name}.json'
+  if path.with_name(f'{name}.sweep').exists():
+    return None
+  known = results.read(path)
+  if known.get('conditions_sha256') == results.digest(conditions):
+    there = not request.save_images or path.with_name(f'{name}.npz').exists()
+    return results.load(workdir, name) if there else None
+  if known.get('checkpoint_sha256') == conditions['checkpoint']:
     raise UserError(
       f"'{path}' holds what other images, seeds or versions gave for this checkpoint; replace it with --overwrite."
     )
-  processes.on_process_0(lambda: run_directory.create(folder))  # before anything is measured that has no place
-  unfinished = folder / f'{name}.sweep'
+  return None
+
+
+def _measure(
+  classifier: Classifier,
+  place: Path,
+  test: Dataset,
+  request: Request,
+  ball: Ball,
+  about: Mapping[str, Any],
+  conditions: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Attacks within one ball, or goes on with that; writes `place`.json, and .npz where images are asked for."""
+  path, images_path, unfinished = (place.with_name(f'{place.name}.{kind}') for kind in ('json', 'npz', 'sweep'))
   attacked = robustness.problem(test, ball.norm, ball.epsilon)
-  _say(
-    f'{request.suite}, {ball.norm}, epsilon {ball.text}, {test.num_examples:,} images, seed {request.seed}',
-  )
-  sweep = _sweep(classifier, attacked, request, unfinished, conditions, overwrite)
+  _say(f'{request.suite}, {ball.norm}, epsilon {ball.text}, {test.num_examples:,} images, seed {request.seed}')
+  sweep = _sweep(classifier, attacked, request, unfinished, conditions)
   _say('  checking whether the result is valid...')
   found = robustness.outcome(classifier, request.suite, attacked, sweep, seed=request.seed)
   result = found | {
-    'eval': name,
+    'eval': place.name,
     'attack': request.suite,
     'norm': ball.norm,
     'epsilon': ball.epsilon,
@@ -110,7 +141,7 @@ def _find(
     'split': 'test',
     'seed': request.seed,
     'origin': test.provenance.get('origin', 'unverified'),
-    'conditions_sha256': sha256,
+    'conditions_sha256': results.digest(conditions),
     **about,
   }
 
@@ -118,11 +149,15 @@ def _find(
     if request.save_images:
       _write_images(images_path, attacked, sweep)
     results.write(path, result)
-    with files.storage_errors(f"remove '{unfinished}'"):
-      unfinished.unlink(missing_ok=True)
+    _remove(unfinished)
 
   processes.on_process_0(write)
   return result
+
+
+def _remove(path: Path) -> None:
+  with files.storage_errors(f"remove '{path}'"):
+    path.unlink(missing_ok=True)
 
 
 def _conditions(test: Dataset, request: Request, ball: Ball, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +182,6 @@ def _sweep(
   request: Request,
   path: Path,
   conditions: Mapping[str, Any],
-  overwrite: bool,
 ) -> Sweep:
   """Makes a sweep, or goes on with the one in a file; shows what is left after each stage."""
   num_classes = robustness.num_classes_of(classifier, attacked.images)
@@ -157,13 +191,8 @@ def _sweep(
   programs = robustness.programs(classifier, stages, attacked, seed=request.seed)
   sweep = sweeps.begin(attacked, programs, len(stages))
   clean = int((sweep.broken_in > 0).sum())
-  try:
-    known = sweep_file.read(path, sweep, conditions)
-  except UserError:
-    if not overwrite:
-      raise
-    known = None
-  sweep = sweep if known is None else known
+  if known := sweep_file.read(path, sweep, conditions):
+    sweep = known
   n = len(attacked.images)
   _say(f'  {"clean accuracy":<20} {clean / n:.4f}  ({clean:,} of {n:,})')
   for index, name in enumerate(sweeps.survivors(stages, sweep)):

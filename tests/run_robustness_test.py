@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import datasets, evaluate, recipe, results, robustness_flags, run_robustness, train
+from adversarial_augment import (
+  datasets,
+  evaluate,
+  recipe,
+  results,
+  robustness_flags,
+  run_directory,
+  run_robustness,
+  train,
+)
 from adversarial_augment.attacks import suites
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.errors import UserError
@@ -132,6 +141,15 @@ def stop_after(monkeypatch, batches: int) -> None:
   monkeypatch.setattr(sweeps, 'run', stopping)
 
 
+def stop_within(run: Path, monkeypatch, *flags: str, batches: int = 2) -> Path:
+  """Stops an attack after so many batches; returns the file of its unfinished sweep."""
+  with monkeypatch.context() as patch:
+    stop_after(patch, batches)
+    with pytest.raises(Stop):
+      command(run, *FLAGS, '--config.batch_size=8', *flags)
+  return run / 'results' / f'{NAME}.sweep'
+
+
 def test_an_unfinished_sweep_goes_on_and_a_stale_one_is_refused(run, monkeypatch, tmp_path):
   flags = [*FLAGS, '--config.batch_size=8', '--save_images', '--allow_suspect']
   command(run, *flags)
@@ -139,11 +157,7 @@ def test_an_unfinished_sweep_goes_on_and_a_stale_one_is_refused(run, monkeypatch
   straight, images = result(run), np.load(files[1])['images']
   for path in files:
     path.unlink()
-  with monkeypatch.context() as patch:
-    stop_after(patch, 2)
-    with pytest.raises(Stop):
-      command(run, *flags)
-  unfinished = run / 'results' / f'{NAME}.sweep'
+  unfinished = stop_within(run, monkeypatch)
   kept = unfinished.read_bytes()
   for other, what in (('--seed=1', 'seed'), ('--num_examples=5', 'number of images')):
     with pytest.raises(UserError, match=rf"{NAME}.sweep' is of another {what} ") as caught:
@@ -159,6 +173,50 @@ def test_an_unfinished_sweep_goes_on_and_a_stale_one_is_refused(run, monkeypatch
     assert found[name] == straight[name]
   np.testing.assert_array_equal(np.load(files[1])['images'], images)
   assert not unfinished.exists()
+
+
+def only_begin(monkeypatch) -> list[list[int]]:
+  """Lets attacks end where they begin or go on; returns what grows by the cursor of each."""
+  cursors = []
+
+  def begin(problem, programs, stages, sweep):
+    cursors.append(sweep.cursor.tolist())
+    raise Stop
+
+  monkeypatch.setattr(sweeps, 'run', begin)
+  return cursors
+
+
+def test_overwrite_begins_a_stopped_attack_anew_and_without_it_that_one_goes_on(run, monkeypatch):
+  command(run, *FLAGS, '--allow_suspect')
+  path, unfinished = run / 'results' / f'{NAME}.json', stop_within(run, monkeypatch, '--overwrite')
+  known, kept, cursors = path.read_bytes(), unfinished.read_bytes(), only_begin(monkeypatch)
+  for content, flags in ((kept, ()), (kept, ('--overwrite',)), (b'damaged', ('--overwrite',))):
+    unfinished.write_bytes(content)
+    with pytest.raises(Stop):
+      command(run, *FLAGS, *flags)
+  assert cursors == [[2, 0], [1, 0], [1, 0]]
+  assert not unfinished.exists()
+  assert path.read_bytes() == known  # until there is a new one
+  assert command(run, *FLAGS, '--allow_suspect') == 0  # and shown again
+
+
+def test_a_second_evaluation_of_the_same_attack_is_refused(run, monkeypatch):
+  command(run, *FLAGS, '--allow_suspect')
+  cursors = only_begin(monkeypatch)
+  with run_directory.lock(run / 'results', name=NAME):  # as another process does
+    for flags in (('--seed=1', '--overwrite'), ('--overwrite',)):
+      with pytest.raises(UserError, match=rf"{NAME}' is in use by process {os.getpid()} on .*; wait") as caught:
+        command(run, *FLAGS, *flags)
+      assert '\n' not in str(caught.value)
+      assert caught.value.exit_code == 2
+    assert command(run, *FLAGS, '--allow_suspect') == 0  # what is known is shown
+    assert not cursors
+    with pytest.raises(Stop):  # and another radius is attacked
+      command(run, *FLAGS, '--epsilon=1/255')
+  with pytest.raises(Stop):
+    command(run, *FLAGS, '--overwrite')
+  assert len(cursors) == 2
 
 
 def test_a_result_that_was_edited_is_refused(run):
@@ -227,6 +285,39 @@ def test_files_are_named_by_attack_norm_and_radius():
   assert results.robustness_name('paper', 'l2', '0.5') == 'robustness_paper_l2_0.5'
 
 
+def start(run: Path, cache: Path, *flags: str) -> subprocess.Popen:
+  """Starts `evaluate` as a user does; compiled programs go to `cache`."""
+  arguments = [sys.executable, '-m', 'adversarial_augment.evaluate', f'--workdir={run}', *flags]
+  env = os.environ | {'PYTHONPATH': str(trainer.ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
+  quiet = subprocess.DEVNULL
+  return subprocess.Popen(arguments, env=env, start_new_session=True, stdout=quiet, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_change(process: subprocess.Popen, path: Path, before: float = 0.0) -> None:
+  while process.poll() is None and (path.stat().st_mtime if path.exists() else 0.0) == before:
+    time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_attacks_and_after_a_kill_the_other(run, tmp_path):
+  begin = lambda: start(run, tmp_path / 'xla', '--attack=multitargeted', *FLAGS[1:])
+  unfinished = run / 'results' / f'{NAME.replace("pgd", "multitargeted")}.sweep'
+  first = begin()
+  wait_for_change(first, unfinished)
+  second = begin()
+  said = second.communicate(timeout=300)[1]
+  assert second.returncode == 2, said
+  assert said.splitlines()[-1].startswith("evaluate: '")
+  assert f'in use by process {first.pid} on ' in said
+  os.killpg(first.pid, signal.SIGKILL)
+  first.wait()
+  before, third = unfinished.stat().st_mtime, begin()
+  wait_for_change(third, unfinished, before)
+  assert third.poll() is None
+  os.killpg(third.pid, signal.SIGKILL)
+  third.wait()
+
+
 @pytest.mark.slow
 def test_ten_kills_change_neither_counts_nor_images(run, tmp_path):
   """`kill -9` at random times, most of them within the sweep; the same command goes on."""
@@ -236,23 +327,14 @@ def test_ten_kills_change_neither_counts_nor_images(run, tmp_path):
   name, seed = 'robustness_pgd_linf_0.05-255', random.SystemRandom().randrange(10**6)
   print(f'seed {seed}')
   rng = random.Random(seed)
-  env = os.environ | {'PYTHONPATH': str(trainer.ROOT), 'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'xla')}
-
-  def start(workdir: Path) -> subprocess.Popen:
-    arguments = [sys.executable, '-m', 'adversarial_augment.evaluate', f'--workdir={workdir}', *flags]
-    return subprocess.Popen(arguments, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
-
-  def changed(path: Path, before: float) -> bool:
-    return path.exists() and path.stat().st_mtime != before
-
+  begin = lambda workdir: start(workdir, tmp_path / 'xla', *flags)
   killed = Path(shutil.copytree(run, tmp_path / 'killed'))
-  assert start(run).wait(1000) == 0
+  assert begin(run).wait(1000) == 0
   unfinished, kills, within = killed / 'results' / f'{name}.sweep', 0, 0
   while kills < 10:
-    before, process = unfinished.stat().st_mtime if unfinished.exists() else 0.0, start(killed)
+    before, process = unfinished.stat().st_mtime if unfinished.exists() else 0.0, begin(killed)
     if rng.random() < 0.8:  # once it has gone on, a little later; else on its way there
-      while process.poll() is None and not changed(unfinished, before):
-        time.sleep(0.01)
+      wait_for_change(process, unfinished, before)
     time.sleep(rng.uniform(0, 3))
     if process.poll() is None:
       os.killpg(process.pid, signal.SIGKILL)
@@ -263,7 +345,7 @@ def test_ten_kills_change_neither_counts_nor_images(run, tmp_path):
       break
   print(f'{kills} kills, after {within} of which there was an unfinished sweep')
   assert within >= 3
-  assert start(killed).wait(1000) == 0
+  assert begin(killed).wait(1000) == 0
   one, other = result(run, name), result(killed, name)
   for field in ('num_correct', 'num_robust', 'num_robust_uint8', 'survivors', 'flags'):
     assert one[field] == other[field]
