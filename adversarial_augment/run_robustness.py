@@ -195,8 +195,8 @@ def _sweep(
     sweep = known
   n = len(attacked.images)
   _say(f'  {"clean accuracy":<20} {clean / n:.4f}  ({clean:,} of {n:,})')
-  for index, name in enumerate(sweeps.survivors(stages, sweep)):
-    _say(_stage_line(name, sweeps.survivors(stages, sweep)[name], sweep.seconds[index]))
+  for index, left in enumerate(sweeps.survivors(stages, sweep).values()):
+    _say(_stage_line(stages, sweep, index, left))
   _pursue(attacked, programs, stages, sweep, lambda: sweep_file.write(path, sweep, conditions))
   return sweep
 
@@ -219,7 +219,7 @@ def _pursue(
       )
       told, images = now, 0
     if not count and inner == stage.rounds.number - 1:
-      _say(_stage_line(stage.name, int((sweep.broken_in == sweeps.ALIVE).sum()), sweep.seconds[index]))
+      _say(_stage_line(stages, sweep, index, int((sweep.broken_in == sweeps.ALIVE).sum())))
     if now - written >= max(_SECONDS, took / _SHARE):
       try:
         keep()
@@ -229,8 +229,9 @@ def _pursue(
   keep()  # the checks that follow take a while, too
 
 
-def _stage_line(name: str, left: int, seconds: float) -> str:
-  return f'  {"after " + name:<20} {left:,} left  {seconds:,.1f} s'
+def _stage_line(stages: Sequence[Stage], sweep: Sweep, index: int, left: int) -> str:
+  seconds, compiling = sweep.seconds[index], sweep.compile_seconds[index]
+  return f'  {"after " + stages[index].name:<20} {left:,} left  {seconds:,.1f} s, compiling {compiling:,.1f} s'
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -69,11 +70,12 @@ def test_the_result_says_all_that_it_is_of(run, capsys):
   assert found['origin'] == 'embedded'
   assert found['provenance']['command'].startswith('python -m adversarial_augment.evaluate')
   assert found['survivors'] == {'pgd': found['num_robust']}
-  assert found['seconds'].keys() == {'pgd'}
+  assert found['seconds'].keys() == found['compile_seconds'].keys() == {'pgd'}
+  assert found['compile_seconds']['pgd'] > 0
   assert found['robust_accuracy'] <= found['clean_accuracy'] == result(run, 'clean')['accuracy']
   assert sorted(path.name for path in (run / 'results').glob('robustness*')) == [f'{NAME}.json', f'{NAME}.npz']
   out = capsys.readouterr().out
-  assert f'after pgd            {found["num_robust"]} left' in out
+  assert re.search(rf'after pgd            {found["num_robust"]} left  [0-9.]+ s, compiling [0-9.]+ s\n', out)
   assert f'{found["robust_accuracy"]:.4f}  ({found["num_robust"]} of {NUM}; 95 % interval' in out
   with np.load(run / 'results' / f'{NAME}.npz') as file:
     images, labels = datasets.load('embedded', 'test', '').read(np.arange(NUM))

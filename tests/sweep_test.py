@@ -117,6 +117,39 @@ def test_a_stop_after_any_batch_changes_nothing(tmp_path):
     assert first.calls + second.calls == straight.calls
 
 
+def test_seconds_of_all_starts_are_kept_and_those_of_compiling_apart(tmp_path, monkeypatch):
+  """On a clock that compiling moves by 100, once per size in each start, and every attack on a batch by 1."""
+  now, path = [0], tmp_path / 'state'
+  monkeypatch.setattr(sweep.time, 'monotonic', lambda: now[0])
+
+  class Timed(Attacker):
+    def __init__(self):
+      super().__init__()
+      self.compiled = set()
+
+    def attack(self, index, inner, part):
+      assert (index, len(part)) in self.compiled
+      now[0] += 1
+      return super().attack(index, inner, part)
+
+    def compile(self, index, size):
+      now[0] += 0 if (index, size) in self.compiled else 100
+      self.compiled.add((index, size))
+
+    def programs(self):
+      return super().programs()._replace(compile=self.compile)
+
+  first, second = Timed(), Timed()
+  state = finish(first, batches=8)  # within the second stage
+  sweep_file.write(path, state, ABOUT)
+  done = finish(second, sweep_file.read(path, state, ABOUT))
+  calls = first.calls + second.calls
+  assert done.seconds.tolist() == [sum(index == stage for index, _, _ in calls) for stage in (0, 1)]
+  compiled = [*first.compiled, *second.compiled]
+  assert done.compile_seconds.tolist() == [100 * sum(index == stage for index, _ in compiled) for stage in (0, 1)]
+  assert {index for index, _ in first.compiled} & {index for index, _ in second.compiled}  # again, after the stop
+
+
 def saved(tmp_path):
   path, state = tmp_path / 'state', finish(Attacker(), batches=3)
   sweep_file.write(path, state, ABOUT)

@@ -6,7 +6,7 @@ out is judged once more by a program of its own, of one batch size: an image cou
 
 from collections.abc import Callable, Iterator, Sequence
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Programs(NamedTuple):
   margins: Callable[[np.ndarray, np.ndarray], np.ndarray]  # images [m, h, w, c], labels [m] -> margins [m]
   batch_size: int  # the larger m, and the only one of `margins`
   multiple: int = 1  # every m is one of this
+  compile: Callable[[int, int], Any] = lambda index, size: None  # stage, m: makes what `attack` calls, where it can
 
 
 class Sweep(NamedTuple):
@@ -48,7 +49,8 @@ class Sweep(NamedTuple):
   margins: np.ndarray  # [n], of those
   broken_in: np.ndarray  # int32 [n]: 0 misclassified without an attack, else the round, counted over stages, or ALIVE
   cursor: np.ndarray  # int64 [2]: the round, from 1, and how many of its survivors are done
-  seconds: np.ndarray  # float64 [stages]
+  seconds: np.ndarray  # float64 [stages], of all starts, without those of compiling
+  compile_seconds: np.ndarray  # float64 [stages], of all starts
   num_nan: np.ndarray  # int64 []: images whose logits were NaN, found on the way
 
 
@@ -62,6 +64,7 @@ def begin(problem: Problem, programs: Programs, num_stages: int) -> Sweep:
     broken_in=broken_in,
     cursor=np.array([1, 0], np.int64),
     seconds=np.zeros(num_stages),
+    compile_seconds=np.zeros(num_stages),
     num_nan=np.array(np.isnan(margins).sum(), np.int64),
   )
 
@@ -96,10 +99,13 @@ def run(problem: Problem, programs: Programs, stages: Sequence[Stage], sweep: Sw
         began = time.monotonic()
         size = _batch_size(len(alive) - sweep.cursor[1], programs)
         part = alive[sweep.cursor[1] :][:size]
+        programs.compile(index, size)
+        compiled = time.monotonic()
         found = programs.attack(index, inner, padded(part, size))[: len(part)]
         _keep(problem, programs, sweep, part, found, number)
         sweep.cursor[1] += len(part)
-        sweep.seconds[index] += time.monotonic() - began
+        sweep.seconds[index] += time.monotonic() - compiled
+        sweep.compile_seconds[index] += compiled - began
         yield index, inner, len(part)
       sweep.cursor[:] = number + 1, 0
       yield index, inner, 0

@@ -14,7 +14,7 @@ from adversarial_augment.attacks import inputs, suites, validity
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.attacks.rounds import judged
 from adversarial_augment.attacks.sweep import Problem, Programs, Stage, Sweep
-from adversarial_augment.types import Array, Dataset, Network, TrainState
+from adversarial_augment.types import Array, Dataset, Network, PyTree, TrainState
 
 _CHECKED, _LONGER, _FAR = 32, 256, 128  # images of the validity checks, at most
 
@@ -75,15 +75,22 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
   attack_step, judge_step = jax.jit(attack, static_argnums=0), jax.jit(margins)
   variables, mesh = (classifier.state.params, classifier.state.model_state), classifier.mesh
 
-  def run_attack(index: int, inner: int, part: np.ndarray) -> np.ndarray:
+  def arguments(index: int, inner: int, part: np.ndarray) -> tuple[PyTree, ...]:
     batch = _shard(mesh, part.astype(np.int32), attacked.images[part], attacked.labels[part])
-    numbers = np.int32(index), np.int32(inner)
-    return _to_host(attack_step(stages[index].rounds.make, *variables, *numbers, *batch))
+    return *variables, np.int32(index), np.int32(inner), *batch
+
+  @functools.cache
+  def compiled(index: int, size: int) -> Callable:
+    like = arguments(index, 0, np.zeros(size, np.int32))
+    return attack_step.lower(stages[index].rounds.make, *like).compile()
+
+  def run_attack(index: int, inner: int, part: np.ndarray) -> np.ndarray:
+    return _to_host(compiled(index, len(part))(*arguments(index, inner, part)))
 
   def run_margins(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return _to_host(judge_step(*variables, *_shard(mesh, images, labels)))
 
-  return Programs(run_attack, run_margins, -(-classifier.batch_size // mesh.size) * mesh.size, mesh.size)
+  return Programs(run_attack, run_margins, -(-classifier.batch_size // mesh.size) * mesh.size, mesh.size, compiled)
 
 
 def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep, *, seed: int) -> dict[str, Any]:
@@ -98,8 +105,8 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
 
   Returns:
     Counts and accuracies before any attack and after all, the latter also of the final images as stored in 8 bits; the
-    interval; `survivors` and `seconds` of each stage; `flags`, names of `validity.FLAGS`; and `probes`, what two
-    further attacks found.
+    interval; `survivors` of each stage, its `seconds`, and apart from those its `compile_seconds`, both of all starts;
+    `flags`, names of `validity.FLAGS`; and `probes`, what two further attacks found.
   """
   images, labels, norm, epsilon = attacked
   num_classes, n = num_classes_of(classifier, images), len(images)
@@ -131,11 +138,16 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
     'interval': metrics.binomial_interval(num_robust, n),
     'stages': [stage.name for stage in stages],  # JSON files lose their order
     'survivors': survivors,
-    'seconds': {stage.name: round(float(s), 2) for stage, s in zip(stages, sweep.seconds, strict=True)},
+    'seconds': _by_stage(stages, sweep.seconds),
+    'compile_seconds': _by_stage(stages, sweep.compile_seconds),
     'left_out': list(suites.left_out(suite, num_classes)),
     'flags': [name for name in validity.FLAGS if name in flags],
     'probes': probes,
   }
+
+
+def _by_stage(stages: Sequence[Stage], seconds: np.ndarray) -> dict[str, float]:
+  return {stage.name: round(float(value), 2) for stage, value in zip(stages, seconds, strict=True)}
 
 
 def num_classes_of(classifier: Classifier, images: np.ndarray) -> int:
