@@ -2,9 +2,10 @@
 
 import argparse
 import math
+from pathlib import Path
 from typing import NamedTuple
 
-from adversarial_augment import fields, registry
+from adversarial_augment import fields, files, registry
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
@@ -13,7 +14,7 @@ TABLE2_SUITE = 'paper'
 TABLE2_BALLS = (('l2', '0.5'), ('l2', '1'), ('linf', '1/255'), ('linf', '2/255'), ('linf', '4/255'))
 # Of `suites.SUITES`, and the table; --help lists them without JAX.
 ATTACKS = ('autoattack', 'autoattack_plus', 'multitargeted', 'paper', 'pgd', TABLE2)
-_OF_ATTACKS = ('norm', 'epsilon', 'num_examples', 'seed', 'save_images', 'allow_suspect')
+_OF_ATTACKS = ('norm', 'epsilon', 'num_examples', 'seed', 'save_images', 'surrogate', 'allow_suspect')
 
 
 class Ball(NamedTuple):
@@ -30,6 +31,7 @@ class Request(NamedTuple):
   num_examples: int | None  # the first ones of the test set; None: all
   seed: int
   save_images: bool
+  surrogate: Path | None  # another run, whose adversarial images are tried
   allow_suspect: bool
 
 
@@ -42,6 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
   group.add_argument('--num_examples', metavar='N', help='attack the first N test images; default: all')
   group.add_argument('--seed', metavar='N', help='of the random starts; default: 0')
   group.add_argument('--save_images', action='store_true', help='keep the strongest image of each, as .npz')
+  group.add_argument('--surrogate', metavar='DIR', help='try images that fool this other run: none should break more')
   group.add_argument('--allow_suspect', action='store_true', help='exit with 0 although a result is UNRELIABLE')
 
 
@@ -66,6 +69,7 @@ def parse(arguments: argparse.Namespace) -> Request | None:
     _whole_number(arguments.num_examples, '--num_examples', 1),
     _whole_number(arguments.seed, '--seed', 0) or 0,
     arguments.save_images,
+    files.user_path(arguments.surrogate, '--surrogate') if arguments.surrogate else None,
     arguments.allow_suspect,
   )
 

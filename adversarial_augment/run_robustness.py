@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -48,14 +49,14 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
     StorageError: the results cannot be written.
   """
   mesh = sharding.data_mesh()
-  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
-  judge = recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32'))
-  classifier = Classifier(
-    recipe.attacked_classifier(config, test.num_classes), judge, restored.state, mesh, config.batch_size
-  )
+  classifier, restored = _restore(config, workdir, test, mesh)
   provenance = summary.provenance(config, {'test': test}, 'evaluate')
   provenance['config_sha256'] = configs.sha256(inference.read_config(workdir))
   about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
+  if request.surrogate is not None:
+    surrogate, other = _restore(_surrogate_config(config, request.surrogate), request.surrogate, test, mesh)
+    classifier = classifier._replace(surrogate=surrogate)
+    about['surrogate_sha256'] = other.sha256
   _say(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}')
   suspect = False
   for ball in request.balls:
@@ -64,6 +65,24 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
     suspect |= bool(result['flags'])
   _say(f'  {"results":<20} {workdir / "results"}')
   return SUSPECT if suspect and not request.allow_suspect else 0
+
+
+def _restore(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
+  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
+  judge = recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32'))
+  attacked = recipe.attacked_classifier(config, test.num_classes)
+  return Classifier(attacked, judge, restored.state, mesh, config.batch_size), restored
+
+
+def _surrogate_config(config: ConfigDict, workdir: Path) -> ConfigDict:
+  """Returns the config of another run, of the same classes, in the precision of this one."""
+  other = inference.read_config(workdir)
+  if other.dataset != config.dataset:
+    raise UserError(
+      f"--surrogate='{workdir}' was trained on {other.dataset}, not on {config.dataset}; name a run of these classes."
+    )
+  other.precision, other.batch_size = config.precision, config.batch_size
+  return other
 
 
 def _find(
@@ -163,7 +182,8 @@ def _remove(path: Path) -> None:
 def _conditions(test: Dataset, request: Request, ball: Ball, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns all that decides the outcome, by names that a user understands."""
   origin = about['provenance']
-  return {
+  surrogate = {'surrogate': about['surrogate_sha256']} if 'surrogate_sha256' in about else {}
+  return surrogate | {
     'attack': request.suite,
     'norm': ball.norm,
     'epsilon': ball.epsilon,

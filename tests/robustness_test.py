@@ -129,6 +129,23 @@ def test_square_finds_out_gradients_that_mislead():
   assert 'square_beats_white_box' in flags
 
 
+def test_images_of_another_classifier_find_out_gradients_that_mislead():
+  target = classifier(network(misleading))._replace(surrogate=classifier())
+  problem, sweep = attack(target)
+  left = int((sweep.broken_in == sweeps.ALIVE).sum())
+  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  assert 'transfer_beats_white_box' in found['flags']
+  assert found['probes']['transferred'] == left - ROBUST > 5
+
+
+def test_an_honest_classifier_has_nothing_to_fear_from_another_one():
+  target = classifier()._replace(surrogate=classifier(network(jnp.tanh)))
+  problem, sweep = attack(target)
+  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  assert found['flags'] == []
+  assert found['probes']['transferred'] == 0
+
+
 def test_an_attack_that_stopped_too_early_is_found_out():
   target = classifier()
   problem, sweep = attack(target)

@@ -58,15 +58,16 @@ def result(run: Path, name: str = NAME) -> dict:
   return json.loads((run / 'results' / f'{name}.json').read_text())
 
 
-def test_the_result_says_all_that_it_is_of(run, capsys):
-  assert command(run, *FLAGS, '--save_images', '--seed=3', '--allow_suspect') == 0
+def test_the_result_says_all_that_it_is_of(run, trained, capsys):
+  assert command(run, *FLAGS, '--save_images', '--seed=3', '--allow_suspect', f'--surrogate={trained}') == 0
   found, closing = result(run), result(run, 'train')
   assert {
     'robust_accuracy', 'clean_accuracy', 'robust_accuracy_uint8', 'survivors', 'seconds', 'num_images', 'flags',
     'epsilon', 'norm', 'provenance', 'interval', 'conditions_sha256',
   } <= found.keys()  # fmt: skip
   assert (found['attack'], found['norm'], found['epsilon'], found['seed']) == ('pgd', 'linf', 2 / 255, 3)
-  assert found['checkpoint_sha256'] == closing['state_sha256']
+  assert found['checkpoint_sha256'] == found['surrogate_sha256'] == closing['state_sha256']
+  assert 0 <= found['probes']['transferred'] <= found['num_robust']
   assert found['origin'] == 'embedded'
   assert found['provenance']['command'].startswith('python -m adversarial_augment.evaluate')
   assert found['survivors'] == {'pgd': found['num_robust']}
@@ -98,6 +99,16 @@ def test_what_is_known_is_shown_and_other_conditions_are_refused(run, monkeypatc
       command(run, *FLAGS, other)
     with pytest.raises(pytest.fail.Exception, match='it attacked'):
       command(run, *FLAGS, other, '--overwrite')
+
+
+def test_a_surrogate_that_is_no_run_of_the_same_classes_is_refused(run, tmp_path):
+  with pytest.raises(UserError, match="No run in '.*nowhere'"):
+    command(run, *FLAGS, f'--surrogate={tmp_path}/nowhere')
+  other = Path(shutil.copytree(run, tmp_path / 'other'))
+  config = json.loads((other / 'config.json').read_text())
+  (other / 'config.json').write_text(json.dumps(config | {'dataset': 'cifar10'}))
+  with pytest.raises(UserError, match="--surrogate='.*other' was trained on cifar10, not on embedded"):
+    command(run, *FLAGS, f'--surrogate={other}')
 
 
 def softmaxed(build):
@@ -257,6 +268,7 @@ def test_a_result_that_was_edited_is_refused(run):
     (['--attack=table2', '--norm=linf'], 'has norms and radii of its own'),
     (['--norm=linf'], '--norm belongs to --attack'),
     (['--save_images'], '--save_images belongs to --attack'),
+    (['--surrogate=x'], '--surrogate belongs to --attack'),
     (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--evals=clean'], '--attack and --evals'),
     (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--num_examples=0'], "--num_examples='0'"),
     (['--attack=pgd', '--norm=linf', '--epsilon=0.1', '--num_examples=1e3'], "--num_examples='1e3'"),

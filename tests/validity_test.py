@@ -152,6 +152,12 @@ def test_probes_that_succeed_too_well_or_not_enough_are_flagged(counts, flags):
   assert validity.of_probes(**dict(zip(names, counts, strict=True))) == flags
 
 
+@pytest.mark.parametrize('transferred, flags', [(0, ()), (2, ()), (3, ('transfer_beats_white_box',))])
+def test_images_of_another_classifier_that_succeed_too_well_are_flagged(transferred, flags):
+  counts = {'num_images': 1000, 'more_effort': 0, 'num_far': 100, 'far_left': 0}
+  assert validity.of_probes(**counts, transferred=transferred) == flags
+
+
 def test_what_is_no_input_is_refused():
   with pytest.raises(UserError, match='normalise inside logits_fn'):
     validity.of_classifier(linear, IMAGES * 255, np.zeros(24, int))

@@ -75,6 +75,11 @@ def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
   return Stage('longer', rounds)
 
 
+def transfer(norm: str, epsilon: float) -> Stage:
+  """Returns an attack whose images are to fool other classifiers too: it goes on beyond the boundary."""
+  return Stage('transfer', pgd_rounds(norm=norm, epsilon=epsilon, num_steps=100, loss='margin'))
+
+
 def far(norm: str, image_shape: Sequence[int]) -> tuple[float, Stage]:
   """Returns a radius within which every image can become grey, and an attack within it."""
   epsilon = 0.5 if norm == 'linf' else 0.5 * math.sqrt(math.prod(image_shape))

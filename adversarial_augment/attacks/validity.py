@@ -20,6 +20,7 @@ FLAGS = {
   'zero_gradients': 'gradients of the margin are exactly 0 for many images, as behind rounding or stop_gradient',
   'vanishing_gradients': 'logits are so large that gradients of the cross-entropy are exactly 0 for many images',
   'square_beats_white_box': 'Square, which sees no gradients, breaks images that the attacks with gradients left',
+  'transfer_beats_white_box': 'images that fool another classifier break more than the attacks on this one did',
   'more_effort_helps': 'more steps break further images: the attacks had not converged',
   'large_epsilon': 'attacks do not break all images even where nothing of them needs to remain',
   'robust_above_clean': 'accuracy under attack is above that on clean images',
@@ -107,16 +108,20 @@ def of_outcome(
   return tuple(name for name in FLAGS if found.get(name))
 
 
-def of_probes(*, num_images: int, more_effort: int, num_far: int, far_left: int) -> tuple[str, ...]:
-  """Returns the flags of two further attacks.
+def of_probes(
+  *, num_images: int, more_effort: int, num_far: int, far_left: int, transferred: int = 0
+) -> tuple[str, ...]:
+  """Returns the flags of further attacks.
 
   Args:
-    num_images: that the suite attacked, and from whose survivors the first probe went on.
+    num_images: that the suite attacked, and from whose survivors those of more steps and of another classifier went on.
     more_effort: of them, those that more steps broke besides.
     num_far: attacked within a ball so large that nothing of an image needs to remain.
     far_left: of those, not broken.
+    transferred: of `num_images`, those that attacks on another classifier broke besides.
   """
   found = {
+    'transfer_beats_white_box': too_many(transferred, num_images, _BLACK_BOX_SHARE),
     'more_effort_helps': too_many(more_effort, num_images, _EFFORT_SHARE),
     'large_epsilon': far_left > _LARGE_SHARE * num_far,
   }

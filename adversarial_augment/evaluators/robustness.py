@@ -27,6 +27,7 @@ class Classifier(NamedTuple):
   state: TrainState
   mesh: Mesh
   batch_size: int  # over all processes; the next larger one that divides over the devices is taken
+  surrogate: 'Classifier | None' = None  # another one, whose adversarial images are tried on this one
 
 
 def problem(dataset: Dataset, norm: str, epsilon: float) -> Problem:
@@ -106,7 +107,7 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
   Returns:
     Counts and accuracies before any attack and after all, the latter also of the final images as stored in 8 bits; the
     interval; `survivors` of each stage, its `seconds`, and apart from those its `compile_seconds`, both of all starts;
-    `flags`, names of `validity.FLAGS`; and `probes`, what two further attacks found.
+    `flags`, names of `validity.FLAGS`; and `probes`, what further attacks found.
   """
   images, labels, norm, epsilon = attacked
   num_classes, n = num_classes_of(classifier, images), len(images)
@@ -164,14 +165,15 @@ def _logits_fn(classifier: Classifier) -> Callable[[Array], Array]:
 def _probes(
   classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep, num_classes: int, seed: int
 ) -> dict[str, int]:
-  """Runs two further attacks on some of the images; see `validity.of_probes`."""
+  """Runs further attacks on some of the images; see `validity.of_probes`."""
   images, labels, norm, epsilon = attacked
 
-  def left(stage: Stage, chosen: np.ndarray, radius: float) -> int:
+  def left(stage: Stage, chosen: np.ndarray, radius: float, attacked_one: Classifier = classifier) -> int:
     if not len(chosen):
       return 0
     part = Problem(images[chosen], labels[chosen], norm, radius)
-    parts = programs(classifier, (stage,), part, seed=seed + 1)
+    parts = programs(attacked_one, (stage,), part, seed=seed + 1)
+    parts = parts._replace(margins=programs(classifier, (), part).margins)
     state = sweeps.begin(part, parts, 1)
     for _ in sweeps.run(part, parts, (stage,), state):
       pass
@@ -181,12 +183,15 @@ def _probes(
   correct = np.flatnonzero(sweep.broken_in > 0)[:_FAR]
   longer = suites.longer(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
   radius, far = suites.far(norm, images.shape[1:])
-  return {
+  found = {
     'num_images': min(_LONGER, len(images)),
     'more_effort': len(alive) - left(longer, alive, epsilon),
     'num_far': len(correct),
     'far_left': left(far, correct, radius),
   }
+  if classifier.surrogate is not None:
+    found['transferred'] = len(alive) - left(suites.transfer(norm, epsilon), alive, epsilon, classifier.surrogate)
+  return found
 
 
 def _shard(mesh: Mesh, *arrays: np.ndarray) -> tuple[Array, ...]:
