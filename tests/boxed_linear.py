@@ -7,14 +7,18 @@ import numpy as np
 SHAPE = (6, 6, 3)
 
 
-def problem(num_classes: int, num_images: int = 256, *, low: float = 0.0, high: float = 1.0):
-  """Returns logits_fn, its weights in float64, images whose pixels lie in [low, high], and labels as classified."""
+def problem(num_classes: int, num_images: int = 256, *, low: float = 0.0, high: float = 1.0, balanced: bool = True):
+  """Returns logits_fn, its weights in float64, images of pixels in [low, high], labels as classified, and the logits.
+
+  `balanced`: about as many images of each class, through a bias. Without it few classes come near most images, so that
+  even a loss over all classes at once leads to the nearest one.
+  """
   rng = np.random.default_rng(num_classes)
   weights = np.float32(rng.normal(size=(num_classes, *SHAPE)))
   images = np.float32(rng.uniform(low, high, size=(num_images, *SHAPE)))
-  bias = -np.einsum('khwc,nhwc->k', weights, images) / num_images  # about as many images of each class
+  bias = -np.einsum('khwc,nhwc->k', weights, images) / num_images * balanced
   logits = np.einsum('khwc,nhwc->nk', weights, images) + bias
-  logits_fn = lambda x: jnp.einsum('nhwc,khwc->nk', x, weights) + jnp.float32(bias)[None]
+  logits_fn = lambda x: jnp.einsum('nhwc,khwc->nk', x, weights, precision='highest') + jnp.float32(bias)[None]
   return logits_fn, weights.astype(float), images, logits.argmax(1).astype(np.int32), logits
 
 

@@ -14,10 +14,17 @@ from adversarial_augment.attacks.multitargeted import multitargeted_rounds
 from adversarial_augment.attacks.pgd import pgd_rounds
 from adversarial_augment.attacks.targets import ranked_target
 from adversarial_augment.errors import UserError
-from tests import linear_classifiers as linear
-from tests import tiny
+from tests import boxed_linear, tiny
+from tests.boxed_linear import SHAPE
 from tests.lp_ball_test import assert_within, hard_images
 
+NUM, NUM_CLASSES = 300, 5
+# No ball below reaches the edges of the box.
+LINEAR, *KNOWN = boxed_linear.problem(NUM_CLASSES, NUM, low=0.3, high=0.7, balanced=False)
+WEIGHTS, IMAGES, LABELS, LOGITS = KNOWN
+LABELS[::10] = (LABELS[::10] + 1) % NUM_CLASSES  # a tenth is misclassified already
+KEYS = boxed_linear.keys(NUM)
+EPSILONS = {norm: boxed_linear.quantile_epsilon(norm, 0.5, *KNOWN) for norm in ('linf', 'l2')}
 ATTACKS = {
   'pgd': attacks.pgd,
   'pgd_margin': functools.partial(attacks.pgd, loss='margin', start='none'),
@@ -32,41 +39,40 @@ MIXED = [('pgd', 'linf'), ('apgd_ce', 'l2'), ('apgd_t', 'linf'), ('multitargeted
 
 
 @functools.partial(jax.jit, static_argnames=('name', 'norm', 'epsilon', 'num_steps', 'logits_fn'))
-def run(name, norm, epsilon, keys, images, labels, num_steps=None, logits_fn=linear.logits_fn):
+def run(name, norm, epsilon, keys, images, labels, num_steps=None, logits_fn=LINEAR):
   options = {} if num_steps is None else {'num_steps': num_steps}
   return ATTACKS[name](norm=norm, epsilon=epsilon, **options)(keys, logits_fn, images, labels)
 
 
 def waves(images):
   """A classifier of five classes without symmetry, whose ascents are no straight lines."""
-  return jnp.sin(4 * linear.logits_fn(jnp.sin(3 * images))) + linear.logits_fn(images)
+  return jnp.sin(4 * LINEAR(jnp.sin(3 * images))) + LINEAR(images)
 
 
 @pytest.mark.parametrize('name, norm', EVERY)
 def test_linear_classifiers_are_broken_exactly_where_they_can_be(name, norm):
-  epsilon = linear.EPSILONS[norm]
-  reachable = linear.margins(norm, epsilon)
+  epsilon = EPSILONS[norm]
+  reachable = boxed_linear.best_margins(norm, epsilon, *KNOWN)
   robust = (reachable < 0).mean()
   assert 0.1 < robust < 0.9
-  result = run(name, norm, epsilon, linear.KEYS, linear.IMAGES, linear.LABELS)
+  result = run(name, norm, epsilon, KEYS, IMAGES, LABELS)
   success, margins = (np.asarray(result.metrics[metric]) for metric in ('success', 'margin'))
   assert abs((1 - success.mean()) - robust) <= 0.01
   assert (margins <= reachable + 1e-4).all()  # no attack does what nobody can
-  assert_within(norm, epsilon, linear.IMAGES, result.images)
-  weights = linear.WEIGHTS.reshape(-1, linear.NUM_CLASSES).astype(float)
-  logits = np.asarray(result.images, float).reshape(linear.NUM, -1) @ weights
-  right = logits[np.arange(linear.NUM), linear.LABELS].copy()
-  logits[np.arange(linear.NUM), linear.LABELS] = -np.inf
+  assert_within(norm, epsilon, IMAGES, result.images)
+  logits = LOGITS + np.einsum('khwc,nhwc->nk', WEIGHTS, np.asarray(result.images, float) - IMAGES)
+  right = logits[np.arange(NUM), LABELS].copy()
+  logits[np.arange(NUM), LABELS] = -np.inf
   np.testing.assert_allclose(logits.max(1) - right, margins, atol=1e-5)
   np.testing.assert_array_equal(success, margins >= 0)
 
 
 @pytest.mark.parametrize('name, norm', EVERY)
 def test_images_that_are_misclassified_already_stay(name, norm):
-  result = run(name, norm, linear.EPSILONS[norm], linear.KEYS, linear.IMAGES, linear.LABELS)
-  wrong = linear.margins(norm, 0.0) > 0
-  assert 0 < wrong.sum() < linear.NUM
-  np.testing.assert_array_equal(np.asarray(result.images)[wrong], linear.IMAGES[wrong])
+  result = run(name, norm, EPSILONS[norm], KEYS, IMAGES, LABELS)
+  wrong = boxed_linear.best_margins(norm, 0.0, *KNOWN) > 0
+  assert 0 < wrong.sum() < NUM
+  np.testing.assert_array_equal(np.asarray(result.images)[wrong], IMAGES[wrong])
   assert np.asarray(result.metrics['success'])[wrong].all()
 
 
@@ -74,17 +80,17 @@ def test_images_that_are_misclassified_already_stay(name, norm):
 @pytest.mark.parametrize('far', [False, True])
 def test_adversarial_images_of_any_image_are_within_the_bounds(name, norm, far):
   epsilon = {'linf': (4 / 255, 1.0), 'l2': (0.5, 20.0)}[norm][far]
-  images = hard_images(linear.SHAPE)
+  images = hard_images(SHAPE)
   for labels in (np.zeros(len(images), np.int32), np.asarray(waves(images)).argmax(1).astype(np.int32)):
-    result = run(name, norm, epsilon, linear.KEYS[: len(images)], images, labels, num_steps=12, logits_fn=waves)
+    result = run(name, norm, epsilon, KEYS[: len(images)], images, labels, num_steps=12, logits_fn=waves)
     assert_within(norm, epsilon, images, result.images)
 
 
 @pytest.mark.parametrize('name, norm', [*MIXED, ('pgd_dlr', 'l2'), ('multitargeted', 'linf')])
 def test_a_radius_of_zero_returns_the_images(name, norm):
-  images = hard_images(linear.SHAPE)
+  images = hard_images(SHAPE)
   labels = np.asarray(waves(images)).argmax(1).astype(np.int32)
-  result = run(name, norm, 0.0, linear.KEYS[: len(images)], images, labels, num_steps=5, logits_fn=waves)
+  result = run(name, norm, 0.0, KEYS[: len(images)], images, labels, num_steps=5, logits_fn=waves)
   np.testing.assert_array_equal(np.asarray(result.images).view(np.int32), images.view(np.int32))
   black = 5  # all of its logits are equal: a tie, and so broken already
   np.testing.assert_array_equal(np.flatnonzero(result.metrics['success']), [black])
@@ -92,9 +98,9 @@ def test_a_radius_of_zero_returns_the_images(name, norm):
 
 @pytest.mark.parametrize('name, norm', MIXED)
 def test_logits_that_are_nan_are_no_success_and_give_feasible_images(name, norm):
-  nan = lambda images: linear.logits_fn(images) * jnp.where(images.mean((1, 2, 3)) > 0.5, jnp.nan, 1)[:, None]
-  images, labels = linear.IMAGES[:20], linear.LABELS[:20]
-  result = run(name, norm, 0.1, linear.KEYS[:20], images, labels, num_steps=8, logits_fn=nan)
+  nan = lambda images: LINEAR(images) * jnp.where(images.mean((1, 2, 3)) > 0.5, jnp.nan, 1)[:, None]
+  images, labels = IMAGES[:20], LABELS[:20]
+  result = run(name, norm, 0.1, KEYS[:20], images, labels, num_steps=8, logits_fn=nan)
   assert_within(norm, 0.1, images, result.images)
   success, margins = np.asarray(result.metrics['success']), np.asarray(result.metrics['margin'])
   assert not success[np.isnan(margins)].any()
@@ -107,7 +113,7 @@ SOME = slice(1, 17)  # 16 images, of which one is misclassified
 def test_results_of_an_image_depend_on_it_and_its_key_alone(name, norm):
   epsilon = {'linf': 0.03, 'l2': 0.3}[norm]
   attack = functools.partial(run, name, norm, epsilon, num_steps=4, logits_fn=waves)
-  keys, images = linear.KEYS[SOME], linear.IMAGES[SOME]
+  keys, images = KEYS[SOME], IMAGES[SOME]
   labels = np.asarray(waves(images)).argmax(1).astype(np.int32)
   whole = attack(keys, images, labels)
   alone = attack(keys[3:4], images[3:4], labels[3:4])
@@ -130,19 +136,19 @@ def test_results_of_an_image_depend_on_it_and_its_key_alone(name, norm):
 
 
 def test_double_precision_stays(x64):
-  images, labels = linear.IMAGES[SOME].astype(np.float64), linear.LABELS[SOME]
+  images, labels = IMAGES[SOME].astype(np.float64), LABELS[SOME]
   for name in ('pgd', 'apgd_dlr', 'multitargeted'):
-    result = ATTACKS[name](norm='l2', epsilon=0.1, num_steps=3)(linear.KEYS[SOME], linear.logits_fn, images, labels)
+    result = ATTACKS[name](norm='l2', epsilon=0.1, num_steps=3)(KEYS[SOME], LINEAR, images, labels)
     assert result.images.dtype == result.metrics['margin'].dtype == jnp.float64
     assert_within('l2', 0.1, images, result.images)
 
 
 def test_more_restarts_never_hurt():
   counts = []
-  labels = np.asarray(waves(linear.IMAGES)).argmax(1).astype(np.int32)
+  labels = np.asarray(waves(IMAGES)).argmax(1).astype(np.int32)
   for restarts in (1, 2, 6):
     attack = attacks.apgd(norm='linf', epsilon=0.01, num_steps=6, restarts=restarts)
-    counts.append(attack(linear.KEYS, waves, linear.IMAGES, labels).metrics['success'].sum())
+    counts.append(attack(KEYS, waves, IMAGES, labels).metrics['success'].sum())
   assert counts[0] <= counts[1] <= counts[2]
   assert counts[0] < counts[2]
 
@@ -156,9 +162,9 @@ def test_checkpoints_are_those_of_the_paper():
 def test_steps_halve_where_a_ridge_is_stepped_over():
   """Steps of 2 epsilon jump across the top of -5 |sum - 24.3|, mostly to 1.5 below; only halved ones come near it."""
   ridge = lambda images: jnp.stack([5 * jnp.abs(images.sum((1, 2, 3)) - 24.3), 0 * images.sum((1, 2, 3))], -1)
-  images = np.full((20, *linear.SHAPE), 0.5, np.float32)
+  images = np.full((20, 4, 4, 3), 0.5, np.float32)
   attack = attacks.apgd(norm='linf', epsilon=0.05)
-  margins = attack(linear.KEYS[:20], ridge, images, np.zeros(20, int)).metrics['margin']
+  margins = attack(KEYS[:20], ridge, images, np.zeros(20, int)).metrics['margin']
   assert (np.asarray(margins) > -0.06).all()
 
 
@@ -206,16 +212,16 @@ def test_wrong_options_are_refused(make, message):
   (attacks.multitargeted(norm='linf', epsilon=0.1), 2, 'set it to 1'),
 ])  # fmt: skip
 def test_too_few_classes_are_refused(attack, num_classes, message):
-  few = lambda images: linear.logits_fn(images)[:, :num_classes]
+  few = lambda images: LINEAR(images)[:, :num_classes]
   with pytest.raises(UserError, match=message):
-    attack(linear.KEYS[:4], few, linear.IMAGES[:4], np.zeros(4, int))
+    attack(KEYS[:4], few, IMAGES[:4], np.zeros(4, int))
 
 
 @pytest.mark.parametrize('num_classes', [2, 3])
 def test_two_and_three_classes_are_enough_for_the_others(num_classes):
-  few = lambda images: linear.logits_fn(images)[:, :num_classes]
-  labels = np.asarray(few(linear.IMAGES)).argmax(1).astype(np.int32)
+  few = lambda images: LINEAR(images)[:, :num_classes]
+  labels = np.asarray(few(IMAGES)).argmax(1).astype(np.int32)
   options = {'norm': 'linf', 'epsilon': 0.3}
   for attack in (attacks.apgd(**options), attacks.multitargeted(**options, num_targets=num_classes - 1, restarts=1)):
-    result = jax.jit(lambda k, x, y, a=attack: a(k, few, x, y))(linear.KEYS, linear.IMAGES, labels)
+    result = jax.jit(lambda k, x, y, a=attack: a(k, few, x, y))(KEYS, IMAGES, labels)
     assert np.asarray(result.metrics['success']).all()
