@@ -246,6 +246,10 @@ def test_a_result_that_was_edited_is_refused(run):
     with pytest.raises(UserError, match=f"{NAME}.json'") as caught:
       results.load(run, NAME)
     assert '\n' not in str(caught.value)
+  # Of random logits, counts may contradict each other, and are to be shown with their flag.
+  random_ones = {'flags': ['stochastic_logits'], 'num_correct': 0, 'clean_accuracy': 0.0}
+  path.write_text(json.dumps(whole | random_ones))
+  assert results.load(run, NAME)['num_correct'] == 0
 
 
 @pytest.mark.parametrize(

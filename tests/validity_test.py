@@ -115,7 +115,7 @@ def test_nan_is_found():
   assert validity.of_classifier(broken, IMAGES, np.zeros(24, int)) == ('nan',)
 
 
-COUNTS = {'num_images': 1000, 'num_correct': 900, 'num_robust': 500, 'num_recomputed': 500}
+COUNTS = {'num_images': 1000, 'num_correct': 900, 'num_robust': 500, 'recomputed': (900, 500)}
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,9 @@ COUNTS = {'num_images': 1000, 'num_correct': 900, 'num_robust': 500, 'num_recomp
     ({'survivors': {'square': 500}}, ()),  # alone it beats nobody
     ({'survivors': {'apgd-ce': 600, 'fab-t': 500, 'square': 500}}, ()),
     ({'survivors': {'apgd-ce': 500}, 'num_nan': 1}, ('nan',)),
-    ({'survivors': {'apgd-ce': 500}, 'num_recomputed': 501}, ('stochastic_logits',)),
-    ({'survivors': {'apgd-ce': 500}, 'num_correct': 499}, ('robust_above_clean',)),
+    ({'survivors': {'apgd-ce': 500}, 'recomputed': (900, 501)}, ('stochastic_logits',)),
+    ({'survivors': {'apgd-ce': 500}, 'recomputed': (899, 500)}, ('stochastic_logits',)),
+    ({'survivors': {'apgd-ce': 500}, 'num_correct': 499, 'recomputed': (499, 500)}, ('robust_above_clean',)),
   ],
 )
 def test_counts_that_cannot_be_are_flagged(changes, flags):

@@ -79,7 +79,7 @@ def of_outcome(
   num_images: int,
   num_correct: int,
   num_robust: int,
-  num_recomputed: int,
+  recomputed: tuple[int, int],
   survivors: Mapping[str, int],
   num_nan: int = 0,
 ) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def of_outcome(
     num_images: all of them.
     num_correct: classified rightly before any attack.
     num_robust: and after all.
-    num_recomputed: of the final images, classified rightly when asked again.
+    recomputed: both counts when asked again, of the clean and of the final images.
     survivors: after each stage, in order.
     num_nan: images whose logits were NaN.
   """
@@ -101,9 +101,9 @@ def of_outcome(
   )
   found = {
     'nan': num_nan > 0,
-    'stochastic_logits': num_recomputed != num_robust,
+    'stochastic_logits': recomputed != (num_correct, num_robust),
     'square_beats_white_box': too_many(by_square, num_images, _BLACK_BOX_SHARE),
-    'robust_above_clean': max(num_robust, num_recomputed) > num_correct,
+    'robust_above_clean': max(num_robust, recomputed[1]) > min(num_correct, recomputed[0]),
   }
   return tuple(name for name in FLAGS if found.get(name))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -120,9 +121,9 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
   flags = validity.of_classifier(_logits_fn(classifier), images[:_CHECKED], labels[:_CHECKED])
   flags += validity.of_outcome(
     num_images=n,
-    num_correct=num_correct,
+    num_correct=int((sweep.broken_in > 0).sum()),
     num_robust=int((sweep.broken_in == sweeps.ALIVE).sum()),
-    num_recomputed=num_robust,
+    recomputed=(num_correct, num_robust),
     survivors=survivors,
     num_nan=int(sweep.num_nan),
   )
@@ -157,9 +158,11 @@ def num_classes_of(classifier: Classifier, images: np.ndarray) -> int:
 
 
 def _logits_fn(classifier: Classifier) -> Callable[[Array], Array]:
+  """Returns two programs of one function, called in turn: what one freezes when it is traced, the other has anew."""
   variables = jax.device_get((classifier.state.params, classifier.state.model_state))
-  apply = jax.jit(lambda variables, x: classifier.judge.apply(*variables, None, x, is_training=False)[0])
-  return lambda images: apply(variables, images)
+  make = lambda: jax.jit(lambda variables, x: classifier.judge.apply(*variables, None, x, is_training=False)[0])
+  programs = itertools.cycle([make(), make()])
+  return lambda images: next(programs)(variables, images)
 
 
 def _probes(
