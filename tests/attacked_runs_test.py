@@ -197,7 +197,7 @@ def test_two_processes_find_what_one_does(run, tmp_path):
   one, two = result(run), result(pair)
   for name in ('num_correct', 'num_robust', 'num_robust_uint8', 'survivors', 'flags', 'probes'):
     assert one[name] == two[name]
-  assert 0.1 * NUM < one['num_robust'] < one['num_correct'] - 0.1 * NUM
+  assert 0 < one['num_robust'] < one['num_correct']
   one, two = images_of(run), images_of(pair)
   np.testing.assert_array_equal(one['broken'], two['broken'])
   np.testing.assert_allclose(one['images'], two['images'], atol=1e-6)
