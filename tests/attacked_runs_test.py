@@ -138,7 +138,7 @@ def test_an_honest_classifier_is_not(name, run, plant, capsys):
   assert 'UNRELIABLE' not in capsys.readouterr().out
   found = result(run)
   assert found['flags'] == []
-  assert found['num_robust'] < found['num_correct']
+  assert found['num_robust'] <= found['num_correct']
   assert found['num_correct'] > 0.2 * NUM
 
 

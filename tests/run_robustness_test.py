@@ -303,12 +303,11 @@ def test_files_are_named_by_attack_norm_and_radius():
   assert results.robustness_name('paper', 'l2', '0.5') == 'robustness_paper_l2_0.5'
 
 
-def start(run: Path, cache: Path, *flags: str) -> subprocess.Popen:
+def start(run: Path, cache: Path, *flags: str, **options) -> subprocess.Popen:
   """Starts `evaluate` as a user does; compiled programs go to `cache`."""
   arguments = [sys.executable, '-m', 'adversarial_augment.evaluate', f'--workdir={run}', *flags]
   env = os.environ | {'PYTHONPATH': str(trainer.ROOT), 'JAX_COMPILATION_CACHE_DIR': str(cache)}
-  quiet = subprocess.DEVNULL
-  return subprocess.Popen(arguments, env=env, start_new_session=True, stdout=quiet, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(arguments, env=env, start_new_session=True, stdout=subprocess.DEVNULL, **options)
 
 
 def wait_for_change(process: subprocess.Popen, path: Path, before: float = 0.0) -> None:
@@ -318,11 +317,11 @@ def wait_for_change(process: subprocess.Popen, path: Path, before: float = 0.0) 
 
 @pytest.mark.slow
 def test_of_two_processes_one_attacks_and_after_a_kill_the_other(run, tmp_path):
-  begin = lambda: start(run, tmp_path / 'xla', '--attack=multitargeted', *FLAGS[1:])
+  begin = lambda **options: start(run, tmp_path / 'xla', '--attack=multitargeted', *FLAGS[1:], **options)
   unfinished = run / 'results' / f'{NAME.replace("pgd", "multitargeted")}.sweep'
   first = begin()
   wait_for_change(first, unfinished)
-  second = begin()
+  second = begin(stderr=subprocess.PIPE, text=True)
   said = second.communicate(timeout=300)[1]
   assert second.returncode == 2, said
   assert said.splitlines()[-1].startswith("evaluate: '")
