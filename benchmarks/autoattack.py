@@ -46,15 +46,11 @@ class Ours:
     self._progress: Iterator = sweep.run(self._problem, self._programs, self._stages, self._found)
 
   def compile(self, index: int) -> float:
-    """Returns the seconds by which the first calls of a stage are slower than the second ones."""
-
-    def call(size: int) -> float:
-      start = time.perf_counter()
-      self._programs.attack(index, 0, np.full(size, easiest))
-      return time.perf_counter() - start
-
-    easiest = self._found.margins.argmax()  # broken at once, so that most loops end early
-    return sum(call(size) - call(size) for size in sweep.batch_sizes(self._programs))
+    """Compiles a stage; returns the seconds."""
+    start = time.perf_counter()
+    for size in sweep.batch_sizes(self._programs):
+      self._programs.compile(index, size)
+    return time.perf_counter() - start
 
   def run(self, index: int) -> None:
     """Runs the next stage."""
