@@ -10,7 +10,10 @@ DeepAugment's, `python -m adversarial_augment.pretrain --config=configs/pretrain
 use a network of a quarter of the widths, which ships. The CAE's output is less like its input than EDSR's (its bits are
 few, and drawn), so that SSIM is lower from the start.
 
-`:laptop` has not been run on CIFAR-10.
+`:laptop` gave an mCE of 64.40 % and a clean error of 60.82 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
+images, corruptions made here), in about 6 min on one processor core: at this radius the small CAE takes away what shows
+the class, and nothing is learned. Without an adversary (nu 0) the same command gives 36.94 % and 33.18 %:
+docs/reproduction.md.
 """
 
 from pathlib import Path
