@@ -167,6 +167,8 @@ def _measure(
   def write() -> None:
     if request.save_images:
       _write_images(images_path, attacked, sweep)
+    else:
+      _remove(images_path)  # they would be those of another result
     results.write(path, result)
     _remove(unfinished)
 

@@ -7,6 +7,8 @@
 
 The best row of Table 1. As ada_deepaugment_augmix.py, on the sets of deepaugment10x.py.
 
+`:quickstart` and `:smoke` use two copies, to be quick.
+
 `:laptop` gave an mCE of 30.79 % and a clean error of 25.62 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
 test images, corruptions made here), in 5 min on one processor core: docs/reproduction.md.
 """

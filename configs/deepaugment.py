@@ -10,6 +10,8 @@ Its sets have to be there, one for each network (those of the embedded images ar
   python -m adversarial_augment.prepare deepaugment --net=edsr
   python -m adversarial_augment.prepare deepaugment --net=cae
 
+`:laptop` was run on sets of the small EDSR, --weights=edsr_4x16_x1.
+
 All but the training images is as in nominal.py. Each is drawn with the same probability from the clean ones and their
 copies, and an epoch is as long as there, so that rows see equally many images.
 

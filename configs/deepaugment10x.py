@@ -8,6 +8,8 @@
 As deepaugment.py, whose sets have to be made with --copies=10. They serve deepaugment.py too, which uses their first
 copies.
 
+`:quickstart` and `:smoke` use two copies, to be quick.
+
 `:laptop` gave an mCE of 28.71 % and a clean error of 22.22 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
 test images, corruptions made here), in 1 min on one processor core: docs/reproduction.md.
 """

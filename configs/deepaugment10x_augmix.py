@@ -7,6 +7,8 @@
 
 As deepaugment10x.py, with the same sets, and AugMix as the last augmentation.
 
+`:quickstart` and `:smoke` use two copies, to be quick.
+
 `:laptop` gave an mCE of 29.23 % and a clean error of 22.68 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
 test images, corruptions made here), in 1 min on one processor core: docs/reproduction.md.
 """

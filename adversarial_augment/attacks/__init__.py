@@ -3,6 +3,7 @@
 An attack maps (keys, logits_fn, images, labels, frozen) to corrupted images and one value of each metric per image.
 """
 
+from adversarial_augment.attacks import validity
 from adversarial_augment.attacks.ada import ada
 from adversarial_augment.attacks.advmix import advmix
 from adversarial_augment.attacks.apgd import apgd
@@ -22,5 +23,6 @@ ATTACKS = {'ada': ada, 'advmix': advmix, 'lp': lp}
 
 __all__ = [
   'ATTACKS', 'Hull', 'ada', 'advmix', 'apgd', 'attack_bytes', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
-  'in_microbatches', 'lp', 'multitargeted', 'on_share', 'pgd', 'square', 'weight_ball', 'weight_hull',
+  'in_microbatches', 'lp', 'multitargeted', 'on_share', 'pgd', 'square', 'validity', 'weight_ball',
+  'weight_hull',
 ]  # fmt: skip
