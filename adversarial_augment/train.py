@@ -23,11 +23,11 @@ def main(argv: list[str]) -> None:
   config = cli.resolve_config(arguments)
   if config is None:
     return
-  files.check_folder(arguments.workdir, '--workdir')
   from adversarial_augment import evaluations, loop, recipe, tensorboard
 
   alone = cli.is_alone(arguments)
   if alone:  # several processes settle it together, or those that know better would leave the others waiting
+    files.check_folder(arguments.workdir, '--workdir')
     loop.check_run(arguments.workdir, config, {})
   if config.dataset == 'embedded' and config.deepaugment.sets:
     deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
