@@ -19,6 +19,7 @@ from adversarial_augment.types import Attack, Dataset, PyTree
 # What an evaluation may have otherwise than the training.
 _FIELDS = ('evals', 'eval_images', 'batch_size', 'data_dir', 'dataset', 'frost_dir', 'precision')
 _GROUPS = ('attack', 'corruption_net')
+_OF_ATTACKED = ('batch_size', 'data_dir', 'dataset', 'precision')  # with --attack
 
 _DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
 
@@ -44,7 +45,7 @@ attacks: autoattack (standard), autoattack_plus, paper (AutoAttack & MultiTarget
 pgd; table2 is `paper` within the balls of that Table 2: l2 0.5 and 1, linf 1/255, 2/255 and 4/255.
 
 exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --allow_suspect), 4 no usable checkpoint,
-5 disk full or not writable, 75 stopped by a signal (run the same command again)."""
+5 disk full or not writable, 75 stopped by a signal (run the same command again, without --overwrite)."""
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -74,7 +75,9 @@ def main(argv: Sequence[str]) -> int | None:
   if request is None and num_devices is not None and processes == 1 and 'ada' in config.evals:
     recipe.check_evaluation_parts(config, num_devices)
   cli.compilation_cache()
-  with signals.listen(several_processes=False):  # nothing is unsaved: every evaluation is written when it is done
+  # Nothing has to be saved: every evaluation is written when it is done, and an attack every few seconds.
+  again = 'the same command' + (' without --overwrite' if request and arguments.overwrite else '') + ' goes on'
+  with signals.listen(several_processes=False, again=again):
     if request is None:
       evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
       return None
@@ -100,8 +103,13 @@ def _say(line: str) -> None:
 
 
 def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack: bool) -> None:
-  """Refuses what says how the classifier was trained, and an empty list of evaluations."""
+  """Refuses what says how the classifier was trained, what an attack ignores, and an empty list of evaluations."""
   for name in overrides:
+    if attack and name not in _OF_ATTACKED:
+      raise UserError(
+        f'config.{name} changes nothing with --attack; leave it out (these can change: {", ".join(_OF_ATTACKED)}; the '
+        'attack has --norm, --epsilon and --num_examples).'
+      )
     if name not in _FIELDS and name.partition('.')[0] not in _GROUPS:
       raise UserError(
         f'config.{name} says how the classifier was trained and cannot be changed for an evaluation; leave it out '

@@ -69,7 +69,7 @@ def parse(arguments: argparse.Namespace) -> Request | None:
     _whole_number(arguments.num_examples, '--num_examples', 1),
     _whole_number(arguments.seed, '--seed', 0) or 0,
     arguments.save_images,
-    files.user_path(arguments.surrogate, '--surrogate') if arguments.surrogate else None,
+    files.user_path(arguments.surrogate, '--surrogate') if arguments.surrogate is not None else None,
     arguments.allow_suspect,
   )
 
@@ -78,8 +78,15 @@ def first_examples(request: Request, test: Dataset) -> Dataset:
   """Returns the part of a test set that is attacked.
 
   Raises:
-    UserError: it has not as many images.
+    UserError: it has not as many images, or an l_2 ball is larger than the box [0, 1] of all pixels.
   """
+  diameter = math.sqrt(math.prod(test.image_shape))
+  for ball in request.balls:
+    if ball.norm == 'l2' and ball.epsilon > diameter:
+      raise UserError(
+        f'--epsilon={ball.text} with --norm=l2 must be at most {diameter:.4g}, the distance of a black image from a '
+        f'white one; images are in [0, 1]: did you mean {ball.text}/255?'
+      )
   number = request.num_examples or test.num_examples
   if number > test.num_examples:
     raise UserError(f'--num_examples={number} must be at most {test.num_examples}, which {test.name} has.')

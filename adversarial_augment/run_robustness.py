@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import config as configs
 from adversarial_augment import files, inference, processes, recipe, results, run_directory, sharding, summary
 from adversarial_augment.attacks import suites, validity
 from adversarial_augment.attacks import sweep as sweeps
@@ -51,7 +50,7 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
   mesh = sharding.data_mesh()
   classifier, restored = _restore(config, workdir, test, mesh)
   provenance = summary.provenance(config, {'test': test}, 'evaluate')
-  provenance['config_sha256'] = configs.sha256(inference.read_config(workdir))
+  provenance['config_sha256'] = restored.config_sha256
   about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
   if request.surrogate is not None:
     surrogate, other = _restore(_surrogate_config(config, request.surrogate), request.surrogate, test, mesh)
@@ -125,12 +124,15 @@ def _known(workdir: Path, name: str, request: Request, conditions: Mapping[str, 
   if path.with_name(f'{name}.sweep').exists():
     return None
   known = results.read(path)
+  if request.surrogate is None and 'surrogate_sha256' in known:  # a result that was checked by more serves as well
+    conditions = {**conditions, 'surrogate': known['surrogate_sha256']}
   if known.get('conditions_sha256') == results.digest(conditions):
     there = not request.save_images or path.with_name(f'{name}.npz').exists()
     return results.load(workdir, name) if there else None
   if known.get('checkpoint_sha256') == conditions['checkpoint']:
     raise UserError(
-      f"'{path}' holds what other images, seeds or versions gave for this checkpoint; replace it with --overwrite."
+      f"'{path}' holds what other images, seeds, precisions, surrogates or versions gave for this checkpoint; "
+      'replace it with --overwrite.'
     )
   return None
 
@@ -226,9 +228,18 @@ def _sweep(
 def _pursue(
   attacked: Problem, programs: sweeps.Programs, stages: Sequence[Stage], sweep: Sweep, keep: Callable[[], None]
 ) -> None:
-  """Goes on with a sweep to its end; says how far it is, and keeps it every few seconds."""
-  written = told = time.monotonic()
-  took, images = 0.0, 0
+  """Goes on with a sweep to its end; says how far it is, and keeps it at once and every few seconds."""
+
+  def kept() -> tuple[float, float]:
+    began = time.monotonic()
+    try:
+      keep()
+    except StorageError as error:
+      tell(f'warning: {error} The attack goes on; a stop would lose it.')
+    return time.monotonic(), time.monotonic() - began
+
+  told, images = time.monotonic(), 0
+  written, took = kept()
   for index, inner, count in sweeps.run(attacked, programs, stages, sweep):
     stage, now = stages[index], time.monotonic()
     images += count
@@ -243,11 +254,7 @@ def _pursue(
     if not count and inner == stage.rounds.number - 1:
       _say(_stage_line(stages, sweep, index, int((sweep.broken_in == sweeps.ALIVE).sum())))
     if now - written >= max(_SECONDS, took / _SHARE):
-      try:
-        keep()
-      except StorageError as error:
-        tell(f'warning: {error} The attack goes on; a stop would lose it.')
-      written, took = time.monotonic(), time.monotonic() - now
+      written, took = kept()
   keep()  # the checks that follow take a while, too
 
 

@@ -9,7 +9,6 @@ survivors, and ends with 1 if a bound is missed. Needs `pip install 'adversarial
 usable cores, with huge pages (see timing.py).
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 import statistics
@@ -20,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from adversarial_augment import cli, datasets, inference, recipe, sharding
+from adversarial_augment import cli, datasets, fields, inference, recipe, sharding
 from adversarial_augment.attacks import suites, sweep
 from adversarial_augment.attacks.sweep import Problem, Programs, Stage
 from adversarial_augment.errors import UserError
@@ -99,12 +98,15 @@ def restore(workdir: Path, num_images: int, epsilon: float) -> tuple[robustness.
 
 
 def main(argv: Sequence[str]) -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = cli.Parser(description=__doc__.splitlines()[0])
   parser.add_argument('--workdir', type=Path, required=True, help='of a run')
-  parser.add_argument('--epsilon', type=float, default=EPSILON)
+  parser.add_argument('--epsilon', type=fields.parse_fraction, default=EPSILON)
   parser.add_argument('--images', type=int, default=256)
   parser.add_argument('--rounds', type=int, default=1, help='of which medians are taken')
   arguments = parser.parse_args(argv)
+  for flag in ('images', 'rounds'):
+    if getattr(arguments, flag) < 1:
+      raise UserError(f'--{flag}={getattr(arguments, flag)} must be at least 1.')
   timing.settle('benchmarks.autoattack', cores=cli.usable_cores())
   import torch
 

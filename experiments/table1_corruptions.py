@@ -10,7 +10,7 @@ holds already. docs/reproduction.md has what came out, and the choices that were
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,10 +106,16 @@ def entry(workdir: Path) -> dict[str, Any]:
 
 def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
   """Refuses a table whose rows do not compare."""
-  for field in ('images_seen', 'num_images'):
-    found = {entry[field]: f'{row}, seed {seed}' for row, seeds in table.items() for seed, entry in seeds.items()}
+  properties: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    'images_seen': lambda entry: f'{entry["images_seen"]:,}',
+    'num_images': lambda entry: f'{entry["num_images"]:,}',
+    'test images': lambda entry: entry['provenance']['data']['test'].get('sha256', '')[:12],
+    'corruptions': lambda entry: entry['provenance']['corruptions'].get('sha256', '')[:12],
+  }
+  for field, of in properties.items():
+    found = {of(entry): f'{row}, seed {seed}' for row, seeds in table.items() for seed, entry in seeds.items()}
     if len(found) > 1:
-      said = '; '.join(f'{value:,} ({where})' for value, where in found.items())
+      said = '; '.join(f'{value} ({where})' for value, where in found.items())
       raise UserError(f"rows of '{path}' differ in {field}: {said}; name another --output, or run those again.")
 
 

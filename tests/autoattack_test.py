@@ -77,7 +77,8 @@ def short(images):
     ({'images': IMAGES - 0.5}, r'\[0, 1\]'),
     ({'images': np.where(IMAGES > 0.69, np.nan, IMAGES)}, r'\[0, 1\]'),
     ({'images': (IMAGES * 255).astype(np.uint8)}, 'images are uint8'),
-    ({'images': IMAGES[0]}, 'must be floats'),
+    ({'images': IMAGES.astype(np.float16)}, 'images are float16'),
+    ({'images': IMAGES[0]}, 'must be float32 or float64'),
     ({'labels': LABELS + 1}, 'labels hold 5; with 5 logits they must be from 0 to 4'),
     ({'labels': LABELS - 5}, 'labels hold -'),
     ({'labels': LABELS.astype(np.float32)}, 'must be integers'),
@@ -93,10 +94,11 @@ def short(images):
     ({'logits_fn': lambda x: (linear(x), {})}, 'gives a tuple'),
   ],
 )
-def test_what_is_no_input_is_refused(changes, message):
+@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square', 'multitargeted', 'autoattack'])
+def test_what_is_no_input_is_refused(name, changes, message):
   arguments = {'keys': KEYS, 'logits_fn': linear, 'images': IMAGES, 'labels': LABELS} | changes
   with pytest.raises(UserError, match=message) as caught:
-    attacks.autoattack(norm='linf', epsilon=0.1)(*arguments.values())
+    getattr(attacks, name)(norm='linf', epsilon=0.1)(*arguments.values())
   assert '\n' not in str(caught.value)
 
 

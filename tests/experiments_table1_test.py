@@ -17,12 +17,12 @@ from experiments import runs, table1_corruptions, table1_drawing
 STEPS, BATCH = 7, 20
 
 
-def write_run(workdir, errors=0.3, clean=0.9, sha='a' * 64, steps=STEPS):
+def write_run(workdir, errors=0.3, clean=0.9, sha='a' * 64, steps=STEPS, corruptions='c' * 64):
   """A finished run whose every corruption has the same error."""
   (workdir / 'results').mkdir(parents=True)
   provenance = {
     'data': {'test': {'name': 'cifar10', 'origin': 'unverified'}},
-    'corruptions': {'seed': 0, 'frost': 'procedural'},
+    'corruptions': {'seed': 0, 'frost': 'procedural', 'sha256': corruptions},
   }
   names = dict.fromkeys(metrics.NAMES, errors)
   files = {
@@ -119,6 +119,12 @@ def test_rows_join_those_that_are_there(tmp_path, output, started):
   assert {row: list(seeds) for row, seeds in table.items()} == {'augmix': ['1'], 'nominal': ['0']}
 
 
+def test_rows_on_other_corruptions_are_refused(tmp_path, output, started):
+  write_run(tmp_path / 'runs' / 'quickstart' / 'augmix' / 'seed0', corruptions='d' * 64)
+  with pytest.raises(UserError, match=r'differ in corruptions: cccccccccccc .*dddddddddddd .augmix, seed 0'):
+    run(tmp_path, output, '--scale=quickstart', '--rows=nominal,augmix')
+
+
 def test_rows_of_different_lengths_are_refused(tmp_path, output, started):
   write_run(tmp_path / 'runs' / 'quickstart' / 'augmix' / 'seed0', steps=STEPS + 1)
   with pytest.raises(UserError, match='differ in images_seen: 140 .*160 .augmix, seed 0'):
@@ -164,6 +170,19 @@ def test_a_stopped_or_failed_run_ends_the_experiment(monkeypatch):
 
 def test_the_mean_of_one_seed_has_no_error():
   assert str(table1_drawing.estimate([0.25])) == '25.00'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', [*table1_corruptions.ROWS, 'augmix_jsd_resnext', 'augmix_jsd_wrn'])
+def test_two_steps_of_every_row(config, tmp_path, monkeypatch):
+  monkeypatch.chdir(Path(__file__).parent.parent)
+  command = [sys.executable, '-m', 'adversarial_augment.train', f'--config=configs/{config}.py:smoke']
+  command += [f'--workdir={tmp_path}/w', f'--config.data_dir={tmp_path}', '--config.evals=clean']
+  subprocess.run(command, check=True)
+  lines = [json.loads(line) for line in (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines] == [1, 2]
+  assert all(math.isfinite(line['loss']) for line in lines)
+  assert ('attack_loss_end' in lines[0]) == config.startswith('ada_')
 
 
 @pytest.mark.slow

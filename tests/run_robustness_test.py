@@ -99,6 +99,7 @@ def test_what_is_known_is_shown_and_other_conditions_are_refused(run, monkeypatc
       command(run, *FLAGS, other)
     with pytest.raises(pytest.fail.Exception, match='it attacked'):
       command(run, *FLAGS, other, '--overwrite')
+    (run / 'results' / f'{NAME}.sweep').unlink()  # it has begun
 
 
 def test_a_surrogate_that_is_no_run_of_the_same_classes_is_refused(run, tmp_path):
@@ -204,14 +205,32 @@ def test_overwrite_begins_a_stopped_attack_anew_and_without_it_that_one_goes_on(
   command(run, *FLAGS, '--allow_suspect')
   path, unfinished = run / 'results' / f'{NAME}.json', stop_within(run, monkeypatch, '--overwrite')
   known, kept, cursors = path.read_bytes(), unfinished.read_bytes(), only_begin(monkeypatch)
-  for content, flags in ((kept, ()), (kept, ('--overwrite',)), (b'damaged', ('--overwrite',))):
-    unfinished.write_bytes(content)
+  for content, flags in ((kept, ()), (kept, ('--overwrite',)), (b'damaged', ('--overwrite',)), (None, ())):
+    if content is not None:  # or what the stop before has left, at the very beginning
+      unfinished.write_bytes(content)
     with pytest.raises(Stop):
       command(run, *FLAGS, *flags)
-  assert cursors == [[2, 0], [1, 0], [1, 0]]
-  assert not unfinished.exists()
+  assert cursors == [[2, 0], [1, 0], [1, 0], [1, 0]]
   assert path.read_bytes() == known  # until there is a new one
+  unfinished.unlink()
   assert command(run, *FLAGS, '--allow_suspect') == 0  # and shown again
+
+
+def test_fields_without_a_meaning_under_attack_and_too_large_balls_are_refused(run):
+  for flag in ('--config.eval_images=5', '--config.attack.num_steps=100'):
+    name = flag.partition('=')[0].removeprefix('--')
+    with pytest.raises(UserError, match=f'{name} changes nothing with --attack; leave it out') as caught:
+      command(run, *FLAGS, flag)
+    assert '\n' not in str(caught.value)
+  with pytest.raises(UserError, match=r'--epsilon=128 with --norm=l2 must be at most 55.43, .* did you mean 128/255'):
+    command(run, '--attack=pgd', '--norm=l2', '--epsilon=128')
+
+
+def test_images_of_another_result_do_not_stay_beside_a_new_one(run):
+  command(run, *FLAGS, '--allow_suspect', '--save_images')
+  assert (run / 'results' / f'{NAME}.npz').exists()
+  command(run, *FLAGS, '--allow_suspect', '--seed=1', '--overwrite')
+  assert not (run / 'results' / f'{NAME}.npz').exists()
 
 
 def test_a_second_evaluation_of_the_same_attack_is_refused(run, monkeypatch):

@@ -27,12 +27,12 @@ class Attacker:
     self.calls: list[tuple[int, int, list[int]]] = []
     self._radius, self._nan_at = radius, nan_at
 
-  def attack(self, index: int, inner: int, part: np.ndarray) -> np.ndarray:
+  def attack(self, index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     self.calls.append((index, inner, part.tolist()))
     number = 3 * index + inner + 1
     images = IMAGES[part].copy()
     images[:, 0, 1, 0] += self._radius * np.where(number == BREAKS[part], 1, number / 16).astype(np.float32)
-    return images
+    return images, np.zeros(len(part), bool)
 
   def margins(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """0.5 where the image was moved by all of the radius, or is wrong from the start; else below 0, by the distance."""

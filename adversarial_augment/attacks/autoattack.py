@@ -59,7 +59,8 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
   @functools.partial(jax.jit, static_argnums=(0, 1))
   def attack_batch(logits_fn, make, index, inner, keys, images, labels):
     keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-    return make(inner)(keys, logits_fn, images, labels).images
+    result = make(inner)(keys, logits_fn, images, labels)
+    return result.images, result.metrics['success']
 
   @functools.partial(jax.jit, static_argnums=0)
   def margins_of(logits_fn, images, labels):
@@ -73,16 +74,14 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
         'attacks.apgd, fab and square, which can.'
       )
     clean, classes = np.asarray(images), np.asarray(labels)
-    inputs.check_images(clean)
-    inputs.check_keys(keys, len(clean))
-    num_classes = inputs.count_classes(logits_fn, clean)
-    inputs.check_labels(classes, len(clean), num_classes)
+    num_classes = inputs.check(keys, logits_fn, clean, classes)
     classes, stages = classes.astype(np.int32), stages_of(num_classes)
 
-    def attack_part(index: int, inner: int, part: np.ndarray) -> np.ndarray:
+    def attack_part(index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       numbers = np.int32(index), np.int32(inner)
       make = stages[index].rounds.make
-      return np.asarray(attack_batch(logits_fn, make, *numbers, keys[part], clean[part], classes[part]))
+      found, taken = attack_batch(logits_fn, make, *numbers, keys[part], clean[part], classes[part])
+      return np.asarray(found), np.asarray(taken)
 
     problem = sweep.Problem(clean, classes, norm, epsilon)
     judge = lambda images, labels: np.asarray(margins_of(logits_fn, images, labels))

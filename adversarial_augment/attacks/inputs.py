@@ -7,15 +7,29 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Key, LogitsFn
 
 
+def check(keys: Key, logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) -> int:
+  """Checks all that an attack is given; returns the number of classes.
+
+  Raises:
+    UserError: see the functions below.
+  """
+  check_images(images)
+  check_keys(keys, len(images))
+  num_classes = count_classes(logits_fn, images)
+  check_labels(labels, len(images), num_classes)
+  return num_classes
+
+
 def check_images(images: np.ndarray) -> None:
   """Refuses what is no batch of images in [0, 1].
 
   Raises:
     UserError: another shape or dtype, no image, a value beyond [0, 1], or NaN.
   """
-  if images.ndim != 4 or 0 in images.shape or not np.issubdtype(images.dtype, np.floating):
+  if images.ndim != 4 or 0 in images.shape or images.dtype not in (np.float32, np.float64):
     raise UserError(
-      f'images are {images.dtype} of shape {list(images.shape)}; they must be floats [n, h, w, c], n at least 1.'
+      f'images are {images.dtype} of shape {list(images.shape)}; they must be float32 or float64 [n, h, w, c], n at '
+      'least 1: others cannot keep to a small ball.'
     )
   if not (images.min() >= 0 and images.max() <= 1):  # NaN too
     raise UserError(

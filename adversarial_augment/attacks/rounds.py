@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from adversarial_augment.attacks import inputs
 from adversarial_augment.attacks.losses import margin
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
@@ -23,10 +25,14 @@ def repeated(rounds: Rounds) -> Attack:
 
   Returns:
     An `Attack` that hands out each image's first success, else its feasible image of the highest margin; the metrics
-    are those of `judged`.
+    are those of `judged`. Called outside jit, it raises a UserError for images outside [0, 1], labels that there are
+    not, and what are not one key for each image; traced, it cannot look.
   """
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    if not any(isinstance(x, jax.core.Tracer) for x in (keys, images, labels)):
+      inputs.check(keys, logits_fn, np.asarray(images), np.asarray(labels))
+
     def one_more(index, kept):
       return better(kept, rounds.make(index)(keys, logits_fn, images, labels, frozen))
 

@@ -25,7 +25,8 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
   - `autoattack`: the standard AutoAttack (Croce and Hein 2020, arXiv 2003.01690): APGD on the cross-entropy, 100 steps;
     APGD on the targeted DLR loss and FAB-T (arXiv 1907.02044), each at the 9 most likely wrong classes; Square (arXiv
     1912.00049), 5000 queries.
-  - `autoattack_plus`: its stronger version, with APGD on the DLR loss besides, and 5 restarts of all but the targeted.
+  - `autoattack_plus`: its stronger version, with APGD on the DLR loss besides, 5 restarts of both and of FAB-T. The
+    reference's has FAB untargeted with 5 restarts, and FAB-T with one.
   - `paper`: "AutoAttack & MultiTargeted" of arXiv 2104.01086, which says no more. Read as the sequence that its authors
     give elsewhere: APGD on the cross-entropy and on the DLR loss, 5 restarts of 100 steps each; MultiTargeted (arXiv
     1910.09338) on margins, 20 restarts of 200 steps; Square, 5000 queries. FAB is no part of it.

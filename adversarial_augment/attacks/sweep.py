@@ -1,7 +1,8 @@
 """A sequence of attacks from the host: each round only on the images that none before it has broken.
 
 The survivors are compacted into batches of two sizes, so that a stage compiles at most twice. Whatever a round hands
-out is judged once more by a program of its own, of one batch size: an image counts as broken only if that agrees.
+out is judged once more by a program of its own, of one batch size: an image counts as broken only if that agrees. Where
+it does not, because the attacked copy computes in bfloat16, the round is made again through the judge.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +36,13 @@ class Problem(NamedTuple):
 class Programs(NamedTuple):
   """The compiled parts of a sweep; arrays on the host."""
 
-  attack: Callable[[int, int, np.ndarray], np.ndarray]  # stage, round of it, indices [m] -> images [m, h, w, c]
+  # Stage, round of it, indices [m] -> images [m, h, w, c], and whether the attack takes them for broken, bool [m].
+  attack: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]]
   margins: Callable[[np.ndarray, np.ndarray], np.ndarray]  # images [m, h, w, c], labels [m] -> margins [m]
   batch_size: int  # the larger m, and the only one of `margins`
   multiple: int = 1  # every m is one of this
   compile: Callable[[int, int], Any] = lambda index, size: None  # stage, m: makes what `attack` calls, where it can
+  again: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None  # `attack` through the judge
 
 
 class Sweep(NamedTuple):
@@ -51,7 +54,7 @@ class Sweep(NamedTuple):
   cursor: np.ndarray  # int64 [2]: the round, from 1, and how many of its survivors are done
   seconds: np.ndarray  # float64 [stages], of all starts, without those of compiling
   compile_seconds: np.ndarray  # float64 [stages], of all starts
-  num_nan: np.ndarray  # int64 []: images whose logits were NaN, found on the way
+  num_nan: np.ndarray  # int64 []: images whose margins were NaN or infinite, found on the way
 
 
 def begin(problem: Problem, programs: Programs, num_stages: int) -> Sweep:
@@ -65,7 +68,7 @@ def begin(problem: Problem, programs: Programs, num_stages: int) -> Sweep:
     cursor=np.array([1, 0], np.int64),
     seconds=np.zeros(num_stages),
     compile_seconds=np.zeros(num_stages),
-    num_nan=np.array(np.isnan(margins).sum(), np.int64),
+    num_nan=np.array((~np.isfinite(margins)).sum(), np.int64),
   )
 
 
@@ -101,8 +104,8 @@ def run(problem: Problem, programs: Programs, stages: Sequence[Stage], sweep: Sw
         part = alive[sweep.cursor[1] :][:size]
         programs.compile(index, size)
         compiled = time.monotonic()
-        found = programs.attack(index, inner, padded(part, size))[: len(part)]
-        _keep(problem, programs, sweep, part, found, number)
+        found, margins = _attack(problem, programs, index, inner, part)
+        _keep(problem, sweep, part, found, margins, number)
         sweep.cursor[1] += len(part)
         sweep.seconds[index] += time.monotonic() - compiled
         sweep.compile_seconds[index] += compiled - began
@@ -144,13 +147,31 @@ def _batch_size(count: int, programs: Programs) -> int:
   return large if -(-count // small) * small >= large else small
 
 
-def _keep(problem: Problem, programs: Programs, sweep: Sweep, part: np.ndarray, found: np.ndarray, number: int) -> None:
+def _attack(
+  problem: Problem, programs: Programs, index: int, inner: int, part: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what a round makes of the images `part` [m], and the margins of that."""
+
+  def by(attack: Callable, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    images, taken = (x[: len(part)] for x in attack(index, inner, padded(part, _batch_size(len(part), programs))))
+    return images, judge(programs, images, problem.labels[part]), taken
+
+  images, margins, taken = by(programs.attack, part)
+  denied = np.flatnonzero(taken & (margins < 0))
+  if len(denied) and programs.again is not None:
+    images, margins = images.copy(), margins.copy()
+    images[denied], margins[denied], _ = by(programs.again, part[denied])
+  return images, margins
+
+
+def _keep(
+  problem: Problem, sweep: Sweep, part: np.ndarray, found: np.ndarray, margins: np.ndarray, number: int
+) -> None:
   """Takes over what is stronger than before."""
   far = distances(problem.norm, found, problem.images[part]) > problem.epsilon * (1 + 1e-6) + 1e-7
   assert not far.any(), f'an attack has left the ball of radius {problem.epsilon}'
   assert ((found >= 0) & (found <= 1)).all(), 'an attack has left the box [0, 1]'
-  margins = judge(programs, found, problem.labels[part])
-  sweep.num_nan[...] += np.isnan(margins).sum()
+  sweep.num_nan[...] += (~np.isfinite(margins)).sum()
   stronger = margins > sweep.margins[part]
   better = part[stronger]
   sweep.images[better], sweep.margins[better] = found[stronger], margins[stronger]

@@ -54,15 +54,17 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
   sharded = functools.partial(jax.shard_map, mesh=classifier.mesh, out_specs=data, check_vma=False)
 
-  def attack(make, params, model_state, index, inner, examples, images, labels):
+  def attack(make, through, params, model_state, index, inner, examples, images, labels):
     def local(params, model_state, index, inner, examples, images, labels):
       def logits_fn(images):
-        return classifier.attacked.apply(params, model_state, None, images, is_training=False)[0]
+        network = getattr(classifier, through)
+        return network.apply(params, model_state, None, images, is_training=False)[0]
 
       def key_of(example):
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), example), index)
 
-      return make(inner)(jax.vmap(key_of)(examples), logits_fn, images, labels).images
+      result = make(inner)(jax.vmap(key_of)(examples), logits_fn, images, labels)
+      return result.images, result.metrics['success']
 
     specs = (whole, whole, whole, whole, data, data, data)
     return sharded(local, in_specs=specs)(params, model_state, index, inner, examples, images, labels)
@@ -74,7 +76,7 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
 
     return sharded(local, in_specs=(whole, whole, data, data))(params, model_state, images, labels)
 
-  attack_step, judge_step = jax.jit(attack, static_argnums=0), jax.jit(margins)
+  attack_step, judge_step = jax.jit(attack, static_argnums=(0, 1)), jax.jit(margins)
   variables, mesh = (classifier.state.params, classifier.state.model_state), classifier.mesh
 
   def arguments(index: int, inner: int, part: np.ndarray) -> tuple[PyTree, ...]:
@@ -82,17 +84,25 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
     return *variables, np.int32(index), np.int32(inner), *batch
 
   @functools.cache
-  def compiled(index: int, size: int) -> Callable:
+  def compiled(through: str, index: int, size: int) -> Callable:
     like = arguments(index, 0, np.zeros(size, np.int32))
-    return attack_step.lower(stages[index].rounds.make, *like).compile()
+    return attack_step.lower(stages[index].rounds.make, through, *like).compile()
 
-  def run_attack(index: int, inner: int, part: np.ndarray) -> np.ndarray:
-    return _to_host(compiled(index, len(part))(*arguments(index, inner, part)))
+  def run_attack(through: str, index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    images, taken = compiled(through, index, len(part))(*arguments(index, inner, part))
+    return _to_host(images), _to_host(taken)
 
   def run_margins(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return _to_host(judge_step(*variables, *_shard(mesh, images, labels)))
 
-  return Programs(run_attack, run_margins, -(-classifier.batch_size // mesh.size) * mesh.size, mesh.size, compiled)
+  return Programs(
+    attack=functools.partial(run_attack, 'attacked'),
+    margins=run_margins,
+    batch_size=-(-classifier.batch_size // mesh.size) * mesh.size,
+    multiple=mesh.size,
+    compile=functools.partial(compiled, 'attacked'),
+    again=functools.partial(run_attack, 'judge'),
+  )
 
 
 def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep, *, seed: int) -> dict[str, Any]:
@@ -176,7 +186,8 @@ def _probes(
       return 0
     part = Problem(images[chosen], labels[chosen], norm, radius)
     parts = programs(attacked_one, (stage,), part, seed=seed + 1)
-    parts = parts._replace(margins=programs(classifier, (), part).margins)
+    if attacked_one is not classifier:  # what fools the surrogate is not made again
+      parts = parts._replace(margins=programs(classifier, (), part).margins, again=None)
     state = sweeps.begin(part, parts, 1)
     for _ in sweeps.run(part, parts, (stage,), state):
       pass
