@@ -1,6 +1,9 @@
 """The section on l_p attacks: every number with its images, stage by stage, and no suspect one without a warning."""
 
+import json
+
 from adversarial_augment.report import report
+from adversarial_augment.reporting import charts
 from tests import reporting_fixtures as fixtures
 from tests.report_test import Page
 
@@ -37,6 +40,23 @@ def test_what_each_stage_has_left_is_in_the_order_of_the_stages(tmp_path):
 def test_accuracies_are_drawn_over_the_radius(tmp_path):
   labels = [attributes.get('aria-label', '') for _, attributes in page_of(tmp_path).tags]
   assert any('Accuracy in % over epsilon. run, autoattack: 96.0, 64.0, 7.5.' in label for label in labels)
+
+
+def test_attacks_of_one_run_look_different_and_the_first_as_the_run(tmp_path, monkeypatch):
+  runs = [fixtures.write_run(tmp_path / name) for name in ('one', 'two')]
+  for run in runs:
+    fixtures.write_attacks(run)
+    path = run / 'results' / 'robustness_autoattack_linf_2-255.json'
+    other = json.loads(path.read_text()) | {'attack': 'paper', 'eval': 'robustness_paper_linf_2-255'}
+    fixtures.write(path.with_name('robustness_paper_linf_2-255.json'), other)
+  drawn = {}
+  chart = charts.chart
+  monkeypatch.setattr(charts, 'chart', lambda key, *rest: drawn.setdefault(key, rest[1]) and chart(key, *rest))
+  report(runs)
+  looks = {series.label: series.look for series in drawn['robustlinf']}
+  assert looks.keys() == {f'{run}, {attack}' for run in ('one', 'two') for attack in ('autoattack', 'paper')}
+  assert len(set(looks.values())) == 4
+  assert (looks['one, autoattack'], looks['two, autoattack']) == (0, 1)
 
 
 def test_a_suspect_number_is_marked(tmp_path):

@@ -1,5 +1,6 @@
 """The section on l_p attacks: accuracy over the radius, stage by stage, and whether it can be believed."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 import itertools
 from typing import Any
@@ -48,12 +49,15 @@ def attacked(runs: Sequence[Run]) -> Section:
 def _curves(found: Sequence[tuple[int, Run, dict[str, Any]]], norm: str) -> str:
   """Returns the accuracies over epsilon within the balls of one norm, from that without an attack on."""
   of_norm = [item for item in found if item[2]['norm'] == norm]
+  num_runs, attacks = 1 + max((number for number, _, _ in found), default=0), Counter[int]()
   lines = []
   for (number, label, attack), group in itertools.groupby(of_norm, lambda x: (x[0], x[1].label, x[2]['attack'])):
     results = sorted((result for _, _, result in group), key=lambda result: result['epsilon'])
     x = [0.0, *(result['epsilon'] for result in results)]
     y = [100 * results[0]['clean_accuracy'], *(100 * result['robust_accuracy'] for result in results)]
-    lines.append(Series(f'{label}, {attack}', x, y, number))
+    # A run's first attack has the look that the run has on the whole page; further ones look as no run does.
+    lines.append(Series(f'{label}, {attack}', x, y, number + num_runs * attacks[number]))
+    attacks[number] += 1
   about = '; '.join(f'{line.label}: {", ".join(f"{y:.1f}" for y in line.y)}' for line in lines)
   axes = Axes('epsilon', 'accuracy in %', from_zero=True)
   caption = f'Accuracy over the radius, {_NORMS[norm]}'
