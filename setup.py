@@ -31,7 +31,7 @@ EXTRAS = {
   'plots': ['matplotlib>=3.8'],
   'logging': ['tensorboardX>=2.6'],
   'frost': ['imagecorruptions>=1.1.2'],  # its photographs, without which the corruption 'frost' is made up
-  'autoattack': ['torch>=2.2', 'pyautoattack>=0.2'],  # the reference that a slow test compares the attacks with
+  'autoattack': ['torch>=2.2', 'pyautoattack>=0.2', 'foolbox>=3.3'],  # which slow tests compare the attacks with
   'export': ['flatbuffers>=24'],  # jax.export needs it and does not say so
 }
 EXTRAS['dev'] = [

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import Any
 
+from adversarial_augment import cli, inference
+from adversarial_augment import config as configs
 from adversarial_augment.errors import Stopped, UserError
 from adversarial_augment.types import PyTree
 
@@ -26,9 +28,15 @@ def train(config: str, workdir: Path, flags: Sequence[str]) -> None:
 
   Raises:
     Stopped: the run was, and can go on.
-    UserError: it failed; its own line has said why.
+    UserError: it failed, and its own line has said why; or it has finished, with another config.
   """
   if is_finished(workdir):
+    wanted = configs.override(configs.load(config), cli.split_overrides(flags)[0])
+    if changed := configs.differences(inference.read_config(workdir), wanted):
+      raise UserError(
+        f"'{workdir}' holds a finished run with another config ({'; '.join(changed)}); give the flags that it had, or "
+        'name another --workdir.'
+      )
     return
   start('adversarial_augment.train', f'--config={config}', f'--workdir={workdir}', *flags)
 

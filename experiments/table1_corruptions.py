@@ -68,8 +68,7 @@ def main(argv: Sequence[str]) -> None:
   for seed in seeds:
     for row in rows:
       workdir = root / row / f'seed{seed}'
-      if not runs.is_finished(workdir):
-        _train(scale, root, row, seed, flags)
+      _train(scale, root, row, seed, flags)
       table.setdefault(row, {})[str(seed)] = entry(workdir)
       _check(table, path)
       files.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())

@@ -10,16 +10,22 @@ import sys
 
 import pytest
 
-from adversarial_augment import metrics
+from adversarial_augment import cli, metrics
+from adversarial_augment import config as configs
 from adversarial_augment.errors import Stopped, UserError
 from experiments import runs, table1_corruptions, table1_drawing
 
 STEPS, BATCH = 7, 20
 
 
-def write_run(workdir, errors=0.3, clean=0.9, sha='a' * 64, steps=STEPS, corruptions='c' * 64):
+def write_run(
+  workdir, spec='configs/augmix.py:quickstart', flags=(), *, errors=0.3, clean=0.9, sha='a' * 64, steps=STEPS,
+  corruptions='c' * 64,
+):  # fmt: skip
   """A finished run whose every corruption has the same error."""
   (workdir / 'results').mkdir(parents=True)
+  config = configs.override(configs.load(spec), cli.split_overrides(flags)[0])
+  (workdir / 'config.json').write_text(configs.to_json(config))
   provenance = {
     'data': {'test': {'name': 'cifar10', 'origin': 'unverified'}},
     'corruptions': {'seed': 0, 'frost': 'procedural', 'sha256': corruptions},
@@ -57,7 +63,8 @@ def started(monkeypatch):
     seed = next(flag for flag in flags if flag.startswith('--config.seed='))[-1]
     row = re.search(r'configs/(\w+)\.py', config)[1]
     mce = {'nominal': 0.40, 'augmix': 0.30}[row] + 0.02 * int(seed)
-    write_run(Path(workdir.removeprefix('--workdir=')), errors=mce, clean=0.9 - 0.01 * int(seed))
+    spec, path = config.removeprefix('--config='), Path(workdir.removeprefix('--workdir='))
+    write_run(path, spec, flags, errors=mce, clean=0.9 - 0.01 * int(seed))
 
   monkeypatch.setattr(runs, 'start', start)
   return commands
@@ -129,6 +136,16 @@ def test_rows_of_different_lengths_are_refused(tmp_path, output, started):
   write_run(tmp_path / 'runs' / 'quickstart' / 'augmix' / 'seed0', steps=STEPS + 1)
   with pytest.raises(UserError, match='differ in images_seen: 140 .*160 .augmix, seed 0'):
     run(tmp_path, output, '--scale=quickstart', '--rows=nominal,augmix')
+
+
+def test_a_finished_run_of_another_config_is_refused(tmp_path, output, started):
+  run(tmp_path, output, '--scale=laptop', '--rows=augmix', '--config.batch_size=50')
+  written = (output / 'table1_laptop.json').read_bytes()
+  run(tmp_path, output, '--scale=laptop', '--rows=augmix', '--config.batch_size=50', '--config.data_dir=/elsewhere')
+  with pytest.raises(UserError, match=r'start/seed0.* holds a finished run with another config .batch_size: 50 -> 128'):
+    run(tmp_path, output, '--scale=laptop', '--rows=augmix')
+  assert len(started) == 2
+  assert (output / 'table1_laptop.json').read_bytes() == written
 
 
 def test_results_of_another_checkpoint_are_refused(tmp_path):
