@@ -22,15 +22,16 @@ def block_norms(tree: PyTree) -> PyTree:
 
 def project(tree: PyTree, radii: PyTree) -> PyTree:
   """Returns the nearest point whose every block lies in the l2 ball of its radius; inside points stay as they are."""
+  return jax.tree.map(_project_block, tree, radii)
 
-  def block(x, radius):
-    norm = _norm(x)
-    outside = norm > radius
-    # The margin keeps the norm below the radius whatever the order in which the square sum is rounded.
-    shrink = radius / jnp.where(outside, norm, 1) * (1 - 4 * jnp.finfo(norm.dtype).eps)
-    return jnp.where(outside, x * shrink, x)
 
-  return jax.tree.map(block, tree, radii)
+@jax.jit  # traced once for each shape, as _norm
+def _project_block(x: jax.Array, radius: jax.Array) -> jax.Array:
+  norm = _norm(x)
+  outside = norm > radius
+  # The margin keeps the norm below the radius whatever the order in which the square sum is rounded.
+  shrink = radius / jnp.where(outside, norm, 1) * (1 - 4 * jnp.finfo(norm.dtype).eps)
+  return jnp.where(outside, x * shrink, x)
 
 
 def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str = 'ball') -> PyTree:
@@ -70,6 +71,7 @@ def median_radius(radii: PyTree) -> jax.Array:
   return jnp.nan_to_num(jnp.nanmedian(jnp.where(stacked > 0, stacked, jnp.nan)))
 
 
+@jax.jit  # traced once for each shape
 def _norm(x: jax.Array) -> jax.Array:
   """[]: the l2 norm of an array, scaled so that no square overflows or vanishes; with gradient 0 at 0."""
   # Two reductions, which XLA vectorises, as it does not that of the absolute value. The scale cancels.
