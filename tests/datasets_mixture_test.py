@@ -135,7 +135,7 @@ def cut(data_dir: pathlib.Path) -> None:
 
 REFUSED = {
   'missing': (lambda data_dir: shutil.rmtree(folder_of(data_dir)), r'does not exist; start python -m .*--name=some'),
-  'unfinished': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').unlink(), 'is not finished; start'),
+  'unfinished': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').unlink(), 'no MANIFEST.json; start'),
   'no images': (
     lambda data_dir: (folder_of(data_dir) / 'images.npy').unlink(),
     "images.npy' is missing; make the set again",
@@ -147,7 +147,11 @@ REFUSED = {
   'no JSON': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').write_text('{'), 'is damaged or not of this'),
   'other format': (lambda data_dir: change_manifest(data_dir, format='x'), "format 'x', not"),
   'no copies': (lambda data_dir: change_manifest(data_dir, copies='2'), 'a field of another type'),
-  'other data': (lambda data_dir: change_manifest(data_dir, train_set={'sha256': 'abc'}), 'images with SHA-256 abc'),
+  'other data': (
+    lambda data_dir: change_manifest(data_dir, train_set={'name': 'pets', 'sha256': 'abc'}),
+    'images with SHA-256 abc',
+  ),
+  'negative copies': (lambda data_dir: change_manifest(data_dir, copies=-3), 'copies is -3'),
   'more copies': (lambda data_dir: change_manifest(data_dir, copies=3), r'has shape \[\d+, 32, 32, 3\]'),
 }
 
@@ -162,8 +166,24 @@ def test_refused(data_dir, change, said):
 
 
 def test_too_few_copies(prepared):
-  with pytest.raises(UserError, match=r'has 2 copies, but config.deepaugment.copies=3; .*--copies=3 --overwrite'):
+  with pytest.raises(UserError, match=r'has 2 copies, but config.deepaugment.copies=3; .*--copies=3 .*--overwrite'):
     mixture.load(deepaugment_sets.load(prepared), str(prepared), ['some'], 3)
+
+
+def test_the_way_out_makes_the_same_set(data_dir):
+  """Also of another network, seed and scale than the defaults; and one that was begun goes on as it was begun."""
+  changes = {'net': 'cae', 'seed': 7, 'scale': 'published', 'bug_compatible': False}
+  change_manifest(data_dir, weights={'file': 'cae_16', 'sha256': 'f'}, **changes)
+  train, folder = deepaugment_sets.load(data_dir), folder_of(data_dir)
+  flags = '--dataset=pets:1.0.0 --net=cae --weights=cae_16 --copies={} --name=some --seed=7 --no-bug_compatible'
+  flags += f' --scale=published --data_dir={data_dir}'
+  with pytest.raises(UserError) as caught:
+    mixture.load(train, str(data_dir), ['some'], 3)
+  assert flags.format(3).replace(' --data_dir', ' --overwrite --data_dir') in str(caught.value)
+  (folder / mixture.MANIFEST).rename(folder / mixture.PLAN)
+  with pytest.raises(UserError, match='is not finished; start') as caught:
+    mixture.load(train, str(data_dir), ['some'])
+  assert flags.format(2) in str(caught.value)
 
 
 def test_sets_of_other_labels_or_shapes(data_dir):

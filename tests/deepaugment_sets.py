@@ -41,6 +41,11 @@ def plan_of(train: Dataset, copies: int = 2, **changes) -> dict:
     'copies': copies,
     'train_set': train.provenance,
     'made_with': {'jax': '1'},
+    'net': 'edsr',
+    'seed': 0,
+    'bug_compatible': True,
+    'scale': 'native32',
+    'weights': {'network': {'name': 'edsr'}, 'file': 'edsr_4x16_x1', 'sha256': 'f' * 64},
   } | changes
 
 

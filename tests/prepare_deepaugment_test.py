@@ -210,10 +210,14 @@ def test_a_set_that_another_process_begins_anew_meanwhile(pets, tmp_path):
 def test_another_set_is_there(pets, tmp_path):
   data_dir = copy(pets, tmp_path / 'data')
   other = {'made_with': {'jax': '2'}}
-  for share in (deepaugment_files.Share(0, 2), deepaugment_files.Share()):  # begun, and whole
+  shares = deepaugment_files.Share(0, 2), deepaugment_files.Share()
+  for share, said in zip(
+    shares, (r'was begun, with .*; go on with python -m .*--copies=2', 'exists already, with'), strict=True
+  ):
     write(data_dir, share=share)
-    with pytest.raises(UserError, match='exists already, with made_with.jax = "1".*--name.*--overwrite') as caught:
+    with pytest.raises(UserError, match=said) as caught:
       write(data_dir, changes=other)
+    assert 'choose another --name, or replace it with --overwrite' in str(caught.value)
     assert '\n' not in str(caught.value)
   assert write(data_dir, changes=other, overwrite=True) == (2 * N, 0)
   assert write(data_dir, changes=other, overwrite=True, share=deepaugment_files.Share(0, 2)) == (N, N)
@@ -239,6 +243,44 @@ def test_images_in_use_stay_readable_when_a_set_is_replaced(pets, tmp_path):
   before = opened.read(np.arange(N)).images
   write(data_dir, overwrite=True, make=lambda images, index, number: np.zeros_like(images))
   np.testing.assert_array_equal(opened.read(np.arange(N)).images, before)
+
+
+def test_no_room_for_the_set_that_replaces_another(pets, tmp_path, monkeypatch):
+  data_dir = copy(pets, tmp_path / 'data')
+  write(data_dir)
+  expected = hashes(folder_of(data_dir, 'some'))
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10, 9, 1))
+  with pytest.raises(StorageError, match='0 MB free'):
+    write(data_dir, changes={'copies': 50}, overwrite=True)
+  assert hashes(folder_of(data_dir, 'some')) == expected
+  assert len(mixture.load(load(data_dir), str(data_dir), ['some'])) == 2
+
+
+def _lose_images(folder: pathlib.Path) -> None:
+  (folder / 'images.npy').unlink()
+
+
+def _cut_images(folder: pathlib.Path) -> None:
+  os.truncate(folder / 'images.npy', 1000)
+
+
+def _empty_a_marker(folder: pathlib.Path) -> None:
+  (folder / 'pieces' / '000000.json').write_text('')
+
+
+@pytest.mark.parametrize('damage', [_lose_images, _cut_images, _empty_a_marker])
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_set_that_was_damaged_while_it_was_made_comes_out_whole(pets, tmp_path, monkeypatch, damage, overwrite):
+  monkeypatch.setattr(deepaugment_files, '_PIECE', 20)
+  data_dir, expected = copy(pets, tmp_path / 'data'), copy(pets, tmp_path / 'expected')
+  write(expected)
+  write(data_dir, share=deepaugment_files.Share(0, 2))
+  damage(folder_of(data_dir, 'some'))
+  if damage is _empty_a_marker:
+    with pytest.raises(UserError, match='Piece 0 of .* was damaged on the disk; the same command makes it again'):
+      write(data_dir, overwrite=overwrite)
+  assert write(data_dir, overwrite=overwrite).missing == 0
+  assert hashes(folder_of(data_dir, 'some')) == hashes(folder_of(expected, 'some'))
 
 
 def test_no_room_on_the_disk(pets, tmp_path, monkeypatch):

@@ -21,9 +21,10 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Batch, Dataset
 
 FORMAT = 'adversarial_augment.deepaugment.1'
-MANIFEST = 'MANIFEST.json'
+MANIFEST, PLAN = 'MANIFEST.json', 'PLAN.json'  # of a set that is whole, and of one that is being made
 IMAGES, LABELS, INDEX = FILES = ('images.npy', 'labels.npy', 'index.npy')
 MIXES = ('concat', 'half', 'only')
+SCALES = ('native32', 'published')
 NETS = ('edsr', 'cae')  # of which sets are made; the usual names of the sets
 _CHUNK = 1 << 24  # bytes hashed at once
 
@@ -88,41 +89,78 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
   )
 
 
+def command_of(folder: pathlib.Path, about: Mapping[str, Any], *, copies: int | None = None, anew: bool = False) -> str:
+  """Returns the command line that makes a set as its plan or manifest says.
+
+  Args:
+    folder: of the set.
+    about: what its plan or manifest holds.
+    copies: instead of its own number.
+    anew: with --overwrite.
+  """
+  copies = about['copies'] if copies is None else copies
+  weights = about['weights'].get('file', 'WEIGHTS')  # older sets know the hash of the file alone
+  flags = [f'--dataset={about["train_set"]["name"]}', f'--net={about["net"]}', f'--weights={weights}']
+  flags += [f'--copies={copies}'] if copies != 1 else []
+  flags += [f'--name={folder.name}'] if folder.name != about['net'] else []
+  flags += [f'--seed={about["seed"]}'] if about['seed'] else []
+  flags += [] if about['bug_compatible'] else ['--no-bug_compatible']
+  flags += [f'--scale={about["scale"]}'] if about['scale'] != SCALES[0] else []
+  return commands.prepare(folder.parents[1], 'deepaugment', *flags, *(['--overwrite'] if anew else []))
+
+
+def read_plan(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what the PLAN.json of a set says that is being made.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    return dict(json.loads(path.read_text()))
+  except (ValueError, TypeError) as error:
+    raise UserError(f"'{path}' is damaged ({one_line(error)}); start anew with --overwrite.") from error
+
+
 def _open(train: Dataset, data_dir: str, name: str, copies: int | None) -> list[Dataset]:
   folder = folder_of(train.name, name, data_dir)
-  flags = [f'--dataset={train.name}', f'--net={name}' if name in NETS else f'--name={name}']
-  again = lambda *more: commands.prepare(data_dir, 'deepaugment', *flags, *more)
-  if not (folder / MANIFEST).is_file():
-    state = 'is not finished' if folder.exists() else 'does not exist'
+  if (folder / PLAN).exists() and not (folder / MANIFEST).exists():
     raise UserError(
-      f"The DeepAugment set '{folder}' (config.deepaugment.sets) {state}; start {again()}, which goes on where it "
-      'was stopped.'
+      f"The DeepAugment set '{folder}' (config.deepaugment.sets) is not finished; start "
+      f'{command_of(folder, read_plan(folder / PLAN))}, which goes on where it was stopped.'
+    )
+  if not (folder / MANIFEST).is_file():
+    flags = [f'--dataset={train.name}', f'--net={name}' if name in NETS else f'--name={name}']
+    state = 'is damaged: it has no MANIFEST.json' if folder.exists() else 'does not exist'
+    raise UserError(
+      f"The DeepAugment set '{folder}' (config.deepaugment.sets) {state}; start "
+      f'{commands.prepare(data_dir, "deepaugment", *flags)}.'
     )
   manifest = read_manifest(folder / MANIFEST)
   if manifest['train_set']['sha256'] != train.provenance['sha256']:
     raise UserError(
       f"'{folder}' was made from images with SHA-256 {manifest['train_set']['sha256']}, but the training images of "
-      f"'{train.name}' have {train.provenance['sha256']}; make it again with {again('--overwrite')}."
+      f"'{train.name}' have {train.provenance['sha256']}; make it again with {command_of(folder, manifest, anew=True)}."
     )
   made = manifest['copies']
   wanted = made if copies is None else copies
   if wanted > made:
     raise UserError(
       f"'{folder}' has {made} copies, but config.deepaugment.copies={wanted}; lower it, or make more with "
-      f'{again(f"--copies={wanted}", "--overwrite")}.'
+      f'{command_of(folder, manifest, copies=wanted, anew=True)}.'
     )
   check_sizes(folder, manifest)
   n = train.num_examples
   shapes = {IMAGES: (made * n, *train.image_shape), LABELS: (made * n,), INDEX: (made * n,)}
   try:
-    arrays = {file: _checked(folder / file, manifest['files'][file], shapes[file]) for file in FILES}
+    arrays = {file: _checked(folder / file, manifest, shapes[file]) for file in FILES}
   except OSError as error:
     raise UserError(f"'{error.filename or folder}' cannot be read ({error.strerror or error}); mend it.") from error
   if not np.array_equal(arrays[INDEX], np.tile(np.arange(n), made)) or not np.array_equal(
     arrays[LABELS], np.tile(cifar10_c.labels_of(train), made)
   ):
     raise UserError(
-      f"'{folder}': its labels are not those of '{train.name}'; make it again with {again('--overwrite')}."
+      f"'{folder}': its labels are not those of '{train.name}'; make it again with "
+      f'{command_of(folder, manifest, anew=True)}.'
     )
   provenance = {'name': name} | {key: value for key, value in manifest.items() if key != 'train_set'}
   return [_copy(train, arrays[IMAGES], arrays[LABELS], number, provenance) for number in range(wanted)]
@@ -151,6 +189,9 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     numbers = [manifest['copies'], *(entry['bytes'] for entry in entries)]
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
       raise ValueError('a field of another type')
+    if manifest['copies'] < 1:
+      raise ValueError(f'copies is {manifest["copies"]}')
+    command_of(path.parent, manifest)
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
       f"'{path}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set again "
@@ -172,10 +213,7 @@ def check_sizes(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
       state = (
         'is missing' if size is None else f'has {size:,} bytes, and {manifest["files"][name]["bytes"]:,} when made'
       )
-      raise UserError(
-        f"'{path}' {state}; make the set again with python -m adversarial_augment.prepare deepaugment --overwrite and "
-        'the flags of its first time.'
-      )
+      raise UserError(f"'{path}' {state}; make the set again with {command_of(folder, manifest, anew=True)}.")
 
 
 def _hash_file(path: pathlib.Path) -> str:
@@ -187,19 +225,17 @@ def _hash_file(path: pathlib.Path) -> str:
   return digest.hexdigest()
 
 
-def _checked(path: pathlib.Path, entry: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+def _checked(path: pathlib.Path, manifest: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
   """Returns the array of a file, memory-mapped, which is as the manifest says."""
   array = npy.open_array(npy.whole(path))
   dtype = np.uint8 if path.name == IMAGES else np.int32
+  again = f'make the set again with {command_of(path.parent, manifest, anew=True)}.'
   if array.shape != shape or array.dtype != dtype:
     raise UserError(
       f"'{path}' has shape {list(array.shape)} and type {array.dtype.name}, but must be {np.dtype(dtype).name} "
-      f'{list(shape)}; make the set again with --overwrite.'
+      f'{list(shape)}; {again}'
     )
-  found = _hash_file(path)
-  if found != entry['sha256']:
-    raise UserError(
-      f"'{path}' has SHA-256 {found}, but {entry['sha256']} in {MANIFEST}: it was changed or damaged; make the set "
-      'again with python -m adversarial_augment.prepare deepaugment --overwrite.'
-    )
+  found, wanted = _hash_file(path), manifest['files'][path.name]['sha256']
+  if found != wanted:
+    raise UserError(f"'{path}' has SHA-256 {found}, but {wanted} in {MANIFEST}: it was changed or damaged; {again}")
   return array

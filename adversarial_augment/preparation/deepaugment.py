@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 import hashlib
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from adversarial_augment.types import Dataset
 
 _NETS = dict(zip(mixture.NETS, ('edsr_16x64_x4', 'cae_16'), strict=True))  # and their weights, the largest that ship
 _QUICK = {'edsr': ('--weights=edsr_4x16_x1',), 'cae': ()}  # what the sets of the embedded images are made with
-_SCALES = ('native32', 'published')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--scale',
-    choices=_SCALES,
-    default='native32',
+    choices=mixture.SCALES,
+    default=mixture.SCALES[0],
     help='native32: images enter the network as they are; published: enlarged four times; the output is averaged down '
     'to their size (default: %(default)s)',
   )
@@ -70,7 +70,11 @@ def run(arguments: argparse.Namespace) -> None:
   from adversarial_augment import deepaugment
 
   settings = deepaugment.Settings(arguments.net, arguments.seed, arguments.bug_compatible, arguments.scale)
-  origin = {'network': {'name': arguments.net} | sizes, 'sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
+  origin = {
+    'network': {'name': arguments.net} | sizes,
+    'file': pathlib.Path(chosen).name,
+    'sha256': hashlib.sha256(weights.read_bytes()).hexdigest(),
+  }
   plan = _plan(train, arguments.copies, settings._asdict() | {'weights': origin}, deepaugment.made_with())
   folder = mixture.folder_of(train.name, name, arguments.data_dir)
 

@@ -19,11 +19,10 @@ import numpy as np
 
 from adversarial_augment import fields, files, progress, run_directory
 from adversarial_augment.datasets import cifar10_c, mixture, writer
-from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
-_PLAN, _PIECES = 'PLAN.json', 'pieces'
+_PIECES = 'pieces'
 _PIECE = 500  # images between two moments at which work is safe
 
 
@@ -76,11 +75,12 @@ def write(
   images, written = folder / mixture.IMAGES, 0
   with files.storage_errors(f"write in '{folder}'"):
     with _alone(folder):
+      size = len(header) + copies * n * row
       if overwrite:
-        _clear(folder, plan)
+        _clear(folder, plan, size)
       if _is_whole(folder, plan):
         return Done(0, 0)
-      _begin(folder, plan, header, len(header) + copies * n * row)
+      _begin(folder, plan, header, size)
     mine = [piece for piece in pieces[share.process :: share.processes] if not _is_made(folder, piece)]
     with images.open('r+b') as file, progress.images(sum(piece.stop - piece.start for piece in mine)) as advance:
       for piece in mine:
@@ -142,7 +142,7 @@ def _is_whole(folder: pathlib.Path, plan: Mapping[str, Any]) -> bool:
   Raises:
     UserError: there, or begun, is one that was made otherwise, or one that was damaged.
   """
-  manifest, begun = folder / mixture.MANIFEST, folder / _PLAN
+  manifest, begun = folder / mixture.MANIFEST, folder / mixture.PLAN
   if manifest.exists():
     found = mixture.read_manifest(manifest)
     _check_same(folder, found, plan)
@@ -150,52 +150,55 @@ def _is_whole(folder: pathlib.Path, plan: Mapping[str, Any]) -> bool:
     _tidy(folder)
     return True
   if begun.exists():
-    _check_same(folder, _read(begun), plan)
+    _check_same(folder, mixture.read_plan(begun), plan)
   return False
 
 
-def _clear(folder: pathlib.Path, plan: Mapping[str, Any]) -> None:
+def _clear(folder: pathlib.Path, plan: Mapping[str, Any], size: int) -> None:
   """Removes a set that is whole or was made otherwise; what another process has begun in the same way stays."""
-  begun = folder / _PLAN
+  begun = folder / mixture.PLAN
   if begun.exists() and not (folder / mixture.MANIFEST).exists():
     with contextlib.suppress(UserError):
-      _check_same(folder, _read(begun), plan)
+      _check_same(folder, mixture.read_plan(begun), plan)
       return
+  _check_space(folder, size)  # or the old set would be gone, and no new one there
   (folder / mixture.MANIFEST).unlink(missing_ok=True)
   _tidy(folder)
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return dict(json.loads(path.read_text()))
-  except (ValueError, TypeError) as error:
-    raise UserError(f"'{path}' is damaged ({one_line(error)}); start anew with --overwrite.") from error
+def _check_space(folder: pathlib.Path, size: int) -> None:
+  """Refuses a disk that is too full, where what the old images take counts as free."""
+  images = folder / mixture.IMAGES
+  writer.check_space(folder, size - (images.stat().st_blocks * 512 if images.exists() else 0))
 
 
 def _check_same(folder: pathlib.Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
   old, new = (fields.flatten({key: about[key] for key in about if key != 'files'}) for about in (found, plan))
-  for key in sorted(old.keys() | new.keys()):
+  for key in sorted((old.keys() | new.keys()) - {'weights.file'}):  # its hash is compared
     if old.get(key) != new.get(key):
+      begun = 'files' not in found
+      use = f'go on with {mixture.command_of(folder, found)}' if begun else 'use it as it is'
       raise UserError(
-        f"'{folder}' exists already, with {key} = {json.dumps(old.get(key))}, and now it would be "
-        f'{json.dumps(new.get(key))}; use it as it is, choose another --name, or replace it with --overwrite.'
+        f"'{folder}' {'was begun' if begun else 'exists already'}, with {key} = {json.dumps(old.get(key))}, and now it "
+        f'would be {json.dumps(new.get(key))}; {use}, choose another --name, or replace it with --overwrite.'
       )
 
 
 def _begin(folder: pathlib.Path, plan: Mapping[str, Any], header: bytes, size: int) -> None:
-  """Makes images.npy in its full size and the plan, unless an earlier start has."""
+  """Makes images.npy in its full size and the plan, unless an earlier start has and the file is still there."""
   images = folder / mixture.IMAGES
-  if (folder / _PLAN).exists():
+  if (folder / mixture.PLAN).exists() and images.exists() and images.stat().st_size == size:
     return
-  writer.check_space(folder, size)
-  (folder / _PIECES).mkdir(exist_ok=True)
+  _check_space(folder, size)
+  _tidy(folder)
+  (folder / _PIECES).mkdir()
   images.unlink(missing_ok=True)  # a training run may still read it
   with images.open('wb') as file:
     file.write(header)
     file.truncate(size)
     file.flush()
     os.fsync(file.fileno())
-  run_directory.write_json(folder / _PLAN, plan)
+  run_directory.write_json(folder / mixture.PLAN, plan)
 
 
 def _finish(
@@ -208,7 +211,7 @@ def _finish(
     for piece in pieces:
       content = file.read((piece.stop - piece.start) * row)
       digest.update(content)
-      if _read(_marker(folder, piece)).get('sha256') != hashlib.sha256(content).hexdigest():
+      if _noted(_marker(folder, piece)) != hashlib.sha256(content).hexdigest():
         _marker(folder, piece).unlink()
         raise UserError(f"Piece {piece.number} of '{folder}' was damaged on the disk; the same command makes it again.")
   copies, n = plan['copies'], train.num_examples
@@ -225,7 +228,15 @@ def _finish(
   _tidy(folder)
 
 
+def _noted(marker: pathlib.Path) -> str | None:
+  """Returns the hash of a piece; None where its marker is damaged."""
+  try:
+    return json.loads(marker.read_text())['sha256']
+  except (ValueError, TypeError, KeyError):
+    return None
+
+
 def _tidy(folder: pathlib.Path) -> None:
   """Removes what only the making needs."""
-  (folder / _PLAN).unlink(missing_ok=True)
+  (folder / mixture.PLAN).unlink(missing_ok=True)
   shutil.rmtree(folder / _PIECES, ignore_errors=True)
