@@ -19,6 +19,7 @@ import numpy as np
 from adversarial_augment.errors import UserError
 
 MAX_PICKLE_BYTES = 16 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
+MAX_WORK = 10**7  # objects on the unpickler's stack, with all that they hold; such a state dict makes less than 10**6
 
 # Storage types of the module `torch`; bfloat16, which NumPy lacks, is read as its bits.
 STORAGES = {
@@ -92,15 +93,12 @@ def _unpickle(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
   if members[f'{root}data.pkl'].file_size > MAX_PICKLE_BYTES:
     raise UserError(f"'{path}': its pickle is larger than {MAX_PICKLE_BYTES >> 20} MiB, too large for a state dict.")
   data = archive.read(f'{root}data.pkl')
-  for opcode, argument, _ in pickletools.genops(data):
-    # The memo is an array of the largest index: a few bytes could ask for all memory there is.
-    if opcode.name.endswith('PUT') and int(argument or 0) > len(data):
-      raise UserError(f"'{path}': its pickle is damaged ({opcode.name} {argument}).")
+  _check_work(data, path)
 
   def storage(identifier: Any) -> np.ndarray:
     kind, dtype, key, _, count = identifier
     if kind != 'storage':
-      raise ValueError(f'unknown persistent id {kind!r}')
+      raise ValueError('unknown persistent id')
     raw = archive.read(f'{root}data/{key}')
     values = np.frombuffer(raw, '<u2' if dtype == 'bfloat16' else dtype, count)
     if dtype == 'bfloat16':  # the upper half of a float32
@@ -108,6 +106,40 @@ def _unpickle(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
     return values
 
   return _Reader(data, storage, path).load()
+
+
+def _check_work(data: bytes, path: str | os.PathLike) -> None:
+  """Refuses a pickle of few bytes that is much work: a tuple of a tuple twice, of a tuple twice ... is a key of a dict.
+
+  Plays the unpickler's stack with the number of objects in place of each object.
+  """
+  stack: list[int | None] = []  # None: a mark
+  memo: dict[int, int] = {}
+  work = 0
+  for opcode, argument, _ in pickletools.genops(data):
+    name, before = opcode.name, opcode.stack_before
+    index = int(argument or 0) if name.endswith(('PUT', 'GET')) else len(memo)
+    if index > len(data):  # the memo is an array of the largest index: a few bytes could ask for all memory there is
+      raise UserError(f"'{path}': its pickle is damaged ({name} {index}).")
+    if name.endswith('PUT') or name == 'MEMOIZE':
+      memo[index] = stack[-1] or 0
+      continue
+    if name == 'MARK':
+      stack.append(None)
+      continue
+    size, pops = 1, len(before)
+    if pickletools.markobject in before:
+      while (top := stack.pop()) is not None:
+        size += top
+      pops = before.index(pickletools.markobject)
+    for _ in range(pops):
+      size += stack.pop() or 0
+    if name.endswith('GET'):
+      size = memo[index]
+    stack += [size] * len(opcode.stack_after)
+    work += size * len(opcode.stack_after)
+    if work > MAX_WORK:
+      raise UserError(f"'{path}': its pickle repeats itself more than {MAX_WORK:,} times, as no state dict does.")
 
 
 class _Reader(pickle.Unpickler):
@@ -144,7 +176,9 @@ class _Reader(pickle.Unpickler):
     return self._globals[module, name]
 
   def persistent_load(self, pid: Any) -> np.ndarray:
-    key = str(pid[2])
+    key = pid[2]
+    if not isinstance(key, str):
+      raise ValueError('unknown persistent id')
     if key not in self._storages:  # tensors may share a storage
       self._storages[key] = self._storage(pid)
     return self._storages[key]
