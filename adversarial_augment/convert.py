@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from adversarial_augment import cli
+from adversarial_augment.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,10 +30,16 @@ def main(argv: Sequence[str]) -> None:
     parser.error(f"the name of the weight file must end in .safetensors, not '{arguments.target.name}'")
   if not os.path.isdir(arguments.target.parent):
     parser.error(f"OUT.safetensors='{arguments.target}' must lie in a folder that exists; make it, or name another one")
+  if arguments.target.exists() and arguments.source.exists() and arguments.target.samefile(arguments.source):
+    parser.error(f"OUT.safetensors='{arguments.target}' is the checkpoint itself; name another file")
 
   from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 
-  params, sizes = torch_layouts.FROM_TORCH[arguments.net](torch_checkpoint.read(arguments.source))
+  state = torch_checkpoint.read(arguments.source)
+  try:
+    params, sizes = torch_layouts.FROM_TORCH[arguments.net](state)
+  except UserError as error:
+    raise UserError(f"'{arguments.source}' does not fit --net={arguments.net}: {error}") from None
   provenance = {
     'network': {'name': arguments.net, **sizes},
     'source': arguments.source.name,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import json
 import os
 from pathlib import Path
+import tempfile
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -62,7 +63,9 @@ def _output(config: ConfigDict, workdir: Path) -> Path:
     if path.is_dir():
       raise UserError(f'config.output={config.output} is a folder; name a file in it that ends in .safetensors.')
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    usable = above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+    usable = above.is_dir()
+    if usable:
+      tempfile.TemporaryFile(dir=above).close()  # `os.access` says yes to root wherever it asks
   except OSError as error:
     raise UserError(
       f'config.output={config.output} cannot be written ({error.strerror}); name another file.'

@@ -1,13 +1,13 @@
 """Runs of the trainer for the experiments: started through its command line, resumed by it, and read from its files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
 import subprocess
 import sys
 from typing import Any
 
-from adversarial_augment import cli, inference
+from adversarial_augment import cli, files, inference
 from adversarial_augment import config as configs
 from adversarial_augment.errors import Stopped, UserError
 from adversarial_augment.types import PyTree
@@ -68,18 +68,41 @@ def result(workdir: Path, name: str) -> dict[str, Any]:
     raise UserError(f"'{path}' is missing or damaged; evaluate {workdir} again.") from None
 
 
-def read_table(path: Path) -> dict[str, dict[str, Any]]:
-  """Returns what an experiment has written before: row -> what it holds; {} where there is no file.
+def open_table(path: Path, fields: Sequence[str], *, depth: int) -> dict[str, dict[str, Any]]:
+  """Returns what an experiment has written before, or {}, after a look whether it can write there.
+
+  Args:
+    path: of the table's JSON.
+    fields: that each entry must have.
+    depth: keys that lead to an entry.
 
   Raises:
-    UserError: it is no JSON.
+    UserError: there is no such folder, or the file is no such table.
+    StorageError: the folder cannot be written.
   """
+  if not path.parent.is_dir():
+    raise UserError(f"--output='{path.parent}' must be a folder that exists; make it, or name another one.")
+  with files.storage_errors(f"write in --output='{path.parent}'"):
+    probe = path.with_name(f'.{path.name}.probe')
+    files.replace(probe, b'')
+    probe.unlink()
   if not path.exists():
     return {}
   try:
-    return json.loads(path.read_text())
-  except ValueError:
+    table = json.loads(path.read_text())
+    entries = [table]
+    for _ in range(depth):
+      entries = [below for above in entries for below in above.values()]
+    if not all(field in entry for entry in entries for field in fields):
+      raise ValueError
+  except (OSError, ValueError, AttributeError, TypeError):
     raise UserError(f"'{path}' is no table of this experiment; remove it, or name another --output.") from None
+  return table
+
+
+def write_table(path: Path, table: Mapping[str, Any]) -> None:
+  with files.storage_errors(f"write '{path}'"):
+    files.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())
 
 
 def minutes(workdir: Path) -> float:

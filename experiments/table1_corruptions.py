@@ -11,7 +11,6 @@ holds already. docs/reproduction.md has what came out, and the choices that were
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,29 +49,36 @@ SCALES = {
 }
 
 
+FIELDS = (
+  'mce', 'clean_error', 'corruption_error', 'images_seen', 'num_images', 'minutes', 'command', 'provenance',
+)  # fmt: skip
+
+
 def main(argv: Sequence[str]) -> None:
   overrides, rest = cli.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   scale = registry.lookup(SCALES, arguments.scale, '--scale')
+  for name in ('seed',) if scale.start is None else ('seed', 'init_from'):
+    if name in overrides:
+      raise UserError(f'--config.{name}={overrides[name]} is set by --seeds and --scale; drop it.')
   rows = arguments.rows.split(',') if arguments.rows else list(ROWS)
   for row in rows:
     registry.lookup(ROWS, row, 'row')
   seeds = _seeds(arguments.seeds)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
   output = files.user_path(arguments.output, '--output')
-  if not output.is_dir():
-    raise UserError(f"--output='{output}' must be a folder that exists; make it, or name another one.")
   flags = [f'--config.{name}={value}' for name, value in overrides.items()]
   path = output / f'table1_{arguments.scale}.json'
-  table = runs.read_table(path)
+  table = runs.open_table(path, FIELDS, depth=2)
   for seed in seeds:
     for row in rows:
       workdir = root / row / f'seed{seed}'
       _train(scale, root, row, seed, flags)
       table.setdefault(row, {})[str(seed)] = entry(workdir)
       _check(table, path)
-      files.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())
-      table1_drawing.write(path, table, ROWS)
+      runs.write_table(path, table)
+      with files.storage_errors(f"write beside '{path}'"):
+        table1_drawing.write(path, table, ROWS)
   print(f'wrote {path}, .csv, .md and .png')
 
 

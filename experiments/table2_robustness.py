@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +48,7 @@ PAPER = {
   'Nominal': Published(95.77, 89.65, (0.00, 0.00, 24.23, 0.85, 0.00)),
 }
 
+FIELDS = ('row', 'clean_accuracy', 'cifar10_1', 'robust_accuracy', 'flags', 'num_images', 'origin', 'data')
 _NONE = '–'
 
 
@@ -56,19 +56,18 @@ def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   named = dict(_named(text) for text in arguments.runs)
   output = files.user_path(arguments.output, '--output')
-  if not output.is_dir():
-    raise UserError(f"--output='{output}' must be a folder that exists; make it, or name another one.")
   path = output / 'table2.json'
-  table = runs.read_table(path)
+  table = runs.open_table(path, FIELDS, depth=1)
   for workdir, row in named.items():
     flags = [] if arguments.num_examples is None else [f'--num_examples={arguments.num_examples}']
     # A suspect number goes into the table, marked. What is known is not attacked again.
     runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', '--attack=table2', '--allow_suspect', *flags)
     table[workdir] = entry(Path(workdir), row)
     _check(table, path)
-    files.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())
-    files.replace(path.with_suffix('.csv'), as_csv(table).encode())
-    files.replace(path.with_suffix('.md'), as_markdown(table).encode())
+    runs.write_table(path, table)
+    with files.storage_errors(f"write beside '{path}'"):
+      files.replace(path.with_suffix('.csv'), as_csv(table).encode())
+      files.replace(path.with_suffix('.md'), as_markdown(table).encode())
   print(f'wrote {path}, .csv and .md')
 
 
@@ -173,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     epilog=f'rows: {", ".join(ROWS)}',
   )
   parser.add_argument('runs', nargs='+', metavar='[ROW=]DIR', help='workdirs of runs')
-  parser.add_argument('--num_examples', metavar='N', help='attack the first N test images; default: all')
+  parser.add_argument('--num_examples', type=int, metavar='N', help='attack the first N test images; default: all')
   parser.add_argument(
     '--output', default='experiments/results', metavar='DIR', help='of the table; default: experiments/results'
   )

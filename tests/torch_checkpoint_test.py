@@ -352,6 +352,39 @@ def test_convert_reports_bad_input_on_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.count('\n') == 1
 
 
+def test_convert_names_the_file_that_does_not_fit_and_writes_none(tmp_path, capsys):
+  fitting = edsr_state(blocks=1, features=4, scale=2)
+  extra = fitting | {'x' * 5000: np.zeros(3, np.float32)}
+  lacking = {key: value for key, value in fitting.items() if key != 'head.0.bias'}
+  for state, said in ((extra, 'drop it'), (lacking, "lacks 'head.0.bias'")):
+    source, target = write_state(tmp_path / 'some.pt', state), tmp_path / 'out.safetensors'
+    with pytest.raises(SystemExit) as exit_:
+      cli.run(convert.main, [str(source), str(target)])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert "some.pt' does not fit --net=edsr: " in error
+    assert said in error
+    assert len(error) < 600
+    assert not target.exists()
+
+
+def test_numbers_that_float32_does_not_hold_are_refused():
+  state = edsr_state(blocks=1, features=4, scale=2) | {'head.0.bias': np.full(4, -1e39)}
+  with pytest.raises(UserError, match="'head.0.bias' of the state dict holds numbers beyond 3.4e"):
+    torch_layouts.edsr_from_torch(state)
+
+
+def test_convert_does_not_overwrite_its_source(tmp_path, capsys):
+  path = write_state(tmp_path / 'x.safetensors', edsr_state(blocks=1, features=4, scale=2))
+  before = path.read_bytes()
+  with pytest.raises(SystemExit) as exit_:
+    cli.run(convert.main, [str(path), str(path)])
+  assert exit_.value.code == 2
+  assert 'is the checkpoint itself; name another file' in capsys.readouterr().err
+  assert path.read_bytes() == before
+
+
 # ---- Against PyTorch itself.
 
 

@@ -52,7 +52,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with open(path, 'rb') as file:
       if not zipfile.is_zipfile(file):
         raise UserError(
-          f"'{path}' is not a zip checkpoint of PyTorch 1.6 or newer; "
+          f"'{path}' is not a whole zip checkpoint of PyTorch 1.6 or newer; download it again if it was cut off, or, "
           'where PyTorch is installed, torch.load it and torch.save its state_dict again.'
         )
       with zipfile.ZipFile(file) as archive:

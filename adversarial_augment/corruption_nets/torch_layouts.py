@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from adversarial_augment import fields
 from adversarial_augment.corruption_nets import layers, weights
 from adversarial_augment.corruption_nets.cae import cae_table
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr_table
@@ -112,7 +113,7 @@ def _check(state: State, layers_of: Mapping[str, tuple[tuple[int, ...], int]], n
       raise UserError(f'{key!r} of the state dict has shape {found}; in this {network} it must have {list(shape)}.')
   for key in state:
     if key not in shapes:
-      raise UserError(f'The state dict holds {key!r}, which {network} does not have.')
+      raise UserError(f'The state dict holds {fields.show(key)}, which {network} does not have; drop it.')
 
 
 def _check_mean(state: State) -> None:
@@ -141,6 +142,10 @@ def _torch_layers(table: layers.Table, keys: Mapping[str, str]) -> dict[str, tup
 
 
 def _params(network: str, table: layers.Table, keys: Mapping[str, str], state: State) -> weights.Params:
+  largest = np.finfo(np.float32).max
+  for key, value in state.items():
+    if np.any(np.abs(value.astype(np.float64)) > largest):
+      raise UserError(f"'{key}' of the state dict holds numbers beyond {largest:.1e}, the largest of float32.")
   params = {}
   for name in table:
     order = (2, 3, 0, 1) if _is_transposed(name) else (2, 3, 1, 0)
