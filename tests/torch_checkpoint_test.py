@@ -1,6 +1,5 @@
 """The reader of PyTorch checkpoints: reads what PyTorch writes, and runs nothing of what a file asks for."""
 
-from collections import OrderedDict
 import os
 import pickle
 import struct
@@ -11,91 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, convert, corruption_nets
 from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr
 from adversarial_augment.errors import UserError
-
-# ---- Checkpoints written by hand: pickles of protocol 2, opcode by opcode, so that the tests need no PyTorch.
-
-
-def text(value):
-  raw = value.encode()
-  return b'X' + struct.pack('<I', len(raw)) + raw
-
-
-def integer(value):
-  return b'J' + struct.pack('<i', value)
-
-
-def tuple_of(*items):
-  return b'(' + b''.join(items) + b't'
-
-
-def tensor(key, shape, *, kind='FloatStorage', count=None, offset=0, stride=None, parameter=False):
-  """The opcodes by which torch.save describes a tensor whose storage is the member data/`key`."""
-  count = int(np.prod(shape)) if count is None else count
-  stride = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))] if stride is None else stride
-  storage = tuple_of(text('storage'), f'ctorch\n{kind}\n'.encode(), text(key), text('cpu'), integer(count)) + b'Q'
-  hooks = b'ccollections\nOrderedDict\n)R'
-  arguments = (
-    storage,
-    integer(offset),
-    tuple_of(*map(integer, shape)),
-    tuple_of(*map(integer, stride)),
-    b'\x89',
-    hooks,
-  )
-  described = b'ctorch._utils\n_rebuild_tensor_v2\n' + tuple_of(*arguments) + b'R'
-  if parameter:
-    described = b'ctorch._utils\n_rebuild_parameter\n' + tuple_of(described, b'\x88', hooks) + b'R'
-  return described
-
-
-def mapping(entries):
-  return b'ccollections\nOrderedDict\n)R(' + b''.join(text(key) + value for key, value in entries.items()) + b'u'
-
-
-def write(path, body, storages, *, byteorder=b'little', compression=zipfile.ZIP_STORED, root='archive'):
-  with zipfile.ZipFile(path, 'w', compression) as archive:
-    archive.writestr(f'{root}/data.pkl', b'\x80\x02' + body + b'.')
-    archive.writestr(f'{root}/byteorder', byteorder)
-    for key, raw in storages.items():
-      archive.writestr(f'{root}/data/{key}', raw)
-    archive.writestr(f'{root}/version', b'3\n')
-  return path
-
-
-def write_state(path, state, **options):
-  """A checkpoint of float32 arrays; `wrap` names the keys to nest the state dict under."""
-  wrap = options.pop('wrap', ())
-  body = mapping({key: tensor(str(i), value.shape) for i, (key, value) in enumerate(state.items())})
-  for name in reversed(wrap):
-    body = b'}(' + text('epoch') + integer(3) + text(name) + body + b'u'
-  return write(path, body, {str(i): value.astype('<f4').tobytes() for i, value in enumerate(state.values())}, **options)
-
-
-def edsr_state(*, blocks=2, features=4, scale=4, seed=0):
-  """A state dict with the keys and shapes of EDSR-PyTorch, and random values."""
-  rng = np.random.default_rng(seed)
-  state = OrderedDict()
-
-  def layer(name, outputs, inputs):
-    state[f'{name}.weight'] = rng.normal(0, 0.1, (outputs, inputs, 3, 3)).astype(np.float32)
-    state[f'{name}.bias'] = rng.normal(0, 0.1, outputs).astype(np.float32)
-
-  for name, sign in (('sub_mean', -1), ('add_mean', 1)):
-    state[f'{name}.weight'] = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
-    state[f'{name}.bias'] = (sign * 255 * np.array([0.4488, 0.4371, 0.4040])).astype(np.float32)
-  layer('head.0', features, 3)
-  for i in range(blocks):
-    layer(f'body.{i}.body.0', features, features)
-    layer(f'body.{i}.body.2', features, features)
-  layer(f'body.{blocks}', features, features)
-  for i in range({1: 0, 2: 1, 4: 2}[scale]):
-    layer(f'tail.0.{2 * i}', 4 * features, features)
-  layer('tail.1', 3, features)
-  return state
+from tests.torch_state import edsr_state, integer, mapping, tensor, text, tuple_of, write, write_state
 
 
 def refused(path):
@@ -328,61 +246,10 @@ def test_empty_state_is_refused():
     torch_layouts.edsr_from_torch({})
 
 
-def test_convert_writes_a_file_that_load_takes(tmp_path, capsys):
-  state = edsr_state(blocks=1, features=4, scale=2)
-  source, target = write_state(tmp_path / 'edsr.pt', state), tmp_path / 'edsr.safetensors'
-  with pytest.raises(SystemExit) as exit_:
-    cli.run(convert.main, [str(source), str(target)])
-  assert exit_.value.code == 0
-  assert 'blocks 1, features 4, scale 2' in capsys.readouterr().out
-  _, metadata = weights.load(target)
-  assert metadata['source'] == 'edsr.pt'
-  assert len(metadata['source_sha256']) == 64
-  network, phi = corruption_nets.load('edsr', target)
-  np.testing.assert_array_equal(phi['edsr/head']['w'], state['head.0.weight'].transpose(2, 3, 1, 0))
-  images = jnp.full((1, 8, 8, 3), 0.5)
-  assert network.apply(phi, images).shape == images.shape
-
-
-def test_convert_reports_bad_input_on_one_line(tmp_path, capsys):
-  for arguments in (['missing.pt', 'out.safetensors'], ['missing.pt', 'out.txt'], ['only_one']):
-    with pytest.raises(SystemExit) as exit_:
-      cli.run(convert.main, arguments)
-    assert exit_.value.code == 2
-    assert capsys.readouterr().err.count('\n') == 1
-
-
-def test_convert_names_the_file_that_does_not_fit_and_writes_none(tmp_path, capsys):
-  fitting = edsr_state(blocks=1, features=4, scale=2)
-  extra = fitting | {'x' * 5000: np.zeros(3, np.float32)}
-  lacking = {key: value for key, value in fitting.items() if key != 'head.0.bias'}
-  for state, said in ((extra, 'drop it'), (lacking, "lacks 'head.0.bias'")):
-    source, target = write_state(tmp_path / 'some.pt', state), tmp_path / 'out.safetensors'
-    with pytest.raises(SystemExit) as exit_:
-      cli.run(convert.main, [str(source), str(target)])
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count('\n') == 1
-    assert "some.pt' does not fit --net=edsr: " in error
-    assert said in error
-    assert len(error) < 600
-    assert not target.exists()
-
-
 def test_numbers_that_float32_does_not_hold_are_refused():
   state = edsr_state(blocks=1, features=4, scale=2) | {'head.0.bias': np.full(4, -1e39)}
   with pytest.raises(UserError, match="'head.0.bias' of the state dict holds numbers beyond 3.4e"):
     torch_layouts.edsr_from_torch(state)
-
-
-def test_convert_does_not_overwrite_its_source(tmp_path, capsys):
-  path = write_state(tmp_path / 'x.safetensors', edsr_state(blocks=1, features=4, scale=2))
-  before = path.read_bytes()
-  with pytest.raises(SystemExit) as exit_:
-    cli.run(convert.main, [str(path), str(path)])
-  assert exit_.value.code == 2
-  assert 'is the checkpoint itself; name another file' in capsys.readouterr().err
-  assert path.read_bytes() == before
 
 
 # ---- Against PyTorch itself.

@@ -10,7 +10,7 @@ from adversarial_augment import cli, convert, corruption_nets
 from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 from adversarial_augment.corruption_nets.cae import cae
 from adversarial_augment.errors import UserError
-from tests.torch_checkpoint_test import write_state
+from tests.torch_state import write_state
 
 
 def layers(f=64):

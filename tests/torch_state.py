@@ -1,0 +1,86 @@
+"""Checkpoints written by hand: pickles of protocol 2, opcode by opcode, so that the tests need no PyTorch."""
+
+from collections import OrderedDict
+import struct
+import zipfile
+
+import numpy as np
+
+
+def text(value):
+  raw = value.encode()
+  return b'X' + struct.pack('<I', len(raw)) + raw
+
+
+def integer(value):
+  return b'J' + struct.pack('<i', value)
+
+
+def tuple_of(*items):
+  return b'(' + b''.join(items) + b't'
+
+
+def tensor(key, shape, *, kind='FloatStorage', count=None, offset=0, stride=None, parameter=False):
+  """The opcodes by which torch.save describes a tensor whose storage is the member data/`key`."""
+  count = int(np.prod(shape)) if count is None else count
+  stride = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))] if stride is None else stride
+  storage = tuple_of(text('storage'), f'ctorch\n{kind}\n'.encode(), text(key), text('cpu'), integer(count)) + b'Q'
+  hooks = b'ccollections\nOrderedDict\n)R'
+  arguments = (
+    storage,
+    integer(offset),
+    tuple_of(*map(integer, shape)),
+    tuple_of(*map(integer, stride)),
+    b'\x89',
+    hooks,
+  )
+  described = b'ctorch._utils\n_rebuild_tensor_v2\n' + tuple_of(*arguments) + b'R'
+  if parameter:
+    described = b'ctorch._utils\n_rebuild_parameter\n' + tuple_of(described, b'\x88', hooks) + b'R'
+  return described
+
+
+def mapping(entries):
+  return b'ccollections\nOrderedDict\n)R(' + b''.join(text(key) + value for key, value in entries.items()) + b'u'
+
+
+def write(path, body, storages, *, byteorder=b'little', compression=zipfile.ZIP_STORED, root='archive'):
+  with zipfile.ZipFile(path, 'w', compression) as archive:
+    archive.writestr(f'{root}/data.pkl', b'\x80\x02' + body + b'.')
+    archive.writestr(f'{root}/byteorder', byteorder)
+    for key, raw in storages.items():
+      archive.writestr(f'{root}/data/{key}', raw)
+    archive.writestr(f'{root}/version', b'3\n')
+  return path
+
+
+def write_state(path, state, **options):
+  """A checkpoint of float32 arrays; `wrap` names the keys to nest the state dict under."""
+  wrap = options.pop('wrap', ())
+  body = mapping({key: tensor(str(i), value.shape) for i, (key, value) in enumerate(state.items())})
+  for name in reversed(wrap):
+    body = b'}(' + text('epoch') + integer(3) + text(name) + body + b'u'
+  return write(path, body, {str(i): value.astype('<f4').tobytes() for i, value in enumerate(state.values())}, **options)
+
+
+def edsr_state(*, blocks=2, features=4, scale=4, seed=0):
+  """A state dict with the keys and shapes of EDSR-PyTorch, and random values."""
+  rng = np.random.default_rng(seed)
+  state = OrderedDict()
+
+  def layer(name, outputs, inputs):
+    state[f'{name}.weight'] = rng.normal(0, 0.1, (outputs, inputs, 3, 3)).astype(np.float32)
+    state[f'{name}.bias'] = rng.normal(0, 0.1, outputs).astype(np.float32)
+
+  for name, sign in (('sub_mean', -1), ('add_mean', 1)):
+    state[f'{name}.weight'] = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    state[f'{name}.bias'] = (sign * 255 * np.array([0.4488, 0.4371, 0.4040])).astype(np.float32)
+  layer('head.0', features, 3)
+  for i in range(blocks):
+    layer(f'body.{i}.body.0', features, features)
+    layer(f'body.{i}.body.2', features, features)
+  layer(f'body.{blocks}', features, features)
+  for i in range({1: 0, 2: 1, 4: 2}[scale]):
+    layer(f'tail.0.{2 * i}', 4 * features, features)
+  layer('tail.1', 3, features)
+  return state
