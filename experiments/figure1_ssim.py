@@ -206,9 +206,15 @@ def _one(run: Callable, batches: Iterable[Any], advance: Callable[[int], None]) 
 
 
 def density(ssim: np.ndarray, grid: np.ndarray) -> np.ndarray:
-  """Returns a kernel estimate of the density of SSIMs [n] at the points of `grid`, which are at most 1."""
+  """Returns a kernel estimate of the density of SSIMs [n] at the points of `grid`, which are at most 1.
+
+  Raises:
+    UserError: all SSIMs are equal.
+  """
   from scipy.stats import gaussian_kde
 
+  if np.ptp(ssim) == 0:
+    raise UserError(f'All {len(ssim)} images have the same SSIM, and so no density; raise --num_images.')
   estimate = gaussian_kde(ssim)
   return estimate(grid) + estimate(2 - grid)
 

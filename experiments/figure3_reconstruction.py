@@ -79,8 +79,10 @@ def _nets(names: str, weights: str | None) -> dict[str, str]:
   nets = names.split(',')
   for net in nets:
     registry.lookup(corruption_nets.CORRUPTION_NETS, net, 'network in --nets')
+  if len(nets) != len(set(nets)):
+    raise UserError(f'--nets={names} names a network twice; name each once.')
   given = [WEIGHTS[net] for net in nets] if weights is None else weights.split(',')
-  if len(given) != len(set(nets)):
+  if len(given) != len(nets):
     raise UserError(f'--weights={weights} must name a file for each of --nets={names}, in their order.')
   for net, file in zip(nets, given, strict=True):
     corruption_nets.read(net, file)

@@ -1,7 +1,14 @@
 """White-box attacks beside those of foolbox and of the reference in torch, of the same budget, on trained classifiers.
 
-Three short runs of the quickstarts: nominal, adversarial within l_inf balls, and AdA. The radii leave about half of the
-images robust.
+Three short runs of the quickstarts: nominal, adversarial within l_inf balls, and AdA. The radii leave more
+than half of the images robust. Robust images of 512, ours / theirs (foolbox 3.3.4, pyautoattack 0.2.0, torch 2.13, JAX
+0.10.2):
+
+| run | PGD l_inf | PGD l_2 | APGD-CE l_inf | APGD-CE l_2 | APGD-T l_inf | APGD-T l_2 |
+|---|---|---|---|---|---|---|
+| nominal | 401 / 401 | 415 / 416 | 400 / 400 | 415 / 416 | 399 / 399 | 415 / 415 |
+| linf_adversarial | 328 / 326 | 335 / 336 | 322 / 321 | 333 / 332 | 300 / 299 | 315 / 315 |
+| ada_edsr | 434 / 434 | 439 / 439 | 434 / 434 | 439 / 439 | 433 / 433 | not run |
 """
 
 import functools

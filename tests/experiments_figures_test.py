@@ -112,8 +112,7 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   attack, phi, _ = recipe.build_attack(adversary, mesh, recipe.build_classifier(config, 10), (32, 32, 3))
   evaluate = accuracy(recipe.attacked_classifier(config, 10), mesh, 4, attack=attack, phi=phi)
   expected = evaluate(state, test, lambda: None)
-  assert values['mean'] == pytest.approx(expected['ssim'], abs=1e-6)
-  assert np.mean(values['ssim']) == pytest.approx(expected['ssim'], abs=1e-6)
+  assert [values['mean'], np.mean(values['ssim'])] == pytest.approx([expected['ssim']] * 2, abs=1e-6)
   assert len(values['ssim']) == 7
   assert values['below'] == expected['ssim_corrected'] == 0
   assert np.trapezoid(values['density'], values['grid']) == pytest.approx(1, abs=0.01)
@@ -136,12 +135,12 @@ def test_means_are_those_of_the_evaluation(run, workdir):
 
 @pytest.mark.parametrize('centre, spread', [(0.99, 0.01), (0.5, 0.1), (0.2, 0.2)])
 def test_a_density_integrates_to_one(centre, spread):
-  rng = np.random.default_rng(0)
-  values = np.minimum(rng.normal(centre, spread, 500), 1.0)
+  values = np.minimum(np.random.default_rng(0).normal(centre, spread, 500), 1.0)
   grid = np.linspace(-2, 1, 20_001)
   found = figure1_ssim.density(values, grid)
   assert np.trapezoid(found, grid) == pytest.approx(1, abs=2e-3)
   assert np.trapezoid(found * grid, grid) == pytest.approx(values.mean(), abs=0.02)
+  assert 'All 3 images have the same SSIM' in refused(figure1_ssim.density, np.full(3, centre), grid)
 
 
 @pytest.mark.parametrize('text', ['', '0', '-1', 'a', '.1,,.2', 'nan', '1e9'])
@@ -387,6 +386,7 @@ def test_nan_is_no_result(tmp_path, one_network, monkeypatch):
   [
     (['--nets=esdr'], "Unknown network in --nets 'esdr'"),
     (['--nets=edsr', '--weights=a,b'], '--weights=a,b'),
+    (['--nets=edsr,edsr'], '--nets=edsr,edsr names a network twice'),
     (['--nets=edsr', '--weights=none.safetensors'], 'none.safetensors'),
     (['--nets=edsr', '--num_images=4'], '--num_images=4'),
     (['--nets=edsr', '--num_steps=0'], '--num_steps=0'),
