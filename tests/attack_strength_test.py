@@ -8,7 +8,7 @@ than half of the images robust. Robust images of 512, ours / theirs (foolbox 3.3
 |---|---|---|---|---|---|---|
 | nominal | 401 / 401 | 415 / 416 | 400 / 400 | 415 / 416 | 399 / 399 | 415 / 415 |
 | linf_adversarial | 328 / 326 | 335 / 336 | 322 / 321 | 333 / 332 | 300 / 299 | 315 / 315 |
-| ada_edsr | 434 / 434 | 439 / 439 | 434 / 434 | 439 / 439 | 433 / 433 | not run |
+| ada_edsr | 434 / 434 | 439 / 439 | 434 / 434 | 439 / 439 | 433 / 433 | 436 / 436 |
 """
 
 import functools
