@@ -117,7 +117,9 @@ def _ball(norm: str, text: str) -> Ball:
   from adversarial_augment.attacks.lp_ball import check_ball
 
   check_ball(norm, epsilon)
-  return Ball(norm, epsilon, '/'.join(f'{float(part):g}' for part in text.split('/')))
+  if '-' in text.replace('e-', ''):
+    raise UserError(f'--epsilon={fields.show(text)} must be written without a sign, such as 0.5 or 8/255.')
+  return Ball(norm, epsilon, '/'.join(repr(float(part)).removesuffix('.0') for part in text.split('/')))
 
 
 def _whole_number(text: str | None, flag: str, least: int) -> int | None:

@@ -97,13 +97,31 @@ def test_a_radius_of_zero_returns_the_images(name, norm):
 
 
 @pytest.mark.parametrize('name, norm', MIXED)
-def test_logits_that_are_nan_are_no_success_and_give_feasible_images(name, norm):
+def test_logits_that_are_nan_are_no_right_answer_and_give_feasible_images(name, norm):
   nan = lambda images: LINEAR(images) * jnp.where(images.mean((1, 2, 3)) > 0.5, jnp.nan, 1)[:, None]
   images, labels = IMAGES[:20], LABELS[:20]
   result = run(name, norm, 0.1, KEYS[:20], images, labels, num_steps=8, logits_fn=nan)
   assert_within(norm, 0.1, images, result.images)
   success, margins = np.asarray(result.metrics['success']), np.asarray(result.metrics['margin'])
-  assert not success[np.isnan(margins)].any()
+  assert not np.isnan(margins).any()
+  wrong = np.isnan(nan(result.images)).any(-1)
+  assert 0 < wrong.sum() <= success.sum()
+  assert (success & np.isinf(margins))[wrong].all()
+
+
+@pytest.mark.parametrize('name, norm', MIXED)
+def test_an_image_that_can_be_driven_into_nan_is_not_robust(name, norm):
+  """Where the best logit leads by less than .3 they are all NaN, which no clean image is."""
+  leads = lambda logits: jnp.ptp(jax.lax.top_k(logits, 2)[0], axis=-1)
+  band = lambda images: jnp.where((leads(LINEAR(images)) < 0.3)[:, None], jnp.nan, LINEAR(images))
+  (chosen,) = np.nonzero(np.asarray(leads(LINEAR(IMAGES[:200]))) >= 0.3)
+  images, labels = IMAGES[chosen][:20], LABELS[chosen][:20]
+  epsilon = {'linf': 0.1, 'l2': 0.5}[norm]
+  banded, plain = (
+    run(name, norm, epsilon, KEYS[:20], images, labels, num_steps=8, logits_fn=fn).metrics['success']
+    for fn in (band, LINEAR)
+  )
+  assert np.sum(banded) >= np.sum(plain) > 5
 
 
 SOME = slice(1, 17)  # 16 images, of which one is misclassified

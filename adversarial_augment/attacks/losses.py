@@ -22,11 +22,13 @@ def kl_divergence(logits: jax.Array, reference: jax.Array) -> jax.Array:
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns max over j != label of z_j - z_label: [n, k], [n] -> [n].
 
-  At least 0 where the label is not the only winner, NaN where one of the logits is.
+  At least 0 where the label is not the only winner, and infinite where a logit is NaN: that is no right answer, and an
+  attack that passed it by would call robust what fails.
   """
   logits = _at_least_float32(logits)
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  return jnp.where(is_label, -jnp.inf, logits).max(-1) - _of_class(logits, labels)
+  margins = jnp.where(is_label, -jnp.inf, logits).max(-1) - _of_class(logits, labels)
+  return jnp.where(jnp.isnan(logits).any(-1), jnp.inf, margins)
 
 
 def targeted_margin(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ def repeated(rounds: Rounds) -> Attack:
 def judged(logits: Array, images: Array, labels: Array) -> AttackResult:
   """Returns images with what their logits say: `margin` [n], and `success` [n], a margin of at least 0.
 
-  A label that ties with another class counts as broken, logits that are NaN do not.
+  A label that ties with another class counts as broken, and so do logits that are NaN.
 
   Raises:
     UserError: the logits are not [n, k], k at least 2.

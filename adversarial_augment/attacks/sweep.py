@@ -60,7 +60,7 @@ class Sweep(NamedTuple):
 def begin(problem: Problem, programs: Programs, num_stages: int) -> Sweep:
   """Returns the state before the first round: an image that is misclassified already is broken."""
   margins = judge(programs, problem.images, problem.labels)
-  broken_in = np.where(margins < 0, ALIVE, 0).astype(np.int32)  # NaN is no right answer
+  broken_in = np.where(margins < 0, ALIVE, 0).astype(np.int32)  # logits that are NaN have an infinite one
   return Sweep(
     images=problem.images.copy(),
     margins=margins,
