@@ -147,31 +147,12 @@ def test_small_files_cannot_ask_for_much_memory(tmp_path):
   assert 'compressed' in refused(bomb)
 
 
-_LEVELS = [b'q%ch%c' % (number, number) for number in range(40)]  # remembers an object, and takes it again
-BOMBS = {
-  'duplicates': b'})' + b'2\x86' * 40 + b'Ns.',
-  'memo': b'})' + b''.join(level + b'\x86' for level in _LEVELS) + b'Ns.',
-  'wide': b'})' + b''.join(b'q%c(' % number + b'h%c' % number * 100 + b't' for number in range(8)) + b'Ns.',
-  'many keys': b'})' + b''.join(level + b'\x86' for level in _LEVELS[:18]) + b'q0Ns' + b'h0Ns' * 100_000 + b'.',
-  'name of a storage': b'](X\x07\x00\x00\x00storageK\x01]q\x00'
-  + b''.join(b'](h%ch%ceq%c' % (number, number, number + 1) for number in range(40))
-  + b'K\x01K\x01tQe.',
-}
-
-
-@pytest.mark.parametrize('name', BOMBS)
-def test_small_files_cannot_ask_for_much_work(tmp_path, name):
-  with zipfile.ZipFile(tmp_path / 'x.pt', 'w') as archive:
-    archive.writestr('archive/data.pkl', b'\x80\x02' + BOMBS[name])
-  assert 'repeats itself more than 10,000,000 times' in refused(tmp_path / 'x.pt')
-
-
 def test_damaged_files_are_refused(tmp_path):
   path = write_state(tmp_path / 'c.pt', edsr_state())
   raw = path.read_bytes()
   for keep in (0, 10, len(raw) // 2, len(raw) - 1):
     path.write_bytes(raw[:keep])
-    refused(path)
+    assert ('is cut off; download it' if keep else 'is empty; download it') in refused(path)
   position = raw.index(b'archive/data/4') + 200  # inside the tensors
   path.write_bytes(raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :])
   assert 'CRC' in refused(path)

@@ -1,25 +1,24 @@
 """Reading PyTorch checkpoints without PyTorch, and without running what a pickle asks for.
 
 A checkpoint of PyTorch 1.6 or newer is a zip archive: a pickle that describes the tensors, and their bytes beside it.
-The pickle may name only the few globals that a state dict needs, and each is replaced by a function of this module.
+The pickle is read by a machine of this module. It knows only the opcodes and the few globals that a state dict needs,
+replaces each global by a function of this module, and takes a time in proportion to the pickle's length.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-import io
+from collections.abc import Callable
 import math
 import os
-import pickle
 import pickletools
 from typing import Any
 import zipfile
 
 import numpy as np
 
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import AdversarialAugmentError, UserError
+from adversarial_augment.fields import show
 
-MAX_PICKLE_BYTES = 16 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
-MAX_WORK = 10**7  # objects on the unpickler's stack, with all that they hold; such a state dict makes less than 10**6
+MAX_PICKLE_BYTES = 4 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
+_MAX_DIMENSIONS = 64  # of NumPy
 
 # Storage types of the module `torch`; bfloat16, which NumPy lacks, is read as its bits.
 STORAGES = {
@@ -50,30 +49,33 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """
   try:
     with open(path, 'rb') as file:
+      start = file.read(2)
       if not zipfile.is_zipfile(file):
+        if start in (b'', b'P', b'PK'):
+          raise UserError(f"'{path}' {'is cut off' if start else 'is empty'}; download it, or save it, again.")
         raise UserError(
-          f"'{path}' is not a whole zip checkpoint of PyTorch 1.6 or newer; download it again if it was cut off, or, "
+          f"'{path}' is not a zip checkpoint of PyTorch 1.6 or newer; "
           'where PyTorch is installed, torch.load it and torch.save its state_dict again.'
         )
       with zipfile.ZipFile(file) as archive:
         content = _unpickle(archive, path)
   except OSError as error:
-    raise UserError(f"Cannot read the checkpoint '{path}': {error.strerror or error}.") from error
-  except UserError:
+    raise UserError(f"Cannot read the checkpoint '{path}': {error.strerror or error}; name another file.") from error
+  except AdversarialAugmentError:
     raise
-  except Exception as error:  # a hostile or damaged file can make zipfile and pickle raise nearly anything
-    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-    raise UserError(f"The checkpoint '{path}' is damaged or not one of PyTorch ({reason}).") from error
+  except Exception as error:  # a hostile or damaged file can make zipfile and the machine raise nearly anything
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    raise UserError(f"The checkpoint '{path}' is damaged or not one of PyTorch ({reason}); get it again.") from error
 
   for name in ('model', 'state_dict'):
-    if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+    if isinstance(content, dict) and isinstance(content.get(name), dict):
       content = content[name]
-  if not isinstance(content, Mapping) or not content:
+  if not isinstance(content, dict) or not content:
     raise UserError(f"The checkpoint '{path}' holds no state dict; save one with torch.save(model.state_dict(), ...).")
   for key, value in content.items():
     if not isinstance(key, str) or not isinstance(value, np.ndarray):
-      raise UserError(f"The checkpoint '{path}' holds no plain state dict: its entry {key!r} is not a tensor.")
-  return dict(content)
+      raise UserError(f"The checkpoint '{path}' holds no plain state dict: its entry {show(key)} is not a tensor.")
+  return content
 
 
 def _unpickle(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
@@ -92,102 +94,148 @@ def _unpickle(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
     raise UserError(f"'{path}' was written on a big-endian machine; save it again on a little-endian one.")
   if members[f'{root}data.pkl'].file_size > MAX_PICKLE_BYTES:
     raise UserError(f"'{path}': its pickle is larger than {MAX_PICKLE_BYTES >> 20} MiB, too large for a state dict.")
-  data = archive.read(f'{root}data.pkl')
-  _check_work(data, path)
+  storages: dict[str, np.ndarray] = {}
 
   def storage(identifier: Any) -> np.ndarray:
-    kind, dtype, key, _, count = identifier
-    if kind != 'storage':
-      raise ValueError('unknown persistent id')
-    raw = archive.read(f'{root}data/{key}')
-    values = np.frombuffer(raw, '<u2' if dtype == 'bfloat16' else dtype, count)
-    if dtype == 'bfloat16':  # the upper half of a float32
-      values = (values.astype('<u4') << 16).view('<f4')
-    return values
+    match identifier:
+      case ('storage', str(dtype), str(key), _, int(count)) if dtype in STORAGES.values():
+        if key not in storages:  # tensors may share a storage
+          raw = archive.read(f'{root}data/{key}')
+          values = np.frombuffer(raw, '<u2' if dtype == 'bfloat16' else dtype, count)
+          if dtype == 'bfloat16':  # the upper half of a float32
+            values = (values.astype('<u4') << 16).view('<f4')
+          storages[key] = values
+        return storages[key]
+    raise ValueError('unknown persistent id')
 
-  return _Reader(data, storage, path).load()
-
-
-def _check_work(data: bytes, path: str | os.PathLike) -> None:
-  """Refuses a pickle of few bytes that is much work: a tuple of a tuple twice, of a tuple twice ... is a key of a dict.
-
-  Plays the unpickler's stack with the number of objects in place of each object.
-  """
-  stack: list[int | None] = []  # None: a mark
-  memo: dict[int, int] = {}
-  work = 0
-  for opcode, argument, _ in pickletools.genops(data):
-    name, before = opcode.name, opcode.stack_before
-    index = int(argument or 0) if name.endswith(('PUT', 'GET')) else len(memo)
-    if index > len(data):  # the memo is an array of the largest index: a few bytes could ask for all memory there is
-      raise UserError(f"'{path}': its pickle is damaged ({name} {index}).")
-    if name.endswith('PUT') or name == 'MEMOIZE':
-      memo[index] = stack[-1] or 0
-      continue
-    if name == 'MARK':
-      stack.append(None)
-      continue
-    size, pops = 1, len(before)
-    if pickletools.markobject in before:
-      while (top := stack.pop()) is not None:
-        size += top
-      pops = before.index(pickletools.markobject)
-    for _ in range(pops):
-      size += stack.pop() or 0
-    if name.endswith('GET'):
-      size = memo[index]
-    stack += [size] * len(opcode.stack_after)
-    work += size * len(opcode.stack_after)
-    if work > MAX_WORK:
-      raise UserError(f"'{path}': its pickle repeats itself more than {MAX_WORK:,} times, as no state dict does.")
-
-
-class _Reader(pickle.Unpickler):
-  """An unpickler that knows the globals of a state dict and refuses every other."""
-
-  def __init__(self, data: bytes, storage: Callable[[Any], np.ndarray], path: str | os.PathLike):
-    super().__init__(io.BytesIO(data))
-    self._path = path
-    self._storage = storage
-    self._storages: dict[str, np.ndarray] = {}
-
-    # Functions of this reader, not of the module: a pickle can set attributes of what it is given.
-    def rebuild_tensor(values, offset, size, stride, requires_grad, hooks, metadata=None):
-      del requires_grad, hooks, metadata
-      return _strided(values, offset, size, stride)
-
-    def rebuild_parameter(values, requires_grad, hooks):
-      del requires_grad, hooks
-      return values
-
-    self._globals: dict[tuple[str, str], Any] = {
-      ('collections', 'OrderedDict'): OrderedDict,
-      ('torch._utils', '_rebuild_tensor_v2'): rebuild_tensor,
-      ('torch._utils', '_rebuild_parameter'): rebuild_parameter,
-    } | {('torch', name): dtype for name, dtype in STORAGES.items()}
-
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in self._globals:
-      wanted = f'{module}.{name}'
+  def find(name: str) -> Any:
+    if name not in _GLOBALS:
       raise UserError(
-        f"The checkpoint '{self._path}' asks for {wanted!r}, which no state dict needs, and was refused; "
+        f"The checkpoint '{path}' asks for {show(name)}, which no state dict needs, and was refused; "
         'save only the state_dict, and trust no file that needs more.'
       )
-    return self._globals[module, name]
+    return _GLOBALS[name]
 
-  def persistent_load(self, pid: Any) -> np.ndarray:
-    key = pid[2]
-    if not isinstance(key, str):
-      raise ValueError('unknown persistent id')
-    if key not in self._storages:  # tensors may share a storage
-      self._storages[key] = self._storage(pid)
-    return self._storages[key]
+  return _run(archive.read(f'{root}data.pkl'), find, storage)
 
 
-def _strided(values: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
-  """A read-only view of a storage [n] as a tensor; refuses one that leaves it."""
-  if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-    raise ValueError(f'impossible tensor of size {size}, stride {stride}, offset {offset}')
+def _run(data: bytes, find: Callable[[str], Any], storage: Callable[[Any], np.ndarray]) -> Any:
+  """Returns what a pickle makes.
+
+  It is made of dicts, lists, tuples, numbers, strings and arrays only, but a short pickle can nest a tuple so that its
+  hash, its text or a comparison takes for ever. So nothing here looks into a value before its type is known.
+  """
+  stack: list[Any] = []
+  marks: list[int] = []
+  memo: dict[int, Any] = {}
+
+  def take(start: int) -> list[Any]:
+    items = stack[start:]
+    del stack[start:]
+    return items
+
+  for opcode, value, _ in pickletools.genops(data):
+    argument: Any = value
+    match opcode.name:
+      case 'PROTO' | 'FRAME' | 'STOP':
+        pass
+      case 'NONE' | 'NEWTRUE' | 'NEWFALSE':
+        stack.append({'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}[opcode.name])
+      case name if name in _LITERALS:
+        stack.append(argument)
+      case 'MARK':
+        marks.append(len(stack))
+      case 'EMPTY_TUPLE' | 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+        stack.append(tuple(take(len(stack) - len(opcode.stack_before))))
+      case 'TUPLE':
+        stack.append(tuple(take(marks.pop())))
+      case 'EMPTY_LIST':
+        stack.append([])
+      case 'LIST':
+        stack.append(take(marks.pop()))
+      case 'APPEND' | 'APPENDS':
+        items = take(len(stack) - 1 if opcode.name == 'APPEND' else marks.pop())
+        stack[-1].extend(items)
+      case 'EMPTY_DICT':
+        stack.append({})
+      case 'DICT':
+        stack.append(_filled({}, take(marks.pop())))
+      case 'SETITEM' | 'SETITEMS':
+        items = take(len(stack) - 2 if opcode.name == 'SETITEM' else marks.pop())
+        _filled(stack[-1], items)
+      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
+        memo[argument] = stack[-1]
+      case 'MEMOIZE':
+        memo[len(memo)] = stack[-1]
+      case 'GET' | 'BINGET' | 'LONG_BINGET':
+        stack.append(memo[argument])
+      case 'GLOBAL':
+        stack.append(find(argument.replace(' ', '.')))
+      case 'STACK_GLOBAL':
+        module, name = take(len(stack) - 2)
+        if not isinstance(module, str) or not isinstance(name, str):
+          raise ValueError('the name of a global is no text')
+        stack.append(find(f'{module}.{name}'))
+      case 'BINPERSID':
+        stack.append(storage(stack.pop()))
+      case 'REDUCE':
+        function, arguments = take(len(stack) - 2)
+        stack.append(function(*arguments))
+      case 'BUILD':  # attributes, such as the _metadata of a state dict
+        stack.pop()
+      case name:
+        raise ValueError(f'the opcode {name} has no place in a state dict')
+  return stack.pop()
+
+
+def _filled(target: Any, items: list[Any]) -> dict[str | int, Any]:
+  """Puts keys and values in turn into a dict; a key is a text, or a number that is not made to collide."""
+  if not isinstance(target, dict):
+    raise ValueError('items of what is no dict')
+  for key, value in zip(items[::2], items[1::2], strict=True):
+    if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**32):
+      raise ValueError('a key that is neither a text nor a small number')
+    target[key] = value
+  return target
+
+
+def _empty_dict() -> dict:  # takes no items, whose keys nobody would have looked at
+  return {}
+
+
+def _rebuild_tensor(values, offset, size, stride, requires_grad, hooks, metadata=None) -> np.ndarray:
+  del requires_grad, hooks, metadata
+  return _strided(values, offset, size, stride)
+
+
+def _rebuild_parameter(values, requires_grad, hooks) -> Any:
+  del requires_grad, hooks
+  return values
+
+
+_GLOBALS: dict[str, Any] = {
+  'collections.OrderedDict': _empty_dict,
+  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+  'torch._utils._rebuild_parameter': _rebuild_parameter,
+} | {f'torch.{name}': dtype for name, dtype in STORAGES.items()}
+
+# Opcodes that push their argument.
+_LITERALS = (
+  'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'UNICODE', 'BININT', 'BININT1', 'BININT2', 'INT', 'LONG', 'LONG1',
+  'LONG4', 'BINFLOAT', 'FLOAT', 'BINBYTES', 'SHORT_BINBYTES', 'BINSTRING', 'SHORT_BINSTRING', 'STRING',
+)  # fmt: skip
+
+
+def _strided(values: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
+  """A read-only view of a storage [n] as a tensor; refuses one that leaves it, and what describes none."""
+  if not isinstance(values, np.ndarray) or values.ndim != 1 or not values.flags.c_contiguous:
+    raise ValueError('a tensor of what is no storage')
+  if not all(isinstance(numbers, tuple) and len(numbers) <= _MAX_DIMENSIONS for numbers in (size, stride)) or not all(
+    isinstance(number, int) and 0 <= number < 2**63 for number in (offset, *size, *stride)
+  ):
+    raise ValueError('impossible size, stride or offset of a tensor')
+  if len(size) != len(stride):
+    raise ValueError(f'impossible tensor of size {size}, stride {stride}')
   if math.prod(size) == 0:
     return np.empty(size, values.dtype)
   # No copy: a small pickle could describe many large tensors of one storage.
