@@ -20,30 +20,34 @@ def main(argv: Sequence[str]) -> None:
     description='Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) or of the CAE into a weight '
     'file for config.corruption_net.weights.\nNothing in the checkpoint is executed.',
   )
-  parser.add_argument('source', type=Path, metavar='CHECKPOINT.pt', help='a zip checkpoint (PyTorch 1.6 or newer)')
+  parser.add_argument('source', metavar='CHECKPOINT.pt', help='a zip checkpoint (PyTorch 1.6 or newer)')
   parser.add_argument('target', type=Path, metavar='OUT.safetensors', help='the file to write')
   parser.add_argument('--net', default='edsr', choices=('edsr', 'cae'), help='whose checkpoint it is')
   parser.add_argument('--dtype', default='float32', choices=('float16', 'float32'), help='how numbers are stored')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   arguments = parser.parse_args(argv)
+  if not arguments.source:
+    parser.error('the name of CHECKPOINT.pt is empty; name a file')
+  source = Path(arguments.source)
   if arguments.target.suffix != '.safetensors':
     parser.error(f"the name of the weight file must end in .safetensors, not '{arguments.target.name}'")
   if not os.path.isdir(arguments.target.parent):
     parser.error(f"OUT.safetensors='{arguments.target}' must lie in a folder that exists; make it, or name another one")
-  if arguments.target.exists() and arguments.source.exists() and arguments.target.samefile(arguments.source):
-    parser.error(f"OUT.safetensors='{arguments.target}' is the checkpoint itself; name another file")
+
+  if os.path.exists(source) and os.path.exists(arguments.target) and os.path.samefile(source, arguments.target):
+    parser.error(f"OUT.safetensors='{arguments.target}' is the checkpoint itself; name another file to write")
 
   from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 
-  state = torch_checkpoint.read(arguments.source)
+  state = torch_checkpoint.read(source)
   try:
     params, sizes = torch_layouts.FROM_TORCH[arguments.net](state)
   except UserError as error:
-    raise UserError(f"'{arguments.source}' does not fit --net={arguments.net}: {error}") from None
+    raise UserError(f"Cannot convert '{source}': {error}") from error
   provenance = {
     'network': {'name': arguments.net, **sizes},
-    'source': arguments.source.name,
-    'source_sha256': hashlib.sha256(arguments.source.read_bytes()).hexdigest(),
+    'source': source.name,
+    'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
     'command': 'python -m adversarial_augment.convert',
   }
   weights.save(arguments.target, params, provenance, dtype=arguments.dtype)

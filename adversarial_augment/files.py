@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 import signal
+import tempfile
 from typing import NoReturn
 
 from adversarial_augment.errors import StorageError, UserError
@@ -50,6 +51,17 @@ def check_folder(path: Path, flag: str) -> None:
     if place == path:
       raise UserError(f"{flag}='{path}' {what}; name a folder, which is made where it does not exist.")
     raise UserError(f"{flag}='{path}' cannot be a folder, because '{place}' {what}; name a folder in another one.")
+
+
+def try_to_write(folder: Path) -> None:
+  """Writes a file in an existing folder, and removes it.
+
+  Raises:
+    OSError: that is not possible.
+  """
+  with tempfile.TemporaryFile(dir=folder) as probe:
+    probe.write(b'\0' * 4096)
+    probe.flush()
 
 
 @contextmanager

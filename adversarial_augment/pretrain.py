@@ -10,7 +10,6 @@ from collections.abc import Callable
 import json
 import os
 from pathlib import Path
-import tempfile
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -51,10 +50,11 @@ def main(argv: list[str]) -> None:
 
 
 def _output(config: ConfigDict, workdir: Path) -> Path:
-  """Returns the file to write, after a look whether that will be possible.
+  """Returns the file to write, after trying to write beside it, or in the folder that will hold its folders.
 
   Raises:
     UserError: it is a folder, or no folder can be made around it.
+    StorageError: nothing can be written there.
   """
   if not config.output:
     return workdir / 'weights.safetensors'
@@ -64,16 +64,16 @@ def _output(config: ConfigDict, workdir: Path) -> Path:
       raise UserError(f'config.output={config.output} is a folder; name a file in it that ends in .safetensors.')
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     usable = above.is_dir()
-    if usable:
-      tempfile.TemporaryFile(dir=above).close()  # `os.access` says yes to root wherever it asks
   except OSError as error:
     raise UserError(
       f'config.output={config.output} cannot be written ({error.strerror}); name another file.'
     ) from error
   if not usable:
     raise UserError(
-      f"config.output={config.output} cannot be made in '{above}', no writable folder; name another file."
+      f"config.output={config.output} cannot be made in '{above}', which is no folder; name another file."
     )
+  with files.storage_errors(f'write config.output={config.output}'):
+    files.try_to_write(above)
   return path
 
 

@@ -66,8 +66,8 @@ def parse(arguments: argparse.Namespace) -> Request | None:
   return Request(
     suite,
     _balls(arguments),
-    _whole_number(arguments.num_examples, '--num_examples', 1),
-    _whole_number(arguments.seed, '--seed', 0) or 0,
+    whole_number(arguments.num_examples, '--num_examples', 1),
+    whole_number(arguments.seed, '--seed', 0) or 0,
     arguments.save_images,
     files.user_path(arguments.surrogate, '--surrogate') if arguments.surrogate is not None else None,
     arguments.allow_suspect,
@@ -117,12 +117,17 @@ def _ball(norm: str, text: str) -> Ball:
   from adversarial_augment.attacks.lp_ball import check_ball
 
   check_ball(norm, epsilon)
-  if '-' in text.replace('e-', ''):
+  if '-' in text.lower().replace('e-', ''):
     raise UserError(f'--epsilon={fields.show(text)} must be written without a sign, such as 0.5 or 8/255.')
   return Ball(norm, epsilon, '/'.join(repr(float(part)).removesuffix('.0') for part in text.split('/')))
 
 
-def _whole_number(text: str | None, flag: str, least: int) -> int | None:
+def whole_number(text: str | None, flag: str, least: int) -> int | None:
+  """Returns the number that a flag was given, or None where it was left out.
+
+  Raises:
+    UserError: it is no integer from `least` on.
+  """
   if text is None:
     return None
   kind = fields.integer(least, 2**31 - 1)

@@ -11,7 +11,6 @@ import json
 import os
 from pathlib import Path
 import socket
-import tempfile
 from typing import Any
 
 from adversarial_augment import files
@@ -28,9 +27,7 @@ def create(workdir: Path) -> None:
   files.check_folder(workdir, '--workdir')
   with files.storage_errors(f"write in the workdir '{workdir}'"):
     workdir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir) as probe:
-      probe.write(b'\0' * 4096)
-      probe.flush()
+    files.try_to_write(workdir)
 
 
 @contextmanager

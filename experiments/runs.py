@@ -1,6 +1,6 @@
 """Runs of the trainer for the experiments: started through its command line, resumed by it, and read from its files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import json
 from pathlib import Path
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 
 from adversarial_augment import cli, files, inference
 from adversarial_augment import config as configs
-from adversarial_augment.errors import Stopped, UserError
+from adversarial_augment.errors import AdversarialAugmentError, Stopped, UserError
 from adversarial_augment.types import PyTree
 
 
@@ -68,41 +68,38 @@ def result(workdir: Path, name: str) -> dict[str, Any]:
     raise UserError(f"'{path}' is missing or damaged; evaluate {workdir} again.") from None
 
 
-def open_table(path: Path, fields: Sequence[str], *, depth: int) -> dict[str, dict[str, Any]]:
-  """Returns what an experiment has written before, or {}, after a look whether it can write there.
+def open_table(
+  output: str, name: str, draw: Callable[[dict[str, Any], Path], object]
+) -> tuple[Path, dict[str, dict[str, Any]]]:
+  """Returns the path of an experiment's table, and what was written there before: row -> what it holds.
 
   Args:
-    path: of the table's JSON.
-    fields: that each entry must have.
-    depth: keys that lead to an entry.
+    output: the folder of the table.
+    name: of its file.
+    draw: makes of a table, and its path, what will be written beside it; tried on the table that is there.
 
   Raises:
-    UserError: there is no such folder, or the file is no such table.
-    StorageError: the folder cannot be written.
+    UserError: there is no such folder, or what is there is no table of the experiment.
+    StorageError: nothing can be read or written there.
   """
-  if not path.parent.is_dir():
-    raise UserError(f"--output='{path.parent}' must be a folder that exists; make it, or name another one.")
-  with files.storage_errors(f"write in --output='{path.parent}'"):
-    probe = path.with_name(f'.{path.name}.probe')
-    files.replace(probe, b'')
-    probe.unlink()
-  if not path.exists():
-    return {}
+  folder = files.user_path(output, '--output')
+  path = folder / name
+  with files.storage_errors(f"write in --output='{folder}'"):
+    if not folder.is_dir():
+      raise UserError(f"--output='{folder}' must be a folder that exists; make it, or name another one.")
+    files.try_to_write(folder)
+    if not path.exists():
+      return path, {}
+    content = path.read_bytes() if path.is_file() else b''
   try:
-    table = json.loads(path.read_text())
-    entries = [table]
-    for _ in range(depth):
-      entries = [below for above in entries for below in above.values()]
-    if not all(field in entry for entry in entries for field in fields):
-      raise ValueError
-  except (OSError, ValueError, AttributeError, TypeError):
+    table = json.loads(content)
+    if table != {}:
+      draw(table, path)
+  except AdversarialAugmentError:
+    raise
+  except Exception:  # whatever a wrong form leads to
     raise UserError(f"'{path}' is no table of this experiment; remove it, or name another --output.") from None
-  return table
-
-
-def write_table(path: Path, table: Mapping[str, Any]) -> None:
-  with files.storage_errors(f"write '{path}'"):
-    files.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())
+  return path, table
 
 
 def minutes(workdir: Path) -> float:

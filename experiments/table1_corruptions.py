@@ -11,12 +11,13 @@ holds already. docs/reproduction.md has what came out, and the choices that were
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adversarial_augment import cli, files, registry
+from adversarial_augment import cli, fields, files, registry
 from adversarial_augment.errors import UserError
-from experiments import runs, table1_drawing
+from experiments import figure_files, runs, table1_drawing
 
 # Config -> name of the row in the paper (reporting/published.py); None: the paper has none such on CIFAR-10.
 ROWS: dict[str, str | None] = {
@@ -37,57 +38,53 @@ ROWS: dict[str, str | None] = {
 class Scale(NamedTuple):
   variant: str  # of every row's config
   start: str | None = None  # config of the run from which rows are fine-tuned
-  flags: tuple[str, ...] = ()  # of every run
+  fields: Mapping[str, str] = {}  # of every run's config
 
 
 SCALES = {
   'full': Scale(''),
   # Held out: what nu, steps and width are chosen on.
-  'laptop': Scale('laptop', 'configs/nominal.py:laptop_start', ('--config.holdout=5000',)),
+  'laptop': Scale('laptop', 'configs/nominal.py:laptop_start', {'holdout': '5000'}),
   'quickstart': Scale('quickstart'),
   'smoke': Scale('smoke'),
 }
-
-
-FIELDS = (
-  'mce', 'clean_error', 'corruption_error', 'images_seen', 'num_images', 'minutes', 'command', 'provenance',
-)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
   overrides, rest = cli.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   scale = registry.lookup(SCALES, arguments.scale, '--scale')
-  for name in ('seed',) if scale.start is None else ('seed', 'init_from'):
-    if name in overrides:
-      raise UserError(f'--config.{name}={overrides[name]} is set by --seeds and --scale; drop it.')
   rows = arguments.rows.split(',') if arguments.rows else list(ROWS)
   for row in rows:
     registry.lookup(ROWS, row, 'row')
   seeds = _seeds(arguments.seeds)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
-  output = files.user_path(arguments.output, '--output')
-  flags = [f'--config.{name}={value}' for name, value in overrides.items()]
-  path = output / f'table1_{arguments.scale}.json'
-  table = runs.open_table(path, FIELDS, depth=2)
+  for name, value in overrides.items():
+    if name in ('seed', 'init_from', *scale.fields):
+      way_out = 'name seeds by --seeds' if name == 'seed' else 'leave it out'
+      raise UserError(f'--config.{name}={fields.show(value)}: config.{name} is set by the experiment; {way_out}.')
+  flags = _flags({**scale.fields, **overrides})
+  figure_files.check_drawable()
+  path, table = runs.open_table(arguments.output, f'table1_{arguments.scale}.json', _texts)
   for seed in seeds:
     for row in rows:
       workdir = root / row / f'seed{seed}'
       _train(scale, root, row, seed, flags)
       table.setdefault(row, {})[str(seed)] = entry(workdir)
-      _check(table, path)
-      runs.write_table(path, table)
-      with files.storage_errors(f"write beside '{path}'"):
-        table1_drawing.write(path, table, ROWS)
+      _write(table, path)
   print(f'wrote {path}, .csv, .md and .png')
 
 
+def _flags(values: Mapping[str, object]) -> list[str]:
+  return [f'--config.{name}={value}' for name, value in values.items()]
+
+
 def _train(scale: Scale, root: Path, row: str, seed: int, flags: Sequence[str]) -> None:
-  flags = [f'--config.seed={seed}', *scale.flags, *flags]
+  flags = [*_flags({'seed': seed}), *flags]
   if scale.start is not None:
     start = root / 'start' / f'seed{seed}'
     runs.train(scale.start, start, flags)
-    flags = [f'--config.init_from={start}', *flags]
+    flags = [*_flags({'init_from': start}), *flags]
   runs.train(f'configs/{row}.py' + (f':{scale.variant}' if scale.variant else ''), root / row / f'seed{seed}', flags)
 
 
@@ -122,6 +119,24 @@ def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
     if len(found) > 1:
       said = '; '.join(f'{value} ({where})' for value, where in found.items())
       raise UserError(f"rows of '{path}' differ in {field}: {said}; name another --output, or run those again.")
+
+
+def _texts(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> dict[str, str]:
+  """Returns what is written of a table: suffix -> text.
+
+  Raises:
+    UserError: its rows do not compare.
+  """
+  _check(table, path)
+  return {'.json': json.dumps(table, indent=1, sort_keys=True) + '\n', **table1_drawing.texts(table, ROWS)}
+
+
+def _write(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+  texts = _texts(table, path)
+  with files.storage_errors(f"write '{path}'"):
+    for suffix, text in texts.items():
+      files.replace(path.with_suffix(suffix), text.encode())
+    files.replace(path.with_suffix('.png'), table1_drawing.picture(table, ROWS))
 
 
 def _seeds(text: str) -> list[int]:

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 import csv
 import io
 import math
-from pathlib import Path
 import statistics
 from typing import Any, NamedTuple
 
-from adversarial_augment import files, metrics
-from adversarial_augment.errors import UserError
+from adversarial_augment import metrics
 from adversarial_augment.reporting.published import COLUMNS, MODELS, PAPER
 
 Seeds = Mapping[str, Mapping[str, Any]]  # seed -> entry of the table
@@ -44,23 +42,22 @@ GROUPS = {
 }
 
 
-def write(path: Path, table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> None:
-  """Writes the table beside `path`, its JSON: .csv, .md and .png.
+def texts(table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> dict[str, str]:
+  """Returns the table as '.csv' and '.md'.
 
   Args:
-    path: of the JSON.
     table: row -> seed -> entry.
     names: row -> its name in the paper, or None; their order is that of the table.
-
-  Raises:
-    UserError: Matplotlib is not installed.
   """
-  table = {row: table[row] for row in names if row in table}
+  table, paper = _in_order(table, names)
+  return {'.csv': _csv(table, paper), '.md': _markdown(table, paper)}
+
+
+def _in_order(table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> tuple[dict[str, Seeds], dict[str, Any]]:
+  """Returns the rows that have a name, and the paper's rows by the same keys."""
   published = {model.name: model for model in MODELS if model.source == PAPER}
   paper = {row: published[name] for row, name in names.items() if name is not None}
-  files.replace(path.with_suffix('.csv'), _csv(table, paper).encode())
-  files.replace(path.with_suffix('.md'), _markdown(table, paper).encode())
-  _draw(path.with_suffix('.png'), table, paper)
+  return {row: table[row] for row in names if row in table}, paper
 
 
 def about(table: Mapping[str, Seeds]) -> str:
@@ -125,11 +122,11 @@ def _line(cells: Sequence[object]) -> str:
   return '| ' + ' | '.join(map(str, cells)) + ' |'
 
 
-def _draw(path: Path, table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> None:
-  try:
-    from matplotlib.figure import Figure
-  except ImportError:
-    raise UserError("The picture of the table needs Matplotlib; pip install 'adversarial_augment[plots]'.") from None
+def picture(table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> bytes:
+  """Returns the table as PNG; the arguments are those of `texts`."""
+  from matplotlib.figure import Figure
+
+  table, paper = _in_order(table, names)
   headings = ['clean', 'mCE', *COLUMNS.values()]
   ours = [
     [estimate([of(entry) for entry in seeds.values()]).mean for of in list(QUANTITIES.values())[:2]]
@@ -140,10 +137,11 @@ def _draw(path: Path, table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> N
   values = [mine + them for mine, them in zip(ours, theirs, strict=True)]
   figure = Figure(figsize=(14, 1.6 + 0.36 * len(table)), layout='constrained')
   axes = figure.add_subplot()
-  shown = axes.imshow(values, cmap='cividis_r', aspect='auto', vmin=0)
+  highest = max(value for line in values for value in line if not math.isnan(value))
+  axes.imshow(values, cmap='cividis_r', aspect='auto', vmin=0, vmax=highest)
   for i, line in enumerate(values):
     for j, value in enumerate(line):
-      dark = not math.isnan(value) and value > 0.55 * shown.norm.vmax
+      dark = not math.isnan(value) and value > 0.55 * highest
       text = '–' if math.isnan(value) else f'{value:.1f}'
       axes.text(j, i, text, ha='center', va='center', fontsize=8, color='white' if dark else 'black')
   axes.set_xticks(range(len(values[0])), [*headings, 'paper:\nclean', 'paper:\nmCE'], fontsize=8)
@@ -153,6 +151,6 @@ def _draw(path: Path, table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> N
   axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
   axes.set_title('Error in percent; row (number of seeds)', fontsize=9)
   figure.supxlabel(about(table), fontsize=7)
-  picture = io.BytesIO()
-  figure.savefig(picture, format='png', dpi=150)
-  files.replace(path, picture.getvalue())
+  content = io.BytesIO()
+  figure.savefig(content, format='png', dpi=150)
+  return content.getvalue()

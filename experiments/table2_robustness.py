@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,26 +49,23 @@ PAPER = {
   'Nominal': Published(95.77, 89.65, (0.00, 0.00, 24.23, 0.85, 0.00)),
 }
 
-FIELDS = ('row', 'clean_accuracy', 'cifar10_1', 'robust_accuracy', 'flags', 'num_images', 'origin', 'data')
 _NONE = '–'
 
 
 def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   named = dict(_named(text) for text in arguments.runs)
-  output = files.user_path(arguments.output, '--output')
-  path = output / 'table2.json'
-  table = runs.open_table(path, FIELDS, depth=1)
+  number = robustness_flags.whole_number(arguments.num_examples, '--num_examples', 1)
+  flags = [] if number is None else [f'--num_examples={number}']
+  path, table = runs.open_table(arguments.output, 'table2.json', _texts)
   for workdir, row in named.items():
-    flags = [] if arguments.num_examples is None else [f'--num_examples={arguments.num_examples}']
     # A suspect number goes into the table, marked. What is known is not attacked again.
     runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', '--attack=table2', '--allow_suspect', *flags)
     table[workdir] = entry(Path(workdir), row)
-    _check(table, path)
-    runs.write_table(path, table)
-    with files.storage_errors(f"write beside '{path}'"):
-      files.replace(path.with_suffix('.csv'), as_csv(table).encode())
-      files.replace(path.with_suffix('.md'), as_markdown(table).encode())
+    texts = _texts(table, path)
+    with files.storage_errors(f"write '{path}'"):
+      for suffix, text in texts.items():
+        files.replace(path.with_suffix(suffix), text.encode())
   print(f'wrote {path}, .csv and .md')
 
 
@@ -122,6 +120,17 @@ def _check(table: Mapping[str, Mapping[str, Any]], path: Path) -> None:
       raise UserError(f"runs of '{path}' differ in {field}: {said}; name another --output, or attack those again.")
 
 
+def _texts(table: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, str]:
+  """Returns what is written of a table: suffix -> text.
+
+  Raises:
+    UserError: its runs do not compare.
+  """
+  _check(table, path)
+  json_text = json.dumps(table, indent=1, sort_keys=True) + '\n'
+  return {'.json': json_text, '.csv': as_csv(table), '.md': as_markdown(table)}
+
+
 def rows(table: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
   """Returns the cells of the table, in percent: of each run, and below it the paper's row."""
   percent = lambda value: _NONE if value is None else f'{100 * value:.2f}'
@@ -172,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     epilog=f'rows: {", ".join(ROWS)}',
   )
   parser.add_argument('runs', nargs='+', metavar='[ROW=]DIR', help='workdirs of runs')
-  parser.add_argument('--num_examples', type=int, metavar='N', help='attack the first N test images; default: all')
+  parser.add_argument('--num_examples', metavar='N', help='attack the first N test images; default: all')
   parser.add_argument(
     '--output', default='experiments/results', metavar='DIR', help='of the table; default: experiments/results'
   )

@@ -1,13 +1,16 @@
 """Mixing training images with their DeepAugment copies: rows, epochs, held-out images, and what is refused."""
 
+import hashlib
 import json
 import pathlib
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 
-from adversarial_augment.datasets import mixture, sampling
+from adversarial_augment import corruption_nets, prepare
+from adversarial_augment.datasets import commands, deepaugment_command, mixture, sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Batch, Dataset
 from tests import deepaugment_sets
@@ -135,7 +138,7 @@ def cut(data_dir: pathlib.Path) -> None:
 
 REFUSED = {
   'missing': (lambda data_dir: shutil.rmtree(folder_of(data_dir)), r'does not exist; start python -m .*--name=some'),
-  'unfinished': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').unlink(), 'no MANIFEST.json; start'),
+  'unfinished': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').unlink(), 'is not finished; start'),
   'no images': (
     lambda data_dir: (folder_of(data_dir) / 'images.npy').unlink(),
     "images.npy' is missing; make the set again",
@@ -147,11 +150,9 @@ REFUSED = {
   'no JSON': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').write_text('{'), 'is damaged or not of this'),
   'other format': (lambda data_dir: change_manifest(data_dir, format='x'), "format 'x', not"),
   'no copies': (lambda data_dir: change_manifest(data_dir, copies='2'), 'a field of another type'),
-  'other data': (
-    lambda data_dir: change_manifest(data_dir, train_set={'name': 'pets', 'sha256': 'abc'}),
-    'images with SHA-256 abc',
-  ),
-  'negative copies': (lambda data_dir: change_manifest(data_dir, copies=-3), 'copies is -3'),
+  'no copy': (lambda data_dir: change_manifest(data_dir, copies=0), 'copies=0, not at least 1'),
+  'fewer than no copies': (lambda data_dir: change_manifest(data_dir, copies=-3), 'copies=-3, not at least 1'),
+  'other data': (lambda data_dir: change_manifest(data_dir, train_set={'sha256': 'abc'}), 'images with SHA-256 abc'),
   'more copies': (lambda data_dir: change_manifest(data_dir, copies=3), r'has shape \[\d+, 32, 32, 3\]'),
 }
 
@@ -170,22 +171,6 @@ def test_too_few_copies(prepared):
     mixture.load(deepaugment_sets.load(prepared), str(prepared), ['some'], 3)
 
 
-def test_the_way_out_makes_the_same_set(data_dir):
-  """Also of another network, seed and scale than the defaults; and one that was begun goes on as it was begun."""
-  changes = {'net': 'cae', 'seed': 7, 'scale': 'published', 'bug_compatible': False}
-  change_manifest(data_dir, weights={'file': 'cae_16', 'sha256': 'f'}, **changes)
-  train, folder = deepaugment_sets.load(data_dir), folder_of(data_dir)
-  flags = '--dataset=pets:1.0.0 --net=cae --weights=cae_16 --copies={} --name=some --seed=7 --no-bug_compatible'
-  flags += f' --scale=published --data_dir={data_dir}'
-  with pytest.raises(UserError) as caught:
-    mixture.load(train, str(data_dir), ['some'], 3)
-  assert flags.format(3).replace(' --data_dir', ' --overwrite --data_dir') in str(caught.value)
-  (folder / mixture.MANIFEST).rename(folder / mixture.PLAN)
-  with pytest.raises(UserError, match='is not finished; start') as caught:
-    mixture.load(train, str(data_dir), ['some'])
-  assert flags.format(2) in str(caught.value)
-
-
 def test_sets_of_other_labels_or_shapes(data_dir):
   train = deepaugment_sets.load(data_dir)
   shifted = lambda index: Batch(train.read(index).images, (train.read(index).labels + 1) % 3)
@@ -193,3 +178,62 @@ def test_sets_of_other_labels_or_shapes(data_dir):
     mixture.load(train._replace(read=shifted), str(data_dir), ['some'])
   with pytest.raises(UserError, match=r'has shape .* but must be uint8 \[\d+, 16, 16, 3\]'):
     mixture.load(train._replace(image_shape=(16, 16, 3)), str(data_dir), ['some'])
+
+
+SMALL, CAE = (
+  hashlib.sha256(corruption_nets.find(name).read_bytes()).hexdigest() for name in ('edsr_4x16_x1', 'cae_16')
+)
+OTHERWISE = {'net': 'edsr', 'weights': {'sha256': SMALL}, 'seed': 3, 'scale': 'published', 'bug_compatible': False}
+FLAGS = '--seed=3 --no-bug_compatible --scale=published --name=some --weights=edsr_4x16_x1'
+
+
+def test_commands_have_the_flags_of_the_manifest(data_dir):
+  change_manifest(data_dir, **OTHERWISE)
+  train = deepaugment_sets.load(data_dir)
+  command = f'prepare deepaugment --dataset=pets --copies={{}} {FLAGS} --overwrite --data_dir={data_dir}'
+
+  def refusal(train: Dataset = train, copies: int | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+      mixture.load(train, str(data_dir), ['some'], copies)
+    return str(caught.value)
+
+  shifted = lambda index: Batch(train.read(index).images, (train.read(index).labels + 1) % 3)
+  assert f'make more with python -m adversarial_augment.{command.format(3)}.' in refusal(copies=3)
+  again = f'again with python -m adversarial_augment.{command.format(2)}.'
+  assert again in refusal(train._replace(read=shifted))
+  assert again in refusal(train._replace(provenance=train.provenance | {'sha256': 'abc'}))
+  assert again in refusal(train._replace(image_shape=(16, 16, 3)))
+  flip_byte(data_dir, 'images.npy')
+  assert again in refusal()
+  (folder_of(data_dir) / 'index.npy').unlink()
+  assert again in refusal()
+
+
+def arguments_of(command: str) -> dict:
+  """Returns what `prepare` understands."""
+  return vars(prepare._parser().parse_args(shlex.split(command.partition(' (')[0])[3:]))
+
+
+@pytest.mark.parametrize(
+  'about, flags',
+  [
+    ({}, {}),
+    ({'net': 'cae', 'weights': {'sha256': CAE}}, {'net': 'cae'}),
+    ({'net': 'edsr', 'weights': {'sha256': CAE}}, {'weights': 'cae_16'}),
+    (OTHERWISE | {'copies': 7}, {key: OTHERWISE[key] for key in ('seed', 'scale', 'bug_compatible')} | {
+      'copies': 7, 'weights': 'edsr_4x16_x1'
+    }),
+    ({'weights': {'sha256': 'abc'}}, {'weights': 'FILE.safetensors'}),
+    ({'net': [], 'copies': '2', 'weights': None}, {}),
+  ],
+)  # fmt: skip
+def test_commands_are_understood(about, flags):
+  for dataset, name, where in (('cifar10', 'edsr', commands.DATA_DIR), ('my pets', "it's", 'a folder')):
+    command = deepaugment_command.command(pathlib.Path(where).expanduser() / 'x_deepaugment' / name, dataset, about)
+    found = arguments_of(command)
+    expected = arguments_of('python -m adversarial_augment.prepare deepaugment')
+    own = {} if name == flags.get('net', 'edsr') else {'name': name}
+    assert found == expected | flags | own | {'dataset': dataset, 'data_dir': where}
+    assert ('(FILE.safetensors being what has SHA-256 abc)' in command) == ('FILE' in flags.get('weights', ''))
+    if not flags and not own:
+      assert command == 'python -m adversarial_augment.prepare deepaugment'

@@ -1,6 +1,8 @@
 """A small data set, pets, with a training split, and a DeepAugment set of it that needs no network."""
 
+from collections.abc import Mapping
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -41,16 +43,17 @@ def plan_of(train: Dataset, copies: int = 2, **changes) -> dict:
     'copies': copies,
     'train_set': train.provenance,
     'made_with': {'jax': '1'},
-    'net': 'edsr',
-    'seed': 0,
-    'bug_compatible': True,
-    'scale': 'native32',
-    'weights': {'network': {'name': 'edsr'}, 'file': 'edsr_4x16_x1', 'sha256': 'f' * 64},
   } | changes
+
+
+def write_some(data_dir: pathlib.Path, *, changes: Mapping[str, Any] = {}, **options: Any) -> deepaugment_files.Done:
+  """Writes the set 'some' of pets, of two copies if the plan's `changes` do not say otherwise."""
+  train = load(data_dir)
+  folder = mixture.folder_of('pets', 'some', str(data_dir))
+  return deepaugment_files.write(folder, plan_of(train, **changes), train, **{'make': make} | options)
 
 
 def write(data_dir: pathlib.Path) -> pathlib.Path:
   """Writes pets and their set 'some' of two copies."""
-  train = load(write_pets(data_dir))
-  deepaugment_files.write(mixture.folder_of('pets', 'some', str(data_dir)), plan_of(train), train, make)
+  write_some(write_pets(data_dir))
   return data_dir

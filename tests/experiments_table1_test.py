@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from adversarial_augment import cli, files, metrics
+from adversarial_augment import cli, metrics
 from adversarial_augment import config as configs
 from adversarial_augment.errors import Stopped, StorageError, UserError
 from experiments import runs, table1_corruptions, table1_drawing
@@ -138,28 +138,6 @@ def test_rows_of_different_lengths_are_refused(tmp_path, output, started):
     run(tmp_path, output, '--scale=quickstart', '--rows=nominal,augmix')
 
 
-@pytest.mark.parametrize('content', ['[', '[]', '3', '{"nominal": 3}', '{"nominal": {"1": {"mce": 1}}}', None])
-def test_a_file_that_is_no_table_is_refused_before_training(tmp_path, output, started, content):
-  path = output / 'table1_smoke.json'
-  if content is None:
-    path.mkdir()
-  else:
-    path.write_text(content)
-  with pytest.raises(UserError, match=r"table1_smoke.json' is no table of this experiment; remove it, or name another"):
-    run(tmp_path, output, '--scale=smoke', '--rows=nominal')
-  assert started == []
-
-
-def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, output, started, monkeypatch):
-  def full(path, content):
-    raise OSError(28, 'No space left on device', str(path))
-
-  monkeypatch.setattr(files, 'replace', full)
-  with pytest.raises(StorageError, match='Cannot write in --output=.*No space left'):
-    run(tmp_path, output, '--scale=smoke', '--rows=nominal')
-  assert started == []
-
-
 def test_a_finished_run_of_another_config_is_refused(tmp_path, output, started):
   run(tmp_path, output, '--scale=laptop', '--rows=augmix', '--config.batch_size=50')
   written = (output / 'table1_laptop.json').read_bytes()
@@ -185,9 +163,10 @@ def test_results_of_another_checkpoint_are_refused(tmp_path):
     (['--scale=smoke', '--rows=ada'], "Unknown row 'ada'"),
     (['--scale=smoke', '--seeds=one'], "--seeds='one' must be whole numbers"),
     (['--scale=smoke', '--output=/nowhere/at/all'], "--output='/nowhere/at/all' must be a folder"),
-    (['--scale=smoke', '--config.seed=7'], '--config.seed=7 is set by --seeds and --scale'),
-    (['--scale=laptop', '--config.init_from=x'], '--config.init_from=x is set by --seeds and --scale'),
     (['--rows=nominal'], 'required: --scale'),
+    (['--scale=smoke', '--config.seed=7'], "--config.seed='7': config.seed is set by the .*; name seeds by --seeds"),
+    (['--scale=smoke', '--config.init_from=x'], "--config.init_from='x': config.init_from is set by the experiment"),
+    (['--scale=laptop', '--config.holdout=9'], "--config.holdout='9': config.holdout is set by the experiment"),
   ],
 )
 def test_wrong_flags_are_one_line(tmp_path, output, started, flags, said):
@@ -195,6 +174,30 @@ def test_wrong_flags_are_one_line(tmp_path, output, started, flags, said):
   with pytest.raises(UserError, match=said):
     table1_corruptions.main([*given, f'--workdir={tmp_path}'])
   assert started == []
+
+
+@pytest.mark.parametrize(
+  'content',
+  ['', '[]', 'null', '{"nominal": 3}', '{"nominal": {}}', '{"nominal": {"1": {"mce": 1}}}', '[' * 10**5, b'\xff', None],
+)
+def test_what_is_no_table_is_refused_before_anything_is_trained(tmp_path, output, started, content):
+  path = output / 'table1_smoke.json'
+  path.mkdir() if content is None else path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  with pytest.raises(UserError, match=f"'{path}' is no table of this experiment; remove it, or name another --output"):
+    run(tmp_path, output, '--scale=smoke', '--rows=nominal')
+  assert started == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(tmp_path, started):
+  with pytest.raises(StorageError, match="Cannot write in --output='/proc'"):
+    run(tmp_path, '/proc', '--scale=smoke', '--rows=nominal')
+  assert started == []
+
+
+def test_a_table_that_cannot_be_written_is_one_line(tmp_path, output, started):
+  (output / 'table1_quickstart.csv').mkdir()
+  with pytest.raises(StorageError, match='Cannot write .*table1_quickstart.json'):
+    run(tmp_path, output, '--scale=quickstart', '--rows=nominal')
 
 
 def test_a_stopped_or_failed_run_ends_the_experiment(monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import StorageError, UserError
 from experiments import runs, table2_robustness
 from tests import reporting_fixtures as fixtures
 
@@ -99,11 +99,29 @@ def test_runs_that_do_not_compare_are_refused(tmp_path, output, monkeypatch):
     (['ada=x'], "Unknown row 'ada'"),
     (['x', '--output=/nowhere/at/all'], 'must be a folder that exists'),
     ([], 'required'),
+    (['x', '--num_examples=0'], "--num_examples='0' must be an integer from 1"),
+    (['x', '--num_examples=many'], "--num_examples='many' must be an integer from 1"),
   ],
 )
-def test_bad_arguments_are_refused(arguments, message, output):
+def test_bad_arguments_are_refused(arguments, message, output, started):
   with pytest.raises(UserError, match=message):
     table2_robustness.main([f'--output={output}', *arguments])
+  assert started == []
+
+
+@pytest.mark.parametrize('content', ['[]', '{"x": 3}', '{"x": {"num_images": 1, "data": "a", "origin": []}}', None])
+def test_what_is_no_table_is_refused_before_an_attack(content, output, started):
+  path = output / 'table2.json'
+  path.mkdir() if content is None else path.write_text(content)
+  with pytest.raises(UserError, match=f"'{path}' is no table of this experiment"):
+    table2_robustness.main(['x', f'--output={output}'])
+  assert started == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_an_attack(started):
+  with pytest.raises(StorageError, match="Cannot write in --output='/proc'"):
+    table2_robustness.main(['x', '--output=/proc'])
+  assert started == []
 
 
 def test_the_table_has_a_row_for_each_of_the_papers():

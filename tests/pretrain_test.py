@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from adversarial_augment import corruption_nets, datasets, pretrain
 from adversarial_augment.corruption_nets import weights
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.pretraining import objectives, sources
 from adversarial_augment.types import Batch, Dataset
 
@@ -43,7 +43,7 @@ def untrained(monkeypatch, without_jax_setup) -> None:
     ([SCALE_1, '--config.patch=15'], r'config.patch=15 must be even .* --config.patch=16'),
     (['--config.patch=512'], 'config.patch=512 is too large'),
     (['--config.output={tmp}/folder.safetensors'], 'folder.safetensors is a folder'),
-    (['--config.output={tmp}/file/w.safetensors'], "cannot be made in '.*/file', no writable folder"),
+    (['--config.output={tmp}/file/w.safetensors'], "cannot be made in '.*/file', which is no folder"),
     (['--config.output=~nouser/w.safetensors'], 'config.output='),
     (['--config.output=' + 300 * 'a' + '.safetensors'], 'File name too long'),
   ],
@@ -55,6 +55,13 @@ def test_wrong_flags_are_refused_before_training(tmp_path, untrained, flags, sai
     pretrain.main(
       [SMOKE, '--config.batch_size=8', f'--workdir={tmp_path / "run"}', *(flag.format(tmp=tmp_path) for flag in flags)]
     )
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path, untrained):
+  flags = [SMOKE, '--config.batch_size=8', f'--workdir={tmp_path / "run"}', '--config.output=/proc/q.safetensors']
+  with pytest.raises(StorageError, match='Cannot write config.output=/proc/q.safetensors: '):
+    pretrain.main(flags)
   assert not (tmp_path / 'run').exists()
 
 

@@ -52,7 +52,7 @@ def test_attacks_of_one_run_look_different_and_the_first_as_the_run(tmp_path, mo
   drawn = {}
   chart = charts.chart
   monkeypatch.setattr(charts, 'chart', lambda key, *rest: drawn.setdefault(key, rest[1]) and chart(key, *rest))
-  report(runs)
+  report(runs, tmp_path / 'page.html')
   looks = {series.label: series.look for series in drawn['robustlinf']}
   assert looks.keys() == {f'{run}, {attack}' for run in ('one', 'two') for attack in ('autoattack', 'paper')}
   assert len(set(looks.values())) == 4

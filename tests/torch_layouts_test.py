@@ -10,7 +10,7 @@ from adversarial_augment import cli, convert, corruption_nets
 from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 from adversarial_augment.corruption_nets.cae import cae
 from adversarial_augment.errors import UserError
-from tests.torch_state import write_state
+from tests.torch_state import edsr_state, mapping, tensor, write, write_state
 
 
 def layers(f=64):
@@ -106,6 +106,52 @@ def test_convert_refuses_what_is_not_a_cae_on_one_line(tmp_path, capsys):
     assert word in said
     assert said.count('\n') == 1
   assert not (tmp_path / 'out.safetensors').exists()
+
+
+def test_convert_names_the_file_and_a_way_out(tmp_path, capsys):
+  state = edsr_state()
+  lacking = {key: value for key, value in state.items() if key != 'body.1.body.2.bias'}
+  for changed, word in (
+    (lacking, "the state dict lacks 'body.1.body.2.bias', which in this EDSR has shape [4]"),
+    (state | {'k' * 1000: np.zeros(3)}, 'kkk..., which EDSR does not have'),
+    (
+      state | {'head.0.bias': np.zeros(3)},
+      "'head.0.bias' of the state dict has shape [3]; in this EDSR it must have [4]",
+    ),
+    (state | {'add_mean.bias': np.zeros(3)}, "around DIV2K's mean"),
+    (state | {'sub_mean.weight': np.zeros((3, 3, 1, 1))}, 'must be the identity'),
+    (cae_state(), "is not EDSR's"),
+  ):
+    source = write_state(tmp_path / 'c.pt', changed)
+    assert run_convert(source, tmp_path / 'out.safetensors') == 2
+    said = capsys.readouterr().err
+    assert f"Cannot convert '{source}': " in said
+    assert word in said
+    assert 'take another checkpoint, or name the network that this one is of' in said
+    assert said.count('\n') == 1
+    assert len(said) < 400 + len(str(source))
+
+
+def test_convert_refuses_numbers_that_are_too_large_on_one_line(tmp_path, capsys):
+  values = cae_state() | {'e_conv_3.0.bias': np.full(32, 1e39)}
+  body = mapping({key: tensor(key, value.shape, kind='DoubleStorage') for key, value in values.items()})
+  source = write(tmp_path / 'c.pt', body, {key: value.astype('<f8').tobytes() for key, value in values.items()})
+  assert run_convert('--net=cae', source, tmp_path / 'out.safetensors') == 2
+  said = capsys.readouterr().err
+  assert 'not finite in float32' in said
+  assert said.count('\n') == 1
+
+
+def test_convert_leaves_its_source_alone(tmp_path, capsys):
+  source = write_state(tmp_path / 'a.safetensors', cae_state())
+  held, link = source.read_bytes(), tmp_path / 'link.safetensors'
+  link.symlink_to(source)
+  for target in (source, link):
+    assert run_convert('--net=cae', source, target) == 2
+    assert f"OUT.safetensors='{target}' is the checkpoint itself" in capsys.readouterr().err
+  assert source.read_bytes() == held
+  assert run_convert('', tmp_path / 'z.safetensors') == 2
+  assert 'the name of CHECKPOINT.pt is empty' in capsys.readouterr().err
 
 
 @pytest.mark.slow

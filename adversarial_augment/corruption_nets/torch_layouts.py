@@ -10,13 +10,15 @@ import re
 
 import numpy as np
 
-from adversarial_augment import fields
 from adversarial_augment.corruption_nets import layers, weights
 from adversarial_augment.corruption_nets.cae import cae_table
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr_table
 from adversarial_augment.errors import UserError
+from adversarial_augment.fields import show
 
 State = Mapping[str, np.ndarray]
+
+_WAY_OUT = 'take another checkpoint, or name the network that this one is of'
 
 # PyTorch's prefixes in the order of `cae_table`.
 _CAE_KEYS = (
@@ -97,7 +99,7 @@ def _without_prefixes(state: State) -> State:
 def _width(state: State, key: str, network: str) -> int:
   """The outputs of the first layer; refuses a state dict without it."""
   if key not in state or state[key].ndim != 4:
-    raise UserError(f"The state dict is not {network}'s: it lacks a convolution '{key}'.")
+    raise UserError(f"the state dict is not {network}'s: it lacks a convolution '{key}'; {_WAY_OUT}.")
   return state[key].shape[0]
 
 
@@ -107,29 +109,35 @@ def _check(state: State, layers_of: Mapping[str, tuple[tuple[int, ...], int]], n
   shapes |= {f'{key}.bias': (outputs,) for key, (_, outputs) in layers_of.items()}
   for key, shape in shapes.items():
     if key not in state:
-      raise UserError(f"The state dict lacks '{key}', which in this {network} has shape {list(shape)}.")
+      raise UserError(f"the state dict lacks '{key}', which in this {network} has shape {list(shape)}; {_WAY_OUT}.")
     if state[key].shape != shape:
-      found = list(state[key].shape)
-      raise UserError(f'{key!r} of the state dict has shape {found}; in this {network} it must have {list(shape)}.')
+      raise UserError(
+        f"'{key}' of the state dict has shape {list(state[key].shape)}; in this {network} it must have {list(shape)}: "
+        f'{_WAY_OUT}.'
+      )
   for key in state:
     if key not in shapes:
-      raise UserError(f'The state dict holds {fields.show(key)}, which {network} does not have; drop it.')
+      raise UserError(f'the state dict holds {show(key)}, which {network} does not have; {_WAY_OUT}.')
 
 
 def _check_mean(state: State) -> None:
   for name, sign in (('sub_mean', -1.0), ('add_mean', 1.0)):
     colour = sign * 255.0 * MEAN
     if not np.allclose(state[f'{name}.weight'][:, :, 0, 0], np.eye(3), atol=1e-6):
-      raise UserError(f"'{name}.weight' of the state dict must be the identity; other colour spaces are not supported.")
+      raise UserError(
+        f"'{name}.weight' of the state dict must be the identity; other colour spaces are not supported: {_WAY_OUT}."
+      )
     if not np.allclose(state[f'{name}.bias'], colour, atol=1e-2):
       rounded = [round(float(value), 2) for value in colour]
-      raise UserError(f"'{name}.bias' of the state dict must be {rounded}: grey levels 0 to 255 around DIV2K's mean.")
+      raise UserError(
+        f"'{name}.bias' of the state dict must be {rounded}, grey levels 0 to 255 around DIV2K's mean: {_WAY_OUT}."
+      )
 
 
 def _check_sizes(sizes: dict[str, int], network: str) -> None:
   wrong = weights.wrong_size(sizes)
   if wrong:
-    raise UserError(f'The state dict is of {network} with {wrong}; convert a smaller one.')
+    raise UserError(f'the state dict is of {network} with {wrong}; convert a smaller one.')
 
 
 def _torch_layers(table: layers.Table, keys: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -142,17 +150,14 @@ def _torch_layers(table: layers.Table, keys: Mapping[str, str]) -> dict[str, tup
 
 
 def _params(network: str, table: layers.Table, keys: Mapping[str, str], state: State) -> weights.Params:
-  largest = np.finfo(np.float32).max
-  for key, value in state.items():
-    if np.any(np.abs(value.astype(np.float64)) > largest):
-      raise UserError(f"'{key}' of the state dict holds numbers beyond {largest:.1e}, the largest of float32.")
   params = {}
   for name in table:
     order = (2, 3, 0, 1) if _is_transposed(name) else (2, 3, 1, 0)
-    params[f'{network}/{name}'] = {
-      'w': np.ascontiguousarray(state[f'{keys[name]}.weight'].transpose(order), np.float32),
-      'b': np.ascontiguousarray(state[f'{keys[name]}.bias'], np.float32),
-    }
+    with np.errstate(over='ignore'):  # weights.save refuses what is too large
+      params[f'{network}/{name}'] = {
+        'w': np.ascontiguousarray(state[f'{keys[name]}.weight'].transpose(order), np.float32),
+        'b': np.ascontiguousarray(state[f'{keys[name]}.bias'], np.float32),
+      }
   return params
 
 

@@ -56,7 +56,10 @@ def save(
       # safetensors writes the memory of a transposed view as it lies, which silently permutes the weights.
       tensors[key] = np.ascontiguousarray(np.asarray(value), dtype=dtype)
     if not np.isfinite(tensors[key]).all():
-      raise UserError(f"Parameter {key!r} holds values that are not finite in {dtype}; '{path}' was not written.")
+      raise UserError(
+        f"Parameter {key!r} holds values that are not finite in {dtype}; '{path}' was not written: take other weights"
+        f'{", or --dtype=float32" if dtype == "float16" else ""}.'
+      )
   header = {
     'format': FORMAT,
     'sha256': _digest(tensors),

@@ -1,5 +1,6 @@
 """Command lines of `prepare` that messages name as a way out: they work as they are printed."""
 
+import os
 import pathlib
 import shlex
 
@@ -14,5 +15,6 @@ def prepare(data_dir: str | pathlib.Path, command: str, *flags: str) -> str:
     command: one of its subcommands.
     flags: '--name=value'.
   """
-  where = [] if str(data_dir) == DATA_DIR else [f'--data_dir={data_dir}']
+  usual = os.path.expanduser(data_dir) == os.path.expanduser(DATA_DIR)
+  where = [] if usual else [f'--data_dir={data_dir}']
   return f'python -m adversarial_augment.prepare {" ".join(map(shlex.quote, [command, *flags, *where]))}'

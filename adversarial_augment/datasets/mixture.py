@@ -6,7 +6,7 @@ Images are memory-mapped, and copies read as data sets in the order of the train
 out of training holds their copies out too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import json
 import pathlib
@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 
 from adversarial_augment import files
-from adversarial_augment.datasets import cifar10_c, commands, npy
+from adversarial_augment.datasets import cifar10_c, deepaugment_command, npy
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Batch, Dataset
 
 FORMAT = 'adversarial_augment.deepaugment.1'
-MANIFEST, PLAN = 'MANIFEST.json', 'PLAN.json'  # of a set that is whole, and of one that is being made
+MANIFEST, PLAN = 'MANIFEST.json', 'PLAN.json'  # of a set that is whole, and of one that was begun
 IMAGES, LABELS, INDEX = FILES = ('images.npy', 'labels.npy', 'index.npy')
 MIXES = ('concat', 'half', 'only')
-SCALES = ('native32', 'published')
-NETS = ('edsr', 'cae')  # of which sets are made; the usual names of the sets
 _CHUNK = 1 << 24  # bytes hashed at once
 
 
@@ -89,81 +87,49 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
   )
 
 
-def command_of(folder: pathlib.Path, about: Mapping[str, Any], *, copies: int | None = None, anew: bool = False) -> str:
-  """Returns the command line that makes a set as its plan or manifest says.
-
-  Args:
-    folder: of the set.
-    about: what its plan or manifest holds.
-    copies: instead of its own number.
-    anew: with --overwrite.
-  """
-  copies = about['copies'] if copies is None else copies
-  weights = about['weights'].get('file', 'WEIGHTS')  # older sets know the hash of the file alone
-  flags = [f'--dataset={about["train_set"]["name"]}', f'--net={about["net"]}', f'--weights={weights}']
-  flags += [f'--copies={copies}'] if copies != 1 else []
-  flags += [f'--name={folder.name}'] if folder.name != about['net'] else []
-  flags += [f'--seed={about["seed"]}'] if about['seed'] else []
-  flags += [] if about['bug_compatible'] else ['--no-bug_compatible']
-  flags += [f'--scale={about["scale"]}'] if about['scale'] != SCALES[0] else []
-  return commands.prepare(folder.parents[1], 'deepaugment', *flags, *(['--overwrite'] if anew else []))
-
-
-def read_plan(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what the PLAN.json of a set says that is being made.
-
-  Raises:
-    UserError: it is damaged.
-  """
-  try:
-    return dict(json.loads(path.read_text()))
-  except (ValueError, TypeError) as error:
-    raise UserError(f"'{path}' is damaged ({one_line(error)}); start anew with --overwrite.") from error
-
-
 def _open(train: Dataset, data_dir: str, name: str, copies: int | None) -> list[Dataset]:
   folder = folder_of(train.name, name, data_dir)
-  if (folder / PLAN).exists() and not (folder / MANIFEST).exists():
-    raise UserError(
-      f"The DeepAugment set '{folder}' (config.deepaugment.sets) is not finished; start "
-      f'{command_of(folder, read_plan(folder / PLAN))}, which goes on where it was stopped.'
-    )
-  if not (folder / MANIFEST).is_file():
-    flags = [f'--dataset={train.name}', f'--net={name}' if name in NETS else f'--name={name}']
-    state = 'is damaged: it has no MANIFEST.json' if folder.exists() else 'does not exist'
-    raise UserError(
-      f"The DeepAugment set '{folder}' (config.deepaugment.sets) {state}; start "
-      f'{commands.prepare(data_dir, "deepaugment", *flags)}.'
-    )
+  if not (folder / MANIFEST).exists():
+    raise UserError(f"The DeepAugment set '{folder}' (config.deepaugment.sets) {_way_to(folder, train.name, copies)}.")
   manifest = read_manifest(folder / MANIFEST)
+  again = lambda **changes: deepaugment_command.command(folder, train.name, manifest | changes, '--overwrite')
   if manifest['train_set']['sha256'] != train.provenance['sha256']:
     raise UserError(
       f"'{folder}' was made from images with SHA-256 {manifest['train_set']['sha256']}, but the training images of "
-      f"'{train.name}' have {train.provenance['sha256']}; make it again with {command_of(folder, manifest, anew=True)}."
+      f"'{train.name}' have {train.provenance['sha256']}; make it again with {again()}."
     )
   made = manifest['copies']
   wanted = made if copies is None else copies
   if wanted > made:
     raise UserError(
       f"'{folder}' has {made} copies, but config.deepaugment.copies={wanted}; lower it, or make more with "
-      f'{command_of(folder, manifest, copies=wanted, anew=True)}.'
+      f'{again(copies=wanted)}.'
     )
-  check_sizes(folder, manifest)
+  check_sizes(folder, manifest, train.name)
   n = train.num_examples
   shapes = {IMAGES: (made * n, *train.image_shape), LABELS: (made * n,), INDEX: (made * n,)}
   try:
-    arrays = {file: _checked(folder / file, manifest, shapes[file]) for file in FILES}
+    arrays = {file: _checked(folder / file, manifest['files'][file], shapes[file], again) for file in FILES}
   except OSError as error:
     raise UserError(f"'{error.filename or folder}' cannot be read ({error.strerror or error}); mend it.") from error
   if not np.array_equal(arrays[INDEX], np.tile(np.arange(n), made)) or not np.array_equal(
     arrays[LABELS], np.tile(cifar10_c.labels_of(train), made)
   ):
-    raise UserError(
-      f"'{folder}': its labels are not those of '{train.name}'; make it again with "
-      f'{command_of(folder, manifest, anew=True)}.'
-    )
+    raise UserError(f"'{folder}': its labels are not those of '{train.name}'; make it again with {again()}.")
   provenance = {'name': name} | {key: value for key, value in manifest.items() if key != 'train_set'}
   return [_copy(train, arrays[IMAGES], arrays[LABELS], number, provenance) for number in range(wanted)]
+
+
+def _way_to(folder: pathlib.Path, dataset: str, copies: int | None) -> str:
+  """Returns what is missing of a set without a manifest, and the command that makes it."""
+  if (folder / PLAN).exists():
+    return (
+      f'is not finished; start {deepaugment_command.command(folder, dataset, read_plan(folder / PLAN))}, which goes on '
+      'where it was stopped'
+    )
+  usual = {'copies': copies or 1} | ({'net': folder.name} if folder.name in deepaugment_command.NETS else {})
+  state = 'is not finished' if folder.exists() else 'does not exist'
+  return f'{state}; start {deepaugment_command.command(folder, dataset, usual)}'
 
 
 def _copy(train: Dataset, images: np.ndarray, labels: np.ndarray, number: int, provenance: dict[str, Any]) -> Dataset:
@@ -190,18 +156,31 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
       raise ValueError('a field of another type')
     if manifest['copies'] < 1:
-      raise ValueError(f'copies is {manifest["copies"]}')
-    command_of(path.parent, manifest)
+      raise ValueError(f'copies={manifest["copies"]}, not at least 1')
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(
       f"'{path}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set again "
-      'with python -m adversarial_augment.prepare deepaugment --overwrite.'
+      'with the flags of its first time and --overwrite.'
     ) from error
   return manifest
 
 
-def check_sizes(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-  """Looks whether the files of a set are there.
+def read_plan(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what a set's PLAN.json says.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  try:
+    return dict(json.loads(path.read_text()))
+  except (OSError, ValueError, TypeError, RecursionError) as error:
+    raise UserError(
+      f"'{path}' is damaged ({one_line(error)}); start anew with the flags of its first time and --overwrite."
+    ) from error
+
+
+def check_sizes(folder: pathlib.Path, manifest: Mapping[str, Any], dataset: str) -> None:
+  """Looks whether the files of a set of `dataset` are there.
 
   Raises:
     UserError: one is missing or cut off.
@@ -213,7 +192,8 @@ def check_sizes(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
       state = (
         'is missing' if size is None else f'has {size:,} bytes, and {manifest["files"][name]["bytes"]:,} when made'
       )
-      raise UserError(f"'{path}' {state}; make the set again with {command_of(folder, manifest, anew=True)}.")
+      again = deepaugment_command.command(folder, dataset, manifest, '--overwrite')
+      raise UserError(f"'{path}' {state}; make the set again with {again}.")
 
 
 def _hash_file(path: pathlib.Path) -> str:
@@ -225,17 +205,21 @@ def _hash_file(path: pathlib.Path) -> str:
   return digest.hexdigest()
 
 
-def _checked(path: pathlib.Path, manifest: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
-  """Returns the array of a file, memory-mapped, which is as the manifest says."""
+def _checked(
+  path: pathlib.Path, entry: Mapping[str, Any], shape: tuple[int, ...], again: Callable[[], str]
+) -> np.ndarray:
+  """Returns the array of a file, memory-mapped, which is as the manifest says; the command `again` mends it."""
   array = npy.open_array(npy.whole(path))
   dtype = np.uint8 if path.name == IMAGES else np.int32
-  again = f'make the set again with {command_of(path.parent, manifest, anew=True)}.'
   if array.shape != shape or array.dtype != dtype:
     raise UserError(
       f"'{path}' has shape {list(array.shape)} and type {array.dtype.name}, but must be {np.dtype(dtype).name} "
-      f'{list(shape)}; {again}'
+      f'{list(shape)}; make the set again with {again()}.'
     )
-  found, wanted = _hash_file(path), manifest['files'][path.name]['sha256']
-  if found != wanted:
-    raise UserError(f"'{path}' has SHA-256 {found}, but {wanted} in {MANIFEST}: it was changed or damaged; {again}")
+  found = _hash_file(path)
+  if found != entry['sha256']:
+    raise UserError(
+      f"'{path}' has SHA-256 {found}, but {entry['sha256']} in {MANIFEST}: it was changed or damaged; make the set "
+      f'again with {again()}.'
+    )
   return array

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 import hashlib
 import json
-import pathlib
 import re
 import subprocess
 import sys
@@ -15,41 +14,41 @@ import numpy as np
 
 from adversarial_augment import cli, datasets, fields, signals
 from adversarial_augment.datasets import mixture
+from adversarial_augment.datasets.deepaugment_command import DEFAULTS, NETS
 from adversarial_augment.errors import UserError
 from adversarial_augment.preparation import command, deepaugment_files
 from adversarial_augment.types import Dataset
 
-_NETS = dict(zip(mixture.NETS, ('edsr_16x64_x4', 'cae_16'), strict=True))  # and their weights, the largest that ship
 _QUICK = {'edsr': ('--weights=edsr_4x16_x1',), 'cae': ()}  # what the sets of the embedded images are made with
+_SCALES = ('native32', 'published')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('--dataset', default='cifar10', help='whose training split it is (default: %(default)s)')
-  parser.add_argument('--net', choices=tuple(_NETS), default='edsr', help='the network (default: %(default)s)')
+  parser.add_argument('--dataset', help='whose training split it is (default: %(default)s)')
+  parser.add_argument('--net', choices=tuple(NETS), help='the network (default: %(default)s)')
   parser.add_argument(
     '--weights',
     metavar='WEIGHTS',
     help='a .safetensors file, or the name of weights that ship, such as edsr_4x16_x1; default: '
-    + ', '.join(_NETS.values()),
+    + ', '.join(NETS.values()),
   )
-  parser.add_argument('--copies', type=int, default=1, help='passes over the images (default: %(default)s)')
+  parser.add_argument('--copies', type=int, help='passes over the images (default: %(default)s)')
   parser.add_argument('--name', help='of the set, for --config.deepaugment.sets (default: that of the net)')
-  parser.add_argument('--seed', type=int, default=0, help='of all draws (default: %(default)s)')
+  parser.add_argument('--seed', type=int, help='of all draws (default: %(default)s)')
   parser.add_argument(
     '--bug_compatible',
     action=argparse.BooleanOptionalAction,
-    default=True,
     help='do as the published code does, slips included; the default',
   )
   parser.add_argument(
     '--scale',
-    choices=mixture.SCALES,
-    default=mixture.SCALES[0],
+    choices=_SCALES,
     help='native32: images enter the network as they are; published: enlarged four times; the output is averaged down '
     'to their size (default: %(default)s)',
   )
   parser.add_argument('--num_processes', type=int, default=1, metavar='N', help='that share the work, on one folder')
   parser.add_argument('--process_id', type=int, default=0, metavar='I', help='which of them this is, from 0')
+  parser.set_defaults(**DEFAULTS)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
   _check(arguments, name)
   from adversarial_augment import corruption_nets
 
-  chosen = _NETS[arguments.net] if arguments.weights is None else arguments.weights
+  chosen = NETS[arguments.net] if arguments.weights is None else arguments.weights
   try:
     weights = corruption_nets.find(chosen)
     params, sizes = corruption_nets.read(arguments.net, weights)
@@ -70,11 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
   from adversarial_augment import deepaugment
 
   settings = deepaugment.Settings(arguments.net, arguments.seed, arguments.bug_compatible, arguments.scale)
-  origin = {
-    'network': {'name': arguments.net} | sizes,
-    'file': pathlib.Path(chosen).name,
-    'sha256': hashlib.sha256(weights.read_bytes()).hexdigest(),
-  }
+  origin = {'network': {'name': arguments.net} | sizes, 'sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
   plan = _plan(train, arguments.copies, settings._asdict() | {'weights': origin}, deepaugment.made_with())
   folder = mixture.folder_of(train.name, name, arguments.data_dir)
 
@@ -106,7 +101,7 @@ def make_embedded(data_dir: str, names: Sequence[str], copies: int) -> None:
     UserError: it failed; its own line has said why.
   """
   for net in names:
-    if net in _NETS and not (mixture.folder_of('embedded', net, data_dir) / mixture.MANIFEST).exists():
+    if net in NETS and not (mixture.folder_of('embedded', net, data_dir) / mixture.MANIFEST).exists():
       flags = ['--dataset=embedded', f'--net={net}', *_QUICK[net], f'--copies={copies}', f'--data_dir={data_dir}']
       print(f'making the DeepAugment set {net} of the embedded images...', flush=True)
       module = [sys.executable, '-m', 'adversarial_augment.prepare', 'deepaugment']

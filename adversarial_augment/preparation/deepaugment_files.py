@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adversarial_augment import fields, files, progress, run_directory
-from adversarial_augment.datasets import cifar10_c, mixture, writer
+from adversarial_augment.datasets import cifar10_c, deepaugment_command, mixture, writer
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
@@ -62,7 +62,8 @@ def write(
     train: the training images.
     make: (images uint8 [k, h, w, 3], their indices [k], copy) -> uint8 [k, h, w, 3].
     share: of this process.
-    overwrite: whether to remove a set that is whole or was made otherwise.
+    overwrite: whether to replace a set that is whole, damaged or made otherwise, as soon as there is room for the new
+      one; what another process has begun in the same way stays.
 
   Raises:
     UserError: another set is there, and `overwrite` is False.
@@ -72,15 +73,20 @@ def write(
   header = _header((copies * n, *train.image_shape))
   row = int(np.prod(train.image_shape))
   pieces = list(_pieces(copies, n))
-  images, written = folder / mixture.IMAGES, 0
+  images, size, written = folder / mixture.IMAGES, len(header) + copies * n * row, 0
   with files.storage_errors(f"write in '{folder}'"):
     with _alone(folder):
-      size = len(header) + copies * n * row
-      if overwrite:
-        _clear(folder, plan, size)
-      if _is_whole(folder, plan):
+      try:
+        whole = _is_whole(folder, plan, train)
+        begun = not whole and _is_begun(folder, header, size)
+      except UserError:
+        if not overwrite:
+          raise
+        whole = begun = False
+      if whole and not overwrite:
         return Done(0, 0)
-      _begin(folder, plan, header, size)
+      if not begun:
+        _begin(folder, plan, header, size)
     mine = [piece for piece in pieces[share.process :: share.processes] if not _is_made(folder, piece)]
     with images.open('r+b') as file, progress.images(sum(piece.stop - piece.start for piece in mine)) as advance:
       for piece in mine:
@@ -94,14 +100,14 @@ def write(
         os.fsync(file.fileno())
         files.crash_point('before_piece', piece.number)
         with _alone(folder):
-          if not _is_whole(folder, plan):
+          if not _is_whole(folder, plan, train):
             run_directory.write_json(_marker(folder, piece), {'sha256': hashlib.sha256(content).hexdigest()})
         files.crash_point('after_piece', piece.number)
         written += len(index)
         advance(f'copy {piece.copy + 1} of {copies}', len(index))
     with _alone(folder):
       missing = [piece for piece in pieces if not _is_made(folder, piece)]
-      if not missing and not _is_whole(folder, plan):
+      if not missing and not _is_whole(folder, plan, train):
         _finish(folder, plan, train, pieces, header, row)
   return Done(written, sum(piece.stop - piece.start for piece in missing))
 
@@ -133,10 +139,18 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _is_made(folder: pathlib.Path, piece: _Piece) -> bool:
-  return _marker(folder, piece).exists() or (folder / mixture.MANIFEST).exists()
+  return _hash_of(folder, piece) is not None or (folder / mixture.MANIFEST).exists()
 
 
-def _is_whole(folder: pathlib.Path, plan: Mapping[str, Any]) -> bool:
+def _hash_of(folder: pathlib.Path, piece: _Piece) -> str | None:
+  """Returns the hash of a piece, or None where it is yet to be made, or its marker was damaged."""
+  try:
+    return json.loads(_marker(folder, piece).read_text())['sha256']
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def _is_whole(folder: pathlib.Path, plan: Mapping[str, Any], train: Dataset) -> bool:
   """Returns whether the set is there.
 
   Raises:
@@ -145,60 +159,75 @@ def _is_whole(folder: pathlib.Path, plan: Mapping[str, Any]) -> bool:
   manifest, begun = folder / mixture.MANIFEST, folder / mixture.PLAN
   if manifest.exists():
     found = mixture.read_manifest(manifest)
-    _check_same(folder, found, plan)
-    mixture.check_sizes(folder, found)
+    _check_same(found, plan, folder, train)
+    mixture.check_sizes(folder, found, train.name)
     _tidy(folder)
     return True
   if begun.exists():
-    _check_same(folder, mixture.read_plan(begun), plan)
+    _check_same(mixture.read_plan(begun), plan, folder, train)
   return False
 
 
-def _clear(folder: pathlib.Path, plan: Mapping[str, Any], size: int) -> None:
-  """Removes a set that is whole or was made otherwise; what another process has begun in the same way stays."""
-  begun = folder / mixture.PLAN
-  if begun.exists() and not (folder / mixture.MANIFEST).exists():
-    with contextlib.suppress(UserError):
-      _check_same(folder, mixture.read_plan(begun), plan)
-      return
-  _check_space(folder, size)  # or the old set would be gone, and no new one there
-  (folder / mixture.MANIFEST).unlink(missing_ok=True)
-  _tidy(folder)
+def _is_begun(folder: pathlib.Path, header: bytes, size: int) -> bool:
+  """Returns whether a set was begun, which is the wanted one.
 
-
-def _check_space(folder: pathlib.Path, size: int) -> None:
-  """Refuses a disk that is too full, where what the old images take counts as free."""
+  Raises:
+    UserError: what it had is missing or damaged, beyond single pieces.
+  """
+  if not (folder / mixture.PLAN).exists():
+    return False
   images = folder / mixture.IMAGES
-  writer.check_space(folder, size - (images.stat().st_blocks * 512 if images.exists() else 0))
+  if images.is_file() and images.stat().st_size == size and (folder / _PIECES).is_dir():
+    with images.open('rb') as file:
+      if file.read(len(header)) == header:
+        return True
+  raise UserError(
+    f"'{folder}' was begun, but its {mixture.IMAGES} or {_PIECES} are missing or damaged; start anew with the same "
+    'command and --overwrite.'
+  )
 
 
-def _check_same(folder: pathlib.Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+def _check_same(found: Mapping[str, Any], plan: Mapping[str, Any], folder: pathlib.Path, train: Dataset) -> None:
+  """Refuses a set that was made, or begun (it has no hashes), otherwise."""
   old, new = (fields.flatten({key: about[key] for key in about if key != 'files'}) for about in (found, plan))
-  for key in sorted((old.keys() | new.keys()) - {'weights.file'}):  # its hash is compared
-    if old.get(key) != new.get(key):
-      begun = 'files' not in found
-      use = f'go on with {mixture.command_of(folder, found)}' if begun else 'use it as it is'
-      raise UserError(
-        f"'{folder}' {'was begun' if begun else 'exists already'}, with {key} = {json.dumps(old.get(key))}, and now it "
-        f'would be {json.dumps(new.get(key))}; {use}, choose another --name, or replace it with --overwrite.'
-      )
+  others = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+  if not others:
+    return
+  key, way = others[0], 'use it as it is, '
+  if 'files' not in found:
+    by_flags = all(other.partition('.')[0] in deepaugment_command.FIELDS for other in others)
+    way = f'go on with it by {deepaugment_command.command(folder, train.name, found)}, ' if by_flags else ''
+  raise UserError(
+    f"'{folder}' exists already, with {key} = {json.dumps(old.get(key))}, and now it would be "
+    f'{json.dumps(new.get(key))}; {way}choose another --name, or replace it with --overwrite.'
+  )
 
 
 def _begin(folder: pathlib.Path, plan: Mapping[str, Any], header: bytes, size: int) -> None:
-  """Makes images.npy in its full size and the plan, unless an earlier start has and the file is still there."""
-  images = folder / mixture.IMAGES
-  if (folder / mixture.PLAN).exists() and images.exists() and images.stat().st_size == size:
-    return
-  _check_space(folder, size)
-  _tidy(folder)
+  """Makes images.npy in its full size and the plan; what was there goes when nothing is left that may fail."""
+  writer.check_space(folder, size)
+  fresh = folder / f'.{mixture.IMAGES}.tmp'
+  try:
+    with fresh.open('wb') as file:
+      file.write(header)
+      file.truncate(size)
+      file.flush()
+      os.fsync(file.fileno())
+    for name in (mixture.MANIFEST, mixture.PLAN, _PIECES, *mixture.FILES):
+      _remove(folder / name)
+    fresh.rename(folder / mixture.IMAGES)  # a training run may still read the old one
+  finally:
+    fresh.unlink(missing_ok=True)
   (folder / _PIECES).mkdir()
-  images.unlink(missing_ok=True)  # a training run may still read it
-  with images.open('wb') as file:
-    file.write(header)
-    file.truncate(size)
-    file.flush()
-    os.fsync(file.fileno())
   run_directory.write_json(folder / mixture.PLAN, plan)
+
+
+def _remove(path: pathlib.Path) -> None:
+  """Removes a file, or a folder with what is in it, which need not exist."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _finish(
@@ -211,7 +240,7 @@ def _finish(
     for piece in pieces:
       content = file.read((piece.stop - piece.start) * row)
       digest.update(content)
-      if _noted(_marker(folder, piece)) != hashlib.sha256(content).hexdigest():
+      if _hash_of(folder, piece) != hashlib.sha256(content).hexdigest():
         _marker(folder, piece).unlink()
         raise UserError(f"Piece {piece.number} of '{folder}' was damaged on the disk; the same command makes it again.")
   copies, n = plan['copies'], train.num_examples
@@ -226,14 +255,6 @@ def _finish(
   run_directory.write_json(folder / mixture.MANIFEST, dict(plan) | {'files': entries})
   files.crash_point('after_manifest')
   _tidy(folder)
-
-
-def _noted(marker: pathlib.Path) -> str | None:
-  """Returns the hash of a piece; None where its marker is damaged."""
-  try:
-    return json.loads(marker.read_text())['sha256']
-  except (ValueError, TypeError, KeyError):
-    return None
 
 
 def _tidy(folder: pathlib.Path) -> None:
