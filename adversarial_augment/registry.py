@@ -21,7 +21,7 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
   Raises:
     UserError: no such name; the message lists the known ones and the closest.
   """
-  if name not in table:
+  if not isinstance(name, str) or name not in table:
     known = ', '.join(sorted(table))
-    raise UserError(f"Unknown {kind} '{name}'; known: {known}.{did_you_mean(name, table)}")
+    raise UserError(f"Unknown {kind} '{name}'; known: {known}.{did_you_mean(str(name), table)}")
   return table[name]

@@ -54,7 +54,7 @@ def parse(arguments: argparse.Namespace) -> Request | None:
   Raises:
     UserError: an unknown attack or norm, no radius, no number of images, or flags that do not go together.
   """
-  given = [name for name in _OF_ATTACKS if getattr(arguments, name)]
+  given = [name for name in _OF_ATTACKS if getattr(arguments, name) not in (None, False)]
   if arguments.attack is None:
     if given:
       raise UserError(f'--{given[0]} belongs to --attack, such as --attack=autoattack; name one, or leave it out.')
@@ -69,9 +69,15 @@ def parse(arguments: argparse.Namespace) -> Request | None:
     whole_number(arguments.num_examples, '--num_examples', 1),
     whole_number(arguments.seed, '--seed', 0) or 0,
     arguments.save_images,
-    files.user_path(arguments.surrogate, '--surrogate') if arguments.surrogate is not None else None,
+    _surrogate(arguments.surrogate),
     arguments.allow_suspect,
   )
+
+
+def _surrogate(text: str | None) -> Path | None:
+  if text == '':
+    raise UserError('--surrogate= must name the workdir of a run; name one, or leave it out.')
+  return None if text is None else files.user_path(text, '--surrogate')
 
 
 def first_examples(request: Request, test: Dataset) -> Dataset:

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 import time
 from typing import Any
+import zipfile
 
 import jax
 from jax.sharding import Mesh
@@ -127,7 +128,7 @@ def _known(workdir: Path, name: str, request: Request, conditions: Mapping[str, 
   if request.surrogate is None and 'surrogate_sha256' in known:  # a result that was checked by more serves as well
     conditions = {**conditions, 'surrogate': known['surrogate_sha256']}
   if known.get('conditions_sha256') == results.digest(conditions):
-    there = not request.save_images or path.with_name(f'{name}.npz').exists()
+    there = not request.save_images or zipfile.is_zipfile(path.with_name(f'{name}.npz'))
     return results.load(workdir, name) if there else None
   if known.get('checkpoint_sha256') == conditions['checkpoint']:
     raise UserError(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks
+from adversarial_augment.attacks import suites
 from adversarial_augment.attacks.apgd import apgd_rounds, checkpoints
 from adversarial_augment.attacks.multitargeted import multitargeted_rounds
 from adversarial_augment.attacks.pgd import pgd_rounds
@@ -122,6 +123,26 @@ def test_an_image_that_can_be_driven_into_nan_is_not_robust(name, norm):
     for fn in (band, LINEAR)
   )
   assert np.sum(banded) >= np.sum(plain) > 5
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('name', ATTACKS)
+def test_images_of_32_bits_stay_so_where_64_are_on(name, norm):
+  with jax.enable_x64(True):
+    result = ATTACKS[name](norm=norm, epsilon=0.1, num_steps=3)(KEYS[:4], LINEAR, IMAGES[:4], LABELS[:4])
+  assert result.images.dtype == np.float32
+  assert_within(norm, 0.1, IMAGES[:4], result.images)
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2'])
+def test_in_the_ball_that_proves_nothing_robust_every_image_can_become_any_other(norm):
+  """An honest classifier of mean brightness, of two classes: a white image leaves its own only near black."""
+  bright = lambda images: jnp.stack([0.4 - images.mean((1, 2, 3)), images.mean((1, 2, 3)) - 0.4], -1)
+  shades = np.linspace(0, 1, 20, dtype=np.float32)
+  images = np.broadcast_to(shades.reshape(-1, 1, 1, 1), (20, 4, 4, 3)).copy()
+  _, stage = suites.far(norm, images.shape[1:])
+  labels = np.asarray(bright(images)).argmax(-1)
+  assert stage.rounds.make(0)(KEYS[:20], bright, images, labels).metrics['success'].all()
 
 
 SOME = slice(1, 17)  # 16 images, of which one is misclassified

@@ -118,6 +118,9 @@ def test_the_set_is_the_ball_of_offsets():
   ('linf', -0.1, 'at least 0'),
   ('l2', float('nan'), 'finite'),
   ('l2', float('inf'), 'finite'),
+  ('l2', '8/255', 'must be a number of Python or NumPy'),
+  ('l2', np.array([0.1]), 'must be a number of Python or NumPy'),
+  (None, 0.1, "Unknown norm 'None'"),
 ])  # fmt: skip
 def test_what_is_no_ball_is_refused(norm, epsilon, message):
   with pytest.raises(UserError, match=message.replace('?', r'\?')):
@@ -172,9 +175,9 @@ def test_rounds_keep_the_first_success_else_the_highest_margin():
   np.testing.assert_array_equal(result.metrics['margin'], [1.0, -1.0, np.nan])
 
 
-def test_ties_are_broken_and_nan_is_not():
+def test_ties_and_nan_are_broken():
   logits = jnp.array([[1.0, 1.0], [2.0, 1.0], [jnp.nan, 1.0], [1.0, jnp.nan]])
   result = judged(logits, jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))
-  np.testing.assert_array_equal(result.metrics['success'], [True, False, False, False])
+  np.testing.assert_array_equal(result.metrics['success'], [True, False, True, True])
   with pytest.raises(UserError, match=r'must give \[4, classes\]'):
     judged(logits[:, 0], jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))

@@ -53,6 +53,7 @@ PLANTED = {
   'dropout': (dropout, 'stochastic_logits'),
   'batch statistics': (lambda x: batch_normalised(x, True), 'batch_dependence'),
   'softmax': (lambda x: jax.nn.softmax(hidden(x)), 'probabilities'),
+  'softmax in half precision': (lambda x: jax.nn.softmax(hidden(x).astype(jnp.bfloat16)), 'probabilities'),
   'large logits': (lambda x: 1e4 * hidden(x), 'vanishing_gradients'),
   'quantised': (lambda x: hidden(jnp.round(x * 7) / 7), 'zero_gradients'),
   'stop_gradient': (lambda x: hidden(jax.lax.stop_gradient(x)), 'zero_gradients'),

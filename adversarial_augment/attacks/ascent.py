@@ -95,7 +95,8 @@ def ascend(
     if keep_best:
       best = _better((group_means(scores), beta), best)
     move, rule_state = jax.vmap(rule.update)(gradient, rule_state)
-    return project(firsts, jax.tree.map(jnp.add, beta, move)), rule_state, loss_start, gradient_norm, best
+    beta = jax.tree.map(lambda b, m: b + m.astype(b.dtype), beta, move)  # with 64 bits on, a step's size may have them
+    return project(firsts, beta), rule_state, loss_start, gradient_norm, best
 
   beta = jax.vmap(lambda key, x: perturbation_set.init(key, frozen, x))(first_keys, firsts)
   zeros = jnp.zeros(images.shape[0], jnp.promote_types(images.dtype, jnp.float32))

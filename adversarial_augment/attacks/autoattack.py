@@ -75,6 +75,7 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
       )
     clean, classes = np.asarray(images), np.asarray(labels)
     num_classes = inputs.check(keys, logits_fn, clean, classes)
+    clean = np.asarray(jnp.asarray(clean))  # JAX takes float64 for float32, unless 64 bits are on
     classes, stages = classes.astype(np.int32), stages_of(num_classes)
 
     def attack_part(index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,12 @@ adds up in an l_2 norm, so that there the radius is smaller than epsilon by the 
 """
 
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import registry, trees
+from adversarial_augment import fields, registry, trees
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import PerturbationSet
 
@@ -25,9 +26,13 @@ def check_ball(norm: str, epsilon: float) -> None:
   """Refuses what is no ball.
 
   Raises:
-    UserError: an unknown norm, or an epsilon that is negative, not finite, or for l_inf more than 1.
+    UserError: an unknown norm, or an epsilon that is no number, traced, negative, not finite, or for l_inf more than 1.
   """
   registry.lookup(NORMS, norm, 'norm')
+  if not isinstance(epsilon, numbers.Real):
+    raise UserError(
+      f'epsilon={fields.show(epsilon)} must be a number of Python or NumPy, such as 8/255; images are in [0, 1].'
+    )
   if not 0 <= epsilon < math.inf:
     raise UserError(f'epsilon={epsilon} must be a finite number, at least 0; images are in [0, 1].')
   if norm == 'linf' and epsilon > 1:

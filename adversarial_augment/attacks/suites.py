@@ -82,8 +82,8 @@ def transfer(norm: str, epsilon: float) -> Stage:
 
 
 def far(norm: str, image_shape: Sequence[int]) -> tuple[float, Stage]:
-  """Returns a radius within which every image can become grey, and an attack within it."""
-  epsilon = 0.5 if norm == 'linf' else 0.5 * math.sqrt(math.prod(image_shape))
+  """Returns a radius within which every image can become any other, and an attack within it."""
+  epsilon = 1.0 if norm == 'linf' else math.sqrt(math.prod(image_shape))
   return epsilon, Stage('far', apgd_rounds(norm=norm, epsilon=epsilon, loss='ce', num_steps=100, restarts=2))
 
 

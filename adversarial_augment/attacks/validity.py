@@ -53,6 +53,7 @@ def of_classifier(logits_fn: LogitsFn, images: Array | np.ndarray, labels: Array
   call = lambda x: np.asarray(logits_fn(jnp.asarray(x)), np.float64)
   twice, n = np.concatenate([images, images]), len(images)
   logits = call(twice)
+  rounding = float(jnp.finfo(jax.eval_shape(logits_fn, twice).dtype).eps)
   gradient_of = lambda loss: np.asarray(jax.grad(lambda x: loss(logits_fn(x), jnp.asarray(labels)).sum())(images))
   slopes = {name: gradient_of(loss) for name, loss in (('margin', losses.margin), ('ce', losses.cross_entropy))}
   if not all(np.isfinite(values).all() for values in (logits, *slopes.values())):
@@ -65,7 +66,7 @@ def of_classifier(logits_fn: LogitsFn, images: Array | np.ndarray, labels: Array
   found = {
     'stochastic_logits': max(apart(call(twice)) for _ in range(_CALLS)) > _REPEATS,
     'batch_dependence': max(apart(darker), apart(backwards)) > _ROUNDING,
-    'probabilities': logits.min() >= 0 and np.abs(logits.sum(-1) - 1).max() < 1e-3,
+    'probabilities': logits.min() >= 0 and np.abs(logits.sum(-1) - 1).max() < max(1e-3, rounding),
     'zero_gradients': is_zero['margin'].mean() > _SHARE,
     'vanishing_gradients': (is_zero['ce'] & ~is_zero['margin']).mean() > _SHARE,
   }

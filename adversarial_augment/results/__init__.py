@@ -14,6 +14,7 @@ from adversarial_augment import fields, files, metrics, run_directory
 from adversarial_augment.errors import UserError
 from adversarial_augment.results import rules
 from adversarial_augment.results.rules import OF_ONE as OF_ONE
+from adversarial_augment.results.rules import robustness_name as robustness_name
 
 Result = Mapping[str, Any]
 
@@ -54,11 +55,6 @@ def load(workdir: Path, name: str) -> dict[str, Any]:
     return {}
   rules.check(name, result, f"'{path}'", remedy)
   return result
-
-
-def robustness_name(attack: str, norm: str, epsilon: str) -> str:
-  """Returns the name of the results of an attack; `epsilon` as text, such as 8/255."""
-  return f'{rules.ROBUSTNESS}{attack}_{norm}_{epsilon.replace("/", "-")}'
 
 
 def load_robustness(workdir: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from adversarial_augment import metrics
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import Kind, choice, integer, number, optional, show, text
+from adversarial_augment.fields import Kind, choice, integer, number, optional, parse_fraction, show, text
 
 # A rule is a kind of value, a list of rules one for each item, or {name: rule}; other names may be there too.
 Rule = Kind | list | dict
@@ -134,7 +134,7 @@ def check(name: str, result: Any, source: str, remedy: str) -> None:
     _evaluation(EVALUATIONS[name], result, source, remedy)
     return
   if name.startswith(ROBUSTNESS):
-    _robustness(result, source, remedy)
+    _robustness(name, result, source, remedy)
     return
   conform(result, _SEVERAL, source, remedy)
   for other in EVALUATIONS.keys() & result['evals'].keys():
@@ -159,8 +159,24 @@ def _agree(pairs: Mapping[str, tuple[float, float]], source: str, remedy: str, b
       )
 
 
-def _robustness(result: Any, source: str, remedy: str) -> None:
+def robustness_name(attack: str, norm: str, epsilon: str) -> str:
+  """Returns the name of the results of an attack; `epsilon` as text, such as 8/255."""
+  return f'{ROBUSTNESS}{attack}_{norm}_{epsilon.replace("/", "-")}'
+
+
+def _robustness(name: str, result: Any, source: str, remedy: str) -> None:
   conform(result, _ROBUSTNESS, source, remedy)
+  its_name = robustness_name(*(result[field] for field in ('attack', 'norm', 'epsilon_text')))
+  if name != its_name:
+    raise UserError(f'{source}: attack, norm and epsilon_text are those of {its_name}; {remedy}.')
+  try:
+    epsilon = parse_fraction(result['epsilon_text'])
+  except ValueError:
+    epsilon = math.nan
+  _agree({'epsilon': (result['epsilon'], epsilon)}, source, remedy)
+  low, high = result['interval']
+  if not low <= result['robust_accuracy'] <= high:
+    raise UserError(f'{source}: interval {result["interval"]} must hold robust_accuracy; {remedy}.')
   stages = result['stages']
   conform(result['survivors'], dict.fromkeys(stages, PART), source, remedy, 'survivors')
   conform(result['seconds'], dict.fromkeys(stages, number(0, 1e12)), source, remedy, 'seconds')
