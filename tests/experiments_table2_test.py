@@ -10,6 +10,7 @@ from adversarial_augment.errors import StorageError, UserError
 from experiments import runs, table2_robustness
 from tests import reporting_fixtures as fixtures
 
+EPSILONS = {'l2_0.5': 0.5, 'l2_1': 1.0, 'linf_1-255': 1 / 255, 'linf_2-255': 2 / 255, 'linf_4-255': 4 / 255}
 LEFT = {'l2_0.5': 120, 'l2_1': 10, 'linf_1-255': 700, 'linf_2-255': 450, 'linf_4-255': 60}
 
 
@@ -17,10 +18,11 @@ def write_results(run: Path, *, n: int = 1000, flags: tuple[str, ...] = (), sha:
   """What `evaluate --attack=table2` leaves."""
   clean = json.loads((run / 'results' / 'clean.json').read_text())
   for ball, left in LEFT.items():
-    norm, text = ball.split('_')
+    norm, text = ball.replace('-', '/').split('_')
     result = {name: clean[name] for name in ('step', 'split', 'origin', 'provenance')} | {
-      'eval': f'robustness_paper_{ball}', 'attack': 'paper', 'norm': norm, 'epsilon': 0.1, 'epsilon_text': text,
-      'seed': 0, 'num_images': n, 'num_correct': 900, 'num_robust': left, 'num_robust_uint8': left,
+      'eval': f'robustness_paper_{ball}', 'attack': 'paper', 'norm': norm, 'epsilon': EPSILONS[ball],
+      'epsilon_text': text, 'seed': 0,
+      'num_images': n, 'num_correct': 900, 'num_robust': left, 'num_robust_uint8': left,
       'clean_accuracy': 900 / n, 'robust_accuracy': left / n, 'robust_accuracy_uint8': left / n, 'interval': [0.0, 1.0],
       'stages': ['apgd-ce'], 'survivors': {'apgd-ce': left}, 'seconds': {'apgd-ce': 1.0}, 'left_out': [],
       'flags': list(flags), 'conditions_sha256': 64 * '7', 'checkpoint_sha256': sha,
