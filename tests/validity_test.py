@@ -116,6 +116,15 @@ def test_nan_is_found():
   assert validity.of_classifier(broken, IMAGES, np.zeros(24, int)) == ('nan',)
 
 
+def test_gradients_that_are_infinite_only_where_attacks_end_are_found():
+  infinite_at_0 = lambda x: linear(x) + jnp.sqrt(x).sum((1, 2, 3))[:, None] * WEIGHTS[:1]
+  inner, labels = np.clip(IMAGES, 0.1, 0.9), np.zeros(24, int)
+  assert validity.of_classifier(infinite_at_0, inner, labels) == ()
+  corners = np.where(inner > 0.5, 1, 0).astype(np.float32)
+  assert validity.of_classifier(infinite_at_0, inner, labels, corners) == ('nan',)
+  assert validity.of_classifier(linear, inner, labels, corners) == ()
+
+
 COUNTS = {'num_images': 1000, 'num_correct': 900, 'num_robust': 500, 'recomputed': (900, 500)}
 
 

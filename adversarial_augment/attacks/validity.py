@@ -34,7 +34,12 @@ _BLACK_BOX_SHARE, _EFFORT_SHARE, _LARGE_SHARE = 0.002, 0.005, 0.01
 _IMAGES = 2  # that a share must be of, at least: one image proves nothing
 
 
-def of_classifier(logits_fn: LogitsFn, images: Array | np.ndarray, labels: Array | np.ndarray) -> tuple[str, ...]:
+def of_classifier(
+  logits_fn: LogitsFn,
+  images: Array | np.ndarray,
+  labels: Array | np.ndarray,
+  attacked: Array | np.ndarray | None = None,
+) -> tuple[str, ...]:
   """Returns the flags that a few clean images show, in the order of `FLAGS`; none for an honest classifier.
 
   Calls `logits_fn` outside of jit, so that state which it keeps in Python is seen; what is jitted inside stays so.
@@ -43,20 +48,27 @@ def of_classifier(logits_fn: LogitsFn, images: Array | np.ndarray, labels: Array
     logits_fn: images [n, h, w, c] in [0, 1] -> logits [n, k].
     images: of the kind that is attacked; 32 are enough.
     labels: their classes [n].
+    attacked: [n, h, w, c], what attacks have made of them: logits and gradients must be finite there, too.
 
   Raises:
     UserError: no such images, labels or logits.
   """
   images, labels = np.asarray(images), np.asarray(labels)
+  attacked = images if attacked is None else np.asarray(attacked)
   inputs.check_images(images)
   inputs.check_labels(labels, len(images), inputs.count_classes(logits_fn, images))
   call = lambda x: np.asarray(logits_fn(jnp.asarray(x)), np.float64)
   twice, n = np.concatenate([images, images]), len(images)
   logits = call(twice)
   rounding = float(jnp.finfo(jax.eval_shape(logits_fn, twice).dtype).eps)
-  gradient_of = lambda loss: np.asarray(jax.grad(lambda x: loss(logits_fn(x), jnp.asarray(labels)).sum())(images))
-  slopes = {name: gradient_of(loss) for name, loss in (('margin', losses.margin), ('ce', losses.cross_entropy))}
-  if not all(np.isfinite(values).all() for values in (logits, *slopes.values())):
+
+  def slopes_at(images: np.ndarray) -> dict[str, np.ndarray]:
+    gradient_of = lambda loss: jax.grad(lambda x: loss(logits_fn(x), jnp.asarray(labels)).sum())
+    objectives = {'margin': losses.margin, 'ce': losses.cross_entropy}
+    return {name: np.asarray(gradient_of(loss)(images)) for name, loss in objectives.items()}
+
+  slopes = slopes_at(images)
+  if not all(np.isfinite(values).all() for values in (logits, *slopes.values(), *slopes_at(attacked).values())):
     return ('nan',)
   spread = np.ptp(logits) or 1.0
   apart = lambda others: np.abs(others - logits[: len(others)]).max() / spread
