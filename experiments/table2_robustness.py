@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
 def _named(text: str) -> tuple[str, str | None]:
   """Returns the workdir and the row of ROW=DIR, or of DIR."""
   row, equals, workdir = text.partition('=')
-  if not equals:
+  if not equals or Path(text).is_dir():  # whose name may hold a =
     return text, None
   registry.lookup(ROWS, row, 'row')
   return workdir, row

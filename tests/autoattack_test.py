@@ -1,5 +1,6 @@
 """AutoAttack as a library: exact on linear classifiers, checked at its border, compiled once."""
 
+import fractions
 import functools
 
 import jax
@@ -62,8 +63,82 @@ def test_what_is_compiled_serves_the_next_call():
   first = attack(KEYS[:4], logits_fn, IMAGES[:4], LABELS[:4])
   traced.clear()
   second = attack(KEYS[:4], logits_fn, IMAGES[:4], LABELS[:4])
-  assert len(traced) <= 1  # the check of the logits' shape
+  assert len(traced) <= 2  # the check of the logits' shape, and whether it is still the same function
   np.testing.assert_array_equal(first.images, second.images)
+
+
+class Model:
+  """An object with weights, as of other frameworks."""
+
+  __hash__ = None
+
+  def __init__(self, weights):
+    self.weights = weights
+
+  def __call__(self, images):
+    return (images.reshape(len(images), 48) - 0.5) @ self.weights
+
+
+def test_weights_that_have_changed_since_are_attacked():
+  model, held = Model(WEIGHTS), {'weights': WEIGHTS}
+  closure = lambda images: (images.reshape(len(images), 48) - 0.5) @ held['weights']
+  attack = attacks.autoattack(norm='linf', epsilon=0.0)
+  right = LOGITS.argmax(-1) == LABELS
+  for logits_fn in (model, closure):
+    for _ in range(2):
+      model.weights = held['weights'] = WEIGHTS
+      np.testing.assert_array_equal(attack(KEYS, logits_fn, IMAGES, LABELS).metrics['success'], ~right)
+      model.weights = held['weights'] = -WEIGHTS
+      reverse = attack(KEYS, logits_fn, IMAGES, LABELS).metrics['success']
+      np.testing.assert_array_equal(reverse, (-LOGITS).argmax(-1) != LABELS)
+
+
+OF_FEW_STEPS = {
+  'pgd': {'num_steps': 3},
+  'apgd': {'num_steps': 3},
+  'fab': {'num_steps': 3, 'num_targets': 4},
+  'square': {'num_queries': 20},
+  'multitargeted': {'num_steps': 3, 'num_targets': 4},
+}
+
+
+@pytest.mark.parametrize('name', OF_FEW_STEPS)
+def test_every_form_of_radius_and_labels_gives_the_same(name):
+  options = OF_FEW_STEPS[name]
+  make = lambda epsilon: getattr(attacks, name)(norm='linf', epsilon=epsilon, **options)
+  few = KEYS[:6], linear, IMAGES[:6]
+  wanted = make(0.01)(*few, LABELS[:6]).images
+  for epsilon, labels in (
+    (fractions.Fraction(1, 100), LABELS[:6]),
+    (np.float64(0.01), LABELS[:6].tolist()),
+    (0.01, LABELS[:6].astype(np.uint8)),
+  ):
+    np.testing.assert_array_equal(make(epsilon)(*few, labels).images, wanted)
+
+
+@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square', 'multitargeted'])
+def test_labels_of_8_bits_reach_beyond_255_classes(name):
+  """Class 3 + 256 wins: an attack that took it for class 3 would call a wrong answer right."""
+  logits_fn = lambda images: images.mean((1, 2, 3))[:, None] * jax.nn.one_hot(259, 300)[None] * 0.1
+  options = {'num_queries': 2} if name == 'square' else {'num_steps': 1}
+  attack = getattr(attacks, name)(norm='linf', epsilon=0.01, **options)
+  found = attack(KEYS[:2], logits_fn, IMAGES[:2], np.full(2, 3, np.uint8))
+  assert found.metrics['success'].all()
+  np.testing.assert_allclose(found.metrics['margin'], 0.1 * found.images.mean((1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16, np.uint8])
+@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square', 'multitargeted'])
+def test_images_of_few_digits_are_refused_under_jit_too(name, dtype):
+  attack = getattr(attacks, name)(norm='linf', epsilon=0.1)
+  with pytest.raises(UserError, match='they must be float32 or float64'):
+    jax.jit(lambda images: attack(KEYS, linear, images, LABELS).images)(jnp.asarray(IMAGES).astype(dtype))
+
+
+def test_what_jax_cannot_trace_is_named():
+  with pytest.raises(UserError, match='cannot be traced by JAX') as caught:
+    attacks.pgd(norm='linf', epsilon=0.1)(KEYS, lambda images: np.asarray(images).sum((1, 2)), IMAGES, LABELS)
+  assert '\n' not in str(caught.value)
 
 
 def short(images):
@@ -108,6 +183,7 @@ def test_what_is_no_input_is_refused(name, changes, message):
     ({'norm': 'lin'}, "Unknown norm 'lin'.*Did you mean 'linf'"),
     ({'epsilon': 8}, 'did you mean 8/255'),
     ({'epsilon': -1}, 'epsilon=-1'),
+    ({'epsilon': 10**400}, 'must be a finite number'),
     ({'version': 'plu'}, "Unknown version 'plu'.*Did you mean 'plus'"),
     ({'batch_size': 0}, 'batch_size=0'),
   ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from adversarial_augment import metrics
 from adversarial_augment.errors import StorageError, UserError
 from experiments import runs, table2_robustness
 from tests import reporting_fixtures as fixtures
@@ -23,7 +24,8 @@ def write_results(run: Path, *, n: int = 1000, flags: tuple[str, ...] = (), sha:
       'eval': f'robustness_paper_{ball}', 'attack': 'paper', 'norm': norm, 'epsilon': EPSILONS[ball],
       'epsilon_text': text, 'seed': 0,
       'num_images': n, 'num_correct': 900, 'num_robust': left, 'num_robust_uint8': left,
-      'clean_accuracy': 900 / n, 'robust_accuracy': left / n, 'robust_accuracy_uint8': left / n, 'interval': [0.0, 1.0],
+      'clean_accuracy': 900 / n, 'robust_accuracy': left / n, 'robust_accuracy_uint8': left / n,
+      'interval': metrics.binomial_interval(left, n),
       'stages': ['apgd-ce'], 'survivors': {'apgd-ce': left}, 'seconds': {'apgd-ce': 1.0}, 'left_out': [],
       'flags': list(flags), 'conditions_sha256': 64 * '7', 'checkpoint_sha256': sha,
     }  # fmt: skip

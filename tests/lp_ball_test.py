@@ -168,8 +168,8 @@ def test_rounds_keep_the_first_success_else_the_highest_margin():
 
     return attack
 
-  images = jnp.zeros((3, 1, 1, 1))
-  result = jax.jit(lambda: repeated(Rounds(4, make))(None, lambda x: jnp.zeros((3, 2)), images, jnp.zeros(3, int)))()
+  images, keys = jnp.zeros((3, 1, 1, 1)), jax.random.split(jax.random.key(0), 3)
+  result = jax.jit(lambda: repeated(Rounds(4, make))(keys, lambda x: jnp.zeros((3, 2)), images, jnp.zeros(3, int)))()
   np.testing.assert_array_equal(result.images.ravel(), [2, 1, 0])
   np.testing.assert_array_equal(result.metrics['success'], [True, False, False])
   np.testing.assert_array_equal(result.metrics['margin'], [1.0, -1.0, np.nan])

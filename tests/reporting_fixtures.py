@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from adversarial_augment import config as configs
+from adversarial_augment import metrics
 
 ROOT = Path(__file__).parent.parent
 N = 2000
@@ -181,7 +182,7 @@ def write_attacks(run: Path, *, flags: tuple[str, ...] = (), n: int = 1000) -> N
       'eval': name, 'attack': attack, 'norm': norm, 'epsilon': epsilon, 'epsilon_text': text, 'seed': 0,
       'num_images': n, 'num_correct': 960, 'num_robust': left[-1], 'num_robust_uint8': left[-1] + 10,
       'clean_accuracy': 960 / n, 'robust_accuracy': left[-1] / n, 'robust_accuracy_uint8': (left[-1] + 10) / n,
-      'interval': [left[-1] / n - 0.02, left[-1] / n + 0.02], 'stages': list(stages), 'left_out': [],
+      'interval': metrics.binomial_interval(left[-1], n), 'stages': list(stages), 'left_out': [],
       'survivors': dict(zip(stages, left, strict=True)), 'seconds': dict.fromkeys(stages, 3.5),
       'flags': list(flags), 'conditions_sha256': 64 * '7', 'probes': {},
     }  # fmt: skip

@@ -93,7 +93,7 @@ def test_an_honest_classifier_is_measured_without_a_flag():
   assert found['num_robust_uint8'] == right.sum()
   low, high = found['interval']
   assert low < ROBUST / NUM < high
-  assert found['probes'] == {'num_images': NUM, 'more_effort': 0, 'num_far': CORRECT, 'far_left': 0}
+  assert found['probes'] == {'num_images': NUM, 'more_effort': 0, 'num_far': CORRECT, 'far_left': 0, 'by_square': 0}
 
 
 def test_what_the_attacked_copy_says_does_not_count():
@@ -129,6 +129,15 @@ def test_square_finds_out_gradients_that_mislead():
   assert 'square_beats_white_box' in flags
 
 
+def test_square_finds_them_out_beside_a_suite_without_it():
+  target = classifier(network(misleading))
+  problem, sweep = attack(target)
+  left = int((sweep.broken_in == sweeps.ALIVE).sum())
+  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  assert 'square_beats_white_box' in found['flags']
+  assert 5 < found['probes']['by_square'] <= left - ROBUST
+
+
 def test_images_of_another_classifier_find_out_gradients_that_mislead():
   target = classifier(network(misleading))._replace(surrogate=classifier())
   problem, sweep = attack(target)
@@ -152,7 +161,7 @@ def test_an_attack_that_stopped_too_early_is_found_out():
   sweep.broken_in[:] = np.where(sweep.broken_in == 0, 0, sweeps.ALIVE)  # as if it had found nothing
   sweep.images[:] = problem.images
   found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
-  assert found['flags'] == ['more_effort_helps']
+  assert found['flags'] == ['square_beats_white_box', 'more_effort_helps']
   assert found['probes']['more_effort'] == CORRECT - ROBUST
 
 

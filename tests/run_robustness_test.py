@@ -267,6 +267,8 @@ def test_a_result_that_was_edited_is_refused(run):
     {'norm': 'l1'}, {'stages': ['pgd', 'square']},
     {'survivors': {'pgd': whole['num_robust'] + 1}}, {'robust_accuracy_uint8': -1},
     {'norm': 'l2'}, {'attack': 'autoattack'}, {'epsilon': 0.5}, {'epsilon_text': '4/255'}, {'interval': [0.9, 0.1]},
+    {'interval': [0.0, 1.0]}, {'stages': [], 'survivors': {}, 'seconds': {}}, {'stages': ['pgd', 'pgd']},
+    {'epsilon': whole['epsilon'] + 5e-7},
   )  # fmt: skip
   for change in changes:
     path.write_text(json.dumps(whole | change))

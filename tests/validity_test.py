@@ -49,7 +49,14 @@ def noisy_decision(images):
   return decided + 0.1 * jax.random.normal(next(DRAWS), decided.shape)
 
 
+def masked(logits_fn):
+  """As heads of more outputs than classes do."""
+  return lambda x: jnp.concatenate([logits_fn(x), jnp.full((len(x), 6), -1e9)], axis=-1)
+
+
 PLANTED = {
+  'dropout, some classes masked': (masked(dropout), 'stochastic_logits'),
+  'batch statistics, some classes masked': (masked(lambda x: batch_normalised(x, True)), 'batch_dependence'),
   'dropout': (dropout, 'stochastic_logits'),
   'batch statistics': (lambda x: batch_normalised(x, True), 'batch_dependence'),
   'softmax': (lambda x: jax.nn.softmax(hidden(x)), 'probabilities'),
@@ -70,6 +77,7 @@ def resnet():
 
 
 HONEST = {
+  'some classes masked': lambda: masked(hidden),
   'linear': lambda: linear,
   'relu': lambda: hidden,
   'tanh': lambda: lambda x: hidden(x, jnp.tanh),
@@ -109,6 +117,11 @@ def test_draws_that_depend_on_the_place_in_the_batch_are_found():
   noise = jax.random.normal(jax.random.key(0), (48, 6))
   found = validity.of_classifier(lambda x: linear(x) + noise[: len(x)], IMAGES, np.zeros(24, int))
   assert found == ('batch_dependence',)
+
+
+def test_attacked_images_must_be_those_of_the_images():
+  with pytest.raises(UserError, match=r'attacked has shape \[3, 8, 8, 3\]'):
+    validity.of_classifier(linear, IMAGES, np.zeros(24, int), IMAGES[:3])
 
 
 def test_nan_is_found():
@@ -167,6 +180,12 @@ def test_probes_that_succeed_too_well_or_not_enough_are_flagged(counts, flags):
 def test_images_of_another_classifier_that_succeed_too_well_are_flagged(transferred, flags):
   counts = {'num_images': 1000, 'more_effort': 0, 'num_far': 100, 'far_left': 0}
   assert validity.of_probes(**counts, transferred=transferred) == flags
+
+
+@pytest.mark.parametrize('by_square, flags', [(0, ()), (5, ()), (6, ('square_beats_white_box',))])
+def test_square_beside_a_suite_without_it_is_flagged(by_square, flags):
+  counts = {'num_images': 1000, 'more_effort': 0, 'num_far': 100, 'far_left': 0}
+  assert validity.of_probes(**counts, by_square=by_square) == flags
 
 
 def test_what_is_no_input_is_refused():

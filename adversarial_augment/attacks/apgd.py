@@ -57,7 +57,7 @@ def apgd_rounds(
   Raises:
     UserError: no ball, an unknown loss, a number out of its range, or, when traced, too few classes for the loss.
   """
-  check_ball(norm, epsilon)
+  epsilon = check_ball(norm, epsilon)
   climbed = registry.lookup(LOSSES, loss, 'loss')
   check_counts('apgd', num_steps=num_steps, restarts=restarts, num_targets=num_targets)
   targeted = loss == 'targeted'

@@ -1,7 +1,8 @@
 """AutoAttack for any function from images to logits (Croce and Hein 2020, arXiv 2003.01690)."""
 
+from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,16 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 VERSIONS = {'standard': 'autoattack', 'plus': 'autoattack_plus'}
+_PROBED = 8  # images whose logits tell whether what is compiled is still the function that is given
+
+
+class _Compiled(NamedTuple):
+  """What is compiled of one function; values that it closes over, such as weights, are constants of it."""
+
+  logits_fn: LogitsFn
+  logits: Callable[[np.ndarray], Array]
+  attack_batch: Callable
+  margins: Callable[[np.ndarray, np.ndarray], Array]
 
 
 def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_size: int = 128) -> Attack:
@@ -26,8 +37,9 @@ def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_si
 
   Unlike the other attacks it runs from the host, so that images that are broken cost nothing more, and cannot be called
   under jit. `logits_fn` is compiled, once for each of two batch sizes and stage; pass the same function again to reuse
-  that. It must treat each image by itself; `attacks.validity` tells whether it does, and whether the outcome means
-  something.
+  that. Every call asks it anew for the logits of a few images: where they differ, because weights that it closes over
+  are others now, all is compiled again. It must treat each image by itself; `attacks.validity` tells whether it does,
+  and whether the outcome means something.
 
   Args:
     norm: 'linf' or 'l2'.
@@ -44,27 +56,18 @@ def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_si
     UserError: an unknown norm or version, an epsilon that is no radius, or no batch size.
   """
   suite = registry.lookup(VERSIONS, version, 'version')
-  check_ball(norm, epsilon)
+  epsilon = check_ball(norm, epsilon)
   if not isinstance(batch_size, int) or batch_size < 1:
     raise UserError(f'batch_size={batch_size} must be an integer of at least 1.')
   return _from_host(suite, norm, epsilon, batch_size)
 
 
 def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack:
+  last: list[_Compiled] = []
   # Made once, because what is compiled belongs to the very functions of a stage.
   stages_of = functools.cache(
     lambda num_classes: suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
   )
-
-  @functools.partial(jax.jit, static_argnums=(0, 1))
-  def attack_batch(logits_fn, make, index, inner, keys, images, labels):
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-    result = make(inner)(keys, logits_fn, images, labels)
-    return result.images, result.metrics['success']
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def margins_of(logits_fn, images, labels):
-    return judged(logits_fn(images), images, labels).metrics['margin']
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     del frozen
@@ -77,15 +80,17 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
     num_classes = inputs.check(keys, logits_fn, clean, classes)
     clean = np.asarray(jnp.asarray(clean))  # JAX takes float64 for float32, unless 64 bits are on
     classes, stages = classes.astype(np.int32), stages_of(num_classes)
+    last[:] = [_of_now(logits_fn, clean, last[0] if last else None)]
+    compiled = last[0]
 
     def attack_part(index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       numbers = np.int32(index), np.int32(inner)
       make = stages[index].rounds.make
-      found, taken = attack_batch(logits_fn, make, *numbers, keys[part], clean[part], classes[part])
+      found, taken = compiled.attack_batch(make, *numbers, keys[part], clean[part], classes[part])
       return np.asarray(found), np.asarray(taken)
 
     problem = sweep.Problem(clean, classes, norm, epsilon)
-    judge = lambda images, labels: np.asarray(margins_of(logits_fn, images, labels))
+    judge = lambda images, labels: np.asarray(compiled.margins(images, labels))
     programs = sweep.Programs(attack_part, judge, min(batch_size, len(clean)))
     found = sweep.begin(problem, programs, len(stages))
     for _ in sweep.run(problem, programs, stages, found):
@@ -93,6 +98,27 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
     return _result(found, stages)
 
   return attack
+
+
+def _of_now(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) -> _Compiled:
+  """Returns what is known of `logits_fn`, where that still computes the same, or else compiles it anew when called."""
+  logits = jax.jit(lambda images: logits_fn(images))  # another function for JAX, which remembers those that it knows
+  few = sweep.padded(images[:_PROBED], _PROBED)
+  if known and known.logits_fn is logits_fn and np.array_equal(known.logits(few), logits(few), equal_nan=True):
+    return known
+  logits(few)  # traced now, as what follows is
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def attack_batch(make, index, inner, keys, images, labels):
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+    result = make(inner)(keys, lambda images: logits_fn(images), images, labels)
+    return result.images, result.metrics['success']
+
+  @jax.jit
+  def margins(images, labels):
+    return judged(logits_fn(images), images, labels).metrics['margin']
+
+  return _Compiled(logits_fn, logits, attack_batch, margins)
 
 
 def _result(found: sweep.Sweep, stages: tuple[sweep.Stage, ...]) -> AttackResult:

@@ -46,7 +46,7 @@ def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, n
 
 def fab_rounds(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, num_targets: int = 9) -> Rounds:
   """Returns the rounds of `fab`: one per target, from the image, then again from each random start."""
-  lp_ball.check_ball(norm, epsilon)
+  epsilon = lp_ball.check_ball(norm, epsilon)
   check_counts('fab', num_steps=num_steps, restarts=restarts, num_targets=num_targets)
 
   def make(index: Array | int) -> Attack:

@@ -1,4 +1,4 @@
-"""The border of the attacks: what a caller gives is checked on the host, before anything is compiled."""
+"""The border of the attacks: what a caller gives is checked before anything is compiled; of tracers, the form."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Key, LogitsFn
 
 
-def check(keys: Key, logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) -> int:
+def check(keys: Key, logits_fn: LogitsFn, images: Array | np.ndarray, labels: Array | np.ndarray) -> int:
   """Checks all that an attack is given; returns the number of classes.
 
   Raises:
@@ -20,7 +20,7 @@ def check(keys: Key, logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray
   return num_classes
 
 
-def check_images(images: np.ndarray) -> None:
+def check_images(images: Array | np.ndarray) -> None:
   """Refuses what is no batch of images in [0, 1].
 
   Raises:
@@ -31,13 +31,15 @@ def check_images(images: np.ndarray) -> None:
       f'images are {images.dtype} of shape {list(images.shape)}; they must be float32 or float64 [n, h, w, c], n at '
       'least 1: others cannot keep to a small ball.'
     )
+  if isinstance(images, jax.core.Tracer):
+    return
   if not (images.min() >= 0 and images.max() <= 1):  # NaN too
     raise UserError(
       f'images run from {images.min():g} to {images.max():g}; they must lie in [0, 1]: normalise inside logits_fn.'
     )
 
 
-def check_labels(labels: np.ndarray, num_images: int, num_classes: int) -> None:
+def check_labels(labels: Array | np.ndarray, num_images: int, num_classes: int) -> None:
   """Refuses what is not one class for each image.
 
   Raises:
@@ -48,6 +50,8 @@ def check_labels(labels: np.ndarray, num_images: int, num_classes: int) -> None:
       f'labels are {labels.dtype} of shape {list(labels.shape)}; they must be integers [{num_images}], '
       'one for each image.'
     )
+  if isinstance(labels, jax.core.Tracer):
+    return
   wrong = labels[(labels < 0) | (labels >= num_classes)]
   if wrong.size:
     raise UserError(f'labels hold {wrong[0]}; with {num_classes} logits they must be from 0 to {num_classes - 1}.')
@@ -71,9 +75,16 @@ def count_classes(logits_fn: LogitsFn, images: Array | np.ndarray) -> int:
   """Returns the number of logits, from shapes alone.
 
   Raises:
-    UserError: not one row of at least two floats for each image.
+    UserError: not one row of at least two floats for each image, or a function that JAX cannot trace.
   """
-  found = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct(images.shape, images.dtype))
+  try:
+    # A function of its own: JAX remembers what it traced of one that it knows.
+    found = jax.eval_shape(lambda images: logits_fn(images), jax.ShapeDtypeStruct(images.shape, images.dtype))
+  except jax.errors.JAXTypeError as error:
+    raise UserError(
+      f'logits_fn cannot be traced by JAX ({type(error).__name__}); it must be made of jax.numpy, without NumPy and '
+      'without branches on values. A run of this package is attacked by `evaluate --attack`.'
+    ) from error
   is_array = isinstance(found, jax.ShapeDtypeStruct)
   shape: tuple[int, ...] = found.shape if is_array else ()
   floats = is_array and jax.dtypes.issubdtype(found.dtype, np.floating)

@@ -22,8 +22,8 @@ GAUSSIAN = 0.001  # standard deviation of that start, in the code of TRADES (arX
 _PASSES = 4  # of the projection; each brings a ball that the box cuts closer to its full radius
 
 
-def check_ball(norm: str, epsilon: float) -> None:
-  """Refuses what is no ball.
+def check_ball(norm: str, epsilon: float) -> float:
+  """Returns epsilon as a float of Python; refuses what is no ball.
 
   Raises:
     UserError: an unknown norm, or an epsilon that is no number, traced, negative, not finite, or for l_inf more than 1.
@@ -33,12 +33,17 @@ def check_ball(norm: str, epsilon: float) -> None:
     raise UserError(
       f'epsilon={fields.show(epsilon)} must be a number of Python or NumPy, such as 8/255; images are in [0, 1].'
     )
-  if not 0 <= epsilon < math.inf:
+  try:
+    radius = float(epsilon)
+  except OverflowError:
+    radius = math.inf
+  if not 0 <= radius < math.inf:
     raise UserError(f'epsilon={epsilon} must be a finite number, at least 0; images are in [0, 1].')
-  if norm == 'linf' and epsilon > 1:
+  if norm == 'linf' and radius > 1:
     raise UserError(
-      f'epsilon={epsilon} of norm linf must be at most 1, because images are in [0, 1]; did you mean {epsilon:g}/255?'
+      f'epsilon={epsilon} of norm linf must be at most 1, because images are in [0, 1]; did you mean {radius:g}/255?'
     )
+  return radius
 
 
 def lp_ball(norm: str, epsilon: float, *, init: str = 'ball') -> PerturbationSet:
@@ -56,7 +61,7 @@ def lp_ball(norm: str, epsilon: float, *, init: str = 'ball') -> PerturbationSet
   Raises:
     UserError: an unknown start; see `check_ball`.
   """
-  check_ball(norm, epsilon)
+  epsilon = check_ball(norm, epsilon)
   registry.lookup(INITS, init, 'init')
 
   def nearest(frozen, image, delta):

@@ -25,13 +25,14 @@ def repeated(rounds: Rounds) -> Attack:
 
   Returns:
     An `Attack` that hands out each image's first success, else its feasible image of the highest margin; the metrics
-    are those of `judged`. Called outside jit, it raises a UserError for images outside [0, 1], labels that there are
-    not, and what are not one key for each image; traced, it cannot look.
+    are those of `judged`. It raises a UserError for images outside [0, 1] or of another dtype, labels that there are
+    not, and what are not one key for each image; of what is traced it sees shapes and dtypes.
   """
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
-    if not any(isinstance(x, jax.core.Tracer) for x in (keys, images, labels)):
-      inputs.check(keys, logits_fn, np.asarray(images), np.asarray(labels))
+    clean, classes = (x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (images, labels))
+    inputs.check(keys, logits_fn, clean, classes)
+    images, labels = jnp.asarray(clean), jnp.asarray(classes, jnp.int32)  # of 8 bits, labels would end at 255
 
     def one_more(index, kept):
       return better(kept, rounds.make(index)(keys, logits_fn, images, labels, frozen))

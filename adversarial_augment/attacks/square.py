@@ -48,7 +48,7 @@ def square_rounds(
   *, norm: str, epsilon: float, num_queries: int = 5000, p_init: float = 0.8, restarts: int = 1
 ) -> Rounds:
   """Returns the rounds of `square`: its restarts."""
-  lp_ball.check_ball(norm, epsilon)
+  epsilon = lp_ball.check_ball(norm, epsilon)
   check_counts('square', num_queries=num_queries, restarts=restarts)
   if not 0 < p_init <= 1:
     raise UserError(f'p_init={p_init} of attacks.square is a share of the image; use a number in (0, 1], like 0.8.')

@@ -16,6 +16,7 @@ from adversarial_augment.errors import UserError
 
 _TARGETS = 9  # the most likely wrong classes, at most
 _LONGER_TARGETS = 3
+_QUERIES = 1000  # of Square beside a suite that has none
 _DLR_CLASSES, _TARGETED_DLR_CLASSES = 3, 4  # whose logits the losses divide by
 
 
@@ -46,7 +47,7 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
     UserError: an unknown suite, no ball (see `lp_ball.check_ball`), or fewer than 2 classes.
   """
   table = registry.lookup(SUITES, suite, 'attack')
-  check_ball(norm, epsilon)
+  epsilon = check_ball(norm, epsilon)
   if num_classes < 2:
     raise UserError(f'num_classes={num_classes} must be at least 2: an attack needs a class to aim at.')
   return tuple(
@@ -74,6 +75,13 @@ def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
   else:
     rounds = apgd_rounds(**ball, loss='targeted', num_steps=200, num_targets=targets)
   return Stage('longer', rounds)
+
+
+def black_box(suite: str, *, norm: str, epsilon: float) -> Stage | None:
+  """Returns Square, for a suite that does without: it sees no gradients, so that nothing can hide them from it."""
+  if 'square' in SUITES[suite]:
+    return None
+  return Stage('square', square_rounds(norm=norm, epsilon=epsilon, num_queries=_QUERIES))
 
 
 def transfer(norm: str, epsilon: float) -> Stage:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment.attacks import inputs, losses
+from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, LogitsFn
 
 FLAGS = {
@@ -27,8 +28,9 @@ FLAGS = {
 }
 
 _SHARE = 0.05  # of the images whose gradients may be 0: a dead unit is no defence
-_ROUNDING = 1e-3  # of the spread of the logits, above all that another order of sums does
+_ROUNDING = 1e-3  # of the spread of the logits over images, above all that another order of sums does
 _REPEATS = 1e-5  # of it, above what a nondeterministic device does
+_DIGITS = 1e-5  # of a logit itself: six digits of float32
 _CALLS = 4  # besides the first: of a draw of few values, two may be equal
 _BLACK_BOX_SHARE, _EFFORT_SHARE, _LARGE_SHARE = 0.002, 0.005, 0.01
 _IMAGES = 2  # that a share must be of, at least: one image proves nothing
@@ -48,15 +50,18 @@ def of_classifier(
     logits_fn: images [n, h, w, c] in [0, 1] -> logits [n, k].
     images: of the kind that is attacked; 32 are enough.
     labels: their classes [n].
-    attacked: [n, h, w, c], what attacks have made of them: logits and gradients must be finite there, too.
+    attacked: [n, h, w, c], what attacks have made of them: gradients must be finite there, too.
 
   Raises:
     UserError: no such images, labels or logits.
   """
   images, labels = np.asarray(images), np.asarray(labels)
   attacked = images if attacked is None else np.asarray(attacked)
+  if attacked.shape != images.shape:
+    raise UserError(f'attacked has shape {list(attacked.shape)}; it must be that of images, {list(images.shape)}.')
   inputs.check_images(images)
   inputs.check_labels(labels, len(images), inputs.count_classes(logits_fn, images))
+  labels = labels.astype(np.int32)
   call = lambda x: np.asarray(logits_fn(jnp.asarray(x)), np.float64)
   twice, n = np.concatenate([images, images]), len(images)
   logits = call(twice)
@@ -70,14 +75,20 @@ def of_classifier(
   slopes = slopes_at(images)
   if not all(np.isfinite(values).all() for values in (logits, *slopes.values(), *slopes_at(attacked).values())):
     return ('nan',)
-  spread = np.ptp(logits) or 1.0
-  apart = lambda others: np.abs(others - logits[: len(others)]).max() / spread
-  darker = call(np.concatenate([images, images / 4]))[:n]  # in the company of others
+  mixed = call(np.concatenate([images, images / 4]))
+  darker = mixed[:n]  # in the company of others
+  # Over images, because the logits of classes that are masked may be far from all others.
+  spread = max(np.ptp(logits, axis=0).max(), np.ptp(mixed, axis=0).max())
+
+  def differ(others: np.ndarray, share: float) -> bool:
+    allowed = share * spread + _DIGITS * np.abs(logits[: len(others)])
+    return bool((np.abs(others - logits[: len(others)]) > allowed).any())
+
   backwards = call(twice[::-1])[::-1]
   is_zero = {name: (slope == 0).all((1, 2, 3)) for name, slope in slopes.items()}
   found = {
-    'stochastic_logits': max(apart(call(twice)) for _ in range(_CALLS)) > _REPEATS,
-    'batch_dependence': max(apart(darker), apart(backwards)) > _ROUNDING,
+    'stochastic_logits': any(differ(call(twice), _REPEATS) for _ in range(_CALLS)),
+    'batch_dependence': differ(darker, _ROUNDING) or differ(backwards, _ROUNDING),
     'probabilities': logits.min() >= 0 and np.abs(logits.sum(-1) - 1).max() < max(1e-3, rounding),
     'zero_gradients': is_zero['margin'].mean() > _SHARE,
     'vanishing_gradients': (is_zero['ce'] & ~is_zero['margin']).mean() > _SHARE,
@@ -122,7 +133,7 @@ def of_outcome(
 
 
 def of_probes(
-  *, num_images: int, more_effort: int, num_far: int, far_left: int, transferred: int = 0
+  *, num_images: int, more_effort: int, num_far: int, far_left: int, transferred: int = 0, by_square: int = 0
 ) -> tuple[str, ...]:
   """Returns the flags of further attacks.
 
@@ -132,8 +143,10 @@ def of_probes(
     num_far: attacked within a ball so large that nothing of an image needs to remain.
     far_left: of those, not broken.
     transferred: of `num_images`, those that attacks on another classifier broke besides.
+    by_square: of `num_images`, those that Square broke besides, where it is no part of the suite.
   """
   found = {
+    'square_beats_white_box': too_many(by_square, num_images, _EFFORT_SHARE),
     'transfer_beats_white_box': too_many(transferred, num_images, _BLACK_BOX_SHARE),
     'more_effort_helps': too_many(more_effort, num_images, _EFFORT_SHARE),
     'large_epsilon': far_left > _LARGE_SHARE * num_far,

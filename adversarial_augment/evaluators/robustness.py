@@ -204,6 +204,8 @@ def _probes(
     'num_far': len(correct),
     'far_left': left(far, correct, radius),
   }
+  if square := suites.black_box(suite, norm=norm, epsilon=epsilon):
+    found['by_square'] = len(alive) - left(square, alive, epsilon)
   if classifier.surrogate is not None:
     found['transferred'] = len(alive) - left(suites.transfer(norm, epsilon), alive, epsilon, classifier.surrogate)
   return found

@@ -70,7 +70,7 @@ def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
     sha256 = arrays.pop(_SHA256).tobytes().decode()
     known = json.loads(arrays[_ABOUT].tobytes())
     whole = sha256 == state_arrays.hash_arrays(arrays)
-  except (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+  except (TypeError, ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
     raise UserError(f"'{path}' is damaged ({type(error).__name__}); {remedy}.") from error
   if not whole:
     raise UserError(f"'{path}' is damaged (its SHA-256 is another one); {remedy}.")

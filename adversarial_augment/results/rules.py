@@ -173,11 +173,13 @@ def _robustness(name: str, result: Any, source: str, remedy: str) -> None:
     epsilon = parse_fraction(result['epsilon_text'])
   except ValueError:
     epsilon = math.nan
-  _agree({'epsilon': (result['epsilon'], epsilon)}, source, remedy)
-  low, high = result['interval']
-  if not low <= result['robust_accuracy'] <= high:
-    raise UserError(f'{source}: interval {result["interval"]} must hold robust_accuracy; {remedy}.')
+  if not math.isclose(result['epsilon'], epsilon, rel_tol=1e-9):
+    raise UserError(
+      f'{source}: epsilon is {result["epsilon"]}, but epsilon_text {show(result["epsilon_text"])}; {remedy}.'
+    )
   stages = result['stages']
+  if not stages or len(set(stages)) < len(stages):
+    raise UserError(f'{source}: stages={show(stages)} must be one name or more, each once; {remedy}.')
   conform(result['survivors'], dict.fromkeys(stages, PART), source, remedy, 'survivors')
   conform(result['seconds'], dict.fromkeys(stages, number(0, 1e12)), source, remedy, 'seconds')
   n, flags = result['num_images'], result['flags']
@@ -187,6 +189,8 @@ def _robustness(name: str, result: Any, source: str, remedy: str) -> None:
     'robust_accuracy_uint8': 'num_robust_uint8',
   }
   _agree({field: (result[field], result[count] / n) for field, count in parts.items()}, source, remedy)
+  bounds = zip(result['interval'], metrics.binomial_interval(result['num_robust'], n), strict=True)
+  _agree({f'interval[{index}]': pair for index, pair in enumerate(bounds)}, source, remedy)
   is_random = 'stochastic_logits' in flags  # then what is asked again is answered otherwise
   left = [*([] if is_random else [result['num_correct']]), *(result['survivors'][stage] for stage in stages)]
   if any(before < after for before, after in itertools.pairwise(left)):
