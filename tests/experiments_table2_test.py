@@ -73,6 +73,13 @@ def test_runs_are_attacked_and_laid_beside_the_paper(tmp_path, output, started):
   assert 'arXiv 2104.01086' in text
 
 
+def test_the_name_of_a_folder_may_hold_what_parts_a_row_from_it(tmp_path, output, started):
+  run = fixtures.write_run(tmp_path / 'lr=0.1')
+  table2_robustness.main([str(run), f'--output={output}'])
+  table2_robustness.main([f'nominal={run}', f'--output={output}'])
+  assert [command[1] for command in started] == 2 * [f'--workdir={run}']
+
+
 def test_a_run_without_a_row_stands_alone_and_joins_the_others(tmp_path, output, started):
   first, second = (fixtures.write_run(tmp_path / name) for name in ('a', 'b'))
   table2_robustness.main([f'nominal={first}', f'--output={output}'])

@@ -1,6 +1,7 @@
 """Sweeps: every image attacked until it is broken and no longer, in few shapes, and resumed without a difference."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
@@ -171,7 +172,9 @@ def test_a_damaged_sweep_is_refused(tmp_path):
   path, like = saved(tmp_path)
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
-  damages = [whole[: len(whole) // 2], b'x', whole[100:]]
+  array = io.BytesIO()
+  np.save(array, np.zeros(3))
+  damages = [whole[: len(whole) // 2], b'x', b'', array.getvalue(), whole[100:]]
   for place in rng.integers(len(whole), size=60):
     changed = bytearray(whole)
     changed[place] ^= 1 << int(rng.integers(8))

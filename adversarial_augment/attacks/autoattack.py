@@ -63,13 +63,14 @@ def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_si
 
 
 def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack:
-  last: list[_Compiled] = []
+  last: _Compiled | None = None
   # Made once, because what is compiled belongs to the very functions of a stage.
   stages_of = functools.cache(
     lambda num_classes: suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
   )
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    nonlocal last
     del frozen
     if any(isinstance(x, jax.core.Tracer) for x in (keys, images, labels)):
       raise UserError(
@@ -80,8 +81,7 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
     num_classes = inputs.check(keys, logits_fn, clean, classes)
     clean = np.asarray(jnp.asarray(clean))  # JAX takes float64 for float32, unless 64 bits are on
     classes, stages = classes.astype(np.int32), stages_of(num_classes)
-    last[:] = [_of_now(logits_fn, clean, last[0] if last else None)]
-    compiled = last[0]
+    last = compiled = _of_now(logits_fn, clean, last)
 
     def attack_part(index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       numbers = np.int32(index), np.int32(inner)
@@ -101,7 +101,7 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
 
 
 def _of_now(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) -> _Compiled:
-  """Returns what is known of `logits_fn`, where that still computes the same, or else compiles it anew when called."""
+  """Returns what is compiled of `logits_fn`: what is known, where that still computes the same, else anew."""
   logits = jax.jit(lambda images: logits_fn(images))  # another function for JAX, which remembers those that it knows
   few = sweep.padded(images[:_PROBED], _PROBED)
   if known and known.logits_fn is logits_fn and np.array_equal(known.logits(few), logits(few), equal_nan=True):
@@ -111,7 +111,7 @@ def _of_now(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) ->
   @functools.partial(jax.jit, static_argnums=0)
   def attack_batch(make, index, inner, keys, images, labels):
     keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-    result = make(inner)(keys, lambda images: logits_fn(images), images, labels)
+    result = make(inner)(keys, logits_fn, images, labels)
     return result.images, result.metrics['success']
 
   @jax.jit

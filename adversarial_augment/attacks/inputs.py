@@ -21,7 +21,7 @@ def check(keys: Key, logits_fn: LogitsFn, images: Array | np.ndarray, labels: Ar
 
 
 def check_images(images: Array | np.ndarray) -> None:
-  """Refuses what is no batch of images in [0, 1].
+  """Refuses what is no batch of images in [0, 1]; of a tracer, what has not the shape and dtype of one.
 
   Raises:
     UserError: another shape or dtype, no image, a value beyond [0, 1], or NaN.
@@ -40,7 +40,7 @@ def check_images(images: Array | np.ndarray) -> None:
 
 
 def check_labels(labels: Array | np.ndarray, num_images: int, num_classes: int) -> None:
-  """Refuses what is not one class for each image.
+  """Refuses what is not one class for each image; of a tracer, what has not the shape and dtype of that.
 
   Raises:
     UserError: another shape, no integers, or a class that there is not.

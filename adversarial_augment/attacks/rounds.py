@@ -30,9 +30,8 @@ def repeated(rounds: Rounds) -> Attack:
   """
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
-    clean, classes = (x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (images, labels))
-    inputs.check(keys, logits_fn, clean, classes)
-    images, labels = jnp.asarray(clean), jnp.asarray(classes, jnp.int32)  # of 8 bits, labels would end at 255
+    inputs.check(keys, logits_fn, *(x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (images, labels)))
+    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)  # of 8 bits, labels would end at 255
 
     def one_more(index, kept):
       return better(kept, rounds.make(index)(keys, logits_fn, images, labels, frozen))

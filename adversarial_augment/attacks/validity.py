@@ -56,8 +56,7 @@ def of_classifier(
     UserError: no such images, labels or logits.
   """
   images, labels = np.asarray(images), np.asarray(labels)
-  attacked = images if attacked is None else np.asarray(attacked)
-  if attacked.shape != images.shape:
+  if attacked is not None and attacked.shape != images.shape:
     raise UserError(f'attacked has shape {list(attacked.shape)}; it must be that of images, {list(images.shape)}.')
   inputs.check_images(images)
   inputs.check_labels(labels, len(images), inputs.count_classes(logits_fn, images))
@@ -73,7 +72,8 @@ def of_classifier(
     return {name: np.asarray(gradient_of(loss)(images)) for name, loss in objectives.items()}
 
   slopes = slopes_at(images)
-  if not all(np.isfinite(values).all() for values in (logits, *slopes.values(), *slopes_at(attacked).values())):
+  ends = {} if attacked is None else slopes_at(np.asarray(attacked))
+  if not all(np.isfinite(values).all() for values in (logits, *slopes.values(), *ends.values())):
     return ('nan',)
   mixed = call(np.concatenate([images, images / 4]))
   darker = mixed[:n]  # in the company of others
@@ -146,7 +146,7 @@ def of_probes(
     by_square: of `num_images`, those that Square broke besides, where it is no part of the suite.
   """
   found = {
-    'square_beats_white_box': too_many(by_square, num_images, _EFFORT_SHARE),
+    'square_beats_white_box': too_many(by_square, num_images, _BLACK_BOX_SHARE),
     'transfer_beats_white_box': too_many(transferred, num_images, _BLACK_BOX_SHARE),
     'more_effort_helps': too_many(more_effort, num_images, _EFFORT_SHARE),
     'large_epsilon': far_left > _LARGE_SHARE * num_far,

@@ -128,8 +128,7 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
   rounded = np.round(sweep.images * 255).astype(np.float32) / 255
   num_correct, num_robust, num_rounded = right(images), right(sweep.images), right(rounded)
   survivors = sweeps.survivors(stages, sweep)
-  few = (of[:_CHECKED] for of in (images, labels, sweep.images))
-  flags = validity.of_classifier(_logits_fn(classifier), *few)
+  flags = validity.of_classifier(_logits_fn(classifier), images[:_CHECKED], labels[:_CHECKED], sweep.images[:_CHECKED])
   flags += validity.of_outcome(
     num_images=n,
     num_correct=int((sweep.broken_in > 0).sum()),

@@ -51,11 +51,16 @@ def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
     StorageError: it cannot be read.
   """
 
-  def content() -> bytes:
-    with files.storage_errors(f"read '{path}'"):
-      return path.read_bytes() if path.exists() else b''
-
   remedy = 'remove it, or begin anew with --overwrite'
+
+  def content() -> bytes:  # empty where there is no file
+    with files.storage_errors(f"read '{path}'"):
+      if not path.exists():
+        return b''
+      if found := path.read_bytes():
+        return found
+    raise UserError(f"'{path}' is damaged (it is empty); {remedy}.")
+
   if jax.process_count() == 1:
     found = content()
   else:
