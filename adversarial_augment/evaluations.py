@@ -67,6 +67,9 @@ class Evaluations:
     limit = config.eval_images
     self._images, self._cifar10_1 = _first(benchmarks.images, limit), benchmarks.cifar10_1
     self._prepared = benchmarks.corrupted
+    for corrupted in self._prepared.values():
+      if corrupted.warning:
+        tell(f'warning: {corrupted.warning}')
     make = functools.partial(accuracy, classifier, mesh, config.batch_size)
     self._accuracy: Callable[[], Evaluate] = functools.cache(make)
     self._under_attack: Callable[[], Evaluate] = functools.cache(functools.partial(make, attack=attack, phi=phi))

@@ -1,6 +1,6 @@
 """Numbers that sum up an evaluation, from counts. Accuracies and errors are fractions, percent only where printed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import math
 
 import numpy as np
@@ -15,10 +15,26 @@ NAMES = (
 EXTRA_NAMES = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
 ALL_NAMES = (*NAMES, *EXTRA_NAMES)
 SEVERITIES = (1, 2, 3, 4, 5)
+# Of generated corruptions. Version 1, which what it made does not name, rounded two where the original truncates.
+CORRUPTIONS_VERSION = '2'
+CHANGED_SINCE_VERSION_1 = ('motion_blur', 'snow')
+GENERATED_OLDER = 'generated, version 1'  # the origin of these
 MIN_SIZE = 32  # pixels a side of an image that is corrupted
 CIFAR10_1_COUNTS = {'v6': 2000, 'v4': 2021}  # images of the versions of CIFAR-10.1
 CIFAR10_1_MAIN = 'v6'  # the recommended version, and that of arXiv 2104.01086
 _Z = 1.959963984540054  # the normal distribution has 95 % of its mass within this many deviations
+
+
+def generated_origin(made_with: object, names: Collection[str]) -> str:
+  """Returns the origin of generated corruptions, which names an older version where its bytes were others.
+
+  Args:
+    made_with: the versions of what made them, as `corruptions.made_with` gives them.
+    names: of the corruptions.
+  """
+  version = made_with.get('corruptions', '1') if isinstance(made_with, Mapping) else '1'
+  older = version != CORRUPTIONS_VERSION and set(CHANGED_SINCE_VERSION_1) & set(names)
+  return GENERATED_OLDER if older else 'generated'
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:

@@ -74,7 +74,7 @@ def glass_blur(image, severity, displacements):
 
 
 def motion(image, radius, sigma, degrees):
-  """ImageMagick's, uint8 in and out, as one two-dimensional kernel."""
+  """ImageMagick's, uint8 in and out, as one two-dimensional kernel: 16 bits inside, whose high part the PNG file gets."""
   width = 2 * radius + 1
   weights = np.exp(-np.square(np.arange(width) / sigma) / 2)
   kernel = np.zeros((2 * width + 1, 2 * width + 1))
@@ -82,7 +82,8 @@ def motion(image, radius, sigma, degrees):
     down = math.ceil(i * math.sin(math.radians(degrees)) - 0.5)
     right = math.ceil(i * math.cos(math.radians(degrees)) - 0.5)
     kernel[width + down, width + right] += weight
-  return np.uint8(np.rint(cv2.filter2D(np.float64(image), -1, kernel, borderType=cv2.BORDER_REPLICATE)))
+  quantum = np.rint(cv2.filter2D(257 * np.float64(image), -1, kernel, borderType=cv2.BORDER_REPLICATE))
+  return np.uint8(quantum // 257)
 
 
 def motion_blur(image, severity, degrees):

@@ -98,6 +98,15 @@ def test_motion_has_a_direction(degrees, trail):
   assert blurred[16, 16] == blurred.max()
 
 
+@pytest.mark.parametrize('share, level', [(0.0, 100), (0.5, 100), (0.997, 100), (0.999, 101), (1.0, 101)])
+def test_motion_keeps_the_high_part_of_16_bits(share, level):
+  """100.999 is 25,957 of 65,535, which is level 101 exactly; 100.997 is 25,956, and levels are not rounded."""
+  image = np.full((1, 2, 1), 100, np.float32)
+  image[0, 1] = 101
+  blurred = np.asarray(jax.jit(motion_blur)(image, 0.0, np.float32([1 - share, share])))
+  np.testing.assert_array_equal(blurred[0, :, 0], [level, 101])
+
+
 def test_motion_of_no_width_changes_nothing():
   image = real_images(1)[0].astype(np.float32)
   np.testing.assert_array_equal(jax.jit(motion_blur)(image, 30.0, motion_kernel(6, 1e-3, taps=19)), image)

@@ -86,6 +86,22 @@ def test_every_cell_is_found(tmp_path):
       np.testing.assert_array_equal(images[:, 5, 5], [[severity, k, i] for k in index])
 
 
+@pytest.mark.parametrize('name, made_with, origin', [
+  ('motion_blur', {'jax': '1'}, 'generated, version 1'),
+  ('snow', {'jax': '1', 'corruptions': '1'}, 'generated, version 1'),
+  ('snow', {'jax': '1', 'corruptions': metrics.CORRUPTIONS_VERSION}, 'generated'),
+  ('fog', {'jax': '1'}, 'generated'),
+])  # fmt: skip
+def test_a_set_of_an_older_version_says_so_where_its_bytes_are_others(tmp_path, name, made_with, origin):
+  folder = write(tmp_path / 'pets_c')
+  (folder / 'fog.npy').replace(folder / f'{name}.npy')
+  write_manifest(folder, made_with=made_with)
+  found = cifar10_c.open_set(folder, [name], TEST)
+  assert found.origin == origin
+  assert found.provenance['made_with'] == made_with
+  assert ('prepare cifar10_c --dataset=pets --overwrite' in found.warning) == (origin != 'generated')
+
+
 def test_a_subset_needs_no_other_file(tmp_path):
   write(tmp_path)
   (tmp_path / 'frost.npy').unlink()

@@ -72,6 +72,15 @@ def test_files_and_memory_give_the_same_counts(tmp_path):
   )
 
 
+def test_a_set_of_an_older_version_is_warned_of(capsys):
+  warned = corrupted_in_memory(some_images(), NAMES, 0, None)._replace(warning='of an older version')
+  config = configs.load('configs/nominal.py:smoke')
+  evaluations.Evaluations(
+    config, LINEAR, tiny.make_mesh(1), benchmarks.Benchmarks(some_images(), {'cifar10_c': warned}), None, {}
+  )
+  assert capsys.readouterr().err == 'warning: of an older version\n'
+
+
 # Results of a run.
 
 EVALS = 'clean,ada,cifar10_c,cifar10_c_extra'

@@ -179,3 +179,16 @@ def test_an_import_needs_no_jax(pets, handed_out, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1] == 'False'
+
+
+def test_records_of_an_older_version_say_so(pets, tmp_path):
+  data_dir = copy(pets, tmp_path / 'data')
+  run(data_dir, '--format=array_record', '--names=brightness,snow')
+  for name, origin in (('brightness', 'generated'), ('snow', 'generated, version 1')):
+    provenance = data_dir / 'pets_corrupted' / f'{name}_1' / '1.0.0' / 'provenance.json'
+    content = json.loads(provenance.read_text())
+    assert content['made']['made_with'].pop('corruptions') == metrics.CORRUPTIONS_VERSION
+    provenance.write_text(json.dumps(content))
+    assert datasets.load(f'pets_corrupted/{name}_1', 'test', str(data_dir)).provenance['origin'] == origin
+  with pytest.raises(UserError, match='made_with.corruptions = null, and now it would be "2"'):
+    run(data_dir, '--format=array_record', '--names=snow')

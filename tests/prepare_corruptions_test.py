@@ -41,7 +41,9 @@ def test_manifest(whole):
   assert manifest['files'].keys() == {'labels.npy', 'brightness.npy', 'gaussian_noise.npy'}
   assert manifest['test_set'] == test.provenance
   assert (manifest['origin'], manifest['seed'], manifest['num_images'], manifest['source']) == ('generated', 0, N, None)
-  assert manifest['made_with'].keys() == {'adversarial_augment', 'code_sha256', 'jax', 'numpy', 'scipy', 'pillow'}
+  assert manifest['made_with'].keys() == {
+    'adversarial_augment', 'corruptions', 'code_sha256', 'jax', 'numpy', 'scipy', 'pillow'
+  }  # fmt: skip
   opened = cifar10_c.open_set(whole / 'pets_c', NAMES, test, verify=True)
   assert opened.origin == 'generated'
   assert opened.provenance['seed'] == 0
@@ -162,6 +164,10 @@ def other_test_set(data_dir: pathlib.Path) -> None:
 
 OTHERS = {
   'another seed': (lambda data_dir: change_manifest(data_dir, seed=7), 'seed = 7, and now it would be 0'),
+  'another version': (
+    lambda data_dir: change_manifest(data_dir, made_with={'adversarial_augment': '0.1.0', 'code_sha256': 'a'}),
+    'made_with.corruptions = null, and now it would be "2"',
+  ),
   'another test set': (other_test_set, 'test_set.sha256 = '),
   'another JAX': (
     lambda data_dir: change_manifest(data_dir, made_with=manifest_of(data_dir)['made_with'] | {'jax': '0.0.1'}),

@@ -21,7 +21,7 @@ from adversarial_augment import __version__, files, registry
 from adversarial_augment.corruptions import blur, color, digital, frost_textures, noise, snow, spatter, weather
 from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
 from adversarial_augment.errors import UserError
-from adversarial_augment.metrics import ALL_NAMES, MIN_SIZE, SEVERITIES
+from adversarial_augment.metrics import ALL_NAMES, CORRUPTIONS_VERSION, MIN_SIZE, SEVERITIES
 from adversarial_augment.types import PyTree
 
 CORRUPTIONS: dict[str, Corruption | HostCorruption] = {
@@ -99,11 +99,12 @@ def corrupt(
 
 @functools.cache
 def made_with() -> dict[str, str]:
-  """Returns the versions on which the bytes depend: of the packages, and the hash of this folder's code."""
+  """Returns the versions on which the bytes depend: of the corruptions, their code's hash, and the packages."""
   sources = sorted(Path(__file__).parent.glob('*.py'))
   code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
   versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'scipy', 'pillow')}
-  return {'adversarial_augment': __version__, 'code_sha256': code, **versions}
+  own = {'adversarial_augment': __version__, 'corruptions': CORRUPTIONS_VERSION, 'code_sha256': code}
+  return {**own, **versions}
 
 
 def describe_frost(folder: str | None = None) -> str:

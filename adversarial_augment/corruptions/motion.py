@@ -15,7 +15,10 @@ def motion_kernel(radius: int, sigma: float, taps: int) -> np.ndarray:
 
 
 def motion_blur(image: Array, degrees: Array, kernel: Array) -> Array:
-  """Blurs an image along a line and rounds to whole grey levels.
+  """Blurs an image along a line, and gives the grey levels that ImageMagick's PNG writer would.
+
+  Its pixels have 16 bits, where level v is 257 v. A sum of weighted pixels is rounded to such a value q, and the file
+  has floor(q / 257); with q = floor(257 x + 0.5) that is floor(x + 0.5 / 257).
 
   Args:
     image: grey levels, float32 [h, w, c].
@@ -33,4 +36,4 @@ def motion_blur(image: Array, degrees: Array, kernel: Array) -> Array:
   blurred = jnp.zeros_like(image)
   for i in range(reach):
     blurred += kernel[i] * jax.lax.dynamic_slice(padded, (reach + down[i], reach + right[i], 0), image.shape)
-  return jnp.floor(blurred + 0.5)
+  return jnp.floor(blurred + 0.5 / 257)

@@ -19,12 +19,12 @@ from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.errors import UserError
-from adversarial_augment.metrics import SEVERITIES
+from adversarial_augment.metrics import CORRUPTIONS_VERSION, GENERATED_OLDER, SEVERITIES, generated_origin
 from adversarial_augment.types import Dataset
 
 MANIFEST = 'MANIFEST.json'
 FORMAT = 1  # of the manifest
-_ORIGINS = ('official', 'generated', 'unverified')
+_ORIGINS = ('official', 'generated', GENERATED_OLDER, 'unverified')
 OF_FILES = ('bytes', 'sha256')  # what the manifest says of every file
 LABELS = 'labels.npy'
 # MD5 of the files in CIFAR-10-C.tar (Zenodo record 2535967; the archive's own is 56bf5dcef84df0e2308c6dcbcbbd8499), as
@@ -64,11 +64,12 @@ class CorruptionSet(NamedTuple):
   """A test set under several corruptions. The labels are those of the test set."""
 
   names: tuple[str, ...]  # of the corruptions
-  origin: str  # official, generated, 'generated, in memory', unverified
+  origin: str  # official, generated, 'generated, in memory', 'generated, version 1', unverified
   provenance: dict[str, Any]  # seed, frost, made_with, sha256; None where not known
   read: Callable[[str, int, np.ndarray], np.ndarray]  # name, severity 1..5, indices [k] -> uint8 [k, h, w, 3]
   notes: Mapping[str, Mapping[str, Any]] = {}  # of single corruptions: their constants, the source of frost
   sha256: Mapping[str, str] = {}  # of the files, by name; what is made in memory has none
+  warning: str = ''  # what one who uses it should know
 
 
 def folder_name(dataset: str) -> str:
@@ -115,6 +116,8 @@ def _open(path: pathlib.Path, names: Sequence[str], test: Dataset, verify: bool)
 
   if manifest:
     origin, seed, made_with = manifest['origin'], manifest['seed'], manifest['made_with']
+    if origin == 'generated':
+      origin = generated_origin(made_with, names)
     entries = {name: manifest['files'][f'{name}.npy'] for name in names}
     notes = {name: {key: entry[key] for key in entry if key not in OF_FILES} for name, entry in entries.items()}
     sha256 = {file: manifest['files'][file]['sha256'] for file in wanted}
@@ -125,7 +128,8 @@ def _open(path: pathlib.Path, names: Sequence[str], test: Dataset, verify: bool)
   # A hash of the used files' hashes, whatever lies beside them.
   digest = hashlib.sha256(json.dumps(sha256, sort_keys=True).encode()).hexdigest() if sha256 else None
   provenance = {'seed': seed, 'frost': notes.get('frost', {}).get('frost'), 'made_with': made_with, 'sha256': digest}
-  return CorruptionSet(tuple(names), origin, provenance, read, notes, sha256)
+  warning = _older(path, test) if origin == GENERATED_OLDER else ''
+  return CorruptionSet(tuple(names), origin, provenance, read, notes, sha256, warning)
 
 
 def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
@@ -197,6 +201,14 @@ def _again(path: pathlib.Path, test: Dataset, manifest: Mapping[str, Any]) -> st
     return 'the command that made it'
   source, seed = manifest.get('source'), manifest['seed']
   return command(path, test, *([f'--from={source}'] if source else [f'--seed={seed}'] if seed else []))
+
+
+def _older(path: pathlib.Path, test: Dataset) -> str:
+  """Returns what is to be known of a set that an older version has generated."""
+  return (
+    f"'{path}' was made by version 1 of the corruptions, whose motion_blur and snow are rounded up where CIFAR-10-C's "
+    f'are truncated (now it is version {CORRUPTIONS_VERSION}); replace it with {command(path, test, "--overwrite")}.'
+  )
 
 
 def read_manifest(part: npy.Part, remedy: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.errors import UserError
+from adversarial_augment.metrics import generated_origin
 from adversarial_augment.registry import did_you_mean
 from adversarial_augment.types import Batch, Dataset
 
@@ -182,6 +183,8 @@ def _provenance(folder: pathlib.Path, split: str, full_name: str, sha256: str, l
     stored = json.loads(path.read_text())
     expected = stored['sha256'][split]
     found |= {key: stored[key] for key in ('origin', 'archive_sha256')}
+    if found['origin'] == 'generated':  # corruptions, in a folder such as fog_1
+      found['origin'] = generated_origin(stored['made']['made_with'], [folder.parent.name.rpartition('_')[0]])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{label}: '{path.name}' is damaged ({one_line(error)}); prepare it again.") from error
   if expected != sha256:

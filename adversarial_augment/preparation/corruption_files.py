@@ -179,7 +179,7 @@ def _comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_same(folder: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = '') -> None:
   """Refuses to mix what was made in different ways."""
-  for key in sorted(found.keys() | wanted.keys()):
+  for key in dict.fromkeys([*wanted, *found]):
     old, new = found.get(key), wanted.get(key)
     if isinstance(old, dict) and isinstance(new, dict):
       _check_same(folder, old, new, f'{prefix}{key}.')

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from adversarial_augment.metrics import GENERATED_OLDER, generated_origin
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.results import evaluate_command
 
@@ -72,7 +73,9 @@ def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> 
   about = corruption_set(result)
   seed = f'seed {about["seed"]}, ' if about.get('seed') is not None else ''
   frost = f'frost of {made_up_frost(result)}, ' if made_up_frost(result) else ''
-  return f'{origin}, {seed}{frost}n = {n:,} a cell'
+  made_with = about.get('made_with') if origin == 'generated, in memory' else None
+  older = made_with and generated_origin(made_with, result['error']) == GENERATED_OLDER
+  return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,} a cell'
 
 
 def corruption_set(result: Mapping[str, Any]) -> Mapping[str, Any]:

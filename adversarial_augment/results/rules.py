@@ -24,7 +24,9 @@ STRING = Kind('a string', lambda value: isinstance(value, str), str)
 _STRINGS = Kind('a list of strings', lambda value: isinstance(value, list) and all(map(STRING.accepts, value)), str)
 _FRACTION = number(0, 1)
 _SSIM = number(-1.001, 1.001)  # of equal images it may round to more than 1
-_ORIGIN = choice('official', 'generated', 'generated, in memory', 'own', 'embedded', 'unverified')
+_ORIGIN = choice(
+  'official', 'generated', 'generated, in memory', metrics.GENERATED_OLDER, 'own', 'embedded', 'unverified'
+)
 _INTERVAL: Rule = [_FRACTION, _FRACTION]
 ATTACK: dict[str, Rule] = {'name': text(), 'nu': FINITE, 'num_steps': PART, 'min_ssim': _SSIM}
 
