@@ -74,7 +74,7 @@ def glass_blur(image, severity, displacements):
 
 
 def motion(image, radius, sigma, degrees):
-  """ImageMagick's, uint8 in and out, as one two-dimensional kernel: 16 bits, of which the PNG file has the high part."""
+  """ImageMagick's, uint8 in and out, as one two-dimensional kernel, whose high byte of 16 bits a PNG file gets."""
   width = 2 * radius + 1
   weights = np.exp(-np.square(np.arange(width) / sigma) / 2)
   kernel = np.zeros((2 * width + 1, 2 * width + 1))
