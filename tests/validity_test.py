@@ -54,6 +54,11 @@ def masked(logits_fn):
   return lambda x: jnp.concatenate([logits_fn(x), jnp.full((len(x), 6), -1e9)], axis=-1)
 
 
+def rounded_by_place(logits_fn):
+  """As other orders of sums do: the last digits of logits depend on the place in the batch."""
+  return lambda x: logits_fn(x) * (1 + 1e-7 * jnp.arange(len(x)))[:, None]
+
+
 PLANTED = {
   'dropout, some classes masked': (masked(dropout), 'stochastic_logits'),
   'batch statistics, some classes masked': (masked(lambda x: batch_normalised(x, True)), 'batch_dependence'),
@@ -77,6 +82,9 @@ def resnet():
 
 
 HONEST = {
+  'last digits': lambda: rounded_by_place(hidden),
+  'last digits of what cancels': lambda: lambda x: hidden(x) + 1e-6 * jnp.arange(len(x))[:, None],
+  'last digits of large logits': lambda: rounded_by_place(lambda x: 100 + 1e-3 * hidden(x)),
   'some classes masked': lambda: masked(hidden),
   'linear': lambda: linear,
   'relu': lambda: hidden,
