@@ -112,10 +112,10 @@ def _pad(x: jax.Array, pads: Pads, strides: tuple[int, int] = (1, 1)) -> jax.Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _canonical(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  return _columnwise(x, w, stride, pads)
+  return columnwise(x, w, stride, pads)
 
 
-def _columnwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def columnwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
   """The convolution, with several neighbouring columns as channels of one wider window where channels are few."""
   kw, c, k = w.shape[1:]
   width = (x.shape[2] + sum(pads[1]) - kw) // stride + 1
@@ -144,10 +144,10 @@ def _canonical_backward(stride, pads, saved, g):
   lhs, rhs = jax.lax.optimization_barrier((x.transpose(3, 1, 2, 0), dilated.transpose(1, 2, 0, 3)))
   sizes = zip(pads, w.shape[:2], dilated.shape[1:3], x.shape[1:3], strict=True)
   dw = conv(lhs, rhs, padding=tuple((low, size - 1 + out - height - low) for (low, _), size, out, height in sizes))
-  return _input_gradient(x.shape, w, g, stride, pads), dw.transpose(1, 2, 0, 3)
+  return input_gradient(x.shape, w, g, stride, pads), dw.transpose(1, 2, 0, 3)
 
 
-def _input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) -> jax.Array:
   """A convolution of g for each row modulo the stride, with all columns modulo the stride as channels; no zeros."""
   n, height, width, c = shape
   kh, kw, _, k = w.shape
@@ -165,7 +165,7 @@ def _input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) 
     shift, phase = divmod(top + j, stride)
     taps = kernel[phase::stride][::-1]
     down = len(taps) - 1 - shift, rows - 1 + shift - (g.shape[1] - 1)
-    parts.append(_columnwise(g, taps, 1, (down, across)))
+    parts.append(columnwise(g, taps, 1, (down, across)))
   return jnp.stack(parts, 2).reshape(n, rows * stride, columns * stride, c)[:, :height, :width]
 
 
