@@ -5,6 +5,7 @@ JAX is imported inside the functions that need it, so that wrong input is report
 
 import argparse
 from collections.abc import Callable, Sequence
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -18,10 +19,11 @@ from typing import Any, NamedTuple, NoReturn
 from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
-from adversarial_augment import fields, files
-from adversarial_augment.errors import AdversarialAugmentError, Stopped, UserError
+from adversarial_augment import fields, files, signals, streams
+from adversarial_augment.errors import AdversarialAugmentError, Stopped, StorageError, UserError
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_KEPT = 'what was written before is kept, and the same command goes on'
 
 _TRAIN = """Trains an image classifier with AdversarialAugment (AdA) or without an adversary.
 
@@ -35,7 +37,8 @@ _EXAMPLES = """examples:
 
 exit codes: 0 done, 2 wrong input, 3 a number became NaN or infinite, 4 no usable checkpoint, 5 disk full or not
 writable, 75 stopped by a signal with all saved (run the same command again), 130 interrupted before the run began, 134
-another process of the run died (start all of them again); a second signal ends at once with 128 + its number."""
+another process of the run died (start all of them again); a signal that comes a second or more after the first one
+ends at once, without saving, with 128 + its number."""
 
 
 class Arguments(NamedTuple):
@@ -71,26 +74,39 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
   program = Path(sys.argv[0]).stem
-  signal.signal(signal.SIGTERM, _stop)
+  streams.secure()
+  signals.raise_once()
   try:
     code = main(arguments) or 0
     sys.stdout.flush()
-  except (AdversarialAugmentError, KeyboardInterrupt) as error:
+  except BrokenPipeError:  # whoever read what was printed, such as `head`, has gone
+    streams.discard_output()
+    code = 128 + signal.SIGPIPE
+  except (Exception, KeyboardInterrupt) as error:
+    known = _known(error)
+    if known is None:
+      raise
     if '--debug' in arguments:
       traceback.print_exc()
-    known = isinstance(error, AdversarialAugmentError)
-    message = ' '.join(str(error).split()) if known else 'interrupted'
-    print(f'{program}: {message}', file=sys.stderr, flush=True)
-    code = error.exit_code if isinstance(error, AdversarialAugmentError) else _INTERRUPTED
-  except BrokenPipeError:  # whoever read what was printed, such as `head`, has gone
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    code = 128 + signal.SIGPIPE
+    streams.say(f'{program}: {" ".join(known[0].split())}')
+    code = known[1]
+  if argv is None:  # this is the end of the process
+    signals.ignore()
   sys.exit(code)
 
 
-def _stop(*_: object) -> NoReturn:
-  """Handles SIGTERM until a run does (see signals.py)."""
-  raise Stopped('stopped before or after the run itself; the same command goes on.')
+def _known(error: BaseException) -> tuple[str, int] | None:
+  """Returns the message and the exit code of an error that is no defect of the program; None of another one."""
+  if isinstance(error, KeyboardInterrupt):
+    return f'interrupted: {str(error) or _KEPT}.', _INTERRUPTED
+  if isinstance(error, Stopped):
+    return str(error) or f'stopped by SIGTERM: {_KEPT}.', error.exit_code
+  if isinstance(error, AdversarialAugmentError):
+    return str(error), error.exit_code
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output
+    streams.discard_output()
+    return f'Cannot write: {error.strerror}; free space, or send the output elsewhere.', StorageError.exit_code
+  return None
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -288,7 +304,7 @@ def compilation_cache() -> None:
     folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'adversarial_augment' / 'xla'
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, RuntimeError) as error:  # a read-only home, or none
-    print(f'Compiled programs are not kept for the next start: {error}.', file=sys.stderr)
+    streams.say(f'Compiled programs are not kept for the next start: {error}.')
     return
   jax.config.update('jax_compilation_cache_dir', str(folder))
 

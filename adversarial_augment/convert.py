@@ -9,10 +9,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from adversarial_augment import cli
+from adversarial_augment import cli, signals
 from adversarial_augment.errors import UserError
 
 
+@signals.keeping('no weight file was written, and the same command begins anew')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   parser = cli.Parser(

@@ -6,11 +6,10 @@ The newest good checkpoint, on what the run's `config.evals` names or on what --
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-import sys
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, files, inference, results, robustness_flags, signals
+from adversarial_augment import cli, datasets, files, inference, results, robustness_flags, signals, streams
 from adversarial_augment import config as configs
 from adversarial_augment.datasets import benchmarks
 from adversarial_augment.errors import UserError
@@ -75,9 +74,9 @@ def main(argv: Sequence[str]) -> int | None:
   if request is None and num_devices is not None and processes == 1 and 'ada' in config.evals:
     recipe.check_evaluation_parts(config, num_devices)
   cli.compilation_cache()
-  # Nothing has to be saved: every evaluation is written when it is done, and an attack every few seconds.
-  again = 'the same command' + (' without --overwrite' if request and arguments.overwrite else '') + ' goes on'
-  with signals.listen(several_processes=False, again=again):
+  kept = f"what has been found so far is kept in '{workdir / 'results'}'"  # but for the last few seconds
+  again = 'and the same command' + (' without --overwrite' if request and arguments.overwrite else '') + ' goes on'
+  with signals.listen(several_processes=False, kept=kept, again=again):
     if request is None:
       evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
       return None
@@ -89,17 +88,13 @@ def main(argv: Sequence[str]) -> int | None:
 def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
   """Reads the config of the run, which every process does for itself."""
   try:
-    return inference.read_config(workdir, _say if arguments.process_id in (None, 0) else lambda line: None)
+    return inference.read_config(workdir, streams.say if arguments.process_id in (None, 0) else lambda line: None)
   except UserError as error:
     if arguments.process_id is None:
       raise
     raise UserError(
       f'Process {arguments.process_id}: {error} All processes read it: it must lie in a folder that they share.'
     ) from error
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
 
 
 def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack: bool) -> None:

@@ -13,10 +13,9 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adversarial_augment import cli, files, inference, run_directory
+from adversarial_augment import cli, files, inference, run_directory, signals, streams
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import lookup
@@ -59,6 +58,7 @@ class Format(NamedTuple):
   encode: Callable[[Classifier, str, str], Encoded]  # classifier, file name, card as JSON; raises UserError
 
 
+@signals.keeping('files may be missing, and the same command with --overwrite begins anew')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   arguments = _parser().parse_args(argv)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
   for name in named or ():
     lookup(FORMATS, name, '--formats')
   workdir = files.user_path(arguments.workdir, '--workdir')
-  inference.read_config(workdir, lambda line: print(line, file=sys.stderr))  # or there is nothing to export
+  inference.read_config(workdir, streams.say)  # or there is nothing to export
   if arguments.output == '':
     raise UserError('--output is empty; name a folder, or leave the flag out.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'

@@ -66,7 +66,8 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
       run_directory.write_json(workdir / 'data.json', dict(data or {}))
 
     processes.on_process_0(prepare)
-    yield stack.enter_context(signals.listen(jax.process_count() > 1))
+    kept = 'the last checkpoint is kept' if checkpoints.steps(workdir / 'checkpoints') else 'no step has been made'
+    yield stack.enter_context(signals.listen(jax.process_count() > 1, kept))
 
 
 def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str:
@@ -201,7 +202,8 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
 
       with log.pause():
         saved = saving.attempt(step, write, final=final)
-      stop.unsaved = stop.unsaved and not saved
+      if saved:
+        stop.unsaved, stop.kept = False, f'step {step} is saved'
       return saved
 
     def finish_if_asked(step: int) -> None:

@@ -15,23 +15,32 @@ half-written data set; the same command goes on with a download, corruptions, or
 
 from collections.abc import Sequence
 
-from adversarial_augment import cli
+from adversarial_augment import cli, signals
 from adversarial_augment.datasets.commands import DATA_DIR
 from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images
 from adversarial_augment.preparation.command import Command
 
 # A new subcommand is a file in preparation/ and a line here.
 COMMANDS = {
-  'cifar10': Command('download or import CIFAR-10', cifar10.add_arguments, cifar10.run),
+  'cifar10': Command(
+    'download or import CIFAR-10',
+    cifar10.add_arguments,
+    cifar10.run,
+    kept='no data set was written; what was downloaded is kept, and the same command goes on with it',
+  ),
   'images': Command('import a folder of images, one folder for each class', images.add_arguments, images.run),
   'cifar10_c': Command(
     'corrupt the test split of a data set as CIFAR-10-C is, or import CIFAR-10-C itself',
     corruptions.add_arguments,
     corruptions.run,
+    kept='what was made before is kept, and the same command goes on',
   ),
   'cifar10_1': Command('import CIFAR-10.1, versions v4 and v6', cifar10_1.add_arguments, cifar10_1.run),
   'deepaugment': Command(
-    'write DeepAugment copies of the training images of a data set', deepaugment.add_arguments, deepaugment.run
+    'write DeepAugment copies of the training images of a data set',
+    deepaugment.add_arguments,
+    deepaugment.run,
+    kept='what was made before is kept, and the same command goes on',
   ),
 }
 
@@ -47,7 +56,9 @@ def main(argv: Sequence[str]) -> None:
     StorageError: the disk is full or not writable.
   """
   arguments = _parser().parse_args(argv)
-  COMMANDS[arguments.command].run(arguments)
+  command = COMMANDS[arguments.command]
+  with signals.keeping(command.kept):
+    command.run(arguments)
 
 
 def _parser() -> cli.Parser:

@@ -6,6 +6,8 @@ import datetime
 import sys
 import time
 
+from adversarial_augment import streams
+
 _SECONDS = 10  # between lines
 
 
@@ -30,7 +32,7 @@ class Lines:
 def images(total: int) -> Iterator[Callable[[str, int], None]]:
   """Gives a function of (what is being done, images more that are done), which shows both on standard error."""
   if not sys.stderr.isatty():
-    yield Lines(total, lambda line: print(line, file=sys.stderr, flush=True)).advance
+    yield Lines(total, streams.say).advance
     return
   from tqdm import tqdm
 

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from adversarial_augment import cli, files
+from adversarial_augment import cli, files, signals
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import page, runs
 
@@ -43,6 +43,7 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   return target
 
 
+@signals.keeping('no page was written, and the same command begins anew')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   arguments = _parser().parse_args(argv)

@@ -1,7 +1,7 @@
 """What a run says while it goes on: lines on the terminal, metrics.jsonl, the progress bar, TensorBoard files."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 import sys
 import time
@@ -21,7 +21,8 @@ def tell(message: str) -> None:
     from tqdm import tqdm
 
     # In one write: the thread that watches for signals writes lines too.
-    tqdm.write(f'{message}\n', file=sys.stderr, end='')
+    with suppress(OSError):  # nobody can take it: the run goes on
+      tqdm.write(f'{message}\n', file=sys.stderr, end='')
 
 
 class Patience:

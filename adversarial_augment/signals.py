@@ -1,29 +1,39 @@
-"""Stopping a run from outside: Ctrl-C and SIGTERM become a question that the host loop asks between steps.
+"""Stopping from outside. Ctrl-C and SIGTERM become a question that the host loop asks between steps.
 
 One process owns its signals itself: while nothing is unsaved, as in the first compilation, in `evaluate` and in
 `prepare`, it ends at once; else the loop saves first. Several processes leave SIGTERM to JAX's preemption service,
-whose sync point makes all of them stop after the same step; a handler of our own would switch that service off. A
-second SIGTERM does nothing there; a second Ctrl-C ends the process, and with it the run.
+whose sync point makes all of them stop after the same step; a handler of our own would switch that service off.
+
+Launchers and schedulers send a signal to a process and to its group, so that it arrives twice. What follows within a
+second of the first one is taken for the same; a later one ends the process without saving (with several processes a
+Ctrl-C does; JAX's service ignores a second SIGTERM).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 import os
 import signal
 import socket
 import sys
 import threading
+import time
+from typing import Any
+
+from adversarial_augment.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME = 1.0  # seconds within which a second signal is taken for the first one
 
 
 class Stop:
   """Whether the run was asked to stop."""
 
-  def __init__(self, several_processes: bool, again: str):
+  def __init__(self, several_processes: bool, kept: str, again: str):
     self.unsaved = False  # whether steps have been made that no checkpoint holds; the loop keeps it up to date
+    self.kept = kept  # what a stop leaves; likewise
     self._several_processes, self._again = several_processes, again
     self._polls = 0
+    self._asked: float | None = None  # when
     self._name = ''
 
   def requested(self) -> str:
@@ -37,77 +47,133 @@ class Stop:
     return self._name
 
   def receive(self, number: int) -> None:
-    """Notes a signal of a run of one process; ends it at once where nothing is lost by that, or on the second one."""
+    """Takes a signal: notes the first one, or ends where nothing is unsaved; a later one ends without saving."""
     name = signal.Signals(number).name
-    if self._name:
-      _exit(f'second signal ({name}): ending at once; the last checkpoint stays.', 128 + number)
-    if not self.unsaved:
-      _exit(f'stopped by {name} with nothing to save; {self._again}.', 75)
-    self._name = name
-    _say(f'{name}: saving after this step; a second signal ends at once.')
+    if self._asked is not None:
+      if time.monotonic() - self._asked >= _SAME:
+        _exit(f'second signal ({name}): ending at once without saving; {self.kept}, {self._again}.', 128 + number)
+      return
+    if not self.unsaved and not self._several_processes:
+      _exit(f'stopped by {name}: {self.kept}, {self._again}.', 75)
+    self._asked = time.monotonic()
+    if self._several_processes:
+      os.kill(os.getpid(), signal.SIGTERM)  # which JAX's preemption service takes
+      _say(f'{name}: saving after a step of all processes; another Ctrl-C, a second or more from now, does not save.')
+    else:
+      self._name = name
+      _say(f'{name}: saving after this step; another signal, a second or more from now, ends at once without saving.')
+
+  def settle(self) -> None:
+    """Waits, where a signal came, until its twin must have come, too."""
+    if self._asked is not None:
+      time.sleep(max(0.0, self._asked + _SAME - time.monotonic()))
 
 
 @contextmanager
-def listen(several_processes: bool, again: str = 'the same command goes on') -> Iterator[Stop]:
+def listen(several_processes: bool, kept: str, again: str = 'and the same command goes on') -> Iterator[Stop]:
   """Takes SIGINT and SIGTERM for the block. Outside the main thread (notebooks' workers) it leaves them alone.
 
   Args:
     several_processes: whether the run has others.
-    again: how to go on after a stop, for the message.
+    kept: what a stop leaves, for the message: 'no step has been made'.
+    again: how to go on after a stop, likewise.
   """
-  stop = Stop(several_processes, again)
-  if threading.current_thread() is not threading.main_thread():
-    yield stop
-    return
-  if several_processes:
-    previous = {signal.SIGINT: signal.signal(signal.SIGINT, _pass_on)}
+  stop = Stop(several_processes, kept, again)
+  numbers = (signal.SIGINT,) if several_processes else _SIGNALS
+  with watched(numbers, stop.receive):
     try:
       yield stop
     finally:
-      _restore(previous)
+      stop.settle()
+
+
+@contextmanager
+def watched(
+  numbers: Sequence[signal.Signals], receive: Callable[[int], None], restored: Sequence[signal.Signals] = _SIGNALS
+) -> Iterator[None]:
+  """Has a thread call `receive` with each of these signals: Python's own handlers would wait for a compilation to end.
+
+  Args:
+    numbers: the signals.
+    receive: called on the thread.
+    restored: those that get their former handlers back; the others have been taken by somebody else meanwhile.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
     return
-  # A thread reads the signals from a socket: Python's own handlers would wait for the end of a compilation.
   reader, writer = socket.socketpair()
   writer.setblocking(False)
-  previous = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+  previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
   previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
   def watch() -> None:
     while number := reader.recv(1):
-      if number[0] in _SIGNALS:
-        stop.receive(number[0])
+      if number[0] in numbers:
+        receive(number[0])
 
   thread = threading.Thread(target=watch, daemon=True)
   thread.start()
   try:
-    yield stop
+    yield
   finally:
     signal.set_wakeup_fd(previous_fd)
-    _restore(previous)
+    for number, handler in previous.items():
+      if number in restored:
+        signal.signal(number, handler)
     writer.close()  # ends the thread
     thread.join()
     reader.close()
 
 
-def _pass_on(number: int, frame: object) -> None:
-  """Lets JAX's preemption service see a Ctrl-C; another one ends the process."""
-  signal.signal(number, signal.SIG_DFL)
-  os.kill(os.getpid(), signal.SIGTERM)
-  _say('SIGINT: saving after a step of all processes; a second Ctrl-C ends at once.')
+def raise_once() -> None:
+  """Makes SIGTERM raise Stopped, and SIGINT KeyboardInterrupt, where nobody listens; what follows does not raise."""
+
+  def first(number: int, _: object) -> None:
+    began = time.monotonic()
+
+    def again(number: int, _: object) -> None:
+      if time.monotonic() - began >= _SAME:
+        _exit(f'second signal ({signal.Signals(number).name}): ending at once.', 128 + number)
+
+    _handle(again)
+    raise Stopped if number == signal.SIGTERM else KeyboardInterrupt
+
+  _handle(first)
 
 
-def _restore(previous: dict) -> None:
-  for number, handler in previous.items():
-    signal.signal(number, handler)
+def ignore() -> None:
+  """Lets nothing that comes from here on change how the process ends; at its exit, Python gives handlers back."""
+  _handle(signal.SIG_IGN)
+
+
+def _handle(handler: Any) -> None:
+  for number in _SIGNALS:
+    if signal.getsignal(number) != signal.SIG_IGN:  # as of jobs in the background of a script
+      signal.signal(number, handler)
+
+
+@contextmanager
+def keeping(kept: str) -> Iterator[None]:
+  """Says what stays and what goes on where a signal ends the block, in which nobody listens; a decorator, too."""
+  try:
+    yield
+  except (Stopped, KeyboardInterrupt) as error:
+    if str(error):
+      raise
+    raise (
+      KeyboardInterrupt(kept) if isinstance(error, KeyboardInterrupt) else Stopped(f'stopped by SIGTERM: {kept}.')
+    ) from None
 
 
 def _say(message: str) -> None:
   # Past Python's buffers, which a signal may have found locked; the progress bar leaves the cursor in its line.
-  start = '\n' if os.isatty(2) else ''
-  os.write(2, f'{start}{message}\n'.encode())
+  with suppress(OSError):
+    start = '\n' if os.isatty(2) else ''
+    os.write(2, f'{start}{message}\n'.encode(errors='backslashreplace'))
 
 
 def _exit(message: str, code: int) -> None:
   _say(message)
-  sys.stdout.flush()
+  with suppress(OSError):
+    sys.stdout.flush()
   os._exit(code)

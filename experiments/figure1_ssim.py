@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
   path = figure_files.place(arguments.output, workdir / 'figures', NAME)
   cli.virtual_devices(cli.usable_cores())
   cli.compilation_cache()
-  with signals.listen(several_processes=False):  # nothing is unsaved: every radius is written when it is done
+  with signals.listen(several_processes=False, kept=f"every radius that is done is kept in '{path}'"):
     found = measure(config, workdir, test, nus, arguments.seed, path, overwrite=arguments.overwrite)
     figure1_drawing.draw(found, nus, path.with_suffix('.png'))
   for nu in nus:

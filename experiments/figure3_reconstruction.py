@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
   path = figure_files.place(arguments.output, Path('runs') / NAME, NAME)
   cli.virtual_devices(cli.usable_cores())
   cli.compilation_cache()
-  with signals.listen(several_processes=False):  # nothing is unsaved: every corruption is written when it is done
+  with signals.listen(several_processes=False, kept=f"every corruption that is done is kept in '{path}'"):
     setting = {name: getattr(arguments, name) for name in ('num_images', 'num_steps', 'seed')}
     found = measure(test, nets, path, overwrite=arguments.overwrite, **setting)
     figure3_drawing.draw(found, path.with_suffix('.png'))

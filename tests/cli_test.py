@@ -55,7 +55,9 @@ def raising(error):
   ],
 )
 def test_known_errors_are_one_line_with_their_exit_code(error, code, capsys):
-  message = ' '.join(str(error).split()) or 'interrupted'
+  message = (
+    ' '.join(str(error).split()) or 'interrupted: what was written before is kept, and the same command goes on.'
+  )
   assert run(raising(error), [], capsys) == (code, f'{Path(sys.argv[0]).stem}: {message}\n')
   assert run(raising(error), ['--debug'], capsys)[0] == code
 

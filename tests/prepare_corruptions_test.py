@@ -98,7 +98,8 @@ def test_stopped_by_a_signal_and_started_again(pets, whole, tmp_path, number):
   said = started.communicate(timeout=60)[1].splitlines()
   assert time.monotonic() - began < 10
   assert started.returncode == 75
-  assert said == [f'stopped by {number.name} with nothing to save; the same command goes on.']
+  kept = f"the corruptions that are whole are kept in '{data_dir}'"
+  assert said == [f'stopped by {number.name}: {kept}, and the same command goes on.']
   run(data_dir)
   assert hashes(data_dir / 'pets_c') == hashes(whole / 'pets_c')
 

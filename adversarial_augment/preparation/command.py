@@ -16,6 +16,7 @@ class Command(NamedTuple):
   help: str
   add_arguments: Callable[[argparse.ArgumentParser], None]
   run: Callable[[argparse.Namespace], None]
+  kept: str = 'no data set was written, and the same command begins anew'  # what a signal leaves, and what goes on
 
 
 def data_dir(arguments: argparse.Namespace) -> pathlib.Path:

@@ -27,7 +27,7 @@ _FORMATS = {  # who writes it, and what to do with it
   ),
 }
 
-_AGAIN = {False: 'the same command goes on', True: 'the same command without --overwrite goes on'}
+_AGAIN = {False: 'and the same command goes on', True: 'and the same command without --overwrite goes on'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
   write, use = _FORMATS[arguments.format]
   # Python's own handlers may be called where JAX swallows what they raise.
-  with signals.listen(several_processes=False, again=_AGAIN[arguments.overwrite]):
+  kept = f"the corruptions that are whole are kept in '{data_dir}'"
+  with signals.listen(several_processes=False, kept=kept, again=_AGAIN[arguments.overwrite]):
     corrupted = _generated(names, test, seed, arguments.frost) if source is None else _imported(names, test, source)
     began = time.monotonic()
     done = write(corrupted, test, data_dir, arguments.overwrite)

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   share = deepaugment_files.Share(arguments.process_id, arguments.num_processes)
   began = time.monotonic()
-  with signals.listen(several_processes=False):
+  with signals.listen(several_processes=False, kept=f"the images made so far are kept in '{folder}'"):
     done = deepaugment_files.write(folder, plan, train, make, share=share, overwrite=arguments.overwrite)
   seconds = time.monotonic() - began
   speed = f', {done.written / seconds:,.0f} a second' if done.written else ''
