@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import config_rules, fields
+from adversarial_augment import config_rules, fields, untrusted
 from adversarial_augment.config_tables import ADDED, NETWORK_SIZES, PRETRAIN, RESUMABLE, TABLES, TRAIN
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import did_you_mean
@@ -139,15 +139,15 @@ def note(path: Path, added: Mapping[str, Any]) -> str:
   return f"note: '{path}' is of an older version, which did not know some fields; they are taken as {meant}"
 
 
-def from_json(text: str, source: str = 'config.json') -> ConfigDict:
+def from_json(text: str | bytes, source: str = 'config.json') -> ConfigDict:
   """Returns the config that `to_json` wrote, perhaps that of an older version (`unknown_to`), checked by `validate`.
 
   Raises:
     UserError: no JSON object, unknown or missing fields, or values against a rule; `source` begins the message.
   """
   try:
-    tree = json.loads(text)
-  except (ValueError, RecursionError) as error:
+    tree = untrusted.parse_json(text, finite=False)  # the rules of the fields name what is not
+  except untrusted.Unusable as error:
     raise UserError(f'{source} is not JSON ({fields.show(str(error))}).') from None
   if not isinstance(tree, dict):
     raise UserError(f'{source} must hold a JSON object, not {fields.show(tree)}.')

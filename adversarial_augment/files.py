@@ -96,8 +96,9 @@ def replace(path: Path, content: bytes, crash: str = '', step: int | None = None
     OSError: `path` is as it was.
   """
   temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.unlink(missing_ok=True)  # of a kill; what is a link or a pipe is not written to
   try:
-    with open(temporary, 'wb') as file:
+    with open(temporary, 'xb') as file:
       file.write(content)
       file.flush()
       os.fsync(file.fileno())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import config as configs
-from adversarial_augment import files, manifests, results
+from adversarial_augment import files, manifests, results, untrusted
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, PyTree, TrainState
@@ -52,7 +51,7 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
   """
   path = workdir / 'config.json'
   try:
-    text = path.read_text()
+    text = untrusted.read_bytes(path, untrusted.MAX_JSON)
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"No run in '{workdir}': it has no {path.name}; name the workdir of a run of train.") from None
   except (OSError, ValueError) as error:
@@ -62,7 +61,7 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
     raise UserError(
       f"'{workdir}' holds a run of pretrain, which has no classifier; name the workdir of a run of train."
     )
-  if added := configs.unknown_to(json.loads(text)):
+  if added := configs.unknown_to(untrusted.parse_json(text)):
     say(configs.note(path, added))
   return config
 
@@ -101,7 +100,7 @@ def restore(
   step, state = checkpoints.restore_subtree(folder, target, ('params', 'model_state'), report=tell)
 
   def identify() -> tuple[str, str]:
-    manifest = json.loads((folder / str(step) / manifests.NAME).read_bytes())
+    manifest = untrusted.read_json(folder / str(step) / manifests.NAME)
     if manifest['config_sha256'] not in configs.all_sha256(read_config(workdir)):
       raise UserError(f"'{workdir}/config.json' is not the config of checkpoint {step}; bring the run's own one back.")
     return manifest['state_sha256'], manifest['config_sha256']

@@ -15,7 +15,17 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import checkpoints, fields, files, processes, results, run_directory, signals, state_arrays
+from adversarial_augment import (
+  checkpoints,
+  fields,
+  files,
+  processes,
+  results,
+  run_directory,
+  signals,
+  state_arrays,
+  untrusted,
+)
 from adversarial_augment import config as configs
 from adversarial_augment.errors import CheckpointError, NumericalError, Stopped, UserError
 from adversarial_augment.run_log import Patience, RunLog, tell
@@ -109,7 +119,7 @@ def _check_config(workdir: Path, config: ConfigDict) -> str:
   new = json.loads(configs.to_json(config))
   if checkpoints.steps(workdir / 'checkpoints'):
     try:
-      old = json.loads(path.read_text())
+      old = untrusted.read_json(path)
       if not isinstance(old, dict):
         raise ValueError('no JSON object')
     except (OSError, ValueError) as error:
@@ -130,7 +140,7 @@ def _check_data(workdir: Path, new: Mapping[str, Any]) -> None:
   path = workdir / 'data.json'
   if checkpoints.steps(workdir / 'checkpoints') and path.exists():
     try:
-      old = dict(json.loads(path.read_text()))
+      old = dict(untrusted.read_json(path))
     except (OSError, ValueError, TypeError) as error:
       raise UserError(f"Cannot read '{path}' ({error}); mend it, or name another --workdir.") from error
     changed = [name for name in new if old.get(name, new[name]) != new[name]]  # an older run may not know it

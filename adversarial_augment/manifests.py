@@ -8,11 +8,15 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 from typing import Any
+
+from adversarial_augment import untrusted
 
 NAME = 'MANIFEST.json'
 FORMAT = 1
 _CHUNK = 1 << 22  # bytes
+_DTYPE = re.compile(r'bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16')
 
 
 class Damaged(Exception):
@@ -42,7 +46,7 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
   """
   name = NAME
   try:
-    manifest = _parse((folder / NAME).read_bytes())
+    manifest = _parse(untrusted.read_bytes(folder / NAME, untrusted.MAX_JSON))
     if manifest['format'] != FORMAT:
       raise Damaged(f'unknown format {manifest["format"]} in {NAME}')
     if manifest['step'] != step:
@@ -57,6 +61,8 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
         raise Damaged(f'wrong size in {name}')
       if _sha256(files[name]) != expected[name]['sha256']:
         raise Damaged(f'sha256 mismatch in {name}')
+  except untrusted.Unusable as error:
+    raise Damaged(f'{error} in {name}') from error
   except OSError as error:
     raise Damaged(f'{error.strerror or error} in {name}') from error
   return manifest
@@ -65,14 +71,28 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
 def _parse(content: bytes) -> dict[str, Any]:
   """The manifest, if its bytes are the canonical ones of a sealed manifest."""
   try:
-    manifest = json.loads(content)
+    manifest = untrusted.parse_json(content)
     body = {field: value for field, value in manifest.items() if field != 'manifest_sha256'}
     intact = canonical(seal(body)) == content
   except (ValueError, AttributeError) as error:  # no JSON, or JSON that is no object
     raise Damaged(f'no manifest in {NAME}') from error
   if not intact:
     raise Damaged(f'sha256 mismatch in {NAME}')
+  try:  # whoever sealed it need not have been a run
+    for name in ('config_sha256', 'state_sha256'):
+      _require(isinstance(manifest[name], str))
+    for file in manifest['files'].values():
+      _require(isinstance(file['bytes'], int) and isinstance(file['sha256'], str))
+    for shape, dtype in manifest['leaves'].values():
+      _require(all(type(size) is int and 0 < size < 2**48 for size in shape) and _DTYPE.fullmatch(dtype))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise Damaged(f'a field that is missing or of another type in {NAME}') from error
   return manifest
+
+
+def _require(right: Any) -> None:
+  if not right:
+    raise ValueError
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -85,7 +105,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _sha256(path: Path) -> str:
   digest = hashlib.sha256()
-  with open(path, 'rb') as file:
+  with untrusted.open_file(path) as file:
     while chunk := file.read(_CHUNK):
       digest.update(chunk)
   return digest.hexdigest()

@@ -13,7 +13,7 @@ from pathlib import Path
 import socket
 from typing import Any
 
-from adversarial_augment import files
+from adversarial_augment import files, untrusted
 from adversarial_augment.errors import NumericalError, UserError
 
 
@@ -74,7 +74,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
   """
   line = f'{_dumps(record, path, indent=None)}\n'.encode()
   with files.storage_errors(f"append to '{path}'"):
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    # Without O_NONBLOCK, a named pipe in its place would wait for a reader.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
       size = os.fstat(descriptor).st_size
       if files.crash_wanted('mid_log_append', record.get('step')):
@@ -103,13 +104,13 @@ def truncate_log(path: Path, step: int) -> None:
   """
   with files.storage_errors(f"cut '{path}' back to step {step}"):
     try:
-      content = path.read_bytes()
+      kept = b''.join(_lines_until(untrusted.lines(path), step, path))
     except FileNotFoundError:
       return
-    kept = b''.join(_lines_until(content, step, path))
-    if kept == content:
-      return
-    files.replace(path, kept, crash='mid_log_truncate', step=step)
+    except untrusted.Unusable as error:
+      raise UserError(f"'{path}' cannot be used ({error}); remove it, or name another --workdir.") from error
+    if len(kept) < path.stat().st_size:
+      files.replace(path, kept, crash='mid_log_truncate', step=step)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -130,16 +131,15 @@ def _write_all(descriptor: int, data: bytes) -> None:
     data = data[os.write(descriptor, data) :]
 
 
-def _lines_until(content: bytes, step: int, path: Path) -> Iterator[bytes]:
-  """The whole lines of `content` whose step is at most `step`."""
-  lines = content.splitlines(keepends=True)
+def _lines_until(lines: Iterator[bytes], step: int, path: Path) -> Iterator[bytes]:
+  """The whole lines whose step is at most `step`."""
   for number, line in enumerate(lines, start=1):
     try:
-      line_step = json.loads(line)['step'] if line.endswith(b'\n') else None
+      line_step = untrusted.parse_json(line)['step'] if line.endswith(b'\n') else None
     except (ValueError, KeyError, TypeError):
       line_step = None
     if not isinstance(line_step, int):
-      if number == len(lines):
+      if next(lines, None) is None:  # the last one
         return
       raise UserError(f"'{path}' line {number} is no record with a step; remove the line, or name another --workdir.")
     if line_step > step:

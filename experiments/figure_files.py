@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from adversarial_augment import cli, files
+from adversarial_augment import cli, files, untrusted
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
@@ -91,7 +91,7 @@ def known(path: Path, conditions: str, overwrite: bool) -> dict[str, Any]:
   if overwrite or not path.exists():
     return {}
   try:
-    content = json.loads(path.read_text())
+    content = untrusted.read_json(path)
     same = content['conditions_sha256'] == conditions
   except (OSError, ValueError, KeyError, TypeError):
     raise UserError(f"'{path}' is damaged or of something else; replace it with --overwrite.") from None

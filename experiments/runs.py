@@ -1,13 +1,12 @@
 """Runs of the trainer for the experiments: started through its command line, resumed by it, and read from its files."""
 
 from collections.abc import Callable, Iterator, Sequence
-import json
 from pathlib import Path
 import subprocess
 import sys
 from typing import Any
 
-from adversarial_augment import cli, files, inference
+from adversarial_augment import cli, files, inference, untrusted
 from adversarial_augment import config as configs
 from adversarial_augment.errors import AdversarialAugmentError, Stopped, UserError
 from adversarial_augment.types import PyTree
@@ -63,7 +62,7 @@ def result(workdir: Path, name: str) -> dict[str, Any]:
   """
   path = workdir / 'results' / f'{name}.json'
   try:
-    return json.loads(path.read_text())
+    return untrusted.read_json(path)
   except (OSError, ValueError):
     raise UserError(f"'{path}' is missing or damaged; evaluate {workdir} again.") from None
 
@@ -90,9 +89,9 @@ def open_table(
     files.try_to_write(folder)
     if not path.exists():
       return path, {}
-    content = path.read_bytes() if path.is_file() else b''
+    content = untrusted.read_bytes(path, untrusted.MAX_JSON) if path.is_file() else b''
   try:
-    table = json.loads(content)
+    table = untrusted.parse_json(content)
     if table != {}:
       draw(table, path)
   except AdversarialAugmentError:
@@ -112,5 +111,4 @@ def minutes(workdir: Path) -> float:
 
 
 def _metrics(workdir: Path) -> Iterator[PyTree]:
-  with (workdir / 'metrics.jsonl').open() as lines:
-    yield from map(json.loads, lines)
+  yield from map(untrusted.parse_json, untrusted.lines(workdir / 'metrics.jsonl'))

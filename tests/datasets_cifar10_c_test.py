@@ -273,7 +273,7 @@ BAD_MANIFESTS = {
   'a seed of text': (lambda folder: write_manifest(folder, seed='x'), 'MANIFEST.json', "seed 'x'"),
   'another number': (lambda folder: write_manifest(folder, num_images=5), 'MANIFEST.json', 'is of 5 images'),
   'another shape': (lambda folder: write_manifest(folder, image_shape=[1]), 'MANIFEST.json', 'images [1]'),
-  'deep': (lambda folder: (folder / 'MANIFEST.json').write_text('[' * 100_000), 'MANIFEST.json', 'RecursionError'),
+  'deep': (lambda folder: (folder / 'MANIFEST.json').write_text('[' * 100_000), 'MANIFEST.json', 'nested too deep'),
 }
 
 

@@ -18,7 +18,7 @@ LAYERS = {
   'metrics': 0, 'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'threefry': 0, 'schedules': 0,
   'config': 0, 'config_rules': 0, 'config_tables': 0, 'fields': 0, 'progress': 0,
   'download': 0, 'files': 0, 'manifests': 0, 'processes': 0, 'run_directory': 0, 'signals': 0, 'state_arrays': 0,
-  'streams': 0, 'tensorboard': 0,
+  'streams': 0, 'tensorboard': 0, 'untrusted': 0,
   'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'corruptions': 1, 'datasets': 1,
   'cli': 1, 'results': 1, 'sharding': 1,
   'checkpoints': 2, 'deepaugment': 2, 'evaluators': 2, 'figures': 2, 'run_log': 2,

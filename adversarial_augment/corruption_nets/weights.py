@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save as to_bytes
 
-from adversarial_augment import files
+from adversarial_augment import files, untrusted
 from adversarial_augment.config_tables import NETWORK_SIZES, SIZE_KINDS
 from adversarial_augment.errors import UserError
 from adversarial_augment.fields import show
@@ -187,8 +187,8 @@ def _read_header(path: str | os.PathLike, header: Mapping[str, str]) -> dict[str
   if header['format'] != FORMAT:
     raise UserError(f"'{path}' has format {show(header['format'])}; this version reads '{FORMAT}': {WAY_OUT}.")
   try:
-    provenance = json.loads(header['provenance'])
-  except (ValueError, RecursionError):
+    provenance = untrusted.parse_json(header['provenance'])
+  except untrusted.Unusable:
     provenance = None
   if not isinstance(provenance, dict):
     raise UserError(f"'{path}' is damaged: 'provenance' in its header is not a JSON object; get or make it again.")

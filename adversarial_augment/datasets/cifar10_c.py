@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adversarial_augment import untrusted
 from adversarial_augment.datasets import npy
 from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.reasons import one_line
@@ -222,9 +223,9 @@ def read_manifest(part: npy.Part, remedy: str) -> dict[str, Any]:
     UserError: it is damaged, or of another format.
   """
   try:
-    with part.path.open('rb') as file:
+    with untrusted.open_file(part.path) as file:
       file.seek(part.offset)
-      manifest = json.loads(file.read(min(part.size, _MAX_MANIFEST)))
+      manifest = untrusted.parse_json(file.read(min(part.size, _MAX_MANIFEST)))
     if manifest['format'] != FORMAT:
       raise ValueError(f'format {manifest["format"]}, not {FORMAT}')
     texts = [manifest['origin'], manifest['test_set']['sha256'], *(f['sha256'] for f in manifest['files'].values())]
@@ -234,7 +235,7 @@ def read_manifest(part: npy.Part, remedy: str) -> dict[str, Any]:
     if manifest['origin'] not in _ORIGINS or not isinstance(manifest['seed'], int | None):
       raise ValueError(f'origin {manifest["origin"]!r} or seed {manifest["seed"]!r}')
     manifest['made_with'], tuple(manifest['image_shape'])
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(
       f"'{part.label}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set "
       f'again with {remedy}.'

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment import files
+from adversarial_augment import files, untrusted
 from adversarial_augment.datasets import cifar10_c, deepaugment_command, npy
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
@@ -147,7 +147,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     UserError: it is damaged, or of another format.
   """
   try:
-    manifest = json.loads(path.read_text())
+    manifest = untrusted.read_json(path)
     if manifest['format'] != FORMAT:
       raise ValueError(f'format {manifest["format"]!r}, not {FORMAT!r}')
     entries = [manifest['files'][file] for file in FILES]
@@ -157,7 +157,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
       raise ValueError('a field of another type')
     if manifest['copies'] < 1:
       raise ValueError(f'copies={manifest["copies"]}, not at least 1')
-  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"'{path}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set again "
       'with the flags of its first time and --overwrite.'
@@ -172,8 +172,8 @@ def read_plan(path: pathlib.Path) -> dict[str, Any]:
     UserError: it is damaged.
   """
   try:
-    return dict(json.loads(path.read_text()))
-  except (OSError, ValueError, TypeError, RecursionError) as error:
+    return dict(untrusted.read_json(path))
+  except (OSError, ValueError, TypeError) as error:
     raise UserError(
       f"'{path}' is damaged ({one_line(error)}); start anew with the flags of its first time and --overwrite."
     ) from error

@@ -1,7 +1,6 @@
 """Reads data sets that TFDS or `prepare` wrote as ArrayRecord files, with no TensorFlow."""
 
 import io
-import json
 import pathlib
 import re
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adversarial_augment import files
+from adversarial_augment import files, untrusted
 from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
@@ -180,7 +179,7 @@ def _provenance(folder: pathlib.Path, split: str, full_name: str, sha256: str, l
   if not path.exists():
     return found
   try:
-    stored = json.loads(path.read_text())
+    stored = untrusted.read_json(path)
     expected = stored['sha256'][split]
     found |= {key: stored[key] for key in ('origin', 'archive_sha256')}
     if found['origin'] == 'generated':  # corruptions, in a folder such as fog_1

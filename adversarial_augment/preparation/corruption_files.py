@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import files, metrics, progress, run_directory
+from adversarial_augment import files, metrics, progress, run_directory, untrusted
 from adversarial_augment.datasets import cifar10_c, npy, writer
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
@@ -249,7 +249,7 @@ def _is_whole(folder: pathlib.Path, made: Mapping[str, Any]) -> bool:
       f"'{folder}' has no {path.name}, as where TFDS made it; use it as it is, or replace it with --overwrite."
     )
   try:
-    found = json.loads(path.read_text())
+    found = untrusted.read_json(path)
     _check_same(folder, found['made'], made)
     return found['bytes'] == writer.sizes(folder)
   except UserError:

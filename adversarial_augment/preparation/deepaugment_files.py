@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import fields, files, progress, run_directory
+from adversarial_augment import fields, files, progress, run_directory, untrusted
 from adversarial_augment.datasets import cifar10_c, deepaugment_command, mixture, writer
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
@@ -127,9 +127,12 @@ def _marker(folder: pathlib.Path, piece: _Piece) -> pathlib.Path:
 def _alone(folder: pathlib.Path) -> Iterator[None]:
   """Waits for the moment in which no other process begins or finishes the set."""
   folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  descriptor = os.open(folder / '.lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield
+  finally:
+    os.close(descriptor)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
@@ -145,7 +148,7 @@ def _is_made(folder: pathlib.Path, piece: _Piece) -> bool:
 def _hash_of(folder: pathlib.Path, piece: _Piece) -> str | None:
   """Returns the hash of a piece, or None where it is yet to be made, or its marker was damaged."""
   try:
-    return json.loads(_marker(folder, piece).read_text())['sha256']
+    return untrusted.read_json(_marker(folder, piece))['sha256']
   except (OSError, ValueError, KeyError, TypeError):
     return None
 
@@ -207,8 +210,9 @@ def _begin(folder: pathlib.Path, plan: Mapping[str, Any], header: bytes, size: i
   """Makes images.npy in its full size and the plan; what was there goes when nothing is left that may fail."""
   writer.check_space(folder, size)
   fresh = folder / f'.{mixture.IMAGES}.tmp'
+  fresh.unlink(missing_ok=True)
   try:
-    with fresh.open('wb') as file:
+    with fresh.open('xb') as file:
       file.write(header)
       file.truncate(size)
       file.flush()

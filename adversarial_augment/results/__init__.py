@@ -5,12 +5,11 @@ import csv
 import hashlib
 import io
 import json
-import math
 from pathlib import Path
 import shlex
 from typing import Any
 
-from adversarial_augment import fields, files, metrics, run_directory
+from adversarial_augment import fields, files, metrics, run_directory, untrusted
 from adversarial_augment.errors import UserError
 from adversarial_augment.results import rules
 from adversarial_augment.results.rules import OF_ONE as OF_ONE
@@ -28,8 +27,8 @@ _METRIC = fields.optional(rules.FINITE)
 def read(path: Path) -> dict[str, Any]:
   """Returns the results in a file, unchecked, to see what they are of; {} where there is none that can be read."""
   try:
-    result = json.loads(path.read_text())
-  except (OSError, ValueError, RecursionError):
+    result = untrusted.read_json(path)
+  except (OSError, ValueError):
     return {}
   return result if isinstance(result, dict) and isinstance(result.get('evals', {}), dict) else {}
 
@@ -100,12 +99,18 @@ def read_json(path: Path, remedy: str) -> Any:
   Raises:
     UserError: it cannot be read, or is no JSON; NaN and infinity are none.
   """
-  content = _content(path, remedy)
-  return None if content is None else _parse(content, f"'{path}'", remedy)
+  try:
+    return untrusted.read_json(path)
+  except FileNotFoundError:
+    return None
+  except untrusted.Unusable as error:
+    raise UserError(f"'{path}' is damaged ({error}); {remedy}.") from error
+  except OSError as error:
+    raise UserError(f"Cannot read '{path}': {error.strerror or error}; {remedy}.") from error
 
 
 def read_log(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-  """Returns the lines of metrics.jsonl; none where there is no such file.
+  """Returns of each line of metrics.jsonl the step and some metrics; nothing where there is no such file.
 
   A last line that a kill has cut off is left out, as a resume leaves it out.
 
@@ -117,43 +122,26 @@ def read_log(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     UserError: the file cannot be read, or a line does not hold what it must.
   """
   remedy = 'remove the line'
-  lines = (_content(path, 'remove the file') or '').splitlines(keepends=True)
-  if lines and not lines[-1].endswith('\n'):
-    lines.pop()
-  records = []
-  for number, line in enumerate(lines, start=1):
-    source = f"'{path}' line {number}"
-    record = _parse(line, source, remedy)
-    rules.conform(record, {'step': rules.PART}, source, remedy)
-    rules.conform(record, {name: _METRIC for name in names if name in record}, source, remedy)
-    records.append(record)
-  return records
-
-
-def _content(path: Path, remedy: str) -> str | None:
+  records: list[dict[str, Any]] = []
   try:
-    return path.read_text(encoding='utf-8')
+    for number, line in enumerate(untrusted.lines(path), start=1):
+      if not line.endswith(b'\n'):
+        break
+      source = f"'{path}' line {number}"
+      try:
+        record = untrusted.parse_json(line)
+      except untrusted.Unusable as error:
+        raise UserError(f'{source} is damaged ({error}); {remedy}.') from error
+      rules.conform(record, {'step': rules.PART}, source, remedy)
+      rules.conform(record, {name: _METRIC for name in names if name in record}, source, remedy)
+      records.append({name: record[name] for name in ('step', *names) if name in record})
   except FileNotFoundError:
-    return None
-  except UnicodeDecodeError as error:
-    raise UserError(f"'{path}' is damaged ({error.reason}); {remedy}.") from error
+    return []
+  except untrusted.Unusable as error:
+    raise UserError(f"'{path}' cannot be used ({error}); remove the file.") from error
   except OSError as error:
-    raise UserError(f"Cannot read '{path}': {error.strerror or error}; {remedy}.") from error
-
-
-def _parse(content: str, source: str, remedy: str) -> Any:
-  try:
-    return json.loads(content, parse_float=_finite, parse_constant=_finite)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{source} is damaged ({error}); {remedy}.') from error
-
-
-def _finite(text: str) -> float:
-  """A float of JSON; NaN and infinity are none."""
-  value = float(text)
-  if not math.isfinite(value):
-    raise ValueError(f'{text} is not a finite number')
-  return value
+    raise UserError(f"Cannot read '{path}': {error.strerror or error}; remove the file.") from error
+  return records
 
 
 def write(path: Path, result: Result) -> None:
