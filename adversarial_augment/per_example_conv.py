@@ -21,7 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import registry
+from adversarial_augment import registry, triton_conv
 from adversarial_augment.errors import UserError
 
 Conv = Callable[..., jax.Array]
@@ -47,6 +47,8 @@ def loop_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=
 def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
   """Returns `conv`, in the form that suits a network mapped over examples by `over_examples`."""
   pads, channels = _pads(images.shape, kernel.shape, stride, padding), min(kernel.shape[2:])
+  if jax.default_backend() == 'gpu' and triton_conv.suits(*kernel.shape[2:], stride):
+    return triton_conv.conv(images, kernel, pads)
   if jax.default_backend() != 'cpu' or channels < 32:
     return _rowwise(images, kernel, stride, pads)
   return (_canonical if channels >= 64 else _mixed)(images, kernel, stride, pads)
