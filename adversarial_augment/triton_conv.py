@@ -15,6 +15,7 @@ import jax.numpy as jnp
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _PIXELS = 128  # of an output tile
+_WARPS, _STAGES = 4, 3
 _CHANNELS = 64  # of an output tile, and of each step along the channels that are summed
 
 
@@ -133,6 +134,6 @@ def _call(kernel, shape, grid):
     kernel,
     out_shape=shape,
     grid=grid,
-    compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
     interpret=jax.default_backend() == 'cpu',
   )

@@ -278,9 +278,7 @@ def measurements() -> dict[str, Callable[[], Any]]:
     if size == large:
       made[f'ada_edsr bfloat16 {size} running'] = functools.partial(step, 'ada_edsr', 'bfloat16', size, 'running')
       if jax.default_backend() == 'gpu':
-        made[f'ada_edsr bfloat16 {size} im2col'] = functools.partial(
-          step, 'ada_edsr', 'bfloat16', size, form='im2col'
-        )
+        made[f'ada_edsr bfloat16 {size} im2col'] = functools.partial(step, 'ada_edsr', 'bfloat16', size, form='im2col')
   return made
 
 
@@ -337,7 +335,13 @@ def markdown(found: Row) -> str:
 def cell(value: Any) -> str:
   if value is None:
     return ''
-  return f'{value:.3g}' if isinstance(value, float) and value < 100 else f'{value:,.0f}' if isinstance(value, float) else str(value)
+  return (
+    f'{value:.3g}'
+    if isinstance(value, float) and value < 100
+    else f'{value:,.0f}'
+    if isinstance(value, float)
+    else str(value)
+  )
 
 
 def main(argv: list[str]) -> None:
@@ -355,10 +359,11 @@ def main(argv: list[str]) -> None:
   output = Path(arguments.output)
   if not output.is_dir():
     raise UserError(f"--output='{output}' must be a folder that exists; make it, or name another one.")
-  listing = subprocess.run(
-    [sys.executable, '-c', 'from benchmarks import accelerator as a; import json; print(json.dumps([list(a.measurements()), a.about()]))'],
-    capture_output=True, text=True, check=True,
-  )  # in a process of its own: a TPU, and most of a GPU's memory, are one process's  # fmt: skip
+  # In a process of its own: a TPU, and most of a GPU's memory, are one process's.
+  program = (
+    'from benchmarks import accelerator as a; import json; print(json.dumps([list(a.measurements()), a.about()]))'
+  )
+  listing = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
   names, said = json.loads(listing.stdout.splitlines()[-1])
   said['command'] = f'python -m benchmarks.accelerator {" ".join(argv)}'.strip()
   wanted = arguments.only.split(',') if arguments.only else names

@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/ada_augmix.py              # CIFAR-10, the paper's full setting
   python -m adversarial_augment.train --config=configs/ada_augmix.py:quickstart   # embedded images
   python -m adversarial_augment.train --config=configs/ada_augmix.py:laptop       # CIFAR-10, small networks
+  python -m adversarial_augment.train --config=configs/ada_augmix.py:gpu          # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/ada_augmix.py:smoke        # two steps, for tests
 
 As ada_edsr.py, and AugMix as the last augmentation, which the adversary does not see.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

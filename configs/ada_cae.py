@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/ada_cae.py --config.corruption_net.weights=cae.safetensors
   python -m adversarial_augment.train --config=configs/ada_cae.py:quickstart      # embedded images
   python -m adversarial_augment.train --config=configs/ada_cae.py:laptop          # CIFAR-10, small networks
+  python -m adversarial_augment.train --config=configs/ada_cae.py:gpu             # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/ada_cae.py:smoke           # two steps, for tests
 
 No weights of the published size (2.2M parameters) ship. `python -m adversarial_augment.convert --net=cae` reads
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py             # CIFAR-10, full setting
   python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:quickstart  # embedded images
   python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:laptop      # CIFAR-10, small
+  python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/ada_deepaugment10x_augmix.py:smoke       # two steps, for tests
 
 The best row of Table 1. As ada_deepaugment_augmix.py, on the sets of deepaugment10x.py.
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

@@ -3,6 +3,7 @@
 python -m adversarial_augment.train --config=configs/ada_edsr.py                # CIFAR-10, the paper's full setting
 python -m adversarial_augment.train --config=configs/ada_edsr.py:quickstart     # embedded images, minutes on 2 cores
 python -m adversarial_augment.train --config=configs/ada_edsr.py:laptop         # CIFAR-10, small networks
+python -m adversarial_augment.train --config=configs/ada_edsr.py:gpu            # CIFAR-10, ResNet-18, one GPU
 python -m adversarial_augment.train --config=configs/ada_edsr.py:smoke          # two steps, for tests
 
 `:laptop` gave an mCE of 29.00 ± 0.09 % and a clean error of 18.67 ± 0.21 % (three seeds, ± their standard error), on
@@ -51,6 +52,18 @@ VARIANTS = {
     'optimizer.warmup_epochs': 0.1,
     'log_every': 20,
     'checkpoint_every': 500,
+  },
+  'gpu': {
+    **SMALL_EDSR,
+    'num_epochs': 24.0,
+    'precision': 'bfloat16',
+    'evals': ('clean', 'cifar10_c'),
+    'classifier.depth': 18,
+    'attack.num_steps': 2,
+    'optimizer.learning_rate': 0.2,
+    'optimizer.weight_decay': 5e-4,
+    'optimizer.warmup_epochs': 2.0,
+    'log_every': 100,
   },
   'smoke': {
     **SMALL_EDSR,

@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/augmix.py                  # CIFAR-10, the paper's full setting
   python -m adversarial_augment.train --config=configs/augmix.py:quickstart       # embedded images
   python -m adversarial_augment.train --config=configs/augmix.py:laptop           # CIFAR-10, a small network
+  python -m adversarial_augment.train --config=configs/augmix.py:gpu              # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/augmix.py:smoke            # two steps, for tests
 
 All but the augmentation is as in nominal.py. The paper's row is without the divergence of three views (its caption sets
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

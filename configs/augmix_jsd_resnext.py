@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py             # CIFAR-10, AugMix's setting
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:quickstart  # embedded images
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:laptop      # CIFAR-10, a small network
+  python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:smoke       # two steps, for tests
 
 The setting is that of AugMix's code, but for the constants by which images are normalised (nominal.py's).
@@ -30,6 +31,7 @@ VARIANTS = {
   },
   'quickstart': SMALL,
   'laptop': SMALL,
+  'gpu': {'classifier.depth': 29, 'classifier.width': 32},
   'smoke': {'classifier.depth': 11, 'classifier.width': 1},
 }
 

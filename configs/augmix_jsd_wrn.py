@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py                 # CIFAR-10, AugMix's setting
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:quickstart      # embedded images
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:laptop          # CIFAR-10, a small network
+  python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:gpu             # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:smoke           # two steps, for tests
 
 All but the classifier and the 100 epochs is as in augmix_jsd_resnext.py.
@@ -21,6 +22,7 @@ VARIANTS = {
   '': {'num_epochs': 100.0, 'classifier.depth': 40, 'classifier.width': 2},
   'quickstart': SMALL,
   'laptop': SMALL,
+  'gpu': {'classifier.depth': 40, 'classifier.width': 2},
   'smoke': SMALL,
 }
 

@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/deepaugment.py             # CIFAR-10, full setting
   python -m adversarial_augment.train --config=configs/deepaugment.py:quickstart  # embedded images
   python -m adversarial_augment.train --config=configs/deepaugment.py:laptop      # CIFAR-10, small
+  python -m adversarial_augment.train --config=configs/deepaugment.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/deepaugment.py:smoke       # two steps, for tests
 
 Its sets have to be there, one for each network (those of the embedded images are made where they are missing):
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/deepaugment10x.py             # CIFAR-10, full setting
   python -m adversarial_augment.train --config=configs/deepaugment10x.py:quickstart  # embedded images
   python -m adversarial_augment.train --config=configs/deepaugment10x.py:laptop      # CIFAR-10, small
+  python -m adversarial_augment.train --config=configs/deepaugment10x.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/deepaugment10x.py:smoke       # two steps, for tests
 
 As deepaugment.py, whose sets have to be made with --copies=10. They serve deepaugment.py too, which uses their first
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

@@ -3,6 +3,7 @@
   python -m adversarial_augment.train --config=configs/deepaugment_augmix.py             # CIFAR-10, full setting
   python -m adversarial_augment.train --config=configs/deepaugment_augmix.py:quickstart  # embedded images
   python -m adversarial_augment.train --config=configs/deepaugment_augmix.py:laptop      # CIFAR-10, small
+  python -m adversarial_augment.train --config=configs/deepaugment_augmix.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/deepaugment_augmix.py:smoke       # two steps, for tests
 
 As deepaugment.py, with the same sets, and AugMix as the last augmentation.
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'laptop', 'smoke')
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

@@ -2,6 +2,7 @@
 
   python -m adversarial_augment.train --config=configs/l2_adversarial.py                # CIFAR-10, ResNet-50
   python -m adversarial_augment.train --config=configs/l2_adversarial.py:quickstart     # embedded images
+  python -m adversarial_augment.train --config=configs/l2_adversarial.py:gpu            # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/l2_adversarial.py:smoke          # two steps, for tests
 
 All but the ball and its steps is as in linf_adversarial.py. The radius is that of the strongest l_2 training which
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'smoke')
+VARIANTS = ('', 'quickstart', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

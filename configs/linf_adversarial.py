@@ -2,6 +2,7 @@
 
   python -m adversarial_augment.train --config=configs/linf_adversarial.py              # CIFAR-10, ResNet-50
   python -m adversarial_augment.train --config=configs/linf_adversarial.py:quickstart   # embedded images
+  python -m adversarial_augment.train --config=configs/linf_adversarial.py:gpu          # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/linf_adversarial.py:smoke        # two steps, for tests
 
 All but the adversary is as in nominal.py. The radius is that of PAT's l_inf training, which Table 3 of arXiv 2104.01086
@@ -20,6 +21,7 @@ from adversarial_augment import config as configs
 VARIANTS = {
   '': {},
   'quickstart': {'evals': ('clean', 'cifar10_c'), 'attack.num_steps': 5},
+  'gpu': {},
   'smoke': {'evals': ('clean',)},
 }
 

@@ -4,6 +4,7 @@
   python -m adversarial_augment.train --config=configs/nominal.py:quickstart      # embedded images
   python -m adversarial_augment.train --config=configs/nominal.py:laptop          # CIFAR-10, a small network
   python -m adversarial_augment.train --config=configs/nominal.py:laptop_start    # a start for the rows' :laptop
+  python -m adversarial_augment.train --config=configs/nominal.py:gpu             # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/nominal.py:smoke           # two steps, for tests
 
 Everything is as in ada_edsr.py, without the adversary. The evaluation under attack stays that of ada_edsr.py, so that
@@ -31,6 +32,7 @@ VARIANTS = {
     'log_every': 100,
     'checkpoint_every': 2000,
   },
+  'gpu': {},
   'smoke': {},
 }
 

@@ -2,6 +2,7 @@
 
   python -m adversarial_augment.train --config=configs/trades.py                        # CIFAR-10, ResNet-50
   python -m adversarial_augment.train --config=configs/trades.py:quickstart             # embedded images
+  python -m adversarial_augment.train --config=configs/trades.py:gpu                    # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/trades.py:smoke                  # two steps, for tests
 
 The loss is the cross-entropy of clean images and, six times (1/lambda), KL(p(clean) || p(adversarial)); the adversary
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from adversarial_augment import config as configs
 
-VARIANTS = ('', 'quickstart', 'smoke')
+VARIANTS = ('', 'quickstart', 'gpu', 'smoke')
 
 
 def get_config(variant: str = ''):

@@ -2,6 +2,7 @@
 
   python -m experiments.table1_corruptions --scale=laptop                                    # every row, one seed
   python -m experiments.table1_corruptions --scale=laptop --rows=nominal,augmix --seeds=0,1,2
+  python -m experiments.table1_corruptions --scale=gpu                                       # ResNet-18, on one GPU
   python -m experiments.table1_corruptions --scale=full                                      # the paper's setting
 
 Runs what is missing, one run after the other; a run that was stopped goes on. At the scale of a laptop every row is
@@ -45,6 +46,7 @@ SCALES = {
   'full': Scale(''),
   # Held out: what nu, steps and width are chosen on.
   'laptop': Scale('laptop', 'configs/nominal.py:laptop_start', {'holdout': '5000'}),
+  'gpu': Scale('gpu'),
   'quickstart': Scale('quickstart'),
   'smoke': Scale('smoke'),
 }
