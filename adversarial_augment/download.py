@@ -3,18 +3,24 @@
 from collections.abc import Callable
 import hashlib
 import http.client
+import os
 import pathlib
+import re
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
-from adversarial_augment import files
+from adversarial_augment import files, streams
 from adversarial_augment.errors import StorageError, UserError
 
 _CHUNK = 1 << 18
 _TIMEOUT = 60.0  # seconds without a byte
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_PASSING_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # cut off; others are of the two sides
+_PASSING_NAMES = (socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM)  # no answer; others are an answer
 
 
 def sha256_of(path: pathlib.Path) -> str:
@@ -43,8 +49,8 @@ def download(
     first_wait: seconds before the second attempt; doubled for each further one.
 
   Raises:
-    UserError: no such address, no such file on the server, no connection, or another hash or size, whereupon the wrong
-      file is removed; or `path` is a folder.
+    UserError: no such address, no such file on the server, a proxy or a certificate that is wrong, no connection, or
+      another hash or size, whereupon the wrong file is removed; or `path` is a folder.
     StorageError: the disk is full or not writable.
   """
   from tqdm import tqdm
@@ -53,6 +59,8 @@ def download(
   if path.is_dir():
     raise UserError(f"Cannot download to '{path}', which is a folder and must be a file; rename or remove the folder.")
   part = part_of(path, url, sha256)
+  proxy = _proxy(url)
+  streams.say(f"downloading '{url}' ({size / 1e6:,.0f} MB){proxy}...")
   failures = 0
   with tqdm(total=size, desc=path.name, unit='B', unit_scale=True, unit_divisor=1024, disable=None) as bar:
     while True:
@@ -65,17 +73,20 @@ def download(
       except StorageError:
         raise
       except (OSError, http.client.HTTPException) as error:  # URLError, TimeoutError and errors of TLS are OSErrors
-        reason = _explain(error, url)
+        reason = _explain(error, url, proxy)
       now = part.stat().st_size if part.exists() else 0
       if now >= size:
         break
       failures = 0 if now > have else failures + 1
       if failures > retries:
         raise UserError(
-          f"Cannot download '{url}': {reason}; {now:,} of {size:,} bytes are kept, and the same command goes on "
+          f"Cannot download '{url}'{proxy}: {reason}; {now:,} of {size:,} bytes are kept, and the same command goes on "
           'from there.'
         )
-      time.sleep(min(first_wait * 2**failures, 60.0))
+      wait = min(first_wait * 2**failures, 60.0)
+      with bar.external_write_mode():
+        streams.say(f'{reason}; trying again in {wait:.0f} s, with {now:,} of {size:,} bytes')
+      time.sleep(wait)
   found = sha256_of(part)
   if found != sha256:
     part.unlink()
@@ -133,19 +144,61 @@ def _fetch(url: str, part: pathlib.Path, have: int, size: int, report: Callable[
         report(position)
 
 
-def _explain(error: Exception, url: str) -> str:
+def _proxy(url: str) -> str:
+  """Returns ' through the proxy ADDRESS (VARIABLE)' where the environment names one for `url`, without its password.
+
+  Raises:
+    UserError: it is no proxy that can be used.
+  """
+  parts = urllib.parse.urlsplit(url)
+  proxy = urllib.request.getproxies().get(parts.scheme)
+  if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition('@')[2]):
+    return ''
+  variable = next(
+    (name for name in (f'{parts.scheme}_proxy', f'{parts.scheme}_PROXY'.upper()) if name in os.environ), ''
+  )
+  try:
+    of_proxy = urllib.parse.urlsplit(proxy if '://' in proxy else f'http://{proxy}')
+    address = f'{of_proxy.hostname}:{of_proxy.port}' if of_proxy.port else of_proxy.hostname
+    problem = '' if address and of_proxy.scheme in ('http', 'https') else 'it must be http://HOST:PORT'
+  except ValueError as error:
+    problem = str(error)
+  if problem:
+    shown = re.sub('//[^/]*@', '//', proxy)  # without the password
+    raise UserError(
+      f"Cannot download '{url}': the proxy {variable}={shown!r} cannot be used ({problem}); change or unset the "
+      'variable, or give --from=PATH.'
+    )
+  return f' through the proxy {address} ({variable})' if variable else f' through the proxy {address}'
+
+
+def _explain(error: Exception, url: str, proxy: str) -> str:
   """Returns why an attempt failed, if another one may help.
 
   Raises:
     UserError: another one will not help.
   """
+  problem, way_out = '', 'give another --url, or --from=PATH'
+  reason = error.reason if isinstance(error, urllib.error.URLError) else error
+  text = str(reason) or type(reason).__name__
   if isinstance(error, urllib.error.HTTPError):
     error.close()
+    text = f'the server answers {error.code} {error.reason}'
     if error.code not in _RETRY_STATUS:
-      raise UserError(
-        f"Cannot download '{url}': the server answers {error.code} {error.reason}; give another --url, or --from=PATH."
-      ) from error
-    return f'the server answers {error.code} {error.reason}'
-  if isinstance(error, urllib.error.URLError):
-    return str(error.reason)
-  return str(error) or type(error).__name__
+      problem = text
+  elif not isinstance(error, urllib.error.URLError):  # the connection stood
+    return text
+  elif isinstance(reason, ssl.SSLCertVerificationError):
+    problem = f'the certificate is not accepted ({reason.verify_message or text})'
+    way_out = 'set SSL_CERT_FILE to a file with the certificates of your network, or give --from=PATH'
+  elif isinstance(reason, ssl.SSLError) and not isinstance(reason, _PASSING_TLS):
+    problem = f'no TLS connection is possible ({text})'
+  elif isinstance(reason, socket.gaierror) and reason.errno not in _PASSING_NAMES:
+    problem = f'the host of the {"proxy" if proxy else "address"} is not known ({reason.strerror})'
+  elif (tunnel := re.search('Tunnel connection failed: ([0-9]+)', text)) and int(tunnel[1]) not in _RETRY_STATUS:
+    problem = f'the proxy refuses ({text})'
+  if problem:
+    if proxy and not isinstance(reason, ssl.SSLCertVerificationError):
+      way_out = f'mend or unset the proxy of the environment, {way_out}'
+    raise UserError(f"Cannot download '{url}'{proxy}: {problem}; {way_out}.") from error
+  return text
