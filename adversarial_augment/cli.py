@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
 from adversarial_augment import fields, files, signals, streams
-from adversarial_augment.errors import AdversarialAugmentError, Stopped, StorageError, UserError
+from adversarial_augment.errors import AdversarialAugmentError, Stopped, StorageError, UserError, require_assertions
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _KEPT = 'what was written before is kept, and the same command goes on'
@@ -375,3 +375,7 @@ def _tpu() -> bool:
     return True
   chips = any(Path('/dev').glob('accel[0-9]*')) or any(Path('/dev/vfio').glob('[0-9]*'))
   return chips and 'TPU_SKIP_MDS_QUERY' not in env and importlib.util.find_spec('libtpu') is not None
+
+
+if not __debug__:  # at once: what a command imports next would refuse it with a traceback
+  run(lambda argv: require_assertions())

@@ -17,6 +17,19 @@ class UserError(AdversarialAugmentError, ValueError):
   exit_code = 2
 
 
+def require_assertions() -> None:
+  """Refuses an interpreter that strips `assert`: Haiku does work in assertions, without which names and results change.
+
+  Raises:
+    UserError: Python runs with -O, -OO or PYTHONOPTIMIZE.
+  """
+  if not __debug__:
+    raise UserError(
+      'Python runs without assertions (-O or PYTHONOPTIMIZE), in which Haiku does work: another network would be '
+      'trained under the same config; start it without -O, and unset PYTHONOPTIMIZE.'
+    )
+
+
 class NumericalError(AdversarialAugmentError, ArithmeticError):
   """A loss, gradient or parameter became NaN or infinite."""
 

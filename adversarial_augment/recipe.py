@@ -3,6 +3,7 @@
 What follows from other values (number of steps, effective learning rate) is worked out here, after every override.
 """
 
+from collections.abc import Mapping
 import functools
 import math
 from typing import Any, NamedTuple
@@ -323,13 +324,19 @@ def sgd(
     momentum: its decay.
     nesterov: looks one step ahead.
     weight_decay: coefficient of half the squared norm.
-    decay_batch_norm: whether that norm includes the scales and offsets of batch normalisation.
+    decay_batch_norm: whether that norm includes the scales and offsets of normalisation: of modules that have no other
+      parameters, whatever their names.
   """
-  decays = lambda params: jax.tree.map_with_path(
-    lambda path, _: decay_batch_norm or 'norm' not in jax.tree_util.keystr(path), params
+  decays = lambda params: jax.tree.map(
+    lambda node: jax.tree.map(lambda _: decay_batch_norm or not _is_norm(node), node), params, is_leaf=_is_norm
   )
   return optax.chain(
     optax.add_decayed_weights(weight_decay, mask=decays),
     optax.trace(momentum, nesterov=nesterov),
     optax.scale_by_schedule(lambda count: -schedule(count + 1)),
   )
+
+
+def _is_norm(node: Any) -> bool:
+  """Returns whether a part of a tree of parameters is all that a module has that normalises, in Haiku's spelling."""
+  return isinstance(node, Mapping) and bool(node) and node.keys() <= {'scale', 'offset'}

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from adversarial_augment import config as configs
 from adversarial_augment import corruption_nets, recipe
+from adversarial_augment.classifiers import CLASSIFIERS
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from tests import tiny
@@ -166,6 +168,42 @@ def test_twenty_steps_are_those_of_torch_sgd(nesterov, decay_norms):
       direction = g + 0.9 * velocity[module][name] if nesterov else velocity[module][name]
       params[module][name] = params[module][name] - rates(t + 1) * direction
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, params)
+
+
+def decayed(params) -> set[str]:
+  """The arrays that weight decay shrinks."""
+  optimizer = recipe.sgd(lambda _: 1.0, momentum=0.0, nesterov=False, weight_decay=0.5, decay_batch_norm=False)
+  ones = jax.tree.map(jnp.ones_like, params)
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(ones), ones)
+  return {jax.tree_util.keystr(path) for path, value in jax.tree.leaves_with_path(updates) if (value != 0).any()}
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_weight_decay_spares_the_modules_that_keep_running_statistics(name):
+  options = {'depth': 29} if name == 'resnext' else {}
+  network = CLASSIFIERS[name](10, **options)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+  init = lambda images: network.init(jax.random.key(0), images, is_training=True)
+  params, state = jax.eval_shape(init, images)
+  params = jax.tree.map(lambda x: jnp.ones((1,)), params)
+  expected = {f"['{module}']['{leaf}']" for module in params.keys() - state.keys() for leaf in params[module]}
+  assert decayed(params) == expected
+  assert len(expected) < len(jax.tree.leaves(params)) - 2
+
+
+def test_weight_decay_knows_norms_by_their_parameters_and_not_by_names():
+  def network(images):
+    x = hk.Linear(4, name='normal')(images)
+    with hk.name_scope('block_norm1'):
+      x = hk.Linear(4, name='conv')(x)
+    x = hk.BatchNorm(True, True, 0.9, name='bn')(x, is_training=True)
+    x = hk.LayerNorm(-1, True, True, name='layer')(x)
+    return hk.RMSNorm(-1, name='last')(x) + hk.get_parameter('norm', (2, 4), init=jnp.ones)
+
+  params, _ = hk.transform_with_state(network).init(jax.random.key(0), jnp.ones((2, 3)))
+  assert decayed(params) == {
+    "['normal']['w']", "['normal']['b']", "['block_norm1/conv']['w']", "['block_norm1/conv']['b']", "['~']['norm']"
+  }  # fmt: skip
 
 
 def test_the_first_update_of_a_warm_up_moves():

@@ -1,5 +1,9 @@
 """Classifiers: factories of Haiku's (init, apply) with batch-norm state."""
 
+from adversarial_augment import errors
+
+errors.require_assertions()  # before Haiku is imported
+
 from adversarial_augment.classifiers.preact_resnet import preact_resnet
 from adversarial_augment.classifiers.resnext import resnext
 from adversarial_augment.classifiers.wide_resnet import wide_resnet

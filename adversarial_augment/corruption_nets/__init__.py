@@ -4,6 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adversarial_augment import errors
+
+errors.require_assertions()  # before Haiku is imported
+
 import haiku as hk
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,29 @@
+"""Interpreters that strip assertions: what Haiku does in them would be missing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize('flag, command', [('-O', 'train'), ('-OO', 'evaluate'), ('', 'export'), ('-O', 'report')])
+def test_commands_refuse_an_interpreter_without_assertions(flag, command):
+  """`''` stands for PYTHONOPTIMIZE."""
+  flags, environment = ([flag], {}) if flag else ([], {'PYTHONOPTIMIZE': '1'})
+  ended = subprocess.run(
+    [sys.executable, *flags, '-m', f'adversarial_augment.{command}', '--help'],
+    env=os.environ | environment, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert (ended.returncode, ended.stdout) == (2, '')
+  assert ended.stderr.startswith(f'{command}: Python runs without assertions (-O or PYTHONOPTIMIZE)')
+  assert ended.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('flag', ['-O', '-OO'])
+@pytest.mark.parametrize('module', ['classifiers', 'corruption_nets.weights', 'recipe', 'train_step'])
+def test_what_uses_haiku_refuses_an_interpreter_without_assertions(flag, module):
+  code = f'from adversarial_augment import attacks, datasets, errors\ntry:\n  import adversarial_augment.{module}\n'
+  code += 'except errors.UserError as error:\n  print(error)'
+  ended = subprocess.run([sys.executable, flag, '-c', code], capture_output=True, text=True, check=False)
+  assert ended.stdout.startswith('Python runs without assertions'), ended.stderr
