@@ -14,12 +14,13 @@ from adversarial_augment import corruptions, metrics, progress
 from adversarial_augment.datasets.benchmarks import Benchmarks
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluators import Counts, Evaluate, accuracy, corrupted_in_memory, corruption_counts
+from adversarial_augment.evaluators import Evaluate, Outcomes, accuracy, corrupted_in_memory, corruption_outcomes
+from adversarial_augment.results import outcomes
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
 
 Poll = Callable[[], None]
-Keep = Callable[[Counts], None]
+Keep = Callable[[Outcomes], None]
 Result = dict[str, Any]
 
 _CORRUPTIONS = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}
@@ -75,7 +76,7 @@ class Evaluations:
     self._under_attack: Callable[[], Evaluate] = functools.cache(functools.partial(make, attack=attack, phi=phi))
 
   def measure(
-    self, name: str, state: TrainState, poll: Poll, counts: Counts = MappingProxyType({}), keep: Keep = lambda _: None
+    self, name: str, state: TrainState, poll: Poll, known: Outcomes = MappingProxyType({}), keep: Keep = lambda _: None
   ) -> Result:
     """Returns what the evaluation `name` finds, with the origin of its images and the seconds that it took.
 
@@ -83,10 +84,10 @@ class Evaluations:
       name: one of `config.evals`.
       state: of the classifier.
       poll: called before every batch; may raise.
-      counts: of corrupted images, by corruption; what an earlier start has found.
-      keep: called with all the counts after each corruption and severity.
+      known: of corrupted images, by corruption; what an earlier start has found.
+      keep: called with all the outcomes after each corruption and severity.
     """
-    corruptions = functools.partial(self._corruptions, counts, keep)
+    corruptions = functools.partial(self._corruptions, known, keep)
     measures: dict[str, Callable[[TrainState, Poll], Result]] = {
       'clean': self._clean,
       'ada': self._ada,
@@ -95,9 +96,9 @@ class Evaluations:
       'cifar10_1': self._versions,
     }
     began = time.monotonic()
-    known = sum(map(len, counts.values())) * self._images.num_examples
+    done = sum(map(len, known.values())) * self._images.num_examples
     size = self._config.batch_size
-    lines = progress.Lines(self._num_images(name) - known, tell, done=-size)  # the first batch is not done yet
+    lines = progress.Lines(self._num_images(name) - done, tell, done=-size)  # the first batch is not done yet
 
     def advance() -> None:
       poll()
@@ -148,11 +149,12 @@ class Evaluations:
     return self._prepared.get(name) or corrupted_in_memory(self._images, names, CORRUPTION_SEED, self._config.frost_dir)
 
   def _corruptions(
-    self, counts: Counts, keep: Keep, name: str, mean_name: str, state: TrainState, poll: Poll
+    self, known: Outcomes, keep: Keep, name: str, mean_name: str, state: TrainState, poll: Poll
   ) -> Result:
     corrupted = self._corrupted(name)
-    counts = corruption_counts(self._accuracy(), state, self._images, corrupted, _CORRUPTIONS[name], poll, counts, keep)
-    n = self._images.num_examples
+    names, n = _CORRUPTIONS[name], self._images.num_examples
+    correct = corruption_outcomes(self._accuracy(), state, self._images, corrupted, names, poll, known, keep)
+    counts = {name: [outcomes.count(cell) for cell in row] for name, row in correct.items()}
     error = {name: [1 - count / n for count in row] for name, row in counts.items()}
     mean = metrics.mean_corruption_error(error)
     # As if each image counted once: its cells are not independent, and no dependence makes the mean vary more.
@@ -164,6 +166,7 @@ class Evaluations:
       'severity_error': np.mean(list(error.values()), axis=0).tolist(),
       'error': error,
       'num_correct': counts,
+      'correct': correct,
       'num_images': n,
       'origin': corrupted.origin,
       'frost': corrupted.provenance['frost'],

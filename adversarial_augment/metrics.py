@@ -82,6 +82,33 @@ def binomial_interval(count: float, n: int) -> tuple[float, float]:
   return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
+def paired_interval(differences: Sequence[float] | np.ndarray) -> tuple[float, float]:
+  """Returns the 95 % confidence interval of the mean difference of two classifiers that saw the same images.
+
+  It is the adjusted Wald interval of Bonett and Price (J. Educ. Behav. Stat. 37, 2012): an image that only the one gets
+  right, and one that only the other does, are added, so that equal outcomes on few images are not taken for certainty.
+  Images are independent of each other, but what is found on corrupted forms of one image is not: such outcomes go in
+  as their mean.
+
+  Args:
+    differences: [n], one number in [-1, 1] for each image: 1 where only the one classifier is right, -1 where only the
+      other is, 0 where both agree; or the mean of such numbers over several forms of the image.
+
+  Returns:
+    The lower and the upper bound, in [-1, 1].
+
+  Raises:
+    UserError: no image, or a number that is NaN or outside [-1, 1].
+  """
+  values = np.asarray(differences, np.float64)
+  if values.ndim != 1 or not len(values) or not (np.abs(values) <= 1).all():  # not true of NaN either
+    raise UserError(f'Differences of shape {values.shape} must be numbers from -1 to 1, one for each image.')
+  n = len(values) + 2
+  mean = values.sum() / n
+  half = _Z * math.sqrt(max((values**2).sum() + 2 - n * mean**2, 0.0)) / n
+  return max(float(mean - half), -1.0), min(float(mean + half), 1.0)
+
+
 def calibration(count: Sequence[int], num_correct: Sequence[int], confidence: Sequence[float]) -> float:
   """Returns the expected calibration error, in [0, 1] (Guo et al. 2017, arXiv 1706.04599, equation 5).
 

@@ -15,11 +15,11 @@ from adversarial_augment import checkpoints, files, processes, recipe, results, 
 from adversarial_augment.datasets.benchmarks import Benchmarks
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.evaluations import Evaluations, Poll
-from adversarial_augment.evaluators import Counts
+from adversarial_augment.evaluators import Outcomes
 from adversarial_augment.run_log import Patience, tell
 from adversarial_augment.types import Dataset, TrainState
 
-_SECONDS = 2  # between writes of the counts of an evaluation that goes on
+_SECONDS = 2  # between writes of the outcomes of an evaluation that goes on
 
 
 class _Enough(Exception):
@@ -68,7 +68,7 @@ def find(
   result = {'eval': name, 'split': 'test', 'seed': seed, **about, 'conditions_sha256': conditions}
   processes.on_process_0(lambda: run_directory.create(folder))  # before anything is measured that has no place
   unfinished = _Unfinished(folder / f'{name}.partial', conditions)
-  result |= evaluations.measure(name, state, poll, unfinished.counts, unfinished.keep)
+  result |= evaluations.measure(name, state, poll, unfinished.known, unfinished.keep)
   result['provenance'] = {**origin, **images}
 
   def write() -> None:
@@ -85,19 +85,20 @@ def find(
 
 
 class _Unfinished:
-  """The counts of an evaluation that goes on, in results/NAME.partial: a stop loses a few seconds of it."""
+  """The outcomes of an evaluation that goes on, in results/NAME.partial: a stop loses a few seconds of it."""
 
   def __init__(self, path: Path, conditions: str):
-    """Takes over what an earlier start has counted under the same conditions; process 0 tells all."""
+    """Takes over what an earlier start has found under the same conditions; process 0 tells all."""
     found = processes.on_process_0(lambda: results.read(path))
-    self.counts: Counts = found['num_correct'] if found.get('conditions_sha256') == conditions else {}
+    same = found.get('conditions_sha256') == conditions
+    self.known: Outcomes = found.get('correct', {}) if same else {}  # versions before this one kept counts
     self._path, self._conditions, self._written = path, conditions, time.monotonic()
 
-  def keep(self, counts: Counts) -> None:
+  def keep(self, found: Outcomes) -> None:
     if jax.process_index() or time.monotonic() - self._written < _SECONDS:
       return
     try:
-      run_directory.write_json(self._path, {'conditions_sha256': self._conditions, 'num_correct': counts})
+      run_directory.write_json(self._path, {'conditions_sha256': self._conditions, 'correct': found})
     except StorageError as error:
       tell(f'warning: {error} The evaluation goes on; a stop would lose it.')
     self._written = time.monotonic()

@@ -17,7 +17,8 @@ from adversarial_augment import config as configs
 from adversarial_augment import corruptions, datasets, evaluate, evaluations, metrics, run_evaluation, train
 from adversarial_augment.datasets import benchmarks, cifar10_c
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluators import accuracy, corrupted_in_memory, corruption_counts
+from adversarial_augment.evaluators import accuracy, corrupted_in_memory, corruption_outcomes
+from adversarial_augment.results import outcomes
 from adversarial_augment.types import TrainState
 from tests import tiny, trainer
 
@@ -40,36 +41,34 @@ WEIGHTS = np.random.default_rng(1).normal(size=(3072, 10)).astype(np.float32)
 STATE = TrainState(jnp.zeros((), jnp.int32), {'w': WEIGHTS}, {}, ())
 
 
-def expected_counts() -> dict[str, list[int]]:
+def expected() -> dict[str, list[str]]:
   """By NumPy, from the corrupted bytes."""
   images, labels = some_images().read(np.arange(NUM))
-  counts: dict[str, list[int]] = {}
+  found: dict[str, list[str]] = {}
   for name in NAMES:
     for severity in range(1, 6):
       x = corruptions.corrupt(images, name, severity).reshape(NUM, 3072) / 255 - 0.5
-      counts.setdefault(name, []).append(int(((x @ WEIGHTS).argmax(-1) == labels).sum()))
-  return counts
+      found.setdefault(name, []).append(outcomes.pack((x @ WEIGHTS).argmax(-1) == labels))
+  return found
 
 
 @pytest.mark.parametrize('num_devices, batch_size', [(1, 1), (1, 7), (2, 7), (8, 1), (8, 250)])
-def test_counts_depend_on_neither_batches_nor_devices(num_devices, batch_size):
+def test_outcomes_depend_on_neither_batches_nor_devices(num_devices, batch_size):
   test = some_images()
   count = accuracy(LINEAR, tiny.make_mesh(num_devices), batch_size)
-  found = corruption_counts(count, STATE, test, corrupted_in_memory(test, NAMES, 0, None), NAMES, ignore)
-  assert found == expected_counts()
-  assert len({c for row in found.values() for c in row}) > 1
+  found = corruption_outcomes(count, STATE, test, corrupted_in_memory(test, NAMES, 0, None), NAMES, ignore)
+  assert found == expected()
+  assert len({outcomes.count(cell) for row in found.values() for cell in row}) > 1
 
 
-def test_files_and_memory_give_the_same_counts(tmp_path):
+def test_files_and_memory_give_the_same_outcomes(tmp_path):
   test = some_images()
   images, labels = test.read(np.arange(NUM))
   np.save(tmp_path / 'labels.npy', np.tile(labels, 5))
   for name in NAMES:
     np.save(tmp_path / f'{name}.npy', np.concatenate([corruptions.corrupt(images, name, s) for s in range(1, 6)]))
   files = cifar10_c.open_set(tmp_path, NAMES, test)
-  assert corruption_counts(accuracy(LINEAR, tiny.make_mesh(2), 4), STATE, test, files, NAMES, ignore) == (
-    expected_counts()
-  )
+  assert corruption_outcomes(accuracy(LINEAR, tiny.make_mesh(2), 4), STATE, test, files, NAMES, ignore) == (expected())
 
 
 def test_a_set_of_an_older_version_is_warned_of(capsys):
@@ -134,6 +133,8 @@ def test_corruption_errors_come_from_the_counts(run, name, mean, names):
   assert 'frost' in found['provenance']['corruptions']
   table = np.array([found['num_correct'][corruption] for corruption in names])
   assert table.shape == (len(names), 5)
+  kept = [[outcomes.unpack(cell, NUM).sum() for cell in found['correct'][corruption]] for corruption in names]
+  np.testing.assert_array_equal(kept, table)
   errors = 1 - table / NUM
   assert found['error'] == {corruption: pytest.approx(row) for corruption, row in zip(names, errors, strict=True)}
   assert found[mean] == pytest.approx(errors.mean())
@@ -335,8 +336,8 @@ def test_images_too_small_for_corruptions_are_refused():
 
 
 @pytest.mark.slow
-def test_two_processes_count_the_same(run):
-  """And agree on what an earlier start has counted, which the file of process 0 tells."""
+def test_two_processes_find_the_same(run):
+  """And agree on what an earlier start has found, which the file of process 0 tells."""
   flags = [sys.executable, '-m', 'adversarial_augment.evaluate', f'--workdir={run}', '--evals=clean,cifar10_c']
   flags += ['--config.eval_images=31', '--config.batch_size=6', '--overwrite']
   found = []
@@ -352,11 +353,9 @@ def test_two_processes_count_the_same(run):
       for i in range(count)
     ]
     assert [process.wait(600) for process in runs] == [0] * count
-    found.append([result(run, name)['num_correct'] for name in ('clean', 'cifar10_c')])
+    found.append([result(run, name)['correct'] for name in ('clean', 'cifar10_c')])
     known = {'fog': found[0][1]['fog'], 'snow': found[0][1]['snow'][:2]}
     conditions = result(run, 'cifar10_c')['conditions_sha256']
-    (run / 'results' / 'cifar10_c.partial').write_text(
-      json.dumps({'conditions_sha256': conditions, 'num_correct': known})
-    )
+    (run / 'results' / 'cifar10_c.partial').write_text(json.dumps({'conditions_sha256': conditions, 'correct': known}))
     assert result(run, 'clean')['provenance']['devices']['processes'] == count
   assert found[0] == found[1]

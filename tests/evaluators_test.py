@@ -10,6 +10,7 @@ import pytest
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluators import accuracy
 from adversarial_augment.evaluators.batches import batches
+from adversarial_augment.results import outcomes
 from adversarial_augment.types import AttackResult, Batch, Dataset, TrainState
 from tests import tiny
 
@@ -43,6 +44,7 @@ def test_every_image_counts_once(num_devices, batch_size):
   assert 0 < CORRECT < NUM
   assert (result['num_correct'], result['num_images'], result['accuracy']) == (CORRECT, NUM, CORRECT / NUM)
   assert isinstance(result['num_correct'], int)
+  np.testing.assert_array_equal(outcomes.unpack(result['correct'], NUM), LOGITS.argmax(-1) == LABELS)
 
 
 def test_the_reliability_bins_hold_every_image_once():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from adversarial_augment import config as configs
 from adversarial_augment import metrics
+from adversarial_augment.results import outcomes
 
 ROOT = Path(__file__).parent.parent
 N = 2000
@@ -111,7 +112,13 @@ def counted(correct: int, n: int = N, origin: str | None = None) -> dict:
   }
   found = {'accuracy': accuracy, 'num_correct': correct, 'num_images': n, 'calibration': calibration}
   found['interval'] = [accuracy - 0.01, accuracy + 0.01]
+  found['correct'] = right_images(correct, n)
   return found | ({'origin': origin} if origin else {})
+
+
+def right_images(correct: int, n: int, shift: int = 0) -> str:
+  """The images from number `shift` on, and on from the first one after the last."""
+  return outcomes.pack(np.roll(np.arange(n) < correct, shift))
 
 
 def attacked() -> dict:
@@ -136,6 +143,7 @@ def table(errors: dict, n: int, factor: float, mean: str) -> dict:
     'severity_error': np.mean(list(cells.values()), axis=0).tolist(),
     'error': cells,
     'num_correct': {name: [round(n * (1 - error)) for error in row] for name, row in cells.items()},
+    'correct': {name: [right_images(round(n * (1 - error)), n) for error in row] for name, row in cells.items()},
   }
 
 
@@ -184,6 +192,7 @@ def write_attacks(run: Path, *, flags: tuple[str, ...] = (), n: int = 1000) -> N
       'clean_accuracy': 960 / n, 'robust_accuracy': left[-1] / n, 'robust_accuracy_uint8': (left[-1] + 10) / n,
       'interval': metrics.binomial_interval(left[-1], n), 'stages': list(stages), 'left_out': [],
       'survivors': dict(zip(stages, left, strict=True)), 'seconds': dict.fromkeys(stages, 3.5),
+      'correct': right_images(960, n), 'robust': right_images(left[-1], n),
       'flags': list(flags), 'conditions_sha256': 64 * '7', 'probes': {},
     }  # fmt: skip
     write(run / 'results' / f'{name}.json', result)

@@ -11,6 +11,7 @@ from adversarial_augment.attacks import suites
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluators import robustness
+from adversarial_augment.results import outcomes
 from adversarial_augment.types import Batch, Dataset, TrainState
 from tests import tiny
 
@@ -88,6 +89,8 @@ def test_an_honest_classifier_is_measured_without_a_flag():
   assert (found['num_images'], found['num_correct'], found['num_robust']) == (NUM, CORRECT, ROBUST)
   assert (found['clean_accuracy'], found['robust_accuracy']) == (CORRECT / NUM, ROBUST / NUM)
   assert found['survivors'] == {'pgd': ROBUST}
+  np.testing.assert_array_equal(outcomes.unpack(found['correct'], NUM), DISTANCES > 0)
+  np.testing.assert_array_equal(outcomes.unpack(found['robust'], NUM), DISTANCES > EPSILON)
   rounded = np.round(sweep.images.astype(np.float64) * 255) / 255
   right = ((rounded.reshape(NUM, 48) - 0.5) @ WEIGHTS).argmax(-1) == LABELS
   assert found['num_robust_uint8'] == right.sum()

@@ -23,7 +23,7 @@ class Fake:
   def provenance(self, name):
     return {'corruptions': {'seed': 7}} if name == 'cifar10_c' else {}
 
-  def measure(self, name, state, poll, counts, keep):
+  def measure(self, name, state, poll, known, keep):
     self.measured += 1
     own = attacked() if name == 'ada' else {}
     return counted(self.measured, 2000, 'own') | own | {'seconds': 1.0, 'interval': [0, 0.01]}
@@ -105,9 +105,9 @@ def test_numbers_that_cannot_be_written_are_printed(tmp_path: Path, monkeypatch,
 
 def test_a_disk_that_is_full_for_the_counts_alone_stops_nothing(tmp_path: Path, monkeypatch, capsys):
   class Counting(Fake):
-    def measure(self, name, state, poll, counts, keep):
-      keep({'fog': [1]})
-      return super().measure(name, state, poll, counts, keep)
+    def measure(self, name, state, poll, known, keep):
+      keep({'fog': ['gA==']})
+      return super().measure(name, state, poll, known, keep)
 
   def full(path, content):
     raise StorageError('the disk is full.')

@@ -27,6 +27,7 @@ from adversarial_augment import (
 )
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.errors import UserError
+from adversarial_augment.results import outcomes
 from tests import trainer
 
 NUM = 12
@@ -268,7 +269,7 @@ def test_a_result_that_was_edited_is_refused(run):
     {'survivors': {'pgd': whole['num_robust'] + 1}}, {'robust_accuracy_uint8': -1},
     {'norm': 'l2'}, {'attack': 'autoattack'}, {'epsilon': 0.5}, {'epsilon_text': '4/255'}, {'interval': [0.9, 0.1]},
     {'interval': [0.0, 1.0]}, {'stages': [], 'survivors': {}, 'seconds': {}}, {'stages': ['pgd', 'pgd']},
-    {'epsilon': whole['epsilon'] + 5e-7},
+    {'epsilon': whole['epsilon'] + 5e-7}, {'robust': 'AA=='}, {'robust': outcomes.pack([True] * NUM)}, {'correct': 1},
   )  # fmt: skip
   for change in changes:
     path.write_text(json.dumps(whole | change))
@@ -276,7 +277,8 @@ def test_a_result_that_was_edited_is_refused(run):
       results.load(run, NAME)
     assert '\n' not in str(caught.value)
   # Of random logits, counts may contradict each other, and are to be shown with their flag.
-  random_ones = {'flags': ['stochastic_logits'], 'num_correct': 0, 'clean_accuracy': 0.0}
+  none = outcomes.pack([False] * NUM)
+  random_ones = {'flags': ['stochastic_logits'], 'num_correct': 0, 'clean_accuracy': 0.0, 'correct': none}
   path.write_text(json.dumps(whole | random_ones))
   assert results.load(run, NAME)['num_correct'] == 0
 

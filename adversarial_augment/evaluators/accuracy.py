@@ -12,6 +12,7 @@ import numpy as np
 from adversarial_augment import sharding
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluators.batches import EvalBatch, batches
+from adversarial_augment.results import outcomes
 from adversarial_augment.types import Array, Attack, Dataset, Network, PyTree, TrainState
 
 Evaluate = Callable[[TrainState, Dataset, Callable[[], None]], dict[str, Any]]
@@ -34,14 +35,14 @@ def accuracy(
     phi: parameters of the corruption network.
 
   Returns:
-    (state, dataset, poll) -> `num_correct`, `num_images`, `accuracy` in [0, 1]; `calibration`, with the images, the
-    right ones and the sum of the largest probabilities in each bin of `CONFIDENCE_EDGES`; and of an attack the means of
-    its metrics, and `ssim_histogram`, the images in each bin of `SSIM_EDGES`. It is compiled once for all data sets of
-    one image size. `poll` is called before every batch.
+    (state, dataset, poll) -> `num_correct`, `num_images`, `accuracy` in [0, 1]; `correct`, which images these are, as
+    `outcomes.pack` has it; `calibration`, with the images, the right ones and the sum of the largest probabilities in
+    each bin of `CONFIDENCE_EDGES`; and of an attack the means of its metrics, and `ssim_histogram`, the images in each
+    bin of `SSIM_EDGES`. It is compiled once for all data sets of one image size. `poll` is called before every batch.
   """
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
 
-  def local(params, model_state, phi, batch: EvalBatch) -> dict[str, Array]:
+  def local(params, model_state, phi, batch: EvalBatch) -> tuple[dict[str, Array], Array]:
     def logits_fn(images):
       return classifier.apply(params, model_state, None, images, is_training=False)[0]
 
@@ -66,7 +67,7 @@ def accuracy(
     }
     if 'ssim' in metrics:
       sums['ssim_histogram'] = {'count': _binned(metrics['ssim'], SSIM_EDGES, batch.mask.astype(jnp.int32))}
-    return jax.lax.psum(sums, sharding.AXIS)
+    return jax.lax.psum(sums, sharding.AXIS), jax.lax.all_gather(correct, sharding.AXIS, tiled=True)
 
   step = jax.jit(
     jax.shard_map(local, mesh=mesh, in_specs=(whole, whole, whole, data), out_specs=whole, check_vma=False)
@@ -74,9 +75,11 @@ def accuracy(
 
   def evaluate(state: TrainState, dataset: Dataset, poll: Callable[[], None]) -> dict[str, Any]:
     totals: Any = None
+    correct: list[np.ndarray] = []  # of the batches, in the order of the data set; padding comes last
     for batch in batches(dataset, mesh, batch_size):
       poll()
-      sums = jax.device_get(step(state.params, state.model_state, phi, batch))
+      sums, right = jax.device_get(step(state.params, state.model_state, phi, batch))
+      correct.append(right)
       totals = jax.tree.map(_add, sums, jax.tree.map(np.zeros_like, sums) if totals is None else totals)
     if not np.isfinite(totals['calibration']['confidence']).all():
       raise NumericalError(
@@ -86,6 +89,8 @@ def accuracy(
     means = {name: float(value / totals['num_images']) for name, value in totals.pop('metrics').items()}
     result = jax.tree.map(lambda x: x.tolist(), totals) | means
     assert result['num_images'] == dataset.num_examples
+    result['correct'] = outcomes.pack(np.concatenate(correct)[: dataset.num_examples])
+    assert result['num_correct'] == outcomes.count(result['correct'])
     result['accuracy'] = result['num_correct'] / result['num_images']
     result['calibration']['edges'] = CONFIDENCE_EDGES.tolist()
     if 'ssim_histogram' in result:

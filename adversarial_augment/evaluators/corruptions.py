@@ -10,7 +10,7 @@ from adversarial_augment.datasets.cifar10_c import CorruptionSet
 from adversarial_augment.evaluators.accuracy import Evaluate
 from adversarial_augment.types import Batch, Dataset, TrainState
 
-Counts = Mapping[str, list[int]]  # corruption -> images classified rightly at severity 1, 2, ...
+Outcomes = Mapping[str, list[str]]  # corruption -> the images classified rightly at severity 1, 2, ..., as packed bits
 
 
 def corrupted_in_memory(dataset: Dataset, names: Sequence[str], seed: int, frost_dir: str | None) -> CorruptionSet:
@@ -31,17 +31,17 @@ def corrupted_in_memory(dataset: Dataset, names: Sequence[str], seed: int, frost
   return CorruptionSet(tuple(names), 'generated, in memory', provenance, read)
 
 
-def corruption_counts(
+def corruption_outcomes(
   evaluate: Evaluate,
   state: TrainState,
   dataset: Dataset,
   corrupted: CorruptionSet,
   names: Sequence[str],
   poll: Callable[[], None],
-  known: Counts = MappingProxyType({}),
-  keep: Callable[[Counts], None] = lambda counts: None,
-) -> dict[str, list[int]]:
-  """Returns, by corruption, how many images are classified rightly at each severity.
+  known: Outcomes = MappingProxyType({}),
+  keep: Callable[[Outcomes], None] = lambda found: None,
+) -> dict[str, list[str]]:
+  """Returns, by corruption, which images are classified rightly at each severity, as `outcomes.pack` has it.
 
   Args:
     evaluate: what `accuracy` made.
@@ -50,17 +50,17 @@ def corruption_counts(
     corrupted: the same images, corrupted.
     names: corruptions of that set.
     poll: called before every batch.
-    known: the counts of the first severities of some corruptions, which are not counted again.
-    keep: called with all counts so far after each corruption and severity.
+    known: the outcomes of the first severities of some corruptions, which are not measured again.
+    keep: called with all outcomes so far after each corruption and severity.
   """
 
   def cell(name: str, severity: int) -> Dataset:
     read = lambda index: Batch(corrupted.read(name, severity, index), dataset.read(index).labels)
     return dataset._replace(read=read)
 
-  counts = {name: list(known.get(name, ())) for name in names}
-  for name, row in counts.items():
+  found = {name: list(known.get(name, ())) for name in names}
+  for name, row in found.items():
     for severity in corruptions.SEVERITIES[len(row) :]:
-      row.append(evaluate(state, cell(name, severity), poll)['num_correct'])
-      keep(counts)
-  return counts
+      row.append(evaluate(state, cell(name, severity), poll)['correct'])
+      keep(found)
+  return found

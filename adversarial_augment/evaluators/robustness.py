@@ -15,6 +15,7 @@ from adversarial_augment.attacks import inputs, suites, validity
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.attacks.rounds import judged
 from adversarial_augment.attacks.sweep import Problem, Programs, Stage, Sweep
+from adversarial_augment.results import outcomes
 from adversarial_augment.types import Array, Dataset, Network, PyTree, TrainState
 
 _CHECKED, _LONGER, _FAR = 32, 256, 128  # images of the validity checks, at most
@@ -116,17 +117,19 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
     seed: of the suite.
 
   Returns:
-    Counts and accuracies before any attack and after all, the latter also of the final images as stored in 8 bits; the
-    interval; `survivors` of each stage, its `seconds`, and apart from those its `compile_seconds`, both of all starts;
+    Counts and accuracies before any attack and after all, the latter also of the final images as stored in 8 bits;
+    `correct` and `robust`, which images these are, as `outcomes.pack` has it; the interval; `survivors` of each stage,
+    its `seconds`, and apart from those its `compile_seconds`, both of all starts;
     `flags`, names of `validity.FLAGS`; and `probes`, what further attacks found.
   """
   images, labels, norm, epsilon = attacked
   num_classes, n = num_classes_of(classifier, images), len(images)
   stages = suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
   parts = programs(classifier, (), attacked)
-  right = lambda of: int((sweeps.judge(parts, of, labels) < 0).sum())
+  right = lambda of: sweeps.judge(parts, of, labels) < 0
   rounded = np.round(sweep.images * 255).astype(np.float32) / 255
-  num_correct, num_robust, num_rounded = right(images), right(sweep.images), right(rounded)
+  correct, robust = right(images), right(sweep.images)
+  num_correct, num_robust, num_rounded = int(correct.sum()), int(robust.sum()), int(right(rounded).sum())
   survivors = sweeps.survivors(stages, sweep)
   flags = validity.of_classifier(_logits_fn(classifier), images[:_CHECKED], labels[:_CHECKED], sweep.images[:_CHECKED])
   flags += validity.of_outcome(
@@ -144,6 +147,8 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
     'num_correct': num_correct,
     'num_robust': num_robust,
     'num_robust_uint8': num_rounded,
+    'correct': outcomes.pack(correct),
+    'robust': outcomes.pack(robust),
     'clean_accuracy': num_correct / n,
     'robust_accuracy': num_robust / n,
     'robust_accuracy_uint8': num_rounded / n,

@@ -8,6 +8,7 @@ from typing import Any
 from adversarial_augment import metrics
 from adversarial_augment.errors import UserError
 from adversarial_augment.fields import Kind, choice, integer, number, optional, parse_fraction, show, text
+from adversarial_augment.results import outcomes
 
 # A rule is a kind of value, a list of rules one for each item, or {name: rule}; other names may be there too.
 Rule = Kind | list | dict
@@ -15,7 +16,7 @@ Rule = Kind | list | dict
 # What an evaluation's own file says, and the one that closes a run does not: it holds several.
 OF_ONE = (
   'eval', 'split', 'step', 'seed', 'seconds', 'checkpoint_sha256', 'conditions_sha256', 'provenance', 'calibration',
-  'ssim_histogram',
+  'ssim_histogram', 'correct',
 )  # fmt: skip
 
 FINITE, COUNT, PART = number(-1e300, 1e300), integer(1, 10**12), integer(0, 10**12)
@@ -151,6 +152,33 @@ def _evaluation(rule: dict[str, Rule], result: Any, source: str, remedy: str, pl
     if histogram in rule and not all(left < right for left, right in itertools.pairwise(result[histogram]['edges'])):
       raise UserError(f'{source}: {before}{histogram}.edges must rise; {remedy}.')
   _agree(_stated_twice(rule, result), source, remedy, before)
+  for within, part in _parts(rule, result).items():
+    if 'correct' in part:  # results of older versions do not say which images these are
+      _right_images(rule, part, source, remedy, f'{before}{within}correct')
+
+
+def _right_images(rule: dict[str, Rule], part: Any, source: str, remedy: str, place: str) -> None:
+  """Checks that `correct` holds as many right images as the other numbers say."""
+  cells = {place: (part['correct'], part.get('accuracy'))}
+  if 'error' in rule:
+    errors = {name: part['error'][name] for name in rule['error']}  # type: ignore[union-attr]
+    conform(part['correct'], dict.fromkeys(errors, [STRING] * 5), source, remedy, place)
+    cells = {
+      f'{place}.{name}[{index}]': (part['correct'][name][index], 1 - error)
+      for name, row in errors.items()
+      for index, error in enumerate(row)
+    }
+  for cell, (bits, accuracy) in cells.items():
+    _agree_images(bits, part['num_images'], accuracy, source, remedy, cell)
+
+
+def _agree_images(bits: Any, n: int, accuracy: float, source: str, remedy: str, place: str) -> None:
+  conform(bits, STRING, source, remedy, place)
+  try:
+    right = outcomes.unpack(bits, n).mean()
+  except ValueError as error:
+    raise UserError(f'{source}: {place} is damaged: {error}; {remedy}.') from error
+  _agree({f'the share of images in {place}': (float(right), accuracy)}, source, remedy)
 
 
 def _agree(pairs: Mapping[str, tuple[float, float]], source: str, remedy: str, before: str = '') -> None:
@@ -191,6 +219,9 @@ def _robustness(name: str, result: Any, source: str, remedy: str) -> None:
     'robust_accuracy_uint8': 'num_robust_uint8',
   }
   _agree({field: (result[field], result[count] / n) for field, count in parts.items()}, source, remedy)
+  for field, accuracy in (('correct', 'clean_accuracy'), ('robust', 'robust_accuracy')):
+    if field in result:
+      _agree_images(result[field], n, result[accuracy], source, remedy, field)
   bounds = zip(result['interval'], metrics.binomial_interval(result['num_robust'], n), strict=True)
   _agree({f'interval[{index}]': pair for index, pair in enumerate(bounds)}, source, remedy)
   is_random = 'stochastic_logits' in flags  # then what is asked again is answered otherwise
@@ -213,10 +244,14 @@ def _stated_twice(rule: Mapping[str, Rule], result: Mapping[str, Any]) -> dict[s
     for index, cells in enumerate(zip(*errors.values(), strict=True)):
       pairs[f'severity_error[{index}]'] = result['severity_error'][index], sum(cells) / len(errors)
   else:
-    parts = {'': result} | {f'{version}.': result[version] for version in metrics.CIFAR10_1_COUNTS if version in rule}
-    for place, part in parts.items():
+    for place, part in _parts(rule, result).items():
       pairs[f'{place}accuracy'] = part['accuracy'], part['num_correct'] / part['num_images']
   for histogram in ('calibration', 'ssim_histogram'):
     if histogram in rule:
       pairs[f'the sum of {histogram}.count'] = sum(result[histogram]['count']), result['num_images']
   return pairs
+
+
+def _parts(rule: Mapping[str, Rule], result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """Returns what has images of its own, by place: the result, and its versions of CIFAR-10.1."""
+  return {'': result} | {f'{version}.': result[version] for version in metrics.CIFAR10_1_COUNTS if version in rule}
