@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have written: regular files only, of bounded size, and JSON of bounded depth.
+"""Reading files that somebody else may have written: regular files only, of bounded size; JSON of bounded depth; zip.
 
 A size or a depth is bounded before anything is made of it, so that a small file cannot ask for much time or memory, and
 what is no file (a named pipe, a device) is neither waited for nor read without end.
@@ -12,10 +12,13 @@ import os
 from pathlib import Path
 import stat
 from typing import Any, BinaryIO
+import zipfile
 
 MAX_JSON = 16 << 20  # bytes; a report's largest file has less than one hundredth of it
 MAX_DEPTH = 64  # of nested lists and objects; the deepest of ours have ten
 MAX_LINE = 1 << 20  # bytes
+MAX_DIRECTORY = 2 << 20  # bytes of a zip archive's list of members
+_PIECE = 1 << 20  # bytes read at once
 
 _KINDS = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
 
@@ -114,3 +117,57 @@ def _finite(text: str) -> float:
   if not math.isfinite(value):
     raise ValueError(f'{text} is not a finite number')
   return value
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+  """Opens a zip archive whose list of members has at most MAX_DIRECTORY bytes.
+
+  Raises:
+    Unusable: it is none, or a damaged one.
+  """
+  try:
+    return zipfile.ZipFile(_Piecewise(file))  # type: ignore[arg-type]
+  except Unusable:
+    raise
+  except Exception as error:  # zipfile raises nearly anything
+    raise Unusable('it is no whole archive') from error
+
+
+def unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytearray:
+  """Returns the bytes of a member, of which there are at most `limit`.
+
+  Raises:
+    Unusable: it is larger, encrypted, packed by another method than NumPy and PyTorch use, or damaged.
+  """
+  name = member.filename[:80]
+  if member.file_size > limit:
+    raise Unusable(f'{name!r} says that it has {member.file_size:,} bytes, and has at most {limit:,}')
+  if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise Unusable(f'{name!r} is encrypted, or packed by an unusual method')
+  content = bytearray()
+  try:
+    with archive.open(member) as file:
+      while piece := file.read(_PIECE):
+        content += piece
+  except Exception as error:
+    raise Unusable(f'{name!r} is damaged') from error
+  if len(content) != member.file_size:
+    raise Unusable(f'{name!r} is cut off')
+  return content
+
+
+class _Piecewise:
+  """A file that refuses to be read in one go, as zipfile reads the list of members however long it says it is."""
+
+  def __init__(self, file: BinaryIO):
+    self._file = file
+    self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+
+  def read(self, size: int | None = -1) -> bytes:
+    if size is None or size < 0:
+      here = self.tell()
+      size = self.seek(0, os.SEEK_END) - here
+      self.seek(here)
+    if size > MAX_DIRECTORY:
+      raise Unusable(f'its list of members has {size:,} bytes')
+    return self._file.read(size)

@@ -353,6 +353,6 @@ def test_an_archive_that_was_not_copied_to_its_end(tmp_path):
 def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
   write(tmp_path)
   refuse = lambda path, *_: (_ for _ in ()).throw(PermissionError(13, 'Permission denied', str(path)))
-  monkeypatch.setattr(pathlib.Path, 'open', refuse)
+  monkeypatch.setattr(cifar10_c.untrusted, 'open_file', refuse)
   with pytest.raises(UserError, match=r"labels.npy' cannot be read \(Permission denied\)"):
     cifar10_c.open_set(tmp_path, NAMES, TEST)

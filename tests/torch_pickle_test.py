@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, convert
+from adversarial_augment import cli, convert, pickles
 from adversarial_augment.corruption_nets import torch_checkpoint
 from adversarial_augment.errors import Stopped
 from tests.torch_checkpoint_test import refused
@@ -100,7 +100,7 @@ def test_a_stop_is_no_damage(tmp_path, monkeypatch):
   def stop(data):
     raise Stopped('stopped')
 
-  monkeypatch.setattr(torch_checkpoint.pickletools, 'genops', stop)
+  monkeypatch.setattr(pickles.pickletools, 'genops', stop)
   with pytest.raises(Stopped):
     torch_checkpoint.read(write(tmp_path / 'c.pt', mapping({}), {}))
 
@@ -113,4 +113,4 @@ def test_other_protocols_and_what_training_adds_are_read(tmp_path, protocol: int
     'state': {0: {'step': 70000}, 1: {'step': -1}}, 'unit': (1,), 'groups': [{'params': [0, 1]}], 'one': [2],
   }  # fmt: skip
   raw = pickle.dumps(extra, protocol)
-  assert torch_checkpoint._run(raw, {}.__getitem__, lambda _: np.zeros(1)) == extra
+  assert pickles.run(raw, {}.__getitem__, lambda _: np.zeros(1)) == extra

@@ -1,24 +1,21 @@
 """Reading PyTorch checkpoints without PyTorch, and without running what a pickle asks for.
 
 A checkpoint of PyTorch 1.6 or newer is a zip archive: a pickle that describes the tensors, and their bytes beside it.
-The pickle is read by a machine of this module. It knows only the opcodes and the few globals that a state dict needs,
-replaces each global by a function of this module, and takes a time in proportion to the pickle's length.
+The pickle is read by `pickles`, which replaces the few globals that a state dict needs by functions of this module.
 """
 
-from collections.abc import Callable
 import math
 import os
-import pickletools
 from typing import Any
 import zipfile
 
 import numpy as np
 
+from adversarial_augment import pickles
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.fields import show
 
 MAX_PICKLE_BYTES = 4 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
-_MAX_DIMENSIONS = 64  # of NumPy
 
 # Storage types of the module `torch`; bfloat16, which NumPy lacks, is read as its bits.
 STORAGES = {
@@ -116,87 +113,7 @@ def _unpickle(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
       )
     return _GLOBALS[name]
 
-  return _run(archive.read(f'{root}data.pkl'), find, storage)
-
-
-def _run(data: bytes, find: Callable[[str], Any], storage: Callable[[Any], np.ndarray]) -> Any:
-  """Returns what a pickle makes.
-
-  It is made of dicts, lists, tuples, numbers, strings and arrays only, but a short pickle can nest a tuple so that its
-  hash, its text or a comparison takes for ever. So nothing here looks into a value before its type is known.
-  """
-  stack: list[Any] = []
-  marks: list[int] = []
-  memo: dict[int, Any] = {}
-
-  def take(start: int) -> list[Any]:
-    items = stack[start:]
-    del stack[start:]
-    return items
-
-  for opcode, value, _ in pickletools.genops(data):
-    argument: Any = value
-    match opcode.name:
-      case 'PROTO' | 'FRAME' | 'STOP':
-        pass
-      case 'NONE' | 'NEWTRUE' | 'NEWFALSE':
-        stack.append({'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}[opcode.name])
-      case name if name in _LITERALS:
-        stack.append(argument)
-      case 'MARK':
-        marks.append(len(stack))
-      case 'EMPTY_TUPLE' | 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
-        stack.append(tuple(take(len(stack) - len(opcode.stack_before))))
-      case 'TUPLE':
-        stack.append(tuple(take(marks.pop())))
-      case 'EMPTY_LIST':
-        stack.append([])
-      case 'LIST':
-        stack.append(take(marks.pop()))
-      case 'APPEND' | 'APPENDS':
-        items = take(len(stack) - 1 if opcode.name == 'APPEND' else marks.pop())
-        stack[-1].extend(items)
-      case 'EMPTY_DICT':
-        stack.append({})
-      case 'DICT':
-        stack.append(_filled({}, take(marks.pop())))
-      case 'SETITEM' | 'SETITEMS':
-        items = take(len(stack) - 2 if opcode.name == 'SETITEM' else marks.pop())
-        _filled(stack[-1], items)
-      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
-        memo[argument] = stack[-1]
-      case 'MEMOIZE':
-        memo[len(memo)] = stack[-1]
-      case 'GET' | 'BINGET' | 'LONG_BINGET':
-        stack.append(memo[argument])
-      case 'GLOBAL':
-        stack.append(find(argument.replace(' ', '.')))
-      case 'STACK_GLOBAL':
-        module, name = take(len(stack) - 2)
-        if not isinstance(module, str) or not isinstance(name, str):
-          raise ValueError('the name of a global is no text')
-        stack.append(find(f'{module}.{name}'))
-      case 'BINPERSID':
-        stack.append(storage(stack.pop()))
-      case 'REDUCE':
-        function, arguments = take(len(stack) - 2)
-        stack.append(function(*arguments))
-      case 'BUILD':  # attributes, such as the _metadata of a state dict
-        stack.pop()
-      case name:
-        raise ValueError(f'the opcode {name} has no place in a state dict')
-  return stack.pop()
-
-
-def _filled(target: Any, items: list[Any]) -> dict[str | int, Any]:
-  """Puts keys and values in turn into a dict; a key is a text, or a number that is not made to collide."""
-  if not isinstance(target, dict):
-    raise ValueError('items of what is no dict')
-  for key, value in zip(items[::2], items[1::2], strict=True):
-    if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**32):
-      raise ValueError('a key that is neither a text nor a small number')
-    target[key] = value
-  return target
+  return pickles.run(archive.read(f'{root}data.pkl'), find, storage)
 
 
 def _empty_dict() -> dict:  # takes no items, whose keys nobody would have looked at
@@ -219,20 +136,14 @@ _GLOBALS: dict[str, Any] = {
   'torch._utils._rebuild_parameter': _rebuild_parameter,
 } | {f'torch.{name}': dtype for name, dtype in STORAGES.items()}
 
-# Opcodes that push their argument.
-_LITERALS = (
-  'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'UNICODE', 'BININT', 'BININT1', 'BININT2', 'INT', 'LONG', 'LONG1',
-  'LONG4', 'BINFLOAT', 'FLOAT', 'BINBYTES', 'SHORT_BINBYTES', 'BINSTRING', 'SHORT_BINSTRING', 'STRING',
-)  # fmt: skip
-
 
 def _strided(values: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
   """A read-only view of a storage [n] as a tensor; refuses one that leaves it, and what describes none."""
   if not isinstance(values, np.ndarray) or values.ndim != 1 or not values.flags.c_contiguous:
     raise ValueError('a tensor of what is no storage')
-  if not all(isinstance(numbers, tuple) and len(numbers) <= _MAX_DIMENSIONS for numbers in (size, stride)) or not all(
-    isinstance(number, int) and 0 <= number < 2**63 for number in (offset, *size, *stride)
-  ):
+  if not all(
+    isinstance(numbers, tuple) and len(numbers) <= pickles.MAX_DIMENSIONS for numbers in (size, stride)
+  ) or not all(isinstance(number, int) and 0 <= number < 2**63 for number in (offset, *size, *stride)):
     raise ValueError('impossible size, stride or offset of a tensor')
   if len(size) != len(stride):
     raise ValueError(f'impossible tensor of size {size}, stride {stride}')

@@ -1,17 +1,14 @@
 """Reads CIFAR-10 as it is handed around: the binary archive, the Python archive, either unpacked, or an .npz."""
 
 from collections.abc import Mapping
-import io
-import lzma
 import pathlib
-import pickle
-import tarfile
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 import zipfile
-import zlib
 
 import numpy as np
 
+from adversarial_augment import pickles, untrusted
+from adversarial_augment.datasets import archives, npy
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.download import sha256_of
 from adversarial_augment.errors import UserError
@@ -32,7 +29,8 @@ _NPZ_KEYS = {  # Keras and MedMNIST names
 }
 _MAX_FILE = 64 << 20  # bytes; the real ones have about 30 MB
 _MAX_MEMBERS = 100
-_MAX_NPZ = 1 << 30  # bytes, of all arrays
+_MAX_ARCHIVE = 1 << 30  # bytes; the real ones have 170 MB, and an .npz 185 MB
+_MAX_UNPACKED = 1 << 29  # bytes of a packed archive; the real ones have 186 MB
 _PIXELS = 3 * 32 * 32
 _WAY_OUT = 'give cifar-10-binary.tar.gz, cifar-10-python.tar.gz, a folder with their files, or an .npz'
 
@@ -60,6 +58,8 @@ def read(path: pathlib.Path, counts: Mapping[str, int] = COUNTS) -> Source:
   if path.is_dir():
     splits, archive = _decode(_from_folder(path), path), None
   elif path.is_file():
+    if path.stat().st_size > _MAX_ARCHIVE:
+      raise UserError(f"--from='{path}' has {path.stat().st_size:,} bytes, too many for CIFAR-10; {_WAY_OUT}.")
     archive = sha256_of(path)
     splits = _from_npz(path) if path.suffix == '.npz' else _decode(_from_tar(path), path)
   else:
@@ -105,7 +105,7 @@ def _from_folder(path: pathlib.Path) -> dict[str, bytes]:
     if file.name in _wanted() and file.is_file():
       if file.stat().st_size > _MAX_FILE:
         raise UserError(f"'{file}' has {file.stat().st_size:,} bytes; files of CIFAR-10 have at most {_MAX_FILE:,}.")
-      found[file.name] = file.read_bytes()
+      found[file.name] = untrusted.read_bytes(file, _MAX_FILE)
   return found
 
 
@@ -113,18 +113,19 @@ def _from_tar(path: pathlib.Path) -> dict[str, bytes]:
   """Returns the wanted members, read in memory: nothing is unpacked on disk, whatever their names."""
   found = {}
   try:
-    with tarfile.open(path, 'r:*') as archive:
-      for number, member in enumerate(archive):
+    with untrusted.open_file(path, _MAX_ARCHIVE) as file:
+      stream = archives.unpacked(file, _MAX_UNPACKED)
+      for number, member in enumerate(archives.members(stream)):
         if number >= _MAX_MEMBERS or member.size > _MAX_FILE:
           raise UserError(f"'{path}' has too many or too large members ('{member.name}'); it is not CIFAR-10.")
         name = pathlib.PurePosixPath(member.name).name
-        if name in _wanted() and member.isreg():
-          file = archive.extractfile(member)
-          found[name] = file.read() if file else b''
-  except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-    kind = (
-      'is a zip archive, not a tar archive' if zipfile.is_zipfile(path) else 'is not a tar archive, or a damaged one'
-    )
+        if name in _wanted():
+          found[name] = stream.read(member.size)
+  except (untrusted.Unusable, OSError) as error:
+    if zipfile.is_zipfile(path):
+      kind = 'is a zip archive, not a tar archive'
+    else:
+      kind = f'is not a tar archive, or a damaged one ({one_line(error)})'
     raise UserError(f"--from='{path}' {kind}; {_WAY_OUT}, or download it again.") from error
   return found
 
@@ -155,12 +156,16 @@ def _from_binary(data: bytes, where: str) -> Batch:
 
 def _from_pickle(data: bytes, where: str) -> Batch:
   try:
-    content = _Unpickler(io.BytesIO(data), encoding='bytes').load()
+    content = pickles.run(data, pickles.NumPy(len(data)).find)
     content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
-    pixels, labels = content['data'], np.array(content['labels'], np.int32)
+    pixels, labels = content['data'].values, content['labels']
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
       raise ValueError(f'data has shape {pixels.shape} and type {pixels.dtype}')
-    return Batch(_planes_last(pixels), labels)
+    if isinstance(labels, pickles.NumPy.Array):
+      labels = labels.values
+    elif not all(type(label) is int and 0 <= label < 256 for label in labels):
+      raise ValueError('labels that are no small numbers')
+    return Batch(_planes_last(pixels), np.array(labels, np.int32))
   except Exception as error:  # a damaged or foreign pickle fails in any way
     raise UserError(f"'{where}' is not a file of the Python version of CIFAR-10 ({one_line(error)}).") from error
 
@@ -169,53 +174,23 @@ def _planes_last(pixels: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-class _Unpickler(pickle.Unpickler):
-  """Reads pickled dicts, lists, text, numbers and NumPy arrays; anything else that a pickle names is refused."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    if module in ('numpy.core.multiarray', 'numpy._core.multiarray') and name == '_reconstruct':
-      return np.empty(0).__reduce__()[0]  # the same function, wherever this NumPy keeps it
-    if module in ('numpy.core.numeric', 'numpy._core.numeric') and name == '_frombuffer':
-      return _array
-    if module == 'numpy' and name in ('ndarray', 'dtype'):
-      return getattr(np, name)
-    if (module, name) == ('_codecs', 'encode'):  # how Python 3 writes bytes in old protocols
-      return _latin1
-    raise pickle.UnpicklingError(f'{module}.{name} is not allowed')
-
-
-def _array(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal['C', 'F']) -> np.ndarray:
-  return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-  if encoding != 'latin1':
-    raise pickle.UnpicklingError(f'encoding {encoding} is not allowed')
-  return text.encode(encoding)
-
-
 def _from_npz(path: pathlib.Path) -> dict[str, Batch]:
   try:
-    with zipfile.ZipFile(path) as archive:
-      size = sum(member.file_size for member in archive.infolist())
-    if size > _MAX_NPZ:
-      raise UserError(f"'{path}' unpacks to {size:,} bytes, more than the {_MAX_NPZ:,} allowed; it is not CIFAR-10.")
-    with np.load(path, allow_pickle=False) as arrays:
+    with untrusted.open_file(path, _MAX_ARCHIVE) as file:
+      arrays = npy.Npz(file, _MAX_ARCHIVE)
       splits = {}
       for split, choices in _NPZ_KEYS.items():
         keys = next((pair for pair in choices if pair[0] in arrays and pair[1] in arrays), None)
         if keys is None:
           raise UserError(
-            f"'{path}' holds {', '.join(sorted(arrays))}, but must hold x_train, y_train, x_test, y_test (or "
+            f"'{path}' holds {', '.join(sorted(arrays)[:10])}, but must hold x_train, y_train, x_test, y_test (or "
             'train_images, train_labels, test_images, test_labels).'
           )
         images, labels = arrays[keys[0]], arrays[keys[1]]
         splits[split] = Batch(images, labels[:, 0] if labels.shape[1:] == (1,) else labels)
       return splits
-  except (zipfile.BadZipFile, ValueError, EOFError, OSError, zlib.error) as error:
-    if isinstance(error, UserError):
-      raise
+  except (untrusted.Unusable, OSError) as error:
     raise UserError(
-      f"--from='{path}' is not a usable .npz: it must be a zip archive of whole arrays, none of them pickled; "
-      f'{_WAY_OUT}.'
+      f"--from='{path}' is not a usable .npz ({one_line(error)}): it must be a zip archive of whole arrays, none of "
+      f'them pickled; {_WAY_OUT}.'
     ) from error

@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import json
 import pathlib
-import tarfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from adversarial_augment import untrusted
-from adversarial_augment.datasets import npy
+from adversarial_augment.datasets import archives, npy
 from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
@@ -140,15 +139,15 @@ def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
   if not path.is_file():
     raise UserError(f"'{path}' {'is no file or folder' if path.exists() else 'does not exist'}; it must hold NAME.npy.")
   try:
-    with tarfile.open(path, 'r:') as archive:
-      members = [member for member in archive if member.isreg() and not member.issparse()]
-  except (tarfile.TarError, EOFError) as error:
+    with untrusted.open_file(path) as file:
+      members = list(archives.members(archives.plain(file)))
+  except untrusted.Unusable as error:
     raise UserError(
-      f"'{path}' is neither a folder nor a whole and uncompressed tar archive; give CIFAR-10-C.tar, or a folder with "
-      'its files.'
+      f"'{path}' is neither a folder nor a whole and uncompressed tar archive; give CIFAR-10-C.tar, or a "
+      'folder with its files.'
     ) from error
   return {
-    pathlib.PurePosixPath(member.name).name: npy.Part(f'{path}: {member.name}', path, member.offset_data, member.size)
+    pathlib.PurePosixPath(member.name).name: npy.Part(f'{path}: {member.name}', path, member.offset, member.size)
     for member in members
   }
 

@@ -5,16 +5,17 @@ import io
 import json
 from pathlib import Path
 from typing import Any
-import zipfile
 
 import jax
 import numpy as np
 
-from adversarial_augment import files, processes, state_arrays
+from adversarial_augment import files, processes, state_arrays, untrusted
 from adversarial_augment.attacks.sweep import Sweep
+from adversarial_augment.datasets import npy
 from adversarial_augment.errors import UserError
 
 _ABOUT, _SHA256 = '_about', '_sha256'
+_MAX_ABOUT = 1 << 20  # bytes that a file has beside the sweep
 
 
 def write(path: Path, sweep: Sweep, about: Mapping[str, Any]) -> None:
@@ -52,13 +53,17 @@ def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
   """
 
   remedy = 'remove it, or begin anew with --overwrite'
+  limit = sum(array.nbytes for array in like) + _MAX_ABOUT
 
   def content() -> bytes:  # empty where there is no file
     with files.storage_errors(f"read '{path}'"):
       if not path.exists():
         return b''
-      if found := path.read_bytes():
-        return found
+      try:
+        if found := untrusted.read_bytes(path, limit):
+          return found
+      except untrusted.Unusable as error:
+        raise UserError(f"'{path}' is damaged ({error}); {remedy}.") from error
     raise UserError(f"'{path}' is damaged (it is empty); {remedy}.")
 
   if jax.process_count() == 1:
@@ -70,12 +75,12 @@ def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
   if not found:
     return None
   try:
-    with np.load(io.BytesIO(found), allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
+    packed = npy.Npz(io.BytesIO(found), limit)
+    arrays = {name: np.array(packed[name]) for name in packed}  # a sweep changes them
     sha256 = arrays.pop(_SHA256).tobytes().decode()
-    known = json.loads(arrays[_ABOUT].tobytes())
+    known = dict(untrusted.parse_json(arrays[_ABOUT].tobytes()))
     whole = sha256 == state_arrays.hash_arrays(arrays)
-  except (TypeError, ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+  except (TypeError, ValueError, KeyError) as error:
     raise UserError(f"'{path}' is damaged ({type(error).__name__}); {remedy}.") from error
   if not whole:
     raise UserError(f"'{path}' is damaged (its SHA-256 is another one); {remedy}.")
