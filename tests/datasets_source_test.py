@@ -19,7 +19,7 @@ from adversarial_augment.errors import StorageError, UserError
 CLASSES = ('cat', 'dog', 'yak')
 
 
-def _examples(n: int, seed: int = 0, shape: tuple[int, ...] = (6, 5, 3)) -> tuple[np.ndarray, np.ndarray]:
+def random_examples(n: int, seed: int = 0, shape: tuple[int, ...] = (6, 5, 3)) -> tuple[np.ndarray, np.ndarray]:
   rng = np.random.default_rng(seed)
   return rng.integers(0, 256, (n, *shape), np.uint8), rng.integers(0, 3, n).astype(np.int32)
 
@@ -28,22 +28,22 @@ def _describe(**changes) -> writer.Description:
   return writer.Description('pets', '1.0.0', 'Pets.', CLASSES, (6, 5, 3), 'own', 'ab' * 32)._replace(**changes)
 
 
-def _write(data_dir: pathlib.Path, overwrite: bool = False, n: int = 1203, **changes) -> pathlib.Path:
+def write(data_dir: pathlib.Path, overwrite: bool = False, n: int = 1203, **changes) -> pathlib.Path:
   splits = {
-    name: writer.Split(size, zip(*_examples(size, seed), strict=True))
+    name: writer.Split(size, zip(*random_examples(size, seed), strict=True))
     for name, size, seed in (('train', n, 1), ('test', 40, 2))
   }
   return writer.write(_describe(**changes), splits, data_dir, overwrite)
 
 
-def _png(image: np.ndarray, file_format: str = 'PNG') -> io.BytesIO:
+def png(image: np.ndarray, file_format: str = 'PNG') -> io.BytesIO:
   file = io.BytesIO()
   Image.fromarray(image).save(file, file_format)
   file.seek(0)
   return file
 
 
-def _tfds_write(
+def tfds_write(
   data_dir: pathlib.Path, rows: list, features: dict, splits=('train',), file_format='array_record'
 ) -> None:
   """Writes a data set with TFDS alone."""
@@ -59,20 +59,20 @@ def _tfds_write(
   records.close_all()
 
 
-def _features(shape=(6, 5, 3), classes: int = 3) -> dict:
+def image_features(shape=(6, 5, 3), classes: int = 3) -> dict:
   return {'image': tfds.features.Image(shape=shape), 'label': tfds.features.ClassLabel(num_classes=classes)}
 
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory) -> pathlib.Path:
   data_dir = tmp_path_factory.mktemp('prepared')
-  _write(data_dir)
+  write(data_dir)
   return data_dir
 
 
 def test_round_trip(prepared):
   for split, n, seed in (('train', 1203, 1), ('test', 40, 2)):
-    images, labels = _examples(n, seed)
+    images, labels = random_examples(n, seed)
     dataset = datasets.load('pets', split, str(prepared))
     batch = dataset.read(np.arange(n))
     np.testing.assert_array_equal(batch.images, images)
@@ -96,7 +96,7 @@ def test_tfds_reads_what_we_write(prepared):
   assert builder.info.supervised_keys == ('image', 'label')
   assert builder.info.splits['train'].num_examples == 1203
   example = builder.as_data_source(split='test')[3]
-  images, labels = _examples(40, 2)
+  images, labels = random_examples(40, 2)
   np.testing.assert_array_equal(example['image'], images[3])
   assert example['label'] == labels[3]
 
@@ -106,20 +106,20 @@ def test_remains_of_a_kill_are_removed_and_a_second_writer_is_refused(tmp_path):
   remains.mkdir(parents=True)
   (remains / 'pets-train.array_record-00000').write_bytes(b'x')
   with run_directory.lock(remains.parent), pytest.raises(UserError, match=r'in use by process .*--data_dir'):
-    _write(tmp_path)
+    write(tmp_path)
   assert remains.exists()
-  _write(tmp_path)
+  write(tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == ['pets']
 
 
 @pytest.mark.parametrize('encoding', ['PNG', 'JPEG'])
 def test_reads_what_tfds_writes_in_several_files(tmp_path, encoding):
-  images, labels = _examples(20)
+  images, labels = random_examples(20)
   rows = [
-    {'image': _png(image, encoding), 'label': int(label), 'note': 'x'}
+    {'image': png(image, encoding), 'label': int(label), 'note': 'x'}
     for image, label in zip(images, labels, strict=True)
   ]
-  _tfds_write(tmp_path, rows, _features() | {'note': tfds.features.Text()})
+  tfds_write(tmp_path, rows, image_features() | {'note': tfds.features.Text()})
   assert len(list((tmp_path / 'pets' / '1.0.0').glob('*array_record*'))) == 3
   dataset = datasets.load('pets:1.0.0', 'train', str(tmp_path))
   batch = dataset.read(np.arange(20))
@@ -134,7 +134,7 @@ def test_reads_what_tfds_writes_in_several_files(tmp_path, encoding):
 def test_newest_version_and_home_folder(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   for version in ('1.0.0', '10.0.0', '9.0.0'):
-    _write(tmp_path / 'data', n=3, version=version)
+    write(tmp_path / 'data', n=3, version=version)
   assert datasets.load('pets', 'train', '~/data').provenance['name'] == 'pets:10.0.0'
   assert datasets.load('pets:9.0.0', 'train', '~/data').provenance['name'] == 'pets:9.0.0'
   with pytest.raises(UserError, match='no version 2.0.0; it has: 1.0.0, 9.0.0, 10.0.0'):
@@ -173,15 +173,15 @@ def test_missing(prepared, name, data_dir, split, said):
 
 
 def _row(image: np.ndarray, label: int = 0) -> dict:
-  return {'image': _png(image), 'label': label}
+  return {'image': png(image), 'label': label}
 
 
 @pytest.mark.parametrize(
   'said, features, images',
   [
-    ('all must be uint8 RGB of one size', _features((None, None, 3)), [(6, 5, 3), (6, 6, 3)]),
-    ('all must be uint8 RGB of one size', _features((None, None, 3)), [(6, 5), (6, 5)]),
-    (r'shape \(6, 5, 1\) and type uint8', _features((6, 5, 1)), [(6, 5)]),
+    ('all must be uint8 RGB of one size', image_features((None, None, 3)), [(6, 5, 3), (6, 6, 3)]),
+    ('all must be uint8 RGB of one size', image_features((None, None, 3)), [(6, 5), (6, 5)]),
+    (r'shape \(6, 5, 1\) and type uint8', image_features((6, 5, 1)), [(6, 5)]),
     (
       'type uint16',
       {
@@ -192,22 +192,26 @@ def _row(image: np.ndarray, label: int = 0) -> dict:
     ),
     (
       "no feature 'image'; it has: label, picture",
-      {'picture': _features()['image']} | {'label': _features()['label']},
+      {'picture': image_features()['image']} | {'label': image_features()['label']},
       [],
     ),
-    ('must be a ClassLabel', {'image': _features()['image'], 'label': tfds.features.Scalar(np.int64)}, [(6, 5, 3)]),
-    ("split 'train' is empty", _features(), []),
+    (
+      'must be a ClassLabel',
+      {'image': image_features()['image'], 'label': tfds.features.Scalar(np.int64)},
+      [(6, 5, 3)],
+    ),
+    ("split 'train' is empty", image_features(), []),
   ],
 )
 def test_unusable_images(tmp_path, said, features, images):
-  _tfds_write(tmp_path, [_row(np.zeros(shape, np.uint8)) for shape in images], features)
+  tfds_write(tmp_path, [_row(np.zeros(shape, np.uint8)) for shape in images], features)
   with pytest.raises(UserError, match=said) as caught:
     datasets.load('pets', 'train', str(tmp_path))
   assert '\n' not in str(caught.value)
 
 
 def test_labels_out_of_range(tmp_path):
-  _tfds_write(tmp_path, [_row(np.zeros((6, 5, 3), np.uint8), 9)], _features(classes=10))
+  tfds_write(tmp_path, [_row(np.zeros((6, 5, 3), np.uint8), 9)], image_features(classes=10))
   path = tmp_path / 'pets' / '1.0.0' / 'features.json'
   path.write_text(path.read_text().replace('"10"', '"9"'))
   with pytest.raises(UserError, match=r'from 9 to 9, but must lie in \[0, 9\)'):
@@ -215,7 +219,7 @@ def test_labels_out_of_range(tmp_path):
 
 
 def test_tfrecord_is_refused(tmp_path):
-  folder = _write(tmp_path, n=3)
+  folder = write(tmp_path, n=3)
   path = folder / 'dataset_info.json'
   path.write_text(path.read_text().replace('"array_record"', '"tfrecord"'))
   with pytest.raises(UserError, match="stored as tfrecord.*file_format='array_record'"):
@@ -225,7 +229,7 @@ def test_tfrecord_is_refused(tmp_path):
 @pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'provenance.json'])
 @pytest.mark.parametrize('content', [b'', b'{', b'[]', b'\xff\xfe', b'{"a": 1}'])
 def test_damaged_metadata(tmp_path, name, content):
-  (_write(tmp_path, n=3) / name).write_bytes(content)
+  (write(tmp_path, n=3) / name).write_bytes(content)
   with pytest.raises(UserError, match='pets') as caught:
     datasets.load('pets', 'train', str(tmp_path))
   assert '\n' not in str(caught.value)
@@ -233,7 +237,7 @@ def test_damaged_metadata(tmp_path, name, content):
 
 @pytest.mark.parametrize('with_provenance', [True, False])
 def test_damaged_records_are_never_read_as_data(tmp_path, with_provenance):
-  folder = _write(tmp_path, n=50)
+  folder = write(tmp_path, n=50)
   if not with_provenance:
     (folder / source.PROVENANCE).unlink()
   path = next(folder.glob('*train*'))
@@ -262,18 +266,18 @@ def test_damaged_records_are_never_read_as_data(tmp_path, with_provenance):
 
 def test_exchanged_records_are_noticed(tmp_path):
   """A whole file of another data set passes every check but that of the hash written beside it."""
-  one, other = _write(tmp_path / 'a', n=40), _write(tmp_path / 'b', n=40)
+  one, other = write(tmp_path / 'a', n=40), write(tmp_path / 'b', n=40)
   shutil.copy(next(one.glob('*test*')), next(other.glob('*train*')))
   with pytest.raises(UserError, match="split 'train' has SHA-256 .* but was prepared with"):
     datasets.load('pets', 'train', str(tmp_path / 'b'))
 
 
 def test_existing_data_is_kept_unless_overwritten(tmp_path):
-  folder = _write(tmp_path, n=3)
+  folder = write(tmp_path, n=3)
   with pytest.raises(UserError, match='exists already.*--overwrite'):
-    _write(tmp_path, n=4)
+    write(tmp_path, n=4)
   assert datasets.load('pets', 'train', str(tmp_path)).num_examples == 3
-  assert _write(tmp_path, overwrite=True, n=4) == folder
+  assert write(tmp_path, overwrite=True, n=4) == folder
   assert datasets.load('pets', 'train', str(tmp_path)).num_examples == 4
   assert [path.name for path in tmp_path.iterdir()] == ['pets']
 
@@ -282,10 +286,10 @@ def test_existing_data_is_kept_unless_overwritten(tmp_path):
 @pytest.mark.parametrize('error', [KeyboardInterrupt, UserError('image 700')])
 def test_interruption_leaves_nothing_half_made(tmp_path, existing, error):
   if existing:
-    _write(tmp_path, n=3)
+    write(tmp_path, n=3)
 
   def examples():
-    yield from zip(*_examples(700), strict=True)
+    yield from zip(*random_examples(700), strict=True)
     raise error
 
   split = {'train': writer.Split(1000, examples())}
@@ -300,18 +304,18 @@ def test_full_disk_is_told_before_work(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
   with pytest.raises(StorageError, match='0 MB free'):
-    _write(tmp_path / 'new')
+    write(tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
 
 
 def test_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(StorageError, match='Cannot write under'):
-    _write(tmp_path / 'file')
+    write(tmp_path / 'file')
 
 
 def test_ids_are_those_of_tfds(tmp_path):
-  _write(tmp_path, n=3, has_ids=True)
+  write(tmp_path, n=3, has_ids=True)
   records = tfds.builder_from_directory(str(tmp_path / 'pets' / '1.0.0')).as_data_source(split='train')
   assert [record['id'] for record in records] == [b'train_00000', b'train_00001', b'train_00002']
 

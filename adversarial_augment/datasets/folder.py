@@ -1,5 +1,6 @@
 """Reads a user's own images, kept in one folder for each class."""
 
+import io
 import pathlib
 from typing import NamedTuple
 import unicodedata
@@ -8,10 +9,13 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from adversarial_augment import untrusted
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.gif')
+_FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF')  # Pillow would open others too, some with other programs
+_MAX_FILE = 1 << 28  # bytes
 _MAX_PIXELS = 1 << 26  # 8192 x 8192; a file of a few KB can claim more than any memory holds
 
 
@@ -88,7 +92,7 @@ def read_image(path: pathlib.Path, size: int) -> np.ndarray:
     with warnings.catch_warnings():
       # The limit below is stricter than Pillow's, and what else it warns of (odd EXIF data) harms no pixel.
       warnings.simplefilter('ignore')
-      with Image.open(path) as file:
+      with Image.open(io.BytesIO(untrusted.read_bytes(path, _MAX_FILE)), formats=_FORMATS) as file:
         if file.width * file.height > _MAX_PIXELS:
           raise UserError(
             f"'{path}' has {file.width} x {file.height} pixels; at most {_MAX_PIXELS:,} are read: make it smaller."
@@ -103,7 +107,7 @@ def read_image(path: pathlib.Path, size: int) -> np.ndarray:
 
 def _rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith('I'):  # 16 bits of grey, which convert() would clip to 255
-    image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    image = Image.fromarray((np.asarray(image).astype(np.int32).clip(0, 65535) >> 8).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')

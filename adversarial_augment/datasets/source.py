@@ -1,6 +1,7 @@
 """Reads data sets that TFDS or `prepare` wrote as ArrayRecord files, with no TensorFlow."""
 
 import io
+import math
 import pathlib
 import re
 from typing import Any
@@ -9,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from adversarial_augment import files, untrusted
+from adversarial_augment.datasets import records
 from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
-from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.errors import UserError
 from adversarial_augment.metrics import generated_origin
 from adversarial_augment.registry import did_you_mean
@@ -20,7 +21,8 @@ from adversarial_augment.types import Batch, Dataset
 
 PROVENANCE = 'provenance.json'  # written by `prepare` beside the data
 _NAME = re.compile(r'[a-z][a-z0-9_]*(/[A-Za-z0-9_.\-]+)?(:\d+\.\d+\.\d+)?')
-_CHUNK = 1000  # records read at once
+_ROOM = 1 << 30  # bytes that images may have, however well they are packed
+_MAX_RATIO = 100  # where they are more: of images to files
 
 
 def load(name: str, split: str, data_dir: str) -> Dataset:
@@ -37,17 +39,17 @@ def load(name: str, split: str, data_dir: str) -> Dataset:
   """
   folder = _folder(name, data_dir)
   label = f"Data set '{name}' in '{folder}'"
-  builder = _builder(folder, label)
-  names = _class_names(builder, label)
-  splits = builder.info.splits
+  prepared = records.open_folder(folder, label)
+  names, splits = prepared.class_names, prepared.splits
   if split not in splits:
     raise UserError(f"{label} has no split '{split}'; it has: {', '.join(sorted(splits)) or 'none'}.")
-  images, labels = _read(builder, split, label)
+  images, labels = _read(splits[split], split, label)
   if labels.min() < 0 or labels.max() >= len(names):
     raise UserError(
       f"{label}: labels of split '{split}' run from {labels.min()} to {labels.max()}, but must lie in "
       f'[0, {len(names)}); prepare it again.'
     )
+  labels = labels.astype(np.int32)
 
   def read(indices: np.ndarray) -> Batch:
     return Batch(images[indices], labels[indices])
@@ -58,7 +60,7 @@ def load(name: str, split: str, data_dir: str) -> Dataset:
     num_classes=len(names),
     image_shape=(images.shape[1], images.shape[2], 3),
     read=read,
-    provenance=_provenance(folder, split, builder.info.full_name, fingerprint([Batch(images, labels)]), label),
+    provenance=_provenance(folder, split, prepared.full_name, fingerprint([Batch(images, labels)]), label),
     class_names=() if names == tuple(map(str, range(len(names)))) else names,  # TFDS numbers what has no names
   )
 
@@ -101,72 +103,38 @@ def _preparation(stem: str, data_dir: str) -> str:
   return prepare(data_dir, 'images', f'--name={base}', '--from=FOLDER')
 
 
-def _builder(folder: pathlib.Path, label: str) -> Any:
-  """Returns the TFDS builder of a prepared data set."""
-  import tensorflow_datasets as tfds  # takes half a second
-
-  try:
-    builder = tfds.builder_from_directory(str(folder))
-  except Exception as error:  # of many kinds: TFDS parses two JSON files and imports what they name
-    raise UserError(f'{label} cannot be opened ({one_line(error)}); prepare it again.') from error
-  file_format = builder.info.file_format
-  if file_format is None or file_format.value != 'array_record':
-    raise UserError(
-      f'{label} is stored as {file_format and file_format.value}, but must be array_record; prepare it again with '
-      "tfds's download_and_prepare(file_format='array_record') or with adversarial_augment.prepare."
-    )
-  return builder
-
-
-def _class_names(builder: Any, label: str) -> tuple[str, ...]:
-  """Returns the names of the classes, their numbers where they have none, after a look at 'image' and 'label'."""
-  features = builder.info.features
-  missing = [key for key in ('image', 'label') if key not in features]
-  if missing:
-    raise UserError(f"{label} has no feature '{missing[0]}'; it has: {', '.join(sorted(features))}.")
-  image = features['image']
-  if image.np_dtype != np.uint8 or len(image.shape) != 3 or image.shape[-1] != 3:
-    raise UserError(
-      f'{label} holds images of shape {image.shape} and type {np.dtype(image.np_dtype).name}, but must hold RGB '
-      'uint8 [height, width, 3]; bring it in as a folder of images (prepare images).'
-    )
-  if getattr(features['label'], 'num_classes', None) is None:
-    raise UserError(f"{label}: feature 'label' must be a ClassLabel, not {type(features['label']).__name__}.")
-  return tuple(features['label'].names)
-
-
-def _read(builder: Any, split: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns all images, uint8 [n, h, w, 3], and labels, int32 [n]."""
-  import tensorflow_datasets as tfds
-
-  expected = builder.info.splits[split].num_examples
+def _read(shards: tuple[records.Shard, ...], split: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+  """Returns all images, uint8 [n, h, w, 3], and labels, int64 [n], as they are."""
+  expected = sum(shard.num_records for shard in shards)
   if not expected:
     raise UserError(f"{label}: split '{split}' is empty; prepare it again.")
   images = np.empty(0, np.uint8)  # until the first image tells the size
-  labels = np.empty(expected, np.int32)
+  labels: list[int] = []
   try:
-    # Pillow, not TFDS, decodes: twice as fast, and the same whether OpenCV is installed or not.
-    source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
-    for chunk in batches(expected, _CHUNK):
-      records = source.__getitems__(chunk.tolist())
-      for i, record in zip(chunk, records, strict=True):
-        with Image.open(io.BytesIO(record['image'])) as file:
-          image = np.asarray(file)
+    room = max(_ROOM, _MAX_RATIO * sum(shard.path.stat().st_size for shard in shards))
+    for i, (encoded, number) in enumerate(records.read(shards)):
+      # Pillow opens many formats, some with other programs.
+      with Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG')) as file:
+        shape = (file.height, file.width, 3)
         if i == 0:
-          images = np.empty((expected, *image.shape), np.uint8)
-        if image.dtype != np.uint8 or image.shape[2:] != (3,) or image.shape != images.shape[1:]:
+          if expected * math.prod(shape) > room:
+            raise ValueError(f'{expected:,} images of {file.width} x {file.height} pixels from {room:,} bytes at most')
+          images = np.empty((expected, *shape), np.uint8)
+        image = np.asarray(file) if shape == images.shape[1:] else None
+        if image is None or image.dtype != np.uint8 or image.shape != shape:
           raise UserError(
-            f"{label}: image {i} of split '{split}' has shape {image.shape} and type {image.dtype}, but all must be "
-            'uint8 RGB of one size; bring them in as a folder of images (prepare images).'
+            f"{label}: image {i} of split '{split}' has {file.width} x {file.height} pixels of mode {file.mode}, but "
+            'all must be uint8 RGB of one size; bring them in as a folder of images (prepare images).'
           )
-        images[i], labels[i] = image, record['label']
+      images[i] = image
+      labels.append(number)
+    return images, np.array(labels, np.int64)
   except UserError:
     raise
   except Exception as error:  # whatever a damaged file makes the readers of ArrayRecord, protobuf and PNG raise
     raise UserError(
       f"{label}: the files of split '{split}' are damaged ({one_line(error)}); prepare it again."
     ) from error
-  return images, labels
 
 
 def _provenance(folder: pathlib.Path, split: str, full_name: str, sha256: str, label: str) -> dict[str, Any]:
