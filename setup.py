@@ -19,6 +19,7 @@ RUNTIME = [
   'orbax-checkpoint>=0.12',
   'safetensors>=0.5',
   'tensorflow-datasets>=4.9.10',
+  'array_record>=0.5',  # of tensorflow-datasets too
   'importlib_resources>=6',  # tensorflow-datasets needs it and does not say so
   'pillow>=10',
   'scikit-learn>=1.5',
