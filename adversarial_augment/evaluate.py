@@ -4,14 +4,15 @@ The newest good checkpoint, on what the run's `config.evals` names or on what --
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from adversarial_augment import cli, datasets, files, inference, results, robustness_flags, signals, streams
 from adversarial_augment import config as configs
-from adversarial_augment.datasets import benchmarks
+from adversarial_augment.datasets import benchmarks, classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Attack, Dataset, PyTree
 
@@ -60,15 +61,17 @@ def main(argv: Sequence[str]) -> int | None:
   configs.validate(config)
   _check_overrides(config, overrides, attack=request is not None)
   test = datasets.load(config.dataset, 'test', config.data_dir)
-  _check_data(workdir, trained, config, test)
+  counted = _labels(workdir, trained, config, test)
   if request is None:
     test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
+    newer = {version: counted(dataset) for version, dataset in test_data.cifar10_1.items()}
+    test_data = test_data._replace(images=counted(test), cifar10_1=newer)
     from adversarial_augment import evaluations, recipe
 
     recipe.check_adversary(config, test.image_shape)
     evaluations.check_frost(config, test_data)
   else:
-    test = robustness_flags.first_examples(request, test)
+    test = robustness_flags.first_examples(request, counted(test))
   processes = cli.distributed(arguments, None)
   num_devices = cli.virtual_devices(cli.usable_cores())
   if request is None and num_devices is not None and processes == 1 and 'ada' in config.evals:
@@ -114,17 +117,28 @@ def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack
     raise UserError('--evals names no evaluation; name some, such as --evals=clean,cifar10_c.')
 
 
-def _check_data(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Dataset) -> None:
-  """Refuses a test set that has changed since the training; says so where another one is wanted."""
+def _labels(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Dataset) -> Callable[[Dataset], Dataset]:
+  """Refuses a test set that has changed since the training; says so where another one is wanted.
+
+  Returns:
+    What gives a data set the labels that the run's classifier has for its classes.
+  """
+  counted = functools.partial(classes.in_order, known=inference.classes(workdir), classifier=f"The run '{workdir}'")
   if config.dataset != trained.dataset:
     print(f'note: trained on {trained.dataset}, evaluated on {config.dataset}', flush=True)
-    return
+    names = counted(test).class_names
+    if names != test.class_names:
+      print(f'note: the classes of {config.dataset} have another order; they are matched by name', flush=True)
+    elif not names or not inference.classes(workdir).names:
+      print('note: names of classes are not known on both sides; they are matched by position', flush=True)
+    return counted
   known = results.read(workdir / 'data.json').get('test')
   if known is not None and known != test.provenance.get('sha256', known):
     raise UserError(
       f"The test set '{config.dataset}' under '{config.data_dir}' is not the one of the run (SHA-256 in "
       f"'{workdir}/data.json'): its images may have been trained on; bring that one back, or train anew."
     )
+  return lambda dataset: dataset if known is not None else counted(dataset)
 
 
 def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks, *, overwrite: bool = False) -> None:

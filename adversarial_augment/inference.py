@@ -20,6 +20,7 @@ import numpy as np
 from adversarial_augment import config as configs
 from adversarial_augment import files, manifests, results, untrusted
 from adversarial_augment.datasets import cifar10
+from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, PyTree, TrainState
 
@@ -140,7 +141,7 @@ class Classifier:
 
     from adversarial_augment import recipe
 
-    names = tuple(class_names) or _CLASS_NAMES.get(config.dataset.partition(':')[0], ())
+    names = tuple(class_names) or _names_of(config.dataset)
     self.class_names = names if len(names) == num_classes else None
     self.config, self.num_classes = config, num_classes
     self.step, self.checkpoint_sha256, self.config_sha256 = restored.step, restored.sha256, restored.config_sha256
@@ -198,6 +199,25 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
   # The size of an image decides nothing about the parameters.
   restored = restore(config, folder, num_classes, (32, 32, 3), mesh)
   return Classifier(config, num_classes, restored, batch_size, class_names)
+
+
+def classes(workdir: Path) -> Classes:
+  """Returns what the outputs of a run's classifier stand for, as far as its folder tells.
+
+  Raises:
+    UserError: a damaged data.json.
+  """
+  from adversarial_augment import checkpoints
+
+  recorded = results.load_data(workdir).get('class_names')
+  if names := tuple(recorded or _names_of(str(results.read(workdir / 'config.json').get('dataset')))):
+    return Classes(len(names), names)
+  folder = workdir / 'checkpoints'
+  return Classes(_num_classes(folder) if checkpoints.steps(folder) else None, ())
+
+
+def _names_of(dataset: str) -> tuple[str, ...]:
+  return _CLASS_NAMES.get(dataset.partition(':')[0], ())
 
 
 def _num_classes(directory: Path) -> int:

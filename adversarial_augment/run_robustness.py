@@ -17,6 +17,8 @@ from adversarial_augment import files, inference, processes, recipe, results, ru
 from adversarial_augment.attacks import suites, validity
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.attacks.sweep import Problem, Stage, Sweep
+from adversarial_augment.classifiers import reorder_outputs
+from adversarial_augment.datasets import classes
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.evaluators import robustness, sweep_file
 from adversarial_augment.evaluators.robustness import Classifier
@@ -54,7 +56,7 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
   provenance['config_sha256'] = restored.config_sha256
   about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
   if request.surrogate is not None:
-    surrogate, other = _restore(_surrogate_config(config, request.surrogate), request.surrogate, test, mesh)
+    surrogate, other = _surrogate(config, request.surrogate, test, mesh)
     classifier = classifier._replace(surrogate=surrogate)
     about['surrogate_sha256'] = other.sha256
   _say(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}')
@@ -74,15 +76,22 @@ def _restore(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tu
   return Classifier(attacked, judge, restored.state, mesh, config.batch_size), restored
 
 
-def _surrogate_config(config: ConfigDict, workdir: Path) -> ConfigDict:
-  """Returns the config of another run, of the same classes, in the precision of this one."""
+def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
+  """Returns the classifier of another run, on the same classes, in the precision of this one."""
   other = inference.read_config(workdir)
   if other.dataset != config.dataset:
     raise UserError(
       f"--surrogate='{workdir}' was trained on {other.dataset}, not on {config.dataset}; name a run of these classes."
     )
+  known, remedy = inference.classes(workdir), 'name a run of these classes'
+  outputs = classes.order(known, test, f"The classifier of --surrogate='{workdir}'", remedy)
   other.precision, other.batch_size = config.precision, config.batch_size
-  return other
+  classifier, restored = _restore(other, workdir, test, mesh)
+  if outputs is not None:
+    _say('note: the classes of the surrogate have another order; they are matched by name')
+    params = reorder_outputs(classifier.state.params, outputs)
+    classifier = classifier._replace(state=classifier.state._replace(params=params))
+  return classifier, restored
 
 
 def _find(

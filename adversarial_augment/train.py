@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import cli, datasets, files, report
-from adversarial_augment.datasets import benchmarks, mixture, sampling
+from adversarial_augment.datasets import benchmarks, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.preparation import deepaugment
 from adversarial_augment.types import Dataset, TrainState
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
   test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
   recipe.check_adversary(config, splits['train'].image_shape)
   evaluations.check_frost(config, test_data)
-  _check_start(config.init_from, arguments.workdir)
+  _check_start(config.init_from, arguments.workdir, splits['train'])
   if config.tensorboard:
     tensorboard.check_installed()
   processes = cli.distributed(arguments, config.batch_size)
@@ -87,7 +87,7 @@ def train(
     state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     state = loop.resume(workdir, state)
     if not int(state.step):
-      state = _start_from(config.init_from, state)
+      state = _start_from(config.init_from, state, splits['train'])
     for line in summary.opening(config, static, splits, state, phi):
       loop.tell(line)
     evaluation = run_evaluation.Evaluation(
@@ -128,7 +128,7 @@ def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
   }
 
 
-def _check_start(init_from: str | None, workdir: Path) -> None:
+def _check_start(init_from: str | None, workdir: Path, dataset: Dataset) -> None:
   """Looks, before any device is touched, whether there is a run to start from; one that goes on needs none."""
   from adversarial_augment import checkpoints
 
@@ -137,18 +137,32 @@ def _check_start(init_from: str | None, workdir: Path) -> None:
   folder = files.user_path(init_from, 'config.init_from')
   if not checkpoints.steps(folder / 'checkpoints'):
     raise UserError(f"No checkpoints in '{folder}' (config.init_from); name the workdir of a run that has saved some.")
+  _outputs(init_from, dataset)
 
 
-def _start_from(init_from: str | None, state: TrainState) -> TrainState:
+def _outputs(init_from: str, dataset: Dataset) -> list[int] | None:
+  """Returns which outputs of another run stand for the classes of a data set; None: they have the same order."""
+  from adversarial_augment import inference
+
+  known = inference.classes(files.user_path(init_from, 'config.init_from'))
+  label = f"The classifier of '{init_from}' (config.init_from)"
+  return classes.order(known, dataset, label, 'start from a run on the same classes, or leave config.init_from out')
+
+
+def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> TrainState:
   """Takes parameters and statistics over from another run; the step and the optimiser start anew."""
   if init_from is None:
     return state
-  from adversarial_augment import checkpoints, loop
+  from adversarial_augment import checkpoints, classifiers, loop
 
   folder = files.user_path(init_from, 'config.init_from') / 'checkpoints'
+  outputs = _outputs(init_from, dataset)
   step, state = checkpoints.restore_subtree(folder, state, ('params', 'model_state'), report=loop.tell)
   loop.tell(f"starting from the parameters of '{init_from}' after step {step}")
-  return state
+  if outputs is None:
+    return state
+  loop.tell('the classes of that run have another order; they are matched by name')
+  return state._replace(params=classifiers.reorder_outputs(state.params, outputs))
 
 
 def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from adversarial_augment import cli, datasets, files, inference, progress, results, signals
 from adversarial_augment import config as configs
+from adversarial_augment.datasets import classes
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.types import Dataset
 from experiments import figure1_drawing, figure_files
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
   workdir = files.user_path(arguments.workdir, '--workdir')
   config = adversary(inference.read_config(workdir), overrides)
   test = datasets.load(config.dataset, 'test', config.data_dir)
+  test = classes.in_order(test, inference.classes(workdir), f"The run '{workdir}'")
   figure_files.check_num_images(arguments.num_images, 2, test)
   test = test._replace(num_examples=arguments.num_images)
   from adversarial_augment import recipe

@@ -13,6 +13,7 @@ import numpy as np
 
 from adversarial_augment import per_example_conv
 from adversarial_augment.errors import UserError
+from adversarial_augment.types import PyTree
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel
 STD = (0.2471, 0.2435, 0.2616)
@@ -103,6 +104,18 @@ def classifier(
       return _head(x, num_classes)
 
   return hk.transform_with_state(network)
+
+
+def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:
+  """Returns parameters whose output j is that of the given ones at outputs[j].
+
+  Args:
+    params: of a classifier.
+    outputs: a permutation of its outputs.
+  """
+  index = np.array(outputs)
+  moved = lambda leaf: jax.jit(lambda x: x[..., index], out_shardings=leaf.sharding)(leaf)
+  return {name: jax.tree.map(moved, leaves) if name.endswith('/head') else leaves for name, leaves in params.items()}
 
 
 def _batch_norm(

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from adversarial_augment import files, metrics
-from adversarial_augment.datasets import cifar10_c, source
+from adversarial_augment.datasets import cifar10, cifar10_c, classes, source
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
@@ -49,5 +49,10 @@ def load(evals: Collection[str], name: str, data_dir: str, images: Dataset) -> B
       raise UserError(
         f"config.evals has cifar10_1, the classes of which are CIFAR-10's, but config.dataset={name}; leave it out."
       )
-    cifar10_1 = {version: source.load(f'cifar10_1/{version}', 'test', data_dir) for version in metrics.CIFAR10_1_COUNTS}
+    for version in metrics.CIFAR10_1_COUNTS:
+      dataset = source.load(f'cifar10_1/{version}', 'test', data_dir)
+      if dataset.class_names == tuple('0123456789'):  # as TFDS has it, in CIFAR-10's order
+        dataset = dataset._replace(class_names=cifar10.CLASS_NAMES)
+      known = classes.Classes(images.num_classes, images.class_names)
+      cifar10_1[version] = classes.in_order(dataset, known, f"The data set '{images.name}'")
   return Benchmarks(images, corrupted, cifar10_1)
