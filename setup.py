@@ -4,6 +4,7 @@ from pathlib import Path
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -52,6 +53,19 @@ EXTRAS['dev'] = [
 
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'adversarial_augment' / '__init__.py').read_text())[1]
 
+
+class BuildPy(build_py):
+  """Puts the configs into the package; in a checkout they lie beside it, where users look for them."""
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      folder = Path(self.build_lib, 'adversarial_augment', 'configs')
+      self.mkpath(str(folder))
+      for path in sorted((HERE / 'configs').glob('*.py')):
+        self.copy_file(str(path), str(folder / path.name))
+
+
 setup(
   name='adversarial-augment',
   version=VERSION,
@@ -75,9 +89,12 @@ setup(
   python_requires='>=3.11',
   install_requires=RUNTIME,
   extras_require=EXTRAS,
-  # The configs lie beside the package in a checkout, where users look for them, and inside it once installed.
-  packages=[*find_packages(include=['adversarial_augment', 'adversarial_augment.*']), 'adversarial_augment.configs'],
-  package_dir={'adversarial_augment.configs': 'configs'},
+  packages=find_packages(include=['adversarial_augment', 'adversarial_augment.*']),
+  # So that an editable installation is a path, not an import hook. Hooks come after the path, on which a script in the
+  # folder above a clone finds the clone first, as a namespace package of the same name. On a path stands the package
+  # itself, which goes before namespaces wherever it is.
+  package_dir={'': '.'},
+  cmdclass={'build_py': BuildPy},
   package_data={'adversarial_augment': ['corruption_nets/shipped/*.safetensors']},
   include_package_data=False,
 )

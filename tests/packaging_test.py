@@ -3,13 +3,13 @@
 import ast
 import functools
 import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 
 import pytest
 
@@ -110,6 +110,39 @@ def run(*command, **options) -> str:
   return done.stdout
 
 
+def borrow(venv: Path) -> str:
+  """Makes a virtual environment with the dependencies of this one, and no pip; returns its Python."""
+  run(sys.executable, '-m', 'venv', '--without-pip', str(venv))
+  python = str(venv / 'bin' / 'python')
+  paths = 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
+  paths_of_this = [path for path in sys.path if path.endswith('-packages')]
+  Path(run(python, '-c', paths).strip(), 'zz_borrowed.pth').write_text('\n'.join(paths_of_this))
+  return python
+
+
+def test_the_folder_of_a_clone_does_not_hide_the_package(tmp_path):
+  """`git clone` names the folder as the package; from the folder above, Python finds it first, as a namespace."""
+  above, runs = tmp_path / 'above', tmp_path / 'elsewhere' / 'adversarial_augment' / 'runs'
+  clone = above / 'adversarial_augment'
+  left_out = shutil.ignore_patterns('.*', 'build', 'dist', 'runs', 'tests', '*.egg-info', '__pycache__')
+  shutil.copytree(ROOT, clone, ignore=left_out)
+  runs.mkdir(parents=True)  # another folder of that name, where a script may run
+  python = borrow(tmp_path / 'venv')
+  isolation = ['--no-build-isolation'] if importlib.util.find_spec('setuptools') else []
+  pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet', '--no-deps']
+  run(*pip, '--ignore-installed', *isolation, '-e', str(clone))
+  code = 'from adversarial_augment import __version__, attacks, config\nprint(__version__, attacks.__file__)\n'
+  expected = f'{adversarial_augment.__version__} {clone}/adversarial_augment/attacks/__init__.py\n'
+  environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+  for folder in (above, runs.parent.parent, clone, tmp_path):
+    (folder / 'script.py').write_text(code)
+    started = functools.partial(run, cwd=folder, env=environment)
+    assert started(python, 'script.py') == expected
+    assert started(python, '-c', code) == expected
+  module = ['-m', 'adversarial_augment.train', '--list_configs']
+  assert run(python, *module, cwd=above, env=environment) == configs.list_configs() + '\n'
+
+
 @pytest.mark.slow
 def test_wheel_works_outside_the_checkout(tmp_path):
   source, venv, elsewhere = (tmp_path / name for name in ('source', 'venv', 'elsewhere'))
@@ -120,11 +153,9 @@ def test_wheel_works_outside_the_checkout(tmp_path):
   shutil.rmtree(source)
 
   # The new environment borrows the dependencies of this one; .ci/run installs them afresh.
-  run(sys.executable, '-m', 'venv', str(venv))
-  python = str(venv / 'bin' / 'python')
-  paths = 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
-  Path(run(python, '-c', paths).strip(), 'borrowed.pth').write_text(sysconfig.get_paths()['purelib'])
-  run(python, '-m', 'pip', 'install', '--quiet', '--no-deps', '--ignore-installed', str(wheel))
+  python = borrow(venv)
+  pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet', '--no-deps']
+  run(*pip, '--ignore-installed', str(wheel))
 
   elsewhere.mkdir()
   environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
