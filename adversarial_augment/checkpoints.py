@@ -14,6 +14,7 @@ A checkpoint does not depend on the number of devices or processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+import math
 import os
 from pathlib import Path
 import re
@@ -32,6 +33,7 @@ PyTree = Any
 State = TypeVar('State')
 Report = Callable[[str], None]
 
+_MAX_RATIO = 8  # of a state to its parameters; with Adam it is 3
 _TEMPORARY = re.compile(r'\d+(\.replaced|\.pruned)?\.tmp')
 
 
@@ -316,6 +318,8 @@ def _read_newest(
     try:
       manifest = manifests.verify(directory / str(step), step)
       mismatch = _mismatch(leaves, manifest['leaves'], names)
+      if _num_bytes(manifest['leaves']) > _MAX_RATIO * _num_bytes(state_arrays.describe(leaves)) + (1 << 20):
+        raise Damaged(f'arrays larger than those of a run in {manifests.NAME}')
       found = step, {} if mismatch else _read_arrays(directory / str(step), manifest)
       break
     except Damaged as error:
@@ -349,6 +353,10 @@ def _read_arrays(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndar
   if state_arrays.hash_arrays(arrays) != manifest['state_sha256']:
     raise Damaged('state_sha256 mismatch in arrays')
   return arrays
+
+
+def _num_bytes(leaves: Mapping[str, Any]) -> int:
+  return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in leaves.values())
 
 
 def _mismatch(leaves: Mapping[str, Any], saved: Mapping[str, Any], names: frozenset[str] | None) -> str | None:

@@ -139,7 +139,7 @@ def note(path: Path, added: Mapping[str, Any]) -> str:
   return f"note: '{path}' is of an older version, which did not know some fields; they are taken as {meant}"
 
 
-def from_json(text: str | bytes, source: str = 'config.json') -> ConfigDict:
+def from_json(text: str, source: str = 'config.json') -> ConfigDict:
   """Returns the config that `to_json` wrote, perhaps that of an older version (`unknown_to`), checked by `validate`.
 
   Raises:

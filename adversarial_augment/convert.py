@@ -5,11 +5,11 @@ python -m adversarial_augment.convert --net=cae model_final.state cae.safetensor
 """
 
 from collections.abc import Sequence
-import hashlib
 import os
 from pathlib import Path
 
 from adversarial_augment import cli, signals
+from adversarial_augment.download import sha256_of
 from adversarial_augment.errors import UserError
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     description='Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) or of the CAE into a weight '
     'file for config.corruption_net.weights.\nNothing in the checkpoint is executed.',
   )
-  parser.add_argument('source', metavar='CHECKPOINT.pt', help='a zip checkpoint (PyTorch 1.6 or newer)')
+  parser.add_argument('source', metavar='CHECKPOINT.pt', help='a checkpoint of any version of PyTorch')
   parser.add_argument('target', type=Path, metavar='OUT.safetensors', help='the file to write')
   parser.add_argument('--net', default='edsr', choices=('edsr', 'cae'), help='whose checkpoint it is')
   parser.add_argument('--dtype', default='float32', choices=('float16', 'float32'), help='how numbers are stored')
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
   provenance = {
     'network': {'name': arguments.net, **sizes},
     'source': source.name,
-    'source_sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
+    'source_sha256': sha256_of(source),
     'command': 'python -m adversarial_augment.convert',
   }
   weights.save(arguments.target, params, provenance, dtype=arguments.dtype)

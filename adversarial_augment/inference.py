@@ -52,7 +52,7 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
   """
   path = workdir / 'config.json'
   try:
-    text = untrusted.read_bytes(path, untrusted.MAX_JSON)
+    text = untrusted.read_bytes(path, untrusted.MAX_JSON).decode()
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"No run in '{workdir}': it has no {path.name}; name the workdir of a run of train.") from None
   except (OSError, ValueError) as error:

@@ -150,7 +150,7 @@ def unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> byte
       while piece := file.read(_PIECE):
         content += piece
   except Exception as error:
-    raise Unusable(f'{name!r} is damaged') from error
+    raise Unusable(f'{name!r} is damaged: {error}') from error
   if len(content) != member.file_size:
     raise Unusable(f'{name!r} is cut off')
   return content

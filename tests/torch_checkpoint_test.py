@@ -113,7 +113,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, protocol):
     ('torch.storage', '_load_from_bytes'),  # unpickles its argument
     ('torch', 'load'),
     ('collections', 'OrderedDict.__init__.__globals__'),
-    ('torch._utils', '_rebuild_tensor'),
+    ('torch._utils', '_rebuild_sparse_tensor'),
     ('__torch__', 'Module'),
     ('numpy.core.multiarray', '_reconstruct'),
   ],
@@ -160,9 +160,11 @@ def test_damaged_files_are_refused(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
   assert 'No such file' in refused(tmp_path / 'missing')
-  legacy = tmp_path / 'legacy.pt'  # what torch < 1.6 wrote begins with this number
+  legacy = tmp_path / 'legacy.pt'  # what torch < 1.6 wrote begins with these numbers
   legacy.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
-  assert 'torch.save its state_dict again' in refused(legacy)
+  assert 'damaged' in refused(legacy)
+  (tmp_path / 'text.pt').write_text('weights')
+  assert 'torch.save its state_dict again' in refused(tmp_path / 'text.pt')
   with zipfile.ZipFile(tmp_path / 'plain.zip', 'w') as archive:
     archive.writestr('readme.txt', 'hello')
   assert 'data.pkl' in refused(tmp_path / 'plain.zip')

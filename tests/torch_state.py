@@ -20,11 +20,11 @@ def tuple_of(*items):
   return b'(' + b''.join(items) + b't'
 
 
-def tensor(key, shape, *, kind='FloatStorage', count=None, offset=0, stride=None, parameter=False):
+def tensor(key, shape, *, kind='FloatStorage', count=None, offset=0, stride=None, parameter=False, view=b''):
   """The opcodes by which torch.save describes a tensor whose storage is the member data/`key`."""
   count = int(np.prod(shape)) if count is None else count
   stride = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))] if stride is None else stride
-  storage = tuple_of(text('storage'), f'ctorch\n{kind}\n'.encode(), text(key), text('cpu'), integer(count)) + b'Q'
+  storage = tuple_of(text('storage'), f'ctorch\n{kind}\n'.encode(), text(key), text('cpu'), integer(count), view) + b'Q'
   hooks = b'ccollections\nOrderedDict\n)R'
   arguments = (
     storage,
@@ -61,6 +61,29 @@ def write_state(path, state, **options):
   for name in reversed(wrap):
     body = b'}(' + text('epoch') + integer(3) + text(name) + body + b'u'
   return write(path, body, {str(i): value.astype('<f4').tobytes() for i, value in enumerate(state.values())}, **options)
+
+
+def write_legacy(path, body, storages, *, machine=b'}(X\r\0\0\0little_endian\x88u', keys=None, version=1001):
+  """A file of PyTorch before 1.6; the tensors of `body` are made with view=b'N', `storages` are flat arrays."""
+  keys = list(storages) if keys is None else keys
+  pickles = [
+    b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19',
+    integer(version),
+    machine,
+    body,
+    b'](' + b''.join(map(text, keys)) + b'e',
+  ]
+  with open(path, 'wb') as file:
+    file.write(b''.join(b'\x80\x02' + pickled + b'.' for pickled in pickles))
+    for values in storages.values():
+      file.write(struct.pack('<q', len(values)) + values.tobytes())
+  return path
+
+
+def write_legacy_state(path, state):
+  """A file of float32 arrays as PyTorch before 1.6 writes them."""
+  body = mapping({key: tensor(str(i), value.shape, view=b'N') for i, (key, value) in enumerate(state.items())})
+  return write_legacy(path, body, {str(i): value.astype('<f4').ravel() for i, value in enumerate(state.values())})
 
 
 def edsr_state(*, blocks=2, features=4, scale=4, seed=0):

@@ -6,6 +6,7 @@ y[2i + a, 2j + b] = x[i, j] w[a, b] as PyTorch does, unlike `jax.lax.conv_transp
 """
 
 from collections.abc import Callable, Mapping
+import math
 import re
 
 import numpy as np
@@ -31,8 +32,8 @@ _CAE_KEYS = (
 def edsr_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
   """Turns a state dict of EDSR-PyTorch (baseline family) into the parameters of `corruption_nets.edsr`.
 
-  Blocks, features and scale (1, 2 or 4) follow from the keys. The fixed layers that remove and add the mean colour
-  are checked and dropped.
+  Blocks, features and scale (1, 2 or 4) follow from the keys and shapes. The fixed layers that remove and add the mean
+  colour are checked and dropped.
 
   Args:
     state: arrays by PyTorch key; prefixes 'module.' and 'model.' are ignored.
@@ -49,16 +50,19 @@ def edsr_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
   indices = [int(match[1]) for key in state if (match := re.fullmatch(r'body\.(\d{1,4})\.body\.0\.weight', key))]
   blocks = max(indices, default=-1) + 1
   # Entries 1 and 3 of the upsampler are pixel shuffles, without parameters.
-  stages = max((n for n in (1, 2) if any(key.startswith(f'tail.0.{2 * n - 2}.') for key in state)), default=0)
+  stages = max((n for n in (1, 2, 3) if any(key.startswith(f'tail.0.{2 * n - 2}.') for key in state)), default=0)
+  scale = 2**stages  # each doubles the size, but a factor of 3 is one
+  if stages == 1 and (first := state.get('tail.0.0.weight')) is not None and first.ndim:
+    scale = math.isqrt(first.shape[0] // max(features, 1))
   keys = {'head': 'head.0', 'body_out': f'body.{blocks}', 'out': 'tail.1'}
   keys |= {f'block_{i}/conv_{j}': f'body.{i}.body.{2 * j}' for i in range(blocks) for j in (0, 1)}
   keys |= {f'up_{i}': f'tail.0.{2 * i}' for i in range(stages)}
-  sizes = {'blocks': blocks, 'features': features, 'scale': 2**stages}
+  sizes = {'blocks': blocks, 'features': features, 'scale': scale}
+  _check_sizes(sizes, 'EDSR')
   table = edsr_table(**sizes)
   mean_shifts = dict.fromkeys(('sub_mean', 'add_mean'), ((3, 3, 1, 1), 3))
   _check(state, mean_shifts | _torch_layers(table, keys), 'EDSR')
   _check_mean(state)
-  _check_sizes(sizes, 'EDSR')
   return _params('edsr', table, keys, state), sizes
 
 
@@ -137,7 +141,7 @@ def _check_mean(state: State) -> None:
 def _check_sizes(sizes: dict[str, int], network: str) -> None:
   wrong = weights.wrong_size(sizes)
   if wrong:
-    raise UserError(f'the state dict is of {network} with {wrong}; convert a smaller one.')
+    raise UserError(f'the state dict is of {network} with {wrong}; convert another one.')
 
 
 def _torch_layers(table: layers.Table, keys: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -22,6 +22,7 @@ from adversarial_augment.fields import show
 
 FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')
+MAX_BYTES = 1_400_000_000  # an EDSR of the largest sizes has 1.3 GB
 _TAGS = ('F16', 'F32')  # their names in safetensors
 
 WAY_OUT = 'give a file that adversarial_augment.pretrain or adversarial_augment.convert wrote'
@@ -83,6 +84,7 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
     UserError: no such file, not a weight file of this package, damaged, or with NaN or infinite values.
   """
   try:
+    untrusted.open_file(path, MAX_BYTES).close()
     with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
       header = file.metadata() or {}
       provenance = _read_header(path, header)
@@ -97,7 +99,7 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
     raise UserError(f"No weight file '{path}'; give an existing .safetensors file.") from error
   except OSError as error:
     raise UserError(f"Cannot read the weight file '{path}': {error.strerror or error}.") from error
-  except safetensors.SafetensorError as error:
+  except (safetensors.SafetensorError, untrusted.Unusable) as error:
     reason = ' '.join(str(error).split())
     raise UserError(
       f"'{path}' is damaged or not a .safetensors weight file ({reason}); get or make it again."
@@ -106,11 +108,12 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
   if _digest(tensors) != header['sha256']:
     raise UserError(f"'{path}' is damaged: its tensors do not have the SHA-256 in its header; get or make it again.")
   params: Params = {}
-  for key, value in tensors.items():
+  for key in list(tensors):
+    value = tensors.pop(key)
     if not np.isfinite(value).all():
       raise UserError(f"'{path}': {show(key)} holds NaN or infinite values; get or make the file again.")
     module, _, name = key.rpartition('/')
-    params.setdefault(module, {})[name] = value.astype(np.float32)
+    params.setdefault(module, {})[name] = value.astype(np.float32, copy=False)
   return params, provenance
 
 

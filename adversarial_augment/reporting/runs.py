@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from adversarial_augment import fields, figures, files, results
+from adversarial_augment import fields, figures, files, results, untrusted
 from adversarial_augment.errors import UserError
 from adversarial_augment.results import rules
 
@@ -19,6 +19,7 @@ _CONFIG: rules.Rule = {
   'attack': rules.ATTACK,
   'corruption_net': {'name': fields.text()},
 }  # fmt: skip
+_MAX_PICTURE = 1 << 26  # bytes
 _BALL: rules.Rule = {'norm': fields.choice('linf', 'l2'), 'epsilon': rules.FINITE, 'trades': rules.FINITE}
 
 
@@ -104,7 +105,7 @@ def _between(folder: Path) -> Iterator[dict[str, Any]]:
 def _examples(path: Path) -> tuple[bytes, str]:
   """The bytes of the picture of adversarial examples, and what is wrong with it; both are empty where there is none."""
   try:
-    content = path.read_bytes()
+    content = untrusted.read_bytes(path, _MAX_PICTURE)
     Image.open(io.BytesIO(content), formats=('PNG',)).load()
   except FileNotFoundError:
     return b'', ''
