@@ -17,6 +17,7 @@ import numpy as np
 
 from adversarial_augment import registry
 from adversarial_augment.errors import UserError
+from adversarial_augment.types import counts_images
 
 WINDOW, _SIGMA = 11, 1.5  # pixels
 _C1, _C2 = 0.01**2, 0.03**2
@@ -35,6 +36,7 @@ class _Moments(NamedTuple):
   cov: jax.Array
 
 
+@counts_images
 class Corrected(NamedTuple):
   """What the line search did, per image."""
 
@@ -42,6 +44,9 @@ class Corrected(NamedTuple):
   ssim: jax.Array  # [n], before
   gamma: jax.Array  # [n] in [0, 1]; 1 is untouched
   ssim_after: jax.Array  # [n]
+
+  def __len__(self) -> int:
+    return len(self.images)
 
 
 def ssim(images: jax.Array, other: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
   from jax import Array
@@ -13,17 +13,29 @@ else:  # datasets/ uses these types and does not import JAX
 
 Key = Array
 PyTree = Any
+T = TypeVar('T')
 LogitsFn = Callable[[Array], Array]  # images [n, h, w, c] -> logits [n, k]
 Augmentation = Callable[[Key, Array], Array]  # one image [h, w, c] in, one out
 
 
+def counts_images(cls: type[T]) -> type[T]:
+  """Makes a named tuple whose `len` is the number of its images: its `_replace` must not count fields with `len`."""
+  cls._make = classmethod(lambda cls, values: cls(*values))  # type: ignore[attr-defined]
+  return cls
+
+
+@counts_images
 class Batch(NamedTuple):
   """A few examples on the host."""
 
   images: np.ndarray  # uint8 [n, h, w, c]
   labels: np.ndarray  # int32 [n]
 
+  def __len__(self) -> int:
+    return len(self.images)
 
+
+@counts_images
 class Dataset(NamedTuple):
   """One split of a data set."""
 
@@ -35,6 +47,9 @@ class Dataset(NamedTuple):
   provenance: dict[str, Any]  # name, split, origin, archive_sha256 (or None), sha256; goes into every result
   epoch_size: int | None = None  # examples in an epoch; None: all
   class_names: tuple[str, ...] = ()  # in the order of the labels; () where nobody knows them
+
+  def __len__(self) -> int:
+    return self.num_examples
 
 
 class PerturbationSet(NamedTuple):
@@ -52,9 +67,13 @@ class PerturbationSet(NamedTuple):
   apply_batch: Callable[[PyTree, Array, PyTree, Key | None], Array]
 
 
+@counts_images
 class AttackResult(NamedTuple):
   images: Array  # [n, h, w, c] in [0, 1]
   metrics: dict[str, Array]  # one value per attacked image: [n], or fewer where some stay clean
+
+  def __len__(self) -> int:
+    return len(self.images)
 
 
 class Attack(Protocol):
