@@ -95,6 +95,7 @@ setup(
   # itself, which goes before namespaces wherever it is.
   package_dir={'': '.'},
   cmdclass={'build_py': BuildPy},
+  entry_points={'console_scripts': ['adversarial-augment = adversarial_augment.__main__:main']},
   package_data={'adversarial_augment': ['corruption_nets/shipped/*.safetensors']},
   include_package_data=False,
 )

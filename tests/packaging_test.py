@@ -139,8 +139,13 @@ def test_the_folder_of_a_clone_does_not_hide_the_package(tmp_path):
     started = functools.partial(run, cwd=folder, env=environment)
     assert started(python, 'script.py') == expected
     assert started(python, '-c', code) == expected
-  module = ['-m', 'adversarial_augment.train', '--list_configs']
-  assert run(python, *module, cwd=above, env=environment) == configs.list_configs() + '\n'
+  console = tmp_path / 'venv' / 'bin' / 'adversarial-augment'
+  for command in (
+    [python, '-m', 'adversarial_augment.train'],
+    [python, '-m', 'adversarial_augment', 'train'],
+    [console, 'train'],
+  ):
+    assert run(*command, '--list_configs', cwd=above, env=environment) == configs.list_configs() + '\n'
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ LAYERS = {
   'evaluations': 3, 'exporting': 3, 'inference': 3, 'loop': 3, 'preparation': 3, 'pretraining': 3,
   'recipe': 3, 'reporting': 3,
   'robustness_flags': 3, 'run_evaluation': 3, 'run_robustness': 3, 'summary': 3, 'train_step': 3,
-  'convert': 4, 'evaluate': 4, 'export': 4, 'prepare': 4, 'pretrain': 4, 'report': 4, 'train': 4,
+  '__main__': 4, 'convert': 4, 'evaluate': 4, 'export': 4, 'prepare': 4, 'pretrain': 4, 'report': 4, 'train': 4,
 }  # fmt: skip
 
 HAIKU = ('classifiers', 'corruption_nets')
