@@ -206,7 +206,8 @@ def draw(
   attack: Attack | None,
   phi: PyTree,
 ) -> str | None:
-  """Draws the curves of the run, and Figure 1a with its classifier: the first test images, before and after.
+  """Draws the curves of the run, and Figure 1a with its classifier: the first test images, before and after, and what
+  the classifier took them for.
 
   Args:
     path: the picture of the examples; the curves go beside it.
@@ -240,11 +241,14 @@ def draw(
     logits_fn = lambda x: static.classifier.apply(params, model_state, None, x, is_training=False)[0]
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(clean.shape[0]))
     result = attack(keys, logits_fn, clean, labels, phi)
-    return result.images, result.metrics['ssim']
+    seen = tuple(logits_fn(x).argmax(-1) for x in (clean, result.images))
+    return result.images, result.metrics['ssim'], seen
 
-  corrupted, ssim = corrupt(params, model_state, phi, clean, jnp.asarray(labels))
+  corrupted, ssim, seen = corrupt(params, model_state, phi, clean, jnp.asarray(labels))
+  named = lambda labels: [dataset.class_names[i] if dataset.class_names else str(i) for i in np.asarray(labels)]
   title = f'{_shown(config)}, step {int(state.step)}'
-  figures.ada_examples(path, np.asarray(clean), np.asarray(corrupted), np.asarray(ssim), labels, title=title)
+  pictures = np.asarray(clean), np.asarray(corrupted), np.asarray(ssim)
+  figures.ada_examples(path, *pictures, named(labels), seen=(named(seen[0]), named(seen[1])), title=title)
   return str(path)
 
 

@@ -21,20 +21,20 @@ def table(page: Page, caption: str) -> list[list[str]]:
 
 def test_every_attack_has_its_row(tmp_path):
   rows = table(page_of(tmp_path), 'Accuracy under l_p attacks in %')
-  cells = {(row[2], row[3]): row[5:] for row in rows[1:]}
+  cells = {(row[1], row[2]): row[4:] for row in rows[1:]}
   assert cells == {
     ('autoattack, l_inf', '2/255'): ['96.00', '64.00', '60.98', '66.92', '65.00'],
     ('autoattack, l_inf', '8/255'): ['96.00', '7.50', '6.03', '9.30', '8.50'],
     ('pgd, l_2', '0.5'): ['96.00', '31.00', '28.21', '33.93', '32.00'],
   }
-  assert {row[4] for row in rows[1:]} == {'yes'}
+  assert {row[3] for row in rows[1:]} == {'yes'}
 
 
 def test_what_each_stage_has_left_is_in_the_order_of_the_stages(tmp_path):
   rows = table(page_of(tmp_path), 'run: accuracy in % after each stage of autoattack, l_inf')
-  assert rows[0][2:] == ['before', 'after apgd-ce', 'after apgd-t', 'after fab-t', 'after square', 'seconds']
+  assert rows[0][1:] == ['before', 'after apgd-ce', 'after apgd-t', 'after fab-t', 'after square', 'seconds']
   assert [row[0] for row in rows[1:]] == ['2/255', '8/255']
-  assert rows[2][2:] == ['96.00', '12.00', '8.00', '8.00', '7.50', '14']
+  assert rows[2][1:] == ['96.00', '12.00', '8.00', '8.00', '7.50', '14']
 
 
 def test_accuracies_are_drawn_over_the_radius(tmp_path):
@@ -51,7 +51,9 @@ def test_attacks_of_one_run_look_different_and_the_first_as_the_run(tmp_path, mo
     fixtures.write(path.with_name('robustness_paper_linf_2-255.json'), other)
   drawn = {}
   chart = charts.chart
-  monkeypatch.setattr(charts, 'chart', lambda key, *rest: drawn.setdefault(key, rest[1]) and chart(key, *rest))
+  monkeypatch.setattr(
+    charts, 'chart', lambda key, *rest, **more: drawn.setdefault(key, rest[1]) and chart(key, *rest, **more)
+  )
   report(runs, tmp_path / 'page.html')
   looks = {series.label: series.look for series in drawn['robustlinf']}
   assert looks.keys() == {f'{run}, {attack}' for run in ('one', 'two') for attack in ('autoattack', 'paper')}
@@ -62,7 +64,7 @@ def test_attacks_of_one_run_look_different_and_the_first_as_the_run(tmp_path, mo
 def test_a_suspect_number_is_marked(tmp_path):
   page = page_of(tmp_path, flags=('zero_gradients',))
   rows = table(page, 'Accuracy under l_p attacks in %')
-  assert {row[4] for row in rows[1:]} == {'UNRELIABLE: zero_gradients'}
+  assert {row[3] for row in rows[1:]} == {'UNRELIABLE: zero_gradients'}
   assert 'Not to be relied on: run (zero_gradients)' in page.text
 
 

@@ -17,7 +17,7 @@ def caption(tmp_path, monkeypatch, **overrides: str) -> str:
   config, static, phi, state = tiny.make(1, **AUGMENTED, **overrides)
   titles = []
   monkeypatch.setattr(figures, 'training_curves', lambda *_: None)
-  monkeypatch.setattr(figures, 'ada_examples', lambda *_, title: titles.append(title))
+  monkeypatch.setattr(figures, 'ada_examples', lambda *_, title, **more: titles.append(title))
   same = lambda keys, logits_fn, images, labels, frozen: AttackResult(images, {'ssim': jnp.ones(len(images))})
   summary.draw(tmp_path / 'figures' / 'e.png', config, static, tiny.dataset(), state, same, phi)
   return titles[0]

@@ -45,7 +45,9 @@ def available() -> bool:
   return importlib.util.find_spec('matplotlib') is not None
 
 
-def chart(key: str, caption: str, series: Sequence[Series], axes: Axes, alt: str) -> str:
+def chart(
+  key: str, caption: str, series: Sequence[Series], axes: Axes, alt: str, *, counts: Sequence[Series] = ()
+) -> str:
   """Returns a figure, or nothing where there is nothing to draw or nothing to draw with.
 
   Args:
@@ -54,6 +56,7 @@ def chart(key: str, caption: str, series: Sequence[Series], axes: Axes, alt: str
     series: the curves.
     axes: their names.
     alt: what the chart shows, in words.
+    counts: outlines of histograms, drawn below over the same x.
   """
   series = [one for one in series if len(one.x)]
   if not series or not available():
@@ -71,17 +74,28 @@ def chart(key: str, caption: str, series: Sequence[Series], axes: Axes, alt: str
     mpl.rcParams.update(style)
     columns = 1 if max(len(one.label) for one in series) > 22 else 2
     rows = -(-len(series) // columns)
-    figure = Figure(figsize=(4.4, (4 if axes.square else 3) + 0.17 * rows), layout='constrained')
-    plot = figure.add_subplot()
+    height = (4 if axes.square else 3) + 0.17 * rows + (1 if counts else 0)
+    figure = Figure(figsize=(4.4, height), layout='constrained')
+    plot, *below = figure.subplots(
+      2 if counts else 1, sharex=True, squeeze=False, height_ratios=(4, 1) if counts else None
+    )[:, 0]
     handles = [plot.plot(*_thinned(one.x, one.y), **_look(index, one, series))[0] for index, one in enumerate(series)]
-    plot.set(xlabel=axes.x, ylabel=axes.y)
+    plot.set(xlabel='' if counts else axes.x, ylabel=axes.y)
     top = max(np.max(one.y) for one in series)
     if axes.from_zero or not any(np.any(one.y) for one in series):  # nothing but zeros would float amid the axis
       plot.set_ylim(0, 1.05 * top or 1)
     if axes.whole:
       plot.xaxis.set_major_locator(MaxNLocator('auto', integer=True))
-    plot.grid(color=_INK, alpha=0.15, linewidth=0.6)
-    plot.spines[['top', 'right']].set_visible(False)
+    for lower in below:
+      for one in counts:
+        look = {name: _look(0, one, counts)[name] for name in ('color', 'linestyle', 'linewidth')}
+        lower.plot(one.x, one.y, **look)
+      lower.set(xlabel=axes.x, ylabel='images')
+      lower.set_ylim(0, 1.05 * max(np.max(one.y) for one in counts))
+      lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    for each in (plot, *below):
+      each.grid(color=_INK, alpha=0.15, linewidth=0.6)
+      each.spines[['top', 'right']].set_visible(False)
     legend = figure.legend(handles, [str(i) for i in range(len(series))], loc='outside lower center', ncols=columns,
                            frameon=False, fontsize=8, handlelength=3.5)  # fmt: skip
     for line, one in zip(legend.get_texts(), series, strict=True):

@@ -8,7 +8,7 @@ from adversarial_augment.metrics import GENERATED_OLDER, generated_origin
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.results import evaluate_command
 
-_EVALUATIONS = {
+EVALUATIONS = {
   'clean': 'clean accuracy',
   'ada': 'accuracy under AdA',
   'cifar10_c': 'corruption errors',
@@ -41,7 +41,7 @@ def grid(*figures: str, kind: str = 'charts') -> str:
 
 def unmeasured(run: Run) -> str:
   """Returns a quiet line that says which evaluations a run lacks, and what measures them."""
-  wanted = dict(_EVALUATIONS)
+  wanted = dict(EVALUATIONS)
   if run.config['dataset'].partition(':')[0] != 'cifar10':
     wanted.pop('cifar10_1')
   missing = {name: what for name, what in wanted.items() if name not in run.results}
@@ -58,7 +58,7 @@ def having(runs: Sequence[Run], name: str) -> list[tuple[int, Run, dict[str, Any
 
 
 def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> str:
-  """Says of which images a number is, and where they come from.
+  """Says of which images a number is, and where they come from; a page says it once.
 
   Args:
     result: of an evaluation.
@@ -76,6 +76,11 @@ def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> 
   made_with = about.get('made_with') if origin == 'generated, in memory' else None
   older = made_with and generated_origin(made_with, result['error']) == GENERATED_OLDER
   return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,} a cell'
+
+
+def images_in_short(result: Mapping[str, Any]) -> str:
+  """Says how many images a number is of, and their origin, as a reminder of what `images` says whole."""
+  return f'{result["origin"]}, n = {result["num_images"]:,}'
 
 
 def corruption_set(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -99,6 +104,11 @@ def test_set(result: Mapping[str, Any]) -> str:
   """Returns the name of the data set that a result is of, and what begins the hash of its images."""
   split = _split(result)
   return f'{split.get("name")} {str(split.get("sha256") or "")[:12]}'.strip()
+
+
+def has_hash(result: Mapping[str, Any]) -> bool:
+  """Whether the images of a result are known by their hash."""
+  return bool(_split(result).get('sha256'))
 
 
 def _split(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from adversarial_augment import __version__
-from adversarial_augment.reporting import charts, markup, results, robustness, training
+from adversarial_augment.reporting import charts, comparisons, markup, results, robustness, training
 from adversarial_augment.reporting.markup import Section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.style import STYLE
@@ -12,6 +12,7 @@ from adversarial_augment.reporting.style import STYLE
 SECTIONS = (
   training.what_was_run,
   results.headline,
+  comparisons.differences,
   results.paper_columns,
   results.by_severity,
   results.extra,
@@ -36,7 +37,8 @@ def page(runs: Sequence[Run]) -> str:
   sections = [section for section in (make(runs) for make in SECTIONS) if section.parts]
   links = ''.join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in sections)
   plain = '' if charts.available() else markup.paragraph(_NO_CHARTS, 'note')
-  body = '\n'.join(_section(section) for section in sections)
+  unequal = comparisons.unequal_training(runs)
+  body = '\n'.join(_section(section, '' if section.key == 'provenance' else unequal) for section in sections)
   return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -63,6 +65,7 @@ def page(runs: Sequence[Run]) -> str:
 """
 
 
-def _section(section: Section) -> str:
-  parts = '\n'.join(section.parts)
+def _section(section: Section, unequal: str) -> str:
+  kind = 'note' if section.key == 'runs' else 'quiet'  # loud once, and beside every comparison
+  parts = '\n'.join([markup.paragraph(unequal, kind) if unequal else '', *section.parts])
   return f'<section id="{section.key}">\n<h2>{escape(section.title)}</h2>\n{parts}\n</section>'

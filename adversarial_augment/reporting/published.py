@@ -13,6 +13,7 @@ HEADINGS = (
   'Elastic', 'Pixel', 'JPEG',
 )  # fmt: skip
 COLUMNS = dict(zip(metrics.NAMES, HEADINGS, strict=True))
+EXTRA = {name: name.replace('_', ' ').capitalize() for name in metrics.EXTRA_NAMES}
 GROUPS = (('Noise', 3), ('Blur', 4), ('Weather', 4), ('Digital', 4))
 
 PAPER = 'paper'
@@ -27,11 +28,6 @@ class Model(NamedTuple):
   errors: tuple[float, ...]  # of COLUMNS
   cifar10_1: float | None = None  # accuracy on v6
   severity: tuple[float, ...] | None = None  # error at severities 1 to 5, mean over corruptions
-
-
-def images(source: str, n: int = 10_000) -> str:
-  """Says that a number is published, by whom, and of how many images."""
-  return f'published ({source}): official, n = {n:,}'
 
 
 # The paper's rows; severities of the first are RobustBench's, of the released model (Calian2021Defending).

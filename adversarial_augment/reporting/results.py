@@ -5,7 +5,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from adversarial_augment import metrics
-from adversarial_augment.reporting import charts, markup, published
+from adversarial_augment.reporting import charts, markup, published, tables
 from adversarial_augment.reporting.charts import Axes, Series
 from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.runs import Run
@@ -21,7 +21,7 @@ _HEADLINES = (
 
 
 def headline(runs: Sequence[Run]) -> Section:
-  """The four numbers that matter, each with its interval, its images and their origin."""
+  """The four numbers that matter, each with its interval."""
   parts = []
   for run in runs:
     cards = ''.join(_card(title, run.results[name], field) for name, title, field in _HEADLINES if name in run.results)
@@ -29,19 +29,19 @@ def headline(runs: Sequence[Run]) -> Section:
       name = f'<h3>{escape(run.label)}</h3>' if len(runs) > 1 else ''
       parts.append(f'{name}<div class="cards">{cards}</div>')
   rows = [
-    Row((run.label, title, markup.images(run.results[name]), *_with_interval(run.results[name], field)))
+    Row((run.label, title, *_with_interval(run.results[name], field)))
     for run in runs
     for name, title, field in _HEADLINES
     if name in run.results
   ]
-  columns = ('run', 'number', 'images', '%', '95 % from', 'to', 'at step')
+  columns = ('run', 'number', '%', '95 % from', 'to', 'at step')
   note = markup.paragraph(
     'Intervals say what other images of the same kind would have given (95 %, binomial); another training seed may '
     'change more. mCE is the mean of the 15 corruption errors, not divided by those of another network.',
     'quiet',
   )
   if rows:
-    numbers = html(Table('Headline numbers', columns, rows, words=3))
+    numbers = html(Table('Headline numbers', columns, rows, words=2))
     parts.append(f'{note}<details class="more"><summary>As a table</summary>{numbers}</details>')
   return section('headline', 'Headline numbers', *parts, *map(markup.unmeasured, runs))
 
@@ -50,7 +50,7 @@ def _card(title: str, result: dict[str, Any], field: str) -> str:
   low, high = result['interval']
   return (
     f'<div class="card"><h4>{escape(title)}</h4><p class="number">{percent(result[field])} %</p>'
-    f'<p>{percent(low)} to {percent(high)} %</p><p>{inline(markup.images(result))}</p></div>'
+    f'<p>{percent(low)} to {percent(high)} %</p><p>{inline(markup.images_in_short(result))}</p></div>'
   )
 
 
@@ -108,13 +108,13 @@ def paper_columns(runs: Sequence[Run]) -> Section:
       )
     clean_error = percent(1 - clean['accuracy']) if clean and not differs else NONE
     errors = [percent(result['corruption_error'][name], 1) for name in metrics.NAMES]
-    rows.append(Row((run.label, markup.images(result), clean_error, percent(result['mce']), *errors)))
+    rows.append(Row((run.label, clean_error, percent(result['mce']), *errors)))
   known = [
-    Row((model.name, published.images(model.source), f'{model.clean:.2f}', f'{model.mce:.2f}',
+    Row((f'{model.name} ({model.source})', f'{model.clean:.2f}', f'{model.mce:.2f}',
          *(f'{error:.1f}' for error in model.errors)), 'published')
     for model in published.MODELS
   ]  # fmt: skip
-  columns = ('setup', 'images', 'clean error', 'mCE', *published.COLUMNS.values())
+  columns = ('setup', 'clean error', 'mCE', *published.COLUMNS.values())
   standings = [standing(run, result) for _, run, result in found]
   notes = [
     markup.paragraph(' '.join(one.sentence for one in standings if one.caution is caution), kind)
@@ -122,14 +122,14 @@ def paper_columns(runs: Sequence[Run]) -> Section:
     if any(one.caution is caution for one in standings)
   ]
   below = markup.paragraph(
-    'Rows that say “published” are numbers of others, on the official CIFAR-10-C: the paper (Tables 1 and 2), and '
-    'RobustBench. Nothing here measured them.',
+    'Rows that say “paper” (its Tables 1 and 2) or “RobustBench” are published numbers of others, on the official '
+    'CIFAR-10-C, 10,000 images a cell. Nothing here measured them.',
     'quiet',
   )
   caption = 'Errors in %, mean over five severities'
 
   def table(caption: str, rows: Sequence[Row]) -> str:
-    return html(Table(caption, columns, rows, words=2, groups=published.GROUPS))
+    return html(Table(caption, columns, rows, groups=published.GROUPS))
 
   if all(one.compares for one in standings):
     body = [table(caption, [*rows, *known])]
@@ -176,22 +176,22 @@ def by_severity(runs: Sequence[Run]) -> Section:
     Axes('severity', 'error in %', from_zero=True, whole=True),
     f'Errors in % at severities 1 to 5. {about}.',
   )
-  rows = [
-    Row((run.label, markup.images(result), *(percent(e) for e in result['severity_error']))) for _, run, result in found
+  rows = [Row((run.label, *(percent(e) for e in result['severity_error']))) for _, run, result in found]
+  rows += [
+    Row((f'{model.name} ({published.ROBUSTBENCH})', *(f'{e:.2f}' for e in model.severity or ())), 'published')
+    for model in known
   ]
-  source = published.images(published.ROBUSTBENCH)
-  rows += [Row((model.name, source, *(f'{e:.2f}' for e in model.severity or ())), 'published') for model in known]
-  columns = ('setup', 'images', *map(str, metrics.SEVERITIES))
+  columns = ('setup', *map(str, metrics.SEVERITIES))
   caption = 'Errors in % at severities 1 to 5, mean over 15 corruptions'
-  table = html(Table(caption, columns, rows, words=2)) if found else ''
+  table = html(Table(caption, columns, rows)) if found else ''
   maps = _maps(runs, 'cifar10_c', published.COLUMNS, ('mCE', 'mce'), curve)
   return section('severity', 'Errors by corruption and severity', maps, table)
 
 
 def extra(runs: Sequence[Run]) -> Section:
   """The four corruptions that are no part of the mCE."""
-  labels = {name: name.replace('_', ' ').capitalize() for name in metrics.EXTRA_NAMES}
-  return section('extra', 'Extra corruptions', _maps(runs, 'cifar10_c_extra', labels, ('Mean', 'mean_error')))
+  maps = _maps(runs, 'cifar10_c_extra', published.EXTRA, ('Mean', 'mean_error'))
+  return section('extra', 'Extra corruptions', maps)
 
 
 def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple[str, str], beside: str = '') -> str:
@@ -207,10 +207,10 @@ def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple
   found = markup.having(runs, name)
   if not found:
     return ''
-  largest = max(error for _, _, result in found for row in result['error'].values() for error in row) or 1.0
+  shade = tables.Shade([error for _, _, result in found for row in result['error'].values() for error in row])
 
   def shaded(errors: Sequence[float]) -> Iterator[Shaded]:
-    return (Shaded(percent(error, 1), min(error / largest, 1)) for error in errors)
+    return (Shaded(percent(error, 1), shade.level(error)) for error in errors)
 
   maps = []
   for _, run, result in found:
@@ -219,10 +219,11 @@ def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple
       for key, label in labels.items()
     ]
     rows.append(Row((mean[0], *shaded(result['severity_error']), *shaded([result[mean[1]]])), 'mean'))
-    caption = f'{run.label}: errors in % under {len(labels)} corruptions ({markup.images(result)})'
+    caption = f'{run.label}: errors in % under {len(labels)} corruptions'
     maps.append(html(Table(caption, ('severity', *map(str, metrics.SEVERITIES), 'mean'), rows)))
-  scale = f'Colours run from 0 % (light) to {percent(largest, 1)} % (dark), the same for all maps.'
-  return markup.grid(*maps, beside, kind='maps') + markup.paragraph(scale, 'quiet')
+  return tables.scale('Errors in %, on a logarithmic scale, the same for all maps', shade) + markup.grid(
+    *maps, beside, kind='maps'
+  )
 
 
 def cifar10_1(runs: Sequence[Run]) -> Section:
@@ -231,43 +232,71 @@ def cifar10_1(runs: Sequence[Run]) -> Section:
   if not found:
     return section('cifar10_1', 'CIFAR-10.1')
   rows = [
-    Row((run.label, f'{version}, {markup.images(result, result[version])}', percent(result[version]['accuracy']),
-         *map(percent, result[version]['interval'])))
+    Row((run.label, version, percent(result[version]['accuracy']), *map(percent, result[version]['interval'])))
     for _, run, result in found
     for version in metrics.CIFAR10_1_COUNTS
   ]  # fmt: skip
   rows += [
-    Row((model.name, f'v6, {published.images(model.source, 2000)}', f'{model.cifar10_1:.2f}', NONE, NONE),
-        'published')
+    Row((f'{model.name} ({model.source})', 'v6', f'{model.cifar10_1:.2f}', NONE, NONE), 'published')
     for model in published.MODELS
     if model.cifar10_1 is not None and any(markup.data_set(run, result) == 'cifar10' for _, run, result in found)
   ]  # fmt: skip
-  columns = ('setup', 'images', 'accuracy', '95 % from', 'to')
+  columns = ('setup', 'version', 'accuracy', '95 % from', 'to')
   table = html(Table('Accuracy in %', columns, rows, words=2))
   return section('cifar10_1', 'CIFAR-10.1', table)
 
 
 def calibration(runs: Sequence[Run]) -> Section:
   """How far confidence is from accuracy, on clean images and under attack."""
-  drawn, rows = [], []
+  drawn, rows, bins = [], [], []
   for name, title in (('clean', 'clean images'), ('ada', 'images under AdA')):
-    lines = []
-    for number, run, result in markup.having(runs, name):
-      bins = result['calibration']
-      filled = [
-        (total / count, correct / count)
-        for count, correct, total in zip(bins['count'], bins['num_correct'], bins['confidence'], strict=True)
-        if count
+    lines, counts = [], []
+    found = markup.having(runs, name)
+    for number, run, result in found:
+      filled = _filled(result['calibration'])
+      lines.append(Series(run.label, [100 * one.confidence for one in filled], [100 * one.accuracy for one in filled],
+                          number))  # fmt: skip
+      edges = [100 * edge for edge in result['calibration']['edges']]
+      outline = [edge for edge in edges for _ in range(2)]
+      heights = [0, *(count for count in result['calibration']['count'] for _ in range(2)), 0]
+      counts.append(Series(run.label, outline, heights, number))
+      rows.append(Row((run.label, title, percent(result['calibration']['ece']))))
+      bins += [
+        Row((run.label, title, one.range, f'{one.count:,}', percent(one.confidence), percent(one.accuracy)))
+        for one in filled
       ]
-      lines.append(Series(run.label, [100 * x for x, _ in filled], [100 * y for _, y in filled], number))
-      rows.append(Row((run.label, f'{title}: {markup.images(result)}', percent(bins['ece']))))
     guide = [Series('confidence = accuracy', (0, 100), (0, 100), None)] if lines else []
-    about = '; '.join(f'{run.label} {percent(r["calibration"]["ece"])} %' for _, run, r in markup.having(runs, name))
-    alt = f'Accuracy against confidence in 15 bins. Expected calibration error: {about}.'
+    about = '; '.join(f'{run.label} {percent(r["calibration"]["ece"])} %' for _, run, r in found)
+    alt = (
+      'Accuracy against confidence in 15 bins, and below it how many images each bin holds. '
+      f'Expected calibration error: {about}.'
+    )
     axes = Axes('confidence in %', 'accuracy in %', from_zero=True, square=True)
-    drawn.append(charts.chart(f'calibration{name}', f'Reliability on {title}', [*lines, *guide], axes, alt))
+    caption = f'Reliability on {title}, and images in each bin'
+    drawn.append(charts.chart(f'calibration{name}', caption, [*lines, *guide], axes, alt, counts=counts))
   if not rows:
     return section('calibration', 'Calibration')
   caption = 'Expected calibration error in %, 15 bins of equal width'
-  table = html(Table(caption, ('run', 'images', 'ECE'), rows, words=2))
-  return section('calibration', 'Calibration', markup.grid(*drawn, table))
+  table = html(Table(caption, ('run', 'of', 'ECE'), rows, words=2))
+  columns = ('run', 'of', 'confidence', 'images', 'mean confidence', 'accuracy')
+  folded = html(Table('Bins of confidence that hold images, in %', columns, bins, words=3))
+  more = f'<details class="more"><summary>Images in each bin</summary>{folded}</details>'
+  return section('calibration', 'Calibration', markup.grid(*drawn, table), more)
+
+
+class Bin(NamedTuple):
+  """Images of similar confidence; confidence and accuracy are fractions."""
+
+  range: str  # in percent
+  count: int
+  confidence: float
+  accuracy: float
+
+
+def _filled(bins: Mapping[str, Any]) -> list[Bin]:
+  parts = zip(bins['edges'], bins['edges'][1:], bins['count'], bins['num_correct'], bins['confidence'], strict=False)
+  return [
+    Bin(f'{100 * low:.0f} to {100 * high:.0f}', count, total / count, correct / count)
+    for low, high, count, correct, total in parts
+    if count
+  ]

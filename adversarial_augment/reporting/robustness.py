@@ -19,10 +19,10 @@ def attacked(runs: Sequence[Run]) -> Section:
   found = [(number, run, result) for number, run in enumerate(runs) for result in run.robustness]
   if not found:
     return section('robustness', 'Robust accuracy')
-  columns = ('run', 'images', 'attack', 'epsilon', 'valid', 'clean', 'robust', '95 % from', 'to', 'in 8 bits')
+  columns = ('run', 'attack', 'epsilon', 'valid', 'clean', 'robust', '95 % from', 'to', 'in 8 bits')
   rows = [
     Row((
-      run.label, markup.images(result), f'{result["attack"]}, {_NORMS[result["norm"]]}', result['epsilon_text'],
+      run.label, f'{result["attack"]}, {_NORMS[result["norm"]]}', result['epsilon_text'],
       f'UNRELIABLE: {", ".join(result["flags"])}' if result['flags'] else 'yes',
       percent(result['clean_accuracy']), percent(result['robust_accuracy']), *map(percent, result['interval']),
       percent(result['robust_accuracy_uint8']),
@@ -41,7 +41,7 @@ def attacked(runs: Sequence[Run]) -> Section:
     markup.paragraph(warning, 'note') if suspects else '',
     markup.paragraph(note, 'quiet'),
     markup.grid(*(_curves(found, norm) for norm in _NORMS)),
-    html(Table('Accuracy under l_p attacks in %', columns, rows, words=5)),
+    html(Table('Accuracy under l_p attacks in %', columns, rows, words=4)),
     *(_stages(run) for run in runs),
   )
 
@@ -78,7 +78,7 @@ def _stage_tables(run: Run) -> Iterator[str]:
       left = [result['num_correct'], *(result['survivors'][stage] for stage in stages)]
       seconds = sum(result['seconds'].values())
       cells = (percent(count / n) for count in left)
-      rows.append(Row((result['epsilon_text'], markup.images(result), *cells, f'{seconds:.0f}')))
-    columns = ('epsilon', 'images', 'before', *(f'after {stage}' for stage in stages), 'seconds')
+      rows.append(Row((result['epsilon_text'], *cells, f'{seconds:.0f}')))
+    columns = ('epsilon', 'before', *(f'after {stage}' for stage in stages), 'seconds')
     caption = f'{run.label}: accuracy in % after each stage of {attack}, {_NORMS[norm]}'
-    yield html(Table(caption, columns, rows, words=2))
+    yield html(Table(caption, columns, rows))

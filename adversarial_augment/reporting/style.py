@@ -1,4 +1,8 @@
-"""The style sheet of a report: one column on a phone, light or dark as the reader's system."""
+"""The style sheet of a report: one column on a phone, light or dark as the reader's system.
+
+What is wider than the page scrolls in a box of its own. An arrow at the box's right edge says so: it sticks there, and
+where the content ends lies a strip of the page's colour that hides it.
+"""
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--page:#fff;--box:#f6f8fa;--rule:#d0d7de;--link:#0a5cad;
@@ -37,8 +41,16 @@ align-items:start}
 .chart svg *{stroke-linejoin:round;stroke-linecap:butt}
 .chart svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans","DejaVu Sans",sans-serif!important}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,40rem),1fr));gap:0 1.5rem}
-.examples img{display:block;width:100%;min-width:36rem;max-width:68rem;height:auto;background:#fff;border-radius:4px}
-.scroll{overflow-x:auto;max-width:100%}
+.examples img{display:block;width:100%;max-width:68rem;height:auto;background:#fff;border-radius:4px}
+.examples .scroll img{min-width:36rem}
+.parts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));background:#fff;max-width:72rem}
+.scroll{overflow-x:auto;max-width:100%;display:flex}
+.scroll>*{flex:0 1 auto}
+.scroll::before{content:"";order:1;flex:none;width:1.2rem;background:var(--page);z-index:3}
+.scroll::after{content:"›";order:2;flex:none;width:1.2rem;margin-left:-1.2rem;position:sticky;right:0;z-index:2;
+display:flex;align-items:center;justify-content:flex-end;font-size:1.7rem;font-weight:700;color:var(--link);
+pointer-events:none;background:linear-gradient(to right,transparent,var(--page) 70%);
+box-shadow:inset -2px 0 var(--link)}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .4rem;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
 thead th{font-weight:600;vertical-align:bottom}
@@ -46,10 +58,15 @@ thead th[scope=colgroup]{text-align:center;border-left:1px solid var(--rule);col
 td:not(.word){white-space:nowrap}
 .word{text-align:left;overflow-wrap:anywhere}
 td.word{min-width:9rem}
-tbody th{font-weight:600;min-width:8rem;max-width:17rem;position:sticky;left:0;background:var(--page)}
-.maps table{width:100%;max-width:34rem}
+tbody th{font-weight:600;min-width:7rem;max-width:17rem;position:sticky;left:0;z-index:1;background:var(--page)}
+.maps table{flex-grow:1;flex-basis:100%;max-width:34rem}
+.scale{display:flex;flex-wrap:wrap;align-items:center;gap:0;font-size:.85rem;color:var(--soft);max-width:none}
+.scale span{padding:.1rem .5rem}
+.scale span:first-of-type{margin-left:.5rem}
 .maps th,.maps td{padding:.25rem .3rem}
 .maps tbody th{min-width:4.5rem}
 .published th,.published td{color:var(--soft);font-weight:400;font-style:italic}
 .mean th,.mean td{font-weight:700}
+@media (max-width:40rem){tbody th{min-width:6.5rem;max-width:8rem}td.word{min-width:7rem}
+.maps table{font-size:.8rem}.maps th,.maps td{padding:.25rem .2rem}}
 """

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 import csv
 from html import escape
 import io
+import math
 import re
 from typing import NamedTuple
+
+import numpy as np
 
 NONE = '–'  # a cell without a number
 
@@ -14,6 +17,29 @@ _SCALE = (
   (255, 255, 217), (237, 248, 177), (199, 233, 180), (127, 205, 187), (65, 182, 196), (29, 145, 192), (34, 94, 168),
   (37, 52, 148), (8, 29, 88),
 )  # fmt: skip
+
+
+class Shade:
+  """Where numbers stand between the smallest and the largest of all, on a logarithmic scale.
+
+  So one large number does not make all the others look alike. The scale spans a factor of 4 at least, lest noise look
+  like a difference, and of 100 at most, lest one number near 0 take the scale for itself.
+  """
+
+  def __init__(self, values: Sequence[float]):
+    """Takes all numbers that are to be shaded; at least 0."""
+    self.largest = max(values)
+    self.smallest = min(max(min(values), self.largest / 100), self.largest / 4)
+
+  def level(self, value: float) -> float:
+    """Returns 0 for the smallest number and what lies below it, 1 for the largest."""
+    if value <= self.smallest:
+      return 0.0
+    return min(math.log(value / self.smallest) / math.log(self.largest / self.smallest), 1.0)
+
+  def value(self, level: float) -> float:
+    """Returns the number that has the level."""
+    return self.smallest * (self.largest / self.smallest) ** level if self.largest else 0.0
 
 
 class Shaded(NamedTuple):
@@ -86,6 +112,15 @@ def luminance(colour: Sequence[int]) -> float:
   """Relative luminance of an sRGB colour of 0 to 255 (WCAG 2), in [0, 1]."""
   linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def scale(caption: str, shade: Shade) -> str:
+  """Returns the key of a heat map's colours: six of them, with the fractions that they stand for in percent."""
+  boxes = []
+  for level in np.linspace(0, 1, 6):
+    background, ink = colours(level)
+    boxes.append(f'<span style="background:{background};color:{ink}">{percent(shade.value(level), 1)}</span>')
+  return f'<p class="scale">{escape(caption)}: {"".join(boxes)}</p>'
 
 
 def _word(index: int, words: int) -> str:

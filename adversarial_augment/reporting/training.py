@@ -10,7 +10,7 @@ from typing import Any
 from adversarial_augment import config as configs
 from adversarial_augment import fields, figures
 from adversarial_augment.config_tables import SIZE_KINDS
-from adversarial_augment.reporting import charts, markup
+from adversarial_augment.reporting import charts, comparisons, markup
 from adversarial_augment.reporting.charts import Axes, Series
 from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.runs import Run
@@ -38,7 +38,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   ]
   if differing:
     parts.append(html(Table('Settings that differ', ('config', *(run.label for run in runs)), differing, words=width)))
-  return section('runs', 'What was run', *_warnings(runs), *parts)
+  return section('runs', 'What was run', *_warnings(runs), *parts, comparisons.test_images(runs))
 
 
 def _about(run: Run) -> dict[str, str]:
@@ -61,6 +61,7 @@ def _about(run: Run) -> dict[str, str]:
     'classifier': f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}',
     'data set': config['dataset'],
     'steps': f'{steps}, {config["batch_size"]} images each',
+    'images seen in training': comparisons.images_seen(run),
     'seed': str(config['seed']),
     'devices': NONE,
     'versions': NONE,
@@ -105,34 +106,27 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 def curves(runs: Sequence[Run]) -> Section:
   """The metrics of training over its steps, and what was evaluated between them."""
   drawn = []
-  for index, (title, metrics) in enumerate((*figures.PANELS, ('mCE', {}))):
-    lines = []
+  for index, panel in enumerate((*figures.PANELS, figures.Panel('mCE', {}))):
+    title, lines = panel.title, []
     for number, run in enumerate(runs):
       label = f'{run.label}, ' if len(runs) > 1 else ''
-      for rank, (metric, name) in enumerate(metrics.items()):
+      for rank, (metric, name) in enumerate(panel.fields.items()):
         points = [(line['step'], line[metric]) for line in run.metrics if line.get(metric) is not None]
-        both = f'{label}{name}' if len(metrics) > 1 or not label else run.label
+        both = f'{label}{name}' if len(panel.fields) > 1 or not label else run.label
         lines.append(Series(both, *_split(points), number, second=rank > 0))
       lines += _between(run, label, number, *_BETWEEN[title]) if title in _BETWEEN else []
+    if panel.is_empty(value for line in lines for value in line.y):
+      continue
     alt = f'{title} over the steps of training. {_ends(lines)}'
     drawn.append(charts.chart(f'curve{index}', title, lines, Axes('step', '', whole=True), alt))
   rows = [
-    Row(
-      (
-        run.label,
-        f'training batches of {_about(run)["data set"]}',
-        *(_metric(run.metrics[at], name) for name in _LOGGED),
-      )
-    )
+    Row((run.label, *(_metric(run.metrics[at], name) for name in _LOGGED)))
     for run in runs
     if run.metrics
     for at in sorted({0, len(run.metrics) // 2, len(run.metrics) - 1})
   ]
-  table = (
-    html(Table('First, middle and last line of metrics.jsonl', ('run', 'images', *_LOGGED), rows, words=2))
-    if rows
-    else ''
-  )
+  caption = 'First, middle and last line of metrics.jsonl, of training batches'
+  table = html(Table(caption, ('run', *_LOGGED), rows)) if rows else ''
   without = ', '.join(run.label for run in runs if not run.metrics)
   missing = markup.paragraph(f'No metrics.jsonl in {without}; training writes it.', 'quiet') if without else ''
   return section('training', 'Training', markup.grid(*drawn), table, missing)
@@ -164,15 +158,7 @@ def adversary(runs: Sequence[Run]) -> Section:
   pictures = []
   for run in runs:
     if run.examples:
-      data = base64.b64encode(run.examples).decode()
-      alt = (
-        f'Clean test images, what the adversary makes of them, and the differences, with the SSIM of each: {run.label}'
-      )
-      pictures.append(
-        f'<figure class="examples"><figcaption>{escape(run.label)}: clean, adversarial, and the difference '
-        f'(× {figures.GAIN:g})</figcaption><div class="scroll" tabindex="0" role="region" aria-label="examples">'
-        f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"></div></figure>'
-      )
+      pictures.append(_examples(run))
   damages = [markup.paragraph(run.damage, 'note') for run in runs if run.damage]
   found = markup.having(runs, 'ada')
   lines, rows = [], []
@@ -181,15 +167,29 @@ def adversary(runs: Sequence[Run]) -> Section:
     values = [f'{result[name]:.4f}' for name in ('ssim', 'attack_loss_start', 'attack_loss_end')]
     shares = [percent(result[name]) for name in ('ssim_corrected', 'ssim_below_min')]
     least = f'{result["provenance"]["config"]["attack"]["min_ssim"]:g}'
-    rows.append(Row((run.label, markup.images(result), least, *values, *shares)))
+    rows.append(Row((run.label, least, *values, *shares)))
   about = '; '.join(f'{run.label}: mean {result["ssim"]:.4f}' for _, run, result in found)
   title = 'SSIM of adversarial and clean images, before the line search'
   density = charts.chart('ssim', title, lines, Axes('SSIM', 'density', from_zero=True), f'Density of SSIM. {about}.')
-  columns = ('run', 'images', 'least SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
+  columns = ('run', 'least SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
   caption = 'The adversary on test images; the line search corrects those below the least SSIM'
-  table = html(Table(caption, columns, rows, words=2)) if rows else ''
+  table = html(Table(caption, columns, rows)) if rows else ''
   shown = markup.grid(*pictures, kind='pictures'), *damages, markup.grid(density, table)
   return section('adversary', 'The adversary', *shown)
+
+
+def _examples(run: Run) -> str:
+  """The picture of adversarial examples: in parts that lie beside or below each other, as the page is wide."""
+  title, parts = figures.pieces(run.examples)
+  about = f'{run.label}: clean, adversarial, and the difference (× {figures.GAIN:g}, around mid-grey)'
+  alt = f'Clean test images, what the adversary makes of them, and the differences, with the SSIM of each: {run.label}'
+  drawn = ''.join(
+    f'<img alt="{escape(alt)}, part {number}" src="data:image/png;base64,{base64.b64encode(part).decode()}">'
+    for number, part in enumerate(parts, start=1)
+  )
+  kind = 'parts' if len(parts) > 1 else 'scroll" tabindex="0" role="region" aria-label="examples'
+  caption = escape(f'{about}; {title}' if title else about)
+  return f'<figure class="examples"><figcaption>{caption}</figcaption><div class="{kind}">{drawn}</div></figure>'
 
 
 def _density(histogram: Mapping[str, Any]) -> tuple[list[float], list[float]]:

@@ -1,0 +1,205 @@
+"""How runs stand to each other: what they were trained on, and differences between them, image by image."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adversarial_augment import metrics
+from adversarial_augment.reporting import markup, published
+from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting.runs import Run
+from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
+from adversarial_augment.results import outcomes
+
+# What decides how strong the adversary of the evaluation is, whatever that of the training was.
+_ADVERSARY = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
+_ACCURACIES = {'clean': 'Clean accuracy', 'ada': 'Accuracy under AdA'}
+_CORRUPTIONS = {
+  'cifar10_c': ('mCE, mean corruption error', published.COLUMNS),
+  'cifar10_c_extra': ('Extra corruptions, mean error', published.EXTRA),
+}
+
+
+class Pair(NamedTuple):
+  """A number of two runs, as fractions."""
+
+  title: str
+  first: float
+  other: float
+  bits: tuple[np.ndarray, np.ndarray] | None  # that number of each image [n]; None where it is not known
+
+
+def images_seen(run: Run) -> str:
+  """Returns how many images the results of a run have been trained on, those that were seen again included."""
+  steps = {result['step'] for result in (*run.results.values(), *run.robustness)}
+  if not steps:
+    steps = {run.closing['step']} if run.closing else {run.metrics[-1]['step']} if run.metrics else set()
+  seen = [f'{step * run.config["batch_size"]:,}' for step in sorted(steps)]
+  before = run.config.get('init_from')
+  return (' or '.join(seen) or 'unknown') + (f', after those of {Path(str(before)).name}' if before and seen else '')
+
+
+def unequal_training(runs: Sequence[Run]) -> str:
+  """Returns what to say beside every comparison of runs that were trained on different numbers of images, or ''."""
+  seen = {run.label: images_seen(run) for run in runs}
+  if len(set(seen.values())) < 2:
+    return ''
+  numbers = '; '.join(f'{label}: {number}' for label, number in seen.items())
+  return f'Trained on different numbers of images, so that runs differ for that reason, too ({numbers}).'
+
+
+def different_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+  """Says what keeps two results of one evaluation from being of the same images; '' where nothing does."""
+  mine, its = _images(one), _images(other)
+  found = [f'{what} {mine.get(what, NONE)} against {its.get(what, NONE)}' for what in mine | its
+           if mine.get(what) != its.get(what)]  # fmt: skip
+  if not found and not markup.has_hash(one):
+    found = ['nothing tells, for their test set has no hash']
+  return ', '.join(found)
+
+
+def _images(result: Mapping[str, Any]) -> dict[str, str]:
+  """Says what decides which images an evaluation shows to a classifier."""
+  source = result['provenance']
+  about = {'test set': markup.test_set(result), 'split': result['split'], 'number': f'{result["num_images"]:,}'}
+  own: dict[str, Any] = {}
+  if 'error' in result:
+    own = dict(markup.corruption_set(result))
+    if own.get('seed') is not None:  # then these decide, in files and in memory
+      own = {name: own.get(name) for name in ('seed', 'frost', 'made_with')}
+  elif 'ssim' in result:
+    own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
+    own['weights'] = str((source.get('weights') or {}).get('sha256'))[:12]
+  elif metrics.CIFAR10_1_MAIN in result:
+    own = {'versions': source.get('cifar10_1')}
+  return about | {name: str(value) for name, value in own.items()}
+
+
+def test_images(runs: Sequence[Run]) -> str:
+  """Says, once for all tables and charts, of which images each evaluation is and where they come from."""
+  about = [dict(_images_of(run)) for run in runs]
+  names = list(dict.fromkeys(name for one in about for name in one))
+  if not names:
+    return ''
+  told = {name: [one.get(name, NONE) for one in about] for name in names}
+  if all(len(set(texts)) == 1 for texts in told.values()):
+    columns, rows = ('evaluation', 'images'), [Row((name, texts[0])) for name, texts in told.items()]
+  else:
+    columns, rows = ('evaluation', *(run.label for run in runs)), [Row((name, *texts)) for name, texts in told.items()]
+  return html(Table('Test images of all that follows', columns, rows, words=len(columns)))
+
+
+def _images_of(run: Run) -> Iterator[tuple[str, str]]:
+  """Yields each evaluation, or all l_p attacks together where they are of the same images, with its images."""
+  for name, result in run.results.items():
+    versions = [version for version in metrics.CIFAR10_1_COUNTS if version in result]
+    texts = [f'{version}: {markup.images(result, result[version])}' for version in versions]
+    yield markup.EVALUATIONS[name], '; '.join(texts) or markup.images(result)
+  attacked = {name: markup.images(result) for name, result in _attacks(run).items()}
+  yield from (
+    [('l_p attacks', next(iter(attacked.values())))] if len(set(attacked.values())) == 1 else attacked.items()
+  )
+
+
+def differences(runs: Sequence[Run]) -> Section:
+  """What each further run has more or less than the first, with paired intervals."""
+  parts = []
+  for other in runs[1:]:
+    numbers, corruptions, reasons = _compared(runs[0], other)
+    columns = ('number', 'difference', '95 % from', 'to', runs[0].label, other.label)
+    about = f'{other.label} minus {runs[0].label}'
+    tables = [
+      html(Table(f'{about}: {what}', columns, [Row((pair.title, *_cells(pair))) for pair in pairs]))
+      for what, pairs in (('headline numbers in %', numbers), ('errors in %, by corruption', corruptions))
+      if pairs
+    ]
+    parts += [markup.grid(*tables), *(markup.paragraph(reason, 'note') for reason in reasons)]
+  if any(parts):
+    parts.append(
+      markup.paragraph(
+        'Intervals are paired (95 %, Bonett and Price 2012): both runs saw the same images, and only those count on '
+        'which they differ; the forms of one image under several corruptions count as one. Of twenty such intervals, '
+        'one misses by chance. Another training seed may change more.',
+        'quiet',
+      )
+    )
+  return section('differences', 'Differences', *parts)
+
+
+def _cells(pair: Pair) -> tuple[str, ...]:
+  signed = lambda value: f'{100 * value:+.2f}'.replace('-', '\N{MINUS SIGN}')
+  interval: tuple[str, ...] = (NONE, NONE)
+  if pair.bits is not None:
+    interval = tuple(map(signed, metrics.paired_interval(pair.bits[1] - pair.bits[0])))
+  return signed(pair.other - pair.first), *interval, percent(pair.first), percent(pair.other)
+
+
+def _compared(first: Run, other: Run) -> tuple[list[Pair], list[Pair], list[str]]:
+  """Returns pairs of headline numbers, pairs for each corruption, and what is left out or has no interval."""
+  numbers, corruptions, reasons, old = [], [], [], []
+  both = [(name, first.results[name], other.results[name]) for name in first.results if name in other.results]
+  for name, one, two in [*both, *_same_attacks(first, other)]:
+    if reason := different_images(one, two):
+      reasons.append(f'No difference in {name}, which is not of the same images: {reason}.')
+      continue
+    found = list(_headlines(name, one, two))
+    numbers += found
+    corruptions += [_error(label, one, two, (key,)) for key, label in _CORRUPTIONS.get(name, ('', {}))[1].items()]
+    if any(pair.bits is None for pair in found):
+      old.append(name)
+  if old:
+    reasons.append(
+      f'No intervals for {", ".join(old)}: results of older versions do not say which images were right; measure them '
+      'again with --overwrite.'
+    )
+  return numbers, corruptions, reasons
+
+
+def _headlines(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[Pair]:
+  """Yields the numbers that sum up an evaluation or an attack."""
+  if name in _CORRUPTIONS:
+    title, labels = _CORRUPTIONS[name]
+    yield _error(title, one, two, tuple(labels))
+  elif name == 'cifar10_1':
+    for version in metrics.CIFAR10_1_COUNTS:
+      yield _accuracy(f'CIFAR-10.1 {version} accuracy', one[version], two[version])
+  elif name in _ACCURACIES:
+    yield _accuracy(_ACCURACIES[name], one, two)
+  else:
+    yield _accuracy(f'Robust accuracy, {name}', one, two, 'robust_accuracy', 'robust')
+
+
+def _same_attacks(first: Run, other: Run) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+  known = _attacks(other)
+  return [(name, result, known[name]) for name, result in _attacks(first).items() if name in known]
+
+
+def _attacks(run: Run) -> dict[str, dict[str, Any]]:
+  return {f'{result["attack"]}, {result["norm"]} {result["epsilon_text"]}': result for result in run.robustness}
+
+
+def _accuracy(
+  title: str, one: Mapping[str, Any], two: Mapping[str, Any], value: str = 'accuracy', field: str = 'correct'
+) -> Pair:
+  bits = None
+  if field in one and field in two:
+    first, other = (outcomes.unpack(result[field], result['num_images']).astype(float) for result in (one, two))
+    bits = first, other
+  return Pair(title, one[value], two[value], bits)
+
+
+def _error(title: str, one: Mapping[str, Any], two: Mapping[str, Any], corruptions: Sequence[str]) -> Pair:
+  """A mean error over corruptions and their severities; what is wrong counts, so that more is worse."""
+  first, other = (float(np.mean([result['error'][name] for name in corruptions])) for result in (one, two))
+  bits = None
+  if 'correct' in one and 'correct' in two:
+    bits = 1 - _share_of_forms(one, corruptions), 1 - _share_of_forms(two, corruptions)
+  return Pair(title, first, other, bits)
+
+
+def _share_of_forms(result: Mapping[str, Any], corruptions: Sequence[str]) -> np.ndarray:
+  """Returns for each image [n] the share of its corrupted forms that are classified rightly."""
+  cells = [cell for name in corruptions for cell in result['correct'][name]]
+  return np.mean([outcomes.unpack(cell, result['num_images']) for cell in cells], axis=0)
