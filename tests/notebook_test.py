@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+import re
+import shlex
 import shutil
 
 import pytest
+
+from adversarial_augment import cli, recipe
 
 NOTEBOOK = Path(__file__).parent.parent / 'notebooks' / 'adversarial_augment.ipynb'
 
@@ -14,6 +18,30 @@ def test_the_notebook_is_stored_without_outputs():
   code = [cell for cell in cells if cell['cell_type'] == 'code']
   assert len(code) >= 6
   assert all(cell['outputs'] == [] and cell['execution_count'] is None for cell in code)
+
+
+def images_seen(*flags: str) -> int:
+  """How many images a training command sees, on the embedded data set or one of as many images."""
+  config = cli.resolve_config(cli.parse_train(list(flags)))
+  num_examples = 50_000 if config.dataset == 'cifar10' else 12_000
+  return recipe.num_steps_of(config, num_examples) * config.batch_size
+
+
+def test_the_runs_of_the_notebook_s_report_see_equally_many_images():
+  cells = json.loads(NOTEBOOK.read_text())['cells']
+  code = '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code')
+  commands = [shlex.split(flags) for flags in re.findall(r'adversarial_augment\.train (.*)', code)]
+  (compared,) = re.findall(r'report\(\[([^]]*)\]', code)
+  trained = {flag.removeprefix('--workdir='): flags for flags in commands for flag in flags if 'workdir' in flag}
+  folders = re.findall(r"'([^']*)'", compared)
+  assert len(folders) == 2
+  assert len({images_seen(*trained[folder]) for folder in folders}) == 1
+
+
+@pytest.mark.parametrize('variant', ['', ':quickstart', ':laptop', ':smoke'])
+def test_runs_with_and_without_an_adversary_see_equally_many_images(variant):
+  seen = {images_seen(f'--config=configs/{name}.py{variant}', '--workdir=w') for name in ('nominal', 'ada_edsr')}
+  assert len(seen) == 1
 
 
 @pytest.mark.slow

@@ -84,10 +84,10 @@ def test_images(runs: Sequence[Run]) -> str:
   if not names:
     return ''
   told = {name: [one.get(name, NONE) for one in about] for name in names}
+  rows = [Row((name, *texts)) for name, texts in told.items()]
+  columns = ['evaluation', *(run.label for run in runs)]
   if all(len(set(texts)) == 1 for texts in told.values()):
-    columns, rows = ('evaluation', 'images'), [Row((name, texts[0])) for name, texts in told.items()]
-  else:
-    columns, rows = ('evaluation', *(run.label for run in runs)), [Row((name, *texts)) for name, texts in told.items()]
+    rows, columns = [Row(row.cells[:2]) for row in rows], ['evaluation', 'images']
   return html(Table('Test images of all that follows', columns, rows, words=len(columns)))
 
 

@@ -262,7 +262,7 @@ def calibration(runs: Sequence[Run]) -> Section:
       counts.append(Series(run.label, outline, heights, number))
       rows.append(Row((run.label, title, percent(result['calibration']['ece']))))
       bins += [
-        Row((run.label, title, one.range, f'{one.count:,}', percent(one.confidence), percent(one.accuracy)))
+        Row((run.label, title, one.range, f'{one.num_images:,}', percent(one.confidence), percent(one.accuracy)))
         for one in filled
       ]
     guide = [Series('confidence = accuracy', (0, 100), (0, 100), None)] if lines else []
@@ -288,7 +288,7 @@ class Bin(NamedTuple):
   """Images of similar confidence; confidence and accuracy are fractions."""
 
   range: str  # in percent
-  count: int
+  num_images: int
   confidence: float
   accuracy: float
 
