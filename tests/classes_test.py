@@ -145,6 +145,8 @@ def test_order():
   assert order(Classes(3, NAMES), pets._replace(class_names=())) is None
   with pytest.raises(UserError, match=r'^It and the data set .pets. have different classes, 4 classes against 3; mend'):
     order(Classes(4, ()))
+  accents = pets._replace(num_classes=2, class_names=('a', 'caf\u00e9'))
+  assert order(Classes(2, ('cafe\u0301', 'a')), accents) == [1, 0]
   many = tuple(f'c{i}' for i in range(9))
   with pytest.raises(UserError, match="'c0', 'c1', 'c2', 'c3', 'c4' and 4 more only in the former"):
     order(Classes(9, many))

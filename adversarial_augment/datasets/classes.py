@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import itertools
 from typing import NamedTuple
+import unicodedata
 
 import numpy as np
 
@@ -34,16 +35,19 @@ def order(known: Classes, dataset: Dataset, classifier: str, remedy: str) -> lis
     UserError: they have not the same number of classes, or not the same names.
   """
   both = f"{classifier} and the data set '{dataset.name}' have different classes"
-  only = [sorted(a - b) for a, b in itertools.permutations((set(known.names), set(dataset.class_names)))]
-  named = bool(known.names and dataset.class_names)
+  outputs, names = (
+    [unicodedata.normalize('NFC', name) for name in some] for some in (known.names, dataset.class_names)
+  )
+  only = [sorted(a - b) for a, b in itertools.permutations((set(outputs), set(names)))]
+  named = bool(outputs and names)
   which = f': {_listed(only[0])} only in the former, {_listed(only[1])} only in the latter' if named else ''
   if known.num is not None and known.num != dataset.num_classes:
     raise UserError(f'{both}, {known.num} classes against {dataset.num_classes}{which}; {remedy}.')
-  if not named or known.names == dataset.class_names:
+  if not named or outputs == names:
     return None
   if any(only):
     raise UserError(f'{both}{which}; {remedy}.')
-  return [known.names.index(name) for name in dataset.class_names]
+  return [outputs.index(name) for name in names]
 
 
 def in_order(dataset: Dataset, known: Classes, classifier: str) -> Dataset:

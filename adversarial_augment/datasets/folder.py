@@ -1,7 +1,10 @@
 """Reads a user's own images, kept in one folder for each class."""
 
+from collections.abc import Callable, Iterator
 import io
+import os
 import pathlib
+import sys
 from typing import NamedTuple
 import unicodedata
 import warnings
@@ -14,25 +17,44 @@ from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.gif')
+FITS = {  # how an image of another shape becomes one of the data set's
+  'crop': 'its middle is cut out, and scaled',
+  'squash': 'it is scaled as a whole, which changes its proportions',
+  'pad': 'it is scaled as a whole, and black is put around it',
+}
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF')  # Pillow would open others too, some with other programs
 _MAX_FILE = 1 << 28  # bytes
 _MAX_PIXELS = 1 << 26  # 8192 x 8192; a file of a few KB can claim more than any memory holds
+_SPLITS = {
+  'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
+  'val': 'validation', 'valid': 'validation', 'validation': 'validation',
+}  # fmt: skip
+_KNOWN = 'known splits are train and test, train and val, or train, val and test, in small letters or large'
 
 
 class Listing(NamedTuple):
   """The files of a folder, not read yet."""
 
   class_names: tuple[str, ...]  # sorted; the label of a class is its position
-  splits: dict[str, list[tuple[pathlib.Path, int]]]  # train and test: file and label, shuffled
-  num_ignored: int  # files of other types
+  splits: dict[str, list[tuple[pathlib.Path, int]]]  # train, test, perhaps validation: file and label, shuffled
+  unused: tuple[pathlib.Path, ...]  # images that lie elsewhere than in a class folder
+  ignored: tuple[pathlib.Path, ...]  # files of other types
   broken_links: tuple[pathlib.Path, ...]  # to nothing; they may have been images, or folders of them
+  notes: tuple[str, ...]  # what else the user should know
+
+  @property
+  def num_ignored(self) -> int:
+    return len(self.ignored)
 
 
 def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: int = 0) -> Listing:
-  """Finds the images of ROOT/CLASS/*, or of ROOT/train/CLASS/* and ROOT/test/CLASS/*, and shuffles them.
+  """Finds the images of ROOT/CLASS/*, or of ROOT/train/CLASS/* and so on for other splits, and shuffles them.
+
+  Class names that differ in Unicode's normalisation alone are one class, as on a disk of macOS.
 
   Args:
-    root: holds one folder for each class, or exactly the folders train and test, which hold them.
+    root: holds one folder for each class; or folders named train and test, val or both, which hold them. A val folder
+      without a test folder becomes the test split.
     test_fraction: of the images of each class that becomes the test split (rounded, at least one), in (0, 1);
       None is 0.2, or the test folder if there is one.
     seed: of the split and the order.
@@ -47,47 +69,69 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
   if not 0 < fraction < 1:
     raise UserError(f'--test_fraction={fraction} must lie between 0 and 1, for example 0.2.')
   rng = np.random.default_rng(seed)
-  if [path.name for path in _folders(root)] == ['test', 'train']:
+  notes: list[str] = []
+  found: dict[str, dict[str, list[pathlib.Path]]]
+  folders = _split_folders(root)
+  if folders:
     if test_fraction is not None:
       raise UserError(f"'{root}' has a test folder, so that --test_fraction={fraction} has no meaning; leave it out.")
-    train, ignored = _by_class(root / 'train')
-    test, ignored_too = _by_class(root / 'test')
-    found = [link for folder in (root, root / 'train', root / 'test') for link in _broken_links(folder)]
-    broken = tuple(dict.fromkeys(found))
-    unknown = sorted(test.keys() - train.keys())
-    if unknown:
-      raise UserError(f"'{root / 'test'}' has the class '{unknown[0]}', which '{root / 'train'}' lacks.")
-    ignored += ignored_too
+    if 'test' not in folders:
+      folders['test'] = folders.pop('validation')
+      notes.append(f"'{folders['test']}' is taken as the test split; there is no test folder.")
+    if 'validation' in folders:
+      notes.append(
+        f"'{folders['validation']}' is stored as the split validation, which train does not read; it can keep training "
+        'images aside (config.holdout).'
+      )
+    found = {split: _by_class(folders[split], notes) for split in ('train', 'test', 'validation') if split in folders}
+    for split, by_class in found.items():
+      if unknown := sorted(by_class.keys() - found['train'].keys()):
+        raise UserError(f"'{folders[split]}' has the class '{unknown[0]}', which '{folders['train']}' lacks.")
   else:
-    files, ignored = _by_class(root)
-    broken = _broken_links(root)
-    train, test = {}, {}
-    for name, paths in files.items():
+    found = {'train': {}, 'test': {}}
+    for name, paths in _by_class(root, notes).items():
       if len(paths) < 2:
         raise UserError(f"Class '{name}' in '{root}' has 1 image; a class needs at least 2, one of them for testing.")
       count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
       order = rng.permutation(len(paths))
-      test[name] = [paths[i] for i in order[:count]]
-      train[name] = [paths[i] for i in order[count:]]
-  class_names = tuple(sorted(train))
+      found['test'][name] = [paths[i] for i in order[:count]]
+      found['train'][name] = [paths[i] for i in order[count:]]
+  class_names = tuple(sorted(found['train']))
   if len(class_names) < 2:
     raise UserError(f"'{root}' has {len(class_names)} class folder; a classifier needs at least 2.")
   splits = {}
-  for split, by_class in (('train', train), ('test', test)):
+  for split, by_class in found.items():
     listed = [(path, class_names.index(name)) for name in sorted(by_class) for path in by_class[name]]
     splits[split] = [listed[i] for i in rng.permutation(len(listed))]
-  return Listing(class_names, splits, ignored, broken)
+  used = {path for files in splits.values() for path, _ in files}
+  others = [path for path in _files(root, set()) if path not in used]
+  broken = [path for path in others if not path.exists()]
+  unused = [path for path in others if path.exists() and _is_image(path)]
+  ignored = [path for path in others if path.exists() and not _is_image(path)]
+  return Listing(class_names, splits, tuple(unused), tuple(ignored), tuple(broken), tuple(notes))
 
 
-def read_image(path: pathlib.Path, size: int) -> np.ndarray:
-  """Returns an image as uint8 RGB [size, size, 3].
+def read_image(
+  path: pathlib.Path,
+  size: int | tuple[int, int],
+  fit: str = 'crop',
+  note: Callable[[str], None] = lambda change: None,
+) -> np.ndarray:
+  """Returns an image as uint8 RGB [height, width, 3].
 
-  It is turned as its EXIF data says, put on white where it is transparent, cut to the square in its middle, and resized
-  with Pillow's antialiased bicubic filter. Of an animated image the first frame is taken; 16-bit grey is scaled.
+  It is turned as its EXIF data says, put on white where it is transparent, brought into shape, and resized with
+  Pillow's antialiased bicubic filter. Of an animated image the first frame is taken; 16-bit grey is scaled.
+
+  Args:
+    path: the file.
+    size: height and width, or one number for both.
+    fit: one of `FITS`.
+    note: is told of each change, such as 'from grey', and of the size that there was, 'of 48x64'.
 
   Raises:
     UserError: the file is no image, is damaged, or has more than 67 million pixels.
   """
+  height, width = (size, size) if isinstance(size, int) else size
   try:
     with warnings.catch_warnings():
       # The limit below is stricter than Pillow's, and what else it warns of (odd EXIF data) harms no pixel.
@@ -97,51 +141,122 @@ def read_image(path: pathlib.Path, size: int) -> np.ndarray:
           raise UserError(
             f"'{path}' has {file.width} x {file.height} pixels; at most {_MAX_PIXELS:,} are read: make it smaller."
           )
-        image = _rgb(ImageOps.exif_transpose(file))
-        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+        if getattr(file, 'is_animated', False):
+          note('the first frame of an animation')
+        if file.format == 'PNG' and any(';16' in str(tile[3]) for tile in file.tile):
+          note('from 16 bits')
+        turned = ImageOps.exif_transpose(file)
+        if file.getexif().get(_ORIENTATION, 1) != 1:
+          note('turned as EXIF says')
+        image = _rgb(turned, note)
+        note(f'of {image.height}x{image.width}')
+        return np.asarray(_RESIZE[fit](image, (width, height), Image.Resampling.BICUBIC))
   except UserError:
     raise
   except Exception as error:  # Pillow's readers fail in many ways on damaged files
-    raise UserError(f"'{path}' cannot be read as an image ({one_line(error)}); repair or remove it.") from error
+    raise UserError(f"'{path}' cannot be read as an image ({one_line(error)}); repair it, or move it away.") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, note: Callable[[str], None]) -> Image.Image:
+  if image.mode not in ('RGB', 'RGBA'):
+    note(_KINDS.get(image.mode.partition(';')[0], f'from {image.mode}'))
   if image.mode.startswith('I'):  # 16 bits of grey, which convert() would clip to 255
     image = Image.fromarray((np.asarray(image).astype(np.int32).clip(0, 65535) >> 8).astype(np.uint8))
   if image.has_transparency_data:
+    note('with transparency, put on white')
     image = image.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
   return image.convert('RGB')
 
 
+_ORIENTATION = 0x0112  # of EXIF
+_RESIZE: dict[str, Callable[..., Image.Image]] = {
+  'crop': ImageOps.fit, 'squash': Image.Image.resize, 'pad': ImageOps.pad
+}  # fmt: skip
+_KINDS = {
+  '1': 'from black and white', 'L': 'from grey', 'LA': 'from grey', 'I': 'from grey', 'P': 'from a palette',
+}  # fmt: skip
+
+
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the folder of each split, or {} where the folders are those of classes.
+
+  Raises:
+    UserError: there are splits, and they are not `_KNOWN`.
+  """
+  by_split: dict[str | None, list[pathlib.Path]] = {}
+  for path in _folders(root):
+    by_split.setdefault(_SPLITS.get(path.name.lower()), []).append(path)
+  others = by_split.pop(None, [])
+  if 'train' not in by_split:
+    return {}
+  holds_classes = bool(_folders(by_split['train'][0])) and not any(map(_is_image, by_split['train'][0].iterdir()))
+  if not holds_classes and (others or len(by_split) == 1):
+    return {}  # a class that is called train
+  if twice := [paths for paths in by_split.values() if len(paths) > 1]:
+    raise UserError(f"'{twice[0][0]}' and '{twice[0][1].name}' name one split; give one folder for each.")
+  if others or len(by_split) == 1:
+    beside = f"beside it '{others[0].name}', which is no split" if others else 'no other split'
+    raise UserError(
+      f"'{by_split['train'][0]}' is a split of classes, and there is {beside}; {_KNOWN}. Rename or move folders, or "
+      f"divide one at random with --from='{by_split['train'][0]}'."
+    )
+  return {str(split): paths[0] for split, paths in by_split.items()}
+
+
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith('.'))
+  """Returns the folders in a folder, sorted, but for hidden ones and what macOS adds to archives."""
+  named = [child for child in path.iterdir() if not child.name.startswith('.') and child.name != '__MACOSX']
+  return sorted(child for child in named if child.is_dir())
 
 
-def _broken_links(root: pathlib.Path) -> tuple[pathlib.Path, ...]:
-  """Returns the links to nothing in a folder and in its folders of classes, sorted by name, without hidden ones."""
-  paths = [child for folder in (root, *_folders(root)) for child in sorted(folder.iterdir())]
-  return tuple(path for path in paths if path.is_symlink() and not path.exists() and not path.name.startswith('.'))
+def _files(folder: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
+  """Yields all that is in a folder and below, sorted, but for folders and what is hidden; each folder once."""
+  if (real := folder.resolve()) in seen:
+    return
+  seen.add(real)
+  for path in sorted(folder.iterdir()):
+    if not path.name.startswith('.'):
+      yield from _files(path, seen) if path.is_dir() else [path]
 
 
-def _by_class(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], int]:
-  """Returns the images of each class folder, sorted by name, and how many other files were met."""
-  found, ignored = {}, 0
+def _is_image(path: pathlib.Path) -> bool:
+  return path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and path.is_file()
+
+
+def _by_class(root: pathlib.Path, notes: list[str]) -> dict[str, list[pathlib.Path]]:
+  """Returns the images of each class folder, sorted by name; adds to `notes`."""
+  found: dict[str, list[pathlib.Path]] = {}
+  folders: dict[str, pathlib.Path] = {}
   for folder in _folders(root):
     _check_name(folder)
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith('.'))
-    found[folder.name] = [path for path in files if path.suffix.lower() in SUFFIXES]
-    ignored += len(files) - len(found[folder.name])
-    if not found[folder.name]:
-      raise UserError(f"Class folder '{folder}' has no images ({', '.join(SUFFIXES)}); fill or remove it.")
+    images = sorted(filter(_is_image, folder.iterdir()))
+    if not images and any(map(_is_image, _files(folder, set()))):
+      raise UserError(
+        f"'{folder}' holds folders with images, but a class folder holds images itself; {_KNOWN}. Give the folder that "
+        'holds the class folders, or move the images into them.'
+      )
+    if not images:
+      raise UserError(f"Class folder '{folder}' has no images ({', '.join(SUFFIXES)}); fill it, or move it away.")
+    name = unicodedata.normalize('NFC', folder.name)
+    if name in folders:
+      spelt = [' '.join(f'U+{ord(letter):04X}' for letter in path.name) for path in (folders[name], folder)]
+      notes.append(f"Two folders in '{root}' are the class '{name}', in two normalisations: {' and '.join(spelt)}.")
+    folders[name] = folder
+    found.setdefault(name, []).extend(images)
   if not found:
     raise UserError(f"'{root}' has no folders; it must hold one folder of images for each class.")
-  return found, ignored
+  return found
 
 
 def _check_name(folder: pathlib.Path) -> None:
   """Refuses a class name that the data set's list of names, UTF-8 with one on each line, would not give back."""
-  name = folder.name
+  name, encoding = folder.name, sys.getfilesystemencoding()
+  if encoding.lower() != 'utf-8' and not os.fsencode(name).isascii():
+    raise UserError(
+      f'The locale (LC_ALL, LC_CTYPE, LANG, PYTHONUTF8) makes Python read names of files as {encoding}, in which class '
+      f'folder {str(folder)!a} has no right name; set LC_ALL=C.UTF-8, or PYTHONUTF8=1.'
+    )
   # Surrogates (Cs) stand for bytes that are not UTF-8.
   if name != name.strip() or any(unicodedata.category(letter) in ('Cc', 'Cs', 'Zl', 'Zp') for letter in name):
     raise UserError(
