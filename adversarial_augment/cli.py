@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, NoReturn
 from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
-from adversarial_augment import fields, files, signals, streams
-from adversarial_augment.errors import AdversarialAugmentError, Stopped, StorageError, UserError, require_assertions
+from adversarial_augment import environment, fields, files, signals, streams
+from adversarial_augment.errors import AdversarialAugmentError, Stopped, StorageError, UserError
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _KEPT = 'what was written before is kept, and the same command goes on'
@@ -77,6 +77,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
   streams.secure()
   signals.raise_once()
   try:
+    environment.pin()
     code = main(arguments) or 0
     sys.stdout.flush()
   except BrokenPipeError:  # whoever read what was printed, such as `head`, has gone
@@ -307,75 +308,3 @@ def compilation_cache() -> None:
     streams.say(f'Compiled programs are not kept for the next start: {error}.')
     return
   jax.config.update('jax_compilation_cache_dir', str(folder))
-
-
-def distributed(arguments: Arguments | argparse.Namespace, batch_size: int | None) -> int:
-  """Joins the other processes of the run, where there are any. Call before any array is made.
-
-  The flags decide; without them, JAX's own detection is used where the environment says that there are several
-  processes: a SLURM step of more than one task, a TPU pod, or JAX_COORDINATOR_ADDRESS.
-
-  Args:
-    arguments: the flags.
-    batch_size: of all processes together, of which each must have an equal part; None where this does not matter.
-
-  Returns:
-    How many processes the run has, as far as this can be known before devices exist: 1 for a TPU pod.
-
-  Raises:
-    UserError: the processes cannot have equal parts of a batch.
-  """
-  count = arguments.num_processes or _announced_processes()
-  if batch_size is not None and batch_size % count:
-    raise UserError(
-      f'config.batch_size={batch_size} must be a multiple of the {count} processes of the run; change it.'
-    )
-  if count > 1 or arguments.coordinator_address is not None or _tpu():
-    import jax
-
-    # None leaves the value to JAX's detection.
-    jax.distributed.initialize(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
-  return count
-
-
-def is_alone(arguments: Arguments) -> bool:
-  """Returns whether the run is known to be of this process only, so that what it finds need not be told to others.
-
-  Raises:
-    UserError: as `distributed`.
-  """
-  several = arguments.num_processes is not None or arguments.coordinator_address is not None
-  return not several and _announced_processes() == 1 and not _tpu()
-
-
-def _announced_processes() -> int:
-  """Returns the number of processes that the launcher wrote into the environment, or 1."""
-  env = os.environ
-  # SLURM_STEP_NODELIST is set by srun alone: in a batch script there is one process, whatever SLURM_NTASKS says.
-  slurm = 'SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env
-  count = env.get('SLURM_NTASKS', '1') if slurm else '1'
-  if 'JAX_COORDINATOR_ADDRESS' in env:
-    count = env.get('JAX_NUM_PROCESSES', count)
-  if not re.fullmatch('[1-9][0-9]{0,8}', count):
-    raise UserError(f'The environment gives {fields.show(count)} as the number of processes; it must be 1 or more.')
-  return int(count)
-
-
-def _tpu() -> bool:
-  """Returns whether this may be one host of a TPU pod.
-
-  A Cloud TPU VM can tell whether it is one of several only by asking Google's metadata server, which
-  `jax.distributed.initialize` does; on a single host that finds one process, which does no harm.
-  """
-  env = os.environ
-  platforms = env.get('JAX_PLATFORMS', '')
-  if platforms and 'tpu' not in platforms:
-    return False
-  if 'MEGASCALE_COORDINATOR_ADDRESS' in env or ',' in env.get('TPU_WORKER_HOSTNAMES', ''):
-    return True
-  chips = any(Path('/dev').glob('accel[0-9]*')) or any(Path('/dev/vfio').glob('[0-9]*'))
-  return chips and 'TPU_SKIP_MDS_QUERY' not in env and importlib.util.find_spec('libtpu') is not None
-
-
-if not __debug__:  # at once: what a command imports next would refuse it with a traceback
-  run(lambda argv: require_assertions())

@@ -7,10 +7,11 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 import functools
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, files, inference, results, robustness_flags, signals, streams
+from adversarial_augment import cli, datasets, files, inference, launch, results, robustness_flags, signals, streams
 from adversarial_augment import config as configs
 from adversarial_augment.datasets import benchmarks, classes
 from adversarial_augment.errors import UserError
@@ -52,29 +53,34 @@ def main(argv: Sequence[str]) -> int | None:
   overrides, rest = cli.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   cli.check_processes(arguments)
-  request = robustness_flags.parse(arguments)
-  workdir = files.user_path(arguments.workdir, '--workdir')
-  if arguments.evals is not None:
-    overrides['evals'] = arguments.evals
-  trained = _read_config(workdir, arguments)
-  config = configs.override(trained, overrides)
-  configs.validate(config)
-  _check_overrides(config, overrides, attack=request is not None)
-  test = datasets.load(config.dataset, 'test', config.data_dir)
-  counted = _labels(workdir, trained, config, test)
-  if request is None:
-    test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
-    newer = {version: counted(dataset) for version, dataset in test_data.cifar10_1.items()}
-    test_data = test_data._replace(images=counted(test), cifar10_1=newer)
+  processes = launch.find(arguments)
+  with launch.together(processes) as shared:
+    request = robustness_flags.parse(arguments)
+    workdir = files.user_path(arguments.workdir, '--workdir')
+    if arguments.evals is not None:
+      overrides['evals'] = arguments.evals
+    trained = _read_config(workdir, arguments)
+    config = configs.override(trained, overrides)
+    configs.validate(config)
+    _check_overrides(config, overrides, attack=request is not None)
+    test = datasets.load(config.dataset, 'test', config.data_dir)
+    counted = _labels(workdir, trained, config, test)
     from adversarial_augment import evaluations, recipe
 
-    recipe.check_adversary(config, test.image_shape)
-    evaluations.check_frost(config, test_data)
-  else:
-    test = robustness_flags.first_examples(request, counted(test))
-  processes = cli.distributed(arguments, None)
+    about: dict[str, Any] = {'data': {'test': test.provenance}, 'overwrite': arguments.overwrite}
+    if request is None:
+      test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
+      newer = {version: counted(dataset) for version, dataset in test_data.cifar10_1.items()}
+      test_data = test_data._replace(images=counted(test), cifar10_1=newer)
+      recipe.check_adversary(config, test.image_shape)
+      about |= {'frost': evaluations.check_frost(config, test_data), **benchmarks.origins(test_data)}
+      about['weights'] = recipe.weights_sha256(config)
+    else:
+      test = robustness_flags.first_examples(request, counted(test))
+      about['attack'] = request._replace(surrogate=None)._asdict()
+    shared |= launch.facts('evaluate', configs.to_json(config), about)
   num_devices = cli.virtual_devices(cli.usable_cores())
-  if request is None and num_devices is not None and processes == 1 and 'ada' in config.evals:
+  if request is None and num_devices is not None and processes is None and 'ada' in config.evals:
     recipe.check_evaluation_parts(config, num_devices)
   cli.compilation_cache()
   kept = f"what has been found so far is kept in '{workdir / 'results'}'"  # but for the last few seconds
@@ -95,9 +101,7 @@ def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
   except UserError as error:
     if arguments.process_id is None:
       raise
-    raise UserError(
-      f'Process {arguments.process_id}: {error} All processes read it: it must lie in a folder that they share.'
-    ) from error
+    raise UserError(f'{error} All processes read it: it must lie in a folder that they share.') from error
 
 
 def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack: bool) -> None:

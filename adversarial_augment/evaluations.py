@@ -27,19 +27,23 @@ _CORRUPTIONS = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAM
 CORRUPTION_SEED = 0  # of what is corrupted in memory, and of what `prepare` writes by default
 
 
-def check_frost(config: ConfigDict, benchmarks: Benchmarks) -> None:
+def check_frost(config: ConfigDict, benchmarks: Benchmarks) -> str | None:
   """Looks, before anything is trained or measured, whether corruptions made in memory have their frost photographs.
+
+  Returns:
+    Which they are; None where none are needed.
 
   Raises:
     UserError: one is missing, or is no image.
   """
   if 'cifar10_c' in config.evals and 'cifar10_c' not in benchmarks.corrupted:
     try:
-      corruptions.describe_frost(config.frost_dir)
+      return corruptions.describe_frost(config.frost_dir)
     except UserError as error:
       if config.frost_dir is None:
         raise
       raise UserError(f"config.frost_dir='{config.frost_dir}': {error}") from error
+  return None
 
 
 class Evaluations:

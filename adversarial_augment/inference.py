@@ -88,11 +88,11 @@ def restore(
   import jax
   import jax.numpy as jnp
 
-  from adversarial_augment import checkpoints, processes, recipe, sharding
+  from adversarial_augment import checkpoints, processes, recipe, sharding, threefry
   from adversarial_augment.run_log import tell
 
   network = recipe.build_classifier(config, num_classes)
-  init = lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), is_training=True)
+  init = lambda: network.init(threefry.key(0), jnp.zeros((1, *image_shape)), is_training=True)
   where = sharding.replicated(mesh)
   like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
   params, model_state = jax.tree.map(like, jax.eval_shape(init))

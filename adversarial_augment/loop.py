@@ -17,6 +17,7 @@ import numpy as np
 
 from adversarial_augment import (
   checkpoints,
+  environment,
   fields,
   files,
   processes,
@@ -30,6 +31,8 @@ from adversarial_augment import config as configs
 from adversarial_augment.errors import CheckpointError, NumericalError, Stopped, UserError
 from adversarial_augment.run_log import Patience, RunLog, tell
 from adversarial_augment.types import TrainState
+
+_ENVIRONMENT = 'environment.json'
 
 
 class Job(NamedTuple):
@@ -74,6 +77,7 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
         tell(said)
       run_directory.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
       run_directory.write_json(workdir / 'data.json', dict(data or {}))
+      run_directory.write_json(workdir / _ENVIRONMENT, environment.settings())
 
     processes.on_process_0(prepare)
     kept = 'the last checkpoint is kept' if checkpoints.steps(workdir / 'checkpoints') else 'no step has been made'
@@ -97,6 +101,7 @@ def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str
   _check_not_lost(workdir, config.checkpoint_every)
   said = _check_config(workdir, config)
   _check_data(workdir, data)
+  _check_environment(workdir)
   return said
 
 
@@ -148,6 +153,25 @@ def _check_data(workdir: Path, new: Mapping[str, Any]) -> None:
       raise UserError(
         f"'{workdir}' holds a run on other data ({', '.join(changed)} in data.json); bring it back, or name "
         'another --workdir.'
+      )
+
+
+def _check_environment(workdir: Path) -> None:
+  """Refuses to go on under other settings of JAX: the numbers would be other ones, without a word."""
+  path = workdir / _ENVIRONMENT
+  if not checkpoints.steps(workdir / 'checkpoints') or not path.exists():  # a run of an older version has none
+    return
+  try:
+    old = dict(untrusted.read_json(path))
+  except (OSError, ValueError, TypeError) as error:
+    raise UserError(f"Cannot read '{path}' ({error}); mend it, or name another --workdir.") from error
+  new = environment.settings()
+  for name in sorted({**old, **new}):
+    if old.get(name) != new.get(name):
+      was, now = (f'{name}={fields.show(one[name])}' if name in one else f'{name} unset' for one in (old, new))
+      raise UserError(
+        f"'{workdir}' holds a run with {was}, and now there is {now}, which changes its numbers; set the variable as "
+        'it was, or name another --workdir.'
       )
 
 

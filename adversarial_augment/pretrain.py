@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, files
+from adversarial_augment import cli, files, launch
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.pretraining import sources as image_sources
@@ -26,19 +26,21 @@ Writes a .safetensors file that config.corruption_net.weights of adversarial_aug
 
 def main(argv: list[str]) -> None:
   arguments = cli.parse(argv, 'pretrain', _DESCRIPTION, 'configs/pretrain_edsr.py:small')
-  config = cli.resolve_config(arguments, 'pretrain')
-  if config is None:
-    return
-  files.check_folder(arguments.workdir, '--workdir')
-  from adversarial_augment import loop, sharding
+  processes = launch.find(arguments)
+  with launch.together(processes) as shared:
+    config = cli.resolve_config(arguments, 'pretrain')
+    if config is None:
+      return
+    from adversarial_augment import loop, sharding
 
-  alone = cli.is_alone(arguments)
-  if alone:  # several processes settle it together, or those that know better would leave the others waiting
-    loop.check_run(arguments.workdir, config, {})
-  sources = _sources(config)
-  processes = cli.distributed(arguments, config.batch_size)
-  num_devices = cli.virtual_devices(config.batch_size // processes)
-  if alone:
+    num_local = launch.share_of_batch(processes, config.batch_size)
+    if processes is None:  # of several, process 0 alone looks at the workdir
+      files.check_folder(arguments.workdir, '--workdir')
+      loop.check_run(arguments.workdir, config, {})
+    sources = _sources(config)
+    shared |= launch.facts('pretrain', configs.to_json(config), {'data': _hashes(sources)})
+  num_devices = cli.virtual_devices(num_local)
+  if processes is None:
     _output(config, arguments.workdir)
     loop.check_run(arguments.workdir, config, _hashes(sources))
     if num_devices is not None:
@@ -110,6 +112,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
     processes,
     run_directory,
     sharding,
+    threefry,
     trees,
   )
   from adversarial_augment.corruption_nets import weights
@@ -128,12 +131,12 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: schedule(count + 1)))
 
   def init() -> TrainState:
-    params, rest = objective.init(jax.random.key(config.seed))
+    params, rest = objective.init(threefry.key(config.seed))
     return TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
 
   def step(state: TrainState, made: np.int32, batch: tuple) -> tuple[TrainState, dict]:
     crops, is_native = batch
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = jax.random.fold_in(threefry.key(config.seed), state.step)
 
     def loss_of(params):
       return objective.loss(params, state.model_state, key, crops / jnp.float32(255), is_native)
@@ -150,7 +153,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
 
   def measure(params) -> dict[str, float]:
     parts = [
-      measure_part(params, jax.random.key(i), part) for i, part in enumerate(jnp.split(held_out, image_sources.PARTS))
+      measure_part(params, threefry.key(i), part) for i, part in enumerate(jnp.split(held_out, image_sources.PARTS))
     ]
     values = {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
     means = {f'{metric}_mean': float(of.mean()) for metric, of in values.items()}

@@ -5,6 +5,7 @@ What follows from other values (number of steps, effective learning rate) is wor
 
 from collections.abc import Mapping
 import functools
+import hashlib
 import math
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from adversarial_augment import (
   schedules,
   sharding,
   ssim,
+  threefry,
 )
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.lp_ball import lp_ball
@@ -179,7 +181,7 @@ def build_attack(
   if count < local:
     attack = attacks.on_share(attack, count, local)
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.eval_shape(lambda: threefry.key(0))
   variables = jax.eval_shape(lambda key, images: classifier.init(key, images, is_training=True), key, images)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
   logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
@@ -311,6 +313,13 @@ def weights_of(config: ConfigDict) -> str:
   if net.weights is not None:
     return net.weights
   return corruption_nets.shipped_name(net.name, configs.network_sizes(config))
+
+
+def weights_sha256(config: ConfigDict) -> str | None:
+  """Returns the hash of that file; None for a run that has nothing to do with an adversary around a network."""
+  if not has_network(config):
+    return None
+  return hashlib.sha256(corruption_nets.find(weights_of(config)).read_bytes()).hexdigest()
 
 
 def sgd(

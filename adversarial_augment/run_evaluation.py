@@ -116,6 +116,7 @@ def _conditions(evaluations: Evaluations, name: str, about: Mapping[str, Any]) -
   """
   origin = about['provenance']
   made_by = {package: origin['versions'][package] for package in ('adversarial_augment', 'jax')}
+  made_by |= origin.get('environment', {})
   weights = origin['weights'] if name == 'ada' else None
   found = results.digest([name, about['checkpoint_sha256'], evaluations.conditions(name), weights, made_by])
   if not processes.all_have(found):

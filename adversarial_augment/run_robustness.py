@@ -197,17 +197,21 @@ def _conditions(test: Dataset, request: Request, ball: Ball, about: Mapping[str,
   """Returns all that decides the outcome, by names that a user understands."""
   origin = about['provenance']
   surrogate = {'surrogate': about['surrogate_sha256']} if 'surrogate_sha256' in about else {}
-  return surrogate | {
-    'attack': request.suite,
-    'norm': ball.norm,
-    'epsilon': ball.epsilon,
-    'seed': request.seed,
-    'number of images': test.num_examples,
-    'data set': results.digest(dict(test.provenance)),
-    'checkpoint': about['checkpoint_sha256'],
-    'precision': origin['config']['precision'],
-    'version': ', '.join(f'{name} {origin["versions"][name]}' for name in ('adversarial_augment', 'jax')),
-  }
+  return (
+    surrogate
+    | origin.get('environment', {})
+    | {
+      'attack': request.suite,
+      'norm': ball.norm,
+      'epsilon': ball.epsilon,
+      'seed': request.seed,
+      'number of images': test.num_examples,
+      'data set': results.digest(dict(test.provenance)),
+      'checkpoint': about['checkpoint_sha256'],
+      'precision': origin['config']['precision'],
+      'version': ', '.join(f'{name} {origin["versions"][name]}' for name in ('adversarial_augment', 'jax')),
+    }
+  )
 
 
 def _sweep(

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import math
 import os
 from pathlib import Path
-import platform
 import shlex
 import subprocess
 import sys
@@ -19,14 +17,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import __version__, attacks, corruption_nets, recipe, trees
+from adversarial_augment import attacks, corruption_nets, environment, recipe, threefry, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.metrics import ALL_NAMES, CIFAR10_1_COUNTS
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
 
-_PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets')
 _EXAMPLES = 8
 
 
@@ -111,8 +108,8 @@ def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str) 
     'seed': config.seed,
     'config': json.loads(configs.to_json(config)),
     'config_sha256': configs.sha256(config),
-    'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
-    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'versions': environment.versions(),
+    'environment': environment.settings(),
     'git': _revision(),
     'command': f'python -m adversarial_augment.{program} {shlex.join(sys.argv[1:])}'.rstrip(),
     'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
@@ -239,7 +236,7 @@ def draw(
   @jax.jit
   def corrupt(params, model_state, phi, clean, labels):
     logits_fn = lambda x: static.classifier.apply(params, model_state, None, x, is_training=False)[0]
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(clean.shape[0]))
+    keys = jax.vmap(lambda i: jax.random.fold_in(threefry.key(0), i))(jnp.arange(clean.shape[0]))
     result = attack(keys, logits_fn, clean, labels, phi)
     seen = tuple(logits_fn(x).argmax(-1) for x in (clean, result.images))
     return result.images, result.metrics['ssim'], seen

@@ -1,4 +1,4 @@
-"""JAX's normal draws in a form that is fast on CPUs, for the only place that draws millions of numbers in a step.
+"""The keys of this package, and JAX's normal draws in a form that is fast on CPUs, for the adversary's start.
 
 `jax.random` runs Threefry as a loop there, which is quick to compile and spends most of its time on copies of the
 loop's state. Here its twenty rounds are written out, so that hashing, bits and normal numbers are one fused operation.
@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+_NAME = 'threefry2x32'
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
 
@@ -29,6 +30,21 @@ def threefry_2x32(key: tuple[jax.Array, jax.Array], x: jax.Array, y: jax.Array) 
       y = x ^ (y << distance | y >> 32 - distance)
     x, y = x + keys[(i + 1) % 3], y + keys[(i + 2) % 3] + jnp.uint32(i + 1)
   return x, y
+
+
+def key(seed: int | jax.Array) -> jax.Array:
+  """Returns the Threefry key of a seed, whatever JAX_DEFAULT_PRNG_IMPL says."""
+  return jax.random.key(seed, impl=_NAME)
+
+
+def own(keys: jax.Array) -> jax.Array:
+  """Returns Threefry keys in place of keys of any kind [...], the same ones where they are of Threefry.
+
+  With other kinds, what `vmap` draws for an example depends on its place in the batch.
+  """
+  if not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key) or str(jax.random.key_impl(keys)) == _NAME:
+    return keys
+  return jax.random.wrap_key_data(jax.random.key_data(keys)[..., :2], impl=_NAME)
 
 
 def normal(key: jax.Array, size: int, dtype: jnp.dtype) -> jax.Array:

@@ -11,7 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, files, report
+from adversarial_augment import cli, datasets, files, launch, report
+from adversarial_augment import config as configs
 from adversarial_augment.datasets import benchmarks, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.preparation import deepaugment
@@ -20,27 +21,30 @@ from adversarial_augment.types import Dataset, TrainState
 
 def main(argv: list[str]) -> None:
   arguments = cli.parse_train(argv)
-  config = cli.resolve_config(arguments)
-  if config is None:
-    return
-  from adversarial_augment import evaluations, loop, recipe, tensorboard
+  processes = launch.find(arguments)
+  with launch.together(processes) as shared:
+    config = cli.resolve_config(arguments)
+    if config is None:
+      return
+    from adversarial_augment import evaluations, loop, recipe, tensorboard
 
-  alone = cli.is_alone(arguments)
-  if alone:  # several processes settle it together, or those that know better would leave the others waiting
-    files.check_folder(arguments.workdir, '--workdir')
-    loop.check_run(arguments.workdir, config, {})
-  if config.dataset == 'embedded' and config.deepaugment.sets:
-    deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
-  splits = _load(config)
-  test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
-  recipe.check_adversary(config, splits['train'].image_shape)
-  evaluations.check_frost(config, test_data)
-  _check_start(config.init_from, arguments.workdir, splits['train'])
-  if config.tensorboard:
-    tensorboard.check_installed()
-  processes = cli.distributed(arguments, config.batch_size)
-  num_devices = cli.virtual_devices(config.batch_size // processes)
-  if alone:
+    num_local = launch.share_of_batch(processes, config.batch_size)
+    if processes is None:  # of several, process 0 alone looks at the workdir
+      files.check_folder(arguments.workdir, '--workdir')
+      loop.check_run(arguments.workdir, config, {})
+    if config.dataset == 'embedded' and config.deepaugment.sets:
+      deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
+    splits = _load(config)
+    test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
+    recipe.check_adversary(config, splits['train'].image_shape)
+    evaluated = {'frost': evaluations.check_frost(config, test_data), **benchmarks.origins(test_data)}
+    _check_start(config.init_from, arguments.workdir, splits['train'])
+    if config.tensorboard:
+      tensorboard.check_installed()
+    about = {'data': _data(splits) | {split: data.provenance for split, data in splits.items()}, **evaluated}
+    shared |= launch.facts('train', configs.to_json(config), about | {'weights': recipe.weights_sha256(config)})
+  num_devices = cli.virtual_devices(num_local)
+  if processes is None:
     loop.check_run(arguments.workdir, config, _data(splits))
     if num_devices is not None:
       recipe.check_parts(config, num_devices)

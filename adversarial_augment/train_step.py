@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import optax
 
-from adversarial_augment import sharding, trees
+from adversarial_augment import sharding, threefry, trees
 from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.recipe import Recipe
@@ -22,7 +22,7 @@ from adversarial_augment.types import Array, Key, PyTree, TrainState
 def init_state(recipe: Recipe, image_shape: tuple[int, int, int]) -> TrainState:
   """Returns the state before the first update; a pure function of the recipe's seed."""
   images = jnp.zeros((1, *image_shape))
-  params, model_state = recipe.classifier.init(jax.random.key(recipe.seed), images, is_training=True)
+  params, model_state = recipe.classifier.init(threefry.key(recipe.seed), images, is_training=True)
   return TrainState(jnp.zeros((), jnp.int32), params, model_state, recipe.optimizer.init(params))
 
 
@@ -59,7 +59,7 @@ def train_step(
     The next state, and metrics: means over the batch, the learning rate of this update, and whether all is finite.
     An update that is not finite leaves the state as it was; so do those after it, because they are not its next.
   """
-  step_key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+  step_key = jax.random.fold_in(threefry.key(recipe.seed), state.step)
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
   views, attack_metrics = corrupt(recipe, keys, images, labels, state, phi)
   batch = views.reshape(-1, *views.shape[2:])

@@ -164,7 +164,7 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
   import jax
   from jax.sharding import PartitionSpec
 
-  from adversarial_augment import recipe, sharding
+  from adversarial_augment import recipe, sharding, threefry
 
   attack, phi, _ = recipe.build_attack(
     config, mesh, recipe.build_classifier(config, test.num_classes), test.image_shape
@@ -173,7 +173,7 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
 
   def local(params, model_state, phi, batch):
     logits_fn = lambda images: classifier.apply(params, model_state, None, images, is_training=False)[0]
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(batch.indices)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, threefry.key(seed)))(batch.indices)
     images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
     result = attack(keys, logits_fn, images, batch.labels, phi)
     return result.images, result.metrics['ssim']

@@ -36,6 +36,7 @@ from adversarial_augment import (
   sharding,
   signals,
   ssim,
+  threefry,
 )
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import NumericalError, UserError
@@ -178,7 +179,7 @@ def reconstructor(apply: Callable, mesh: Mesh, *, num_steps: int, seed: int) -> 
 
     def one(target: Array, both: tuple[Array, Array]) -> tuple[Array, Array, Array]:
       index, image = both
-      key = jax.random.fold_in(jax.random.key(seed), index)
+      key = jax.random.fold_in(threefry.key(seed), index)
 
       def reconstruct(delta):
         made = apply(jax.tree.map(jnp.add, phi, delta), image[None], key)

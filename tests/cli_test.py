@@ -1,6 +1,5 @@
 import os
 from pathlib import Path
-import socket
 import subprocess
 import sys
 import textwrap
@@ -274,89 +273,6 @@ def test_a_cache_folder_that_cannot_be_made_is_said_and_does_no_harm(tmp_path):
   assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.fixture
-def initialised(monkeypatch):
-  """Records the calls of jax.distributed.initialize; the environment names no cluster."""
-  import jax
-
-  for name in list(os.environ):
-    if name.startswith(('SLURM_', 'TPU_', 'MEGASCALE_', 'JAX_COORDINATOR', 'JAX_NUM_PROC', 'JAX_PLATFORMS')):
-      monkeypatch.delenv(name)
-  calls: list[tuple] = []
-  monkeypatch.setattr(jax.distributed, 'initialize', lambda *values: calls.append(values))
-  return calls
-
-
-ALONE = cli.Arguments(config='a.py', overrides={}, workdir=Path('w'))
-STEP = {'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_PROCID': '0'}
-
-
-@pytest.mark.parametrize(
-  'env, processes, joins',
-  [
-    ({}, 1, False),
-    ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, 1, False),  # a batch script without srun
-    ({'SLURM_NTASKS': '1', **STEP}, 1, False),
-    ({'SLURM_NTASKS': '4', **STEP}, 4, True),
-    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, 1, False),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 1, True),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'JAX_PLATFORMS': 'cpu'}, 1, False),
-    ({'MEGASCALE_COORDINATOR_ADDRESS': 'a'}, 1, True),
-    ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}, 2, True),
-  ],
-)
-def test_several_processes_are_found_in_the_environment(env, processes, joins, initialised, monkeypatch):
-  for name, value in env.items():
-    monkeypatch.setenv(name, value)
-  assert cli.distributed(ALONE, 8) == processes
-  assert initialised == [(None, None, None)] * joins
-
-
-def test_flags_decide_about_processes(initialised, monkeypatch):
-  monkeypatch.setenv('SLURM_NTASKS', '4')
-  arguments = ALONE._replace(coordinator_address='localhost:1', num_processes=2, process_id=1)
-  assert cli.distributed(arguments, 8) == 2
-  assert initialised == [('localhost:1', 2, 1)]
-
-
-def test_a_bad_number_of_tasks_is_a_user_error(initialised, monkeypatch):
-  for name, value in {**STEP, 'SLURM_NTASKS': '4(x2)'}.items():
-    monkeypatch.setenv(name, value)
-  with pytest.raises(errors.UserError, match='number of processes'):
-    cli.distributed(ALONE, 8)
-
-
-def test_two_processes_on_loopback_see_each_other():
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
-  code = """
-    import sys
-    from adversarial_augment import cli
-    count = cli.distributed(cli.parse_train(['--config=a.py', *sys.argv[1:]]), 8)
-    cli.usable_cores = lambda: 2
-    cli.virtual_devices(8 // count)
-    import jax
-    print(jax.process_count(), jax.device_count(), jax.process_index())
-  """
-  clean = {name: value for name, value in os.environ.items() if not name.startswith(('XLA_FLAGS', 'JAX_', 'SLURM_'))}
-  started = [
-    subprocess.Popen(
-      [sys.executable, '-c', textwrap.dedent(code)]
-      + [f'--coordinator_address={address}', '--num_processes=2', f'--process_id={index}'],
-      stdout=subprocess.PIPE,
-      text=True,
-      env=clean | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(Path(cli.__file__).parents[1])},
-    )
-    for index in range(2)
-  ]
-  try:
-    assert [process.communicate(timeout=100)[0] for process in started] == ['2 4 0\n', '2 4 1\n']
-  finally:
-    for process in started:
-      process.kill()
-
-
 def test_a_reader_that_goes_away_is_no_error():
   command = [sys.executable, '-m', 'adversarial_augment.train', '--config=configs/ada_edsr.py', '--print_config']
   with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -371,13 +287,6 @@ def test_a_stop_before_the_run_says_how_to_go_on():
   assert ended.returncode == 75
   assert ended.stderr.count('\n') == 1
   assert 'the same command goes on' in ended.stderr
-
-
-def test_processes_that_cannot_share_a_batch_are_refused_before_they_meet(initialised):
-  arguments = ALONE._replace(coordinator_address='localhost:1', num_processes=2, process_id=1)
-  with pytest.raises(errors.UserError, match='config.batch_size=1 must be a multiple of the 2 processes'):
-    cli.distributed(arguments, 1)
-  assert initialised == []
 
 
 @pytest.mark.parametrize('name', ['~nouser/x', 'a' * 300, 'a\0b'])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import run_directory
+from adversarial_augment.datasets import writer
 from tests import trainer
 
 LONG = '--config.num_steps=100000'
@@ -84,6 +85,41 @@ def test_an_error_of_process_0_ends_both_with_its_code(rig, tmp_path):
     assert codes(runs) == [2, 2], [run.err for run in runs]
   assert all('is in use by process' in run.err for run in runs)
   assert all('Traceback' not in run.err for run in runs)
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    (['--config.seed=1'], 'The processes of the run differ: config.seed is 0 on process 0 and 1 on process 1;'),
+    (['--config.sed=1'], "process 1: Unknown config field 'sed'."),
+    ([f'--config.data_dir={Path(__file__).parent}', '--config.dataset=cifar10'], "process 1: No data set 'cifar10'"),
+  ],
+)
+def test_processes_that_were_not_started_alike_end_before_a_step(rig, tmp_path, flags, words):
+  began = time.monotonic()
+  port, workdirs = trainer.free_port(), [tmp_path / 'w0', tmp_path / 'w1']
+  meet = [f'--coordinator_address=127.0.0.1:{port}', '--num_processes=2']
+  runs = [rig.start(workdirs[i], *meet, f'--process_id={i}', *(flags if i else [])) for i in range(2)]
+  assert codes(runs) == [2, 2], [run.err for run in runs]
+  assert time.monotonic() - began < 60
+  assert words in runs[0].err
+  assert words.removeprefix('process 1: ') in runs[1].err
+  assert not workdirs[0].exists()
+
+
+def test_processes_with_other_images_of_the_same_form_end_before_a_step(rig, tmp_path):
+  port, runs = trainer.free_port(), []
+  for i in range(2):
+    images, labels = np.random.default_rng(i).integers(0, 256, (40, 32, 32, 3), np.uint8), np.arange(40) % 3
+    splits = {split: writer.Split(40, zip(images, labels, strict=True)) for split in ('train', 'test')}
+    description = writer.Description('pets', '1.0.0', 'x', ('a', 'b', 'c'), (32, 32, 3), 'own', None)
+    writer.write(description, splits, tmp_path / f'data{i}')
+    flags = ['--config.dataset=pets', f'--config.data_dir={tmp_path}/data{i}', '--config.holdout=0']
+    meet = [f'--coordinator_address=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}']
+    runs.append(rig.start(tmp_path / f'w{i}', *flags, *meet))
+  assert codes(runs) == [2, 2], [run.err for run in runs]
+  for run in runs:
+    assert 'The processes of the run differ: data.train.sha256 is "' in run.err
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment import cli, evaluate, pretrain, train
+from adversarial_augment import cli, evaluate, launch, pretrain, train
 from adversarial_augment import config as configs
 from tests import trainer
 
@@ -93,7 +93,7 @@ def test_other_data_and_lost_checkpoints_are_refused_before_devices(tmp_path, ca
 
 def test_several_processes_settle_it_together(tmp_path, monkeypatch):
   """One that left before the others know would leave them waiting for it."""
-  monkeypatch.setattr(cli, 'distributed', lambda *_: pytest.fail('they met'))
+  monkeypatch.setattr(launch, '_join', lambda *_: pytest.fail('they met'))
   write_run(tmp_path / 'w', configs.load('configs/ada_edsr.py:smoke'), {})
   several = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=0']
   with pytest.raises(pytest.fail.Exception, match='they met'):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from adversarial_augment import registry, ssim
+from adversarial_augment import registry, ssim, threefry
 from adversarial_augment.attacks.ascent import Loss, ascend
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.steps import STEPS
@@ -56,7 +56,7 @@ def adversary(
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     ascent = ascend(
-        perturbation_set, keys, logits_fn, images, labels, frozen,
+        perturbation_set, threefry.own(keys), logits_fn, images, labels, frozen,
         num_steps=num_steps, step=rule, step_fraction=step_fraction, loss=loss, keep_best=keep_best,
         group=group, axis_name=axis_name,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import registry
+from adversarial_augment import registry, threefry
 from adversarial_augment.attacks import inputs, suites, sweep
 from adversarial_augment.attacks.lp_ball import check_ball
 from adversarial_augment.attacks.rounds import judged
@@ -79,6 +79,7 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
       )
     clean, classes = np.asarray(images), np.asarray(labels)
     num_classes = inputs.check(keys, logits_fn, clean, classes)
+    keys = threefry.own(keys)
     clean = np.asarray(jnp.asarray(clean))  # JAX takes float64 for float32, unless 64 bits are on
     classes, stages = classes.astype(np.int32), stages_of(num_classes)
     last = compiled = _of_now(logits_fn, clean, last)

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import trees
+from adversarial_augment import threefry, trees
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree
 
@@ -38,7 +38,7 @@ def attack_bytes(
     corrupted = lambda betas: perturbation_set.apply_batch(frozen, images, betas, keys)
     return jax.vjp(lambda betas: cross_entropy(logits_fn(corrupted(betas)), labels).sum(), betas)[1]
 
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_images))
+  keys = jax.eval_shape(lambda: jax.random.split(threefry.key(0), num_images))
   images, labels = spec((num_images, *image_shape)), spec((num_images,), jnp.int32)
   start = jax.vmap(lambda key, image, frozen: perturbation_set.init(key, frozen, image), (0, 0, None))
   first = lambda x: spec((num_images // group, *x.shape[1:]), x.dtype)

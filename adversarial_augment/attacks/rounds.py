@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adversarial_augment import threefry
 from adversarial_augment.attacks import inputs
 from adversarial_augment.attacks.losses import margin
 from adversarial_augment.errors import UserError
@@ -31,6 +32,7 @@ def repeated(rounds: Rounds) -> Attack:
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     inputs.check(keys, logits_fn, *(x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (images, labels)))
+    keys = threefry.own(keys)
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)  # of 8 bits, labels would end at 255
 
     def one_more(index, kept):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adversarial_augment import threefry
 from adversarial_augment.augmentations import augmix_ops
 from adversarial_augment.types import Array, Augmentation, Key
 
@@ -73,7 +74,7 @@ class Draws(NamedTuple):
 
 def draw(key: Key, num_ops: int) -> Draws:
   """Returns the random numbers of one image."""
-  keys, shape = jax.random.split(key, 5), (WIDTH, DEPTH)
+  keys, shape = jax.random.split(threefry.own(key), 5), (WIDTH, DEPTH)
   levels = jax.random.uniform(keys[1], shape, jnp.float32, LEAST - SEVERITY, SEVERITY - LEAST)
   weights = jax.random.exponential(keys[3], (WIDTH,), jnp.float32)  # over its sum it is of the Dirichlet law
   return Draws(

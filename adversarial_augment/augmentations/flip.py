@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from adversarial_augment import threefry
+
 
 def flip(key: jax.Array, image: jax.Array) -> jax.Array:
   """Mirrors [h, w, c] left to right with probability 1/2."""
-  return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+  return jnp.where(jax.random.bernoulli(threefry.own(key)), image[:, ::-1], image)

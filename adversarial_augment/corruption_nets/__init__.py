@@ -12,7 +12,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import files, registry
+from adversarial_augment import files, registry, threefry
 from adversarial_augment.corruption_nets import layers
 from adversarial_augment.corruption_nets import weights as weight_files
 from adversarial_augment.corruption_nets.cae import cae, cae_table
@@ -57,9 +57,9 @@ def load(name: str, weights: str | Path | None = None, **options: Any) -> tuple[
   factory = registry.lookup(CORRUPTION_NETS, name, 'corruption_net')
   params, sizes = read(name, weights or _DEFAULTS[name])
   network = factory(**sizes, **options)
-  initial: Any = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  initial: Any = jax.eval_shape(network.init, threefry.key(0), jnp.zeros((1, 32, 32, 3)))
   if options.get('perturb_mean_shift'):  # constants, which no weight file holds
-    fixed: Any = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    fixed: Any = network.init(threefry.key(0), jnp.zeros((1, 8, 8, 3)))
     params |= {key: value for key, value in fixed.items() if key.endswith('_mean')}
   return network, {module: {key: jnp.asarray(params[module][key]) for key in initial[module]} for module in initial}
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import __version__, files, registry
+from adversarial_augment import __version__, files, registry, threefry
 from adversarial_augment.corruptions import blur, color, digital, frost_textures, noise, snow, spatter, weather
 from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
 from adversarial_augment.errors import UserError
@@ -126,7 +126,7 @@ def _compiled(draw: Callable, apply: Callable) -> Callable:
   """Returns the jitted loop over the first `count` images of a chunk."""
 
   def run(images, index, count, key_of, constants):
-    key = functools.reduce(jax.random.fold_in, key_of[1:], jax.random.key(key_of[0], impl='threefry2x32'))
+    key = functools.reduce(jax.random.fold_in, key_of[1:], threefry.key(key_of[0]))
 
     def corrupt_one(i, out):
       draws = draw(jax.random.fold_in(key, index[i]), images.shape[1:3], constants)

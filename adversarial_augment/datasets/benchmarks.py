@@ -1,7 +1,7 @@
 """The images on which a classifier is judged: the test set, its corrupted forms, and CIFAR-10.1."""
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adversarial_augment import files, metrics
 from adversarial_augment.datasets import cifar10, cifar10_c, classes, source
@@ -56,3 +56,9 @@ def load(evals: Collection[str], name: str, data_dir: str, images: Dataset) -> B
       known = classes.Classes(images.num_classes, images.class_names)
       cifar10_1[version] = classes.in_order(dataset, known, f"The data set '{images.name}'")
   return Benchmarks(images, corrupted, cifar10_1)
+
+
+def origins(benchmarks: Benchmarks) -> dict[str, Any]:
+  """Returns where all images but those of the test set come from, by evaluation."""
+  corrupted = {name: {'origin': of.origin, **of.provenance} for name, of in benchmarks.corrupted.items()}
+  return corrupted | {version: dataset.provenance for version, dataset in benchmarks.cifar10_1.items()}

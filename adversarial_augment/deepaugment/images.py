@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 import numpy as np
 
-from adversarial_augment import __version__, per_example_conv
+from adversarial_augment import __version__, per_example_conv, threefry
 from adversarial_augment.deepaugment import cae_features, cae_weights, edsr_features, edsr_weights
 from adversarial_augment.deepaugment.kernels import Params
 from adversarial_augment.types import Array, Key
@@ -148,7 +148,7 @@ def _compiled(devices: tuple[jax.Device, ...], net: str, bug_compatible: bool, s
 
   def local(weights: Params, images: Array, index: Array, count: Array, key_of: tuple[Array, Array]) -> Array:
     weights, images, index, count = jax.tree.map(lambda x: x[0], (weights, images, index, count))
-    key = jax.random.fold_in(jax.random.key(key_of[0], impl='threefry2x32'), key_of[1])
+    key = jax.random.fold_in(threefry.key(key_of[0]), key_of[1])
 
     def one(image: Array, index: Array) -> Array:
       return _through(lambda x, key: apply(weights, x, key), image, jax.random.fold_in(key, index), scale)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import sharding
+from adversarial_augment import sharding, threefry
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluators.batches import EvalBatch, batches
 from adversarial_augment.results import outcomes
@@ -49,7 +49,7 @@ def accuracy(
     images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
     metrics: dict[str, Array] = {}
     if attack is not None:
-      keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(_KEY)))(batch.indices)
+      keys = jax.vmap(functools.partial(jax.random.fold_in, threefry.key(_KEY)))(batch.indices)
       images, metrics = attack(keys, logits_fn, images, batch.labels, phi)
     logits = logits_fn(images)
     correct = (logits.argmax(-1) == batch.labels) & batch.mask

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import metrics, sharding
+from adversarial_augment import metrics, sharding, threefry
 from adversarial_augment.attacks import inputs, suites, validity
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.attacks.rounds import judged
@@ -62,7 +62,7 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
         return network.apply(params, model_state, None, images, is_training=False)[0]
 
       def key_of(example):
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), example), index)
+        return jax.random.fold_in(jax.random.fold_in(threefry.key(seed), example), index)
 
       result = make(inner)(jax.vmap(key_of)(examples), logits_fn, images, labels)
       return result.images, result.metrics['success']

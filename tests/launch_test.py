@@ -1,0 +1,198 @@
+"""How the processes of a run find each other, what they say while they wait, and that all must be started alike."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from adversarial_augment import cli, errors, launch
+from tests import trainer
+
+ALONE = cli.Arguments(config='a.py', overrides={}, workdir=Path('w'))
+STEP = {'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_PROCID': '0'}
+MET = """
+  import json, sys
+  from adversarial_augment import cli, errors, launch
+  def main(argv):
+    arguments = cli.parse_train(argv[2:])
+    with launch.together(launch.find(arguments)) as shared:
+      if argv[1]:
+        raise getattr(errors, argv[1])('Of this process.')
+      shared |= json.loads(argv[0])
+    print('met')
+  cli.run(main, sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def environment(monkeypatch):
+  """An environment that names no cluster."""
+  for name in list(os.environ):
+    if name.startswith(
+      ('SLURM_', 'TPU_', 'MEGASCALE_', 'JAX_COORDINATOR', 'JAX_NUM_PROC', 'JAX_PROC', 'JAX_PLATFORMS')
+    ):
+      monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+  'env, count',
+  [
+    ({}, 1),
+    ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, 1),  # a batch script without srun
+    ({'SLURM_NTASKS': '1', **STEP}, 1),
+    ({'SLURM_NTASKS': '4', **STEP}, 4),
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_NUM_TASKS': '1', **STEP}, 1),  # an interactive step of a larger job
+    ({'SLURM_NTASKS': '8', 'SLURM_STEP_NUM_TASKS': '2', **STEP}, 2),
+    ({'SLURM_STEP_NUM_TASKS': '2', **STEP}, 2),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, 1),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, None),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'JAX_PLATFORMS': 'cpu'}, 1),
+    ({'MEGASCALE_COORDINATOR_ADDRESS': 'a'}, None),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1'}, 2),
+  ],
+)
+@pytest.mark.usefixtures('environment')
+def test_several_processes_are_found_in_the_environment(env, count, monkeypatch):
+  for name, value in env.items():
+    monkeypatch.setenv(name, value)
+  found = launch.find(ALONE)
+  assert (found.number if found else 1) == count
+  assert found is None or found.address == env.get('JAX_COORDINATOR_ADDRESS')
+
+
+@pytest.mark.usefixtures('environment')
+def test_flags_decide_about_processes(monkeypatch):
+  for name, value in {'SLURM_NTASKS': '4', **STEP}.items():
+    monkeypatch.setenv(name, value)
+  arguments = ALONE._replace(coordinator_address='localhost:1', num_processes=2, process_id=1)
+  assert launch.find(arguments) == (2, 1, 'localhost:1', 'from the flags')
+
+
+@pytest.mark.usefixtures('environment')
+@pytest.mark.parametrize(
+  'name, text', [('SLURM_NTASKS', '4(x2)'), ('SLURM_STEP_NUM_TASKS', '0'), ('SLURM_PROCID', 'a')]
+)
+def test_a_bad_number_of_tasks_is_a_user_error(name, text, monkeypatch):
+  for key, value in {**STEP, 'SLURM_NTASKS': '4', name: text}.items():
+    monkeypatch.setenv(key, value)
+  with pytest.raises(errors.UserError, match=f'The environment has {name}='):
+    launch.find(ALONE)
+
+
+def test_processes_have_equal_parts_of_a_batch():
+  assert launch.share_of_batch(None, 7) == 7
+  assert launch.share_of_batch(launch.Processes(2, 0, None, ''), 8) == 4
+  with pytest.raises(errors.UserError, match='config.batch_size=1 must be a multiple of the 2 processes'):
+    launch.share_of_batch(launch.Processes(2, 0, None, ''), 1)
+
+
+def start(
+  index: int, port: int, facts: dict, error: str = '', count: int = 2, env: dict | None = None
+) -> subprocess.Popen:
+  flags = [
+    '--config=a.py',
+    f'--coordinator_address=127.0.0.1:{port}',
+    f'--num_processes={count}',
+    f'--process_id={index}',
+  ]
+  return subprocess.Popen(
+    [sys.executable, '-c', textwrap.dedent(MET), json.dumps(facts), error, *flags],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=trainer.ROOT, env=os.environ | (env or {}),
+  )  # fmt: skip
+
+
+def finish(processes: list[subprocess.Popen], patience: float = 60) -> list[tuple[int, str, list[str]]]:
+  try:
+    ended = [process.communicate(timeout=patience) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [(process.returncode, out, err.splitlines()) for process, (out, err) in zip(processes, ended, strict=True)]
+
+
+SAME = {'the program': 'train', 'config.seed': 0, 'data.train': 'f' * 64}
+
+
+def test_processes_that_were_started_alike_meet():
+  port = trainer.free_port()
+  for code, out, err in finish([start(index, port, SAME, count=3) for index in range(3)]):
+    assert (code, out) == (0, 'met\n'), err
+    assert len(err) == 1
+    assert err[0].startswith('waiting for process')
+
+
+@pytest.mark.parametrize(
+  'other, env, words',
+  [
+    ({**SAME, 'config.seed': 1}, {}, 'config.seed is 0 on process 0 and 1 on process 1;'),
+    ({**SAME, 'data.train': 'e' * 64}, {}, f'data.train is "{"f" * 64}" on process 0 and "{"e" * 64}" on process 1;'),
+    ({**SAME, 'frost': 'procedural'}, {}, 'frost is not set on process 0 and "procedural" on process 1;'),
+    (SAME, {'XLA_FLAGS': '--xla_cpu_enable_fast_math=true'}, 'XLA_FLAGS is not set on process 0 and'),
+    (SAME, {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}, 'JAX_DEFAULT_MATMUL_PRECISION is not set on process 0 and'),
+  ],
+)
+def test_processes_that_differ_all_end_with_the_first_difference(other, env, words):
+  port, began = trainer.free_port(), time.monotonic()
+  ended = finish([start(0, port, SAME), start(1, port, other, env=env)])
+  assert time.monotonic() - began < 30
+  for code, out, err in ended:
+    assert (code, out) == (2, ''), err
+    assert f'The processes of the run differ: {words}' in err[-1]
+    assert len(err) == 2
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_wrong_input_of_one_process_ends_the_others_too(index):
+  port = trainer.free_port()
+  ended = finish([start(i, port, SAME, error='StorageError' if i == index else '') for i in range(2)])
+  assert [code for code, _, _ in ended] == [5, 5]
+  assert ended[index][2][-1] == '-c: Of this process.'
+  assert ended[1 - index][2][-1] == f'-c: process {index}: Of this process.'
+
+
+def test_another_number_of_processes_is_a_difference():
+  port = trainer.free_port()
+  ended = finish([start(0, port, SAME, count=2), start(1, port, SAME, count=3)])
+  for code, _, err in ended:
+    assert code == 2, err
+    assert 'the number of processes is 2 on process 0 and 3 on process 1' in err[-1]
+
+
+@pytest.mark.parametrize('index, words', [(0, 'waiting for process 1 of 2'), (1, 'waiting for process 0 at 127.0.0.1')])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_says_for_whom_and_can_be_stopped(index, words, number):
+  process = start(index, trainer.free_port(), SAME)
+  assert process.stderr.readline().startswith(words)
+  time.sleep(0.5)
+  process.send_signal(number)
+  ((code, _, err),) = finish([process], patience=10)
+  assert code == 75
+  assert err == [f'stopped by {number.name}: no step has been made, and the same command goes on.']
+
+
+def test_a_process_that_waits_in_vain_says_so(monkeypatch):
+  code = MET.replace('errors, launch\n', 'errors, launch; launch._PATIENCE = 2\n')
+  assert code != MET
+  monkeypatch.setitem(globals(), 'MET', code)
+  for index, words in ((0, 'process 1 of 2'), (1, 'process 0 at 127.0.0.1')):
+    ((code, _, err),) = finish([start(index, trainer.free_port(), SAME)], patience=30)
+    assert code == 2
+    assert len(err) == 2
+    assert err[1].startswith(f'Cannot start: {words}')
+    assert 'did not come within 2 s' in err[1]
+
+
+def test_a_port_that_is_taken_is_one_line():
+  with socket.socket() as taken:
+    taken.bind(('0.0.0.0', 0))
+    taken.listen()
+    ((code, _, err),) = finish([start(0, taken.getsockname()[1], SAME)])
+  assert code == 2
+  assert 'Cannot join the processes of the run (from the flags)' in err[-1]
