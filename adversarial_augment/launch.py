@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import re
 import signal
+import socket
 import threading
 from typing import Any, NamedTuple
 
@@ -161,6 +162,8 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
     streams.say(f'stopped by {signal.Signals(number).name}: no step has been made, and the same command goes on.')
     os._exit(75)
 
+  if processes.address and processes.process == 0:
+    _check_port(processes.address)
   timer = threading.Timer(patience, give_up)
   timer.daemon = True
   # What waits in C++ does not see Python's handlers. SIGTERM is JAX's from then on.
@@ -179,6 +182,17 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
       ) from error
     finally:
       timer.cancel()
+
+
+def _check_port(address: str) -> None:
+  """Refuses a port that another program holds: JAX's service may crash on it."""
+  try:
+    socket.create_server(('', int(address.rpartition(':')[2]))).close()
+  except OSError as error:
+    raise UserError(
+      f'Cannot join the processes of the run: the port of {address} cannot be opened ({error.strerror}); name another '
+      'one, or end the program that holds it.'
+    ) from error
 
 
 def _waited_for(processes: Processes) -> str:

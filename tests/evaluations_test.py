@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import corruptions, datasets, evaluate, evaluations, metrics, run_evaluation, train
+from adversarial_augment import corruptions, datasets, evaluate, evaluations, launch, metrics, run_evaluation, train
 from adversarial_augment.datasets import benchmarks, cifar10_c
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluators import accuracy, corrupted_in_memory, corruption_outcomes
@@ -324,9 +324,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     command(tmp_path)
 
 
-def test_a_process_that_does_not_see_the_run_says_so(tmp_path):
-  with pytest.raises(UserError, match='^Process 1: No run in .* a folder that they share.$'):
+def test_a_process_that_does_not_see_the_run_tells_the_others(tmp_path, monkeypatch):
+  told: list[dict] = []
+  monkeypatch.setattr(launch, '_join', lambda *_: None)
+  monkeypatch.setattr(launch, '_exchange', told.append)
+  with pytest.raises(UserError, match='^No run in .* a folder that they share.$') as caught:
     command(tmp_path, '--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1')
+  assert told == [{'error': ['UserError', str(caught.value)]}]
 
 
 def test_images_too_small_for_corruptions_are_refused():

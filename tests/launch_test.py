@@ -195,4 +195,4 @@ def test_a_port_that_is_taken_is_one_line():
     taken.listen()
     ((code, _, err),) = finish([start(0, taken.getsockname()[1], SAME)])
   assert code == 2
-  assert 'Cannot join the processes of the run (from the flags)' in err[-1]
+  assert 'the port of 127.0.0.1:' in err[-1]

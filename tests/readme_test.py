@@ -87,7 +87,8 @@ def test_the_files_and_tests_that_a_page_names_are_there(page):
     path.name for path in ROOT.iterdir()
   }
   made_by_runs = {'metrics.jsonl', 'config.json', 'data.json', 'train.json', 'NAME.json', 'provenance.json'} | {
-    'robustness_ATTACK_NORM_EPSILON.json'
+    'environment.json',
+    'robustness_ATTACK_NORM_EPSILON.json',
   }
   named = set(re.findall(r'`(?:[\w./-]+/)?([\w-]+\.(?:py|md|json|jsonl|toml|txt|cff))`', text))
   assert named - known - made_by_runs == set()
