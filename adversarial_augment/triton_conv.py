@@ -6,6 +6,7 @@ cores: TF32 for float32, with sums in float32, whatever the type of the arrays. 
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -14,18 +15,27 @@ import jax.numpy as jnp
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-_PIXELS = 128  # of an output tile
-_WARPS, _STAGES = 4, 3
-_CHANNELS = 64  # of an output tile, and of each step along the channels that are summed
+
+class Tiling(NamedTuple):
+  """How a kernel cuts its work."""
+
+  pixels: int  # of an output tile, or of a step along the pixels that are summed
+  warps: int
+  stages: int  # of the pipeline that loads what comes next
+
+
+# By the bytes of a number; measured on an H100 (docs/accelerators.md).
+CORRELATE = {2: Tiling(128, 8, 3), 4: Tiling(64, 2, 3)}
+GRADIENT = {2: Tiling(64, 4, 3), 4: Tiling(64, 2, 3)}
+_LEAST, _CHANNELS = 16, 64  # channels of a tile: tensor cores take 16 or more
 
 
 def suits(channels: int, outputs: int, stride: int) -> bool:
-  """Whether the kernels take a convolution of so many channels: tiles of tensor cores are at least 16 wide."""
-  tiles = lambda n: n % 16 == 0 and (n in (16, 32) or n % _CHANNELS == 0)
+  """Whether the kernels take a convolution of so many channels."""
+  tiles = lambda n: n <= _LEAST or n == 32 or n % _CHANNELS == 0
   return stride == 1 and tiles(channels) and tiles(outputs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
   """Returns the convolution of [n, h, w, c] with [kh, kw, c, k], stride 1; `vmap` it over kernels.
 
@@ -34,38 +44,49 @@ def conv(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
     w: the kernel that they share.
     pads: rows of zeros above and below, columns of zeros left and right.
   """
-  return _correlate(x, w, pads)
+  c, k = w.shape[2:]
+  more_c, more_k = max(_LEAST - c, 0), max(_LEAST - k, 0)
+  x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more_c)))
+  w = jnp.pad(w, ((0, 0), (0, 0), (0, more_c), (0, more_k)))
+  return _conv(x, w, pads)[..., :k]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
+  return _correlate(x, w.swapaxes(2, 3), pads)
 
 
 def _conv_forward(x, w, pads):
-  return _correlate(x, w, pads), (x, w)
+  return _conv(x, w, pads), (x, w)
 
 
 def _conv_backward(pads, saved, g):
   x, w = saved
-  around: Pads = tuple((size - 1 - low, size - 1 - high) for (low, high), size in zip(pads, w.shape[:2], strict=True))  # type: ignore[assignment]
-  dx = _correlate(g, w[::-1, ::-1].swapaxes(2, 3), around)
+  (top, bottom), (left, right) = pads
+  down, across = w.shape[0] - 1, w.shape[1] - 1
+  dx = _correlate(g, w[::-1, ::-1], ((down - top, down - bottom), (across - left, across - right)))
   return dx, _kernel_gradient(x, g, w.shape, pads).astype(w.dtype)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _correlate(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
+  """The convolution with a kernel whose outputs come before its inputs, [kh, kw, k, c]: tiles of it are loaded so."""
   n, height, width, channels = x.shape
-  kh, kw, _, outputs = w.shape
+  kh, kw, outputs, _ = w.shape
   (top, bottom), (left, right) = pads
   out_height, out_width = height + top + bottom - kh + 1, width + left + right - kw + 1
-  step, tile = min(channels, _CHANNELS), min(outputs, _CHANNELS)
-  pixels = out_height * out_width
+  step, tile, pixels = min(channels, _CHANNELS), min(outputs, _CHANNELS), out_height * out_width
+  tiling = CORRELATE[x.dtype.itemsize]
 
   def kernel(x_ref, w_ref, y_ref):
     image = pl.program_id(0)
-    position = pl.program_id(1) * _PIXELS + jnp.arange(_PIXELS)
+    position = pl.program_id(1) * tiling.pixels + jnp.arange(tiling.pixels)
     columns = pl.program_id(2) * tile + jnp.arange(tile)
     row, column = _divide(position, out_width)
     row, column = row - top, column - left
-    total = jnp.zeros((_PIXELS, tile), jnp.float32)
+    total = jnp.zeros((tiling.pixels, tile), jnp.float32)
     for a in range(kh):
       for b in range(kw):
         inside = (row + a >= 0) & (row + a < height) & (column + b >= 0) & (column + b < width)
@@ -73,25 +94,27 @@ def _correlate(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
         for first in range(0, channels, step):
           taps = first + jnp.arange(step)
           patch = triton.load(x_ref.at[image, source[:, None], taps[None]], mask=inside[:, None], other=0)
-          weights = triton.load(w_ref.at[a, b, taps[:, None], columns[None]])
-          total += jnp.dot(patch, weights, preferred_element_type=jnp.float32)
+          weights = triton.load(w_ref.at[a, b, columns[:, None], taps[None]])
+          total += jnp.dot(patch, weights.T, preferred_element_type=jnp.float32)
     triton.store(
       y_ref.at[image, position[:, None], columns[None]], total.astype(y_ref.dtype), mask=(position < pixels)[:, None]
     )
 
-  flat = x.reshape(n, height * width, channels)
   shape = jax.ShapeDtypeStruct((n, pixels, outputs), x.dtype)
-  grid = (n, pl.cdiv(pixels, _PIXELS), outputs // tile)
-  y = _call(kernel, shape, grid)(flat, w)
+  grid = (n, pl.cdiv(pixels, tiling.pixels), outputs // tile)
+  y = _call(kernel, shape, grid, tiling)(x.reshape(n, height * width, channels), w)
   return y.reshape(n, out_height, out_width, outputs)
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: Pads) -> jax.Array:
+  """The gradient [kh, kw, c, k] of the kernel, in float32."""
   n, height, width, _ = x.shape
   kh, kw, channels, outputs = shape
   _, out_height, out_width, _ = g.shape
   (top, _), (left, _) = pads
   step, tile, pixels = min(channels, _CHANNELS), min(outputs, _CHANNELS), out_height * out_width
+  tiling = GRADIENT[x.dtype.itemsize]
+  blocks = pl.cdiv(pixels, tiling.pixels)
 
   def kernel(x_ref, g_ref, w_ref):
     tap = pl.program_id(0)
@@ -101,7 +124,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: P
 
     def add(i, total):
       image, block = _divide(i, blocks)
-      position = block * _PIXELS + jnp.arange(_PIXELS)
+      position = block * tiling.pixels + jnp.arange(tiling.pixels)
       row, column = _divide(position, out_width)
       row, column = row + a - top, column + b - left
       exists = position < pixels
@@ -113,27 +136,26 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: P
       )
       return total + jnp.dot(patch.T, slope, preferred_element_type=jnp.float32)
 
-    blocks = pl.cdiv(pixels, _PIXELS)
     total = jax.lax.fori_loop(0, n * blocks, add, jnp.zeros((step, tile), jnp.float32))
     triton.store(w_ref.at[tap, taps[:, None], columns[None]], total)
 
   result = jax.ShapeDtypeStruct((kh * kw, channels, outputs), jnp.float32)
   grid = (kh * kw, channels // step, outputs // tile)
   flat = lambda array: array.reshape(n, -1, array.shape[-1])
-  return _call(kernel, result, grid)(flat(x), flat(g)).reshape(shape)
+  return _call(kernel, result, grid, tiling)(flat(x), flat(g)).reshape(shape)
 
 
 def _divide(x: jax.Array, divisor: int) -> tuple[jax.Array, jax.Array]:
-  """Returns quotient and remainder of what is not negative; `//` would lower to more than that."""
+  """Returns quotient and remainder of what is not negative; `//` lowers to more than that, which Triton refuses."""
   divisor = jnp.full(x.shape, divisor, x.dtype)
   return jax.lax.div(x, divisor), jax.lax.rem(x, divisor)
 
 
-def _call(kernel, shape, grid):
+def _call(kernel, shape, grid, tiling: Tiling):
   return pl.pallas_call(
     kernel,
     out_shape=shape,
     grid=grid,
-    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
+    compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
     interpret=jax.default_backend() == 'cpu',
   )

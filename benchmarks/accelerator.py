@@ -46,7 +46,7 @@ PEAKS = {
   'TPU v6 lite': {'float32': 918, 'bfloat16': 918},
 }  # fmt: skip
 SECONDS = 3.0  # of timing, for each thing that is timed
-CALLS = 10  # of a layer, before the device is waited for
+CALLS = 50  # of a layer, before the device is waited for
 
 Row = dict[str, Any]
 
@@ -208,10 +208,11 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
     precision: 'float32' or 'bfloat16'.
     batch_size: images of a step, on all devices.
     batch_norm: statistics of the classifier under attack.
-    form: 'im2col' runs every layer of the corruption network as it does, for comparison.
+    form: of the layers of the corruption network; 'im2col' and 'vmap' take the place of what a GPU gets, to compare.
   """
-  if form == 'im2col':
-    triton_conv.suits = lambda *_: False
+  if form != 'auto':
+    triton_conv.suits = lambda *_: form == 'vmap'
+    triton_conv.conv = lambda images, kernel, pads: per_example_conv.conv(images, kernel, padding=pads)
   config = configs.load(f'configs/{row}.py' + (':smoke' if small() else ''))
   values = {'dataset': 'embedded', 'batch_size': batch_size, 'precision': precision}
   config.update_from_flattened_dict(values | {'attack.batch_norm': batch_norm, 'optimizer.warmup_epochs': 0.0})

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import per_example_conv
-from adversarial_augment.corruption_nets import layers
+from adversarial_augment.corruption_nets import layers, linear_tail
 
 MEAN = np.array([0.4488, 0.4371, 0.4040])  # DIV2K's mean colour in [0, 1]: EDSR-PyTorch, common.py
 
@@ -28,6 +28,7 @@ def edsr(
   scale: int = 4,
   perturb_mean_shift: bool = False,
   native: bool = True,
+  tail: str = 'composed',
   conv: per_example_conv.Conv = per_example_conv.example_conv,
   dtype: jnp.dtype | None = None,
 ) -> hk.Transformed:
@@ -39,13 +40,17 @@ def edsr(
     scale: 1, 2 or 4; 2 and 4 add one and two pixel-shuffle stages of factor 2.
     perturb_mean_shift: makes the removal of the mean colour a layer with blocks of its own (not in the paper's count).
     native: returns images of the input's size in [0, 1]; otherwise the super-resolved images, not clipped.
+    tail: how native images are made after the last residual sum: 'composed', see linear_tail.py, or 'layers', one after
+      the other. Equal up to rounding.
     conv: the convolution, see per_example_conv.py.
     dtype: of the convolutions; None is the images' own.
 
   Returns:
     A pair of pure functions; images are [n, h, w, 3] in [0, 1], and phi a dict of {'w': [3, 3, c, k], 'b': [k]}.
   """
-  layer = layers.layers_of('edsr', edsr_table(blocks, features, scale), conv)
+  table = edsr_table(blocks, features, scale)
+  layer, weights = layers.layers_of('edsr', table, conv), layers.weights_of('edsr', table)
+  ups = [f'up_{i}' for i in range(int(math.log2(scale)))]
 
   def forward(images: jax.Array) -> jax.Array:
     mean = jnp.asarray(255.0 * MEAN, images.dtype).reshape(1, 1, 1, 3)
@@ -59,14 +64,20 @@ def edsr(
     for i in range(blocks):
       x = x + layer(jax.nn.relu(layer(x, f'block_{i}/conv_0')), f'block_{i}/conv_1')
     x = skip + layer(x, 'body_out')
-    for i in range(int(math.log2(scale))):
-      x = layers.pixel_shuffle(layer(x, f'up_{i}'), 2)
-    x = layer(x, 'out').astype(images.dtype)
+    n, h, w, _ = images.shape
+    if native and ups and tail == 'composed' and min(h, w) > 1:
+      kernels, biases = linear_tail.composed(
+        [weights(name, images.dtype) for name in ups], weights('out', images.dtype)
+      )
+      x = linear_tail.apply(x, kernels.astype(x.dtype), biases.astype(x.dtype), conv).astype(images.dtype)
+    else:
+      for name in ups:
+        x = layers.pixel_shuffle(layer(x, name), 2)
+      x = layer(x, 'out').astype(images.dtype)
+      if native:
+        x = x.reshape(n, h, scale, w, scale, 3).mean((2, 4))
     x = _MeanShift(1.0, 'edsr/add_mean')(x) if perturb_mean_shift else x + mean
-    if native:
-      n, h, w, _ = images.shape
-      return jnp.clip(x.reshape(n, h, scale, w, scale, 3).mean((2, 4)) / 255.0, 0.0, 1.0)
-    return x / 255.0
+    return jnp.clip(x / 255.0, 0.0, 1.0) if native else x / 255.0
 
   return layers.transform(forward)
 

@@ -55,6 +55,16 @@ def layers_of(network: str, table: Table, conv: per_example_conv.Conv) -> Callab
   return layer
 
 
+def weights_of(network: str, table: Table) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Returns `weights(name, dtype)`: the weight [kh, kw, c, k] and the bias [k] of a layer of a table."""
+
+  def weights(name: str, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    size, inputs, channels = table[name]
+    return Conv(channels, per_example_conv.conv, f'{network}/{name}', size=size).weights(inputs, dtype)
+
+  return weights
+
+
 class Conv(hk.Module):
   """A biased convolution."""
 
@@ -63,9 +73,11 @@ class Conv(hk.Module):
     self._channels, self._conv, self._size = channels, conv, size
 
   def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
-    inputs = x.shape[-1]
-    w, b = _parameters((self._size, self._size, inputs, self._channels), self._size**2 * inputs, x.dtype)
+    w, b = self.weights(x.shape[-1], x.dtype)
     return self._conv(x, w, **options) + b
+
+  def weights(self, inputs: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    return _parameters((self._size, self._size, inputs, self._channels), self._size**2 * inputs, dtype)
 
 
 class Doubling(hk.Module):
@@ -90,7 +102,7 @@ def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
 
 
 def _parameters(shape: tuple[int, int, int, int], fan_in: int, dtype) -> tuple[jax.Array, jax.Array]:
-  """The weight [kh, kw, c, k] and the bias [1, 1, 1, k] of the current module."""
+  """The weight [kh, kw, c, k] and the bias [k] of the current module."""
   bound = 1 / math.sqrt(fan_in)
 
   def uniform(shape, dtype):  # drawn flat: XLA takes a second to compile random bits of each 4-D shape
@@ -98,4 +110,4 @@ def _parameters(shape: tuple[int, int, int, int], fan_in: int, dtype) -> tuple[j
 
   w = hk.get_parameter('w', shape, init=uniform)
   b = hk.get_parameter('b', shape[-1:], init=uniform)
-  return w.astype(dtype), b.astype(dtype).reshape(1, 1, 1, -1)
+  return w.astype(dtype), b.astype(dtype)
