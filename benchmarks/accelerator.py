@@ -260,7 +260,8 @@ def flops_of(config: Any, data: Any) -> float:
 
   sizes = configs.network_sizes(config)
   net = CORRUPTION_NETS[config.corruption_net.name](**sizes, conv=per_example_conv.conv)
-  phi = net.init(jax.random.key(0), image)
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image))
+  phi = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   e = timing.conv_flops(functools.partial(net.apply, phi), image)
   return config.attack.num_steps * (3 * e + 2 * c) + e + 3 * c
 
@@ -279,7 +280,8 @@ def measurements() -> dict[str, Callable[[], Any]]:
     if size == large:
       made[f'ada_edsr bfloat16 {size} running'] = functools.partial(step, 'ada_edsr', 'bfloat16', size, 'running')
       if jax.default_backend() == 'gpu':
-        made[f'ada_edsr bfloat16 {size} im2col'] = functools.partial(step, 'ada_edsr', 'bfloat16', size, form='im2col')
+        for precision, form in (('bfloat16', 'vmap'), ('float32', 'vmap'), ('bfloat16', 'im2col')):
+          made[f'ada_edsr {precision} {size} {form}'] = functools.partial(step, 'ada_edsr', precision, size, form=form)
   return made
 
 

@@ -80,7 +80,7 @@ def yardstick(size: int = 1280) -> tuple[Callable[[], Any], float]:
 
 
 def conv_flops(function: Callable, *args: Any) -> float:
-  """Counts the operations of the plain convolutions in `function`, two per multiply-add, borders included."""
+  """Counts the operations of convolutions and matrix products in `function`, two per multiply-add, borders included."""
 
   def count(jaxpr) -> float:
     total = 0.0
@@ -88,6 +88,10 @@ def conv_flops(function: Callable, *args: Any) -> float:
       if equation.primitive.name == 'conv_general_dilated':
         out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
         total += 2.0 * math.prod(out) * math.prod(kernel[:3])
+      if equation.primitive.name == 'dot_general':
+        (contracted, _), _ = equation.params['dimension_numbers']
+        sizes = (equation.invars[0].aval.shape[axis] for axis in contracted)
+        total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
       for value in equation.params.values():
         inner = getattr(value, 'jaxpr', None)
         total += count(inner) if inner is not None and hasattr(inner, 'eqns') else 0.0
