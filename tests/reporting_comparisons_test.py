@@ -68,8 +68,8 @@ def test_every_evaluation_has_its_row(pair):
   rows = differences(page(pair), 'headline')
   assert list(rows) == [
     'Clean accuracy', 'Accuracy under AdA', 'mCE, mean corruption error', 'Extra corruptions, mean error',
-    'CIFAR-10.1 v6 accuracy', 'CIFAR-10.1 v4 accuracy', 'Robust accuracy, autoattack, linf 2/255',
-    'Robust accuracy, autoattack, linf 8/255', 'Robust accuracy, pgd, l2 0.5',
+    'CIFAR-10.1 v6 accuracy', 'CIFAR-10.1 v4 accuracy', 'Robust accuracy, autoattack, l_inf 2/255',
+    'Robust accuracy, autoattack, l_inf 8/255', 'Robust accuracy, pgd, l_2 0.5',
   ]  # fmt: skip
   for title, row in rows.items():
     low, high = number(row[1]), number(row[2])
@@ -258,6 +258,17 @@ def test_examples_are_cut_for_a_phone(pair):
   assert text.count('<img ') == 2
   assert '<div class="parts">' in text
   assert 'edsr &lt;b&gt;' in text
+
+
+@pytest.mark.parametrize('corrected', [0.0, 0.25])
+def test_what_never_happened_in_training_is_said_and_not_drawn(pair, corrected):
+  path = pair[0] / 'metrics.jsonl'
+  path.write_text(path.read_text().replace('"ssim_corrected": 0.0', f'"ssim_corrected": {corrected}'))
+  found = page(pair[:1])
+  title = 'Images below the SSIM threshold'
+  labels = [attributes['aria-label'] for tag, attributes in found.tags if tag == 'svg']
+  assert any(label.startswith(title) for label in labels) is (corrected > 0)
+  assert (f'{title}: none.' in found.text) is (corrected == 0)
 
 
 def test_reliability_has_counts(pair):

@@ -9,6 +9,7 @@ import numpy as np
 from adversarial_augment import metrics
 from adversarial_augment.reporting import markup, published
 from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting.robustness import NORMS
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
 from adversarial_augment.results import outcomes
@@ -177,7 +178,7 @@ def _same_attacks(first: Run, other: Run) -> list[tuple[str, dict[str, Any], dic
 
 
 def _attacks(run: Run) -> dict[str, dict[str, Any]]:
-  return {f'{result["attack"]}, {result["norm"]} {result["epsilon_text"]}': result for result in run.robustness}
+  return {f'{one["attack"]}, {NORMS[one["norm"]]} {one["epsilon_text"]}': one for one in run.robustness}
 
 
 def _accuracy(

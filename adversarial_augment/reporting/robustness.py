@@ -11,7 +11,7 @@ from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.tables import Row, Table, html, percent
 
-_NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
+NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
 
 
 def attacked(runs: Sequence[Run]) -> Section:
@@ -22,7 +22,7 @@ def attacked(runs: Sequence[Run]) -> Section:
   columns = ('run', 'attack', 'epsilon', 'valid', 'clean', 'robust', '95 % from', 'to', 'in 8 bits')
   rows = [
     Row((
-      run.label, f'{result["attack"]}, {_NORMS[result["norm"]]}', result['epsilon_text'],
+      run.label, f'{result["attack"]}, {NORMS[result["norm"]]}', result['epsilon_text'],
       f'UNRELIABLE: {", ".join(result["flags"])}' if result['flags'] else 'yes',
       percent(result['clean_accuracy']), percent(result['robust_accuracy']), *map(percent, result['interval']),
       percent(result['robust_accuracy_uint8']),
@@ -40,7 +40,7 @@ def attacked(runs: Sequence[Run]) -> Section:
     'Robust accuracy',
     markup.paragraph(warning, 'note') if suspects else '',
     markup.paragraph(note, 'quiet'),
-    markup.grid(*(_curves(found, norm) for norm in _NORMS)),
+    markup.grid(*(_curves(found, norm) for norm in NORMS)),
     html(Table('Accuracy under l_p attacks in %', columns, rows, words=4)),
     *(_stages(run) for run in runs),
   )
@@ -60,7 +60,7 @@ def _curves(found: Sequence[tuple[int, Run, dict[str, Any]]], norm: str) -> str:
     attacks[number] += 1
   about = '; '.join(f'{line.label}: {", ".join(f"{y:.1f}" for y in line.y)}' for line in lines)
   axes = Axes('epsilon', 'accuracy in %', from_zero=True)
-  caption = f'Accuracy over the radius, {_NORMS[norm]}'
+  caption = f'Accuracy over the radius, {NORMS[norm]}'
   return charts.chart(f'robust{norm}', caption, lines, axes, f'Accuracy in % over epsilon. {about}.')
 
 
@@ -80,5 +80,5 @@ def _stage_tables(run: Run) -> Iterator[str]:
       cells = (percent(count / n) for count in left)
       rows.append(Row((result['epsilon_text'], *cells, f'{seconds:.0f}')))
     columns = ('epsilon', 'before', *(f'after {stage}' for stage in stages), 'seconds')
-    caption = f'{run.label}: accuracy in % after each stage of {attack}, {_NORMS[norm]}'
+    caption = f'{run.label}: accuracy in % after each stage of {attack}, {NORMS[norm]}'
     yield html(Table(caption, columns, rows))

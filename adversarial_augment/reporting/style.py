@@ -57,6 +57,7 @@ thead th{font-weight:600;vertical-align:bottom}
 thead th[scope=colgroup]{text-align:center;border-left:1px solid var(--rule);color:var(--soft)}
 td:not(.word){white-space:nowrap}
 .word{text-align:left;overflow-wrap:anywhere}
+tbody th.word{overflow-wrap:break-word}
 td.word{min-width:9rem}
 tbody th{font-weight:600;min-width:7rem;max-width:17rem;position:sticky;left:0;z-index:1;background:var(--page)}
 .maps table{flex-grow:1;flex-basis:100%;max-width:34rem}

@@ -105,7 +105,7 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 
 def curves(runs: Sequence[Run]) -> Section:
   """The metrics of training over its steps, and what was evaluated between them."""
-  drawn = []
+  drawn, never = [], []
   for index, panel in enumerate((*figures.PANELS, figures.Panel('mCE', {}))):
     title, lines = panel.title, []
     for number, run in enumerate(runs):
@@ -116,6 +116,7 @@ def curves(runs: Sequence[Run]) -> Section:
         lines.append(Series(both, *_split(points), number, second=rank > 0))
       lines += _between(run, label, number, *_BETWEEN[title]) if title in _BETWEEN else []
     if panel.is_empty(value for line in lines for value in line.y):
+      never += [panel.title] if any(len(line.y) for line in lines) else []
       continue
     alt = f'{title} over the steps of training. {_ends(lines)}'
     drawn.append(charts.chart(f'curve{index}', title, lines, Axes('step', '', whole=True), alt))
@@ -129,7 +130,8 @@ def curves(runs: Sequence[Run]) -> Section:
   table = html(Table(caption, ('run', *_LOGGED), rows)) if rows else ''
   without = ', '.join(run.label for run in runs if not run.metrics)
   missing = markup.paragraph(f'No metrics.jsonl in {without}; training writes it.', 'quiet') if without else ''
-  return section('training', 'Training', markup.grid(*drawn), table, missing)
+  none = markup.paragraph(f'{", ".join(never)}: none.', 'quiet') if never else ''
+  return section('training', 'Training', markup.grid(*drawn), none, table, missing)
 
 
 def _metric(line: dict, name: str) -> str:
