@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from adversarial_augment import registry, ssim, threefry
 from adversarial_augment.attacks.ascent import Loss, ascend
+from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PerturbationSet, PyTree
@@ -54,6 +55,7 @@ def adversary(
   if root is not None:
     registry.lookup(ssim.ROOTS, root, 'root')
 
+  @fast_in_loops
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     ascent = ascend(
         perturbation_set, threefry.own(keys), logits_fn, images, labels, frozen,

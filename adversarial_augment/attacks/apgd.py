@@ -10,6 +10,7 @@ import numpy as np
 
 from adversarial_augment import registry
 from adversarial_augment.attacks import losses
+from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import check_ball, norms, project
 from adversarial_augment.attacks.rounds import Rounds, better, choose, judged, repeated, round_keys
 from adversarial_augment.attacks.targets import check_counts, ranked_target
@@ -63,6 +64,7 @@ def apgd_rounds(
   targeted = loss == 'targeted'
 
   def make(index: Array | int) -> Attack:
+    @fast_in_loops
     def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
       logits = logits_fn(images)
       clean = judged(logits, images, labels)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adversarial_augment.attacks import lp_ball
+from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.hyperplane import nearest_moves
 from adversarial_augment.attacks.losses import targeted_margin
 from adversarial_augment.attacks.rounds import Rounds, choose, judged, repeated, round_keys
@@ -50,7 +51,7 @@ def fab_rounds(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int
   check_counts('fab', num_steps=num_steps, restarts=restarts, num_targets=num_targets)
 
   def make(index: Array | int) -> Attack:
-    return functools.partial(_attack, norm, epsilon, num_steps, num_targets, index)
+    return fast_in_loops(functools.partial(_attack, norm, epsilon, num_steps, num_targets, index))
 
   return Rounds(restarts * num_targets, make)
 

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from adversarial_augment.attacks import losses, steps
+from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.attacks.pgd import climb
 from adversarial_augment.attacks.rounds import Rounds, better, judged, repeated, round_keys
@@ -66,6 +67,7 @@ def multitargeted_rounds(
     return optax.chain(rule(radii, size), optax.scale_by_schedule(schedule))
 
   def make(index: Array | int) -> Attack:
+    @fast_in_loops
     def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
       logits = logits_fn(images)
       clean = judged(logits, images, labels)

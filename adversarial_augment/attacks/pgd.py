@@ -6,6 +6,7 @@ from typing import Any
 from adversarial_augment import registry
 from adversarial_augment.attacks import losses
 from adversarial_augment.attacks.ascent import Loss, ascend
+from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.attacks.rounds import Rounds, better, judged, repeated, round_keys
 from adversarial_augment.attacks.steps import STEPS, StepRule
@@ -64,6 +65,7 @@ def pgd_rounds(
   per_pixel = norm == 'l2' and step in ('sign', 'adam', 'sgd')
 
   def make(index: Array | int) -> Attack:
+    @fast_in_loops
     def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
       clean = judged(logits_fn(images), images, labels)
       size = step_size / math.sqrt(math.prod(images.shape[1:])) if per_pixel else step_size

@@ -8,6 +8,7 @@ import numpy as np
 
 from adversarial_augment import registry
 from adversarial_augment.attacks import lp_ball, square_moves
+from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.rounds import Rounds, better, choose, judged, repeated, round_keys
 from adversarial_augment.attacks.targets import check_counts
 from adversarial_augment.errors import UserError
@@ -54,7 +55,7 @@ def square_rounds(
     raise UserError(f'p_init={p_init} of attacks.square is a share of the image; use a number in (0, 1], like 0.8.')
 
   def make(index: Array | int) -> Attack:
-    return functools.partial(_attack, norm, epsilon, num_queries, p_init, index)
+    return fast_in_loops(functools.partial(_attack, norm, epsilon, num_queries, p_init, index))
 
   return Rounds(restarts, make)
 
