@@ -80,6 +80,11 @@ TRAIN: dict[str, Field] = {
   'eval_images': Field(
     None, fields.optional(fields.integer(1, _STEPS)), 'how many images they use, the first of the set; None: all'
   ),
+  'corrupted_images': Field(
+    None,
+    fields.optional(fields.integer(1, _STEPS)),
+    'how many of those cifar10_c and cifar10_c_extra use, evenly spaced among them; None: all',
+  ),
   'frost_dir': Field(
     None,
     fields.optional(fields.text('a folder')),
@@ -249,7 +254,7 @@ ADDED: dict[str, Any] = {
   'frost_dir': None, 'corruption_net.codes': None, 'corruption_net.deterministic': False, 'attack.fraction': 1.0,
   'attack.beta_mode': 'example', 'attack.group': 1, 'augment.jsd': 0.0, 'deepaugment.sets': (),
   'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None, 'attack.norm': None,
-  'attack.epsilon': None, 'attack.trades': 0.0,
+  'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

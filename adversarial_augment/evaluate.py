@@ -18,7 +18,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Attack, Dataset, PyTree
 
 # What an evaluation may have otherwise than the training.
-_FIELDS = ('evals', 'eval_images', 'batch_size', 'data_dir', 'dataset', 'frost_dir', 'precision')
+_FIELDS = ('evals', 'eval_images', 'corrupted_images', 'batch_size', 'data_dir', 'dataset', 'frost_dir', 'precision')
 _GROUPS = ('attack', 'corruption_net')
 _OF_ATTACKED = ('batch_size', 'data_dir', 'dataset', 'precision')  # with --attack
 

@@ -100,7 +100,7 @@ class Evaluations:
       'cifar10_1': self._versions,
     }
     began = time.monotonic()
-    done = sum(map(len, known.values())) * self._images.num_examples
+    done = sum(map(len, known.values())) * len(self._rows())
     size = self._config.batch_size
     lines = progress.Lines(self._num_images(name) - done, tell, done=-size)  # the first batch is not done yet
 
@@ -125,12 +125,26 @@ class Evaluations:
     attack = {field: config[field] for field in ('attack', 'corruption_net')} if name == 'ada' else {}
     known = {field: value for field, value in self._images.provenance.items() if value is not None}
     images = {'num_images': self._num_images(name), 'data': known}
+    if name in _CORRUPTIONS:
+      images |= self._subset()
     return {**self.provenance(name), **images, **attack, 'precision': config['precision']}
 
   def _num_images(self, name: str) -> int:
     versions = sum(dataset.num_examples for dataset in self._versions_of().values())
     cells = {evaluation: len(names) * len(metrics.SEVERITIES) for evaluation, names in _CORRUPTIONS.items()}
-    return versions if name == 'cifar10_1' else cells.get(name, 1) * self._images.num_examples
+    if name == 'cifar10_1':
+      return versions
+    return cells[name] * len(self._rows()) if name in cells else self._images.num_examples
+
+  def _rows(self) -> np.ndarray:
+    """Returns which test images are corrupted: evenly spaced, so that a set that is sorted by class is no trap."""
+    total = self._images.num_examples
+    count = min(total, self._config.corrupted_images or total)
+    return np.arange(count) * total // count
+
+  def _subset(self) -> Result:
+    total = self._images.num_examples
+    return {'subset_of': total} if len(self._rows()) < total else {}
 
   def _clean(self, state: TrainState, poll: Poll) -> Result:
     return _counted(self._accuracy()(state, self._images, poll), self._images)
@@ -156,8 +170,9 @@ class Evaluations:
     self, known: Outcomes, keep: Keep, name: str, mean_name: str, state: TrainState, poll: Poll
   ) -> Result:
     corrupted = self._corrupted(name)
-    names, n = _CORRUPTIONS[name], self._images.num_examples
-    correct = corruption_outcomes(self._accuracy(), state, self._images, corrupted, names, poll, known, keep)
+    names, rows = _CORRUPTIONS[name], self._rows()
+    n = len(rows)
+    correct = corruption_outcomes(self._accuracy(), state, self._images, corrupted, names, poll, known, keep, rows)
     counts = {name: [outcomes.count(cell) for cell in row] for name, row in correct.items()}
     error = {name: [1 - count / n for count in row] for name, row in counts.items()}
     mean = metrics.mean_corruption_error(error)
@@ -172,6 +187,7 @@ class Evaluations:
       'num_correct': counts,
       'correct': correct,
       'num_images': n,
+      **self._subset(),
       'origin': corrupted.origin,
       'frost': corrupted.provenance['frost'],
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -124,6 +125,8 @@ class Classifier:
     config_sha256: its hash, as in the checkpoint.
     params: of the network.
     model_state: its running statistics.
+    logits_fn: images [n, h, w, 3] in [0, 1] -> logits [n, num_classes], for JAX to trace and differentiate: what the
+      attacks of `adversarial_augment.attacks` take.
   """
 
   image_shape = (None, None, 3)
@@ -147,6 +150,7 @@ class Classifier:
     self.step, self.checkpoint_sha256, self.config_sha256 = restored.step, restored.sha256, restored.config_sha256
     self.params, self.model_state = restored.state.params, restored.state.model_state
     self._network, self._batch_size = recipe.build_classifier(config, num_classes), batch_size
+    self.logits_fn = functools.partial(self.apply, self.params, self.model_state)
     self._jitted = jax.jit(self.apply)
 
   def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:

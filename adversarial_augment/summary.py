@@ -161,7 +161,8 @@ def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) 
   if name == 'ada':
     attack = result['config']['attack']
     about = f'nu {attack["nu"]:g}, {attack["num_steps"]} steps, running statistics, fixed seed'
-    lines += [f'  {"":<20} {about}', f'  {"mean SSIM":<20} {values["ssim"]:.4f}  (before the line search)']
+    ssim = f'{values["ssim"]:.4f}  (before the line search, {values["num_images"]:,} images)'
+    lines += [f'  {"":<20} {about}', f'  {"mean SSIM":<20} {ssim}']
   return lines
 
 
@@ -180,8 +181,12 @@ def _corruption_table(name: str, values: Mapping[str, Any]) -> list[str]:
     *(row(label, values['error'][label], values['corruption_error'][label]) for label in names),
     row(title, values['severity_error'], mean),
     f'  {"":<20} {title} {100 * mean:.2f} %, 95 % interval {low:.2f} to {high:.2f}; {values["num_images"]:,} images a '
-    f'cell, {values["origin"]}' + (f'; frost: {values["frost"]}' if values.get('frost') else ''),
+    f'cell{_subset(values)}, {values["origin"]}' + (f'; frost: {values["frost"]}' if values.get('frost') else ''),
   ]
+
+
+def _subset(values: Mapping[str, Any]) -> str:
+  return f' (of {values["subset_of"]:,}, evenly spaced)' if 'subset_of' in values else ''
 
 
 def closing(result: Mapping[str, Any], workdir: Path, figure: str | None) -> list[str]:

@@ -4,8 +4,8 @@
 
 The same pre-activation ResNet twice: with the package's convolutions for loops, and with `jax.lax`'s, as Haiku and Flax
 have them. Prints milliseconds of processor time for a step and the ratio of both for every attack, then those of
-single convolutions inside the loop of an attack over outside of it, where a step is a program of its own. Ends with 1 if
-a bound is missed. Runs on one core, with huge pages (see timing.py).
+single convolutions inside the loop of an attack over outside of it, where a step is a program of its own. Ends with 1
+if a bound is missed. Runs on one core, with huge pages (see timing.py).
 """
 
 import argparse

@@ -27,6 +27,7 @@ VARIANTS = {
     'batch_size': 64,
     'num_epochs': 2.5,
     'evals': ('clean', 'ada', 'cifar10_c'),
+    'corrupted_images': 400,
     'classifier.depth': 10,
     'classifier.width': 16,
     'classifier.batch_norm_decay': 0.95,

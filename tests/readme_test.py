@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, datasets, evaluate, export, prepare, report
+from adversarial_augment import attacks, cli, datasets, evaluate, export, prepare, report
 from adversarial_augment import config as configs
+from adversarial_augment.errors import UserError
 from tests import classifier_cases
 from tests.test_architecture import LAYERS
 
@@ -175,3 +176,17 @@ def test_the_trained_classifier_example_classifies(tmp_path, monkeypatch):
   exec(compile(example, 'README.md', 'exec'), names)
   assert names['logits'].shape == (3, 10)
   assert np.ptp(names['logits']) > 0
+  logits_fn = names['classify'].logits_fn
+  check_attacked(attacked_example(logits_fn))
+  images, labels = datasets.load('embedded', 'test', '').read(np.arange(4))
+  images, keys = np.float32(images) / 255, jax.random.split(jax.random.key(0), 4)
+  np.testing.assert_allclose(logits_fn(images), names['classify'](images), atol=1e-5)
+  np.testing.assert_allclose(jax.jit(logits_fn)(images), names['classify'](images), atol=1e-5)
+  assert 'nan' not in attacks.validity.of_classifier(logits_fn, images, labels)
+  for attack in (
+    attacks.pgd(norm='l2', epsilon=0.5, num_steps=2),
+    attacks.square(norm='l2', epsilon=0.5, num_queries=2),
+  ):
+    assert attack(keys, logits_fn, images, labels).images.shape == images.shape
+  with pytest.raises(UserError, match='classify.logits_fn'):
+    attacks.pgd(norm='l2', epsilon=0.5)(keys, names['classify'], images, labels)

@@ -83,7 +83,7 @@ def count_classes(logits_fn: LogitsFn, images: Array | np.ndarray) -> int:
   except jax.errors.JAXTypeError as error:
     raise UserError(
       f'logits_fn cannot be traced by JAX ({type(error).__name__}); it must be made of jax.numpy, without NumPy and '
-      'without branches on values. A run of this package is attacked by `evaluate --attack`.'
+      'without branches on values. Of `classify = load_classifier(...)` that is `classify.logits_fn`.'
     ) from error
   is_array = isinstance(found, jax.ShapeDtypeStruct)
   shape: tuple[int, ...] = found.shape if is_array else ()

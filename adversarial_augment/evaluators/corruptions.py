@@ -40,6 +40,7 @@ def corruption_outcomes(
   poll: Callable[[], None],
   known: Outcomes = MappingProxyType({}),
   keep: Callable[[Outcomes], None] = lambda found: None,
+  rows: np.ndarray | None = None,
 ) -> dict[str, list[str]]:
   """Returns, by corruption, which images are classified rightly at each severity, as `outcomes.pack` has it.
 
@@ -52,11 +53,15 @@ def corruption_outcomes(
     poll: called before every batch.
     known: the outcomes of the first severities of some corruptions, which are not measured again.
     keep: called with all outcomes so far after each corruption and severity.
+    rows: the images that count, by their places in the data set; None: all.
   """
+  chosen = np.arange(dataset.num_examples) if rows is None else rows
 
   def cell(name: str, severity: int) -> Dataset:
-    read = lambda index: Batch(corrupted.read(name, severity, index), dataset.read(index).labels)
-    return dataset._replace(read=read)
+    def read(index: np.ndarray) -> Batch:
+      return Batch(corrupted.read(name, severity, chosen[index]), dataset.read(chosen[index]).labels)
+
+    return dataset._replace(num_examples=len(chosen), read=read)
 
   found = {name: list(known.get(name, ())) for name in names}
   for name, row in found.items():

@@ -75,7 +75,8 @@ def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> 
   frost = f'frost of {made_up_frost(result)}, ' if made_up_frost(result) else ''
   made_with = about.get('made_with') if origin == 'generated, in memory' else None
   older = made_with and generated_origin(made_with, result['error']) == GENERATED_OLDER
-  return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,} a cell'
+  of = f' of {result["subset_of"]:,}' if 'subset_of' in result else ''
+  return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,}{of} a cell'
 
 
 def images_in_short(result: Mapping[str, Any]) -> str:

@@ -147,7 +147,7 @@ def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
   """Says what keeps two results out of one row; '' where they are of one state and the same test images."""
   about = lambda result: {
     'test set': markup.test_set(result),
-    'images': f'{result["num_images"]:,}',
+    'images': f'{result.get("subset_of", result["num_images"]):,}',
     'step': f'{result["step"]:,}',
     'checkpoint': result['checkpoint_sha256'][:12],
   }

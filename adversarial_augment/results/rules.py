@@ -148,6 +148,8 @@ def check(name: str, result: Any, source: str, remedy: str) -> None:
 def _evaluation(rule: dict[str, Rule], result: Any, source: str, remedy: str, place: str = '') -> None:
   conform(result, rule, source, remedy, place)
   before = f'{place}.' if place else ''
+  if 'subset_of' in result:
+    conform(result['subset_of'], COUNT, source, remedy, f'{before}subset_of')
   for histogram in ('calibration', 'ssim_histogram'):
     if histogram in rule and not all(left < right for left, right in itertools.pairwise(result[histogram]['edges'])):
       raise UserError(f'{source}: {before}{histogram}.edges must rise; {remedy}.')
