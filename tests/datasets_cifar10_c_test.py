@@ -102,6 +102,14 @@ def test_a_set_of_an_older_version_says_so_where_its_bytes_are_others(tmp_path, 
   assert ('prepare cifar10_c --dataset=pets --overwrite' in found.warning) == (origin != 'generated')
 
 
+def test_all_missing_files_are_named_in_one_run(tmp_path):
+  write(tmp_path)
+  for name in ('fog', 'labels'):
+    (tmp_path / f'{name}.npy').unlink()
+  with pytest.raises(UserError, match=r'has no labels.npy, fog.npy; it must'):
+    cifar10_c.open_set(tmp_path, NAMES, TEST)
+
+
 def test_a_subset_needs_no_other_file(tmp_path):
   write(tmp_path)
   (tmp_path / 'frost.npy').unlink()

@@ -11,7 +11,7 @@ import pytest
 from adversarial_augment import cli, report
 from adversarial_augment import config as configs
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.reporting import runs
+from adversarial_augment.reporting import markup, runs
 from tests import reporting_fixtures as fixtures
 
 
@@ -246,3 +246,15 @@ def test_help_and_unknown_flags(capsys):
   assert ended.value.code == 0
   assert 'report.html' in capsys.readouterr().out
   assert run(['run', '--out=x'], capsys)[0] == 2
+
+
+@pytest.mark.parametrize('origin, made_with, said', [
+  ('generated, in memory', {'jax': '1'}, 'generated, in memory, version 1, seed 0, n = 9 a cell'),
+  ('generated, in memory', {'jax': '1', 'corruptions': '2'}, 'generated, in memory, seed 0, n = 9 a cell'),
+  ('generated, version 1', {'jax': '1'}, 'generated, version 1, seed 0, n = 9 a cell'),
+  ('official', None, 'official, seed 0, n = 9 a cell'),
+])  # fmt: skip
+def test_corruptions_of_an_older_version_are_told_apart(origin, made_with, said):
+  about = {'corruptions': {'seed': 0, 'made_with': made_with}}
+  result = {'origin': origin, 'num_images': 9, 'error': {'snow': []}, 'provenance': about}
+  assert markup.images(result) == said

@@ -100,12 +100,11 @@ def open_set(path: pathlib.Path, names: Sequence[str], test: Dataset, *, verify:
 def _open(path: pathlib.Path, names: Sequence[str], test: Dataset, verify: bool) -> CorruptionSet:
   parts = _parts(path)
   wanted = (LABELS, *(f'{name}.npy' for name in names))
-  for file in wanted:
-    if file not in parts:
-      raise UserError(
-        f"'{path}' has no {file}; it must hold NAME.npy for {', '.join(names)}, and {LABELS}: make them with "
-        f'{command(path, test)}, or get CIFAR-10-C.tar (Zenodo record 2535967).'
-      )
+  if missing := [file for file in wanted if file not in parts]:
+    raise UserError(
+      f"'{path}' has no {', '.join(missing)}; it must hold NAME.npy for {', '.join(names)}, and {LABELS}: make them "
+      f'with {command(path, test)}, or get CIFAR-10-C.tar (Zenodo record 2535967).'
+    )
   manifest = _manifest(path, parts, wanted, test) if MANIFEST in parts else None
   _check_labels(path, parts[LABELS], test)
   images = {name: _images(parts[f'{name}.npy'], test) for name in names}
