@@ -13,6 +13,7 @@ from adversarial_augment.results import outcomes
 from tests import reporting_fixtures as fixtures
 from tests.report_test import Page
 
+FROST = 'photographs of imagecorruptions 1.1.2'  # as in the other run
 SECTIONS = 12  # of a page that has everything
 
 
@@ -98,8 +99,15 @@ def test_forms_of_one_image_count_as_one(pair):
   [
     ('clean', fixtures.counted(480, 500), 'clean, which is not of the same images: number 2,000 against 500'),
     ('cifar10_c', {'origin': 'generated, in memory'}, None),
-    ('cifar10_c', {'corruptions': {'seed': 8}}, 'cifar10_c, which is not of the same images: seed 7 against 8, frost'),
-    ('cifar10_c', {'corruptions': {'seed': None, 'sha256': 'f'}}, 'seed 7 against None'),
+    ('cifar10_c', {'subset_of': 10_000}, 'number 2,000 against 2,000 of 10,000, evenly spaced'),
+    ('cifar10_c', {'corruptions': {'seed': 8}}, 'seed 7 against 8'),
+    ('cifar10_c', {'corruptions': {'seed': None, 'sha256': 'f'}}, 'seed 7 against –'),
+    (
+      'cifar10_c',
+      {'corruptions': {'seed': 7, 'frost': FROST, 'sha256': 'f'}},
+      'cifar10_c, which is not of the same images: sha256',
+    ),
+    ('cifar10_c', {'corruptions': {'seed': 7, 'frost': FROST}}, None),
     ('ada', {'nu': 0.5}, 'ada, which is not of the same images: nu 0.015 against 0.5'),
     ('ada', {'weights': {'sha256': 64 * 'e'}}, 'weights 666666666666 against eeeeeeeeeeee'),
     (
@@ -128,13 +136,15 @@ def test_only_what_is_of_the_same_images_is_compared(pair, name, fields, reason)
   assert (reason or '') in result.text
 
 
-def test_two_sets_without_a_hash_are_not_taken_for_the_same(pair):
+@pytest.mark.parametrize('name, source', [('clean', 'test'), ('cifar10_c', 'test'), ('cifar10_c', 'corruptions')])
+def test_two_sets_without_a_hash_are_not_taken_for_the_same(pair, name, source):
   for run in pair:
-    found = json.loads((run / 'results' / 'clean.json').read_text())
-    del found['provenance']['data']['test']['sha256']
-    fixtures.write(run / 'results' / 'clean.json', found)
+    found = json.loads((run / 'results' / f'{name}.json').read_text())
+    about = found['provenance'] if source == 'corruptions' else found['provenance']['data']
+    about[source] = {key: value for key, value in about[source].items() if key not in ('sha256', 'seed')}
+    fixtures.write(run / 'results' / f'{name}.json', found)
   result = page(pair)
-  assert 'No difference in clean' in result.text
+  assert f'No difference in {name}' in result.text
   assert 'test set has no hash' in result.text
 
 

@@ -16,6 +16,7 @@ from adversarial_augment.results import outcomes
 
 # What decides how strong the adversary of the evaluation is, whatever that of the training was.
 _ADVERSARY = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
+_CORRUPTION_SET = ('seed', 'frost', 'made_with', 'sha256')
 _ACCURACIES = {'clean': 'Clean accuracy', 'ada': 'Accuracy under AdA'}
 _CORRUPTIONS = {
   'cifar10_c': ('mCE, mean corruption error', published.COLUMNS),
@@ -54,8 +55,11 @@ def unequal_training(runs: Sequence[Run]) -> str:
 def different_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
   """Says what keeps two results of one evaluation from being of the same images; '' where nothing does."""
   mine, its = _images(one), _images(other)
-  found = [f'{what} {mine.get(what, NONE)} against {its.get(what, NONE)}' for what in mine | its
-           if mine.get(what) != its.get(what)]  # fmt: skip
+  names = list(mine | its)
+  if 'seed' in mine and 'seed' in its and not ('sha256' in mine and 'sha256' in its):
+    names = [name for name in names if name != 'sha256']  # what is made in memory has none
+  found = [f'{name} {mine.get(name, NONE)} against {its.get(name, NONE)}' for name in names
+           if mine.get(name) != its.get(name)]  # fmt: skip
   if not found and not markup.has_hash(one):
     found = ['nothing tells, for their test set has no hash']
   return ', '.join(found)
@@ -64,18 +68,17 @@ def different_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def _images(result: Mapping[str, Any]) -> dict[str, str]:
   """Says what decides which images an evaluation shows to a classifier."""
   source = result['provenance']
-  about = {'test set': markup.test_set(result), 'split': result['split'], 'number': f'{result["num_images"]:,}'}
+  of = f' of {result["subset_of"]:,}, evenly spaced' if 'subset_of' in result else ''
+  about = {'test set': markup.test_set(result), 'split': result['split'], 'number': f'{result["num_images"]:,}{of}'}
   own: dict[str, Any] = {}
   if 'error' in result:
-    own = dict(markup.corruption_set(result))
-    if own.get('seed') is not None:  # then these decide, in files and in memory
-      own = {name: own.get(name) for name in ('seed', 'frost', 'made_with')}
+    own = {name: value for name, value in markup.corruption_set(result).items() if name in _CORRUPTION_SET}
   elif 'ssim' in result:
     own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
     own['weights'] = str((source.get('weights') or {}).get('sha256'))[:12]
   elif metrics.CIFAR10_1_MAIN in result:
     own = {'versions': source.get('cifar10_1')}
-  return about | {name: str(value) for name, value in own.items()}
+  return about | {name: str(value) for name, value in own.items() if value is not None}
 
 
 def test_images(runs: Sequence[Run]) -> str:

@@ -108,8 +108,10 @@ def test_set(result: Mapping[str, Any]) -> str:
 
 
 def has_hash(result: Mapping[str, Any]) -> bool:
-  """Whether the images of a result are known by their hash."""
-  return bool(_split(result).get('sha256'))
+  """Whether the images of a result are known by their hash, or by that of what they are made from, and a seed."""
+  made = corruption_set(result)
+  known = 'error' not in result or made.get('sha256') or made.get('seed') is not None
+  return bool(_split(result).get('sha256') and known)
 
 
 def _split(result: Mapping[str, Any]) -> Mapping[str, Any]:
