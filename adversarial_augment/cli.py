@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, NoReturn
 from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
-from adversarial_augment import environment, fields, files, signals, streams
+from adversarial_augment import environment, fields, files, jax_errors, signals, streams
 from adversarial_augment.errors import AdversarialAugmentError, Stopped, StorageError, UserError
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_LESS_MEMORY = 'end other programs that use the device, or do less at once: fewer images, or a smaller batch'
 _KEPT = 'what was written before is kept, and the same command goes on'
 
 _TRAIN = """Trains an image classifier with AdversarialAugment (AdA) or without an adversary.
@@ -36,9 +37,9 @@ _EXAMPLES = """examples:
   python -m adversarial_augment.{program} --config={example} --print_config
 
 exit codes: 0 done, 2 wrong input, 3 a number became NaN or infinite, 4 no usable checkpoint, 5 disk full or not
-writable, 75 stopped by a signal with all saved (run the same command again), 130 interrupted before the run began, 134
-another process of the run died (start all of them again); a signal that comes a second or more after the first one
-ends at once, without saving, with 128 + its number."""
+writable, or out of memory, 75 stopped by a signal with all saved (run the same command again), 130 interrupted before
+the run began, 134 another process of the run died (start all of them again); a signal that comes a second or more after
+the first one ends at once, without saving, with 128 + its number."""
 
 
 class Arguments(NamedTuple):
@@ -65,12 +66,15 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f'{message} (see {self.prog} --help).')
 
 
-def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
+def run(
+  main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None, *, less_memory: str = _LESS_MEMORY
+) -> NoReturn:
   """Calls `main` and ends the process: known errors as one line on standard error, others with their traceback.
 
   Args:
     main: takes the arguments, returns the exit code (None is 0).
     argv: defaults to those of the process; with `--debug` among them, known errors show their traceback too.
+    less_memory: what lowers the memory that the program needs, for the message where it was too much.
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
   program = Path(sys.argv[0]).stem
@@ -84,7 +88,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     streams.discard_output()
     code = 128 + signal.SIGPIPE
   except (Exception, KeyboardInterrupt) as error:
-    known = _known(error)
+    known = _known(error) or jax_errors.explain(error, less_memory)
     if known is None:
       raise
     if '--debug' in arguments:

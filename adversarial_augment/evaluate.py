@@ -201,4 +201,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(
+    main,
+    less_memory='lower --config.batch_size, or set --config.precision=bfloat16; for ada, also set '
+    '--config.attack.microbatch; or end other programs on the device',
+  )

@@ -234,4 +234,7 @@ def _check_gates(config: ConfigDict, result: dict, first: dict, norms: dict) -> 
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(
+    main,
+    less_memory='lower config.batch_size or config.patch, in another --workdir; or end other programs on the device',
+  )

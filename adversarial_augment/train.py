@@ -213,4 +213,8 @@ def _dump(static: Any, dataset: Dataset, step: int) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(
+    main,
+    less_memory='lower config.batch_size, or set config.attack.batch_norm=running with a small '
+    'config.attack.microbatch, or config.precision=bfloat16, in another --workdir; or end other programs on the device',
+  )
