@@ -19,7 +19,6 @@ from adversarial_augment import (
   datasets,
   evaluate,
   evaluations,
-  launch,
   metrics,
   run_evaluation,
   summary,
@@ -368,15 +367,6 @@ def test_a_test_set_that_has_changed_is_refused(run, tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match='No run in'):
     command(tmp_path)
-
-
-def test_a_process_that_does_not_see_the_run_tells_the_others(tmp_path, monkeypatch):
-  told: list[dict] = []
-  monkeypatch.setattr(launch, '_join', lambda *_: None)
-  monkeypatch.setattr(launch, '_exchange', told.append)
-  with pytest.raises(UserError, match='^No run in .* a folder that they share.$') as caught:
-    command(tmp_path, '--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1')
-  assert told == [{'error': ['UserError', str(caught.value)]}]
 
 
 def test_images_too_small_for_corruptions_are_refused():

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from adversarial_augment import cli, errors, launch
+from adversarial_augment import cli, errors, evaluate, launch
 from tests import trainer
 
 ALONE = cli.Arguments(config='a.py', overrides={}, workdir=Path('w'))
@@ -196,3 +196,13 @@ def test_a_port_that_is_taken_is_one_line():
     ((code, _, err),) = finish([start(0, taken.getsockname()[1], SAME)])
   assert code == 2
   assert 'the port of 127.0.0.1:' in err[-1]
+
+
+def test_a_process_that_does_not_see_the_run_tells_the_others(tmp_path, monkeypatch):
+  told: list[dict] = []
+  monkeypatch.setattr(launch, '_join', lambda *_: None)
+  monkeypatch.setattr(launch, '_exchange', told.append)
+  flags = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
+  with pytest.raises(errors.UserError, match='^No run in .* a folder that they share.$') as caught:
+    evaluate.main([f'--workdir={tmp_path}', *flags])
+  assert told == [{'error': ['UserError', str(caught.value)]}]
