@@ -118,10 +118,8 @@ def test_every_quickstart_corrupts_the_same_part_and_a_flag_takes_all(path):
 
 def test_a_set_of_an_older_version_is_warned_of(capsys):
   warned = corrupted_in_memory(some_images(), NAMES, 0, None)._replace(warning='of an older version')
-  config = configs.load('configs/nominal.py:smoke')
-  evaluations.Evaluations(
-    config, LINEAR, tiny.make_mesh(1), benchmarks.Benchmarks(some_images(), {'cifar10_c': warned}), None, {}
-  )
+  test = benchmarks.Benchmarks(some_images(), {'cifar10_c': warned})
+  evaluations.Evaluations(configs.load('configs/nominal.py:smoke'), LINEAR, tiny.make_mesh(1), test, None, {})
   assert capsys.readouterr().err == 'warning: of an older version\n'
 
 
