@@ -198,7 +198,7 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
 
   from adversarial_augment import sharding
 
-  num_classes = _num_classes(folder / 'checkpoints')
+  num_classes = _num_classes(folder / 'checkpoints') or 1  # where there is none, `restore` says so
   mesh = jax.make_mesh((1,), (sharding.AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
   # The size of an image decides nothing about the parameters.
   restored = restore(config, folder, num_classes, (32, 32, 3), mesh)
@@ -211,28 +211,25 @@ def classes(workdir: Path) -> Classes:
   Raises:
     UserError: a damaged data.json.
   """
-  from adversarial_augment import checkpoints
-
   recorded = results.load_data(workdir).get('class_names')
-  if names := tuple(recorded or _names_of(str(results.read(workdir / 'config.json').get('dataset')))):
+  if names := tuple(recorded or _names_of(read_config(workdir).dataset)):
     return Classes(len(names), names)
-  folder = workdir / 'checkpoints'
-  return Classes(_num_classes(folder) if checkpoints.steps(folder) else None, ())
+  return Classes(_num_classes(workdir / 'checkpoints'), ())
 
 
 def _names_of(dataset: str) -> tuple[str, ...]:
   return _CLASS_NAMES.get(dataset.partition(':')[0], ())
 
 
-def _num_classes(directory: Path) -> int:
-  """The outputs of the last layer in the newest good checkpoint; any number where there is none, as `restore` says."""
+def _num_classes(directory: Path) -> int | None:
+  """The outputs of the last layer in the newest good checkpoint; None where there is none."""
   from adversarial_augment import checkpoints
 
   for step in reversed(checkpoints.steps(directory)):
     with contextlib.suppress(manifests.Damaged):
       leaves = manifests.verify(directory / str(step), step)['leaves']
-      return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b')), 1)
-  return 1
+      return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b')), None)
+  return None
 
 
 def _check_images(images: np.ndarray) -> None:

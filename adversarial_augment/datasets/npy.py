@@ -137,4 +137,6 @@ def _read_header(start: bytes) -> _Header:
   if inside or len(entries) != 3:
     raise Unusable('its header does not give one type of numbers, an order and a shape')
   shape = tuple(int(size) for size in re.findall(r'\d{1,15}', entries['shape']))
+  if math.prod(filter(None, shape)) >= 2**48:
+    raise Unusable('its shape is one that no array has')
   return _Header(first + length, entries['descr'], entries['fortran'] == 'True', shape)

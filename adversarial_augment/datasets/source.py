@@ -5,6 +5,7 @@ import math
 import pathlib
 import re
 from typing import Any
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -112,22 +113,26 @@ def _read(shards: tuple[records.Shard, ...], split: str, label: str) -> tuple[np
   labels: list[int] = []
   try:
     room = max(_ROOM, _MAX_RATIO * sum(shard.path.stat().st_size for shard in shards))
-    for i, (encoded, number) in enumerate(records.read(shards)):
-      # Pillow opens many formats, some with other programs.
-      with Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG')) as file:
-        shape = (file.height, file.width, 3)
-        if i == 0:
-          if expected * math.prod(shape) > room:
-            raise ValueError(f'{expected:,} images of {file.width} x {file.height} pixels from {room:,} bytes at most')
-          images = np.empty((expected, *shape), np.uint8)
-        image = np.asarray(file) if shape == images.shape[1:] else None
-        if image is None or image.dtype != np.uint8 or image.shape != shape:
-          raise UserError(
-            f"{label}: image {i} of split '{split}' has {file.width} x {file.height} pixels of mode {file.mode}, but "
-            'all must be uint8 RGB of one size; bring them in as a folder of images (prepare images).'
-          )
-      images[i] = image
-      labels.append(number)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      for i, (encoded, number) in enumerate(records.read(shards)):
+        # Pillow opens many formats, some with other programs.
+        with Image.open(io.BytesIO(encoded), formats=('PNG', 'JPEG')) as file:
+          shape = (file.height, file.width, 3)
+          if i == 0:
+            if expected * math.prod(shape) > room:
+              raise ValueError(
+                f'{expected:,} images of {file.width} x {file.height} pixels from {room:,} bytes at most'
+              )
+            images = np.empty((expected, *shape), np.uint8)
+          image = np.asarray(file) if shape == images.shape[1:] else None
+          if image is None or image.dtype != np.uint8 or image.shape != shape:
+            raise UserError(
+              f"{label}: image {i} of split '{split}' has {file.width} x {file.height} pixels of mode {file.mode}, but "
+              'all must be uint8 RGB of one size; bring them in as a folder of images (prepare images).'
+            )
+        images[i] = image
+        labels.append(number)
     return images, np.array(labels, np.int64)
   except UserError:
     raise

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
+import warnings
 
 from PIL import Image
 
@@ -106,7 +107,9 @@ def _examples(path: Path) -> tuple[bytes, str]:
   """The bytes of the picture of adversarial examples, and what is wrong with it; both are empty where there is none."""
   try:
     content = untrusted.read_bytes(path, _MAX_PICTURE)
-    Image.open(io.BytesIO(content), formats=('PNG',)).load()
+    with warnings.catch_warnings():
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      Image.open(io.BytesIO(content), formats=('PNG',)).load()
   except FileNotFoundError:
     return b'', ''
   except Exception as error:  # Pillow's decoders raise many kinds
