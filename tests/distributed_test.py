@@ -76,6 +76,18 @@ def test_sigterm_to_one_of_two_saves_the_same_step_of_both_and_the_pair_goes_on(
   assert not straight[1].exists()
 
 
+def test_a_ctrl_c_that_arrives_twice_saves_the_same_step_of_both(rig, tmp_path):
+  workdirs = [tmp_path / 'w0', tmp_path / 'w1']
+  runs = rig.start_pair(workdirs, LONG)
+  runs[0].wait_for_line('step 1/')
+  for run in runs * 2:  # as a terminal sends it to all of a group, and a launcher to its children once more
+    run.process.send_signal(signal.SIGINT)
+  assert codes(runs) == [75, 75], [run.err for run in runs]
+  assert trainer.newest(workdirs[0]) == trainer.last_step(workdirs[0]) >= 1
+  for run in runs:
+    assert run.err.count('SIGINT: saving after a step of all processes; another Ctrl-C') == 1
+
+
 def test_an_error_of_process_0_ends_both_with_its_code(rig, tmp_path):
   """Process 1 knows nothing of the lock, and would wait for ever."""
   workdirs = [tmp_path / 'w0', tmp_path / 'w1']
