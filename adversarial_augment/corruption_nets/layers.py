@@ -74,7 +74,7 @@ class Conv(hk.Module):
 
   def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
     w, b = self.weights(x.shape[-1], x.dtype)
-    return self._conv(x, w, **options) + b
+    return self._conv(x, w, **options) + b.reshape(1, 1, 1, -1)
 
   def weights(self, inputs: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     return _parameters((self._size, self._size, inputs, self._channels), self._size**2 * inputs, dtype)
@@ -91,7 +91,7 @@ class Doubling(hk.Module):
     n, h, width, inputs = x.shape
     w, b = _parameters((2, 2, inputs, self._channels), 4 * self._channels, x.dtype)
     y = (x @ w.transpose(2, 0, 1, 3).reshape(inputs, -1)).reshape(n, h, width, 2, 2, self._channels)
-    return y.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * width, self._channels) + b
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * width, self._channels) + b.reshape(1, 1, 1, -1)
 
 
 def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
