@@ -124,8 +124,8 @@ def _read_legacy(file: BinaryIO, path: str | os.PathLike) -> Any:
   kinds: dict[str, tuple[str, int]] = {}
 
   def note(identifier: Any) -> None:
-    key, *kind = _identified(identifier)
-    if kinds.setdefault(key, tuple(kind)) != tuple(kind):
+    key, dtype, count = _identified(identifier)
+    if kinds.setdefault(key, (dtype, count)) != (dtype, count):
       raise ValueError('a storage of two kinds')
 
   def find_kind(name: str) -> Any:
