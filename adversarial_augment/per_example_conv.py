@@ -1,16 +1,16 @@
 """Convolutions whose kernels differ from example to example: the hot kernel of AdA.
 
-Arrays are NHWC and HWIO. `vmap` over the kernels of an ordinary convolution is correct and very slow: its weight
-gradient lowers to a grouped convolution whose cost grows faster than the batch, and which automatic sharding even gets
-wrong (docs/design.md has the measurements). Three formulations of one function take its place:
+Arrays are NHWC and HWIO. `vmap` over the kernels of an ordinary convolution is correct and, on CPUs, very slow: its
+weight gradient lowers to a grouped convolution whose cost grows faster than the batch, and which automatic sharding
+even gets wrong (docs/design.md has the measurements). The formulations of one function:
 
 - `map`: one example after the other. Wide layers are ordinary convolutions whose gradients are ordinary convolutions
   too, narrow ones matrix products, those in between a convolution with matrix products as its gradients. Fastest on
   CPUs, where XLA runs a convolution's gradient inside any loop through a slow path unless it is written as a forward
   convolution in NHWC/HWIO order.
-- `im2col`: all examples at once, as batched matrix products of patches that the backward pass makes again. For GPUs
-  and TPUs.
-- `vmap`: `jax.vmap` of `jax.lax.conv_general_dilated`, the oracle of the tests.
+- `im2col`: all examples at once, as batched matrix products of patches that the backward pass makes again. For TPUs.
+- `vmap`: `jax.vmap` of `jax.lax.conv_general_dilated`, the oracle of the tests. On GPUs it is cuDNN's grouped
+  convolution, and the fastest in float32; in bfloat16 that is `triton_conv` (docs/accelerators.md).
 
 A network that takes its convolution as an argument runs per example with `over_examples(apply)` and `example_conv`.
 """
@@ -47,8 +47,10 @@ def loop_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding=
 def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
   """Returns `conv`, in the form that suits a network mapped over examples by `over_examples`."""
   pads, channels = _pads(images.shape, kernel.shape, stride, padding), min(kernel.shape[2:])
-  if jax.default_backend() == 'gpu' and triton_conv.suits(*kernel.shape[2:], stride):
-    return triton_conv.conv(images, kernel, pads)
+  if jax.default_backend() == 'gpu':
+    if kernel.dtype == jnp.bfloat16 and triton_conv.suits(*kernel.shape[2:], stride):
+      return triton_conv.conv(images, kernel, pads)
+    return conv(images, kernel, stride=stride, padding=pads)
   if jax.default_backend() != 'cpu' or channels < 32:
     return _rowwise(images, kernel, stride, pads)
   return (_canonical if channels >= 64 else _mixed)(images, kernel, stride, pads)
@@ -64,7 +66,7 @@ def per_example_conv(
     kernels: [n, kh, kw, c, k].
     stride: of both spatial axes.
     padding: 'SAME', 'VALID', or ((top, bottom), (left, right)).
-    impl: 'map', 'im2col', 'vmap', or 'auto': 'map' on a CPU, else 'im2col'.
+    impl: 'map', 'im2col', 'vmap', or 'auto', which suits the platform.
 
   Returns:
     [n, h', w', k]
@@ -77,23 +79,18 @@ def per_example_conv(
       f'per_example_conv takes images [n, h, w, c] and kernels [n, kh, kw, c, k], not {list(images.shape)} and '
       f'{list(kernels.shape)}.'
     )
-  one: dict[str, Conv] = {'map': example_conv, 'im2col': _rowwise_conv, 'vmap': conv}
-  impl = _resolve(impl, one)
-  apply = lambda kernel, image: one[impl](image[None], kernel, stride=stride, padding=padding)[0]
+  forms: dict[str, Conv] = {'auto': example_conv, 'map': example_conv, 'im2col': _rowwise_conv, 'vmap': conv}
+  form = registry.lookup(forms, impl, 'impl')
+  apply = lambda kernel, image: form(image[None], kernel, stride=stride, padding=padding)[0]
   return over_examples(apply, impl=impl)(kernels, images)
 
 
 def over_examples(apply: Callable, *, impl: str = 'auto') -> Callable:
   """Returns `apply(params, image)` mapped over the leading axes of both, in the order that suits the platform."""
-  impl = _resolve(impl, ('map', 'im2col', 'vmap'))
-  if impl == 'map':
+  one_by_one = {'auto': jax.default_backend() == 'cpu', 'map': True, 'im2col': False, 'vmap': False}
+  if registry.lookup(one_by_one, impl, 'impl'):
     return lambda params, images: jax.lax.map(lambda both: apply(*both), (params, images))
   return jax.vmap(apply)
-
-
-def _resolve(impl: str, known) -> str:
-  auto = 'map' if jax.default_backend() == 'cpu' else 'im2col'
-  return registry.lookup({'auto': auto} | {name: name for name in known}, impl, 'impl')
 
 
 def _pads(image_shape, kernel_shape, stride: int, padding) -> Pads:

@@ -1,12 +1,11 @@
-"""Per-example convolutions on NVIDIA GPUs: each pass is one Triton kernel, written with Pallas.
+"""Per-example convolutions in bfloat16 on NVIDIA GPUs: each pass is one Triton kernel, written with Pallas.
 
-A pass reads its arrays once and writes its result once: there are no patches in memory. Products are those of tensor
-cores: TF32 for float32, with sums in float32, whatever the type of the arrays. The oracle of the tests is
-`jax.lax.conv_general_dilated`; on a CPU the kernels run in Pallas' interpreter.
+A pass reads its arrays once and writes its result once: there are no patches in memory. Sums are in float32.
+Other types work too, but in float32 cuDNN's grouped convolutions are faster (docs/accelerators.md). The oracle of the
+tests is `jax.lax.conv_general_dilated`; on a CPU the kernels run in Pallas' interpreter.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -15,18 +14,9 @@ import jax.numpy as jnp
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-
-class Tiling(NamedTuple):
-  """How a kernel cuts its work."""
-
-  pixels: int  # of an output tile, or of a step along the pixels that are summed
-  warps: int
-  stages: int  # of the pipeline that loads what comes next
-
-
-# By the bytes of a number; measured on an H100 (docs/accelerators.md).
-CORRELATE = {2: Tiling(128, 8, 3), 4: Tiling(64, 2, 3)}
-GRADIENT = {2: Tiling(64, 4, 3), 4: Tiling(64, 2, 3)}
+# Of the tilings that were tried on an H100 and an H200 (docs/accelerators.md), near the best for both kinds of pass.
+_PIXELS = 128  # of an output tile, or of a step along the pixels that are summed
+_WARPS, _STAGES = 8, 3
 _LEAST, _CHANNELS = 16, 64  # channels of a tile: tensor cores take 16 or more
 
 
@@ -78,15 +68,14 @@ def _correlate(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
   (top, bottom), (left, right) = pads
   out_height, out_width = height + top + bottom - kh + 1, width + left + right - kw + 1
   step, tile, pixels = min(channels, _CHANNELS), min(outputs, _CHANNELS), out_height * out_width
-  tiling = CORRELATE[x.dtype.itemsize]
 
   def kernel(x_ref, w_ref, y_ref):
     image = pl.program_id(0)
-    position = pl.program_id(1) * tiling.pixels + jnp.arange(tiling.pixels)
+    position = pl.program_id(1) * _PIXELS + jnp.arange(_PIXELS)
     columns = pl.program_id(2) * tile + jnp.arange(tile)
     row, column = _divide(position, out_width)
     row, column = row - top, column - left
-    total = jnp.zeros((tiling.pixels, tile), jnp.float32)
+    total = jnp.zeros((_PIXELS, tile), jnp.float32)
     for a in range(kh):
       for b in range(kw):
         inside = (row + a >= 0) & (row + a < height) & (column + b >= 0) & (column + b < width)
@@ -101,8 +90,8 @@ def _correlate(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
     )
 
   shape = jax.ShapeDtypeStruct((n, pixels, outputs), x.dtype)
-  grid = (n, pl.cdiv(pixels, tiling.pixels), outputs // tile)
-  y = _call(kernel, shape, grid, tiling)(x.reshape(n, height * width, channels), w)
+  grid = (n, pl.cdiv(pixels, _PIXELS), outputs // tile)
+  y = _call(kernel, shape, grid)(x.reshape(n, height * width, channels), w)
   return y.reshape(n, out_height, out_width, outputs)
 
 
@@ -113,8 +102,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: P
   _, out_height, out_width, _ = g.shape
   (top, _), (left, _) = pads
   step, tile, pixels = min(channels, _CHANNELS), min(outputs, _CHANNELS), out_height * out_width
-  tiling = GRADIENT[x.dtype.itemsize]
-  blocks = pl.cdiv(pixels, tiling.pixels)
+  blocks = pl.cdiv(pixels, _PIXELS)
 
   def kernel(x_ref, g_ref, w_ref):
     tap = pl.program_id(0)
@@ -124,7 +112,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: P
 
     def add(i, total):
       image, block = _divide(i, blocks)
-      position = block * tiling.pixels + jnp.arange(tiling.pixels)
+      position = block * _PIXELS + jnp.arange(_PIXELS)
       row, column = _divide(position, out_width)
       row, column = row + a - top, column + b - left
       exists = position < pixels
@@ -142,7 +130,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: P
   result = jax.ShapeDtypeStruct((kh * kw, channels, outputs), jnp.float32)
   grid = (kh * kw, channels // step, outputs // tile)
   flat = lambda array: array.reshape(n, -1, array.shape[-1])
-  return _call(kernel, result, grid, tiling)(flat(x), flat(g)).reshape(shape)
+  return _call(kernel, result, grid)(flat(x), flat(g)).reshape(shape)
 
 
 def _divide(x: jax.Array, divisor: int) -> tuple[jax.Array, jax.Array]:
@@ -151,11 +139,11 @@ def _divide(x: jax.Array, divisor: int) -> tuple[jax.Array, jax.Array]:
   return jax.lax.div(x, divisor), jax.lax.rem(x, divisor)
 
 
-def _call(kernel, shape, grid, tiling: Tiling):
+def _call(kernel, shape, grid):
   return pl.pallas_call(
     kernel,
     out_shape=shape,
     grid=grid,
-    compiler_params=triton.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
+    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
     interpret=jax.default_backend() == 'cpu',
   )

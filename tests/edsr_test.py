@@ -198,3 +198,33 @@ def test_shipped_small_weights_give_images_back():
   assert float(ssim(images, restored).mean()) >= 0.97
   np.testing.assert_allclose(restored[0], jax.jit(oracle.edsr_x1, static_argnums=2)(phi, images[0], 4), atol=1e-4)
   assert all(np.any(leaf) for leaf in jax.tree.leaves(phi))
+
+
+@pytest.mark.parametrize('scale', [2, 4])
+@pytest.mark.parametrize('perturb_mean_shift', [False, True])
+@pytest.mark.parametrize('shape', [(2, 11, 13, 3), (1, 3, 4, 3), (1, 2, 2, 3)])
+def test_composed_tail_is_that_of_the_layers(scale, perturb_mean_shift, shape):
+  """In values, and in gradients by every weight and by the image; for images that are little but border, too."""
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    images, slope = jnp.asarray(rng.uniform(size=shape)), jnp.asarray(rng.normal(size=shape))
+    found = {}
+    for tail in ('layers', 'composed'):
+      network = edsr(
+        blocks=1, features=5, scale=scale, perturb_mean_shift=perturb_mean_shift, tail=tail, conv=per_example_conv.conv
+      )
+      phi = init(network, jnp.float64)
+      y, pull = jax.vjp(network.apply, phi, images)
+      found[tail] = jax.tree.flatten((y, pull(slope)))
+    (expected, structure), (composed, other) = found['layers'], found['composed']
+    assert structure == other
+    assert any(float(jnp.abs(x).max()) > 0 for x in expected[1:])
+    for a, b in zip(expected, composed, strict=True):
+      np.testing.assert_allclose(b, a, rtol=0, atol=1e-10 * float(jnp.abs(a).max()))
+
+
+def test_composed_tail_draws_the_same_initial_weights():
+  image = jnp.zeros((1, 8, 8, 3))
+  phis = [edsr(blocks=1, features=4, tail=tail).init(KEY, image) for tail in ('layers', 'composed')]
+  assert jax.tree.structure(phis[0]) == jax.tree.structure(phis[1])
+  assert all(jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, phis), strict=True))
