@@ -135,8 +135,8 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: P
 
 def _divide(x: jax.Array, divisor: int) -> tuple[jax.Array, jax.Array]:
   """Returns quotient and remainder of what is not negative; `//` lowers to more than that, which Triton refuses."""
-  divisor = jnp.full(x.shape, divisor, x.dtype)
-  return jax.lax.div(x, divisor), jax.lax.rem(x, divisor)
+  divisors = jnp.full(x.shape, divisor, x.dtype)
+  return jax.lax.div(x, divisors), jax.lax.rem(x, divisors)
 
 
 def _call(kernel, shape, grid):

@@ -10,7 +10,8 @@ which leave out what lies outside of the enlarged image.
 Equal to the layers one after the other up to rounding, in values and gradients (`edsr(tail='layers')` is the oracle).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def composed(ups: Sequence[Layer], out: Layer) -> tuple[jax.Array, jax.Array]:
     effect, below = _before_shuffle(effect, below), -(-below // 2)
     scale //= 2
     inside = _inside(effect.shape[2], below, scale)
-    masked = effect * inside[:, None, :, None, None, None] * inside[:, None, :, None, None]
+    masked = effect * _along(inside, 0, 2, 6) * _along(inside, 1, 3, 6)
     total += masked.sum((2, 3)) @ bias
     effect, below = _through(effect, weight, inside), below + 1
   return effect.swapaxes(4, 5), total
@@ -64,10 +65,21 @@ def _through(effect: jax.Array, weight: jax.Array, inside: np.ndarray) -> jax.Ar
   taps = effect.reshape(-1, k) @ weight.transpose(3, 0, 1, 2).reshape(k, -1)
   taps = jnp.moveaxis(taps.reshape(*effect.shape[:5], 3, 3, c), 4, 6)
   # Output p sees input p + d - 1 by tap d.
-  taps *= inside[:, None, :, None, None, None, None, None]
-  rows = sum(jnp.pad(taps[:, :, :, :, d], _at(d, axis=2, ndim=7)) for d in range(3))
-  rows *= inside[:, None, :, None, None, None]
-  return sum(jnp.pad(rows[:, :, :, :, d], _at(d, axis=3, ndim=6)) for d in range(3))
+  taps *= _along(inside, 0, 2, 8)
+  rows = _sum(jnp.pad(taps[:, :, :, :, d], _at(d, axis=2, ndim=7)) for d in range(3))
+  rows *= _along(inside, 1, 3, 7)
+  return _sum(jnp.pad(rows[:, :, :, :, d], _at(d, axis=3, ndim=6)) for d in range(3))
+
+
+def _sum(parts: Iterable[jax.Array]) -> jax.Array:
+  return functools.reduce(jnp.add, parts)
+
+
+def _along(inside: np.ndarray, place: int, position: int, ndim: int) -> np.ndarray:
+  """[places, positions] with these as two of `ndim` axes."""
+  return inside.reshape(
+    [inside.shape[(place, position).index(i)] if i in (place, position) else 1 for i in range(ndim)]
+  )
 
 
 def _at(d: int, *, axis: int, ndim: int) -> list[tuple[int, int]]:
@@ -101,37 +113,32 @@ def apply(x: jax.Array, kernels: jax.Array, biases: jax.Array, conv: per_example
   """
   n, h, w, c = x.shape
   reach = _WINDOW // 2
-  bias = lambda row, column: biases[row, column]
-  inside = conv(x, kernels[_INSIDE, _INSIDE]) + bias(_INSIDE, _INSIDE)
+  inside = conv(x, kernels[_INSIDE, _INSIDE]) + biases[_INSIDE, _INSIDE].reshape(1, 1, 1, -1)
 
-  def line(x, kernel, bias):  # the border's three rows [n, 3, length, c] -> one row
+  def line(x, kernel, row, column):  # the three rows nearest to a border [n, 3, length, c] -> one row
     padded = jnp.pad(x, ((0, 0), (0, 0), (reach, reach), (0, 0)))
     length = x.shape[2]
     patches = jnp.concatenate([padded[:, :, i : i + length] for i in range(_WINDOW)], -1)  # [n, 3, length, 5 c]
     kernel = kernel.reshape(x.shape[1], _WINDOW * c, -1)
-    return jnp.einsum('nrlc,rck->nlk', patches, kernel) + bias
+    return jnp.einsum('nrlc,rck->nlk', patches, kernel) + biases[row, column].reshape(1, 1, -1)
 
   rows, columns = min(h, reach + 1), min(w, reach + 1)
   near = {_FIRST: slice(0, rows), _LAST: slice(h - rows, h)}
   beside = {_FIRST: slice(0, columns), _LAST: slice(w - columns, w)}
   window = lambda size, place: slice(reach, reach + size) if place == _FIRST else slice(reach + 1 - size, reach + 1)
 
+  def corner(place, side):
+    kernel = kernels[place, side, window(rows, place), window(columns, side)]
+    product = jnp.einsum('nrlc,rlck->nk', x[:, near[place], beside[side]], kernel)
+    return (product + biases[place, side].reshape(1, -1))[:, None]
+
   def row(place):
-    across = line(x[:, near[place]], kernels[place, _INSIDE, window(rows, place)], bias(place, _INSIDE))
-    corner = lambda side: (
-      jnp.einsum(
-        'nrlc,rlck->nk',
-        x[:, near[place], beside[side]],
-        kernels[place, side, window(rows, place), window(columns, side)],
-      )
-      + bias(place, side)
-    )
-    return jnp.concatenate([corner(_FIRST)[:, None], across[:, 1:-1], corner(_LAST)[:, None]], 1)[:, None]
+    across = line(x[:, near[place]], kernels[place, _INSIDE, window(rows, place)], place, _INSIDE)
+    return jnp.concatenate([corner(place, _FIRST), across[:, 1:-1], corner(place, _LAST)], 1)[:, None]
 
   def column(side):
-    along = x[:, :, beside[side]].swapaxes(1, 2)
     kernel = kernels[_INSIDE, side, :, window(columns, side)].swapaxes(0, 1)
-    return line(along, kernel, bias(_INSIDE, side))[:, 1:-1, None]
+    return line(x[:, :, beside[side]].swapaxes(1, 2), kernel, _INSIDE, side)[:, 1:-1, None]
 
   middle = jnp.concatenate([column(_FIRST), inside[:, 1:-1, 1:-1], column(_LAST)], 2)
   return jnp.concatenate([row(_FIRST), middle, row(_LAST)], 1)
