@@ -13,7 +13,7 @@ from tests import checkpoint_cases
 ROOT = Path(__file__).parent.parent
 DEEP = '[' * 100_000 + ']' * 100_000
 ENDLESS = 1 << 40  # bytes that take no place on the disk
-NESTED = b')q\0' + b'h\0h\0\x86q\0' * 40  # a tuple of 2**40 parts
+NESTED = b'()q\0' + b'h\0h\0\x86q\0' * 40 + b't'  # a tuple of 2**40 parts, which is one value of the pickle
 
 Case = Callable[[Path, 'Base'], list[str]]
 CASES: dict[str, tuple[Case, int]] = {}

@@ -54,7 +54,21 @@ def test_arrays_of_python_2():
 
 
 DTYPE = b'cnumpy\ndtype\n(U\x02%sI0\nI1\ntR'
-HOSTILE = {
+
+
+def forged(state: bytes) -> bytes:
+  """CIFAR-10's dict with an array whose type has this state; NumPy follows what its fields say are pointers."""
+  return (
+    b'}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR(I1\n(I1\nt'
+    + DTYPE % b'V8' + state + b'bI00\nU\x08' + bytes(8) + b'tbU\x06labels]u.'
+  )  # fmt: skip
+
+
+FORGED = {
+  'fields to a number': forged(b'(I3\nU\x01|N(U\x01at}U\x01aI99\nsI8\nI1\nI0\nt'),
+  'fields to a pair of numbers': forged(b'(I3\nU\x01|N(U\x01at}U\x01a(I1\nI2\ntsI8\nI1\nI0\nt'),
+}
+HOSTILE = FORGED | {
   # The state of a type of which NumPy would follow the pointers.
   'forged fields': DTYPE % b'V8' + b'(I3\nU\x01|N(U\x01at}U\x01aI99\nsI8\nI1\nI27\ntb.',
   'forged subarray': DTYPE % b'u1' + b'(I3\nU\x01|(' + DTYPE % b'u1' + b'(I99\nttNNI8\nI1\nI0\ntb.',
