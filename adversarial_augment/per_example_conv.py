@@ -48,7 +48,7 @@ def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, paddi
   """Returns `conv`, in the form that suits a network mapped over examples by `over_examples`."""
   pads, channels = _pads(images.shape, kernel.shape, stride, padding), min(kernel.shape[2:])
   if jax.default_backend() == 'gpu':
-    if kernel.dtype == jnp.bfloat16 and triton_conv.suits(*kernel.shape[2:4], stride=stride):
+    if kernel.dtype == jnp.bfloat16 and triton_conv.suits(kernel.shape[2], kernel.shape[3], stride):
       return triton_conv.conv(images, kernel, pads)
     return conv(images, kernel, stride=stride, padding=pads)
   if jax.default_backend() != 'cpu' or channels < 32:

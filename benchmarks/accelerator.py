@@ -335,6 +335,11 @@ def markdown(found: Row) -> str:
   return '\n'.join(lines)
 
 
+def write(folder: Path, found: Row) -> None:
+  (folder / 'accelerator.json').write_text(json.dumps(found, indent=1) + '\n')
+  (folder / 'accelerator.md').write_text(markdown(found))
+
+
 def cell(value: Any) -> str:
   if value is None:
     return ''
@@ -381,8 +386,8 @@ def main(argv: list[str]) -> None:
     start = time.monotonic()
     found['measured'][name] = measure(name, left)
     print(f'{name}, {time.monotonic() - start:.0f} s: {found["measured"][name]}', flush=True)
-    (output / 'accelerator.json').write_text(json.dumps(found, indent=1) + '\n')
-    (output / 'accelerator.md').write_text(markdown(found))
+    write(output, found)
+  write(output, found)
   print(markdown(found))
 
 

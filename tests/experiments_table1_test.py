@@ -236,3 +236,22 @@ def test_two_rows_are_trained_and_drawn(tmp_path, output):
   subprocess.run(command, check=True)
   table = json.loads((output / 'table1_smoke.json').read_text())
   assert {row: entry['0']['images_seen'] for row, entry in table.items()} == {'nominal': 16, 'ada_edsr': 16}
+
+
+def test_every_config_has_a_variant_for_one_gpu():
+  for path in sorted(Path('configs').glob('*.py')):
+    if path.stem.startswith('pretrain'):
+      continue
+    config = configs.load(f'{path}:gpu')
+    configs.validate(config)
+    assert (config.dataset, config.num_epochs, config.batch_size) == ('cifar10', 24.0, 256), path
+    assert config.precision == 'bfloat16'
+
+
+@pytest.mark.slow
+def test_the_scale_of_one_gpu_runs_at_a_hundredth_of_its_length(tmp_path, output):
+  """On the embedded images, and with few test images: only that it works can be seen on a CPU."""
+  flags = ['--config.dataset=embedded', '--config.num_epochs=0.24', '--config.optimizer.warmup_epochs=0.02']
+  run(tmp_path, output, '--scale=gpu', '--rows=ada_augmix', *flags, '--config.eval_images=20')
+  table = json.loads((output / 'table1_gpu.json').read_text())
+  assert table['ada_augmix']['0']['images_seen'] == 11 * 256
