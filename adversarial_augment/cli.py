@@ -237,8 +237,15 @@ def default_workdir(spec: str) -> Path:
   return Path('runs') / '_'.join(part for part in (Path(path).name.removesuffix('.py'), variant) if part)
 
 
-def resolve_config(arguments: Arguments, program: str = 'train') -> ConfigDict | None:
+def resolve_config(
+  arguments: Arguments, program: str = 'train', derived: Callable[[ConfigDict], Sequence[str]] = lambda config: ()
+) -> ConfigDict | None:
   """Returns the checked config, or None where a flag only asked to print something, which it does.
+
+  Args:
+    arguments: of the program.
+    program: its name.
+    derived: config -> the lines of what follows from it, which --print_config prints too.
 
   Raises:
     UserError: see `config.load`, `config.override` and `config.validate`.
@@ -249,7 +256,7 @@ def resolve_config(arguments: Arguments, program: str = 'train') -> ConfigDict |
   config = configs.override(configs.load(arguments.config, program), arguments.overrides)
   configs.validate(config)
   if arguments.print_config:
-    print(configs.describe(config))
+    print('\n'.join([configs.describe(config), *derived(config)]))
     return None
   return config
 

@@ -11,7 +11,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, files, inference, launch, results, robustness_flags, signals, streams
+from adversarial_augment import (
+  cli,
+  datasets,
+  files,
+  inference,
+  launch,
+  progress,
+  results,
+  robustness_flags,
+  signals,
+  streams,
+)
 from adversarial_augment import config as configs
 from adversarial_augment.datasets import benchmarks, classes
 from adversarial_augment.errors import UserError
@@ -63,10 +74,11 @@ def main(argv: Sequence[str]) -> int | None:
     config = configs.override(trained, overrides)
     configs.validate(config)
     _check_overrides(config, overrides, attack=request is not None)
-    test = datasets.load(config.dataset, 'test', config.data_dir)
+    with progress.stage(f'reading the images of {config.dataset}'):
+      test = datasets.load(config.dataset, 'test', config.data_dir)
     counted = _labels(workdir, trained, config, test)
-    from adversarial_augment import evaluations, recipe
-
+    with progress.stage('loading JAX'):
+      from adversarial_augment import evaluations, recipe
     about: dict[str, Any] = {'data': {'test': test.provenance}, 'overwrite': arguments.overwrite}
     if request is None:
       test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
@@ -163,7 +175,8 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
   from adversarial_augment.evaluations import Evaluations
 
   mesh, test = sharding.data_mesh(), test_data.images
-  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
+  with progress.stage('reading the newest checkpoint'):
+    restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
   attack: Attack | None = None
   phi: PyTree = {}
   if 'ada' in config.evals:

@@ -108,7 +108,21 @@ class Evaluations:
       poll()
       lines.advance(name, size)
 
-    return measures[name](state, advance) | {'seconds': round(time.monotonic() - began, 1)}
+    with progress.stage(f'evaluating {name}', tell):
+      found = measures[name](state, advance)
+    return found | {'seconds': round(time.monotonic() - began, 1)}
+
+  def forecast(self, name: str, first: float, batch: float) -> float:
+    """Returns the seconds of an evaluation that is compiled.
+
+    Args:
+      name: one of `config.evals`.
+      first: seconds of its first batch, with what was compiled for it.
+      batch: of its next one.
+    """
+    made = name in _CORRUPTIONS and name not in self._prepared  # each corruption has a program of its own
+    programs = len(_CORRUPTIONS[name]) - 1 if made else 0
+    return self._num_images(name) / self._config.batch_size * batch + programs * max(first - batch, 0)
 
   def provenance(self, name: str) -> Result:
     """Returns where the images of an evaluation come from, beside the test set itself."""

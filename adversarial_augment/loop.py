@@ -21,6 +21,7 @@ from adversarial_augment import (
   fields,
   files,
   processes,
+  progress,
   results,
   run_directory,
   signals,
@@ -29,6 +30,7 @@ from adversarial_augment import (
 )
 from adversarial_augment import config as configs
 from adversarial_augment.errors import CheckpointError, NumericalError, Stopped, UserError
+from adversarial_augment.forecast import Forecast
 from adversarial_augment.run_log import Patience, RunLog, tell
 from adversarial_augment.types import TrainState
 
@@ -48,6 +50,7 @@ class Job(NamedTuple):
   describe: Callable[[int, Mapping[str, float]], dict[str, Any]]  # step, metrics -> the line of metrics.jsonl
   evaluate: Callable[[TrainState, int, Callable[[], None]], None]  # state, step, poll; poll raises when asked to stop
   dump: Callable[[int], dict[str, Any]]  # steps made so far -> arrays that tell the next batch, by name
+  forecast: Forecast | None = None  # of the time that is left; None: by the steps alone
 
 
 class _Asked(Exception):
@@ -183,7 +186,8 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
     UserError: they are of another state than `state`.
     StorageError: the directory cannot be read or written.
   """
-  restored = checkpoints.restore_newest(workdir / 'checkpoints', state, report=tell)
+  with progress.stage('reading the newest checkpoint', tell):
+    restored = checkpoints.restore_newest(workdir / 'checkpoints', state, report=tell)
   step, state = restored or (0, state)
   checkpoints.remove_unfinished(workdir / 'checkpoints')
   processes.on_process_0(lambda: run_directory.truncate_log(workdir / 'metrics.jsonl', step))
@@ -211,7 +215,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
   saving, owed = Patience(), False
   alone = jax.process_count() == 1  # several processes settle in lockstep, because writing a line is a collective
   pending: tuple[int, dict[str, Any]] | None = None  # the step made last, and its metrics on the device
-  with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard)) as log:
+  with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard, job.forecast)) as log:
 
     def settle() -> None:
       """Checks and logs the step that was made last."""
@@ -234,7 +238,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
         checkpoints.save(workdir / 'checkpoints', step, state, config_sha256=configs.sha256(config))
         checkpoints.prune(workdir / 'checkpoints', job.keep_checkpoints)
 
-      with log.pause():
+      with log.pause(), progress.stage(f'saving step {step}', tell):
         saved = saving.attempt(step, write, final=final)
       if saved:
         stop.unsaved, stop.kept = False, f'step {step} is saved'

@@ -4,11 +4,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import datetime
 import sys
+import threading
 import time
 
 from adversarial_augment import streams
 
 _SECONDS = 10  # between lines
+_QUIET = 4  # seconds that a stage may take without a word
+
+
+@contextmanager
+def stage(what: str, say: Callable[[str], None] = streams.say) -> Iterator[None]:
+  """Says what goes on, if the block takes longer than a few seconds.
+
+  Args:
+    what: the block does, such as 'reading the data'.
+    say: takes the line; another thread calls it.
+  """
+  done = threading.Event()
+
+  def watch() -> None:
+    if not done.wait(_QUIET):
+      say(f'{what}...')
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    yield
+  finally:
+    done.set()
 
 
 class Lines:

@@ -35,6 +35,7 @@ from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
 
+_FEW_STEPS = 100  # from scratch, below which no classifier has learnt much
 NUM_OFFSETS = 8  # of phi, whose mixtures `attack.name=advmix` searches
 
 
@@ -72,8 +73,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   """
   check_parts(config, mesh.size)
   num_steps = num_steps_of(config, dataset.epoch_size or dataset.num_examples)
-  # A shorter run keeps the shape of a longer one; the quotient may be infinite.
-  steps_of = lambda epochs: int(min(num_steps, num_steps * epochs / config.num_epochs))
+  steps_of = functools.partial(_steps_of, config, num_steps)
   peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
   schedule = schedules.warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
   classifier = functools.partial(build_classifier, config, dataset.num_classes)
@@ -119,6 +119,52 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
       f'{config.batch_size}; lower config.batch_size or set config.num_steps.'
     )
   return steps
+
+
+def derived(config: ConfigDict, num_examples: int | None) -> list[str]:
+  """Returns lines of what follows from a config: learning rate, steps, images seen.
+
+  Args:
+    config: of `train`.
+    num_examples: training images; None: not known, and with them perhaps the steps.
+
+  Raises:
+    UserError: they make no step.
+  """
+  batch, attack = config.batch_size, config.attack
+  rate = schedules.effective_learning_rate(config.optimizer.learning_rate, batch)
+  lines = [f'effective_learning_rate = {rate:g}  # for batches of {batch:,}']
+  if num_examples is None and not config.num_steps:
+    return lines
+  steps = num_steps_of(config, num_examples or 0)
+  passes = f'{steps * batch / num_examples:.3g} passes over {num_examples:,} images' if num_examples else 'in all'
+  warmup, spared = (
+    _steps_of(config, steps, epochs) for epochs in (config.optimizer.warmup_epochs, attack.warmup_epochs)
+  )
+  lines += [
+    f'steps = {steps:,}  # updates, the first {warmup:,} with a rising learning rate',
+    f'images_seen = {steps * batch:,}  # {passes}',
+  ]
+  if attack.name != 'none':
+    lines.append(f'attacked_steps = {steps - spared:,}  # with {attack.num_steps} ascent steps each')
+  return lines
+
+
+def too_few_steps(config: ConfigDict, num_steps: int, num_examples: int) -> str:
+  """Returns a warning where a run cannot learn much; '' for others, and for those that go on from another run."""
+  if num_steps >= _FEW_STEPS or config.init_from is not None:
+    return ''
+  epochs = math.ceil(_FEW_STEPS * config.batch_size / num_examples)
+  field, more = ('num_steps', _FEW_STEPS) if config.num_steps else ('num_epochs', epochs)
+  return (
+    f'warning: config.{field}={config[field]:g} makes {num_steps:,} updates, too few to learn from scratch; set '
+    f'--config.{field}={more} or more'
+  )
+
+
+def _steps_of(config: ConfigDict, num_steps: int, epochs: float) -> int:
+  """Returns the steps of so many epochs: a shorter run keeps the shape of a longer one."""
+  return int(min(num_steps, num_steps * epochs / config.num_epochs))  # the quotient may be infinite
 
 
 def build_classifier(config: ConfigDict, num_classes: int, **options: Any) -> Network:

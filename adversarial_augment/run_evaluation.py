@@ -1,9 +1,8 @@
 """The evaluations of a run: which split, what is known already, which files, and the closing table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import functools
-import itertools
 from pathlib import Path
 import time
 from typing import Any
@@ -11,7 +10,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import checkpoints, files, processes, recipe, results, run_directory, sharding, summary
+from adversarial_augment import (
+  checkpoints,
+  files,
+  processes,
+  progress,
+  recipe,
+  results,
+  run_directory,
+  sharding,
+  summary,
+)
 from adversarial_augment.datasets.benchmarks import Benchmarks
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.evaluations import Evaluations, Poll
@@ -23,7 +32,7 @@ _SECONDS = 2  # between writes of the outcomes of an evaluation that goes on
 
 
 class _Enough(Exception):
-  """Leaves an evaluation after its first batch."""
+  """Leaves an evaluation after its first batches."""
 
 
 def find(
@@ -193,23 +202,41 @@ class Evaluation:
       Patience().attempt(step, lambda: processes.on_process_0(lambda: results.write(path, result)), final=True)
     lines = summary.evals(result)
     if last:
-      figure = processes.on_process_0(lambda: self._draw(state, anew=not known))
+      with progress.stage('drawing the pictures', tell):
+        figure = processes.on_process_0(lambda: self._draw(state, anew=not known))
       lines = summary.closing(result, self._workdir, figure)
     if jax.process_index() == 0:
       print('\n'.join(lines), flush=True)
 
-  def compile(self, state: TrainState) -> None:
-    """Evaluates one batch of each, so that no compilation keeps a later evaluation from noticing a signal."""
-    tell('compiling the evaluation...')
-    for name in self._between_names:
-      batches = itertools.count()
+  def compile(self, state: TrainState) -> float:
+    """Evaluates two batches of each, so that no compilation keeps a later evaluation from noticing a signal.
 
-      def poll(batches: Iterator[int] = batches) -> None:
-        if next(batches):
-          raise _Enough
+    Returns:
+      The seconds that the closing evaluation will take, with its picture.
+    """
+    tell('compiling the evaluations...')
+    seconds = sum(self._try(self._test, name, state) for name in self._config.evals)
+    if self._between is not self._test:
+      for name in self._between_names:
+        self._try(self._between, name, state)
+    return seconds
 
-      with contextlib.suppress(_Enough):
-        self._between.measure(name, state, poll)
+  def _try(self, evaluations: Evaluations, name: str, state: TrainState) -> float:
+    """Evaluates two batches; returns the seconds of all."""
+    times: list[float] = []
+
+    def poll() -> None:
+      times.append(time.monotonic())
+      if len(times) > 2:
+        raise _Enough
+
+    with contextlib.suppress(_Enough):
+      evaluations.measure(name, state, poll)
+    times.append(time.monotonic())
+    first = times[1] - times[0]
+    second = times[2] - times[1] if len(times) > 2 else first
+    compiling = max(first - second, 0) if name == 'ada' else 0  # once more, for the picture
+    return evaluations.forecast(name, first, second) + compiling
 
   def _measure(
     self, state: TrainState, last: bool, names: Sequence[str], about: Mapping[str, Any], poll: Poll

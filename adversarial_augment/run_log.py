@@ -11,6 +11,7 @@ import jax
 
 from adversarial_augment import processes, run_directory, tensorboard
 from adversarial_augment.errors import StorageError
+from adversarial_augment.forecast import Forecast, shown
 
 _ATTEMPTS = 3  # writes that fail in a row before the run ends
 
@@ -64,11 +65,20 @@ class Patience:
 class RunLog:
   """The curves of one start of a run; all processes call it together, process 0 writes."""
 
-  def __init__(self, workdir: Path, start: int, num_steps: int, images_per_step: int, board: bool):
+  def __init__(
+    self,
+    workdir: Path,
+    start: int,
+    num_steps: int,
+    images_per_step: int,
+    board: bool,
+    forecast: Forecast | None = None,
+  ):
     from tqdm import tqdm
 
     self._path = workdir / 'metrics.jsonl'
     self._num_steps, self._images_per_step = num_steps, images_per_step
+    self._forecast = forecast or Forecast(num_steps)
     self._unwritten: list[dict[str, Any]] = []
     self._patience = Patience()
     self._last_step, self._last_time = start, time.monotonic()
@@ -80,7 +90,13 @@ class RunLog:
     if board:
       processes.on_process_0(open_board)
     interactive = jax.process_index() == 0 and sys.stderr.isatty()
-    self._bar = tqdm(total=num_steps, initial=start, unit='step', disable=not interactive, dynamic_ncols=True)
+    self._bar = tqdm(
+      total=num_steps,
+      initial=start,
+      disable=not interactive,
+      dynamic_ncols=True,
+      bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]',
+    )
 
   @contextmanager
   def pause(self) -> Iterator[None]:
@@ -96,14 +112,15 @@ class RunLog:
       StorageError: three attempts in a row failed.
     """
     now = time.monotonic()
-    rate = (step - self._last_step) * self._images_per_step / max(now - self._last_time, 1e-9)
+    seconds = max(now - self._last_time, 1e-9) / max(step - self._last_step, 1)
+    rate, left = self._images_per_step / seconds, self._forecast.left(self._last_step, step, seconds)
     self._last_step, self._last_time = step, now
     line = {**line, 'images_per_second': round(rate, 1)}
     self._unwritten.append(line)
     if step >= self._patience.retry_at:
       self._patience.attempt(step, self.write)
     if jax.process_index() == 0:
-      self._show(step, line)
+      self._show(step, line, left)
 
   def write(self) -> None:
     """Appends the lines that have not been written.
@@ -125,7 +142,7 @@ class RunLog:
       run_directory.append_line(self._path, self._unwritten[0])
       self._unwritten.pop(0)
 
-  def _show(self, step: int, line: Mapping[str, Any]) -> None:
+  def _show(self, step: int, line: Mapping[str, Any], left: float) -> None:
     rate = line['images_per_second']
     known = {name: value for name, value in line.items() if value is not None}  # in the warm-up there is no attack
     text = '  '.join(f'{name} {known[name]:.3g}' for name in ('loss', 'accuracy', 'ssim_mean') if name in known)
@@ -137,9 +154,7 @@ class RunLog:
         self._board.close()
         self._board = None
     if not self._bar.disable:
-      self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s', refresh=False)
+      self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s  ETA {shown(left)}', refresh=False)
       self._bar.update(step - self._bar.n)
       return
-    seconds = (self._num_steps - step) * self._images_per_step / max(rate, 1e-9)
-    left = time.strftime('%H:%M:%S', time.gmtime(seconds)) if seconds < 86400 else f'{seconds / 86400:.1f} days'
-    tell(f'step {step}/{self._num_steps}  {text}  {rate:.0f} images/s  ETA {left}')
+    tell(f'step {step}/{self._num_steps}  {text}  {rate:.0f} images/s  ETA {shown(left)}')

@@ -48,6 +48,8 @@ def opening(
   if 'augmix_all_ops' in config.augment.after:
     yield 'warning: operations of augmix_all_ops are like brightness, contrast and saturate of the test corruptions'
   yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
+  if warning := recipe.too_few_steps(config, static.num_steps, data.epoch_size or data.num_examples):
+    yield warning
 
 
 def _network(config: ConfigDict, phi: PyTree) -> str:

@@ -4,6 +4,7 @@ The path of a batch: `datasets` -> `sharding.shard_batch` -> `train_step` -> `lo
 """
 
 from collections.abc import Callable
+import functools
 from pathlib import Path
 import time
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, files, launch, report
+from adversarial_augment import cli, datasets, files, launch, progress, report
 from adversarial_augment import config as configs
-from adversarial_augment.datasets import benchmarks, classes, mixture, sampling
+from adversarial_augment.datasets import benchmarks, cifar10, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
+from adversarial_augment.forecast import Forecast
 from adversarial_augment.preparation import deepaugment
 from adversarial_augment.types import Dataset, TrainState
 
@@ -23,19 +25,20 @@ def main(argv: list[str]) -> None:
   arguments = cli.parse_train(argv)
   processes = launch.find(arguments)
   with launch.together(processes) as shared:
-    config = cli.resolve_config(arguments)
+    config = cli.resolve_config(arguments, derived=_derived)
     if config is None:
       return
-    from adversarial_augment import evaluations, loop, recipe, tensorboard
-
+    with progress.stage('loading JAX'):
+      from adversarial_augment import evaluations, loop, recipe, tensorboard
     num_local = launch.share_of_batch(processes, config.batch_size)
     if processes is None:  # of several, process 0 alone looks at the workdir
       files.check_folder(arguments.workdir, '--workdir')
       loop.check_run(arguments.workdir, config, {})
     if config.dataset == 'embedded' and config.deepaugment.sets:
       deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
-    splits = _load(config)
-    test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
+    with progress.stage(f'reading the images of {config.dataset}'):
+      splits = _load(config)
+      test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
     recipe.check_adversary(config, splits['train'].image_shape)
     evaluated = {'frost': evaluations.check_frost(config, test_data), **benchmarks.origins(test_data)}
     _check_start(config.init_from, arguments.workdir, splits['train'])
@@ -50,6 +53,20 @@ def main(argv: list[str]) -> None:
       recipe.check_parts(config, num_devices)
   cli.compilation_cache()
   train(config, arguments.workdir, splits, test_data)
+
+
+def _derived(config: ConfigDict) -> list[str]:
+  """Returns what follows from a config and the number of training images, as far as they are known."""
+  from adversarial_augment import recipe
+
+  note = []
+  try:
+    count = datasets.count(config.dataset, 'train', config.data_dir)
+  except UserError as error:
+    count = cifar10.COUNTS['train'] if config.dataset.partition(':')[0] == 'cifar10' else None
+    note = [f'# with the training images that there will be: {error}']
+  known = None if count is None else count - config.holdout
+  return ['', *recipe.derived(config, known), *note]
 
 
 def _load(config: ConfigDict) -> dict[str, Dataset]:
@@ -85,10 +102,11 @@ def train(
   began = time.monotonic()
   mesh = sharding.data_mesh()
   with loop.open_run(workdir, config, _data(splits)) as stop:
-    static, phi = recipe.build(config, splits['train'], mesh)
-    phi = sharding.replicate(mesh, phi)
-    init = lambda: train_step.init_state(static, splits['train'].image_shape)
-    state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
+    with progress.stage('making the networks', loop.tell):
+      static, phi = recipe.build(config, splits['train'], mesh)
+      phi = sharding.replicate(mesh, phi)
+      init = lambda: train_step.init_state(static, splits['train'].image_shape)
+      state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     state = loop.resume(workdir, state)
     if not int(state.step):
       state = _start_from(config.init_from, state, splits['train'])
@@ -98,11 +116,17 @@ def train(
       config, workdir, static, splits, test_data or benchmarks.Benchmarks(splits['test']), began
     )
     read = _reader(static, splits['train'])
-    step: Any = None  # a finished run needs none
+    step: Any = None  # a finished run needs none, and no forecast
+    expected: Forecast | None = None
     if int(state.step) < static.num_steps:
       step = _compile(static, state, read, phi)
-      if config.eval_every:
-        evaluation.compile(state)
+      expected = Forecast(
+        static.num_steps,
+        warmup_steps=static.warmup_steps if static.attack else 0,
+        attacked=_time_attacked(static, state, step, read, phi),
+        eval_every=config.eval_every,
+        evaluation=evaluation.compile(state),
+      )
     job = loop.Job(
       num_steps=static.num_steps,
       images_per_step=static.batch_size,
@@ -113,11 +137,14 @@ def train(
       describe=lambda step, values: _line(step, values, static, splits['train']),
       evaluate=evaluation,
       dump=lambda step: _dump(static, splits['train'], step),
+      forecast=expected,
     )
     state = loop.run(workdir, config, state, job, stop)
     if jax.process_index() == 0:
       try:
-        print(f'  {"report":<20} {report.report([workdir])}', flush=True)
+        with progress.stage('writing the report', loop.tell):
+          page = report.report([workdir])
+        print(f'  {"report":<20} {page}', flush=True)
       except AdversarialAugmentError as error:  # the training is done, and its results are written
         loop.tell(f'warning: no report: {error}')
     return state
@@ -194,6 +221,29 @@ def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: An
   compiled = lowered.compile()
   loop.tell(f'compiled in {time.monotonic() - start:.1f} s')
   return compiled
+
+
+def _time_attacked(
+  static: Any, state: TrainState, step: Callable, read: Callable[[int], Any], phi: Any
+) -> float | None:
+  """Returns the seconds of a step with the adversary, on a copy of the state; None where the first one has it."""
+  import jax
+  import jax.numpy as jnp
+
+  from adversarial_augment import loop, sharding
+
+  if static.attack is None or int(state.step) >= static.warmup_steps:
+    return None
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(static.mesh))
+  def after_warmup(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)._replace(step=jnp.full_like(state.step, static.warmup_steps))
+
+  tried, batch = after_warmup(state), read(0)
+  with progress.stage('timing a step with the adversary', loop.tell):
+    start = time.monotonic()
+    jax.block_until_ready(step(tried, np.int32(static.warmup_steps), *batch, phi))
+    return time.monotonic() - start
 
 
 def _line(step: int, values: Any, static: Any, dataset: Dataset) -> dict[str, Any]:

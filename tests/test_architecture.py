@@ -16,7 +16,7 @@ PACKAGE = 'adversarial_augment'
 LAYERS = {
   'errors': 0, 'registry': 0, 'types': 0,
   'metrics': 0, 'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'threefry': 0, 'triton_conv': 0, 'schedules': 0,
-  'config': 0, 'config_rules': 0, 'config_tables': 0, 'environment': 0, 'fields': 0, 'jax_errors': 0,
+  'config': 0, 'config_rules': 0, 'config_tables': 0, 'environment': 0, 'fields': 0, 'forecast': 0, 'jax_errors': 0,
   'progress': 0,
   'download': 0, 'files': 0, 'manifests': 0, 'pickles': 0, 'processes': 0, 'run_directory': 0, 'signals': 0,
   'state_arrays': 0, 'streams': 0, 'tensorboard': 0, 'untrusted': 0,

@@ -9,6 +9,15 @@ from adversarial_augment.types import Dataset
 DATASETS: dict[str, Callable[[str], Dataset]] = {'embedded': embedded.load}
 
 
+def count(name: str, split: str, data_dir: str) -> int:
+  """Returns how many images a split has, and reads none; see `load`.
+
+  Raises:
+    UserError: no such data set or split.
+  """
+  return embedded.NUM_EXAMPLES[split] if name == 'embedded' else source.count(name, split, data_dir)
+
+
 def load(name: str, split: str, data_dir: str) -> Dataset:
   """Returns one split of a data set, held in memory.
 

@@ -38,13 +38,9 @@ def load(name: str, split: str, data_dir: str) -> Dataset:
     UserError: no such data set or split; not ArrayRecord; not uint8 RGB images of one size with labels in range; or a
       file is damaged.
   """
-  folder = _folder(name, data_dir)
-  label = f"Data set '{name}' in '{folder}'"
-  prepared = records.open_folder(folder, label)
-  names, splits = prepared.class_names, prepared.splits
-  if split not in splits:
-    raise UserError(f"{label} has no split '{split}'; it has: {', '.join(sorted(splits)) or 'none'}.")
-  images, labels = _read(splits[split], split, label)
+  folder, label, prepared = _open(name, split, data_dir)
+  names = prepared.class_names
+  images, labels = _read(prepared.splits[split], split, label)
   if labels.min() < 0 or labels.max() >= len(names):
     raise UserError(
       f"{label}: labels of split '{split}' run from {labels.min()} to {labels.max()}, but must lie in "
@@ -64,6 +60,22 @@ def load(name: str, split: str, data_dir: str) -> Dataset:
     provenance=_provenance(folder, split, prepared.full_name, fingerprint([Batch(images, labels)]), label),
     class_names=() if names == tuple(map(str, range(len(names)))) else names,  # TFDS numbers what has no names
   )
+
+
+def count(name: str, split: str, data_dir: str) -> int:
+  """Returns how many images a split says that it has; see `load`."""
+  _, _, prepared = _open(name, split, data_dir)
+  return sum(shard.num_records for shard in prepared.splits[split])
+
+
+def _open(name: str, split: str, data_dir: str) -> tuple[pathlib.Path, str, records.Prepared]:
+  """Returns a data set's folder, what messages call it, and what it says of itself."""
+  folder = _folder(name, data_dir)
+  label = f"Data set '{name}' in '{folder}'"
+  prepared = records.open_folder(folder, label)
+  if split not in prepared.splits:
+    raise UserError(f"{label} has no split '{split}'; it has: {', '.join(sorted(prepared.splits)) or 'none'}.")
+  return folder, label, prepared
 
 
 def _folder(name: str, data_dir: str) -> pathlib.Path:

@@ -1,0 +1,119 @@
+"""When a run ends: of the steps that are left, each kind by its own time, and of the evaluations."""
+
+from contextlib import closing
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from adversarial_augment import cli, progress, recipe, run_log, train
+from adversarial_augment import config as configs
+from adversarial_augment.errors import UserError
+from adversarial_augment.forecast import Forecast, shown
+from adversarial_augment.run_log import RunLog
+from tests.trainer import ROOT
+
+
+def test_steps_of_each_kind_and_evaluations_count():
+  found = Forecast(100, warmup_steps=40, attacked=5.0, eval_every=30, evaluation=7.0)
+  assert found.left(0, 1, 0.5) == 39 * 0.5 + 60 * 5 + 4 * 7  # after 30, 60, 90 and 100 steps
+  assert found.left(1, 40, 0.25) == 60 * 5 + 3 * 7
+  assert found.left(30, 50, 2.0) == 50 * 5 + 3 * 7  # of both kinds: the time of neither
+  assert found.left(50, 60, 4.0) == 40 * 4 + 2 * 7
+  assert found.left(60, 90, 4.0) == 10 * 4 + 7
+  assert found.left(90, 100, 4.0) == 7
+
+
+def test_without_an_adversary_or_a_warm_up_all_steps_are_alike():
+  for found in (Forecast(10, evaluation=3.0), Forecast(10, warmup_steps=2, evaluation=3.0)):
+    assert found.left(4, 5, 2.0) == 5 * 2 + 3
+  assert Forecast(10).left(9, 10, 2.0) == 0
+  assert [shown(seconds) for seconds in (0.4, 59.6, 3661, 86399, 129600)] == [
+    '00:00:00', '00:01:00', '01:01:01', '23:59:59', '1.5 days',
+  ]  # fmt: skip
+
+
+def test_the_log_shows_it(tmp_path, capfd, monkeypatch):
+  clock = iter([0.0, 10.0, 20.0])
+  monkeypatch.setattr(run_log.time, 'monotonic', lambda: next(clock))
+  forecast = Forecast(100, warmup_steps=50, attacked=60.0, evaluation=600.0)
+  with closing(RunLog(tmp_path, 0, 100, 8, False, forecast)) as log:
+    for step in (10, 20):
+      log.add(step, {'step': step, 'loss': 1.0})
+  etas = re.findall(r'ETA (\S+)', capfd.readouterr().err)
+  assert etas == [shown(40 + 50 * 60 + 600), shown(30 + 50 * 60 + 600)]
+
+
+def test_a_stage_speaks_only_where_it_takes_long(monkeypatch):
+  said: list[str] = []
+  monkeypatch.setattr(progress, '_QUIET', 0.05)
+  with progress.stage('quick', said.append):
+    pass
+  with pytest.raises(UserError), progress.stage('failing', said.append):
+    raise UserError('wrong.')
+  time.sleep(0.2)
+  assert said == []
+  with progress.stage('reading the images', said.append):
+    time.sleep(0.5)
+  assert said == ['reading the images...']
+
+
+@pytest.fixture(scope='module')
+def shown_run(tmp_path_factory):
+  """What a run of two kinds of steps says, where every stage counts as long."""
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  flags = {'num_steps': '4', 'attack.warmup_epochs': '150', 'log_every': '1', 'eval_images': '16'}
+  argv = [f'--config.{name}={value}' for name, value in flags.items()]
+  code = 'import sys; from adversarial_augment import progress, train; progress._QUIET = 0; train.main(sys.argv[1:])'
+  command = [sys.executable, '-c', code, '--config=configs/ada_edsr.py:smoke', f'--workdir={workdir}', *argv]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+
+
+STAGES = (
+  'loading JAX',   'reading the images of embedded', 'making the networks', 'compiling the train step',
+  'timing a step with the adversary', 'compiling the evaluations', 'saving step 4', 'evaluating on the test set',
+  'evaluating clean', 'evaluating ada', 'drawing the pictures', 'writing the report',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_every_stage_of_a_run_says_what_it_does(shown_run, stage):
+  assert f'{stage}...' in shown_run
+
+
+def test_a_run_of_few_steps_is_warned_of_by_the_field(shown_run):
+  assert 'warning: config.num_steps=4 makes 4 updates, too few to learn from scratch' in shown_run
+  config = configs.override(configs.base_config(), {'num_epochs': '1', 'batch_size': '64'})
+  assert recipe.too_few_steps(config, 5, 321) == (
+    'warning: config.num_epochs=1 makes 5 updates, too few to learn from scratch; set --config.num_epochs=20 or more'
+  )
+  assert recipe.too_few_steps(config, 100, 321) == ''
+  assert recipe.too_few_steps(configs.override(config, {'init_from': 'runs/a'}), 5, 321) == ''
+
+
+def printed(capsys, *flags: str) -> list[str]:
+  train.main(['--print_config', *flags])
+  return capsys.readouterr().out.splitlines()
+
+
+def test_print_config_shows_what_follows(capsys, tmp_path):
+  quickstart = printed(capsys, '--config=configs/ada_edsr.py:quickstart', '--config.batch_size=512')
+  assert quickstart[-4:] == [
+    'effective_learning_rate = 0.2  # for batches of 512',
+    'steps = 58  # updates, the first 4 with a rising learning rate',
+    'images_seen = 29,696  # 2.47 passes over 12,000 images',
+    'attacked_steps = 40  # with 2 ascent steps each',
+  ]
+  paper = printed(capsys, '--config=configs/ada_edsr.py', f'--config.data_dir={tmp_path}', '--config.holdout=5000')
+  assert 'steps = 52,734  # updates, the first 878 with a rising learning rate' in paper
+  assert 'images_seen = 13,499,904  # 300 passes over 45,000 images' in paper
+  assert paper[-1].startswith("# with the training images that there will be: No data set 'cifar10'")
+  flags = [f'--config.data_dir={tmp_path}', '--config.dataset=pets']
+  pets = printed(capsys, '--config=configs/nominal.py', *flags)
+  assert pets[-2] == 'effective_learning_rate = 0.1  # for batches of 256'
+  assert 'images_seen = 1,280  # in all' in printed(
+    capsys, '--config=configs/nominal.py', *flags, '--config.num_steps=5'
+  )
+  assert cli.resolve_config(cli.parse_train(['--config=configs/nominal.py'])) is not None
