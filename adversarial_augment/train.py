@@ -59,11 +59,13 @@ def _derived(config: ConfigDict) -> list[str]:
   """Returns what follows from a config and the number of training images, as far as they are known."""
   from adversarial_augment import recipe
 
-  note = []
+  note: list[str] = []
+  count: int | None = None
   try:
     count = datasets.count(config.dataset, 'train', config.data_dir)
   except UserError as error:
-    count = cifar10.COUNTS['train'] if config.dataset.partition(':')[0] == 'cifar10' else None
+    if config.dataset.partition(':')[0] == 'cifar10':
+      count = cifar10.COUNTS['train']
     note = [f'# with the training images that there will be: {error}']
   known = None if count is None else count - config.holdout
   return ['', *recipe.derived(config, known), *note]
