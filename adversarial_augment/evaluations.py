@@ -110,7 +110,7 @@ class Evaluations:
 
     with progress.stage(f'evaluating {name}', tell):
       found = measures[name](state, advance)
-    return found | {'seconds': round(time.monotonic() - began, 1)}
+    return found | {'seconds': round(time.monotonic() - began, 3)}
 
   def forecast(self, name: str, first: float, batch: float) -> float:
     """Returns the seconds of an evaluation that is compiled.

@@ -90,13 +90,7 @@ class RunLog:
     if board:
       processes.on_process_0(open_board)
     interactive = jax.process_index() == 0 and sys.stderr.isatty()
-    self._bar = tqdm(
-      total=num_steps,
-      initial=start,
-      disable=not interactive,
-      dynamic_ncols=True,
-      bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]',
-    )
+    self._bar = tqdm(total=num_steps, initial=start, unit='step', disable=not interactive, dynamic_ncols=True)
 
   @contextmanager
   def pause(self) -> Iterator[None]:
@@ -154,7 +148,12 @@ class RunLog:
         self._board.close()
         self._board = None
     if not self._bar.disable:
-      self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s  ETA {shown(left)}', refresh=False)
+      # The bar's own time left is by the steps so far.
+      left_fmt = self._bar.format_interval(left)
+      self._bar.bar_format = (
+        f'{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{left_fmt}, {{rate_fmt}}{{postfix}}]'
+      )
+      self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s', refresh=False)
       self._bar.update(step - self._bar.n)
       return
     tell(f'step {step}/{self._num_steps}  {text}  {rate:.0f} images/s  ETA {shown(left)}')
