@@ -4,17 +4,20 @@ Orbax writes and reads the arrays. Around it stand what it does not promise: a m
 and of itself (Orbax restores a flipped bit without complaint), one rename as the commit, and a walk from the newest
 step to the oldest when one is damaged.
 
-  directory/<step>/MANIFEST.json    step, config hash, leaves (path, shape, dtype), state hash, file hashes, own hash
-  directory/<step>/arrays/          Orbax; a flat dict from leaf path ('params/conv/w') to array
+  directory/<step>/MANIFEST.json    step, config hash, leaves (path, shape, dtype), state hash, file hashes, own hash,
+                                    and the steps of the log that lead to it
+  directory/<step>/arrays/          Orbax; the bytes of all leaves in the order of their paths ('params/conv/w')
   directory/<step>.tmp/             a save that has not been committed
+
+What else lies there, such as the files of a file manager, an editor or NFS, is left alone.
 
 Every process calls these functions in the same order. Process 0 alone touches the disk, and tells the others the
 outcome, its errors included; so the directory need not be shared, and no process waits for one that has failed.
 A checkpoint does not depend on the number of devices or processes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-import math
+from collections.abc import Iterable, Mapping
+import errno
 import os
 from pathlib import Path
 import re
@@ -24,26 +27,18 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from adversarial_augment import manifests, processes, state_arrays
-from adversarial_augment.errors import CheckpointError, NumericalError, StorageError, UserError
-from adversarial_augment.files import crash_point, fsync_path, storage_errors
+from adversarial_augment import log_steps, manifests, newest_checkpoint, orbax_arrays, processes, state_arrays
+from adversarial_augment.errors import NumericalError, StorageError, UserError
+from adversarial_augment.files import crash_point, fsync_path, in_use, storage_errors
 from adversarial_augment.manifests import Damaged
+from adversarial_augment.newest_checkpoint import Check, Report
+from adversarial_augment.newest_checkpoint import newest_manifest as newest_manifest
+from adversarial_augment.newest_checkpoint import steps as steps
 
 PyTree = Any
 State = TypeVar('State')
-Report = Callable[[str], None]
 
-_MAX_RATIO = 8  # of a state to its parameters; with Adam it is 3
 _TEMPORARY = re.compile(r'\d+(\.replaced|\.pruned)?\.tmp')
-
-
-def steps(directory: Path) -> list[int]:
-  """Returns the steps of the committed checkpoints, rising, damaged ones included; empty without the folder."""
-  with storage_errors(f"read the checkpoints of '{directory}'"):
-    if not directory.exists():
-      return []
-    names = [path.name for path in directory.iterdir()]
-  return sorted(int(name) for name in names if re.fullmatch(r'0|[1-9]\d*', name))
 
 
 def state_sha256(state: PyTree) -> str:
@@ -54,7 +49,7 @@ def state_sha256(state: PyTree) -> str:
   return state_arrays.hash_arrays(state_arrays.to_host(state_arrays.flatten(state)))
 
 
-def save(directory: Path, step: int, state: PyTree, *, config_sha256: str) -> Path:
+def save(directory: Path, step: int, state: PyTree, *, config_sha256: str, log: log_steps.Runs | None = None) -> Path:
   """Writes `directory/<step>` whole, or leaves no trace of it; returns when it is on the disk.
 
   A good checkpoint of the same state and config in that place stays as it is; any other one is replaced.
@@ -64,6 +59,7 @@ def save(directory: Path, step: int, state: PyTree, *, config_sha256: str) -> Pa
     step: updates made so far, at least 0.
     state: arrays only.
     config_sha256: hash of the run's config, kept in the manifest.
+    log: the steps that the run's log has lines of, for the manifest; on process 0.
 
   Returns:
     The checkpoint's folder.
@@ -77,7 +73,7 @@ def save(directory: Path, step: int, state: PyTree, *, config_sha256: str) -> Pa
   for path, array in arrays.items():
     if jax.dtypes.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
       raise NumericalError(f"'{path}' is not finite after step {step}; the checkpoint of this step was not written.")
-  processes.on_process_0(lambda: _write(directory.absolute(), step, arrays, config_sha256))
+  processes.on_process_0(lambda: _write(directory.absolute(), step, arrays, config_sha256, log or []))
   return directory / str(step)
 
 
@@ -99,16 +95,20 @@ def remove_unfinished(directory: Path) -> None:
   processes.on_process_0(lambda: _remove_unfinished(directory))
 
 
-def restore_newest(directory: Path, target: State, *, report: Report) -> tuple[int, State] | None:
+def restore_newest(
+  directory: Path, target: State, *, report: Report, check: Check = lambda manifest: None
+) -> tuple[int, State] | None:
   """Restores the newest good checkpoint into arrays like those of `target`.
 
-  Only reads. A run that goes on in its own directory calls `remove_unfinished` first.
+  Only reads, and may do so beside the run: what is pruned meanwhile is left for a newer one. A run that goes on in its
+  own directory calls `remove_unfinished` first.
 
   Args:
     directory: where the checkpoints lie.
     target: the state's structure; its leaves are jax.Arrays or jax.ShapeDtypeStructs, whose shardings the result gets
       (one without a sharding goes to the first local device).
     report: takes one line per checkpoint that is newer and damaged; called on process 0.
+    check: takes the manifest of the newest good one on process 0, and raises UserError where it is not to be used.
 
   Returns:
     (step, state), or None where there is no checkpoint, good or bad.
@@ -118,7 +118,7 @@ def restore_newest(directory: Path, target: State, *, report: Report) -> tuple[i
     UserError: the checkpoint's leaves are not those of `target`; names the first that differs.
   """
   leaves = state_arrays.flatten(target)
-  restored = _restore(directory, leaves, None, report)
+  restored = _restore(directory, leaves, None, report, check)
   if restored is None:
     return None
   step, arrays = restored
@@ -126,7 +126,12 @@ def restore_newest(directory: Path, target: State, *, report: Report) -> tuple[i
 
 
 def restore_subtree(
-  directory: Path, target: State, names: Iterable[str] = ('params', 'model_state'), *, report: Report
+  directory: Path,
+  target: State,
+  names: Iterable[str] = ('params', 'model_state'),
+  *,
+  report: Report,
+  check: Check = lambda manifest: None,
 ) -> tuple[int, State]:
   """Restores some fields of another run's newest good checkpoint, for fine-tuning and evaluation.
 
@@ -135,6 +140,7 @@ def restore_subtree(
     target: a NamedTuple such as TrainState; the fields `names` are as `target` of `restore_newest`.
     names: the fields to restore; the others are returned as they are.
     report: as in `restore_newest`.
+    check: as in `restore_newest`.
 
   Returns:
     (step, target with the restored fields).
@@ -145,7 +151,7 @@ def restore_subtree(
   """
   subtrees = {name: getattr(target, name) for name in names}
   leaves = state_arrays.flatten(subtrees)
-  restored = _restore(directory, leaves, frozenset(subtrees), report)
+  restored = _restore(directory, leaves, frozenset(subtrees), report, check)
   if restored is None:
     raise UserError(f"No checkpoint under '{directory}'; name the workdir of a run that has saved one.")
   step, arrays = restored
@@ -153,14 +159,35 @@ def restore_subtree(
   return step, target._replace(**values)  # type: ignore[attr-defined]
 
 
+def try_to_save(directory: Path) -> None:
+  """Writes arrays as of a checkpoint and removes them, on this process alone: what keeps them out is found early.
+
+  Raises:
+    StorageError: they cannot be written.
+  """
+  probe = directory.absolute() / f'{10**12}.tmp'  # a name as long as any, which `remove_unfinished` knows
+  with storage_errors(f"save checkpoints under '{directory}'"):
+    was_there = directory.exists()
+    directory.mkdir(exist_ok=True)
+    _delete(probe)
+    try:
+      probe.mkdir()
+      _write_arrays(probe / 'arrays', {'probe': np.zeros(1024, np.float32)})
+    finally:
+      _delete(probe)
+      if not was_there:
+        directory.rmdir()
+
+
 # Writing and deleting, on process 0.
 
 
-def _write(directory: Path, step: int, arrays: Mapping[str, np.ndarray], config_sha256: str) -> None:
+def _write(
+  directory: Path, step: int, arrays: Mapping[str, np.ndarray], config_sha256: str, log: log_steps.Runs
+) -> None:
   """Writes one checkpoint and commits it by a rename; leaves nothing behind when it fails."""
   final, temporary, replaced = (directory / f'{step}{suffix}' for suffix in ('', '.tmp', '.replaced.tmp'))
   content = {
-    'format': manifests.FORMAT,
     'step': step,
     'config_sha256': config_sha256,
     'leaves': state_arrays.describe(arrays),
@@ -176,7 +203,8 @@ def _write(directory: Path, step: int, arrays: Mapping[str, np.ndarray], config_
       temporary.mkdir()
       _write_arrays(temporary / 'arrays', arrays)
       crash_point('after_arrays', step)
-      sealed = manifests.seal({**content, 'files': manifests.hash_files(temporary)})
+      hashes = manifests.hash_files(temporary)
+      sealed = manifests.seal({**content, 'format': manifests.FORMAT, 'log': log, 'files': hashes})
       crash_point('before_manifest', step)
       (temporary / manifests.NAME).write_bytes(manifests.canonical(sealed))
       crash_point('after_manifest', step)
@@ -217,24 +245,12 @@ def _check_space(directory: Path, step: int, size: int) -> None:
     )
 
 
-def _checkpointer() -> Any:
-  """Orbax for this process alone: its barriers would wait for processes that take no part."""
-  import orbax.checkpoint as ocp
-
-  alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix='ada')
-  options = alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
-  handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
-  return ocp.Checkpointer(handler, multiprocessing_options=options)
-
-
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-  import orbax.checkpoint as ocp
-
   try:
-    with _checkpointer() as checkpointer:
-      checkpointer.save(path, args=ocp.args.StandardSave(dict(arrays)))
+    orbax_arrays.write(path, arrays)
   except Exception as error:  # Orbax and TensorStore report a full disk as ValueError, and other faults in other ways
-    raise StorageError(f"Cannot write the arrays in '{path}': {_one_line(error)}; older ones are untouched.") from error
+    reason = orbax_arrays.one_line(error)
+    raise StorageError(f"Cannot write the arrays in '{path}': {reason}; older ones are untouched.") from error
 
 
 def _remove_unfinished(directory: Path) -> None:
@@ -265,29 +281,37 @@ def _prune(directory: Path, keep: int) -> None:
   crash_point('before_prune', max(present, default=None))
   with storage_errors(f"delete old checkpoints under '{directory}'"):
     for step in superfluous:
-      # First the rename, so that a kill does not leave half a checkpoint under a committed name.
-      os.rename(directory / str(step), directory / f'{step}.pruned.tmp')
+      with in_use(directory / str(step), exclusive=True) as free:
+        if not free:
+          continue  # somebody reads it; a later prune deletes it
+        # First the rename, so that a kill does not leave half a checkpoint under a committed name.
+        os.rename(directory / str(step), directory / f'{step}.pruned.tmp')
       _delete(directory / f'{step}.pruned.tmp')
 
 
 def _delete(path: Path) -> None:
-  if path.is_dir() and not path.is_symlink():
-    shutil.rmtree(path)
-  else:
+  if not path.is_dir() or path.is_symlink():
     path.unlink(missing_ok=True)
+    return
+  try:
+    shutil.rmtree(path)
+  except OSError as error:
+    # NFS keeps a file that is deleted while somebody reads it; the next save tries again.
+    if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+      raise
 
 
 # Reading.
 
 
 def _restore(
-  directory: Path, leaves: Mapping[str, Any], names: frozenset[str] | None, report: Report
+  directory: Path, leaves: Mapping[str, Any], names: frozenset[str] | None, report: Report, check: Check
 ) -> tuple[int, dict[str, jax.Array]] | None:
   """Reads on process 0 and gives every process its devices' parts."""
   host: dict[str, np.ndarray] = {}
 
   def read() -> int | None:
-    found = _read_newest(directory.absolute(), leaves, names, report)
+    found = newest_checkpoint.read(directory.absolute(), leaves, names, report, check)
     if found is None:
       return None
     host.update(found[1])
@@ -305,74 +329,3 @@ def _restore(
       array = np.frombuffer(processes.broadcast(data), leaf.dtype).reshape(leaf.shape)
     arrays[path] = state_arrays.to_devices(array, leaf)
   return step, arrays
-
-
-def _read_newest(
-  directory: Path, leaves: Mapping[str, Any], names: frozenset[str] | None, report: Report
-) -> tuple[int, dict[str, np.ndarray]] | None:
-  """The newest good checkpoint's arrays; reports the damaged ones that are newer."""
-  present = steps(directory)[::-1]
-  rejected: list[tuple[int, str]] = []
-  mismatch, found = None, None
-  for step in present:
-    try:
-      manifest = manifests.verify(directory / str(step), step)
-      mismatch = _mismatch(leaves, manifest['leaves'], names)
-      if _num_bytes(manifest['leaves']) > _MAX_RATIO * _num_bytes(state_arrays.describe(leaves)) + (1 << 20):
-        raise Damaged(f'arrays larger than those of a run in {manifests.NAME}')
-      found = step, {} if mismatch else _read_arrays(directory / str(step), manifest)
-      break
-    except Damaged as error:
-      rejected.append((step, str(error)))
-  for step, reason in rejected:
-    report(f'checkpoint {step} rejected: {reason}; ' + (f'using {found[0]}' if found else 'none left'))
-  if found and mismatch:
-    raise UserError(
-      f"Checkpoint {found[0]} under '{directory}' is of another state: {mismatch}; use the config of the run that "
-      'wrote it, or another folder.'
-    )
-  if rejected and not found:
-    raise CheckpointError(
-      f"No usable checkpoint is left of {len(rejected)} under '{directory}' (the newest: {rejected[0][1]}); bring one "
-      'back from a copy, or start anew with another --workdir.'
-    )
-  return found
-
-
-def _read_arrays(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Reads all arrays and compares them with the hash of the state that was saved."""
-  import orbax.checkpoint as ocp
-
-  # A stand-in per array: NumPy, so that Orbax gives the bytes as they are and no dtype is narrowed.
-  target = {path: np.broadcast_to(np.zeros((), dtype), shape) for path, (shape, dtype) in manifest['leaves'].items()}
-  try:
-    with _checkpointer() as checkpointer:
-      arrays = checkpointer.restore(folder / 'arrays', args=ocp.args.StandardRestore(target, strict=True))
-  except Exception as error:  # whatever Orbax meets, this checkpoint does not load
-    raise Damaged(f'{_one_line(error)} in arrays') from error
-  if state_arrays.hash_arrays(arrays) != manifest['state_sha256']:
-    raise Damaged('state_sha256 mismatch in arrays')
-  return arrays
-
-
-def _num_bytes(leaves: Mapping[str, Any]) -> int:
-  return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in leaves.values())
-
-
-def _mismatch(leaves: Mapping[str, Any], saved: Mapping[str, Any], names: frozenset[str] | None) -> str | None:
-  """The first leaf in which the run's state and the checkpoint differ, in words."""
-  here = state_arrays.describe(leaves)
-  there = {path: leaf for path, leaf in saved.items() if names is None or path.split('/')[0] in names}
-  for path in [*here, *sorted(there.keys() - here.keys())]:
-    if here.get(path) != there.get(path):
-      saved_leaf, own_leaf = (_spell(tree.get(path)) for tree in (there, here))
-      return f"'{path}' is {saved_leaf} in the checkpoint and {own_leaf} here"
-  return None
-
-
-def _spell(leaf: list[Any] | None) -> str:
-  return f'{leaf[1]}{leaf[0]}' if leaf else 'absent'
-
-
-def _one_line(error: Exception) -> str:
-  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

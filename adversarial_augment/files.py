@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 import errno
+import fcntl
 import os
 from pathlib import Path
 import signal
@@ -36,15 +37,21 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
 
 
 def check_folder(path: Path, flag: str) -> None:
-  """Refuses a folder that cannot be there or be made, because a file is in its place or above it.
+  """Refuses a folder that cannot be there or be made, because a file is in its place or above it, or for its name.
 
   Args:
     path: the folder, which need not exist.
     flag: what holds it, for the message.
 
   Raises:
-    UserError: names the file.
+    UserError: names the file; or the folder's name is no UTF-8.
   """
+  try:
+    os.fspath(path.absolute()).encode()
+  except UnicodeEncodeError as error:  # JSON, HTML and Orbax know no other names
+    raise UserError(
+      f"{flag}='{path}' cannot be used: its whole name, '{path.absolute()}', is no UTF-8; name another folder."
+    ) from error
   place = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
   if os.path.lexists(place) and not os.path.isdir(place):
     what = 'is a file' if os.path.exists(place) else 'is a link to nothing'
@@ -121,6 +128,29 @@ def fsync_path(path: Path) -> None:
       raise
   finally:
     os.close(descriptor)
+
+
+@contextmanager
+def in_use(folder: Path, *, exclusive: bool = False) -> Iterator[bool]:
+  """Holds a folder against programs that would delete it (shared), or would read it (exclusive), for the block.
+
+  Yields:
+    False where others hold it otherwise. True also where the file system has no such locks.
+  """
+  descriptor = -1
+  try:
+    free = True
+    try:
+      descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+      fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+      free = False
+    except OSError:  # not there, or no locks
+      pass
+    yield free
+  finally:
+    if descriptor >= 0:
+      os.close(descriptor)
 
 
 def crash_wanted(name: str, step: int | None = None) -> bool:

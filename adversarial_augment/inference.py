@@ -8,8 +8,7 @@ The run's directory is enough: the data that it was trained on need not be there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import os
 from pathlib import Path
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import config as configs
-from adversarial_augment import files, manifests, results, untrusted
+from adversarial_augment import files, results, untrusted
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
@@ -98,17 +97,30 @@ def restore(
   like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
   params, model_state = jax.tree.map(like, jax.eval_shape(init))
   target = TrainState(step=None, params=params, model_state=model_state, opt_state=None)  # type: ignore[arg-type]
-  folder = workdir / 'checkpoints'
-  step, state = checkpoints.restore_subtree(folder, target, ('params', 'model_state'), report=tell)
+  about: list[str] = []  # on process 0
 
-  def identify() -> tuple[str, str]:
-    manifest = untrusted.read_json(folder / str(step) / manifests.NAME)
-    if manifest['config_sha256'] not in configs.all_sha256(read_config(workdir)):
-      raise UserError(f"'{workdir}/config.json' is not the config of checkpoint {step}; bring the run's own one back.")
-    return manifest['state_sha256'], manifest['config_sha256']
+  def identify(manifest: Mapping[str, Any]) -> None:
+    check_config(workdir, manifest)
+    about[:] = manifest['state_sha256'], manifest['config_sha256']
 
-  sha256, config_sha256 = processes.on_process_0(identify)
+  step, state = checkpoints.restore_subtree(
+    workdir / 'checkpoints', target, ('params', 'model_state'), report=tell, check=identify
+  )
+  sha256, config_sha256 = processes.on_process_0(lambda: about)
   return Restored(step, sha256, config_sha256, state)
+
+
+def check_config(workdir: Path, manifest: Mapping[str, Any]) -> None:
+  """Refuses a checkpoint that is not of the run whose config.json lies in `workdir`.
+
+  Raises:
+    UserError: its manifest has the hash of another config.
+  """
+  if manifest['config_sha256'] not in configs.all_sha256(read_config(workdir)):
+    raise UserError(
+      f"'{workdir}/config.json' is not the config of checkpoint {manifest['step']}; bring the run's own one back, or "
+      'take a checkpoint of another run out of its folder.'
+    )
 
 
 class Classifier:
@@ -225,11 +237,8 @@ def _num_classes(directory: Path) -> int | None:
   """The outputs of the last layer in the newest good checkpoint; None where there is none."""
   from adversarial_augment import checkpoints
 
-  for step in reversed(checkpoints.steps(directory)):
-    with contextlib.suppress(manifests.Damaged):
-      leaves = manifests.verify(directory / str(step), step)['leaves']
-      return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b')), None)
-  return None
+  leaves = (checkpoints.newest_manifest(directory) or {}).get('leaves', {})
+  return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b')), None)
 
 
 def _check_images(images: np.ndarray) -> None:

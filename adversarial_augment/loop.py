@@ -20,6 +20,7 @@ from adversarial_augment import (
   environment,
   fields,
   files,
+  log_steps,
   processes,
   progress,
   results,
@@ -78,6 +79,7 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
       stack.enter_context(run_directory.lock(workdir))
       if said := check_run(workdir, config, data or {}):
         tell(said)
+      checkpoints.try_to_save(workdir / 'checkpoints')
       run_directory.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
       run_directory.write_json(workdir / 'data.json', dict(data or {}))
       run_directory.write_json(workdir / _ENVIRONMENT, environment.settings())
@@ -181,16 +183,39 @@ def _check_environment(workdir: Path) -> None:
 def resume(workdir: Path, state: TrainState) -> TrainState:
   """Returns the newest good checkpoint's state, or `state` where there is none, and cuts the log back to it.
 
+  Says which lines of the log are missing or double; the run goes on without them.
+
   Raises:
     CheckpointError: there are checkpoints and all are damaged.
-    UserError: they are of another state than `state`.
+    UserError: they are of another state than `state`, or of a run with another config.
     StorageError: the directory cannot be read or written.
   """
+  path = workdir / 'metrics.jsonl'
+  logged: list[list[int]] = []  # on process 0
+
+  def check(manifest: Mapping[str, Any]) -> None:
+    config = configs.from_json((workdir / 'config.json').read_text(), 'config.json')  # as `open_run` has written it
+    if manifest['config_sha256'] not in configs.all_sha256(config):
+      raise UserError(
+        f"Checkpoint {manifest['step']} in '{workdir}/checkpoints' is of another run: its config has the hash "
+        f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; take it out of the folder, '
+        'or name another --workdir.'
+      )
+    logged[:] = manifest.get('log', ())
+
   with progress.stage('reading the newest checkpoint', tell):
-    restored = checkpoints.restore_newest(workdir / 'checkpoints', state, report=tell)
+    restored = checkpoints.restore_newest(workdir / 'checkpoints', state, report=tell, check=check)
   step, state = restored or (0, state)
   checkpoints.remove_unfinished(workdir / 'checkpoints')
-  processes.on_process_0(lambda: run_directory.truncate_log(workdir / 'metrics.jsonl', step))
+
+  def cut() -> None:
+    kept, doubled = run_directory.truncate_log(path, step)
+    if missing := sorted(set(log_steps.expand(logged)).difference(kept)):
+      tell(f"warning: '{path}' has lost its line of {log_steps.spell(missing)}; the curves have a gap there.")
+    if doubled:
+      tell(f"warning: '{path}' had a second line of {log_steps.spell(sorted(set(doubled)))}; the first ones stay.")
+
+  processes.on_process_0(cut)
   if step:
     tell(f'resuming from step {step}')
   return state
@@ -234,8 +259,9 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
       settle()
 
       def write() -> None:
-        log.write()
-        checkpoints.save(workdir / 'checkpoints', step, state, config_sha256=configs.sha256(config))
+        log.write(durable=True)  # before the checkpoint that covers it
+        sha256 = configs.sha256(config)
+        checkpoints.save(workdir / 'checkpoints', step, state, config_sha256=sha256, log=log.steps)
         checkpoints.prune(workdir / 'checkpoints', job.keep_checkpoints)
 
       with log.pause(), progress.stage(f'saving step {step}', tell):

@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 import socket
+import sys
 from typing import Any
 
 from adversarial_augment import files, untrusted
@@ -91,12 +92,15 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
       os.close(descriptor)
 
 
-def truncate_log(path: Path, step: int) -> None:
-  """Keeps the lines of steps up to `step`, in one atomic replacement; a half-written last line goes.
+def truncate_log(path: Path, step: int) -> tuple[list[int], list[int]]:
+  """Keeps the lines of steps up to `step`, in one atomic replacement; a half-written last line goes, and a second one.
 
   Args:
     path: a log of `append_line`, records with an int `step`, in rising order; a missing file is an empty log.
     step: the step that a resume goes on from; 0 for a run that starts.
+
+  Returns:
+    The steps of the lines that stay, and of those that went because their step had a line before.
 
   Raises:
     UserError: a line that is to stay is no record.
@@ -104,13 +108,28 @@ def truncate_log(path: Path, step: int) -> None:
   """
   with files.storage_errors(f"cut '{path}' back to step {step}"):
     try:
-      kept = b''.join(_lines_until(untrusted.lines(path), step, path))
+      found = list(_lines_until(untrusted.lines(path), step, path))
     except FileNotFoundError:
-      return
+      return [], []
     except untrusted.Unusable as error:
       raise UserError(f"'{path}' cannot be used ({error}); remove it, or name another --workdir.") from error
-    if len(kept) < path.stat().st_size:
-      files.replace(path, kept, crash='mid_log_truncate', step=step)
+    kept: dict[int, bytes] = {}
+    doubled: list[int] = []
+    last = 0
+    for line_step, line in found:
+      if line_step > last:
+        kept[line_step], last = line, line_step
+      else:
+        doubled.append(line_step)
+    content = b''.join(kept.values())
+    if len(content) < path.stat().st_size:
+      files.replace(path, content, crash='mid_log_truncate', step=step)
+    return list(kept), doubled
+
+
+def steps_of_log(path: Path) -> list[int]:
+  """Returns the steps of the lines of such a log; raises as `truncate_log`."""
+  return truncate_log(path, sys.maxsize)[0]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,8 +150,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
     data = data[os.write(descriptor, data) :]
 
 
-def _lines_until(lines: Iterator[bytes], step: int, path: Path) -> Iterator[bytes]:
-  """The whole lines whose step is at most `step`."""
+def _lines_until(lines: Iterator[bytes], step: int, path: Path) -> Iterator[tuple[int, bytes]]:
+  """The whole lines, and their steps, up to the first whose step is larger than `step`."""
   for number, line in enumerate(lines, start=1):
     try:
       line_step = untrusted.parse_json(line)['step'] if line.endswith(b'\n') else None
@@ -144,7 +163,7 @@ def _lines_until(lines: Iterator[bytes], step: int, path: Path) -> Iterator[byte
       raise UserError(f"'{path}' line {number} is no record with a step; remove the line, or name another --workdir.")
     if line_step > step:
       return
-    yield line
+    yield line_step, line
 
 
 def _dumps(value: Any, path: Path, indent: int | None) -> str:

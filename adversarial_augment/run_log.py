@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from adversarial_augment import processes, run_directory, tensorboard
+from adversarial_augment import files, log_steps, processes, run_directory, tensorboard
 from adversarial_augment.errors import StorageError
 from adversarial_augment.forecast import Forecast, shown
 
@@ -74,11 +74,14 @@ class RunLog:
     board: bool,
     forecast: Forecast | None = None,
   ):
+    """Goes on with the log of `workdir`, which a resume has cut back to `start`."""
     from tqdm import tqdm
 
     self._path = workdir / 'metrics.jsonl'
     self._num_steps, self._images_per_step = num_steps, images_per_step
     self._forecast = forecast or Forecast(num_steps)
+    known = processes.on_process_0(lambda: [self._size_on_disk(), log_steps.of(run_directory.steps_of_log(self._path))])
+    self._size, self.steps = known  # `steps` are those of all lines; on process 0
     self._unwritten: list[dict[str, Any]] = []
     self._patience = Patience()
     self._last_step, self._last_time = start, time.monotonic()
@@ -116,13 +119,21 @@ class RunLog:
     if jax.process_index() == 0:
       self._show(step, line, left)
 
-  def write(self) -> None:
-    """Appends the lines that have not been written.
+  def write(self, *, durable: bool = False) -> None:
+    """Appends the lines that have not been written; `durable` waits until all lines are on the disk.
 
     Raises:
       StorageError: the disk takes them not.
     """
-    processes.on_process_0(self._append)
+
+    def write() -> None:
+      self._append()
+      if durable and self._size:
+        with files.storage_errors(f"write '{self._path}'"):
+          files.fsync_path(self._path)
+          files.fsync_path(self._path.parent)
+
+    processes.on_process_0(write)
     self._unwritten.clear()
 
   def close(self) -> None:
@@ -132,9 +143,22 @@ class RunLog:
       self._board.close()
 
   def _append(self) -> None:
+    size = self._size_on_disk()
+    if size != self._size:
+      what = 'lost' if size < self._size else 'gained'
+      tell(
+        f"warning: '{self._path}' has {what} {abs(size - self._size):,} bytes that are not of this run: lines of its "
+        'curves are missing or double; the run goes on.'
+      )
     while self._unwritten:
       run_directory.append_line(self._path, self._unwritten[0])
-      self._unwritten.pop(0)
+      log_steps.append(self.steps, self._unwritten.pop(0)['step'])
+      size = self._size_on_disk()
+    self._size = size
+
+  def _size_on_disk(self) -> int:
+    with files.storage_errors(f"look at '{self._path}'"):
+      return self._path.stat().st_size if self._path.exists() else 0
 
   def _show(self, step: int, line: Mapping[str, Any], left: float) -> None:
     rate = line['images_per_second']

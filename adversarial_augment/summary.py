@@ -20,6 +20,7 @@ import numpy as np
 from adversarial_augment import attacks, corruption_nets, environment, recipe, threefry, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
+from adversarial_augment.errors import UserError
 from adversarial_augment.metrics import ALL_NAMES, CIFAR10_1_COUNTS
 from adversarial_augment.run_log import tell
 from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
@@ -233,7 +234,10 @@ def draw(
     return None
   from adversarial_augment import figures
 
-  figures.training_curves(path.with_name('training_curves.png'), path.parent.parent / 'metrics.jsonl')
+  try:
+    figures.training_curves(path.with_name('training_curves.png'), path.parent.parent / 'metrics.jsonl')
+  except UserError as error:  # lines of the log are lost, and the rest of the run is not
+    tell(f'warning: no curves: {error}')
   if attack is None:
     return None
   images, labels = dataset.read(np.arange(min(_EXAMPLES, dataset.num_examples)))

@@ -186,11 +186,17 @@ def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> T
   """Takes parameters and statistics over from another run; the step and the optimiser start anew."""
   if init_from is None:
     return state
-  from adversarial_augment import checkpoints, classifiers, loop
+  from adversarial_augment import checkpoints, classifiers, inference, loop
 
-  folder = files.user_path(init_from, 'config.init_from') / 'checkpoints'
+  folder = files.user_path(init_from, 'config.init_from')
   outputs = _outputs(init_from, dataset)
-  step, state = checkpoints.restore_subtree(folder, state, ('params', 'model_state'), report=loop.tell)
+  step, state = checkpoints.restore_subtree(
+    folder / 'checkpoints',
+    state,
+    ('params', 'model_state'),
+    report=loop.tell,
+    check=lambda manifest: inference.check_config(folder, manifest),
+  )
   loop.tell(f"starting from the parameters of '{init_from}' after step {step}")
   if outputs is None:
     return state

@@ -9,7 +9,7 @@ import pytest
 
 from adversarial_augment import checkpoints, manifests
 from adversarial_augment.errors import CheckpointError
-from tests.checkpoint_cases import assert_restores, files_of, flip, make_state
+from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, save
 
 # Damage.
 
@@ -93,12 +93,28 @@ def test_manifest_of_another_format_is_rejected(directory):
   assert 'unknown format 99 in MANIFEST.json' in line
 
 
-@pytest.mark.parametrize('name', ['extra', 'arrays/d/extra', 'arrays/two\nlines'])
-def test_an_extra_file_is_rejected(directory, name):
-  (directory / '30' / name).write_text('x')
-  (line,) = assert_restores(directory, 20, lines=1)
-  assert 'extra file in ' in line
-  assert '\n' not in line
+@pytest.mark.parametrize(
+  'name',
+  [
+    '.DS_Store', 'arrays/.DS_Store', 'arrays/d/.DS_Store', 'arrays/ocdbt.process_0/._manifest.ocdbt',
+    'arrays/.nfs0000000000a1b2c300000001', 'arrays/_METADATA~', '.MANIFEST.json.swp', '#MANIFEST.json#', 'Thumbs.db',
+    'arrays/two\nlines', 'arrays/ocdbt.process_1/manifest.ocdbt', 'arrays/d/sub/desktop.ini',
+  ],
+)  # fmt: skip
+def test_a_file_that_the_manifest_does_not_list_costs_nothing(directory, name):
+  path = directory / '30' / name
+  path.parent.mkdir(exist_ok=True)
+  path.write_text('x')
+  (directory / path.name).write_text('x')  # nor beside the checkpoints
+  assert_restores(directory, 30)
+  inode = (directory / '30').stat().st_ino
+  save(directory, 30)
+  assert (directory / '30').stat().st_ino == inode
+  save(directory, 40)
+  save(directory, 50)
+  checkpoints.prune(directory, 2)
+  assert checkpoints.steps(directory) == [40, 50]
+  assert not list(directory.glob('*.tmp'))
 
 
 def test_an_unreadable_file_is_rejected(directory, monkeypatch):

@@ -1,0 +1,249 @@
+"""The log and the checkpoints that cover it: what is on the disk first, and lines that are lost, doubled or deleted."""
+
+import os
+from pathlib import Path
+import re
+import shutil
+
+import pytest
+
+from adversarial_augment import checkpoints, files, log_steps, manifests
+from tests.train_loop_test import kill, start, steps
+
+
+@pytest.fixture
+def stopped(tmp_path) -> Path:
+  """A run of 12 steps with a checkpoint after 8, and lines of 1 to 8."""
+  workdir = tmp_path / 'w'
+  with pytest.raises(RuntimeError, match='after step 8'):
+    start(workdir, at={7: kill(15)}, checkpoint_every=0)
+  assert steps(workdir) == list(range(1, 9))
+  return workdir
+
+
+def change(workdir: Path, kept: list[int]) -> None:
+  """Leaves the lines of some steps, in that order."""
+  path = workdir / 'metrics.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b''.join(lines[step - 1] for step in kept))
+
+
+@pytest.mark.parametrize(
+  'kept, said',
+  [
+    ([1, 2, 3, 4, 5, 6, 7, 8], None),
+    ([], 'has lost its line of steps 1 to 8 (8 lines);'),
+    ([1, 2, 3, 4, 5], 'has lost its line of steps 6, 7, 8;'),
+    ([1, 2, 4, 5, 8], 'has lost its line of steps 3, 6, 7;'),
+    ([2, 3, 4, 5, 6, 7, 8], 'has lost its line of step 1;'),
+    ([1, 2, 3, 3, 4, 5, 6, 7, 8], 'had a second line of step 3;'),
+    ([1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8], 'had a second line of steps 4, 5, 6;'),
+  ],
+)
+def test_a_resume_says_which_lines_are_missing_or_double_and_goes_on(stopped, capfd, kept, said):
+  change(stopped, kept)
+  capfd.readouterr()
+  start(stopped)
+  warnings = [line for line in capfd.readouterr().err.splitlines() if 'warning' in line]
+  assert [said in line for line in warnings] == ([True] if said else [])
+  assert steps(stopped) == sorted(set(kept)) + [9, 10, 11, 12]
+
+
+def test_a_log_that_is_gone_is_said_to_be(stopped, capfd):
+  (stopped / 'metrics.jsonl').unlink()
+  start(stopped)
+  assert 'has lost its line of steps 1 to 8 (8 lines);' in capfd.readouterr().err
+  assert steps(stopped) == [9, 10, 11, 12]
+
+
+def test_another_log_every_between_two_starts_loses_nothing(stopped, capfd):
+  """1 to 8, then every third, then all: no line is said to be missing that never was."""
+  with pytest.raises(RuntimeError, match='after step 11'):
+    start(stopped, at={10: kill(15)}, log_every=3)
+  start(stopped, log_every=5)
+  assert 'warning' not in capfd.readouterr().err
+  assert steps(stopped) == [*range(1, 10), 12]
+
+
+@pytest.mark.parametrize(
+  'harm, what',
+  [
+    (lambda path: path.unlink(), 'lost'),
+    (lambda path: os.truncate(path, 10), 'lost'),
+    (lambda path: path.write_bytes(path.read_bytes() * 2), 'gained'),
+  ],
+)
+def test_a_log_that_changes_under_a_run_is_noticed_once_and_by_the_next_start(tmp_path, capfd, harm, what):
+  workdir = tmp_path / 'w'
+  path = workdir / 'metrics.jsonl'
+  with pytest.raises(RuntimeError, match='after step 11'):
+    start(workdir, at={6: lambda: harm(path), 10: kill(15)})
+  err = capfd.readouterr().err
+  assert len(re.findall(f"warning: '{path}' has {what} [0-9,]+ bytes", err)) == 1, err
+
+
+def test_lines_that_are_deleted_under_a_run_are_named_by_the_next_start(tmp_path, capfd):
+  workdir = tmp_path / 'w'
+  path = workdir / 'metrics.jsonl'
+  cut = lambda: path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:2]))
+  with pytest.raises(RuntimeError, match='after step 11'):
+    start(workdir, at={6: cut, 10: kill(15)})
+  capfd.readouterr()
+  start(workdir)
+  assert re.search('has lost its line of steps 3, 4, 5', capfd.readouterr().err)
+
+
+def test_lines_deleted_after_the_last_step_are_noticed_when_the_run_is_started_again(tmp_path, capfd):
+  workdir = tmp_path / 'w'
+  start(workdir)
+  change(workdir, [1, 2, 12])
+  capfd.readouterr()
+  start(workdir)
+  assert 'has lost its line of steps 3 to 11 (9 lines);' in capfd.readouterr().err
+
+
+def test_the_log_is_on_the_disk_before_the_checkpoint_that_covers_it(tmp_path, monkeypatch):
+  """What fsync has seen of the log when a checkpoint is renamed has the lines up to its step."""
+  workdir = tmp_path / 'w'
+  path, synced, seen = workdir / 'metrics.jsonl', [b'', False], {}
+  fsync, rename = os.fsync, os.rename
+
+  def record_fsync(descriptor: int) -> None:
+    fsync(descriptor)
+    name = os.readlink(f'/proc/self/fd/{descriptor}')
+    if name == str(path):
+      synced[0] = path.read_bytes()
+    synced[1] = synced[1] or (name == str(workdir) and path.exists())
+
+  def record_rename(source: Path, destination: Path) -> None:
+    if Path(destination).parent.name == 'checkpoints' and Path(destination).name.isdigit():
+      seen[int(Path(destination).name)] = len(synced[0].splitlines()), synced[1]
+    rename(source, destination)
+
+  monkeypatch.setattr(os, 'fsync', record_fsync)
+  monkeypatch.setattr(os, 'rename', record_rename)
+  start(workdir)
+  assert seen == {4: (4, True), 8: (8, True), 12: (12, True)}
+
+
+def test_the_manifest_says_of_which_steps_the_log_has_lines(tmp_path):
+  start(tmp_path / 'w', 50, log_every=10, checkpoint_every=25)
+  for step, expected in ((25, [1, 10, 20]), (50, [1, 10, 20, 30, 40, 50])):
+    manifest = manifests.verify(tmp_path / 'w' / 'checkpoints' / str(step), step)
+    assert list(log_steps.expand(manifest['log'])) == expected
+
+
+def test_a_checkpoint_without_a_log_is_taken_as_it_is(stopped, capfd):
+  """As older versions have written them."""
+  folder = stopped / 'checkpoints' / '8'
+  body = {name: value for name, value in manifests.verify(folder, 8).items() if name not in ('manifest_sha256', 'log')}
+  (folder / manifests.NAME).write_bytes(manifests.canonical(manifests.seal(body)))
+  change(stopped, [1, 2])
+  start(stopped)
+  assert 'warning' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'log', [[[1, 8]], [[0, 1, 1]], [[1, 9, 1]], [[2, 2, 0]], [[3, 4, 1], [2, 2, 1]], [[1, '2', 1]], 3]
+)
+def test_a_manifest_with_impossible_lines_is_damaged(stopped, log):
+  folder = stopped / 'checkpoints' / '8'
+  body = {name: value for name, value in manifests.verify(folder, 8).items() if name != 'manifest_sha256'}
+  (folder / manifests.NAME).write_bytes(manifests.canonical(manifests.seal({**body, 'log': log})))
+  with pytest.raises(manifests.Damaged, match=r'of another type in MANIFEST\.json'):
+    manifests.verify(folder, 8)
+
+
+@pytest.mark.parametrize(
+  'steps', [[], [7], [1, 10, 20, 30], [1, 2, 3, 7, 9, 11, 20], list(range(5, 500, 5)), [1, 3, 4]]
+)
+def test_runs_of_steps_say_the_steps(steps):
+  runs = log_steps.of(steps)
+  assert list(log_steps.expand(runs)) == steps
+  assert len(runs) <= max(1, len(steps))
+
+
+@pytest.mark.parametrize(
+  'steps, words',
+  [
+    ([3], 'step 3'),
+    ([3, 9], 'steps 3, 9'),
+    (list(range(10, 100, 10)), 'steps 10 to 90 (9 lines)'),
+    ([1, 2, 3, 9, 20, 21, 40], 'steps 1 to 3 (3 lines), 9 to 20 (2 lines), 21 to 40 (2 lines)'),
+    ([2**power for power in range(12)], 'steps 1 to 2 (2 lines), 4 to 8 (2 lines), 16 to 32 (2 lines), '
+     '64 to 128 (2 lines), 256 to 512 (2 lines) and 2 more'),
+  ],
+)  # fmt: skip
+def test_steps_in_words(steps, words):
+  assert log_steps.spell(steps) == words
+
+
+def test_a_log_of_many_lines_has_a_short_manifest():
+  assert log_steps.of([1, *range(50, 60_001, 50)]) == [[1, 50, 49], [100, 60_000, 50]]
+
+
+# A checkpoint of another run.
+
+
+@pytest.mark.parametrize('field, value', [('seed', 1), ('optimizer.learning_rate', 0.3), ('batch_size', 512)])
+def test_a_checkpoint_of_another_run_is_not_resumed_from(stopped, tmp_path, field, value):
+  other = tmp_path / 'other'
+  start(other, 16, **{field: value})
+  shutil.copytree(other / 'checkpoints' / '16', stopped / 'checkpoints' / '16')
+  before = sorted(files_below(stopped))
+  with pytest.raises(ValueError, match=r'Checkpoint 16 in .* is of another run: its config has the hash [0-9a-f]{12}'):
+    start(stopped)
+  assert sorted(files_below(stopped)) == before
+  shutil.rmtree(stopped / 'checkpoints' / '16')
+  assert int(start(stopped).step) == 12
+
+
+def test_a_checkpoint_of_the_same_config_with_other_log_every_is_resumed_from(stopped, tmp_path):
+  other = tmp_path / 'other'
+  start(other, 12, log_every=3, checkpoint_every=5)
+  shutil.copytree(other / 'checkpoints' / '10', stopped / 'checkpoints' / '10')
+  assert int(start(stopped).step) == 12
+
+
+def files_below(folder: Path) -> list[str]:
+  return [str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()]
+
+
+# A folder that cannot hold a checkpoint.
+
+
+def test_a_folder_that_no_checkpoint_fits_in_is_refused_before_the_first_step(tmp_path, monkeypatch):
+  """Its own files have names that are short enough; those that Orbax makes do not."""
+  deep = tmp_path
+  while len(str(deep)) < 4096 - 200:
+    deep = deep / ('d' * 80)
+  deep = deep / ('e' * (4096 - 60 - len(str(deep)) - 1))
+  with pytest.raises(files.StorageError, match='save checkpoints under|Cannot write the arrays'):
+    start(deep, at={0: lambda: pytest.fail('a step was made')})
+  assert not (deep / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize('relative', [False, True])
+def test_a_folder_whose_name_is_no_utf_8_is_refused_before_anything_is_made(tmp_path, monkeypatch, relative):
+  name = os.fsdecode(b'caf\xe9')
+  workdir = tmp_path / name / 'w'
+  if relative:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    workdir = Path('w')
+  with pytest.raises(ValueError, match='is no UTF-8; name another folder'):
+    start(workdir)
+  assert not workdir.exists()
+
+
+def test_a_start_leaves_no_probe(tmp_path):
+  class Enough(Exception):
+    pass
+
+  def enough() -> None:
+    assert not (tmp_path / 'w' / 'checkpoints').exists()
+    raise Enough
+
+  with pytest.raises(Enough):
+    start(tmp_path / 'w', at={0: enough})
+  assert checkpoints.steps(tmp_path / 'w' / 'checkpoints') == []
