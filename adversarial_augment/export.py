@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adversarial_augment import cli, files, inference, run_directory, signals, streams
+from adversarial_augment import cli, files, inference, progress, run_directory, signals, streams
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import lookup
@@ -71,7 +71,9 @@ def main(argv: Sequence[str]) -> None:
     raise UserError('--output is empty; name a folder, or leave the flag out.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
   _check_output(output, arguments.overwrite)
-  for line in export(inference.load_classifier(workdir), workdir, output, named):
+  with progress.stage('exporting the classifier'):
+    lines = export(inference.load_classifier(workdir), workdir, output, named)
+  for line in lines:
     print(line, flush=True)
 
 

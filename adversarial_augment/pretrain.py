@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, files, launch
+from adversarial_augment import cli, files, launch, progress
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.pretraining import sources as image_sources
@@ -31,13 +31,14 @@ def main(argv: list[str]) -> None:
     config = cli.resolve_config(arguments, 'pretrain')
     if config is None:
       return
-    from adversarial_augment import loop, sharding
-
+    with progress.stage('loading JAX'):
+      from adversarial_augment import loop, sharding
     num_local = launch.share_of_batch(processes, config.batch_size)
     if processes is None:  # of several, process 0 alone looks at the workdir
       files.check_folder(arguments.workdir, '--workdir')
       loop.check_run(arguments.workdir, config, {})
-    sources = _sources(config)
+    with progress.stage(f'reading the images of {config.dataset}'):
+      sources = _sources(config)
     shared |= launch.facts('pretrain', configs.to_json(config), {'data': _hashes(sources)})
   num_devices = cli.virtual_devices(num_local)
   if processes is None:
@@ -193,11 +194,15 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
       evaluate=evaluate,
       dump=lambda step: {'crops': sources[step % len(sources)].read(step)[0]},
     )
-    state = loop.run(workdir, config, loop.resume(workdir, state), job, stop)
+    state = loop.resume(workdir, state)
+    if int(state.step) < config.num_steps:
+      tell('compiling the train step...')
+    state = loop.run(workdir, config, state, job, stop)
     if jax.process_index() != 0:
       return
     params = jax.device_get(state.params)
-    result = measure(params)
+    with progress.stage('measuring on images not trained on', tell):
+      result = measure(params)
     _check_gates(config, result, first, jax.device_get(trees.block_norms(params)))
     with files.storage_errors(f"write the weight file '{output}'"):
       output.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from adversarial_augment import cli, files, signals
+from adversarial_augment import cli, files, progress, signals
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import page, runs
 
@@ -47,7 +47,9 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   arguments = _parser().parse_args(argv)
-  print(f'Wrote {report(arguments.folders, arguments.output)}')
+  with progress.stage('reading the runs and drawing the page'):
+    path = report(arguments.folders, arguments.output)
+  print(f'Wrote {path}')
 
 
 def _parser() -> cli.Parser:

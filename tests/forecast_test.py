@@ -1,6 +1,6 @@
 """When a run ends: of the steps that are left, each kind by its own time, and of the evaluations."""
 
-from contextlib import closing
+from contextlib import closing, contextmanager
 import re
 import subprocess
 import sys
@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from adversarial_augment import cli, progress, recipe, run_log, train
+from adversarial_augment import cli, evaluate, export, progress, recipe, report, run_log, train
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.forecast import Forecast, shown
 from adversarial_augment.run_log import RunLog
+from tests import classifier_cases
 from tests.trainer import ROOT
 
 
@@ -117,3 +118,26 @@ def test_print_config_shows_what_follows(capsys, tmp_path):
     capsys, '--config=configs/nominal.py', *flags, '--config.num_steps=5'
   )
   assert cli.resolve_config(cli.parse_train(['--config=configs/nominal.py'])) is not None
+
+
+def test_other_commands_say_what_they_do(tmp_path, monkeypatch):
+  said: list[str] = []
+
+  @contextmanager
+  def stage(what, say=None):
+    said.append(what)
+    yield
+
+  monkeypatch.setattr(progress, 'stage', stage)
+  classifier_cases.save_run(tmp_path / 'w')
+  monkeypatch.chdir(tmp_path)
+  flags = ['--workdir=w', '--config.eval_images=4', '--config.batch_size=4']
+  evaluate.main([*flags, '--evals=clean'])
+  evaluate.main([*flags[:1], '--attack=pgd', '--norm=linf', '--epsilon=1/255', '--num_examples=4', '--allow_suspect'])
+  report.main(['w'])
+  export.main(['--workdir=w', '--formats=safetensors'])
+  for stage in (
+    'loading JAX', 'reading the images of embedded', 'reading the newest checkpoint', 'evaluating clean',
+    'compiling pgd for 4 images', 'reading the runs and drawing the page', 'exporting the classifier',
+  ):  # fmt: skip
+    assert stage in said, said

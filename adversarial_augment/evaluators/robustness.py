@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import metrics, sharding, threefry
+from adversarial_augment import metrics, progress, sharding, threefry
 from adversarial_augment.attacks import inputs, suites, validity
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.attacks.rounds import judged
@@ -87,7 +87,8 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
   @functools.cache
   def compiled(through: str, index: int, size: int) -> Callable:
     like = arguments(index, 0, np.zeros(size, np.int32))
-    return attack_step.lower(stages[index].rounds.make, through, *like).compile()
+    with progress.stage(f'compiling {stages[index].name} for {size} images'):
+      return attack_step.lower(stages[index].rounds.make, through, *like).compile()
 
   def run_attack(through: str, index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images, taken = compiled(through, index, len(part))(*arguments(index, inner, part))
