@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
 from adversarial_augment import environment, fields, files, jax_errors, signals, streams
-from adversarial_augment.errors import AdversarialAugmentError, Stopped, StorageError, UserError
+from adversarial_augment.errors import AdversarialAugmentError, Interrupted, StorageError, UserError
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _LESS_MEMORY = 'end other programs that use the device, or do less at once: fewer images, or a smaller batch'
@@ -104,8 +104,8 @@ def _known(error: BaseException) -> tuple[str, int] | None:
   """Returns the message and the exit code of an error that is no defect of the program; None of another one."""
   if isinstance(error, KeyboardInterrupt):
     return f'interrupted: {str(error) or _KEPT}.', _INTERRUPTED
-  if isinstance(error, Stopped):
-    return str(error) or f'stopped by SIGTERM: {_KEPT}.', error.exit_code
+  if isinstance(error, Interrupted):
+    return f'{error}: {_KEPT}.', error.exit_code
   if isinstance(error, AdversarialAugmentError):
     return str(error), error.exit_code
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output
@@ -279,11 +279,17 @@ def virtual_devices(batch_size: int) -> int | None:
 
   Returns:
     How many devices this process will have, or None where that is not known before they exist: with accelerators.
+
+  Raises:
+    UserError: a choice of the user is 0 devices.
   """
   import jax
 
   forced = re.findall(r'xla_force_host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
   count = int(forced[-1]) if forced else jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+  if count == 0:
+    name = 'XLA_FLAGS' if forced else 'JAX_NUM_CPU_DEVICES'
+    raise UserError(f'{name} asks for 0 devices of the CPU; name at least 1, or leave it out.')
   if not forced and count < 0:
     count = next(n for n in range(min(usable_cores(), batch_size), 0, -1) if batch_size % n == 0)
     try:

@@ -24,6 +24,8 @@ _PINNED = {
   'JAX_NUMPY_DTYPE_PROMOTION': 'standard',
   'JAX_LEGACY_PRNG_KEY': 'allow',
   'JAX_ENABLE_CUSTOM_PRNG': '0',
+  'JAX_NO_TRACING': '0',  # it and the next refuse work
+  'JAX_TRANSFER_GUARD': 'allow',
   'JAX_ENABLE_PREEMPTION_SERVICE': '1',  # it makes several processes stop after the same step
 }
 # Settings that fit a machine: recorded.

@@ -52,3 +52,7 @@ class Stopped(AdversarialAugmentError, RuntimeError):
   """A signal stopped the run after its state was saved; the same command goes on (EX_TEMPFAIL)."""
 
   exit_code = 75
+
+
+class Interrupted(Stopped):
+  """A signal came where nobody listens to it; the message is 'stopped by NAME', without what is kept."""

@@ -6,6 +6,7 @@ wrong input included, so that all end with the same line where they differ, and 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+import hashlib
 import importlib.util
 import json
 import os
@@ -162,12 +163,14 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
     streams.say(f'stopped by {signal.Signals(number).name}: no step has been made, and the same command goes on.')
     os._exit(75)
 
+  if processes.address:
+    _claim(processes.address, processes.process)
   if processes.address and processes.process == 0:
     _check_port(processes.address)
   timer = threading.Timer(patience, give_up)
   timer.daemon = True
   # What waits in C++ does not see Python's handlers. SIGTERM is JAX's from then on.
-  with signals.watched((signal.SIGINT, signal.SIGTERM), stop, restored=(signal.SIGINT,)):
+  with signals.watched((signal.SIGINT, signal.SIGHUP, signal.SIGTERM), stop, restored=(signal.SIGINT, signal.SIGHUP)):
     if processes.number != 1:
       streams.say(f'waiting for {waited_for} (for up to {patience} s)...')
     timer.start()
@@ -182,6 +185,18 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
       ) from error
     finally:
       timer.cancel()
+
+
+def _claim(address: str, index: int | None) -> None:
+  """Refuses a second process of the same index on this machine, until this one ends: JAX would abort others, too."""
+  claim = socket.socket(socket.AF_UNIX)
+  try:
+    claim.bind(f'\0adversarial_augment {hashlib.sha256(address.encode()).hexdigest()} {index}')
+  except OSError as error:
+    raise UserError(
+      f'Process {index} of the run at {address} has been started already; give each process its own --process_id.'
+    ) from error
+  claim.detach()
 
 
 def _check_port(address: str) -> None:

@@ -1,5 +1,7 @@
 """Where arrays live: one mesh axis, 'data', over all devices of all processes."""
 
+from collections import Counter
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -11,7 +13,17 @@ AXIS = 'data'
 
 
 def data_mesh() -> Mesh:
-  """Returns the mesh over all devices."""
+  """Returns the mesh over all devices.
+
+  Raises:
+    UserError: a process has more devices than another one; all processes know, and raise it.
+  """
+  counts = Counter(device.process_index for device in jax.devices())
+  if other := next((index for index in sorted(counts) if counts[index] != counts[0]), None):
+    raise UserError(
+      f'The processes of the run differ: there are {counts[0]} devices on process 0 and {counts[other]} on process '
+      f'{other}; give each as many (JAX_NUM_CPU_DEVICES, XLA_FLAGS, CUDA_VISIBLE_DEVICES).'
+    )
   return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 

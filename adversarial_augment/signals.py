@@ -1,4 +1,4 @@
-"""Stopping from outside. Ctrl-C and SIGTERM become a question that the host loop asks between steps.
+"""Stopping from outside. Ctrl-C, SIGTERM and SIGHUP (the terminal has gone) become a question, asked between steps.
 
 One process owns its signals itself: while nothing is unsaved, as in the first compilation, in `evaluate` and in
 `prepare`, it ends at once; else the loop saves first. Several processes leave SIGTERM to JAX's preemption service,
@@ -19,9 +19,9 @@ import threading
 import time
 from typing import Any
 
-from adversarial_augment.errors import Stopped
+from adversarial_augment.errors import Interrupted, Stopped
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME = 1.0  # seconds within which a second signal is taken for the first one
 
 
@@ -71,7 +71,7 @@ class Stop:
 
 @contextmanager
 def listen(several_processes: bool, kept: str, again: str = 'and the same command goes on') -> Iterator[Stop]:
-  """Takes SIGINT and SIGTERM for the block. Outside the main thread (notebooks' workers) it leaves them alone.
+  """Takes these signals for the block. Outside the main thread (notebooks' workers) it leaves them alone.
 
   Args:
     several_processes: whether the run has others.
@@ -79,7 +79,7 @@ def listen(several_processes: bool, kept: str, again: str = 'and the same comman
     again: how to go on after a stop, likewise.
   """
   stop = Stop(several_processes, kept, again)
-  numbers = (signal.SIGINT,) if several_processes else _SIGNALS
+  numbers = [number for number in _SIGNALS if not (several_processes and number == signal.SIGTERM)]
   with watched(numbers, stop.receive):
     try:
       yield stop
@@ -94,13 +94,14 @@ def watched(
   """Has a thread call `receive` with each of these signals: Python's own handlers would wait for a compilation to end.
 
   Args:
-    numbers: the signals.
+    numbers: the signals; SIGHUP is left alone where it is ignored, as under nohup.
     receive: called on the thread.
     restored: those that get their former handlers back; the others have been taken by somebody else meanwhile.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
     return
+  numbers = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
   reader, writer = socket.socketpair()
   writer.setblocking(False)
   previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
@@ -126,7 +127,7 @@ def watched(
 
 
 def raise_once() -> None:
-  """Makes SIGTERM raise Stopped, and SIGINT KeyboardInterrupt, where nobody listens; what follows does not raise."""
+  """Makes SIGTERM and SIGHUP raise Interrupted, and SIGINT KeyboardInterrupt, where nobody listens; once only."""
 
   def first(number: int, _: object) -> None:
     began = time.monotonic()
@@ -136,7 +137,9 @@ def raise_once() -> None:
         _exit(f'second signal ({signal.Signals(number).name}): ending at once.', 128 + number)
 
     _handle(again)
-    raise Stopped if number == signal.SIGTERM else KeyboardInterrupt
+    if number == signal.SIGINT:
+      raise KeyboardInterrupt
+    raise Interrupted(f'stopped by {signal.Signals(number).name}')
 
   _handle(first)
 
@@ -157,12 +160,10 @@ def keeping(kept: str) -> Iterator[None]:
   """Says what stays and what goes on where a signal ends the block, in which nobody listens; a decorator, too."""
   try:
     yield
-  except (Stopped, KeyboardInterrupt) as error:
-    if str(error):
-      raise
-    raise (
-      KeyboardInterrupt(kept) if isinstance(error, KeyboardInterrupt) else Stopped(f'stopped by SIGTERM: {kept}.')
-    ) from None
+  except Interrupted as error:
+    raise Stopped(f'{error}: {kept}.') from None
+  except KeyboardInterrupt as error:
+    raise KeyboardInterrupt(str(error) or kept) from None
 
 
 def _say(message: str) -> None:

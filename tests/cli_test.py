@@ -236,6 +236,16 @@ def test_the_users_number_of_devices_stands(env, devices):
   assert python(DEVICES, '8', **env).stdout == f'{devices} {devices}\n'
 
 
+@pytest.mark.parametrize(
+  'name, value', [('JAX_NUM_CPU_DEVICES', '0'), ('XLA_FLAGS', '--xla_force_host_platform_device_count=0')]
+)
+def test_no_device_at_all_is_refused(name, value):
+  done = python(f'{textwrap.dedent(DEVICES)}', '8', **{name: value})
+  assert done.stderr.splitlines()[-1].endswith(
+    f'UserError: {name} asks for 0 devices of the CPU; name at least 1, or leave it out.'
+  )
+
+
 def test_devices_that_exist_stand():
   done = python('import jax; jax.devices()\n' + textwrap.dedent(DEVICES), '8')
   assert (done.stdout, done.stderr) == ('1 1\n', '')

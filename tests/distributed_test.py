@@ -119,6 +119,14 @@ def test_processes_that_were_not_started_alike_end_before_a_step(rig, tmp_path, 
   assert not workdirs[0].exists()
 
 
+def test_processes_with_other_numbers_of_devices_end_before_a_step(rig, tmp_path):
+  meet = [f'--coordinator_address=127.0.0.1:{trainer.free_port()}', '--num_processes=2']
+  runs = [rig.start(tmp_path / f'w{i}', *meet, f'--process_id={i}', JAX_NUM_CPU_DEVICES=str(2 - i)) for i in range(2)]
+  assert codes(runs) == [2, 2], [run.err for run in runs]
+  assert all('there are 2 devices on process 0 and 1 on process 1; give each' in run.err for run in runs)
+  assert all('Traceback' not in run.err for run in runs)
+
+
 def test_processes_with_other_images_of_the_same_form_end_before_a_step(rig, tmp_path):
   port, runs = trainer.free_port(), []
   for i in range(2):

@@ -166,7 +166,7 @@ def test_another_number_of_processes_is_a_difference():
 
 
 @pytest.mark.parametrize('index, words', [(0, 'waiting for process 1 of 2'), (1, 'waiting for process 0 at 127.0.0.1')])
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_process_that_waits_says_for_whom_and_can_be_stopped(index, words, number):
   process = start(index, trainer.free_port(), SAME)
   assert process.stderr.readline().startswith(words)
@@ -187,6 +187,18 @@ def test_a_process_that_waits_in_vain_says_so(monkeypatch):
     assert len(err) == 2
     assert err[1].startswith(f'Cannot start: {words}')
     assert 'did not come within 2 s' in err[1]
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_an_index_that_is_there_twice_ends_the_second_process_alone(index):
+  port = trainer.free_port()
+  first = start(index, port, SAME)
+  assert first.stderr.readline().startswith('waiting for')
+  ((code, _, err),) = finish([start(index, port, SAME)], patience=30)
+  assert (code, len(err)) == (2, 1)
+  assert f'Process {index} of the run at 127.0.0.1:{port} has been started already' in err[0]
+  for code, out, _ in finish([first, start(1 - index, port, SAME)]):
+    assert (code, out) == (0, 'met\n')
 
 
 def test_a_port_that_is_taken_is_one_line():

@@ -36,7 +36,7 @@ IDLE = """
       time.sleep(float(argv[0]))
   cli.run(main)
 """
-NUMBERS = [signal.SIGTERM, signal.SIGINT]
+NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]  # the last one: the terminal has gone
 
 
 def start(code: str, *arguments: str) -> subprocess.Popen:
@@ -88,7 +88,12 @@ def test_where_nothing_is_unsaved_the_first_one_says_what_is_kept():
 
 
 @pytest.mark.parametrize(
-  'number, code, word', [(signal.SIGTERM, 75, 'stopped by SIGTERM'), (signal.SIGINT, 130, 'interrupted')]
+  'number, code, word',
+  [
+    (signal.SIGTERM, 75, 'stopped by SIGTERM'),
+    (signal.SIGHUP, 75, 'stopped by SIGHUP'),
+    (signal.SIGINT, 130, 'interrupted'),
+  ],
 )
 def test_outside_of_runs_too(number, code, word):
   process = start(IDLE, '0.3')
@@ -103,6 +108,20 @@ def test_outside_of_runs_too(number, code, word):
   _, err = process.communicate(timeout=10)
   assert process.returncode == 128 + number
   assert err == f'second signal ({number.name}): ending at once.\n'
+
+
+@pytest.mark.parametrize('state', ['unsaved', 'saved'])
+def test_under_nohup_the_end_of_the_terminal_changes_nothing(state):
+  process = start(
+    f'import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{textwrap.dedent(UNDER_WAY)}', state, '0'
+  )
+  send(process, signal.SIGHUP, signal.SIGHUP)
+  time.sleep(0.3)
+  assert process.poll() is None
+  send(process, signal.SIGTERM)
+  _, err = process.communicate(timeout=10)
+  assert process.returncode == 75
+  assert 'SIGHUP' not in err
 
 
 def test_a_signal_at_the_very_end_changes_nothing():
