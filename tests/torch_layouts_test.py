@@ -188,3 +188,16 @@ def test_converted_cae_computes_what_torch_computes(tmp_path):
   found = jax.jit(cae(**sizes, deterministic=True, native=False).apply)(params, images)
   assert np.std(expected) > 0.05
   np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', ['HalfStorage', 'BFloat16Storage'])
+def test_edsr_in_half_precision_is_converted(tmp_path, dtype):
+  """Its mean colour is off by up to half a grey level then."""
+  state = edsr_state()
+  half = lambda x: x.astype('<f2') if dtype == 'HalfStorage' else ((x.view('<u4') + 0x8000) >> 16).astype('<u2')
+  body = mapping({key: tensor(str(i), value.shape, kind=dtype) for i, (key, value) in enumerate(state.items())})
+  stored = {str(i): half(value).tobytes() for i, value in enumerate(state.values())}
+  source = write(tmp_path / 'half.pt', body, stored)
+  assert run_convert(source, tmp_path / 'out.safetensors') == 0
+  params, _ = weights.load(tmp_path / 'out.safetensors')
+  np.testing.assert_allclose(params['edsr/head']['w'], state['head.0.weight'].transpose(2, 3, 1, 0), rtol=2**-8)

@@ -20,6 +20,7 @@ from adversarial_augment.fields import show
 State = Mapping[str, np.ndarray]
 
 _WAY_OUT = 'take another checkpoint, or name the network that this one is of'
+_ROUNDING = 2**-8  # of bfloat16, the coarsest that numbers are stored in
 
 # PyTorch's prefixes in the order of `cae_table`.
 _CAE_KEYS = (
@@ -131,7 +132,7 @@ def _check_mean(state: State) -> None:
       raise UserError(
         f"'{name}.weight' of the state dict must be the identity; other colour spaces are not supported: {_WAY_OUT}."
       )
-    if not np.allclose(state[f'{name}.bias'], colour, atol=1e-2):
+    if not np.allclose(state[f'{name}.bias'], colour, rtol=_ROUNDING, atol=0):
       rounded = [round(float(value), 2) for value in colour]
       raise UserError(
         f"'{name}.bias' of the state dict must be {rounded}, grey levels 0 to 255 around DIV2K's mean: {_WAY_OUT}."
