@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
 from adversarial_augment import environment, fields, files, jax_errors, signals, streams
-from adversarial_augment.errors import AdversarialAugmentError, Interrupted, StorageError, UserError
+from adversarial_augment.errors import AdversarialAugmentError, Interrupted, StorageError, UserError, require_assertions
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _LESS_MEMORY = 'end other programs that use the device, or do less at once: fewer images, or a smaller batch'
@@ -81,6 +81,7 @@ def run(
   streams.secure()
   signals.raise_once()
   try:
+    require_assertions()
     environment.pin()
     code = main(arguments) or 0
     sys.stdout.flush()
@@ -93,7 +94,10 @@ def run(
       raise
     if '--debug' in arguments:
       traceback.print_exc()
-    streams.say(f'{program}: {" ".join(known[0].split())}')
+    line = ' '.join(known[0].split())
+    # Text of a file that somebody else has written must not steer the terminal.
+    printable = ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in line)
+    streams.say(f'{program}: {printable}')
     code = known[1]
   if argv is None:  # this is the end of the process
     signals.ignore()

@@ -25,7 +25,6 @@ import optax
 from adversarial_augment import (
   __version__,
   cli,
-  corruption_nets,
   corruptions,
   datasets,
   metrics,
@@ -77,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _nets(names: str, weights: str | None) -> dict[str, str]:
   """Returns the weights of each network, after a look at the files."""
+  from adversarial_augment import corruption_nets
+
   nets = names.split(',')
   for net in nets:
     registry.lookup(corruption_nets.CORRUPTION_NETS, net, 'network in --nets')
@@ -109,6 +110,8 @@ def measure(
     NumericalError: an SSIM is NaN or infinite.
     StorageError: `path` cannot be written.
   """
+  from adversarial_augment import corruption_nets
+
   versions = {'adversarial_augment': __version__, 'jax': importlib.metadata.version('jax')}
   images_of = {'seed': seed, 'frost': corruptions.describe_frost(), 'made_with': corruptions.made_with()}
   data = {'name': test.name, **test.provenance}
@@ -255,6 +258,8 @@ def _spread(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
 
 def _origin(net: str, file: str) -> dict[str, Any]:
   """Returns where weights come from."""
+  from adversarial_augment import corruption_nets
+
   path = corruption_nets.find(file)
   _, sizes = corruption_nets.read(net, file)
   return {'file': path.name, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(), 'network': {'name': net, **sizes}}

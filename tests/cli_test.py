@@ -61,6 +61,12 @@ def test_known_errors_are_one_line_with_their_exit_code(error, code, capsys):
   assert run(raising(error), ['--debug'], capsys)[0] == code
 
 
+def test_no_text_of_a_file_steers_the_terminal(capsys):
+  error = errors.UserError('in \x1b[2J\x9bm\u202e\x7f\udcff caf\u00e9')
+  said = f'{Path(sys.argv[0]).stem}: in \\x1b[2J\\x9bm\\u202e\\x7f\\udcff caf\u00e9\n'
+  assert run(raising(error), [], capsys) == (2, said)
+
+
 def test_debug_shows_the_traceback_too(capsys):
   _, shown = run(raising(errors.UserError('wrong')), ['--debug'], capsys)
   assert 'Traceback' in shown

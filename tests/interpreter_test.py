@@ -7,16 +7,21 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize('flag, command', [('-O', 'train'), ('-OO', 'evaluate'), ('', 'export'), ('-O', 'report')])
-def test_commands_refuse_an_interpreter_without_assertions(flag, command):
+@pytest.mark.parametrize('flag, module', [
+  ('-O', 'adversarial_augment.train'), ('-OO', 'adversarial_augment.evaluate'), ('', 'adversarial_augment.export'),
+  ('-O', 'adversarial_augment.report'), ('', 'adversarial_augment.prepare'), ('-O', 'adversarial_augment.pretrain'),
+  ('-O', 'adversarial_augment.convert'), ('-OO', 'experiments.table1_corruptions'),
+  ('-O', 'experiments.figure3_reconstruction'),
+])  # fmt: skip
+def test_commands_refuse_an_interpreter_without_assertions(flag, module):
   """`''` stands for PYTHONOPTIMIZE."""
   flags, environment = ([flag], {}) if flag else ([], {'PYTHONOPTIMIZE': '1'})
   ended = subprocess.run(
-    [sys.executable, *flags, '-m', f'adversarial_augment.{command}', '--help'],
+    [sys.executable, *flags, '-m', module, '--help'],
     env=os.environ | environment, capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert (ended.returncode, ended.stdout) == (2, '')
-  assert ended.stderr.startswith(f'{command}: Python runs without assertions (-O or PYTHONOPTIMIZE)')
+  assert ended.stderr.startswith(f'{module.partition(".")[2]}: Python runs without assertions (-O or PYTHONOPTIMIZE)')
   assert ended.stderr.count('\n') == 1
 
 
