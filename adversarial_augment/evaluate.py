@@ -139,22 +139,21 @@ def _labels(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Datase
   Returns:
     What gives a data set the labels that the run's classifier has for its classes.
   """
-  counted = functools.partial(classes.in_order, known=inference.classes(workdir), classifier=f"The run '{workdir}'")
+  known = inference.classes(workdir)
+  counted = functools.partial(classes.in_order, known=known, classifier=f"The run '{workdir}'")
   if config.dataset != trained.dataset:
     print(f'note: trained on {trained.dataset}, evaluated on {config.dataset}', flush=True)
-    names = counted(test).class_names
-    if names != test.class_names:
-      print(f'note: the classes of {config.dataset} have another order; they are matched by name', flush=True)
-    elif not names or not inference.classes(workdir).names:
-      print('note: names of classes are not known on both sides; they are matched by position', flush=True)
+    counted(test)  # refuses other classes
+    if note := classes.note(known, test, config.dataset):
+      print(note, flush=True)
     return counted
-  known = results.read(workdir / 'data.json').get('test')
-  if known is not None and known != test.provenance.get('sha256', known):
+  sha256 = results.read(workdir / 'data.json').get('test')
+  if sha256 is not None and sha256 != test.provenance.get('sha256', sha256):
     raise UserError(
       f"The test set '{config.dataset}' under '{config.data_dir}' is not the one of the run (SHA-256 in "
       f"'{workdir}/data.json'): its images may have been trained on; bring that one back, or train anew."
     )
-  return lambda dataset: dataset if known is not None else counted(dataset)
+  return lambda dataset: dataset if sha256 is not None else counted(dataset)
 
 
 def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks, *, overwrite: bool = False) -> None:

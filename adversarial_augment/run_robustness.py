@@ -87,8 +87,9 @@ def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> 
   outputs = classes.order(known, test, f"The classifier of --surrogate='{workdir}'", remedy)
   other.precision, other.batch_size = config.precision, config.batch_size
   classifier, restored = _restore(other, workdir, test, mesh)
+  if note := classes.note(known, test, 'the surrogate'):
+    _say(note)
   if outputs is not None:
-    _say('note: the classes of the surrogate have another order; they are matched by name')
     params = reorder_outputs(classifier.state.params, outputs)
     classifier = classifier._replace(state=classifier.state._replace(params=params))
   return classifier, restored

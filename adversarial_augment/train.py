@@ -173,13 +173,14 @@ def _check_start(init_from: str | None, workdir: Path, dataset: Dataset) -> None
   _outputs(init_from, dataset)
 
 
-def _outputs(init_from: str, dataset: Dataset) -> list[int] | None:
-  """Returns which outputs of another run stand for the classes of a data set; None: they have the same order."""
+def _outputs(init_from: str, dataset: Dataset) -> tuple[list[int] | None, str]:
+  """Returns which outputs of another run stand for the classes of a data set, None: in this order; and a note."""
   from adversarial_augment import inference
 
   known = inference.classes(files.user_path(init_from, 'config.init_from'))
   label = f"The classifier of '{init_from}' (config.init_from)"
-  return classes.order(known, dataset, label, 'start from a run on the same classes, or leave config.init_from out')
+  remedy = 'start from a run on the same classes, or leave config.init_from out'
+  return classes.order(known, dataset, label, remedy), classes.note(known, dataset, f"'{init_from}'")
 
 
 def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> TrainState:
@@ -189,7 +190,7 @@ def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> T
   from adversarial_augment import checkpoints, classifiers, inference, loop
 
   folder = files.user_path(init_from, 'config.init_from')
-  outputs = _outputs(init_from, dataset)
+  outputs, note = _outputs(init_from, dataset)
   step, state = checkpoints.restore_subtree(
     folder / 'checkpoints',
     state,
@@ -198,9 +199,10 @@ def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> T
     check=lambda manifest: inference.check_config(folder, manifest),
   )
   loop.tell(f"starting from the parameters of '{init_from}' after step {step}")
+  if note:
+    loop.tell(note)
   if outputs is None:
     return state
-  loop.tell('the classes of that run have another order; they are matched by name')
   return state._replace(params=classifiers.reorder_outputs(state.params, outputs))
 
 

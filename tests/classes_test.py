@@ -115,7 +115,7 @@ def start_from(place: Path, source: Path, name: str) -> TrainState:
 
 def test_init_from_gives_each_class_the_output_of_its_name(place, capsys):
   same, turned = (start_from(place, place / 'run', name) for name in ('same', 'turned'))
-  assert 'the classes of that run have another order; they are matched by name' in capsys.readouterr().err
+  assert 'have another order; they are matched by name' in capsys.readouterr().err
   classifier = inference.load_classifier(place / 'run')
   logits = lambda state: np.asarray(classifier.apply(state.params, state.model_state, random_images(2)))
   np.testing.assert_array_equal(logits(turned), logits(same)[:, [2, 0, 1]])
@@ -133,6 +133,26 @@ def test_init_from_another_number_of_classes_says_so(place, tmp_path, recorded):
 def test_init_from_other_classes_is_refused_by_their_names(place):
   with pytest.raises(UserError, match="'dog' only in the former, 'cow' only in the latter"):
     start_from(place, place / 'run', 'others')
+
+
+@pytest.mark.parametrize('unknown', ['run', 'data set'])
+def test_init_from_and_the_surrogate_say_that_classes_are_matched_by_position(place, tmp_path, capsys, unknown):
+  write_run(tmp_path / 'other', recorded=unknown != 'run')
+  write_pets(tmp_path / 'data', 'numbers', NAMES)
+  if unknown == 'data set':
+    (tmp_path / 'data' / 'numbers' / '1.0.0' / 'label.labels.txt').unlink()
+  start_from(tmp_path, tmp_path / 'other', 'numbers')
+  assert capsys.readouterr().err.count('not known on both sides; they are matched by position') == 1
+  test = datasets.load('numbers', 'test', str(tmp_path / 'data'))
+  run_robustness._surrogate(inference.read_config(place / 'run'), tmp_path / 'other', test, tiny.make_mesh(1))
+  assert 'of the surrogate are not known on both sides; they are matched by position' in capsys.readouterr().out
+
+
+def test_names_that_are_one_name_in_two_normalisations_are_refused(tmp_path):
+  write_pets(tmp_path, 'same', NAMES)
+  (tmp_path / 'same' / '1.0.0' / 'label.labels.txt').write_text('caf\u00e9\ncafe\u0301\ndog\n')
+  with pytest.raises(UserError, match='does not have 3 names of classes, each once'):
+    datasets.load('same', 'test', str(tmp_path))
 
 
 def test_order():

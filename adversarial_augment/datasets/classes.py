@@ -35,9 +35,7 @@ def order(known: Classes, dataset: Dataset, classifier: str, remedy: str) -> lis
     UserError: they have not the same number of classes, or not the same names.
   """
   both = f"{classifier} and the data set '{dataset.name}' have different classes"
-  outputs, names = (
-    [unicodedata.normalize('NFC', name) for name in some] for some in (known.names, dataset.class_names)
-  )
+  outputs, names = _normal(known.names), _normal(dataset.class_names)
   only = [sorted(a - b) for a, b in itertools.permutations((set(outputs), set(names)))]
   named = bool(outputs and names)
   which = f': {_listed(only[0])} only in the former, {_listed(only[1])} only in the latter' if named else ''
@@ -48,6 +46,16 @@ def order(known: Classes, dataset: Dataset, classifier: str, remedy: str) -> lis
   if any(only):
     raise UserError(f'{both}{which}; {remedy}.')
   return [outputs.index(name) for name in names]
+
+
+def note(known: Classes, dataset: Dataset, whose: str) -> str:
+  """Returns what is to be said of how the classes of `whose` were matched; '' where names and order are the same."""
+  outputs, names = _normal(known.names), _normal(dataset.class_names)
+  if not outputs or not names:
+    return f'note: the names of the classes of {whose} are not known on both sides; they are matched by position'
+  if outputs != names:
+    return f'note: the classes of {whose} have another order; they are matched by name'
+  return ''
 
 
 def in_order(dataset: Dataset, known: Classes, classifier: str) -> Dataset:
@@ -72,6 +80,10 @@ def in_order(dataset: Dataset, known: Classes, classifier: str) -> Dataset:
 
   provenance = dataset.provenance | {'labels': 'matched by name'}
   return dataset._replace(read=read, class_names=known.names, provenance=provenance)
+
+
+def _normal(names: Sequence[str]) -> list[str]:
+  return [unicodedata.normalize('NFC', name) for name in names]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -186,7 +186,8 @@ def _classes(folder: pathlib.Path, features: Mapping[str, Any], label: str) -> t
   except FileNotFoundError:
     return tuple(map(str, range(count)))
   names = tuple(name.strip() for name in text.split('\n') if name.strip())
-  if len(names) != count or len(set(names)) != count or any(unicodedata.category(c) == 'Cc' for c in ''.join(names)):
+  different = {unicodedata.normalize('NFC', name) for name in names}
+  if len(names) != count or len(different) != count or any(unicodedata.category(c) == 'Cc' for c in ''.join(names)):
     raise Unusable(f'label.labels.txt does not have {count:,} names of classes, each once')
   return names
 
