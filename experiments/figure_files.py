@@ -130,8 +130,16 @@ def encoded(images: np.ndarray) -> list[str]:
 
 
 def decoded(texts: Sequence[str]) -> np.ndarray:
-  """Returns what `encoded` was given, as uint8 [n, h, w, 3]."""
-  return np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in texts])
+  """Returns what `encoded` was given, as uint8 [n, h, w, 3].
+
+  Raises:
+    UserError: the texts are something else.
+  """
+  try:
+    pictures = [Image.open(io.BytesIO(base64.b64decode(text)), formats=('PNG',)) for text in texts]
+    return np.stack([np.asarray(picture) for picture in pictures])
+  except Exception as error:  # of many kinds
+    raise UserError('The numbers of the figure hold a damaged picture; make them anew with --overwrite.') from error
 
 
 def mosaic(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:

@@ -151,10 +151,12 @@ def test_all_broken_images_are_named_in_one_run(tmp_path, capsys):
   broken = [root / 'a' / '1.png', root / 'a' / '4.png', root / 'b' / '2.png', root / 'b' / '5.png']
   for path in broken:
     path.write_bytes(path.read_bytes()[:200])
+  broken[1].write_text('<svg/>')
   with pytest.raises(UserError) as caught:
     run(tmp_path, capsys)
   message = str(caught.value)
   assert all(f"'{path}' cannot be read as an image" in message for path in broken)
+  assert 'object at' not in message
   assert message.startswith('4 images cannot be used')
   assert '\n' not in message
   assert 'remove' not in message
