@@ -238,7 +238,7 @@ def _num_classes(directory: Path) -> int | None:
   from adversarial_augment import checkpoints
 
   leaves = (checkpoints.newest_manifest(directory) or {}).get('leaves', {})
-  return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b')), None)
+  return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b') and shape), None)
 
 
 def _check_images(images: np.ndarray) -> None:

@@ -279,6 +279,11 @@ BAD_MANIFESTS = {
   'a wrong type': (lambda folder: write_manifest(folder, origin=None), 'MANIFEST.json', 'of another type'),
   'a made-up origin': (lambda folder: write_manifest(folder, origin='mine'), 'MANIFEST.json', "origin 'mine'"),
   'a seed of text': (lambda folder: write_manifest(folder, seed='x'), 'MANIFEST.json', "seed 'x'"),
+  'a frost that steers the terminal': (
+    lambda folder: changed_entry(folder, 'frost.npy', frost='\x1b[2J'),
+    'MANIFEST.json',
+    "frost='\\x1b[2J'",
+  ),
   'another number': (lambda folder: write_manifest(folder, num_images=5), 'MANIFEST.json', 'is of 5 images'),
   'another shape': (lambda folder: write_manifest(folder, image_shape=[1]), 'MANIFEST.json', 'images [1]'),
   'deep': (lambda folder: (folder / 'MANIFEST.json').write_text('[' * 100_000), 'MANIFEST.json', 'nested too deep'),

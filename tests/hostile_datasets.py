@@ -80,6 +80,9 @@ _json_case('files elsewhere', 'dataset_info.json', _splits(filepathTemplate='../
 _json_case('a name that is a program', 'dataset_info.json', _splits(filepathTemplate='{SPLIT:>999999999}'))
 _json_case('splits that are a number', 'dataset_info.json', lambda content: content.update(splits=3))
 _json_case('a name with a line break', 'dataset_info.json', lambda content: content.update(name='a\nb'))
+for origin in ({'a': 1}, 3, '\x1b[2J', 'made up'):
+  _json_case(f'an origin {origin!a}', 'provenance.json', lambda content, origin=origin: content.update(origin=origin))
+_json_case('an archive of its own', 'provenance.json', lambda content: content.update(archive_sha256=['x']))
 for file in ('features.json', 'dataset_info.json', 'provenance.json'):
   _pets_case(f'deep {file}', lambda folder, file=file: (folder / file).write_text(f'{{"a": {DEEP}}}'))
   if file != 'dataset_info.json':  # where it is no file, there is no data set

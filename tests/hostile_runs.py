@@ -139,3 +139,8 @@ for name, spoil in {
   'manifests of arrays without end': lambda folder: _reseal(folder, leaves={'opt_state/x': [[2**45], 'float32']}),
 }.items():
   _run_case(name, _of_each(spoil), 'evaluate', 4)
+_run_case(
+  'an output that is a number',
+  _of_each(lambda folder: _reseal(folder, leaves={'params/net/head/b': [[], 'float32']})),
+  'export',
+)

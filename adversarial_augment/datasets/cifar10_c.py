@@ -19,6 +19,7 @@ from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.errors import UserError
+from adversarial_augment.fields import optional, text
 from adversarial_augment.metrics import CORRUPTIONS_VERSION, GENERATED_OLDER, SEVERITIES, generated_origin
 from adversarial_augment.types import Dataset
 
@@ -51,6 +52,7 @@ OFFICIAL_MD5 = {
   'speckle_noise.npy': 'ef00b87611792b00df09c0b0237a1e30',
   'zoom_blur.npy': '6ea8e63f1c5cdee1517533840641641b',
 }
+_FROST = optional(text())
 _MAX_MANIFEST = 1 << 20  # bytes
 _CHUNK = 1 << 22  # bytes hashed at once
 
@@ -232,6 +234,9 @@ def read_manifest(part: npy.Part, remedy: str) -> dict[str, Any]:
       raise ValueError('a field of another type')
     if manifest['origin'] not in _ORIGINS or not isinstance(manifest['seed'], int | None):
       raise ValueError(f'origin {manifest["origin"]!r} or seed {manifest["seed"]!r}')
+    frost = manifest['files'].get('frost.npy', {}).get('frost')
+    if not _FROST.accepts(frost):
+      raise ValueError(f'frost={frost!r}')
     manifest['made_with'], tuple(manifest['image_shape'])
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(

@@ -16,12 +16,14 @@ from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
+from adversarial_augment.fields import show
 from adversarial_augment.metrics import generated_origin
 from adversarial_augment.registry import did_you_mean
 from adversarial_augment.types import Batch, Dataset
 
 PROVENANCE = 'provenance.json'  # written by `prepare` beside the data
 _NAME = re.compile(r'[a-z][a-z0-9_]*(/[A-Za-z0-9_.\-]+)?(:\d+\.\d+\.\d+)?')
+_ORIGINS = ('official', 'own', 'generated', 'unverified')  # that `prepare` writes
 _ROOM = 1 << 30  # bytes that images may have, however well they are packed
 _MAX_RATIO = 100  # where they are more: of images to files
 
@@ -167,6 +169,8 @@ def _provenance(folder: pathlib.Path, split: str, full_name: str, sha256: str, l
     stored = untrusted.read_json(path)
     expected = stored['sha256'][split]
     found |= {key: stored[key] for key in ('origin', 'archive_sha256')}
+    if found['origin'] not in _ORIGINS or not isinstance(found['archive_sha256'], str | None):
+      raise ValueError(f'origin {show(found["origin"])}, archive_sha256 {show(found["archive_sha256"])}')
     if found['origin'] == 'generated':  # corruptions, in a folder such as fog_1
       found['origin'] = generated_origin(stored['made']['made_with'], [folder.parent.name.rpartition('_')[0]])
   except (OSError, ValueError, KeyError, TypeError) as error:
