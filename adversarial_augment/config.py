@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import config_rules, fields, untrusted
+from adversarial_augment import config_rules, fields, files, untrusted
 from adversarial_augment.config_tables import ADDED, NETWORK_SIZES, PRETRAIN, RESUMABLE, TABLES, TRAIN
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import did_you_mean
@@ -294,7 +294,7 @@ def _explain(path: Path, error: BaseException) -> str:
 
 
 def _config_files() -> list[Path]:
-  return sorted(path for path in _shipped().glob('*.py') if not path.name.startswith('_'))
+  return [path for path in files.named(_shipped(), '*.py') if not path.name.startswith('_')]
 
 
 def list_configs() -> str:

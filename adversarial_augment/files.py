@@ -60,6 +60,14 @@ def check_folder(path: Path, flag: str) -> None:
     raise UserError(f"{flag}='{path}' cannot be a folder, because '{place}' {what}; name a folder in another one.")
 
 
+def named(folder: Path, pattern: str) -> list[Path]:
+  """Returns the files of a folder whose names match a pattern, sorted, without hidden ones.
+
+  A file manager or an editor leaves '._NAME' and '.#NAME' beside a file, which is not one of ours.
+  """
+  return sorted(path for path in folder.glob(pattern) if not path.name.startswith('.'))
+
+
 def try_to_write(folder: Path) -> None:
   """Writes a file in an existing folder, and removes it.
 

@@ -107,7 +107,7 @@ def find(weights: str | Path) -> Path:
   """
   if str(weights).endswith('.safetensors'):
     return files.user_path(str(weights), 'config.corruption_net.weights')
-  known = {path.stem: path for path in _SHIPPED.glob('*.safetensors')}
+  known = {path.stem: path for path in files.named(_SHIPPED, '*.safetensors')}
   return registry.lookup(known, str(weights), 'shipped weights')
 
 
@@ -118,7 +118,7 @@ def shipped_name(name: str, sizes: Mapping[str, int]) -> str:
     UserError: none ship for it.
   """
   stem = label(name, sizes)
-  known = sorted(path.stem for path in _SHIPPED.glob('*.safetensors'))
+  known = [path.stem for path in files.named(_SHIPPED, '*.safetensors')]
   if stem not in known:
     raise UserError(
       f'No weights ship for config.corruption_net {name} with {", ".join(f"{k}={v}" for k, v in sizes.items())}; '

@@ -100,7 +100,7 @@ def corrupt(
 @functools.cache
 def made_with() -> dict[str, str]:
   """Returns the versions on which the bytes depend: of the corruptions, their code's hash, and the packages."""
-  sources = sorted(Path(__file__).parent.glob('*.py'))
+  sources = files.named(Path(__file__).parent, '*.py')
   code = hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()
   versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'scipy', 'pillow')}
   own = {'adversarial_augment': __version__, 'corruptions': CORRUPTIONS_VERSION, 'code_sha256': code}

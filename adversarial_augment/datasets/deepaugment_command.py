@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 from typing import Any
 
-from adversarial_augment import fields
+from adversarial_augment import fields, files
 from adversarial_augment.datasets import commands
 
 NETS = {'edsr': 'edsr_16x64_x4', 'cae': 'cae_16'}  # of which sets are made, and their weights, the largest that ship
@@ -46,5 +46,5 @@ def _flag(name: str, value: str | int) -> str:
 
 def _shipped(sha256: str) -> str | None:
   """Returns the name of the weights that ship and have this hash, or None."""
-  files = sorted(_SHIPPED.glob('*.safetensors'))
-  return next((file.stem for file in files if hashlib.sha256(file.read_bytes()).hexdigest() == sha256), None)
+  shipped = files.named(_SHIPPED, '*.safetensors')
+  return next((file.stem for file in shipped if hashlib.sha256(file.read_bytes()).hexdigest() == sha256), None)

@@ -111,7 +111,8 @@ def write(
     fresh.mkdir()
     hashes = _write_records(description, splits, fresh)
     content = {'origin': description.origin, 'archive_sha256': description.archive_sha256, 'sha256': hashes}
-    made = {'made': description.made, 'bytes': sizes(fresh)} if description.made else {}
+    sizes = {path.name: size(path) for path in fresh.iterdir()}
+    made = {'made': description.made, 'bytes': sizes} if description.made else {}
     (fresh / PROVENANCE).write_text(json.dumps(content | made, indent=2) + '\n')
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
@@ -120,9 +121,9 @@ def write(
   return folder
 
 
-def sizes(folder: pathlib.Path) -> dict[str, int]:
-  """Returns the bytes of each file of a data set but its provenance.json, by name."""
-  return {path.name: path.stat().st_size for path in folder.iterdir() if path.name != PROVENANCE}
+def size(path: pathlib.Path) -> int | None:
+  """Returns the bytes of a file, or None where there is none."""
+  return path.stat().st_size if path.is_file() else None
 
 
 @contextlib.contextmanager

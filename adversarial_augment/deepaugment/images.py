@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 import numpy as np
 
-from adversarial_augment import __version__, per_example_conv, threefry
+from adversarial_augment import __version__, files, per_example_conv, threefry
 from adversarial_augment.deepaugment import cae_features, cae_weights, edsr_features, edsr_weights
 from adversarial_augment.deepaugment.kernels import Params
 from adversarial_augment.types import Array, Key
@@ -129,7 +129,7 @@ def _chunks(
 @functools.cache
 def made_with() -> dict[str, str]:
   """Returns on what the bytes depend: versions of packages, the hash of this folder's code, the kind of device."""
-  code = hashlib.sha256(b''.join(path.read_bytes() for path in sorted(Path(__file__).parent.glob('*.py'))))
+  code = hashlib.sha256(b''.join(path.read_bytes() for path in files.named(Path(__file__).parent, '*.py')))
   versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'scipy')}
   return {
     'adversarial_augment': __version__,

@@ -161,7 +161,7 @@ def _written(folder: pathlib.Path, expected: Mapping[str, Any], test: Dataset) -
   """
   path = folder / cifar10_c.MANIFEST
   if not path.exists():
-    if any(folder.glob('*.npy')):
+    if files.named(folder, '*.npy'):
       raise UserError(
         f"'{folder}' has .npy files and no {path.name}, as the official files would; use them as they are, or remove "
         'them with --overwrite.'
@@ -169,8 +169,7 @@ def _written(folder: pathlib.Path, expected: Mapping[str, Any], test: Dataset) -
     return {}
   manifest = cifar10_c.read_manifest(npy.whole(path), cifar10_c.command(folder, test, '--overwrite'))
   _check_same(folder, _comparable(manifest), _comparable(expected))
-  sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-  return {file: entry for file, entry in manifest['files'].items() if sizes.get(file) == entry['bytes']}
+  return {file: entry for file, entry in manifest['files'].items() if writer.size(folder / file) == entry['bytes']}
 
 
 def _comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +250,7 @@ def _is_whole(folder: pathlib.Path, made: Mapping[str, Any]) -> bool:
   try:
     found = untrusted.read_json(path)
     _check_same(folder, found['made'], made)
-    return found['bytes'] == writer.sizes(folder)
+    return all(writer.size(folder / name) == size for name, size in found['bytes'].items())
   except UserError:
     raise
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

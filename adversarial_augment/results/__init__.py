@@ -62,8 +62,8 @@ def load_robustness(workdir: Path) -> list[dict[str, Any]]:
   Raises:
     UserError: as of `load`.
   """
-  names = [path.stem for path in (workdir / 'results').glob(f'{rules.ROBUSTNESS}*.json')]
-  found = [load(workdir, name) for name in sorted(names)]
+  names = [path.stem for path in files.named(workdir / 'results', f'{rules.ROBUSTNESS}*.json')]
+  found = [load(workdir, name) for name in names if rules.is_robustness_name(name)]
   return sorted(found, key=lambda result: (result['attack'], result['norm'], result['epsilon']))
 
 

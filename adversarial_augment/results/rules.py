@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import itertools
 import math
+import re
 from typing import Any
 
 from adversarial_augment import metrics
@@ -194,6 +195,11 @@ def _agree(pairs: Mapping[str, tuple[float, float]], source: str, remedy: str, b
 def robustness_name(attack: str, norm: str, epsilon: str) -> str:
   """Returns the name of the results of an attack; `epsilon` as text, such as 8/255."""
   return f'{ROBUSTNESS}{attack}_{norm}_{epsilon.replace("/", "-")}'
+
+
+def is_robustness_name(name: str) -> bool:
+  """Returns whether `robustness_name` gives such names; 'robustness_pgd_l2_0.5 copy' is none."""
+  return re.fullmatch(rf'{ROBUSTNESS}\w+_(linf|l2)_[\w.+-]+', name) is not None
 
 
 def _robustness(name: str, result: Any, source: str, remedy: str) -> None:
