@@ -183,7 +183,7 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
     attack, phi, _ = recipe.build_attack(config, mesh, plain, test.image_shape)
   classifier = recipe.attacked_classifier(config, test.num_classes)
   evaluations = Evaluations(config, classifier, mesh, test_data, attack, sharding.replicate(mesh, phi))
-  provenance = summary.provenance(config, {'test': test}, 'evaluate')
+  provenance = summary.provenance(config, {'test': test}, 'evaluate', workdir)
   provenance['config_sha256'] = restored.config_sha256  # of the run
   about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
   if jax.process_index() == 0:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, files, launch, progress
+from adversarial_augment import cli, files, launch, progress, sharing
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.pretraining import sources as image_sources
@@ -48,7 +48,9 @@ def main(argv: list[str]) -> None:
       sharding.check_batch_size(num_devices, config.batch_size)
   cli.compilation_cache()
   changes = [f'--config.{name}={value}' for name, value in arguments.overrides.items() if name != 'output']
-  command = ' '.join(['python -m adversarial_augment.pretrain', f'--config={arguments.config}', *changes])
+  command = sharing.command(
+    'adversarial_augment.pretrain', [f'--config={arguments.config}', *changes], arguments.workdir
+  )
   _train(config, arguments.workdir, sources, command)
 
 
@@ -206,12 +208,13 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
     _check_gates(config, result, first, jax.device_get(trees.block_norms(params)))
     with files.storage_errors(f"write the weight file '{output}'"):
       output.parent.mkdir(parents=True, exist_ok=True)
-    weights.save(output, params, {
+    about = {
         'network': {'name': name, **sizes}, 'data': config.dataset, 'data_provenance': data,
         'steps': config.num_steps,
         'seed': config.seed, 'command': command, 'config': json.loads(configs.to_json(config)),
         'on_unseen_images': result, 'version': __version__,
-    })  # fmt: skip
+    }  # fmt: skip
+    weights.save(output, params, sharing.relative(about, workdir))
     print(f'wrote {output}: {_said(result)}')
 
 

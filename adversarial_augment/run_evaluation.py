@@ -188,7 +188,7 @@ class Evaluation:
     about = {
       'step': step,
       'checkpoint_sha256': sha256,
-      'provenance': summary.provenance(self._config, self._splits, 'train'),
+      'provenance': summary.provenance(self._config, self._splits, 'train', self._workdir),
     }
     evaluations = self._test if last else self._between
     conditions = {name: _conditions(evaluations, name, about) for name in names}

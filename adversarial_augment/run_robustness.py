@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
   """
   mesh = sharding.data_mesh()
   classifier, restored = _restore(config, workdir, test, mesh)
-  provenance = summary.provenance(config, {'test': test}, 'evaluate')
+  provenance = summary.provenance(config, {'test': test}, 'evaluate', workdir)
   provenance['config_sha256'] = restored.config_sha256
   about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
   if request.surrogate is not None:

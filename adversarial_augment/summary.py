@@ -7,7 +7,6 @@ import json
 import math
 import os
 from pathlib import Path
-import shlex
 import subprocess
 import sys
 from typing import Any
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import attacks, corruption_nets, environment, recipe, threefry, trees
+from adversarial_augment import attacks, corruption_nets, environment, recipe, sharing, threefry, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
@@ -103,9 +102,12 @@ def _host_share() -> int:
   return math.prod(map(os.sysconf, names)) // jax.local_device_count()
 
 
-def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str) -> dict[str, Any]:
-  """Returns where a result of `program` comes from: data, weights, config, versions, devices, command."""
-  return {
+def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str, workdir: Path) -> dict[str, Any]:
+  """Returns where a result of `program` comes from: data, weights, config, versions, devices, command.
+
+  Names files relative to `workdir`, see sharing.py.
+  """
+  about = {
     'data': {split: {'name': data.name, **data.provenance} for split, data in splits.items()},
     'weights': _weights(config),
     'seed': config.seed,
@@ -114,9 +116,10 @@ def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str) 
     'versions': environment.versions(),
     'environment': environment.settings(),
     'git': _revision(),
-    'command': f'python -m adversarial_augment.{program} {shlex.join(sys.argv[1:])}'.rstrip(),
+    'command': sharing.command(f'adversarial_augment.{program}', sys.argv[1:], workdir),
     'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
   }
+  return sharing.relative(about, workdir)
 
 
 def _revision() -> str | None:

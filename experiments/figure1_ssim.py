@@ -118,7 +118,7 @@ def measure(
 
   mesh = sharding.data_mesh()
   restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
-  provenance = summary.provenance(config, {'test': test}, NAME) | {'command': figure_files.command(NAME)}
+  provenance = summary.provenance(config, {'test': test}, NAME, workdir) | {'command': figure_files.command(NAME)}
   provenance['config_sha256'] = restored.config_sha256  # of the run
   versions = {package: provenance['versions'][package] for package in ('adversarial_augment', 'jax')}
   attack = {name: value for name, value in config.attack.items() if name != 'nu'}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from adversarial_augment import cli, files, untrusted
+from adversarial_augment import cli, files, sharing, untrusted
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Dataset
 
@@ -115,7 +115,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def command(name: str) -> str:
   """Returns the command line of this process."""
-  return ' '.join([f'python -m experiments.{name}', *sys.argv[1:]])
+  return sharing.command(f'experiments.{name}', sys.argv[1:], Path.cwd())
 
 
 def encoded(images: np.ndarray) -> list[str]:

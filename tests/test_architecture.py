@@ -19,7 +19,7 @@ LAYERS = {
   'config': 0, 'config_rules': 0, 'config_tables': 0, 'environment': 0, 'fields': 0, 'forecast': 0, 'jax_errors': 0,
   'progress': 0,
   'download': 0, 'files': 0, 'log_steps': 0, 'manifests': 0, 'pickles': 0, 'processes': 0,
-  'run_directory': 0, 'signals': 0, 'state_arrays': 0, 'streams': 0, 'tensorboard': 0, 'untrusted': 0,
+  'run_directory': 0, 'signals': 0, 'state_arrays': 0, 'sharing': 0, 'streams': 0, 'tensorboard': 0, 'untrusted': 0,
   'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'corruptions': 1, 'datasets': 1,
   'cli': 1, 'launch': 1, 'results': 1, 'sharding': 1,
   'checkpoints': 2, 'deepaugment': 2, 'evaluators': 2, 'figures': 2,

@@ -6,7 +6,7 @@ from pathlib import Path
 import platform
 from typing import Any
 
-from adversarial_augment import __version__, results, trees
+from adversarial_augment import __version__, results, sharing, trees
 from adversarial_augment import config as configs
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.results import rules
@@ -35,7 +35,7 @@ def make(
 
   Args:
     workdir: of the run, whose results are looked up; those of another checkpoint are left out.
-    config: of the run, as in its config.json.
+    config: of the run, as in its config.json; the card names files relative to `workdir`.
     config_sha256: its hash.
     step: updates made.
     checkpoint_sha256: of the checkpoint's state.
@@ -51,6 +51,7 @@ def make(
   elif attack['name'] == 'lp':
     paper = 'TRADES (arXiv 1901.08573)' if attack['trades'] else 'adversarial training (arXiv 1706.06083)'
     method = f'by {paper}, {configs.strength(attack)}'
+  config = sharing.relative(config, workdir)
   name = f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}'
   return {
     'format': FORMAT,
@@ -84,7 +85,7 @@ def _size(workdir: Path) -> str:
 
 def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
   """The data and the weights of the adversary, as the run's results have them, or its hashes of the data alone."""
-  known = results.load(workdir, 'train')
+  known = sharing.relative(results.load(workdir, 'train'), workdir)  # those of older versions, too
   if known:
     return {'data': known['data'], 'corruption_net_weights': known.get('weights')}
   hashes = {split: value for split, value in results.load_data(workdir).items() if split not in rules.DATA}
@@ -101,7 +102,7 @@ def _conditions(name: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:
   """What was measured of this checkpoint, by evaluation."""
-  known = {name: results.load(workdir, name) for name in rules.EVALUATIONS}
+  known = {name: sharing.relative(results.load(workdir, name), workdir) for name in rules.EVALUATIONS}
   return {
     name: {key: value for key, value in result.items() if key not in results.OF_ONE} | _conditions(name, result)
     for name, result in known.items()

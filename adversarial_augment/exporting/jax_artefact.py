@@ -1,6 +1,7 @@
 """A function of images, with its parameters, as the bytes of `jax.export`: it runs without this package."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 import importlib.util
 from typing import Any
 
@@ -42,4 +43,17 @@ def serialize(function: Callable[[jax.Array], jax.Array], *, multiple_of: int = 
 
   shape: Any = export.symbolic_shape(f'b, {multiple_of}*h, {multiple_of}*w, 3')
   images = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
+  with _without_source():
+    return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
+
+
+@contextmanager
+def _without_source() -> Iterator[None]:
+  """Keeps the files of this machine, from which each operation comes, out of programs."""
+  name = 'jax_traceback_in_locations_limit'
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)

@@ -10,7 +10,7 @@ import warnings
 
 from PIL import Image
 
-from adversarial_augment import fields, figures, files, results, untrusted
+from adversarial_augment import fields, figures, files, results, sharing, untrusted
 from adversarial_augment.errors import UserError
 from adversarial_augment.results import rules
 
@@ -56,8 +56,10 @@ def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
     if whole.count(resolved) > 1:
       raise UserError(f"'{path}' is given twice; name every run once.")
   names = [path.name for path in whole]
-  distinct = len(set(names)) == len(names)
-  return [_run(path, _printable(name if distinct else str(path))) for path, name in zip(paths, names, strict=True)]
+  if len(set(names)) < len(names):  # then by what leads to them from where they part
+    above = Path(os.path.commonpath(whole))
+    names = [str(path.relative_to(above)) for path in whole]
+  return [_run(path, _printable(name)) for path, name in zip(paths, names, strict=True)]
 
 
 def _run(folder: Path, label: str) -> Run:
@@ -78,7 +80,7 @@ def _run(folder: Path, label: str) -> Run:
     list(_between(folder)),
     results.read_log(folder / 'metrics.jsonl', (*figures.METRICS, 'images_per_second')),
     examples,
-    damage,
+    sharing.relative(damage, folder),
   )
 
 

@@ -4,11 +4,12 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 import json
+from pathlib import Path
 import re
 from typing import Any
 
 from adversarial_augment import config as configs
-from adversarial_augment import fields, figures
+from adversarial_augment import fields, figures, sharing
 from adversarial_augment.config_tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, comparisons, markup
 from adversarial_augment.reporting.charts import Axes, Series
@@ -31,8 +32,9 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   whole = [fields.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
   flat = [{name: json.dumps(value) for name, value in config.items()} for config in whole]
   names = sorted(set().union(*flat))
+  shown = [sharing.relative(config, run.folder) for config, run in zip(whole, runs, strict=True)]
   differing = [
-    Row((name, *(config.get(name, NONE) for config in flat)))
+    Row((name, *(json.dumps(config[name]) if name in config else NONE for config in shown)))
     for name in names
     if len({config.get(name) for config in flat}) > 1
   ]
@@ -53,7 +55,8 @@ def _about(run: Run) -> dict[str, str]:
   if attack['name'] == 'lp':
     network = NONE
   steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not ended'
-  named = re.search(r'--config[= ](\S+)', run.closing['command']) if run.closing else None
+  command = sharing.relative(run.closing.get('command', ''), run.folder)
+  named = re.search(r'--config[= ](\S+)', command)
   about = {
     'config': named[1] if named else NONE,
     'training': method,
@@ -209,18 +212,22 @@ def provenance(runs: Sequence[Run]) -> Section:
   """Hashes, versions, commands and the whole config, folded."""
   parts = []
   for run in runs:
-    rows = [Row(('folder', str(run.folder)))]
-    sources = {name: _source(result) for name, result in run.results.items()}
+    rows = [Row(('folder', sharing.relative(str(run.folder), Path.cwd())))]
+    sources = {name: _source(sharing.relative(result, run.folder)) for name, result in run.results.items()}
     if run.closing:
       names = ('command', 'state_sha256', 'config_sha256')
-      rows += [Row((f'training: {name}', _plain(run.closing[name]))) for name in names if name in run.closing]
+      rows += [
+        Row((f'training: {name}', _plain(sharing.relative(run.closing[name], run.folder))))
+        for name in names
+        if name in run.closing
+      ]
     for key in dict.fromkeys(key for source in sources.values() for key in source):
       values = {name: source[key] for name, source in sources.items() if key in source}
       shared = len(values) == len(sources) and len(set(values.values())) == 1
       shown = [('evaluation', next(iter(values.values())))] if shared else values.items()
       rows += [Row((f'{name}: {key}', value)) for name, value in shown]
     table = html(Table('Where the numbers come from', ('', run.label), rows, words=2))
-    config = escape(json.dumps(run.config, indent=2, sort_keys=True))
+    config = escape(json.dumps(sharing.relative(run.config, run.folder), indent=2, sort_keys=True))
     parts.append(
       f'<details class="more"><summary>{escape(run.label)}</summary>{table}'
       f'<details class="more"><summary>config.json</summary><pre>{config}</pre></details></details>'
