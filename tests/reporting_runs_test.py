@@ -47,7 +47,7 @@ def test_config_alone_makes_a_page_that_says_what_is_missing(folder):
     shutil.rmtree(folder / part)
   (folder / 'metrics.jsonl').unlink()
   text = report.report([folder]).read_text()
-  command = f'python -m adversarial_augment.evaluate --workdir={folder} --evals=clean,ada,cifar10_c,cifar10_c_extra'
+  command = 'python -m adversarial_augment.evaluate --workdir=run --evals=clean,ada,cifar10_c,cifar10_c_extra'
   assert f'<code>{command}</code>' in text  # CIFAR-10.1 is for classifiers of CIFAR-10
   assert 'No metrics.jsonl in run' in text
   assert '<svg' not in text
@@ -149,11 +149,13 @@ def test_picture_that_is_not_whole_is_named_in_its_place(folder, content):
   path = folder / 'figures' / 'ada_examples.png'
   path.write_bytes(content)
   text = report.report(folder).read_text()
-  assert f'&#x27;{path}&#x27; is not shown: it is no whole PNG picture; remove its folder, and run' in text
+  assert (
+    '&#x27;figures/ada_examples.png&#x27; is not shown: it is no whole PNG picture; remove its folder, and run' in text
+  )
   assert '<img' not in text
   path.unlink()
   path.mkdir()
-  assert f'&#x27;{path}&#x27; is not shown: Is a directory' in report.report(folder).read_text()
+  assert '&#x27;figures/ada_examples.png&#x27; is not shown: Is a directory' in report.report(folder).read_text()
 
 
 def test_run_of_pretrain_is_named(folder):
