@@ -343,7 +343,7 @@ def test_init_from_another_architecture_names_the_leaf(finished, tmp_path):
   expected = r"of another state: '.*/mean' is float32\[32\] in the checkpoint and float32\[64\] here"
   with pytest.raises(UserError, match=expected):
     start(tmp_path / 'w', init_from=str(finished), classifier__width='8')
-  with pytest.raises(UserError, match='No checkpoint under'):
+  with pytest.raises(UserError, match="No run in '.*nowhere': it has no config.json"):
     start(tmp_path / 'w', init_from=str(tmp_path / 'nowhere'))
 
 
