@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from adversarial_augment import checkpoints, files, log_steps, manifests
+from tests.checkpoint_cases import ROOT
 from tests.train_loop_test import kill, start, steps
 
 
@@ -247,3 +250,29 @@ def test_a_start_leaves_no_probe(tmp_path):
   with pytest.raises(Enough):
     start(tmp_path / 'w', at={0: enough})
   assert checkpoints.steps(tmp_path / 'w' / 'checkpoints') == []
+
+
+# Memory.
+
+LONG = """
+import sys
+from pathlib import Path
+from tests.train_loop_test import start
+
+def memory():
+  return int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])
+
+seen = {}
+start(Path(sys.argv[1]), 10_000, {step: lambda step=step: seen.setdefault(step, memory()) for step in (2_000, 9_999)},
+      batch=lambda step: 1.0, log_every=2, checkpoint_every=50)
+print(seen[9_999] - seen[2_000])
+"""
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_do_not_fill_the_memory(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', LONG, str(tmp_path / 'w')], cwd=ROOT, capture_output=True, text=True, timeout=600
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert int(done.stdout.split()[-1]) < 1500  # kB; the smallest real steps take more than a minute for as many
