@@ -49,6 +49,7 @@ EXTRAS['dev'] = [
   'pytest>=8',
   'pytest-xdist>=3.5',
   'ruff>=0.9',
+  'setuptools>=77',  # a test builds without isolation
 ]
 
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'adversarial_augment' / '__init__.py').read_text())[1]

@@ -3,11 +3,17 @@
 import os
 from pathlib import Path
 import shutil
+import signal
 
 import jax
 import pytest
 
 from tests import checkpoint_cases, corrupted_pets
+
+# Whoever runs the tests in the background may ignore these, and what they start would, too.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    signal.signal(number, handler)
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import jax_errors
-from tests import trainer
+from tests import corrupted_pets, trainer
 
 # What CPUs, an H200 with JAX 0.11 (running, trying kernels while compiling) and TPU compilers say.
 GPU = "with allocator GPU_0_bfc on device 0. [tf-allocator-allocation-error='']"
@@ -79,7 +79,8 @@ def test_jax_that_cannot_start_is_one_line(env, words, tmp_path):
 
 
 def test_other_commands_cannot_start_either(pets, tmp_path):
-  flags = ['cifar10_c', '--dataset=pets', '--names=fog', f'--data_dir={pets}', '--seed=3']
+  data_dir = corrupted_pets.copy(pets, tmp_path / 'data')
+  flags = ['cifar10_c', '--dataset=pets', '--names=fog', f'--data_dir={data_dir}', '--seed=3']
   done = run(*flags, module='prepare', JAX_PLATFORMS='cuda')
   assert done.returncode == 2, done.stderr
   assert len(done.stderr.splitlines()) == 1
