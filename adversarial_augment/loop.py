@@ -211,7 +211,7 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
   def cut() -> None:
     kept, doubled = run_directory.truncate_log(path, step)
     if missing := sorted(set(log_steps.expand(logged)).difference(kept)):
-      tell(f"warning: '{path}' has lost its line of {log_steps.spell(missing)}; the curves have a gap there.")
+      tell(f"warning: '{path}' has no line of {log_steps.spell(missing)} any more; the curves have a gap there.")
     if doubled:
       tell(f"warning: '{path}' had a second line of {log_steps.spell(sorted(set(doubled)))}; the first ones stay.")
 

@@ -68,6 +68,7 @@ tbody th{font-weight:600;min-width:7rem;max-width:17rem;position:sticky;left:0;z
 .maps tbody th{min-width:4.5rem}
 .published th,.published td{color:var(--soft);font-weight:400;font-style:italic}
 .mean th,.mean td{font-weight:700}
-@media (max-width:40rem){tbody th{min-width:6.5rem;max-width:8rem}td.word{min-width:7rem}
+@media (max-width:40rem){.card .number{font-size:1.4rem;white-space:nowrap}
+tbody th{min-width:6.5rem;max-width:8rem}td.word{min-width:7rem}
 .maps table{font-size:.8rem}.maps th,.maps td{padding:.25rem .2rem}}
 """
