@@ -31,17 +31,9 @@ _DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
 def conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
-  """Returns the plain convolution of [n, h, w, c] with [kh, kw, c, k]; fastest outside loops."""
+  """Returns the plain convolution of [n, h, w, c] with [kh, kw, c, k]; in attacks see attacks/convolutions.py."""
   pads = _pads(images.shape, kernel.shape, stride, padding)
   return jax.lax.conv_general_dilated(images, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS)
-
-
-def loop_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
-  """Returns `conv`, in a form whose gradient is fast inside `fori_loop`, `scan` and `map` on every platform."""
-  if jax.default_backend() != 'cpu':
-    return conv(images, kernel, stride=stride, padding=padding)
-  form = _canonical if min(kernel.shape[2:]) >= 8 else _mixed
-  return form(images, kernel, stride, _pads(images.shape, kernel.shape, stride, padding))
 
 
 def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:

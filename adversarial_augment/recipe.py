@@ -22,7 +22,6 @@ from adversarial_augment import (
   classifiers,
   corruption_nets,
   deepaugment,
-  per_example_conv,
   schedules,
   sharding,
   ssim,
@@ -43,7 +42,7 @@ class Recipe(NamedTuple):
   """The static parts of one run; closed over by jit, never traced."""
 
   classifier: Network
-  attacked_classifier: Network  # the same function inside shard_map and loops
+  attacked_classifier: Network  # the same function inside shard_map
   attack_batch_norm: str  # 'batch' or 'running': the statistics of the classifier under attack
   attack: Attack | None
   warmup_steps: int  # first updates, without the adversary
@@ -83,7 +82,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
     build_attack(config, mesh, classifier(), dataset.image_shape, training=True) if attacked else nominal
   )
   recipe = Recipe(
-    classifier=classifier(conv=per_example_conv.conv),
+    classifier=classifier(),
     attacked_classifier=attacked_classifier(config, dataset.num_classes),
     attack_batch_norm=config.attack.batch_norm,
     attack=attack,
@@ -181,8 +180,8 @@ def classifier_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
-  """Returns the same function in the form for `shard_map` and loops."""
-  return build_classifier(config, num_classes, conv=per_example_conv.loop_conv, axis_name=sharding.AXIS)
+  """Returns the same function in the form for `shard_map`."""
+  return build_classifier(config, num_classes, axis_name=sharding.AXIS)
 
 
 def build_attack(

@@ -17,7 +17,7 @@ from jax.sharding import AxisType
 import numpy as np
 from PIL import Image, ImageOps
 
-from adversarial_augment import augmentations, classifiers, datasets, per_example_conv, recipe, schedules, sharding
+from adversarial_augment import augmentations, classifiers, datasets, recipe, schedules, sharding
 from adversarial_augment import train_step as training
 from benchmarks import timing
 
@@ -101,8 +101,8 @@ def nominal_step(mesh, images: np.ndarray):
   schedule = schedules.warmup_cosine(0.1, 1000, 10)
   nothing = augmentations.chain(())
   static = recipe.Recipe(
-    classifier=make(conv=per_example_conv.conv),
-    attacked_classifier=make(conv=per_example_conv.loop_conv, axis_name=sharding.AXIS),
+    classifier=make(),
+    attacked_classifier=make(axis_name=sharding.AXIS),
     attack_batch_norm='batch',
     attack=None,
     warmup_steps=0,

@@ -82,58 +82,13 @@ def measure(features: int, rounds: int) -> bool:
   return all(met)
 
 
-def loops(rounds: int) -> bool:
-  """The classifier's gradient inside a loop: forward and input gradient of an ordinary convolution."""
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(BATCH, 32, 32, 64)), jnp.float32)
-  w = jnp.asarray(rng.normal(size=(3, 3, 64, 64)) / 24, jnp.float32)
-  repeats = 4
-
-  def gradient(conv):
-    return jax.grad(lambda x: (conv(x, w) ** 2).sum())
-
-  def inside(conv):
-    return jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, y: gradient(conv)(y) * 1e-3, x))
-
-  def outside(conv):
-    one = jax.jit(lambda x: gradient(conv)(x) * 1e-3)
-
-    def run():
-      y = x
-      for _ in range(repeats):
-        y = one(y)
-      return y
-
-    return run
-
-  lax_inside, own_inside = inside(per_example_conv.conv), inside(per_example_conv.loop_conv)
-  times = timing.interleave(
-    {
-      'lax.conv in a loop': lambda: lax_inside(x),
-      'loop_conv in a loop': lambda: own_inside(x),
-      'loop_conv outside': outside(per_example_conv.loop_conv),
-    },
-    rounds=rounds,
-  )
-  print(f'\nforward and input gradient of one convolution, {BATCH} x 32 x 32 x 64, {repeats} times:')
-  for name, (wall, cpu) in times.items():
-    print(f'  {name:<22} {1e3 * wall:9.1f} ms {1e3 * cpu:9.1f} ms cpu')
-  own = times['loop_conv in a loop'].wall
-  return all(
-    [
-      timing.gate('speed inside / outside a loop', times['loop_conv outside'].wall / own, 0.6, least=True),
-      timing.gate('lax.conv / loop_conv in a loop', times['lax.conv in a loop'].wall / own, 3, least=True),
-    ]
-  )
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--features', type=int, nargs='+', default=[16, 32, 64])
   args = parser.parse_args()
   timing.settle('benchmarks.per_example_conv', cores=1)
-  met = [measure(features, args.rounds) for features in args.features] + [loops(args.rounds)]
+  met = [measure(features, args.rounds) for features in args.features]
   sys.exit(0 if all(met) else 1)
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, cli, datasets, inference, per_example_conv, recipe, sharding, train
+from adversarial_augment import attacks, cli, datasets, inference, recipe, sharding, train
 from adversarial_augment.exporting import torch_layout
 from adversarial_augment.types import Attack
 from tests import boxed_linear, trainer
@@ -58,7 +58,7 @@ def trained(name: str, folder: Path):
   config = inference.read_config(folder / name)
   state = inference.restore(config, folder / name, 10, (32, 32, 3), sharding.data_mesh()).state
   variables = jax.device_get((state.params, state.model_state))
-  network = recipe.build_classifier(config, 10, conv=per_example_conv.loop_conv)
+  network = recipe.build_classifier(config, 10)
   from benchmarks import torch_classifier
 
   theirs = torch_classifier.PreActResNet((1, 1, 1, 1), config.classifier.width).eval()

@@ -143,7 +143,7 @@ def test_computes_what_the_architecture_written_out_computes(name, oracle):
 @pytest.mark.parametrize('name', SMALL)
 def test_statistics_are_those_of_all_devices_and_evaluation_leaves_them(name):
   network, params, state = small(name)
-  synced, *_ = small(name, axis_name='batch', conv=per_example_conv.loop_conv)
+  synced, *_ = small(name, axis_name='batch')
   x = images(8)
   expected, expected_state = network.apply(params, state, None, x, is_training=True)
   mesh = jax.make_mesh((4,), ('batch',), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
