@@ -21,7 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import registry, triton_conv
+from adversarial_augment import platforms, registry, triton_conv
 from adversarial_augment.errors import UserError
 
 Conv = Callable[..., jax.Array]
@@ -39,11 +39,12 @@ def conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME
 def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
   """Returns `conv`, in the form that suits a network mapped over examples by `over_examples`."""
   pads, channels = _pads(images.shape, kernel.shape, stride, padding), min(kernel.shape[2:])
-  if jax.default_backend() == 'gpu':
+  platform = platforms.current()
+  if platform == 'gpu':
     if kernel.dtype == jnp.bfloat16 and triton_conv.suits(kernel.shape[2], kernel.shape[3], stride):
       return triton_conv.conv(images, kernel, pads)
     return conv(images, kernel, stride=stride, padding=pads)
-  if jax.default_backend() != 'cpu' or channels < 32:
+  if platform != 'cpu' or channels < 32:
     return _rowwise(images, kernel, stride, pads)
   return (_canonical if channels >= 64 else _mixed)(images, kernel, stride, pads)
 
@@ -79,7 +80,7 @@ def per_example_conv(
 
 def over_examples(apply: Callable, *, impl: str = 'auto') -> Callable:
   """Returns `apply(params, image)` mapped over the leading axes of both, in the order that suits the platform."""
-  one_by_one = {'auto': jax.default_backend() == 'cpu', 'map': True, 'im2col': False, 'vmap': False}
+  one_by_one = {'auto': platforms.current() == 'cpu', 'map': True, 'im2col': False, 'vmap': False}
   if registry.lookup(one_by_one, impl, 'impl'):
     return lambda params, images: jax.lax.map(lambda both: apply(*both), (params, images))
   return jax.vmap(apply)

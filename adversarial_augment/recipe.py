@@ -22,6 +22,7 @@ from adversarial_augment import (
   classifiers,
   corruption_nets,
   deepaugment,
+  platforms,
   schedules,
   sharding,
   ssim,
@@ -230,7 +231,8 @@ def build_attack(
   variables = jax.eval_shape(lambda key, images: classifier.init(key, images, is_training=True), key, images)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
   logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
-  needed = attacks.attack_bytes(perturbation_set, around, logits_fn, image_shape, size, group=group or size)
+  with platforms.made_for(mesh):
+    needed = attacks.attack_bytes(perturbation_set, around, logits_fn, image_shape, size, group=group or size)
   return attack, frozen, needed
 
 

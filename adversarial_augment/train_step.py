@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import optax
 
-from adversarial_augment import sharding, threefry, trees
+from adversarial_augment import platforms, sharding, threefry, trees
 from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.recipe import Recipe
@@ -29,8 +29,9 @@ def init_state(recipe: Recipe, image_shape: tuple[int, int, int]) -> TrainState:
 def jitted(recipe: Recipe) -> jax.stages.Wrapped:
   """Returns a recipe's jitted `train_step`: (state, step, images, labels, phi) -> state, metrics; donates state."""
   # With a device for each core, threads inside an operation get in each other's way.
-  several = jax.default_backend() == 'cpu' and recipe.mesh.local_mesh.size > 1
-  return jax.jit(
+  several = platforms.of(recipe.mesh) == 'cpu' and recipe.mesh.local_mesh.size > 1
+  return platforms.jit(
+    recipe.mesh,
     functools.partial(train_step, recipe),
     donate_argnums=0,
     out_shardings=sharding.replicated(recipe.mesh),

@@ -12,6 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
+from adversarial_augment import platforms
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 # Of the tilings that were tried on an H100 and an H200 (docs/accelerators.md), near the best for both kinds of pass.
@@ -145,5 +147,5 @@ def _call(kernel, shape, grid):
     out_shape=shape,
     grid=grid,
     compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
-    interpret=jax.default_backend() == 'cpu',
+    interpret=platforms.current() == 'cpu',
   )

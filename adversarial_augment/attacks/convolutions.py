@@ -14,6 +14,7 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 
+from adversarial_augment import platforms
 from adversarial_augment.per_example_conv import columnwise, input_gradient
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
@@ -25,7 +26,7 @@ def fast_in_loops(attack: Attack) -> Attack:
 
   @functools.wraps(attack)
   def rewritten(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
-    if jax.default_backend() != 'cpu':
+    if platforms.current() != 'cpu':
       return attack(keys, logits_fn, images, labels, frozen)
     arguments = keys, images, labels, frozen
     program = lambda keys, images, labels, frozen: attack(keys, logits_fn, images, labels, frozen)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import threefry
+from adversarial_augment import platforms, threefry
 from adversarial_augment.augmentations import augmix_ops
 from adversarial_augment.types import Array, Augmentation, Key
 
@@ -103,7 +103,7 @@ def mix(draws: Draws, image: Array, ops: tuple = OPS) -> Array:
 def _augmix(ops: tuple, key: Key, image: Array) -> Array:
   """AugMix of one image [h, w, 3] in [0, 1], 3 pixels a side or more."""
   one = functools.partial(mix, ops=ops)
-  if jax.default_backend() == 'cpu':
+  if platforms.current() == 'cpu':
     # One image after the other: what is mapped computes every operation for every image, and picks.
     one = jax.custom_batching.sequential_vmap(one)
   return one(draw(key, len(ops)), image)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 import numpy as np
 
-from adversarial_augment import __version__, files, per_example_conv, threefry
+from adversarial_augment import __version__, files, per_example_conv, platforms, threefry
 from adversarial_augment.deepaugment import cae_features, cae_weights, edsr_features, edsr_weights
 from adversarial_augment.deepaugment.kernels import Params
 from adversarial_augment.types import Array, Key
@@ -162,7 +162,7 @@ def _compiled(devices: tuple[jax.Device, ...], net: str, bug_compatible: bool, s
   mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
   each = PartitionSpec(_AXIS)
   specs = (each, each, each, each, PartitionSpec())
-  return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False))
+  return platforms.jit(mesh, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False))
 
 
 def _through(apply: Callable[[Array, Key], Array], image: Array, key: Key, scale: str) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import sharding, threefry
+from adversarial_augment import platforms, sharding, threefry
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluators.batches import EvalBatch, batches
 from adversarial_augment.results import outcomes
@@ -69,9 +69,8 @@ def accuracy(
       sums['ssim_histogram'] = {'count': _binned(metrics['ssim'], SSIM_EDGES, batch.mask.astype(jnp.int32))}
     return jax.lax.psum(sums, sharding.AXIS), jax.lax.all_gather(correct, sharding.AXIS, tiled=True)
 
-  step = jax.jit(
-    jax.shard_map(local, mesh=mesh, in_specs=(whole, whole, whole, data), out_specs=whole, check_vma=False)
-  )
+  specs = (whole, whole, whole, data)
+  step = platforms.jit(mesh, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
 
   def evaluate(state: TrainState, dataset: Dataset, poll: Callable[[], None]) -> dict[str, Any]:
     totals: Any = None

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import metrics, progress, sharding, threefry
+from adversarial_augment import metrics, platforms, progress, sharding, threefry
 from adversarial_augment.attacks import inputs, suites, validity
 from adversarial_augment.attacks import sweep as sweeps
 from adversarial_augment.attacks.rounds import judged
@@ -77,7 +77,8 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
 
     return sharded(local, in_specs=(whole, whole, data, data))(params, model_state, images, labels)
 
-  attack_step, judge_step = jax.jit(attack, static_argnums=(0, 1)), jax.jit(margins)
+  jit = functools.partial(platforms.jit, classifier.mesh)
+  attack_step, judge_step = jit(attack, static_argnums=(0, 1)), jit(margins)
   variables, mesh = (classifier.state.params, classifier.state.model_state), classifier.mesh
 
   def arguments(index: int, inner: int, part: np.ndarray) -> tuple[PyTree, ...]:
