@@ -66,7 +66,8 @@ TRAIN: dict[str, Field] = {
   'precision': Field(
     'float32',
     fields.choice('float32', 'bfloat16'),
-    'compute type of the networks; phi + beta, norms, SSIM and loss stay float32',
+    'compute type of the networks; phi + beta, norms, SSIM and loss stay float32. GPUs round products of float32 to '
+    'TF32, TPUs to bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set in the environment',
   ),
   'log_every': Field(50, fields.integer(1, _STEPS), 'steps between lines of metrics.jsonl'),
   'checkpoint_every': Field(1000, fields.integer(0, _STEPS), 'steps between checkpoints; 0 saves at the end only'),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import attacks, corruption_nets, environment, recipe, sharing, threefry, trees
+from adversarial_augment import attacks, corruption_nets, environment, platforms, recipe, sharing, threefry, trees
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
@@ -34,6 +34,7 @@ def opening(
   devices, data = jax.devices(), splits['train']
   origin = data.provenance.get('origin', 'unverified')
   yield f'devices: {len(devices)} x {devices[0].platform} in {jax.process_count()} process(es); JAX {jax.__version__}'
+  yield from _precision(config, static)
   sizes = ', '.join(f'{split} {dataset.num_examples:,}' for split, dataset in splits.items())
   yield f'data: {data.name} ({origin}), {sizes} images of {data.image_shape}, {data.num_classes} classes'
   if 'deepaugment' in data.provenance:
@@ -50,6 +51,18 @@ def opening(
   yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
   if warning := recipe.too_few_steps(config, static.num_steps, data.epoch_size or data.num_examples):
     yield warning
+
+
+def _precision(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
+  """Yields what the networks compute in, where it is not plain 32 bits."""
+  asked = jax.config.jax_default_matmul_precision
+  rounded = {'gpu': 'TF32, where the card has it,', 'tpu': 'bfloat16'}.get(platforms.of(static.mesh))
+  if config.precision != 'float32':
+    yield f'precision: {config.precision} in the networks, float32 elsewhere'
+  elif asked is not None:
+    yield f'precision: float32, products as JAX_DEFAULT_MATMUL_PRECISION={asked} has them'
+  elif rounded:
+    yield f'precision: float32, products rounded to {rounded} unless JAX_DEFAULT_MATMUL_PRECISION=highest'
 
 
 def _network(config: ConfigDict, phi: PyTree) -> str:

@@ -1,10 +1,11 @@
 """What a run says of its adversary, in captions and reports."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import figures, summary
+from adversarial_augment import figures, platforms, summary
 from adversarial_augment.reporting import training
 from adversarial_augment.types import AttackResult
 from tests import tiny
@@ -45,3 +46,23 @@ def test_reports_say_nu_where_it_plays_a_part(name, said):
                      metrics=[],
                      examples=b'', damage='')  # fmt: skip
   assert training._about(run)['training'] == said
+
+
+@pytest.mark.parametrize(
+  'platform, precision, asked, said',
+  [
+    ('cpu', 'float32', None, ''),
+    ('gpu', 'float32', None, 'precision: float32, products rounded to TF32, where the card has it, unless'),
+    ('tpu', 'float32', None, 'precision: float32, products rounded to bfloat16 unless JAX_DEFAULT_MATMUL_PRECISION'),
+    ('tpu', 'float32', 'highest', 'precision: float32, products as JAX_DEFAULT_MATMUL_PRECISION=highest has them'),
+    ('cpu', 'bfloat16', None, 'precision: bfloat16 in the networks, float32 elsewhere'),
+  ],
+)
+def test_a_run_says_what_its_products_are_rounded_to(monkeypatch, platform, precision, asked, said):
+  config, static, phi, state = tiny.make(1, attack__name='none', precision=precision)
+  monkeypatch.setattr(platforms, 'of', lambda mesh: platform)
+  with jax.default_matmul_precision(asked):
+    lines = list(summary.opening(config, static, {'train': tiny.dataset()}, state, phi))
+  (line,) = [line for line in lines if line.startswith('precision')] or ['']
+  assert bool(line) == bool(said)
+  assert line.startswith(said)
