@@ -127,10 +127,11 @@ def of_training(flat: Mapping[str, Any]) -> Iterator[str]:
     )
   micro, batch = flat['attack.microbatch'], flat['batch_size']
   if micro is not None:
-    if flat['attack.batch_norm'] == 'batch':
+    if flat['attack.batch_norm'] != 'running':
+      whole = {'batch': 'the whole batch', 'device': 'all images of a device'}[flat['attack.batch_norm']]
       yield (
-        f'config.attack.microbatch={micro} cannot go with config.attack.batch_norm=batch, whose statistics are those '
-        'of the whole batch; set config.attack.batch_norm=running or config.attack.microbatch=none.'
+        f'config.attack.microbatch={micro} cannot go with config.attack.batch_norm={flat["attack.batch_norm"]}, whose '
+        f'statistics are those of {whole}; set config.attack.batch_norm=running or config.attack.microbatch=none.'
       )
     if beta_mode == 'batch':
       yield (

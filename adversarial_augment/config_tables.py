@@ -150,7 +150,10 @@ TRAIN: dict[str, Field] = {
   ),
   'attack.keep_best': Field(False, fields.boolean(), 'return the iterate of highest loss, not the last one'),
   'attack.batch_norm': Field(
-    'batch', fields.choice('batch', 'running'), 'statistics that the classifier uses under attack'
+    'batch',
+    fields.choice('batch', 'device', 'running'),
+    'statistics that the classifier uses under attack: those of the attacked images of all devices, of each device '
+    'alone, which then wait for none, or the running ones',
   ),
   'attack.min_ssim': Field(
     0.3, fields.number(-1, 1), f'SSIM to the clean image below which the line search corrects ({_PAPER}, App. G)'

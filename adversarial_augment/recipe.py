@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
 
   classifier: Network
   attacked_classifier: Network  # the same function inside shard_map
-  attack_batch_norm: str  # 'batch' or 'running': the statistics of the classifier under attack
+  attack_batch_norm: str  # 'batch', 'device' or 'running': the statistics of the classifier under attack
   attack: Attack | None
   warmup_steps: int  # first updates, without the adversary
   before: Augmentation
@@ -181,8 +181,10 @@ def classifier_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
-  """Returns the same function in the form for `shard_map`."""
-  return build_classifier(config, num_classes, axis_name=sharding.AXIS)
+  """Returns the same function in the form for `shard_map`, in which a device has batch statistics of its own or not."""
+  return build_classifier(
+    config, num_classes, axis_name=None if config.attack.batch_norm == 'device' else sharding.AXIS
+  )
 
 
 def build_attack(

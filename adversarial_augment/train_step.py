@@ -118,8 +118,8 @@ def corrupt(
     images = clean = jax.vmap(recipe.before)(before_keys, images)
 
     def logits_fn(images):
-      # Batch statistics are those of the global batch, through the mesh axis; the state is not kept.
-      local_stats = recipe.attack_batch_norm == 'batch'
+      # Batch statistics are those of the global batch, through the mesh axis, or of this device; no state is kept.
+      local_stats = recipe.attack_batch_norm != 'running'
       apply = recipe.attacked_classifier.apply
       return apply(params, model_state, None, images, is_training=False, test_local_stats=local_stats)[0]
 

@@ -192,6 +192,13 @@ def test_microbatch_must_divide_and_a_working_value_is_offered():
     configs.validate(configs.override(running, {'attack.microbatch': '100'}))
 
 
+@pytest.mark.parametrize('batch_norm, whole', [('batch', 'the whole batch'), ('device', 'all images of a device')])
+def test_microbatch_needs_running_statistics(batch_norm, whole):
+  config = configs.override(configs.base_config(), {'attack.batch_norm': batch_norm, 'attack.microbatch': '64'})
+  with pytest.raises(UserError, match=f'batch_norm={batch_norm}, .* {whole}; set config.attack.batch_norm=running'):
+    configs.validate(config)
+
+
 @pytest.mark.parametrize(
   'field, value',
   [('batch_size', None), ('num_steps', True), ('num_steps', 2.0), ('evals', ('clean', 3)), ('seed', True)],

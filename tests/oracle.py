@@ -67,15 +67,33 @@ def linf_attack(keys, logits_fn, images, labels, phi, *, epsilon, num_steps, fra
 
 
 def train_step(
-  state, images, labels, phi, lr, *, classifier, before, seed, momentum, decay, adversary, local_stats=True, trades=0.0
+  state,
+  images,
+  labels,
+  phi,
+  lr,
+  *,
+  classifier,
+  before,
+  seed,
+  momentum,
+  decay,
+  adversary,
+  local_stats=True,
+  trades=0.0,
+  parts=1,
 ):
-  """One update; state is (step, params, model_state, velocity). `trades` weighs a divergence from the clean image."""
+  """One update; state is (step, params, model_state, velocity). `trades` weighs a divergence from the clean image.
+
+  The attacked classifier has statistics of each of so many `parts` of the batch; without `local_stats`, running ones.
+  """
   step, params, model_state, velocity = state
   step_key = jax.random.fold_in(jax.random.key(seed), step)
   keys = jnp.stack([jax.random.split(jax.random.fold_in(step_key, i), 3) for i in range(len(labels))])
   images = jax.vmap(before)(keys[:, 0], images.astype(jnp.float64) / 255)
   options = {'is_training': False, 'test_local_stats': local_stats}
-  logits_fn = lambda x: classifier.apply(params, model_state, None, x, **options)[0]
+  of_part = lambda x: classifier.apply(params, model_state, None, x, **options)[0]
+  logits_fn = lambda x: jnp.concatenate([of_part(part) for part in jnp.split(x, parts)])
   corrupted, start, end = adversary(keys[:, 1], logits_fn, images, labels, phi)
   batch = jnp.concatenate([images, corrupted]) if trades else corrupted
 

@@ -25,19 +25,21 @@ def largest_difference(a, b) -> float:
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('num_devices', [1, 8])
-def test_five_steps_equal_the_oracle(num_devices):
-  config, static, phi, state = tiny.make(num_devices)
+@pytest.mark.parametrize('num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), (8, 'device')])
+def test_five_steps_equal_the_oracle(num_devices, batch_norm):
+  size = 16 if batch_norm == 'device' else 8  # two images on a device have statistics worth the name
+  _, static, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm, batch_size=str(size))
   end, metrics = tiny.run(static, phi, state, NUM_STEPS)
   expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
   step = jax.jit(
       functools.partial(
           oracle.train_step, classifier=static.classifier, before=static.before, seed=0, momentum=0.9, decay=1e-4,
           adversary=functools.partial(oracle.attack, blocks=4, nu=0.015, num_steps=2),
+          parts=num_devices if batch_norm == 'device' else 1,
       )
   )  # fmt: skip
   for index in range(NUM_STEPS):
-    images, labels = tiny.dataset().read(np.arange(8) + 8 * index)
+    images, labels = tiny.dataset().read((np.arange(size) + size * index) % 64)
     expected, loss, start, attacked = step(expected, images, labels, jax.device_get(phi), learning_rate(index + 1))
     got = metrics[index]
     assert got['loss'] == pytest.approx(float(loss), abs=1e-9)
@@ -46,6 +48,25 @@ def test_five_steps_equal_the_oracle(num_devices):
   assert largest_difference(end.params, expected[1]) < 1e-9
   assert largest_difference(end.model_state, expected[2]) < 1e-9
   assert int(end.step) == NUM_STEPS
+
+
+@pytest.mark.parametrize('batch_norm, waits', [('batch', True), ('device', False), ('running', False)])
+def test_devices_wait_for_each_other_in_an_attack_with_statistics_of_the_whole_batch_alone(batch_norm, waits):
+  _, static, phi, state = tiny.make(4, attack__batch_norm=batch_norm)
+  corrupt = jax.jit(functools.partial(train_step.corrupt, static))
+  keys = jax.random.split(jax.random.key(0), 8)
+  text = corrupt.lower(keys, *tiny.batch(static, 0), state, phi).compile().as_text()
+  collectives = ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute', 'reduce-scatter')
+  assert any(name in text for name in collectives) == waits
+
+
+@pytest.mark.usefixtures('x64')
+def test_statistics_of_one_device_are_those_of_the_batch():
+  ends = []
+  for batch_norm in ('batch', 'device'):
+    _, static, phi, state = tiny.make(1, attack__batch_norm=batch_norm)
+    ends.append(tiny.run(static, phi, state, 1))
+  assert largest_difference(*ends) < 1e-9
 
 
 LINF = {'attack__name': 'lp', 'attack__norm': 'linf', 'attack__epsilon': '8/255'}
