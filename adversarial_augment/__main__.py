@@ -11,6 +11,7 @@ from adversarial_augment import __version__, cli, registry
 
 COMMANDS = {
   'train': 'train a classifier, with an adversary or without',
+  'plan': 'see what a training needs on TPUs or GPUs, before renting any',
   'evaluate': 'evaluate a trained classifier, on corruptions too, or attack it',
   'report': 'make one HTML page of one run, or of several',
   'export': 'write a trained classifier for PyTorch, safetensors or jax.export',

@@ -36,6 +36,18 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
   return path
 
 
+def output_file(text: str | os.PathLike, flag: str) -> Path:
+  """Returns the path of a file to write, or to write anew.
+
+  Raises:
+    UserError: a link, a folder or a pipe is there, or no folder to hold it.
+  """
+  path = user_path(text, flag)
+  if (os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path))) or not os.path.isdir(path.parent):
+    raise UserError(f"{flag}='{path}' must be a regular file, or a new one, in a folder that exists; name another one.")
+  return path
+
+
 def check_folder(path: Path, flag: str) -> None:
   """Refuses a folder that cannot be there or be made, because a file is in its place or above it, or for its name.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from adversarial_augment import cli, files, progress, signals
-from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import page, runs
 
 
@@ -31,12 +30,7 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   several: Sequence[Any] = folders if isinstance(folders, list | tuple) else [folders]
   found = runs.collect(several)
   default = found[0].folder if len(found) == 1 else Path()
-  target = default / 'report.html' if output is None else files.user_path(output, '--output')
-  other = os.path.lexists(target) and (os.path.islink(target) or not os.path.isfile(target))  # link, folder, pipe
-  if other or not os.path.isdir(target.parent):
-    raise UserError(
-      f"--output='{target}' must be a regular file, or a new one, in a folder that exists; name another one."
-    )
+  target = files.output_file(default / 'report.html' if output is None else output, '--output')
   content = page.page(found).encode('utf-8', errors='replace')
   with files.storage_errors(f"write '{target}'"):
     files.replace(target, content)

@@ -55,7 +55,7 @@ def opening(
 
 def _precision(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
   """Yields what the networks compute in, where it is not plain 32 bits."""
-  asked = jax.config.jax_default_matmul_precision
+  asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
   rounded = {'gpu': 'TF32, where the card has it,', 'tpu': 'bfloat16'}.get(platforms.of(static.mesh))
   if config.precision != 'float32':
     yield f'precision: {config.precision} in the networks, float32 elsewhere'

@@ -24,17 +24,18 @@ LAYERS = {
   'attacks': 1, 'augmentations': 1, 'classifiers': 1, 'corruption_nets': 1, 'corruptions': 1, 'datasets': 1,
   'cli': 1, 'launch': 1, 'results': 1, 'sharding': 1,
   'checkpoints': 2, 'deepaugment': 2, 'evaluators': 2, 'figures': 2,
-  'newest_checkpoint': 2, 'orbax_arrays': 2, 'run_log': 2,
+  'newest_checkpoint': 2, 'planning': 2, 'orbax_arrays': 2, 'run_log': 2,
   'evaluations': 3, 'exporting': 3, 'inference': 3, 'loop': 3, 'preparation': 3, 'pretraining': 3,
   'recipe': 3, 'reporting': 3,
   'robustness_flags': 3, 'run_evaluation': 3, 'run_robustness': 3, 'summary': 3, 'train_step': 3,
-  '__main__': 4, 'convert': 4, 'evaluate': 4, 'export': 4, 'prepare': 4, 'pretrain': 4, 'report': 4, 'train': 4,
+  '__main__': 4, 'convert': 4, 'evaluate': 4, 'export': 4, 'plan': 4, 'prepare': 4,
+  'pretrain': 4, 'report': 4, 'train': 4,
 }  # fmt: skip
 
 HAIKU = ('classifiers', 'corruption_nets')
 CONFIG_DICT = (
-  'cli', 'config', 'evaluate', 'evaluations', 'inference', 'loop', 'pretrain', 'recipe', 'run_evaluation',
-  'run_robustness', 'summary', 'train',
+  'cli', 'config', 'evaluate', 'evaluations', 'inference', 'loop', 'plan', 'pretrain',
+  'recipe', 'run_evaluation', 'run_robustness', 'summary', 'train',
 )  # fmt: skip
 HEAVY = ('matplotlib', 'orbax', 'skimage', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'torch')
 

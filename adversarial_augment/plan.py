@@ -1,0 +1,284 @@
+"""What a training needs on TPUs or GPUs that are not there: python -m adversarial_augment.plan --topology=v5e:2x4
+
+The train step of a config is compiled ahead of time by the compiler of those devices, which runs on any CPU.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from adversarial_augment import cli, datasets, files, progress, run_directory, signals, streams
+from adversarial_augment import config as configs
+from adversarial_augment.datasets import cifar10, sampling
+from adversarial_augment.errors import UserError
+from adversarial_augment.planning import targets
+from adversarial_augment.planning.targets import Target
+from adversarial_augment.types import Dataset
+
+_DESCRIPTION = """Compiles the train step of a config for TPUs or GPUs that are not there, on any CPU, and says whether
+it fits, and about how long a step and the run take. Nothing is trained, and no device is touched.
+
+All figures are estimates of the compiler. The seconds of a TPU are the cycles that its compiler expects; those of a GPU
+are the least that the bytes and the operations of each kernel take, so that a card is slower. Evaluations are not
+counted."""
+
+_EPILOG = f"""examples:
+  python -m adversarial_augment.plan --config=configs/ada_edsr.py --topology=v5e:2x4
+  python -m adversarial_augment.plan --config=configs/ada_edsr.py:laptop --topology=h100 --output=plan.json
+  python -m adversarial_augment.plan --config=configs/ada_edsr.py --topology=h100:8 --config.precision=bfloat16
+
+topologies: {targets.EXAMPLES}; TPUs by the sides of their slice, GPUs by their number.
+
+exit codes: 0 planned, whether it fits or not; 2 wrong input, or no such compiler."""
+
+if TYPE_CHECKING:
+  from adversarial_augment.planning.compiling import Estimate
+
+_OF_CPUS = ('JAX_NUM_CPU_DEVICES', 'xla_force_host_platform_device_count')
+
+
+class Plan(NamedTuple):
+  """What a config takes on some devices."""
+
+  config: ConfigDict
+  devices: int
+  num_steps: int
+  estimate: 'Estimate'  # of one step
+
+
+@signals.keeping('nothing was written, and the same command begins anew')
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line; see `--help`."""
+  overrides, rest = cli.split_overrides(argv)
+  arguments = _parser().parse_args(rest)
+  for flag in ('config', 'topology'):
+    if not getattr(arguments, flag):
+      raise UserError(f'--{flag} is missing; see python -m adversarial_augment.plan --help.')
+  config = configs.override(configs.load(arguments.config), overrides)
+  configs.validate(config)
+  _check_environment()
+  target = targets.target(arguments.topology)
+  output = None if arguments.output is None else files.output_file(arguments.output, '--output')
+  dataset, assumed = _images(config)
+  targets.prepare_environment()
+  with progress.stage('loading JAX'):
+    from adversarial_augment import recipe
+    from adversarial_augment.planning import compiling
+  recipe.check_adversary(config, dataset.image_shape)
+  mesh = compiling.mesh_of(target)
+  recipe.check_parts(config, mesh.size)
+  planned = functools.partial(_planned, dataset=dataset, target=target, mesh=mesh)
+  plan = planned(config)
+  for line in _lines(plan, target, assumed):
+    print(line, flush=True)
+  if not plan.estimate.fits:
+    for flags, found in _smaller(plan, planned):
+      print(_line('try', f'{flags}: {_fitting(found)}'), flush=True)
+  if output is not None:
+    run_directory.write_json(output, _facts(plan, target))
+    print(f'Wrote {output}')
+
+
+def _parser() -> cli.Parser:
+  parser = cli.Parser(prog='python -m adversarial_augment.plan', description=_DESCRIPTION, epilog=_EPILOG)
+  parser.add_argument('--config', metavar='PATH.py[:VARIANT]', help='config file of `train`; required')
+  parser.add_argument('--config.FIELD', dest='_', metavar='VALUE', help='replace a field of the config')
+  parser.add_argument('--topology', metavar='CHIP[:SIZE]', help='the devices, such as v5e:2x4 or h100:8; required')
+  parser.add_argument('--output', metavar='FILE', help='write the plan as JSON too')
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  return parser
+
+
+def _check_environment() -> None:
+  """Refuses a number of CPU devices, which a plan would not follow."""
+  if os.environ.get(_OF_CPUS[0]) or _OF_CPUS[1] in os.environ.get('XLA_FLAGS', ''):
+    name = _OF_CPUS[0] if os.environ.get(_OF_CPUS[0]) else 'XLA_FLAGS'
+    raise UserError(
+      f'{name}={os.environ[name]} asks for devices of the CPU, but those of a plan are named by --topology; unset it.'
+    )
+
+
+def _images(config: ConfigDict) -> tuple[Dataset, str]:
+  """Returns the training images as numbers and sizes, and what was taken for granted; CIFAR-10 need not be there."""
+  if config.dataset.partition(':')[0] == 'cifar10':
+    count, note = cifar10.COUNTS['train'], 'CIFAR-10 need not be here: 50,000 images of 32 x 32, 10 classes'
+    read: Any = None  # nothing is read
+    dataset = Dataset('cifar10', count, len(cifar10.CLASS_NAMES), (32, 32, 3), read, {})
+  else:
+    dataset, note = datasets.load(config.dataset, 'train', config.data_dir), ''
+  if config.holdout:
+    dataset = sampling.holdout(dataset, config.holdout)[0]
+  return dataset, note
+
+
+def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) -> Plan:
+  """Compiles the step of a checked config.
+
+  Args:
+    config: of `train`.
+    dataset: the training images, of which only numbers and sizes are asked.
+    target: the devices.
+    mesh: over them.
+  """
+  import jax
+  import numpy as np
+
+  from adversarial_augment import recipe, sharding, train_step
+  from adversarial_augment.planning import compiling
+
+  size, microbatch = config.batch_size, config.attack.microbatch
+  parts = f', {microbatch} of a device under attack at a time' if microbatch else ''
+  streams.say(f'compiling the train step of {size:,} images{parts} for {mesh.size} x {target.chip.title}...')
+  static, phi = recipe.build(config, dataset, mesh)
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  spec = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+  state = jax.eval_shape(lambda: train_step.init_state(static, dataset.image_shape))
+  batch = np.empty((size, *dataset.image_shape), np.uint8), np.empty(size, np.int32)
+  traced = train_step.jitted(static).trace(
+    spec(state, whole), spec(np.int32(0), whole), *spec(batch, split), spec(phi, whole)
+  )
+  inner_steps = config.attack.num_steps if static.attack else None
+  half = config.precision == 'bfloat16'
+  found = compiling.estimate(traced, target, half=half, inner_steps=inner_steps)
+  return Plan(config, mesh.size, static.num_steps, found)
+
+
+def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tuple[str, Plan | None]]:
+  """Yields the nearest settings that fit where a plan does not, each compiled.
+
+  Args:
+    plan: that one.
+    planned: config -> its plan.
+
+  Yields:
+    The flags, and their plan; None where not even the least of them fits.
+  """
+  from adversarial_augment import attacks
+  from adversarial_augment.planning import compiling
+
+  config, each, devices = plan.config, plan.config.batch_size // plan.devices, plan.devices
+
+  def fewer(images: int) -> Plan:
+    return planned(_with(config, {'batch_size': images * devices}))
+
+  plans: dict[int, Plan] = {}
+  found = compiling.largest(each, plan.estimate, lambda n: plans.setdefault(n, fewer(n)).estimate) if each > 1 else None
+  images = found[0] if found else 1
+  yield f'--config.batch_size={images * devices}', plans[images] if found else None
+  attack = config.attack
+  if attack.name == 'none' or attack.beta_mode == 'batch':
+    return
+  attacked, group = attacks.attacked_images(attack.fraction, each), attack.group if attack.beta_mode == 'group' else 1
+  parts = [part for part in range(group, attacked, group) if attacked % part == 0]
+  share = plan.estimate.bytes_available / plan.estimate.bytes_needed
+  for part in reversed(parts):
+    if part > max(parts[0], attacked * share):
+      continue
+    tried = planned(_with(config, {'attack.batch_norm': 'running', 'attack.microbatch': part}))
+    if tried.estimate.fits or part == parts[0]:
+      flags = f'--config.attack.batch_norm=running --config.attack.microbatch={part}'
+      yield flags, tried if tried.estimate.fits else None
+      return
+
+
+def _with(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+  """Returns a checked copy of a config with other values."""
+  changed = configs.override(config, {name: str(value) for name, value in values.items()})
+  configs.validate(changed)
+  return changed
+
+
+def _lines(plan: Plan, target: Target, assumed: str) -> Iterator[str]:
+  size, found = plan.config.batch_size, plan.estimate
+  yield f'{plan.devices} x {target.chip.title}, {size:,} images a step, {size // plan.devices:,} on each; estimated:'
+  yield _line('memory', _memory(plan))
+  if found.step is not None:
+    yield _line('a step', f'{found.step.seconds:.4g} s' + _inner(plan))
+    yield _line('the run', f'{plan.num_steps:,} steps, {_duration(plan)} without evaluations')
+    yield _line('work', f'{found.flop / 1e12:.4g} TFLOP a step, {_share(plan, target):.2%} of the bfloat16 peak')
+    of = [f'{count:,.0f} {name} ({size / 1e6:,.1f} MB)' for name, count, size in found.step.collectives]
+    yield _line('collectives', (', '.join(of) or 'none') + (' a step' if of else ''))
+  yield _line('compiled in', f'{found.compile_seconds:.0f} s')
+  yield _line('source', _source(target))
+  if assumed:
+    yield _line('data', assumed)
+
+
+def _line(name: str, text: str) -> str:
+  return f'  {name:<12} {text}'
+
+
+def _memory(plan: Plan) -> str:
+  found = plan.estimate
+  verdict = 'fits' if found.fits else 'does not fit'
+  return f'{verdict}: {found.bytes_needed / 1e9:.2f} of {found.bytes_available / 1e9:.2f} GB on each device'
+
+
+def _inner(plan: Plan) -> str:
+  inner = plan.estimate.inner_step
+  if inner is None:
+    return ''
+  kernels = f'{inner.kernels:,.0f} kernels, {inner.bytes / 1e9:.4g} GB'
+  return f', {plan.config.attack.num_steps} inner steps of {inner.seconds:.4g} s ({kernels})'
+
+
+def _fitting(plan: Plan | None) -> str:
+  if plan is None or plan.estimate.step is None:
+    return 'does not fit either'
+  return f'{_memory(plan)}, {plan.estimate.step.seconds:.4g} s a step'
+
+
+def _hours(plan: Plan) -> float:
+  assert plan.estimate.step is not None
+  return plan.num_steps * plan.estimate.step.seconds / 3600
+
+
+def _duration(plan: Plan) -> str:
+  hours = _hours(plan)
+  return f'{hours:.3g} hours' if hours >= 0.1 else f'{3600 * hours:.3g} seconds'
+
+
+def _share(plan: Plan, target: Target) -> float:
+  assert plan.estimate.step is not None
+  return plan.estimate.flop / (plan.devices * target.chip.peak * plan.estimate.step.seconds)
+
+
+def _source(target: Target) -> str:
+  if target.is_gpu:
+    single = f'{target.chip.single / 1e12:.0f} in float32 (TF32)'
+    return (
+      f"kernels of XLA's GPU compiler at {target.chip.bandwidth / 1e12:.2f} TB/s and {target.chip.peak / 1e12:.0f} "
+      f'TFLOP/s, {single}: a lower bound'
+    )
+  return f'the cycles that the TPU compiler expects, at {target.chip.clock / 1e9:.2f} GHz; nothing overlaps'
+
+
+def _facts(plan: Plan, target: Target) -> dict[str, Any]:
+  """Returns the plan as JSON has it; null where it does not fit, and where there is no loop of inner steps."""
+  found = plan.estimate
+  step, inner = found.step, found.inner_step
+  return {
+    'topology': target.name,
+    'devices': plan.devices,
+    'batch_size': plan.config.batch_size,
+    'fits': found.fits,
+    'bytes_needed': found.bytes_needed,
+    'bytes_available': found.bytes_available,
+    'seconds_per_step': step and step.seconds,
+    'seconds_per_inner_step': inner and inner.seconds,
+    'hours': step and _hours(plan),
+    'flop_per_step': found.flop,
+    'share_of_peak': step and _share(plan, target),
+    'collectives': step and {name: {'count': count, 'bytes': size} for name, count, size in step.collectives},
+    'kernels_per_inner_step': inner and inner.kernels,
+    'bytes_per_inner_step': inner and inner.bytes,
+    'compile_seconds': found.compile_seconds,
+    'source': _source(target),
+  }
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,131 @@
+"""Compiles a traced program for devices that are not there, and adds up what the compiler says of it."""
+
+from collections.abc import Callable, Sequence
+import re
+import time
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh
+import numpy as np
+
+from adversarial_augment import sharding
+from adversarial_augment.planning import operations, targets
+from adversarial_augment.planning.program import Cost, Loop, Operation, Program
+from adversarial_augment.planning.targets import Target
+
+_TRIES = 4  # programs that are compiled to find the largest batch that fits
+# Without a card there is nothing to tune on, and some tilings cannot be chosen.
+_GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_autotune_level': 0}
+
+
+class Estimate(NamedTuple):
+  """What the compiler says of a program."""
+
+  bytes_needed: int  # on each device
+  bytes_available: int
+  compile_seconds: float
+  flop: int  # on all devices
+  step: Cost | None  # of the program; None: it does not fit, and there is none
+  inner_step: Cost | None  # of the loop that was asked for, once; None: also where there is no such loop
+
+  @property
+  def fits(self) -> bool:
+    return self.bytes_needed <= self.bytes_available
+
+
+def mesh_of(target: Target) -> Mesh:
+  """Returns the mesh over a target's devices.
+
+  Raises:
+    UserError: see `targets.devices`.
+  """
+  return Mesh(np.array(targets.devices(target)), (sharding.AXIS,), axis_types=(AxisType.Auto,))
+
+
+def estimate(traced: jax.stages.Traced, target: Target, *, half: bool, inner_steps: int | None) -> Estimate:
+  """Compiles a program that was traced for a target's mesh.
+
+  Args:
+    traced: the program.
+    target: the devices.
+    half: products are of bfloat16.
+    inner_steps: trips of the loop that is wanted by itself; None: there is none.
+  """
+  start = time.monotonic()
+  flop = operations.flop(traced.jaxpr.jaxpr)
+  try:
+    compiled = traced.lower().compile(_GPU_OPTIONS if target.is_gpu else None)
+  except jax.errors.JaxRuntimeError as error:
+    refused = _too_much(str(error))
+    if refused is None:
+      raise
+    return Estimate(*refused, time.monotonic() - start, flop, None, None)
+  seconds = time.monotonic() - start
+  memory = compiled.memory_analysis()
+  needed = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
+  program = Program(compiled.as_text(), lambda operation, moved, flop: _seconds(operation, moved, flop, target, half))
+  inner = _inner(program.loops, inner_steps)
+  return Estimate(needed, target.available, seconds, flop, program.cost, inner and inner.once)
+
+
+def _seconds(operation: Operation, moved: int, flop: int, target: Target, half: bool) -> float:
+  """Returns the seconds of a kernel: the TPU compiler's cycles, or the least that its bytes and FLOP take."""
+  chip = target.chip
+  if target.is_gpu:
+    return max(moved / chip.bandwidth, flop / (chip.peak if half else chip.single))
+  if cycles := re.search(r'"estimated_cycles":"(\d+)"', operation.attributes):
+    return int(cycles[1]) / chip.clock
+  if '"tpu_custom_call"' in operation.attributes:  # a Pallas kernel, of which the compiler knows nothing
+    return max(moved / chip.bandwidth, flop / (chip.peak / 4))
+  return 0.0
+
+
+def _inner(loops: Sequence[Loop], trips: int | None) -> Loop | None:
+  """Returns the loop of the inner steps: of those that run so often, the one that takes longest."""
+  found = [loop for loop in loops if loop.trips == trips]
+  return max(found, key=lambda loop: loop.once.seconds, default=None)
+
+
+def _too_much(message: str) -> tuple[int, int] | None:
+  """Returns the bytes that a program needs and those that there are, from a refusal; None where it is another one."""
+  found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
+  in_bytes = lambda number, unit: round(float(number) * 1024 ** ' KMGT'.index(unit or ' '))
+  return (in_bytes(found[1], found[2]), in_bytes(found[3], found[4])) if found else None
+
+
+def largest(whole: int, refused: Estimate, tried: Callable[[int], Estimate]) -> tuple[int, Estimate] | None:
+  """Returns about the largest number of images on a device that fits, with its estimate; each guess is compiled.
+
+  Args:
+    whole: the number that does not fit.
+    refused: its estimate.
+    tried: number -> its estimate.
+
+  Returns:
+    None where not even one image fits.
+  """
+  above, needed = whole, refused.bytes_needed
+  found: tuple[int, Estimate] | None = None
+  for _ in range(_TRIES):
+    if found is None:  # in proportion to the images, which leaves out what does not grow with them
+      images = max(1, min(above - 1, int(above * refused.bytes_available / needed)))
+    else:  # between what fits and what does not, memory is about a straight line
+      below, free = found[0], refused.bytes_available - found[1].bytes_needed
+      images = below + int((above - below) * free / max(needed - found[1].bytes_needed, 1))
+      if not below < images < above:
+        break
+    estimate_of = tried(images)
+    if estimate_of.fits:
+      found = images, estimate_of
+    elif images == 1:
+      break
+    else:
+      above, needed = images, estimate_of.bytes_needed
+  return found

@@ -1,0 +1,47 @@
+"""FLOP of a traced program: two for each multiplication of its products and convolutions, on all devices together."""
+
+import math
+from typing import Any
+
+from jax.extend import core
+
+
+def flop(jaxpr: core.Jaxpr) -> int:
+  """Returns the FLOP of a program; a loop of unknown length counts once, a conditional as its dearest branch."""
+  return sum(_of(equation) for equation in jaxpr.eqns)
+
+
+def _of(equation: core.JaxprEqn) -> int:
+  name, params = equation.primitive.name, equation.params
+  shapes = [getattr(value.aval, 'shape', ()) for value in (*equation.invars[:2], *equation.outvars[:1])]
+  if name == 'dot_general':
+    (contracted, _), _ = params['dimension_numbers']
+    return 2 * math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
+  if name == 'conv_general_dilated':
+    kernel = shapes[1]
+    return 2 * math.prod(shapes[2]) * math.prod(kernel) // kernel[params['dimension_numbers'].rhs_spec[0]]
+  inside = [flop(jaxpr) for jaxpr in _programs(params)]
+  if name == 'cond':
+    return max(inside)
+  return _repeats(name, params) * sum(inside)
+
+
+def _repeats(name: str, params: dict[str, Any]) -> int:
+  """Returns how often the programs of an operation run."""
+  if name == 'scan':
+    return params['length']
+  if name == 'shard_map':
+    return params['mesh'].size
+  if name == 'pallas_call':
+    return math.prod(params['grid_mapping'].grid)
+  return 1
+
+
+def _programs(value: Any) -> list[core.Jaxpr]:
+  """Returns the programs in the parameters of an operation."""
+  if isinstance(value, core.ClosedJaxpr):
+    return [value.jaxpr]
+  if isinstance(value, core.Jaxpr):
+    return [value]
+  members = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+  return [jaxpr for member in members for jaxpr in _programs(member)]
