@@ -8,7 +8,8 @@ even gets wrong (docs/design.md has the measurements). The formulations of one f
   too, narrow ones matrix products, those in between a convolution with matrix products as its gradients. Fastest on
   CPUs, where XLA runs a convolution's gradient inside any loop through a slow path unless it is written as a forward
   convolution in NHWC/HWIO order.
-- `im2col`: all examples at once, as batched matrix products of patches that the backward pass makes again. For TPUs.
+- `im2col`: all examples at once, as batched matrix products of patches that the backward pass makes again. On TPUs,
+  where it does what `tpu_conv` does not take.
 - `vmap`: `jax.vmap` of `jax.lax.conv_general_dilated`, the oracle of the tests. On GPUs it is cuDNN's grouped
   convolution, and the fastest in float32; in bfloat16 that is `triton_conv` (docs/accelerators.md).
 
@@ -17,11 +18,12 @@ A network that takes its convolution as an argument runs per example with `over_
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import platforms, registry, triton_conv
+from adversarial_augment import platforms, registry, tpu_conv, triton_conv
 from adversarial_augment.errors import UserError
 
 Conv = Callable[..., jax.Array]
@@ -44,9 +46,56 @@ def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, paddi
     if kernel.dtype == jnp.bfloat16 and triton_conv.suits(kernel.shape[2], kernel.shape[3], stride):
       return triton_conv.conv(images, kernel, pads)
     return conv(images, kernel, stride=stride, padding=pads)
-  if platform != 'cpu' or channels < 32:
+  if platform == 'tpu':
+    y = _on_tpu(images, kernel, jnp.zeros(kernel.shape[3], kernel.dtype), stride=stride, padding=pads)
+    return _rowwise(images, kernel, stride, pads) if y is None else y
+  if channels < 32:
     return _rowwise(images, kernel, stride, pads)
   return (_canonical if channels >= 64 else _mixed)(images, kernel, stride, pads)
+
+
+def layer(
+  form: Conv,
+  images: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array,
+  *,
+  relu: bool = False,
+  **options: Any,
+) -> jax.Array:
+  """Returns `form(images, kernel, **options) + bias`, negative values as 0 if `relu`; one kernel for all that on TPUs."""
+  y = _on_tpu(images, kernel, bias, relu, **options) if form is example_conv else None
+  if y is None:
+    y = form(images, kernel, **options) + bias.reshape(1, 1, 1, -1)
+    y = jax.nn.relu(y) if relu else y
+  return y
+
+
+def _on_tpu(
+  images: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool = False, *, stride: int = 1, padding='SAME'
+) -> jax.Array | None:
+  """The layer as one kernel, where a program is made for TPUs and the kernel takes it."""
+  pads = _pads(images.shape, kernel.shape, stride, padding)
+  if platforms.current() != 'tpu' or not tpu_conv.suits(images.shape, kernel.shape, images.dtype, stride, pads):
+    return None
+  return tpu_conv.conv(images, kernel, bias, pads, relu=relu)
+
+
+def side_by_side(images: jax.Array, form: Conv) -> jax.Array:
+  """Returns images as a chain of 3x3 layers, each of as many channels, is faster with: reshape them back after it.
+
+  Args:
+    images: [n, h, w, c].
+    form: the convolution of the layers.
+
+  Returns:
+    [n, h, w / q, q * c]; q is 1 but for `example_conv` on TPUs, see tpu_conv.py.
+  """
+  channels = images.shape[3]
+  layer = (3, 3, channels, channels), images.dtype, 1, ((1, 1), (1, 1))
+  if form is example_conv and platforms.current() == 'tpu' and tpu_conv.suits(images.shape, *layer):
+    return tpu_conv.side_by_side(images, 3, channels)
+  return images
 
 
 def per_example_conv(

@@ -60,11 +60,11 @@ def edsr(
       x = 255.0 * images - mean
     if dtype is not None:
       x = x.astype(dtype)
-    x = skip = layer(x, 'head')
-    for i in range(blocks):
-      x = x + layer(jax.nn.relu(layer(x, f'block_{i}/conv_0')), f'block_{i}/conv_1')
-    x = skip + layer(x, 'body_out')
     n, h, w, _ = images.shape
+    x = skip = per_example_conv.side_by_side(layer(x, 'head'), conv)
+    for i in range(blocks):
+      x = x + layer(layer(x, f'block_{i}/conv_0', relu=True), f'block_{i}/conv_1')
+    x = (skip + layer(x, 'body_out')).reshape(n, h, w, features)
     if native and ups and tail == 'composed' and min(h, w) > 1:
       kernels, biases = linear_tail.composed(
         [weights(name, images.dtype) for name in ups], weights('out', images.dtype)

@@ -49,8 +49,9 @@ def layers_of(network: str, table: Table, conv: per_example_conv.Conv) -> Callab
   """Returns `layer(x, name, **options of conv)`, the convolutions of a table."""
 
   def layer(x: jax.Array, name: str, **options: Any) -> jax.Array:
-    size, _, channels = table[name]
-    return Conv(channels, conv, f'{network}/{name}', size=size)(x, **options)
+    size, inputs, channels = table[name]
+    weights = Weights(f'{network}/{name}', size)(inputs, channels, x.dtype)
+    return per_example_conv.layer(conv, x, *weights, **options)
 
   return layer
 
@@ -60,24 +61,20 @@ def weights_of(network: str, table: Table) -> Callable[..., tuple[jax.Array, jax
 
   def weights(name: str, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     size, inputs, channels = table[name]
-    return Conv(channels, per_example_conv.conv, f'{network}/{name}', size=size).weights(inputs, dtype)
+    return Weights(f'{network}/{name}', size)(inputs, channels, dtype)
 
   return weights
 
 
-class Conv(hk.Module):
-  """A biased convolution."""
+class Weights(hk.Module):
+  """The weight [size, size, c, k] and the bias [k] of a convolution."""
 
-  def __init__(self, channels: int, conv: per_example_conv.Conv, name: str, *, size: int = 3):
+  def __init__(self, name: str, size: int):
     super().__init__(hk.experimental.force_name(name))
-    self._channels, self._conv, self._size = channels, conv, size
+    self._size = size
 
-  def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
-    w, b = self.weights(x.shape[-1], x.dtype)
-    return self._conv(x, w, **options) + b.reshape(1, 1, 1, -1)
-
-  def weights(self, inputs: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    return _parameters((self._size, self._size, inputs, self._channels), self._size**2 * inputs, dtype)
+  def __call__(self, inputs: int, channels: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    return _parameters((self._size, self._size, inputs, channels), self._size**2 * inputs, dtype)
 
 
 class Doubling(hk.Module):
