@@ -5,7 +5,8 @@ the lanes, [h, w / q, q * c]; outputs of q pixels need kh matrices [q * c, q * k
 columns, which are the image itself and arrays put together from its neighbours to the left and right. An image, its
 kernel and all that is made of them stay in fast memory: rows are shifted by whole tiles, columns by a rotation, and the
 matrix units get products of full width. Bias, ReLU and their gradients are part of the kernels. Operands of products
-are rounded to bfloat16, which is a TPU's default for float32, too; sums are in float32.
+are rounded to bfloat16, which is a TPU's default for float32, too; where another precision is asked for, XLA's
+convolutions are left to do it. Sums are in float32.
 
 The oracle of the tests is `jax.lax.conv_general_dilated`; on a CPU the kernels run in Pallas' interpreter.
 docs/accelerators.md has what the TPU's compiler expects of this and of other forms.
@@ -27,7 +28,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 Shape = Sequence[int]
 
 _LANES, _SUBLANES = 128, 8  # of a tile
-_MEMORY = 12 * 2**20  # bytes of the 16 MiB that a kernel may use by default
+_MEMORY = 14 * 2**20  # bytes of the 16 MiB that a kernel may use by default
 
 
 class _Layer(NamedTuple):
@@ -44,15 +45,19 @@ def suits(images: Shape, kernel: Shape, dtype: Any, stride: int, pads: Pads) -> 
   """Whether `conv` takes images [n, h, w, c], or those with pixels side by side, and a kernel [kh, kw, c, k]."""
   (top, bottom), (left, right) = pads
   rows, taps, c, k = kernel
-  if stride != 1 or jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16) or min(top, bottom, left, right) < 0:
+  if stride != 1 or min(top, bottom, left, right) < 0 or jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+    return False
+  precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+  if jnp.dtype(dtype) == jnp.float32 and precision not in (None, 'default', 'fastest', 'bfloat16'):
     return False
   if images[3] != c:
     return (top + bottom, left + right) == (rows - 1, taps - 1)
   q = _pixels(images[2], taps, c, k)
   pixels = (images[1] + rows) * _fitting(images[2], q) // q
-  # Four bytes each: x, g, y and dx, twice, as one is fetched while another is worked on, and what is made of them; the
-  # kernel, its gradient and its matrices.
-  needed = 4 * pixels * (6 * _full(q * c) + 8 * _full(q * k)) + 8 * rows * taps * (c + q * c) * _full(q * k)
+  # Four bytes each: x, dx, y and g, twice, as one image is fetched while another is worked on, and what is made of
+  # them; the kernel and its gradient, twice; the matrices.
+  images_and_more = pixels * (5 * _full(q * c) + 7 * _full(q * k))
+  needed = 4 * (images_and_more + rows * taps * (4 * min(c, k) * _full(max(c, k)) + q * c * _full(q * k) // 2))
   return top < rows and left < taps and needed <= _MEMORY
 
 

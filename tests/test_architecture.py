@@ -15,7 +15,8 @@ PACKAGE = 'adversarial_augment'
 # A module imports from lower layers and from its own folder. Modules directly in the package share a folder.
 LAYERS = {
   'errors': 0, 'registry': 0, 'types': 0,
-  'metrics': 0, 'platforms': 0, 'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'threefry': 0, 'triton_conv': 0,
+  'metrics': 0, 'platforms': 0, 'per_example_conv': 0, 'ssim': 0, 'trees': 0, 'threefry': 0, 'tpu_conv': 0,
+  'triton_conv': 0,
   'schedules': 0,
   'config': 0, 'config_rules': 0, 'config_tables': 0, 'environment': 0, 'fields': 0, 'forecast': 0, 'jax_errors': 0,
   'progress': 0,
