@@ -63,7 +63,7 @@ def layer(
   relu: bool = False,
   **options: Any,
 ) -> jax.Array:
-  """Returns `form(images, kernel, **options) + bias`, negative values as 0 if `relu`; one kernel for all that on TPUs."""
+  """Returns `form(images, kernel, **options) + bias`, negative values as 0 if `relu`; on TPUs one kernel for all."""
   y = _on_tpu(images, kernel, bias, relu, **options) if form is example_conv else None
   if y is None:
     y = form(images, kernel, **options) + bias.reshape(1, 1, 1, -1)

@@ -144,11 +144,10 @@ def _gather(groups, x: jax.Array, taps: int, left: int, top: int, layer: _Layer)
 
   first, last = top * layer.columns, top * layer.columns + size
   for group, wanted in enumerate(_groups(taps, left, layer.q)):
-    seen = None
-    for i, source in enumerate(wanted):
-      if source is not None:
-        there = moved(source // layer.q)
-        seen = there if seen is None else jnp.where(place == i, there, seen)
+    columns = [(i, source // layer.q) for i, source in enumerate(wanted) if source is not None]
+    seen = moved(columns[0][1])
+    for i, by in columns[1:]:
+      seen = jnp.where(place == i, moved(by), seen)
     groups[group, first:last] = seen.astype(groups.dtype)
     for start, stop in ((0, first), (last, groups.shape[1])):
       if start < stop:
@@ -172,13 +171,20 @@ def _widen(matrices, w, left: int, layer: _Layer, *, backward: bool) -> None:
 
 def _product(groups, matrices, size: int, columns: int, contracted: int) -> jax.Array:
   """The sum over rows and groups of [size, lanes] times their matrices, whose axis `contracted` is summed."""
-  total = 0
-  for row in range(matrices.shape[0]):
-    for group in range(matrices.shape[1]):
-      seen = groups[group, row * columns : row * columns + size]
-      dimensions = (((1,), (contracted,)), ((), ()))
-      total += jax.lax.dot_general(seen, matrices[row, group], dimensions, preferred_element_type=jnp.float32)
-  return total
+  dimensions = (((1,), (contracted,)), ((), ()))
+  return functools.reduce(
+    jnp.add,
+    (
+      jax.lax.dot_general(
+        groups[group, row * columns : row * columns + size],
+        matrices[row, group],
+        dimensions,
+        preferred_element_type=jnp.float32,
+      )
+      for row in range(matrices.shape[0])
+      for group in range(matrices.shape[1])
+    ),
+  )
 
 
 def _forward_kernel(x_ref, w_ref, b_ref, y_ref, groups, matrices, *, layer: _Layer):

@@ -1,4 +1,4 @@
-"""The TPU kernels against XLA's convolutions, in Pallas' interpreter; and compiled, where the TPU's compiler is there."""
+"""The TPU kernels against XLA's convolutions, in Pallas' interpreter; and compiled, where there is a TPU's compiler."""
 
 import importlib.util
 import os
