@@ -2,13 +2,16 @@
 
 Three short runs of the quickstarts: nominal, adversarial within l_inf balls, and AdA. The radii leave more
 than half of the images robust. Robust images of 512, ours / theirs (foolbox 3.3.4, pyautoattack 0.2.0, torch 2.13, JAX
-0.10.2):
+0.10.2), with the first seed:
 
 | run | PGD l_inf | PGD l_2 | APGD-CE l_inf | APGD-CE l_2 | APGD-T l_inf | APGD-T l_2 |
 |---|---|---|---|---|---|---|
 | nominal | 401 / 401 | 415 / 416 | 400 / 400 | 415 / 416 | 399 / 399 | 415 / 415 |
 | linf_adversarial | 328 / 326 | 335 / 336 | 322 / 321 | 333 / 332 | 300 / 299 | 315 / 315 |
 | ada_edsr | 434 / 434 | 439 / 439 | 434 / 434 | 439 / 439 | 433 / 433 | 436 / 436 |
+
+The starts of PGD are random, and count: on another linf_adversarial run, over eight seeds, 316.8 / 316.4 with standard
+deviations of 1.2 / 0.9. So PGD is compared by its mean over three.
 """
 
 import functools
@@ -30,7 +33,7 @@ pytest.importorskip('pyautoattack', reason=f'pyautoattack {REASON}')
 
 NUM_IMAGES = 512
 ALLOWED = 0.005 * NUM_IMAGES  # images
-SEED = 0
+SEEDS = {'pgd': 3, 'apgd-ce': 1, 'apgd-t': 1}  # how many
 NETWORK = ('--config.classifier.depth=10', '--config.classifier.width=8')
 RUNS = {
   'nominal': {'linf': 2 / 255, 'l2': 0.25},
@@ -74,14 +77,14 @@ def data() -> tuple[np.ndarray, np.ndarray]:
   return np.float32(batch.images) / 255, batch.labels
 
 
-def our_robust(apply, variables, attack: Attack) -> int:
+def our_robust(apply, variables, attack: Attack, seed: int) -> int:
   images, labels = data()
   run = jax.jit(lambda variables, keys, x, y: attack(keys, functools.partial(apply, variables), x, y))
-  result = run(variables, boxed_linear.keys(NUM_IMAGES, SEED), images, labels)
+  result = run(variables, boxed_linear.keys(NUM_IMAGES, seed), images, labels)
   return int((np.asarray(apply(variables, result.images)).argmax(1) == labels).sum())
 
 
-def their_robust(classifier, name: str, norm: str, epsilon: float) -> int:
+def their_robust(classifier, name: str, norm: str, epsilon: float, seed: int) -> int:
   from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
   images, labels = data()
@@ -90,11 +93,11 @@ def their_robust(classifier, name: str, norm: str, epsilon: float) -> int:
   x, y = x[right], y[right]
   if name == 'pgd':
     make = {'linf': foolbox.attacks.LinfPGD, 'l2': foolbox.attacks.L2PGD}[norm]
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device='cpu')
     adversarial = make(rel_stepsize=0.1, steps=PGD_STEPS)(model, x, y, epsilons=epsilon)[1]
   else:
-    shared = {'norm': {'linf': 'Linf', 'l2': 'L2'}[norm], 'eps': epsilon, 'seed': SEED, 'verbose': False}
+    shared = {'norm': {'linf': 'Linf', 'l2': 'L2'}[norm], 'eps': epsilon, 'seed': seed, 'verbose': False}
     if name == 'apgd-ce':
       attack = APGDAttack(classifier, n_iter=100, n_restarts=1, loss='ce', device='cpu', **shared)
     else:
@@ -115,8 +118,9 @@ def test_no_weaker_than_theirs_of_the_same_budget(name, attack, norm, folder, mo
   images_in_torch = torch.from_numpy(images[:64].transpose(0, 3, 1, 2).copy())
   np.testing.assert_allclose(classifier(images_in_torch), apply(variables, images[:64]), rtol=1e-3, atol=1e-3)
   epsilon = RUNS[name][norm]
-  theirs = their_robust(classifier, attack, norm, epsilon)
-  ours = our_robust(apply, variables, OURS[attack](norm=norm, epsilon=epsilon))
-  print(f'{name} {attack} {norm} {epsilon:g}: {ours} / {theirs} of {NUM_IMAGES}')
+  make, seeds = OURS[attack](norm=norm, epsilon=epsilon), range(SEEDS[attack])
+  theirs = np.mean([their_robust(classifier, attack, norm, epsilon, seed) for seed in seeds])
+  ours = np.mean([our_robust(apply, variables, make, seed) for seed in seeds])
+  print(f'{name} {attack} {norm} {epsilon:g}: {ours:.1f} / {theirs:.1f} of {NUM_IMAGES}')
   assert 0.1 * NUM_IMAGES < theirs < 0.9 * NUM_IMAGES
   assert ours <= theirs + ALLOWED
