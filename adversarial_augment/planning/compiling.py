@@ -1,6 +1,7 @@
 """Compiles a traced program for devices that are not there, and adds up what the compiler says of it."""
 
 from collections.abc import Callable, Sequence
+import math
 import re
 import time
 from typing import NamedTuple
@@ -111,21 +112,21 @@ def largest(whole: int, refused: Estimate, tried: Callable[[int], Estimate]) -> 
   Returns:
     None where not even one image fits.
   """
-  above, needed = whole, refused.bytes_needed
+  above, other = (whole, refused.bytes_needed), (0, 0)  # memory is about a straight line through both
   found: tuple[int, Estimate] | None = None
   for _ in range(_TRIES):
-    if found is None:  # in proportion to the images, which leaves out what does not grow with them
-      images = max(1, min(above - 1, int(above * refused.bytes_available / needed)))
-    else:  # between what fits and what does not, memory is about a straight line
-      below, free = found[0], refused.bytes_available - found[1].bytes_needed
-      images = below + int((above - below) * free / max(needed - found[1].bytes_needed, 1))
-      if not below < images < above:
-        break
-    estimate_of = tried(images)
-    if estimate_of.fits:
-      found = images, estimate_of
+    slope = (above[1] - other[1]) / (above[0] - other[0])
+    images = math.floor(above[0] - (above[1] - refused.bytes_available) / slope) if slope > 0 else 1
+    if found is None:
+      images = min(max(images, 1), above[0] - 1)
+    elif not found[0] < images < above[0]:
+      break
+    tried_now = tried(images)
+    point = images, tried_now.bytes_needed
+    if tried_now.fits:
+      found, other = (images, tried_now), point
     elif images == 1:
       break
     else:
-      above, needed = images, estimate_of.bytes_needed
+      above, other = point, other if found else above
   return found

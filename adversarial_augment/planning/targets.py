@@ -147,6 +147,7 @@ def prepare_environment() -> None:
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_WORKER_ID': '0',
     'TPU_MIN_LOG_LEVEL': '3',
+    'TF_CPP_MIN_LOG_LEVEL': '3',  # XLA complains that it takes long
   }
 
 

@@ -1,0 +1,205 @@
+"""The command line of `plan`: what it refuses before a compiler starts, what it finds, and what it writes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from adversarial_augment import cli, config, plan
+from adversarial_augment.planning import targets
+from tests import trainer
+
+SMOKE = '--config=configs/ada_edsr.py:smoke'
+TPU, GPU = '--topology=v5e:2x4', '--topology=h100'
+KEYS = {
+  'topology', 'devices', 'batch_size', 'fits', 'bytes_needed', 'bytes_available', 'seconds_per_step',
+  'seconds_per_inner_step', 'hours', 'flop_per_step', 'share_of_peak', 'collectives', 'kernels_per_inner_step',
+  'bytes_per_inner_step', 'compile_seconds', 'source',
+}  # fmt: skip
+
+
+@pytest.fixture
+def compilers(monkeypatch):
+  """Both compilers seem to be installed; what comes after the last check of the arguments fails the test."""
+  monkeypatch.chdir(trainer.ROOT)
+  monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(targets, 'devices', lambda _: pytest.fail('a compiler was asked'))
+
+
+def refused(argv, capsys) -> str:
+  """Returns the only line that is printed."""
+  with pytest.raises(SystemExit) as caught:
+    cli.run(plan.main, argv)
+  out, err = capsys.readouterr()
+  assert (caught.value.code, out, err.count('\n')) == (2, '', 1), err
+  return err
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    ([TPU], '--config is missing'),
+    ([SMOKE], '--topology is missing'),
+    (['--config=configs/no.py', TPU], 'Cannot read the config file configs/no.py'),
+    (['--config=configs/ada_edsr.py:smoky', TPU], "Did you mean 'smoke'?"),
+    ([SMOKE, TPU, '--config.batchsize=8'], "Did you mean 'batch_size'?"),
+    ([SMOKE, TPU, '--config.batch_size=eight'], 'config.batch_size'),
+    ([SMOKE, TPU, '--config.batch_size=0'], 'config.batch_size=0'),
+    ([SMOKE, '--topology=v5:2x4'], 'Did you mean'),
+    ([SMOKE, '--topology=v5e'], "'' is no shape of a v5e; name 2 sides"),
+    ([SMOKE, '--topology=v5e:8'], "'8' is no shape of a v5e"),
+    ([SMOKE, '--topology=v4:2x2'], "'2x2' is no shape of a v4; name 3 sides"),
+    ([SMOKE, '--topology=v5e:0x4'], "'0x4' is no shape"),
+    ([SMOKE, '--topology=v5e:32x32'], 'a slice of v5e has at most 256 chips'),
+    ([SMOKE, '--topology=h100:0'], "'0' is no number of cards"),
+    ([SMOKE, '--topology=h100:-1'], "'-1' is no number of cards"),
+    ([SMOKE, '--topology=h100:'], "'' is no number of cards"),
+    ([SMOKE, TPU, '--num_processes=2'], 'unrecognized arguments: --num_processes=2'),
+    ([SMOKE, TPU, '--workdir=runs/x'], 'unrecognized arguments: --workdir=runs/x'),
+    ([SMOKE, TPU, '--output=/no/such/plan.json'], "--output='/no/such/plan.json'"),
+    ([SMOKE, TPU, '--output=/tmp'], "--output='/tmp' must be a regular file"),
+  ],
+)
+def test_wrong_uses_take_one_line_and_no_compiler(flags, words, compilers, capsys):
+  assert words in refused(flags, capsys)
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('JAX_NUM_CPU_DEVICES', '8'),
+    ('XLA_FLAGS', '--xla_force_host_platform_device_count=8'),
+    ('JAX_DISABLE_JIT', '1'),
+  ],
+)
+def test_settings_that_are_not_followed_are_refused(name, value, compilers, capsys, monkeypatch):
+  monkeypatch.setenv(name, value)
+  assert f'{name}={value}' in refused([SMOKE, TPU], capsys)
+
+
+@pytest.mark.parametrize('share', ['0', '1.5', 'all', 'nan'])
+def test_a_share_of_the_card_that_cannot_be(share, compilers, capsys, monkeypatch):
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', share)
+  assert f'XLA_PYTHON_CLIENT_MEM_FRACTION={share} must be' in refused([SMOKE, GPU], capsys)
+
+
+def test_the_share_of_the_card_that_jax_takes(compilers, monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  monkeypatch.delenv('XLA_CLIENT_MEM_FRACTION', raising=False)
+  card = targets.GPUS['h100'].memory
+  assert targets.target('h100:8').available == int(0.75 * card)
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9')
+  assert targets.target('h100:8').available == int(0.9 * card)
+  assert targets.target('v5e:2x4').available == 16 * 2**30
+
+
+@pytest.mark.parametrize('topology, extra', [(TPU, 'plan-tpu'), (GPU, 'plan-gpu')])
+def test_a_missing_compiler_is_named_with_the_command_that_installs_it(topology, extra, compilers, capsys, monkeypatch):
+  monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: None)
+  assert f"pip install 'adversarial-augment[{extra}]'" in refused([SMOKE, topology], capsys)
+
+
+def test_help_names_topologies_and_exit_codes(capsys):
+  with pytest.raises(SystemExit) as caught:
+    cli.run(plan.main, ['--help'])
+  out, err = capsys.readouterr()
+  assert (caught.value.code, err) == (0, '')
+  assert 'v5e:2x4' in out
+  assert 'exit codes: 0 planned' in out
+
+
+def test_cifar10_is_planned_without_it(monkeypatch, tmp_path):
+  monkeypatch.chdir(trainer.ROOT)
+  paper = config.override(config.load('configs/ada_edsr.py'), {'data_dir': str(tmp_path), 'holdout': '5000'})
+  dataset, note = plan._images(paper)
+  assert (dataset.num_examples, dataset.num_classes, dataset.image_shape) == (45_000, 10, (32, 32, 3))
+  assert '50,000 images' in note
+  assert not list(tmp_path.iterdir())
+
+
+# The search for what fits, without a compiler: memory is a straight line of the images.
+
+
+def made(compiling, needed: int, available: int = 1000):
+  return compiling.Estimate(needed, available, 0.0, 0, None, None)
+
+
+@pytest.mark.parametrize('fixed, each, whole, most', [(0, 10, 256, 100), (300, 7, 256, 100), (990, 10, 64, 1)])
+def test_the_largest_batch_that_fits(fixed, each, whole, most):
+  from adversarial_augment.planning import compiling
+
+  tried: list[int] = []
+
+  def estimate(images):
+    tried.append(images)
+    return made(compiling, fixed + each * images)
+
+  found = compiling.largest(whole, estimate(whole), estimate)
+  assert found is not None
+  assert found[0] == most
+  assert found[1].fits
+  assert len(tried) <= 5  # with the one that did not fit
+  assert len(set(tried)) == len(tried)
+
+
+def test_nothing_fits():
+  from adversarial_augment.planning import compiling
+
+  line = lambda images: made(compiling, 2000 + images)
+  assert compiling.largest(8, line(8), line) is None
+
+
+def test_smaller_settings_are_tried(monkeypatch):
+  """An image takes 1, and 10 more while it is attacked, half of a batch fits, and so do microbatches of 4."""
+  from adversarial_augment.planning import compiling
+
+  monkeypatch.chdir(trainer.ROOT)
+
+  def planned(changed):
+    each = changed.batch_size // 2
+    needed = each + 10 * (changed.attack.microbatch or each)
+    return plan.Plan(changed, 2, 1, made(compiling, needed, available=88))
+
+  paper = config.override(config.load('configs/ada_edsr.py'), {'batch_size': '32'})
+  flags = dict(plan._smaller(planned(paper), planned))
+  assert list(flags) == ['--config.batch_size=16', '--config.attack.batch_norm=running --config.attack.microbatch=4']
+  assert all(found is not None and found.estimate.fits for found in flags.values())
+
+
+# With the compilers.
+
+
+def needs(module: str, extra: str):
+  try:
+    missing = importlib.util.find_spec(module) is None
+  except ModuleNotFoundError:
+    missing = True
+  return pytest.mark.skipif(missing, reason=f"no compiler; pip install -e '.[{extra}]'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'topology, devices',
+  [
+    pytest.param('v5e:1x1', 1, marks=needs('libtpu', 'plan-tpu')),
+    pytest.param('v4:2x1x1', 4, marks=needs('libtpu', 'plan-tpu')),
+    pytest.param('h100', 1, marks=needs('jax_plugins.xla_cuda13', 'plan-gpu')),
+    pytest.param('a100:2', 2, marks=needs('jax_plugins.xla_cuda13', 'plan-gpu')),
+  ],
+)
+def test_a_plan_has_every_figure(topology, devices, tmp_path):
+  path = tmp_path / 'plan.json'
+  command = ['-m', 'adversarial_augment.plan', SMOKE, f'--topology={topology}', f'--output={path}']
+  done = subprocess.run([sys.executable, *command], cwd=trainer.ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  found = json.loads(path.read_text())
+  assert found.keys() == KEYS
+  assert (found['topology'], found['devices'], found['batch_size']) == (topology, devices, 8)
+  assert found['fits']
+  assert 0 < found['bytes_needed'] < found['bytes_available']
+  assert 0 < found['seconds_per_inner_step'] < found['seconds_per_step'] < 1
+  assert found['hours'] == pytest.approx(2 * found['seconds_per_step'] / 3600)
+  assert 0 < found['share_of_peak'] < 1
+  assert ('all-reduce' in found['collectives']) == (devices > 1)
