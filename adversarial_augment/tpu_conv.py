@@ -209,13 +209,9 @@ def _backward_kernel(x_ref, w_ref, g_ref, *refs, layer: _Layer):
   dx = _product(of_gradients, matrices, size, columns, 0 if layer.outputs_first else 1)
   dx_ref[0] = dx.astype(dx_ref.dtype)
 
-  @pl.when(pl.program_id(0) == 0)
-  def _():
-    dw_ref[...] = jnp.zeros_like(dw_ref)
-    db_ref[...] = jnp.zeros_like(db_ref)
-
   _gather(of_inputs, x_ref[0].astype(jnp.float32), taps, left, top, layer)
   turned = g.T.astype(of_inputs.dtype)
+  dw = {(row, tap): jnp.zeros((m, n), jnp.float32) for row in range(rows) for tap in range(taps)}
   for row in range(rows):
     for group in range(of_inputs.shape[0]):
       seen = of_inputs[group, row * columns : row * columns + size]
@@ -224,10 +220,13 @@ def _backward_kernel(x_ref, w_ref, g_ref, *refs, layer: _Layer):
       for other, place, output, tap in _taps(taps, left, q):
         if other == group:
           i, j = (output, place) if layer.outputs_first else (place, output)
-          dw_ref[row, tap] += slopes[i * m : (i + 1) * m, j * n : (j + 1) * n]
-  db = g.sum(0, keepdims=True)
-  for part in jnp.split(db, q, 1):
-    db_ref[...] += part
+          dw[row, tap] += slopes[i * m : (i + 1) * m, j * n : (j + 1) * n]
+  db = functools.reduce(jnp.add, jnp.split(g.sum(0, keepdims=True), q, 1))
+  # Images that share the kernel come one after the other; the first finds nothing.
+  before = lambda array: jnp.where(pl.program_id(0) == 0, 0, array.astype(jnp.float32))
+  for where, part in dw.items():
+    dw_ref[where] = (before(dw_ref[where]) + part).astype(dw_ref.dtype)
+  db_ref[...] = before(db_ref[...]) + db
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -249,10 +248,11 @@ def _conv_forward(x, w, bias, layer):
 
 def _conv_backward(layer, saved, g):
   x, w, bias, y = saved
+  sums = w.dtype if len(x) == 1 else jnp.float32  # of one image there is one write
   dx, dw, db = _call(
     functools.partial(_backward_kernel, layer=layer),
     (x, w, g, *y),
-    [x, jax.ShapeDtypeStruct(w.shape, jnp.float32), jax.ShapeDtypeStruct(bias.shape, jnp.float32)],
+    [x, jax.ShapeDtypeStruct(w.shape, sums), jax.ShapeDtypeStruct(bias.shape, jnp.float32)],
     [(x, layer.pads[1][0]), (g, layer.pads[1][1])],
     layer,
   )
