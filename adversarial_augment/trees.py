@@ -1,9 +1,14 @@
 """Norms, balls and projections of pytrees block by block: AdA's feasible set is a product of l2 balls (section 2).
 
-A block is one leaf: one weight or bias array. All functions take the perturbation of one example; `vmap` them.
+A block is one leaf: one weight or bias array. Blocks of one shape can lie in one array [k, ...], a stack, whose radii
+are [k]: then norms and projections of all k are one operation. All functions take the perturbation of one example;
+`vmap` them.
 """
 
+from collections.abc import Sequence
+import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +20,63 @@ from adversarial_augment.types import PyTree
 _CHUNK = 2**14  # normal numbers drawn at once
 
 
-def block_norms(tree: PyTree) -> PyTree:
-  """Returns the l2 norm of every leaf; finite wherever the norm itself is."""
-  return jax.tree.map(_norm, tree)
+class Stacks:
+  """The blocks of a pytree as stacks: those of one shape whose names differ in numbers alone, in the order of these.
+
+  Args:
+    like: pytree of arrays or shapes, whose blocks these are.
+  """
+
+  def __init__(self, like: PyTree):
+    named: dict[tuple, list[tuple[list[int], int]]] = {}
+    for index, (path, leaf) in enumerate(jax.tree.leaves_with_path(like)):
+      name = jax.tree_util.keystr(path)
+      kind = re.sub(r'\d+', '', name), leaf.shape, leaf.dtype
+      named.setdefault(kind, []).append(([int(number) for number in re.findall(r'\d+', name)], index))
+    self._members = [[index for _, index in sorted(members)] for members in named.values()]
+    self._treedef = jax.tree.structure(like)
+
+  def stack(self, tree: PyTree) -> list[jax.Array]:
+    """Returns one array [k, ...] for each stack, [...] for blocks that are alone; `tree` has one leaf per block."""
+    leaves = self._treedef.flatten_up_to(tree)
+    return [jnp.stack([leaves[i] for i in members]) if members[1:] else leaves[members[0]] for members in self._members]
+
+  def unstack(self, stacks: Sequence[jax.Array]) -> PyTree:
+    """Returns the tree that `stack` was given."""
+    leaves: dict[int, jax.Array] = {}
+    for members, stack in zip(self._members, stacks, strict=True):
+      # The gradient of a split is one concatenation; that of as many slices, a sum of stacks of zeros.
+      parts = jax.lax.split(stack, [1] * len(members)) if members[1:] else [stack[None]]
+      leaves |= {i: part.squeeze(0) for i, part in zip(members, parts, strict=True)}
+    return jax.tree.unflatten(self._treedef, [leaves[i] for i in sorted(leaves)])
+
+
+def block_norms(tree: PyTree, radii: PyTree | None = None) -> PyTree:
+  """Returns the l2 norm of every block; finite wherever the norm itself is.
+
+  Args:
+    tree: blocks, or stacks of them.
+    radii: one array for each leaf, [] for a block and [k] for a stack of k; None: there are no stacks.
+  """
+  if radii is None:
+    return jax.tree.map(_norm, tree)
+  return jax.tree.map(lambda x, radius: _norm(x, jnp.ndim(radius)), tree, radii)
 
 
 def project(tree: PyTree, radii: PyTree) -> PyTree:
-  """Returns the nearest point whose every block lies in the l2 ball of its radius; inside points stay as they are."""
+  """Returns the nearest point whose every block lies in the l2 ball of its radius; inside points stay as they are.
+
+  Args:
+    tree: blocks, or stacks of them.
+    radii: [] for a block, [k] for a stack of k.
+  """
   return jax.tree.map(_project_block, tree, radii)
 
 
 @jax.jit  # traced once for each shape, as _norm
 def _project_block(x: jax.Array, radius: jax.Array) -> jax.Array:
-  norm = _norm(x)
+  rest = range(jnp.ndim(radius), x.ndim)
+  norm, radius = jnp.expand_dims(_norm(x, jnp.ndim(radius)), rest), jnp.expand_dims(radius, rest)
   outside = norm > radius
   # The margin keeps the norm below the radius whatever the order in which the square sum is rounded.
   shrink = radius / jnp.where(outside, norm, 1) * (1 - 4 * jnp.finfo(norm.dtype).eps)
@@ -67,21 +116,24 @@ def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str 
 
 def median_radius(radii: PyTree) -> jax.Array:
   """Returns the median over the blocks of non-zero radius (the mean of the middle two where their count is even)."""
-  stacked = jnp.stack(jax.tree.leaves(radii))
+  stacked = jnp.concatenate([jnp.ravel(radius) for radius in jax.tree.leaves(radii)])
   return jnp.nan_to_num(jnp.nanmedian(jnp.where(stacked > 0, stacked, jnp.nan)))
 
 
-@jax.jit  # traced once for each shape
-def _norm(x: jax.Array) -> jax.Array:
-  """[]: the l2 norm of an array, scaled so that no square overflows or vanishes; with gradient 0 at 0."""
+@functools.partial(jax.jit, static_argnums=1)  # traced once for each shape
+def _norm(x: jax.Array, stacked: int = 0) -> jax.Array:
+  """The l2 norm over all axes but the first `stacked`; no square overflows or vanishes; with gradient 0 at 0."""
   # Two reductions, which XLA vectorises, as it does not that of the absolute value. The scale cancels.
-  largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(x, initial=0.0), -jnp.min(x, initial=0.0)))
+  axes = tuple(range(stacked, x.ndim))
+  over = lambda reduce, x: reduce(x, axis=axes, keepdims=True, initial=0.0)
+  largest = jax.lax.stop_gradient(jnp.maximum(over(jnp.max, x), -over(jnp.min, x)))
   limits = jnp.finfo(x.dtype)
   # The scale and its reciprocal are normal numbers: XLA flushes others to zero.
   scale = jnp.where(largest >= limits.tiny, jnp.minimum(largest, limits.max / 8), 1)
-  squares = jnp.sum(jnp.square(x / scale))
+  squares = jnp.sum(jnp.square(x / scale), axis=axes)
   is_zero = squares == 0
-  return jnp.where(is_zero, 0, scale * jnp.sqrt(jnp.where(is_zero, 1, squares)))  # the root has no gradient at zero
+  root = jnp.sqrt(jnp.where(is_zero, 1, squares))  # it has no gradient at zero
+  return jnp.where(is_zero, 0, scale.reshape(squares.shape) * root)
 
 
 def where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:

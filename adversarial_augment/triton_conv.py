@@ -19,12 +19,12 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 # Of the tilings that were tried on an H100 and an H200 (docs/accelerators.md), near the best for both kinds of pass.
 _PIXELS = 128  # of an output tile, or of a step along the pixels that are summed
 _WARPS, _STAGES = 8, 3
-_LEAST, _CHANNELS = 16, 64  # channels of a tile: tensor cores take 16 or more
+_FEW, _CHANNELS = (16, 32), 64  # channels of a tile: tensor cores take 16 or more
 
 
 def suits(channels: int, outputs: int, stride: int) -> bool:
   """Whether the kernels take a convolution of so many channels."""
-  tiles = lambda n: n <= _LEAST or n == 32 or n % _CHANNELS == 0
+  tiles = lambda n: n <= _FEW[-1] or n % _CHANNELS == 0
   return stride == 1 and tiles(channels) and tiles(outputs)
 
 
@@ -37,7 +37,7 @@ def conv(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
     pads: rows of zeros above and below, columns of zeros left and right.
   """
   c, k = w.shape[2:]
-  more_c, more_k = max(_LEAST - c, 0), max(_LEAST - k, 0)
+  more_c, more_k = (next((few for few in _FEW if n <= few), n) - n for n in (c, k))
   x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more_c)))
   w = jnp.pad(w, ((0, 0), (0, 0), (0, more_c), (0, more_k)))
   return _conv(x, w, pads)[..., :k]

@@ -180,3 +180,23 @@ def test_ten_thousand_examples_are_in_the_corruption_set(nu):
     moved = np.roll(images, shift, axis=(1, 2))[:, :: 1 if start % 2 else -1]
     ascent = climb(keys_of(start + np.arange(NUM)), moved, labels, np.float32(nu))
     check_feasible(moved, ascent, np.float32(nu))
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('step', ['sign', 'sign_l2'])
+def test_an_ascent_over_stacked_blocks_is_that_over_the_blocks(step):
+  network = edsr(blocks=2, features=3, scale=2)
+  images, labels = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 12, 12, 3))), jnp.array([0, 1])
+  phi = network.init(jax.random.key(0), images)
+  logits_fn = lambda images: images.reshape(2, 3, -1).mean(-1) * 100
+
+  def climbed(stacked):
+    ball = attacks.weight_ball(network.apply, nu=0.1, stacked=stacked)
+    options = {'num_steps': 2, 'step': STEPS[step], 'step_fraction': 0.25}
+    return ascend(ball, keys_of(np.arange(2)), logits_fn, images, labels, phi, **options)
+
+  expected, got = jax.jit(lambda: (climbed(False), climbed(True)))()
+  assert len(got.perturbations) < len(jax.tree.leaves(phi)) == len(jax.tree.leaves(expected.perturbations))
+  blocks = jax.vmap(trees.Stacks(phi).unstack)(got.perturbations)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+  jax.tree.map(close, got._replace(perturbations=blocks), expected)

@@ -161,3 +161,32 @@ def test_median_is_over_blocks_that_can_move(radii):
 def test_count_takes_arrays_and_shapes():
   tree = {'w': jnp.zeros((3, 4)), 'b': jax.ShapeDtypeStruct((5,), jnp.float32), 's': jnp.zeros(())}
   assert trees.count(tree) == 18
+
+
+def test_stacks_hold_blocks_of_one_shape_whose_names_differ_in_numbers_in_the_order_of_these():
+  tree = {
+    f'net/block_{i}/conv_{j}': {'w': np.full((2, 3), 10 * i + j), 'b': np.ones(3)} for i in (0, 2, 10) for j in (0, 1)
+  }
+  tree |= {'net/out': {'w': np.full((2, 3), -1), 'b': np.zeros(3)}, 'net/block_1/conv_0': {'w': np.ones((4, 3))}}
+  stacks = trees.Stacks(tree)
+  stacked = stacks.stack(tree)
+  assert sorted(x.shape for x in stacked) == [(2, 3), (3,), (4, 3), (6, 2, 3), (6, 3)]
+  weights = next(x for x in stacked if x.shape == (6, 2, 3))
+  np.testing.assert_array_equal(weights[:, 0, 0], [0, 1, 20, 21, 100, 101])
+  jax.tree.map(np.testing.assert_array_equal, stacks.unstack(stacked), tree)
+
+
+@pytest.mark.usefixtures('x64')
+def test_norms_projections_and_gradients_of_stacks_are_those_of_their_blocks():
+  rng = np.random.default_rng(0)
+  tree = {f'layer_{i}': rng.normal(size=(4, 3)) * 10.0**i for i in range(-3, 3)} | {'zero': np.zeros(5)}
+  radii = {name: jnp.asarray(1.5) for name in tree}
+  stacks = trees.Stacks(tree)
+  stacked, stacked_radii = stacks.stack(tree), stacks.stack(radii)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14)
+  jax.tree.map(close, stacks.unstack(trees.block_norms(stacked, stacked_radii)), trees.block_norms(tree))
+  jax.tree.map(close, stacks.unstack(trees.project(stacked, stacked_radii)), trees.project(tree, radii))
+  total = lambda tree: sum((x**3).sum() for x in jax.tree.leaves(tree))
+  gradient = jax.grad(lambda stacked: total(stacks.unstack(stacked)))(stacked)
+  jax.tree.map(close, stacks.unstack(gradient), jax.grad(total)(tree))
+  assert trees.median_radius(stacked_radii) == 1.5

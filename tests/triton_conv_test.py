@@ -13,6 +13,7 @@ CASES = {
   'body': (1, 9, 7, 16, 32, 3, ((1, 1), (1, 1))),
   'several images, tiles of channels, more than one tile of pixels': (2, 13, 11, 64, 128, 3, ((1, 1), (1, 1))),
   'from three channels': (1, 9, 7, 3, 32, 3, ((1, 1), (1, 1))),
+  'to 27 channels, which fill 32': (1, 6, 5, 64, 27, 5, ((2, 2), (2, 2))),
   'to three channels': (1, 12, 5, 64, 3, 5, ((2, 2), (2, 2))),
   'one by one': (1, 8, 8, 32, 16, 1, ((0, 0), (0, 0))),
   'uneven': (1, 10, 12, 16, 16, (2, 5), ((0, 2), (1, 3))),
@@ -51,7 +52,7 @@ def test_values_and_gradients_are_those_of_xla(case, dtype, tolerance):
 
 @pytest.mark.parametrize(
   'channels, outputs, stride, expected',
-  [(64, 64, 1, True), (3, 64, 1, True), (64, 256, 1, True), (64, 64, 2, False), (48, 64, 1, False), (64, 20, 1, False)],
+  [(64, 64, 1, True), (3, 64, 1, True), (64, 256, 1, True), (64, 64, 2, False), (48, 64, 1, False), (64, 20, 1, True)],
 )
 def test_convolutions_of_other_sizes_are_left_to_xla(channels, outputs, stride, expected):
   assert triton_conv.suits(channels, outputs, stride) == expected

@@ -41,7 +41,7 @@ def ada(
   """
   if isinstance(nu, int | float) and not 0 <= nu < float('inf'):  # it may be traced
     raise UserError(f'nu={nu} of attacks.ada must be a finite number, at least 0.')
-  ball = weight_ball(apply, nu=nu, init=init, impl=impl, noisy=noisy)
+  ball = weight_ball(apply, nu=nu, init=init, impl=impl, noisy=noisy, stacked=True)
   measure = lambda phi, betas: {'radius_fraction': _radius_fraction(betas, ball.radii(phi))}
   search = adversary(ball, **options, measure=measure)
 
@@ -57,8 +57,9 @@ def _radius_fraction(perturbations: PyTree, radii: PyTree) -> jax.Array:
   """Returns, per perturbation, the median over blocks of non-zero radius of ||beta_i|| / nu_i."""
 
   def one(beta):
-    norms = jnp.stack(jax.tree.leaves(trees.block_norms(beta)))
-    limits = jnp.stack(jax.tree.leaves(radii))
+    norms, limits = (
+      jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (trees.block_norms(beta, radii), radii)
+    )
     return jnp.nan_to_num(jnp.nanmedian(jnp.where(limits > 0, norms / limits, jnp.nan)))
 
   return jax.vmap(one)(perturbations)

@@ -52,7 +52,8 @@ STEPS: dict[str, StepRule] = {'sign': sign, 'sign_l2': sign_l2, 'l2': l2, 'sgd':
 def _per_block(radii: PyTree, size: float, direction: Callable) -> optax.GradientTransformation:
   def update(gradient, _):
     directions = jax.tree.map(direction, gradient)
-    norms = trees.block_norms(directions)
-    return jax.tree.map(lambda d, n, r: d * (size * r / jnp.where(n > 0, n, 1)), directions, norms, radii)
+    norms = trees.block_norms(directions, radii)
+    factors = jax.tree.map(lambda n, r: size * r / jnp.where(n > 0, n, 1), norms, radii)
+    return jax.tree.map(lambda d, f: d * jnp.expand_dims(f, range(f.ndim, d.ndim)), directions, factors)
 
   return optax.stateless(update)

@@ -14,7 +14,7 @@ CONSTANT = 'codebook'  # a parameter of this name is no block: its radius is 0
 
 
 def weight_ball(
-  apply: Callable, *, nu: float, init: str = 'ball', impl: str = 'auto', noisy: bool = False
+  apply: Callable, *, nu: float, init: str = 'ball', impl: str = 'auto', noisy: bool = False, stacked: bool = False
 ) -> PerturbationSet:
   """Makes C(x) = {c_{phi + beta}(x): ||beta_i||_2 <= nu ||phi_i||_2 for every weight and every bias array i}.
 
@@ -24,24 +24,32 @@ def weight_ball(
     init: distribution of the starting point in each ball: 'ball', 'uniform' or 'zero', see `trees.random_in_balls`.
     impl: how the network runs over examples, see per_example_conv.py.
     noisy: `apply` takes a third argument, a key from which it draws its noise.
+    stacked: points of the set, and radii, are `trees.Stacks` of what they are otherwise, trees like phi.
 
   Returns:
     A perturbation set around `frozen` = phi. Blocks of norm zero and constants of the network stay at zero.
   """
 
-  def radii(phi):
+  def stack(tree, phi):
+    return trees.Stacks(phi).stack(tree) if stacked else tree
+
+  def radii_of_blocks(phi):
     of = lambda path, norm: jnp.zeros_like(norm) if path and getattr(path[-1], 'key', None) == CONSTANT else nu * norm
     return jax.tree.map_with_path(of, trees.block_norms(phi))
 
+  def radii(phi):
+    return stack(radii_of_blocks(phi), phi)
+
   def corrupt(phi, images, beta, key=None):
     # phi + beta stays in the precision of phi: bfloat16 would lose a relative change of .015.
-    return run(apply, jax.tree.map(jnp.add, phi, beta), images, key if noisy else None)
+    moved = jax.tree.map(jnp.add, stack(phi, phi), beta)
+    return run(apply, trees.Stacks(phi).unstack(moved) if stacked else moved, images, key if noisy else None)
 
   def apply_one(phi, image, beta, key=None):
     return corrupt(phi, image[None], beta, key)[0]
 
   return PerturbationSet(
-    init=lambda key, phi, image: trees.random_in_balls(key, phi, radii(phi), radius=init),
+    init=lambda key, phi, image: stack(trees.random_in_balls(key, phi, radii_of_blocks(phi), radius=init), phi),
     project=lambda phi, image, beta: trees.project(beta, radii(phi)),
     apply=apply_one,
     radii=radii,
