@@ -38,7 +38,7 @@ class Stacks:
 
   def stack(self, tree: PyTree) -> list[jax.Array]:
     """Returns one array [k, ...] for each stack, [...] for blocks that are alone; `tree` has one leaf per block."""
-    leaves = self._treedef.flatten_up_to(tree)
+    leaves = jax.tree.leaves(tree)
     return [jnp.stack([leaves[i] for i in members]) if members[1:] else leaves[members[0]] for members in self._members]
 
   def unstack(self, stacks: Sequence[jax.Array]) -> PyTree:

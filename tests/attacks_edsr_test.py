@@ -187,7 +187,7 @@ def test_ten_thousand_examples_are_in_the_corruption_set(nu):
 def test_an_ascent_over_stacked_blocks_is_that_over_the_blocks(step):
   network = edsr(blocks=2, features=3, scale=2)
   images, labels = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 12, 12, 3))), jnp.array([0, 1])
-  phi = network.init(jax.random.key(0), images)
+  phi = tiny.to_default_float(network.init(jax.random.key(0), images))
   logits_fn = lambda images: images.reshape(2, 3, -1).mean(-1) * 100
 
   def climbed(stacked):
