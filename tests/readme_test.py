@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, cli, datasets, evaluate, export, prepare, report
+from adversarial_augment import attacks, cli, datasets, evaluate, export, plan, prepare, report
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from tests import classifier_cases
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 PAGES = sorted({*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')})
 MODULE = 'python -m adversarial_augment.'
-PARSERS = {'prepare': prepare._parser, 'report': report._parser, 'export': export._parser}
+PARSERS = {'prepare': prepare._parser, 'report': report._parser, 'export': export._parser, 'plan': plan._parser}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -46,7 +46,7 @@ def test_the_first_two_blocks_are_one_command_line_each():
 
 def test_there_are_commands_of_every_module():
   modules = {command.removeprefix(MODULE).split()[0] for command in commands()}
-  assert modules == {'train', 'evaluate', 'report', 'export', 'prepare', 'pretrain', 'convert'}
+  assert modules == {'train', 'evaluate', 'report', 'export', 'prepare', 'pretrain', 'convert', 'plan'}
 
 
 @pytest.mark.parametrize('command', commands())
