@@ -33,8 +33,10 @@ EXTRAS = {
   'plots': ['matplotlib>=3.8'],
   'logging': ['tensorboardX>=2.6'],
   'frost': ['imagecorruptions>=1.1.2'],  # its photographs, without which the corruption 'frost' is made up
-  'plan-tpu': ['jax[tpu]'],  # the compilers of `plan`, which run on any CPU: the one of the JAX that is installed
-  'plan-gpu': ['jax[cuda13-local]'],  # without CUDA's libraries
+  'plan-tpu': [
+    'jax[tpu]>=0.8,<0.13'
+  ],  # the compilers of `plan`, which run on any CPU: the one of the JAX that is installed
+  'plan-gpu': ['jax[cuda13-local]>=0.8,<0.13'],  # without CUDA's libraries
   'autoattack': ['torch>=2.2', 'pyautoattack>=0.2', 'foolbox>=3.3'],  # which slow tests compare the attacks with
   'export': ['flatbuffers>=24'],  # jax.export needs it and does not say so
 }

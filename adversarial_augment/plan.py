@@ -127,6 +127,7 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
   import numpy as np
 
   from adversarial_augment import recipe, sharding, train_step
+  from adversarial_augment.attacks import ascent
   from adversarial_augment.planning import compiling
 
   size, microbatch = config.batch_size, config.attack.microbatch
@@ -140,9 +141,8 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
   traced = train_step.jitted(static).trace(
     spec(state, whole), spec(np.int32(0), whole), *spec(batch, split), spec(phi, whole)
   )
-  inner_steps = config.attack.num_steps if static.attack else None
   half = config.precision == 'bfloat16'
-  found = compiling.estimate(traced, target, half=half, inner_steps=inner_steps)
+  found = compiling.estimate(traced, target, half=half, inner_loop=ascent.SCOPE)
   return Plan(config, mesh.size, static.num_steps, found)
 
 

@@ -166,6 +166,17 @@ def keeping(kept: str) -> Iterator[None]:
     raise KeyboardInterrupt(str(error) or kept) from None
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+  """Lets signals end the process while the block runs, which looks at none, as a compiler; nothing may be unsaved."""
+  before = {number: signal.signal(number, signal.SIG_DFL) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
 def _say(message: str) -> None:
   # Past Python's buffers, which a signal may have found locked; the progress bar leaves the cursor in its line.
   with suppress(OSError):

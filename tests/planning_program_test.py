@@ -48,12 +48,12 @@ ENTRY %main (x.1: f32[8,4], stack.1: f32[10,8,4]) -> f32[8,4] {
   %stack.1 = f32[10,8,4]{2,1,0} parameter(1)
   %start = s32[] constant(0)
   %first = (s32[], f32[8,4]{1,0}, /*index=2*/f32[10,8,4]{2,1,0}) tuple(%start, %x.1, %stack.1)
-  %loop = (s32[], f32[8,4]{1,0}, f32[10,8,4]{2,1,0}) while(%first), condition=%condition, body=%body
+  %loop = (s32[], f32[8,4]{1,0}, f32[10,8,4]{2,1,0}) while(%first), condition=%condition, body=%body, metadata={op_name="jit(step)/ascent/while"}
   %result = f32[8,4]{1,0} get-tuple-element(%loop), index=1
   %space = f32[8,4]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   ROOT %copied = f32[8,4]{1,0} copy(%result)
 }
-"""
+"""  # noqa: E501
 ARRAY = 8 * 4 * 4  # bytes
 
 
@@ -66,7 +66,7 @@ def test_a_program_counted_by_hand():
   # In the loop: a fusion that reads a row of the stack and the counter, an all-reduce, and the counter's addition.
   once = Cost(1.0, 3, (2 * ARRAY + 4) + 2 * ARRAY + 3 * 4, (('all-reduce', 1, ARRAY),))
   (loop,) = program.loops
-  assert loop == (10, 1, once)
+  assert loop == ('jit(step)/ascent/while', 10, 1, once)
   copy = Cost(0.0, 1, 2 * ARRAY)
   assert program.cost == once.times(10) + copy
   assert program.cost.collectives == (('all-reduce', 10, 10 * ARRAY),)

@@ -14,6 +14,9 @@ from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [n, k], labels [n], or what else it takes) -> [n]
 
 
+SCOPE = 'ascent'  # of the loop over the steps, which is found by it in a compiled program
+
+
 class Ascent(NamedTuple):
   """Where the ascent ended, for n images and m <= n perturbations."""
 
@@ -102,7 +105,8 @@ def ascend(
   zeros = jnp.zeros(images.shape[0], jnp.promote_types(images.dtype, jnp.float32))
   best = (zeros[::size] - jnp.inf, beta) if keep_best else None
   carry = (beta, jax.vmap(rule.init)(beta), zeros, zeros[::size], best)
-  beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, climb, carry)
+  with jax.named_scope(SCOPE):
+    beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, climb, carry)
 
   corrupted = perturbation_set.apply_batch(frozen, images, beta, keys)
   loss_end, score_end = measured(corrupted)

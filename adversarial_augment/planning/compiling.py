@@ -1,6 +1,6 @@
 """Compiles a traced program for devices that are not there, and adds up what the compiler says of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import math
 import re
 import time
@@ -10,9 +10,9 @@ import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from adversarial_augment import sharding
+from adversarial_augment import sharding, signals
 from adversarial_augment.planning import operations, targets
-from adversarial_augment.planning.program import Cost, Loop, Operation, Program
+from adversarial_augment.planning.program import Cost, Operation, Program
 from adversarial_augment.planning.targets import Target
 
 _TRIES = 4  # programs that are compiled to find the largest batch that fits
@@ -44,19 +44,20 @@ def mesh_of(target: Target) -> Mesh:
   return Mesh(np.array(targets.devices(target)), (sharding.AXIS,), axis_types=(AxisType.Auto,))
 
 
-def estimate(traced: jax.stages.Traced, target: Target, *, half: bool, inner_steps: int | None) -> Estimate:
+def estimate(traced: jax.stages.Traced, target: Target, *, half: bool, inner_loop: str) -> Estimate:
   """Compiles a program that was traced for a target's mesh.
 
   Args:
     traced: the program.
     target: the devices.
     half: products are of bfloat16.
-    inner_steps: trips of the loop that is wanted by itself; None: there is none.
+    inner_loop: scope of the loop that is wanted by itself.
   """
   start = time.monotonic()
   flop = operations.flop(traced.jaxpr.jaxpr)
   try:
-    compiled = traced.lower().compile(_GPU_OPTIONS if target.is_gpu else None)
+    with signals.at_once():
+      compiled = traced.lower().compile(_GPU_OPTIONS if target.is_gpu else None)
   except jax.errors.JaxRuntimeError as error:
     refused = _too_much(str(error))
     if refused is None:
@@ -72,7 +73,7 @@ def estimate(traced: jax.stages.Traced, target: Target, *, half: bool, inner_ste
     + memory.generated_code_size_in_bytes
   )
   program = Program(compiled.as_text(), lambda operation, moved, flop: _seconds(operation, moved, flop, target, half))
-  inner = _inner(program.loops, inner_steps)
+  inner = next((loop for loop in program.loops if f'/{inner_loop}/' in f'{loop.name}/'), None)
   return Estimate(needed, target.available, seconds, flop, program.cost, inner and inner.once)
 
 
@@ -83,15 +84,9 @@ def _seconds(operation: Operation, moved: int, flop: int, target: Target, half: 
     return max(moved / chip.bandwidth, flop / (chip.peak if half else chip.single))
   if cycles := re.search(r'"estimated_cycles":"(\d+)"', operation.attributes):
     return int(cycles[1]) / chip.clock
-  if '"tpu_custom_call"' in operation.attributes:  # a Pallas kernel, of which the compiler knows nothing
+  if operation.opcode == 'custom-call':  # such as a Pallas kernel, of which the compiler knows nothing
     return max(moved / chip.bandwidth, flop / (chip.peak / 4))
   return 0.0
-
-
-def _inner(loops: Sequence[Loop], trips: int | None) -> Loop | None:
-  """Returns the loop of the inner steps: of those that run so often, the one that takes longest."""
-  found = [loop for loop in loops if loop.trips == trips]
-  return max(found, key=lambda loop: loop.once.seconds, default=None)
 
 
 def _too_much(message: str) -> tuple[int, int] | None:

@@ -61,6 +61,7 @@ class Cost(NamedTuple):
 class Loop(NamedTuple):
   """A loop of the program."""
 
+  name: str  # where it comes from: the scopes of JAX, such as 'jit(step)/ascent/while'
   trips: int | None  # None: known when it runs alone
   runs: int  # how often the program comes to it
   once: Cost  # of its body
@@ -92,7 +93,8 @@ class Program:
     for operation in self._computations[computation].values():
       if operation.opcode == 'while':
         body, trips = _required(operation, 'body'), self._trips(operation)
-        yield Loop(trips, runs, self._cost(body))
+        scopes = re.search(r'op_name="([^"]*)"', operation.attributes)
+        yield Loop(scopes[1] if scopes else '', trips, runs, self._cost(body))
         yield from self._loops(body, runs * (1 if trips is None else trips))
       else:
         for called in _called(operation):
