@@ -42,7 +42,8 @@ def test_there_are_many():
 @pytest.mark.parametrize('name', CASES)
 def test_one_line_soon_and_in_little_memory(outcomes, name):
   outcome, (_, code) = outcomes[name], CASES[name]
-  lines = [line for line in outcome['said'].splitlines() if not line.startswith(('note: ', 'checkpoint '))]
+  said = [line for line in outcome['said'].splitlines() if not line.startswith(('note: ', 'checkpoint '))]
+  lines = [line for line in said if not line.endswith('...')]  # a busy machine says what it is doing
   assert not outcome['ran']
   assert (outcome['code'], len(lines)) == (code, 1), outcome['said'][-1500:]
   assert len(lines[0]) < 1000

@@ -72,10 +72,15 @@ def run(*flags: str, module: str = 'train', **env: str) -> subprocess.CompletedP
 def test_jax_that_cannot_start_is_one_line(env, words, tmp_path):
   done = run('--config=configs/nominal.py:smoke', f'--workdir={tmp_path}/w', **env)
   assert done.returncode == 2, done.stderr
-  lines = done.stderr.splitlines()
+  lines = errors(done.stderr)
   assert len(lines) == 1, done.stderr
   assert all(word in lines[0] for word in words)
   assert not (tmp_path / 'w').exists()
+
+
+def errors(said):
+  """What is said beside the stages of a busy machine."""
+  return [line for line in said.splitlines() if not line.endswith('...')]
 
 
 def test_other_commands_cannot_start_either(pets, tmp_path):
@@ -83,5 +88,5 @@ def test_other_commands_cannot_start_either(pets, tmp_path):
   flags = ['cifar10_c', '--dataset=pets', '--names=fog', f'--data_dir={data_dir}', '--seed=3']
   done = run(*flags, module='prepare', JAX_PLATFORMS='cuda')
   assert done.returncode == 2, done.stderr
-  assert len(done.stderr.splitlines()) == 1
+  assert len(errors(done.stderr)) == 1
   assert 'JAX cannot start with' in done.stderr

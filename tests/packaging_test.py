@@ -82,7 +82,8 @@ def test_metadata_of_this_installation():
     pytest.skip('the package is imported from a folder and not installed')
   assert metadata['Version'] == adversarial_augment.__version__
   assert metadata['Requires-Python'] == '>=3.11'
-  assert set(metadata.get_all('Provides-Extra')) == {'dev', 'plots', 'logging', 'frost', 'export', 'autoattack'}
+  extras = {'dev', 'plots', 'logging', 'frost', 'export', 'autoattack', 'plan-tpu', 'plan-gpu'}
+  assert set(metadata.get_all('Provides-Extra')) == extras
 
 
 def test_version_is_that_of_the_changelog_and_the_citation():
