@@ -253,7 +253,7 @@ def flops_of(config: Any, data: Any) -> float:
   model = recipe.build_classifier(config, data.num_classes, conv=per_example_conv.conv)
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, is_training=True))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
-  c = timing.conv_flops(lambda image: model.apply(*zeros, None, image, is_training=False)[0], image)
+  c = timing.flop(lambda image: model.apply(*zeros, None, image, is_training=False)[0], image)
   if config.attack.name == 'none':
     return 3 * c
   from adversarial_augment.corruption_nets import CORRUPTION_NETS
@@ -262,7 +262,7 @@ def flops_of(config: Any, data: Any) -> float:
   net = CORRUPTION_NETS[config.corruption_net.name](**sizes, conv=per_example_conv.conv)
   shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image))
   phi = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  e = timing.conv_flops(functools.partial(net.apply, phi), image)
+  e = timing.flop(functools.partial(net.apply, phi), image)
   return config.attack.num_steps * (3 * e + 2 * c) + e + 3 * c
 
 

@@ -5,7 +5,6 @@ rounds are compared. Beside wall time stands the processor time of all threads, 
 """
 
 from collections.abc import Callable, Mapping
-import math
 import os
 import statistics
 import sys
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from adversarial_augment.planning import operations
 
 
 def settle(module: str, *, cores: int) -> None:
@@ -79,25 +80,9 @@ def yardstick(size: int = 1280) -> tuple[Callable[[], Any], float]:
   return lambda: product(a, a), 2.0 * size**3
 
 
-def conv_flops(function: Callable, *args: Any) -> float:
-  """Counts the operations of convolutions and matrix products in `function`, two per multiply-add, borders included."""
-
-  def count(jaxpr) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-      if equation.primitive.name == 'conv_general_dilated':
-        out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
-        total += 2.0 * math.prod(out) * math.prod(kernel[:3])
-      if equation.primitive.name == 'dot_general':
-        (contracted, _), _ = equation.params['dimension_numbers']
-        sizes = (equation.invars[0].aval.shape[axis] for axis in contracted)
-        total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
-      for value in equation.params.values():
-        inner = getattr(value, 'jaxpr', None)
-        total += count(inner) if inner is not None and hasattr(inner, 'eqns') else 0.0
-    return total
-
-  return count(jax.make_jaxpr(function)(*args).jaxpr)
+def flop(function: Callable, *args: Any) -> int:
+  """Returns the FLOP of the convolutions and matrix products of `function`, borders included."""
+  return operations.flop(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def gate(name: str, value: float, bound: float, *, least: bool) -> bool:

@@ -1,13 +1,14 @@
 """The promises of the adversary on the small EDSR that ships, against a classifier fitted by least squares."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, corruption_nets, per_example_conv, ssim, train_step, trees
+from adversarial_augment import attacks, corruption_nets, per_example_conv, platforms, ssim, train_step, trees
 from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.corruption_nets import weights
@@ -180,6 +181,28 @@ def test_ten_thousand_examples_are_in_the_corruption_set(nu):
     moved = np.roll(images, shift, axis=(1, 2))[:, :: 1 if start % 2 else -1]
     ascent = climb(keys_of(start + np.arange(NUM)), moved, labels, np.float32(nu))
     check_feasible(moved, ascent, np.float32(nu))
+
+
+@pytest.mark.usefixtures('x64')
+def test_the_attack_is_the_same_in_the_form_of_each_platform():
+  network = edsr(blocks=2, features=3, scale=2)
+  images, labels = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 12, 12, 3))), jnp.array([0, 1])
+  phi = tiny.to_default_float(network.init(jax.random.key(0), images))
+  logits_fn = lambda images: images.reshape(2, 3, -1).mean(-1) * 100
+
+  def made_for(platform):
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+    attack = attacks.ada(network.apply, nu=0.1, num_steps=2, root=None)
+    program = lambda phi: attack(keys_of(np.arange(2)), logits_fn, images, labels, phi)
+    with platforms.made_for(mesh):
+      loops = [line for line in str(jax.make_jaxpr(program)(phi)).splitlines() if '2,4,3,3,3,3' in line]
+      return bool(loops), jax.jit(program)(phi)
+
+  (stacked_on_cpus, expected), *others = (made_for(platform) for platform in ('cpu', 'cuda', 'tpu'))
+  assert not stacked_on_cpus
+  for stacked, got in others:
+    assert stacked  # four weights of two images are one array
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, expected)
 
 
 @pytest.mark.usefixtures('x64')

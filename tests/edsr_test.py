@@ -231,15 +231,19 @@ def test_composed_tail_draws_the_same_initial_weights():
 
 
 @pytest.mark.usefixtures('x64')
-def test_the_body_is_a_loop_but_on_gpus_and_the_same_function():
+def test_the_body_is_a_loop_on_tpus_alone_and_the_same_function():
   network = edsr(blocks=3, features=4, scale=1, conv=per_example_conv.conv)
   image = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 8, 8, 3)))
   phi = network.init(KEY, image)
-  loss = lambda phi: (network.apply(phi, image) ** 2).sum()
-  loop = str(jax.make_jaxpr(loss)(phi)), jax.value_and_grad(loss)(phi)
-  gpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='cuda')]))
-  with platforms.made_for(gpu):
-    unrolled = str(jax.make_jaxpr(lambda phi: loss(phi))(phi)), jax.value_and_grad(lambda phi: loss(phi))(phi)
-  assert ('scan' in loop[0], 'scan' in unrolled[0]) == (True, False)
+
+  def made_for(platform):
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+    loss = lambda phi: (network.apply(phi, image) ** 2).sum()
+    with platforms.made_for(mesh):
+      return 'scan' in str(jax.make_jaxpr(loss)(phi)), jax.value_and_grad(loss)(phi)
+
+  (loops, expected), *others = (made_for(platform) for platform in ('tpu', 'cpu', 'cuda'))
+  assert [loops, *(looped for looped, _ in others)] == [True, False, False]
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-  jax.tree.map(close, loop[1], unrolled[1])
+  for _, got in others:
+    jax.tree.map(close, got, expected)

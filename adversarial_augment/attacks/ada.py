@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import trees
+from adversarial_augment import platforms, trees
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.attacks.weight_ball import check_blocks, weight_ball
 from adversarial_augment.errors import UserError
@@ -41,14 +41,19 @@ def ada(
   """
   if isinstance(nu, int | float) and not 0 <= nu < float('inf'):  # it may be traced
     raise UserError(f'nu={nu} of attacks.ada must be a finite number, at least 0.')
-  ball = weight_ball(apply, nu=nu, init=init, impl=impl, noisy=noisy, stacked=True)
-  measure = lambda phi, betas: {'radius_fraction': _radius_fraction(betas, ball.radii(phi))}
-  search = adversary(ball, **options, measure=measure)
+
+  def search(*, stacked: bool) -> Attack:
+    ball = weight_ball(apply, nu=nu, init=init, impl=impl, noisy=noisy, stacked=stacked)
+    measure = lambda phi, betas: {'radius_fraction': _radius_fraction(betas, ball.radii(phi))}
+    return adversary(ball, **options, measure=measure)
+
+  on_cpu, elsewhere = search(stacked=False), search(stacked=True)  # docs/accelerators.md has the measurements
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(frozen)):
       check_blocks(frozen)
-    return search(keys, logits_fn, images, labels, frozen)
+    of_platform = on_cpu if platforms.current() == 'cpu' else elsewhere
+    return of_platform(keys, logits_fn, images, labels, frozen)
 
   return attack
 
