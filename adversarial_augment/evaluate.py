@@ -179,8 +179,7 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
   attack: Attack | None = None
   phi: PyTree = {}
   if 'ada' in config.evals:
-    plain = recipe.build_classifier(config, test.num_classes)
-    attack, phi, _ = recipe.build_attack(config, mesh, plain, test.image_shape)
+    attack, phi = recipe.build_attack(config, mesh)
   classifier = recipe.attacked_classifier(config, test.num_classes)
   evaluations = Evaluations(config, classifier, mesh, test_data, attack, sharding.replicate(mesh, phi))
   provenance = summary.provenance(config, {'test': test}, 'evaluate', workdir)

@@ -77,7 +77,13 @@ def _relu(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, 0)
 
 
-_relu.defvjp(lambda x: (_relu(x),) * 2, lambda y, g: (jnp.where(y > 0, g, 0),))
+def _relu_forward(x):
+  y = _relu(x)
+  # Without the barrier, XLA computes it again on a GPU, and keeps x for that.
+  return y, jax.lax.optimization_barrier(y) if platforms.current() == 'gpu' else y
+
+
+_relu.defvjp(_relu_forward, lambda y, g: (jnp.where(y > 0, g, 0),))
 
 
 def _on_tpu(

@@ -46,7 +46,9 @@ class Plan(NamedTuple):
   config: ConfigDict
   devices: int
   num_steps: int
-  estimate: 'Estimate'  # of one step
+  warmup_steps: int  # of these, without the adversary
+  flop: int  # of a step, on all devices
+  estimate: 'Estimate'  # of one step with the adversary
 
 
 @signals.keeping('nothing was written, and the same command begins anew')
@@ -74,12 +76,12 @@ def main(argv: Sequence[str]) -> None:
   plan = planned(config)
   for line in _lines(plan, target, assumed):
     print(line, flush=True)
+  if output is not None:
+    run_directory.write_json(output, _facts(plan, target))
+    print(f'Wrote {output}', flush=True)
   if not plan.estimate.fits:
     for flags, found in _smaller(plan, planned):
       print(_line('try', f'{flags}: {_fitting(found)}'), flush=True)
-  if output is not None:
-    run_directory.write_json(output, _facts(plan, target))
-    print(f'Wrote {output}')
 
 
 def _parser() -> cli.Parser:
@@ -105,6 +107,8 @@ def _images(config: ConfigDict) -> tuple[Dataset, str]:
   """Returns the training images as numbers and sizes, and what was taken for granted; CIFAR-10 need not be there."""
   if config.dataset.partition(':')[0] == 'cifar10':
     count, note = cifar10.COUNTS['train'], 'CIFAR-10 need not be here: 50,000 images of 32 x 32, 10 classes'
+    if config.deepaugment.sets:
+      note += '; nor need DeepAugment sets, whose images take the place of some'
     read: Any = None  # nothing is read
     dataset = Dataset('cifar10', count, len(cifar10.CLASS_NAMES), (32, 32, 3), read, {})
   else:
@@ -123,27 +127,19 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
     target: the devices.
     mesh: over them.
   """
-  import jax
-  import numpy as np
-
-  from adversarial_augment import recipe, sharding, train_step
+  from adversarial_augment import per_example_conv, recipe, train_step
   from adversarial_augment.attacks import ascent
-  from adversarial_augment.planning import compiling
+  from adversarial_augment.planning import compiling, operations
 
   size, microbatch = config.batch_size, config.attack.microbatch
   parts = f', {microbatch} of a device under attack at a time' if microbatch else ''
   streams.say(f'compiling the train step of {size:,} images{parts} for {mesh.size} x {target.chip.title}...')
   static, phi = recipe.build(config, dataset, mesh)
-  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  spec = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-  state = jax.eval_shape(lambda: train_step.init_state(static, dataset.image_shape))
-  batch = np.empty((size, *dataset.image_shape), np.uint8), np.empty(size, np.int32)
-  traced = train_step.jitted(static).trace(
-    spec(state, whole), spec(np.int32(0), whole), *spec(batch, split), spec(phi, whole)
-  )
-  half = config.precision == 'bfloat16'
-  found = compiling.estimate(traced, target, half=half, inner_loop=ascent.SCOPE)
-  return Plan(config, mesh.size, static.num_steps, found)
+  traced = train_step.traced(static, phi, dataset.image_shape)
+  plain = train_step.traced(*recipe.build(config, dataset, mesh, conv=per_example_conv.conv), dataset.image_shape)
+  found = compiling.estimate(traced, target, precision=config.precision, inner_loop=ascent.SCOPE)
+  warmup, flop = static.warmup_steps if static.attack else 0, operations.flop(plain.jaxpr.jaxpr)
+  return Plan(config, mesh.size, static.num_steps, warmup, flop, found)
 
 
 def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tuple[str, Plan | None]]:
@@ -156,29 +152,37 @@ def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tupl
   Yields:
     The flags, and their plan; None where not even the least of them fits.
   """
-  from adversarial_augment import attacks
+  from adversarial_augment import attacks, recipe
   from adversarial_augment.planning import compiling
 
-  config, each, devices = plan.config, plan.config.batch_size // plan.devices, plan.devices
+  config, each = plan.config, plan.config.batch_size // plan.devices
+  fewer = lambda images: _with(config, {'batch_size': images * plan.devices})
 
-  def fewer(images: int) -> Plan:
-    return planned(_with(config, {'batch_size': images * devices}))
+  def can_be(make: Callable[[int], ConfigDict], number: int) -> bool:
+    try:
+      recipe.check_parts(make(number), plan.devices)
+    except UserError:
+      return False
+    return True
 
   plans: dict[int, Plan] = {}
-  found = compiling.largest(each, plan.estimate, lambda n: plans.setdefault(n, fewer(n)).estimate) if each > 1 else None
-  images = found[0] if found else 1
-  yield f'--config.batch_size={images * devices}', plans[images] if found else None
+  estimate = lambda images: plans.setdefault(images, planned(fewer(images))).estimate
+  found = compiling.largest(each, plan.estimate, estimate, functools.partial(can_be, fewer))
+  if plans:
+    images = found[0] if found else min(plans)
+    yield f'--config.batch_size={images * plan.devices}', plans[images] if found else None
   attack = config.attack
   if attack.name == 'none' or attack.beta_mode == 'batch':
     return
-  attacked, group = attacks.attacked_images(attack.fraction, each), attack.group if attack.beta_mode == 'group' else 1
-  parts = [part for part in range(group, attacked, group) if attacked % part == 0]
+  split = lambda part: _with(config, {'attack.batch_norm': 'running', 'attack.microbatch': part})
+  whole = attack.microbatch or attacks.attacked_images(attack.fraction, each)
+  parts = [part for part in range(whole - 1, 0, -1) if can_be(split, part)]
   share = plan.estimate.bytes_available / plan.estimate.bytes_needed
-  for part in reversed(parts):
-    if part > max(parts[0], attacked * share):
+  for part in parts:
+    if part > max(parts[-1], whole * share):
       continue
-    tried = planned(_with(config, {'attack.batch_norm': 'running', 'attack.microbatch': part}))
-    if tried.estimate.fits or part == parts[0]:
+    tried = planned(split(part))
+    if tried.estimate.fits or part == parts[-1]:
       flags = f'--config.attack.batch_norm=running --config.attack.microbatch={part}'
       yield flags, tried if tried.estimate.fits else None
       return
@@ -197,8 +201,10 @@ def _lines(plan: Plan, target: Target, assumed: str) -> Iterator[str]:
   yield _line('memory', _memory(plan))
   if found.step is not None:
     yield _line('a step', f'{found.step.seconds:.4g} s' + _inner(plan))
-    yield _line('the run', f'{plan.num_steps:,} steps, {_duration(plan)} without evaluations')
-    yield _line('work', f'{found.flop / 1e12:.4g} TFLOP a step, {_share(plan, target):.2%} of the bfloat16 peak')
+    warmup = f'; its first {plan.warmup_steps:,} steps, without the adversary, take less' if plan.warmup_steps else ''
+    yield _line('the run', f'{plan.num_steps:,} steps, {_duration(plan)} without evaluations{warmup}')
+    peak = {'float32': 'TF32' if target.is_gpu else 'bfloat16'}.get(plan.config.precision, plan.config.precision)
+    yield _line('work', f'{plan.flop / 1e12:.4g} TFLOP a step, {_share(plan, target):.2%} of the {peak} peak')
     of = [f'{count:,.0f} {name} ({size / 1e6:,.1f} MB)' for name, count, size in found.step.collectives]
     yield _line('collectives', (', '.join(of) or 'none') + (' a step' if of else ''))
   yield _line('compiled in', f'{found.compile_seconds:.0f} s')
@@ -243,7 +249,8 @@ def _duration(plan: Plan) -> str:
 
 def _share(plan: Plan, target: Target) -> float:
   assert plan.estimate.step is not None
-  return plan.estimate.flop / (plan.devices * target.chip.peak * plan.estimate.step.seconds)
+  peak = target.chip.peak_of(plan.config.precision)
+  return plan.flop / (plan.devices * peak * plan.estimate.step.seconds)
 
 
 def _source(target: Target) -> str:
@@ -253,11 +260,13 @@ def _source(target: Target) -> str:
       f"kernels of XLA's GPU compiler at {target.chip.bandwidth / 1e12:.2f} TB/s and {target.chip.peak / 1e12:.0f} "
       f'TFLOP/s, {single}: a lower bound'
     )
-  return f'the cycles that the TPU compiler expects, at {target.chip.clock / 1e9:.2f} GHz; nothing overlaps'
+  cores = '; of a v4, each core is a device: where one device is a chip, there are half as many, twice as large'
+  source = f'the cycles that the TPU compiler expects, at {target.chip.clock / 1e9:.2f} GHz; nothing overlaps'
+  return source + (cores if target.name.startswith('v4') else '')
 
 
 def _facts(plan: Plan, target: Target) -> dict[str, Any]:
-  """Returns the plan as JSON has it; null where it does not fit, and where there is no loop of inner steps."""
+  """Returns the plan as JSON has it; null where the compiler refused it, and where there is no loop of inner steps."""
   found = plan.estimate
   step, inner = found.step, found.inner_step
   return {
@@ -270,7 +279,7 @@ def _facts(plan: Plan, target: Target) -> dict[str, Any]:
     'seconds_per_step': step and step.seconds,
     'seconds_per_inner_step': inner and inner.seconds,
     'hours': step and _hours(plan),
-    'flop_per_step': found.flop,
+    'flop_per_step': plan.flop,
     'share_of_peak': step and _share(plan, target),
     'collectives': step and {name: {'count': count, 'bytes': size} for name, count, size in step.collectives},
     'kernels_per_inner_step': inner and inner.kernels,

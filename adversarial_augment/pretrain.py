@@ -112,6 +112,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
   from adversarial_augment import (
     __version__,
     loop,
+    platforms,
     processes,
     run_directory,
     sharding,
@@ -179,7 +180,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
     part = np.array_split(np.arange(config.batch_size), jax.process_count())[jax.process_index()]
     return sharding.shard_batch(mesh, (crops[part], is_native[part]))
 
-  jitted = jax.jit(step, donate_argnums=0)
+  jitted = platforms.jit(mesh, step, donate_argnums=0)
   data = {source.name: source.provenance for source in sources}
   with loop.open_run(workdir, config, _hashes(sources)) as stop:
     (workdir / 'results').mkdir(exist_ok=True)

@@ -22,14 +22,11 @@ from adversarial_augment import (
   classifiers,
   corruption_nets,
   deepaugment,
-  platforms,
   schedules,
   sharding,
   ssim,
-  threefry,
 )
 from adversarial_augment import config as configs
-from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.config_tables import NETWORK_OPTIONS
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
@@ -57,16 +54,16 @@ class Recipe(NamedTuple):
   batch_size: int
   seed: int
   mesh: Mesh
-  attack_bytes: int  # estimate of the attack's memory on one device; 0 without an adversary
 
 
-def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyTree]:
+def build(config: ConfigDict, dataset: Dataset, mesh: Mesh, **network: Any) -> tuple[Recipe, PyTree]:
   """Returns the recipe of a validated config, and phi.
 
   Args:
     config: of `train`.
     dataset: the training images.
     mesh: the devices.
+    **network: further options of the corruption network, such as `conv`.
 
   Raises:
     UserError: values that do not go with the data set, the devices, or the weights at hand.
@@ -77,11 +74,11 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
   peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
   schedule = schedules.warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
   classifier = functools.partial(build_classifier, config, dataset.num_classes)
-  nominal: tuple[Attack | None, PyTree, int] = None, {}, 0
-  attacked = config.attack.name != 'none'
-  attack, phi, attack_bytes = (
-    build_attack(config, mesh, classifier(), dataset.image_shape, training=True) if attacked else nominal
-  )
+  attack: Attack | None
+  phi: PyTree
+  attack, phi = None, {}
+  if config.attack.name != 'none':
+    attack, phi = build_attack(config, mesh, training=True, **network)
   recipe = Recipe(
     classifier=classifier(),
     attacked_classifier=attacked_classifier(config, dataset.num_classes),
@@ -101,7 +98,6 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> tuple[Recipe, PyT
     batch_size=config.batch_size,
     seed=config.seed,
     mesh=mesh,
-    attack_bytes=attack_bytes,
   )
   return recipe, phi
 
@@ -188,32 +184,29 @@ def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
 
 
 def build_attack(
-  config: ConfigDict, mesh: Mesh, classifier: Network, image_shape: tuple[int, int, int], *, training: bool = False
-) -> tuple[Attack, PyTree, int]:
-  """Returns an adversary, what it is built around (phi, or {} for an l_p ball), and its bytes on each device.
+  config: ConfigDict, mesh: Mesh, *, training: bool = False, **network_options: Any
+) -> tuple[Attack, PyTree]:
+  """Returns an adversary, and what it is built around: phi, or {} for an l_p ball.
 
   Args:
     config: of `train`.
     mesh: the devices.
-    classifier: under attack, outside of `shard_map`.
-    image_shape: (h, w, c).
     training: the adversary of the config. Otherwise it is the paper's whatever `attack.name`, `attack.fraction` and
       `attack.beta_mode` say, which attacks every image by itself: an evaluation must not depend on batches.
+    **network_options: further ones of the corruption network.
 
   Raises:
     UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches or
       groups, or of which the fraction is none.
   """
   local = -(-config.batch_size // mesh.size)
-  count, size, group = _parts(config, local, mesh.size, training=training)
+  count, size, group = parts_of(config, local, mesh.size, training=training)
   attack: Attack
   frozen: PyTree
-  around: PyTree
   if training and config.attack.name == 'lp':
-    attack, frozen, around = lp_attack(config), {}, {}
-    perturbation_set = lp_ball(config.attack.norm, config.attack.epsilon)
+    attack, frozen = lp_attack(config), {}
   else:
-    network, phi = _load_network(config)
+    network, phi = load_network(config, **network_options)
     shared = _ascent(config) | {'noisy': True, 'group': group, 'axis_name': sharding.AXIS}
     shared |= {name: config.attack[name] for name in ('min_ssim', 'root')}
     if config.attack.init == 'gaussian':  # of l_p balls alone
@@ -222,20 +215,11 @@ def build_attack(
       attack, frozen = attacks.advmix(network.apply, **shared), _hull(config, phi)
     else:
       attack, frozen = attacks.ada(network.apply, nu=config.attack.nu, **shared), phi
-    # The weights that an AdvMix-style attack mixes for an image take the memory of a beta.
-    around, perturbation_set = phi, attacks.weight_ball(network.apply, nu=1.0, noisy=True)
   if size < count:
     attack = attacks.in_microbatches(attack, size)
   if count < local:
     attack = attacks.on_share(attack, count, local)
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  key = jax.eval_shape(lambda: threefry.key(0))
-  variables = jax.eval_shape(lambda key, images: classifier.init(key, images, is_training=True), key, images)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
-  logits_fn = lambda images: classifier.apply(*zeros, None, images, is_training=False)[0]
-  with platforms.made_for(mesh):
-    needed = attacks.attack_bytes(perturbation_set, around, logits_fn, image_shape, size, group=group or size)
-  return attack, frozen, needed
+  return attack, frozen
 
 
 def lp_attack(config: ConfigDict) -> Attack:
@@ -248,10 +232,10 @@ def _ascent(config: ConfigDict) -> dict[str, Any]:
   return {name: config.attack[name] for name in ('num_steps', 'step', 'step_fraction', 'init', 'keep_best')}
 
 
-def _load_network(config: ConfigDict) -> tuple[Network, PyTree]:
-  """Returns the corruption network and phi."""
+def load_network(config: ConfigDict, **options: Any) -> tuple[Network, PyTree]:
+  """Returns the corruption network and phi; `options` are further ones of its factory."""
   net = config.corruption_net
-  options: dict[str, Any] = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
+  options |= {name: net[name] for name in NETWORK_OPTIONS[net.name]}
   if config.precision != 'float32':
     options['dtype'] = jnp.dtype(config.precision)
   network, phi = corruption_nets.load(net.name, weights_of(config), **options)
@@ -264,7 +248,7 @@ def has_network(config: ConfigDict) -> bool:
   return config.attack.name in ('ada', 'advmix') or 'ada' in config.evals
 
 
-def _parts(config: ConfigDict, local: int, num_devices: int, *, training: bool) -> tuple[int, int, int | None]:
+def parts_of(config: ConfigDict, local: int, num_devices: int, *, training: bool) -> tuple[int, int, int | None]:
   """Returns how many of a device's images are attacked, how many at a time, and how many share a perturbation.
 
   The last is None where all do, with those of every device.
@@ -296,7 +280,7 @@ def check_parts(config: ConfigDict, num_devices: int) -> None:
   """
   sharding.check_batch_size(num_devices, config.batch_size)
   if config.attack.name != 'none':
-    _parts(config, config.batch_size // num_devices, num_devices, training=True)
+    parts_of(config, config.batch_size // num_devices, num_devices, training=True)
   if has_network(config):
     check_evaluation_parts(config, num_devices)
 
@@ -307,7 +291,7 @@ def check_evaluation_parts(config: ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: microbatches do not divide.
   """
-  _parts(config, -(-config.batch_size // num_devices), num_devices, training=False)
+  parts_of(config, -(-config.batch_size // num_devices), num_devices, training=False)
 
 
 def _hull(config: ConfigDict, phi: PyTree) -> attacks.Hull:

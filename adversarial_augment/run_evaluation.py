@@ -158,7 +158,7 @@ class Evaluation:
     self._config, self._workdir, self._static, self._splits, self._began = config, workdir, static, splits, began
     self._attack, self._phi = None, {}
     if recipe.has_network(config):
-      attack, phi, _ = recipe.build_attack(config, static.mesh, static.classifier, splits['test'].image_shape)
+      attack, phi = recipe.build_attack(config, static.mesh)
       self._attack, self._phi = attack, sharding.replicate(static.mesh, phi)
     make = functools.partial(
       Evaluations, config, static.attacked_classifier, static.mesh, attack=self._attack, phi=self._phi

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import attacks, corruption_nets, environment, platforms, recipe, sharing, threefry, trees
+from adversarial_augment import (
+  attacks,
+  corruption_nets,
+  environment,
+  platforms,
+  recipe,
+  sharing,
+  step_memory,
+  threefry,
+  trees,
+)
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
@@ -45,7 +55,7 @@ def opening(
   if static.attack is not None:
     yield f'adversary: {_network(config, phi)}{configs.strength(config.attack)}'
     yield from _departures(config, static)
-    yield from _memory(config, static)
+    yield from _memory(config, static, step_memory.estimate(config, static, state, phi, data.image_shape))
   if 'augmix_all_ops' in config.augment.after:
     yield 'warning: operations of augmix_all_ops are like brightness, contrast and saturate of the test corruptions'
   yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
@@ -93,14 +103,14 @@ def _departures(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
     yield f'departs from Eq. 3: {sharing} share a perturbation (attack.beta_mode={attack.beta_mode})'
 
 
-def _memory(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
-  """Yields the estimate of the attack's memory, and what to change where it will not fit."""
+def _memory(config: ConfigDict, static: recipe.Recipe, needed: int) -> Iterator[str]:
+  """Yields the estimate of a step's memory, and what to change where it will not fit."""
   attacked = attacks.attacked_images(config.attack.fraction, static.batch_size // static.mesh.size)
   images = config.attack.microbatch or attacked
-  yield f'memory: about {static.attack_bytes / 1e9:.2f} GB on each device for the attack on {images} images at a time'
+  yield f'memory: about {needed / 1e9:.2f} GB on each device, with {images} images under attack at a time'
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
-  if limit and static.attack_bytes > limit:
-    smaller = max(1, int(images * limit / static.attack_bytes / 2))
+  if limit and needed > limit:
+    smaller = max(1, int(images * limit / needed / 2))
     yield (
       f'warning: a device has {limit / 1e9:.2f} GB; lower config.batch_size, or set config.attack.batch_norm=running '
       f'and config.attack.microbatch={smaller} (it must divide {images})'

@@ -39,6 +39,22 @@ def jitted(recipe: Recipe) -> jax.stages.Wrapped:
   )
 
 
+def traced(recipe: Recipe, phi: PyTree, image_shape: tuple[int, int, int]) -> jax.stages.Traced:
+  """Returns the program of a recipe's step, of shapes alone: nothing is computed.
+
+  Args:
+    recipe: of the run; its devices need not exist.
+    phi: the corruption network, or its shapes.
+    image_shape: (h, w, c) of the training images.
+  """
+  whole, split = sharding.replicated(recipe.mesh), sharding.batch_sharding(recipe.mesh)
+  spec = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+  state, step = jax.eval_shape(lambda: (init_state(recipe, image_shape), jnp.int32(0)))
+  n = recipe.batch_size
+  batch = jax.eval_shape(lambda: (jnp.zeros((n, *image_shape), jnp.uint8), jnp.zeros(n, jnp.int32)))
+  return jitted(recipe).trace(spec(state, whole), spec(step, whole), *spec(batch, split), spec(phi, whole))
+
+
 def train_step(
   recipe: Recipe, state: TrainState, step: Array, images: Array, labels: Array, phi: PyTree
 ) -> tuple[TrainState, dict[str, Array]]:

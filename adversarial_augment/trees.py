@@ -75,12 +75,19 @@ def project(tree: PyTree, radii: PyTree) -> PyTree:
 
 @jax.jit  # traced once for each shape, as _norm
 def _project_block(x: jax.Array, radius: jax.Array) -> jax.Array:
-  rest = range(jnp.ndim(radius), x.ndim)
-  norm, radius = jnp.expand_dims(_norm(x, jnp.ndim(radius)), rest), jnp.expand_dims(radius, rest)
-  outside = norm > radius
+  axes = tuple(range(jnp.ndim(radius), x.ndim))
+  radius = jnp.expand_dims(radius, axes)
+  limits = jnp.finfo(x.dtype)
+  is_point = radius < limits.tiny
+  # In units of the radius no square that matters vanishes, and x is read once for its norm. None overflows: an entry
+  # beyond `far` radii counts as that far.
+  far = float(limits.max) ** 0.375
+  units = jnp.clip(x * jnp.where(is_point, 0, 1 / jnp.where(is_point, 1, radius)), -far, far)
+  squares = jnp.sum(jnp.square(units), axis=axes, keepdims=True)
+  outside = squares > 1
   # The margin keeps the norm below the radius whatever the order in which the square sum is rounded.
-  shrink = radius / jnp.where(outside, norm, 1) * (1 - 4 * jnp.finfo(norm.dtype).eps)
-  return jnp.where(outside, x * shrink, x)
+  shrink = radius / jnp.sqrt(jnp.where(outside, squares, 1)) * (1 - 4 * limits.eps)
+  return jnp.where(outside | is_point, units * shrink, x)
 
 
 def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str = 'ball') -> PyTree:

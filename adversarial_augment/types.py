@@ -60,7 +60,7 @@ class PerturbationSet(NamedTuple):
   """
 
   init: Callable[[Key, PyTree, Array], PyTree]  # (key, frozen, image) -> a random feasible perturbation
-  project: Callable[[PyTree, Array, PyTree], PyTree]  # (frozen, image, perturbation) -> onto the feasible set
+  project: Callable[[PyTree, Array, PyTree], PyTree]  # (radii, image, perturbation) -> onto the feasible set
   apply: Callable[[PyTree, Array, PyTree, Key | None], Array]  # (frozen, image, perturbation, key) -> x' = c(x)
   radii: Callable[[PyTree], PyTree]  # frozen -> one radius per block
   # Equal to vmap(apply) over all but `frozen`; of m < n perturbations, each serves n / m images in turn.

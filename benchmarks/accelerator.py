@@ -33,18 +33,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import cli, datasets, per_example_conv, recipe, sharding, train_step, triton_conv
+from adversarial_augment import cli, datasets, per_example_conv, recipe, sharding, step_memory, train_step, triton_conv
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
+from adversarial_augment.planning import operations, targets
 from benchmarks import timing
 
-# Dense products, TFLOP/s: the vendors' data sheets. float32 is TF32 on GPUs, and bfloat16 products on TPUs.
-PEAKS = {
-  'H100': {'float32': 494, 'bfloat16': 989}, 'H200': {'float32': 494, 'bfloat16': 989},
-  'A100': {'float32': 156, 'bfloat16': 312}, 'TPU v4': {'float32': 275, 'bfloat16': 275},
-  'TPU v5 lite': {'float32': 197, 'bfloat16': 197}, 'TPU v5p': {'float32': 459, 'bfloat16': 459},
-  'TPU v6 lite': {'float32': 918, 'bfloat16': 918},
-}  # fmt: skip
 SECONDS = 3.0  # of timing, for each thing that is timed
 CALLS = 50  # of a layer, before the device is waited for
 
@@ -56,8 +50,9 @@ def small() -> bool:
 
 
 def peak(precision: str) -> float | None:
-  kind = jax.devices()[0].device_kind
-  return next((peaks[precision] * 1e12 for name, peaks in PEAKS.items() if name in kind), None)
+  """Returns the FLOP a second of the device at hand, where its figures are known; of a v4, those of one core."""
+  chips = [*targets.TPUS.values(), *targets.GPUS.values()]
+  return next((chip.peak_of(precision) for chip in chips if chip.title == jax.devices()[0].device_kind), None)
 
 
 def seconds_of(run: Callable[[], Any], calls: int = 1) -> float:
@@ -200,6 +195,21 @@ def torch_seconds(run: Callable[[], Any], torch: Any) -> float:
 # The step.
 
 
+def im2col(images: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+  kernels = jnp.broadcast_to(kernel, (len(images), *kernel.shape))
+  return per_example_conv.per_example_conv(images, kernels, impl='im2col', **options)
+
+
+def triton(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Any = 'SAME') -> jax.Array:
+  if padding != 'SAME' or not triton_conv.suits(*kernel.shape[2:], stride):
+    return per_example_conv.conv(images, kernel, stride=stride, padding=padding)
+  pads = jax.lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], (1, 1), padding)
+  return triton_conv.conv(images, kernel, tuple(pads))
+
+
+FORMS = {'vmap': per_example_conv.conv, 'im2col': im2col, 'triton': triton}
+
+
 def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', form: str = 'auto') -> Row:
   """Times the real train step of a config.
 
@@ -208,19 +218,19 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
     precision: 'float32' or 'bfloat16'.
     batch_size: images of a step, on all devices.
     batch_norm: statistics of the classifier under attack.
-    form: of the layers of the corruption network; 'im2col' and 'vmap' take the place of what a GPU gets, to compare.
+    form: of the layers of the corruption network, a name of FORMS, in the place of what a GPU gets, to compare.
   """
-  if form != 'auto':
-    triton_conv.suits = lambda *_: form == 'vmap'
-    triton_conv.conv = lambda images, kernel, pads: per_example_conv.conv(images, kernel, padding=pads)
   config = configs.load(f'configs/{row}.py' + (':smoke' if small() else ''))
   values = {'dataset': 'embedded', 'batch_size': batch_size, 'precision': precision}
   config.update_from_flattened_dict(values | {'attack.batch_norm': batch_norm, 'optimizer.warmup_epochs': 0.0})
   data, mesh = datasets.load('embedded', 'train', ''), sharding.data_mesh()
-  static, phi = recipe.build(config, data, mesh)
+  static, phi = recipe.build(config, data, mesh, **({} if form == 'auto' else {'conv': FORMS[form]}))
+  flops = flop_of(config, data, mesh)
   phi = sharding.replicate(mesh, phi)
   init = lambda: train_step.init_state(static, data.image_shape)
   state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
+  attacked = config.attack.name != 'none'
+  estimate = step_memory.estimate(config, static, state, phi, data.image_shape) / 1e9 if attacked else None
   batch = sharding.shard_batch(mesh, tuple(data.read(np.arange(batch_size))))
   start = time.monotonic()
   compiled = train_step.jitted(static).lower(state, np.int32(0), *batch, phi).compile()
@@ -233,9 +243,8 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
     made += 1
     return metrics
 
-  seconds = seconds_of(run, 1 if config.attack.name != 'none' else CALLS)
+  seconds = seconds_of(run, 1 if attacked else CALLS)
   finite = bool(run()['finite'])
-  flops = batch_size * flops_of(config, data)
   stats = jax.local_devices()[0].memory_stats() or {}
   return {
     'step': row, 'precision': precision, 'batch size': batch_size, 'statistics': batch_norm, 'form': form,
@@ -243,27 +252,14 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
     'share of peak': share(flops / mesh.size, seconds, precision), 'compile, s': compile_seconds, 'finite': finite,
     'temporary, GB': compiled.memory_analysis().temp_size_in_bytes / 1e9,
     'peak, GB': stats['peak_bytes_in_use'] / 1e9 if 'peak_bytes_in_use' in stats else None,
-    'estimate, GB': static.attack_bytes / 1e9,
+    'estimate, GB': estimate,
   }  # fmt: skip
 
 
-def flops_of(config: Any, data: Any) -> float:
-  """Returns the operations of a step for an image: those of its convolutions, layer by layer."""
-  image = jnp.zeros((1, *data.image_shape))
-  model = recipe.build_classifier(config, data.num_classes, conv=per_example_conv.conv)
-  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, is_training=True))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
-  c = timing.flop(lambda image: model.apply(*zeros, None, image, is_training=False)[0], image)
-  if config.attack.name == 'none':
-    return 3 * c
-  from adversarial_augment.corruption_nets import CORRUPTION_NETS
-
-  sizes = configs.network_sizes(config)
-  net = CORRUPTION_NETS[config.corruption_net.name](**sizes, conv=per_example_conv.conv)
-  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image))
-  phi = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  e = timing.flop(functools.partial(net.apply, phi), image)
-  return config.attack.num_steps * (3 * e + 2 * c) + e + 3 * c
+def flop_of(config: Any, data: Any, mesh: Any) -> int:
+  """Returns the FLOP of a step on all devices, of ordinary convolutions."""
+  plain, phi = recipe.build(config, data, mesh, conv=per_example_conv.conv)
+  return operations.flop(train_step.traced(plain, phi, data.image_shape).jaxpr.jaxpr)
 
 
 def measurements() -> dict[str, Callable[[], Any]]:
@@ -280,7 +276,7 @@ def measurements() -> dict[str, Callable[[], Any]]:
     if size == large:
       made[f'ada_edsr bfloat16 {size} running'] = functools.partial(step, 'ada_edsr', 'bfloat16', size, 'running')
       if jax.default_backend() == 'gpu':
-        for precision, form in (('bfloat16', 'vmap'), ('float32', 'vmap'), ('bfloat16', 'im2col')):
+        for precision, form in (('bfloat16', 'vmap'), ('float32', 'triton'), ('bfloat16', 'im2col')):
           made[f'ada_edsr {precision} {size} {form}'] = functools.partial(step, 'ada_edsr', precision, size, form=form)
   return made
 
@@ -371,20 +367,22 @@ def main(argv: list[str]) -> None:
   program = (
     'from benchmarks import accelerator as a; import json; print(json.dumps([list(a.measurements()), a.about()]))'
   )
-  listing = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  listing = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+  if listing.returncode:
+    raise UserError(f'JAX does not start: {listing.stderr.splitlines()[-1][:300]}; mend that first.')
   names, said = json.loads(listing.stdout.splitlines()[-1])
   said['command'] = f'python -m benchmarks.accelerator {" ".join(argv)}'.strip()
   wanted = arguments.only.split(',') if arguments.only else names
   if unknown := [name for name in wanted if name not in names]:
     raise UserError(f"--only names '{unknown[0]}', which is not measured; choose from: {', '.join(names)}.")
-  found: Row = {'about': said, 'measured': {}, 'left_out': []}
+  found: Row = {'about': said, 'measured': {}, 'left_out': list(wanted)}
   for name in wanted:
     left = end - time.monotonic()
     if left < 10:
-      found['left_out'].append(name)
-      continue
+      break
     start = time.monotonic()
     found['measured'][name] = measure(name, left)
+    found['left_out'].remove(name)
     print(f'{name}, {time.monotonic() - start:.0f} s: {found["measured"][name]}', flush=True)
     write(output, found)
   write(output, found)

@@ -116,7 +116,6 @@ def nominal_step(mesh, images: np.ndarray):
     batch_size=len(images),
     seed=0,
     mesh=mesh,
-    attack_bytes=0,
   )
   state = sharding.replicate(mesh, training.init_state(static, (SIDE, SIDE, 3)))
   batch = sharding.shard_batch(mesh, (images, np.arange(len(images), dtype=np.int32) % 10))

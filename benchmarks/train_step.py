@@ -96,7 +96,6 @@ def make_step(setting: Setting, num_devices: int, kind: str):
     batch_size=setting.batch_size,
     seed=0,
     mesh=mesh,
-    attack_bytes=0,
   )
   state = sharding.replicate(mesh, train_step.init_state(static, (32, 32, 3)))
   phi = {} if kind == 'nominal' else net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -166,9 +166,7 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
 
   from adversarial_augment import recipe, sharding, threefry
 
-  attack, phi, _ = recipe.build_attack(
-    config, mesh, recipe.build_classifier(config, test.num_classes), test.image_shape
-  )
+  attack, phi = recipe.build_attack(config, mesh)
   classifier = recipe.attacked_classifier(config, test.num_classes)
 
   def local(params, model_state, phi, batch):

@@ -4,7 +4,14 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from adversarial_augment.per_example_conv import conv
+from benchmarks import accelerator
+from tests import trainer
 
 
 def run(folder, *flags):
@@ -41,6 +48,30 @@ def test_wrong_use_is_one_line(tmp_path, flags, said):
   assert done.returncode == 2
   (line,) = done.stderr.splitlines()
   assert said in line
+
+
+@pytest.mark.parametrize('form', ['vmap', 'im2col', 'triton'])
+def test_each_form_is_the_convolution(form):
+  rng = np.random.default_rng(0)
+  images, kernel = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 8, 8, 16), (3, 3, 16, 16)))
+  expected = jax.lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  np.testing.assert_allclose(accelerator.FORMS[form](images, kernel), expected, rtol=1e-4, atol=1e-4)
+  program = str(jax.make_jaxpr(accelerator.FORMS[form])(images, kernel))
+  words = {'vmap': 'conv_general_dilated', 'im2col': 'dot_general', 'triton': 'pallas_call'}
+  assert words[form] in program
+  assert 'conv_general_dilated' not in program or form == 'vmap'
+
+
+def test_a_step_takes_the_form_that_is_asked_for(monkeypatch):
+  seen = []
+  monkeypatch.chdir(trainer.ROOT)
+  monkeypatch.setitem(accelerator.FORMS, 'vmap', lambda *args, **options: seen.append(1) or conv(*args, **options))
+  monkeypatch.setattr(accelerator, 'seconds_of', lambda run, calls: 1.0)
+  row = accelerator.step('ada_edsr', 'float32', 8, form='vmap')
+  assert row['finite']
+  assert seen
+  assert row['TFLOP'] > 0
+  assert row['estimate, GB'] > 0
 
 
 @pytest.mark.slow

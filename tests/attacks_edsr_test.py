@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, corruption_nets, per_example_conv, platforms, ssim, train_step, trees
+from adversarial_augment import (
+  attacks,
+  corruption_nets,
+  per_example_conv,
+  platforms,
+  ssim,
+  step_memory,
+  train_step,
+  trees,
+)
 from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.corruption_nets import weights
@@ -167,7 +176,7 @@ def random_edsr():
 def test_memory_grows_with_the_images_at_a_time():
   network, phi = small_edsr()
   ball = attacks.weight_ball(network.apply, nu=0.015)
-  sizes = [attacks.attack_bytes(ball, phi, trained_logits, (32, 32, 3), n) for n in (1, 4)]
+  sizes = [step_memory.attack_bytes(ball, phi, trained_logits, (32, 32, 3), n) for n in (1, 4)]
   assert 3 * sizes[0] < sizes[1] < 4.1 * sizes[0]
   assert sizes[0] > 3 * 4 * trees.count(phi)  # three copies of beta, in bytes
 

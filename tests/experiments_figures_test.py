@@ -109,7 +109,7 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   values = found['nus']['0.03']
 
   adversary = configs.override(config, {'attack.nu': '0.03', 'attack.name': 'ada'})
-  attack, phi, _ = recipe.build_attack(adversary, mesh, recipe.build_classifier(config, 10), (32, 32, 3))
+  attack, phi = recipe.build_attack(adversary, mesh)
   evaluate = accuracy(recipe.attacked_classifier(config, 10), mesh, 4, attack=attack, phi=phi)
   expected = evaluate(state, test, lambda: None)
   assert [values['mean'], np.mean(values['ssim'])] == pytest.approx([expected['ssim']] * 2, abs=1e-6)

@@ -92,13 +92,13 @@ def test_the_share_of_the_card_that_jax_takes(compilers, monkeypatch):
   assert targets.target('h100:8').available == int(0.75 * card)
   monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '.9')
   assert targets.target('h100:8').available == int(0.9 * card)
-  assert targets.target('v5e:2x4').available == 16 * 2**30
+  assert targets.target('v5e:2x4').available == int(15.75 * 2**30)
 
 
 @pytest.mark.parametrize('topology, extra', [(TPU, 'plan-tpu'), (GPU, 'plan-gpu')])
 def test_a_missing_compiler_is_named_with_the_command_that_installs_it(topology, extra, compilers, capsys, monkeypatch):
   monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: None)
-  assert f"pip install 'adversarial-augment[{extra}]'" in refused([SMOKE, topology], capsys)
+  assert f"pip install -e '.[{extra}]'" in refused([SMOKE, topology], capsys)
 
 
 def test_help_names_topologies_and_exit_codes(capsys):
@@ -123,7 +123,9 @@ def test_cifar10_is_planned_without_it(monkeypatch, tmp_path):
 
 
 def made(compiling, needed: int, available: int = 1000):
-  return compiling.Estimate(needed, available, 0.0, 0, None, None)
+  from adversarial_augment.planning.program import Cost
+
+  return compiling.Estimate(needed, available, 0.0, Cost(), None)
 
 
 @pytest.mark.parametrize('fixed, each, whole, most', [(0, 10, 256, 100), (300, 7, 256, 100), (990, 10, 64, 1)])
@@ -136,7 +138,7 @@ def test_the_largest_batch_that_fits(fixed, each, whole, most):
     tried.append(images)
     return made(compiling, fixed + each * images)
 
-  found = compiling.largest(whole, estimate(whole), estimate)
+  found = compiling.largest(whole, estimate(whole), estimate, lambda images: True)
   assert found is not None
   assert found[0] == most
   assert found[1].fits
@@ -148,24 +150,68 @@ def test_nothing_fits():
   from adversarial_augment.planning import compiling
 
   line = lambda images: made(compiling, 2000 + images)
-  assert compiling.largest(8, line(8), line) is None
+  assert compiling.largest(8, line(8), line, lambda images: True) is None
 
 
-def test_smaller_settings_are_tried(monkeypatch):
-  """An image takes 1, and 10 more while it is attacked, half of a batch fits, and so do microbatches of 4."""
+def test_what_the_compiler_refused_does_not_fit():
+  from adversarial_augment.planning import compiling
+
+  message = 'Ran out of memory in memory space hbm. Used 15.75G of 15.75G hbm. Exceeded hbm capacity by 3.1M.'
+  assert compiling._too_much(message) == (int(15.75 * 2**30),) * 2
+  assert not compiling.Estimate(*compiling._too_much(message), 0.0, None, None).fits
+  message = 'the total memory required for HLO temporaries (53.67G) exceeds available HBM (15.75G).'
+  assert compiling._too_much(message) == (int(53.67 * 2**30), int(15.75 * 2**30))
+  assert compiling._too_much('INTERNAL: another reason') is None
+
+
+@pytest.mark.parametrize('allowed, most', [(8, 96), (64, 64), (128, None)])
+def test_only_numbers_that_can_be_are_tried(allowed, most):
+  from adversarial_augment.planning import compiling
+
+  line = lambda images: made(compiling, 10 * images)
+  found = compiling.largest(256, line(256), line, lambda images: images % allowed == 0)
+  assert (found and found[0]) == most
+
+
+BATCH, PARTS = '--config.batch_size=', '--config.attack.batch_norm=running --config.attack.microbatch='
+
+
+@pytest.mark.parametrize(
+  'values, available, smaller',
+  [
+    ({'batch_size': '32'}, 88, [f'{BATCH}16', f'{PARTS}4']),
+    # The images of a device under attack are whole groups, as are the parts of them.
+    ({'batch_size': '64', 'attack.beta_mode': 'group', 'attack.group': '8'}, 112, [f'{BATCH}16', f'{PARTS}8']),
+    # An evaluation attacks all images of a device: its parts divide 30, beside the 18 of a step.
+    ({'batch_size': '60', 'attack.fraction': '0.6'}, 88, [f'{BATCH}24', f'{PARTS}3']),
+    # Parts are tried below those that do not fit.
+    (
+      {'batch_size': '32', 'attack.batch_norm': 'running', 'attack.microbatch': '8'},
+      88,
+      [f'{BATCH}16', f'{PARTS}4'],
+    ),
+  ],
+)
+def test_smaller_settings_are_tried(values, available, smaller, monkeypatch):
+  """An image takes 1, and 10 more while it is attacked, on each of two devices."""
+  from adversarial_augment import attacks, recipe
   from adversarial_augment.planning import compiling
 
   monkeypatch.chdir(trainer.ROOT)
+  compiled = []
 
   def planned(changed):
+    config.validate(changed)
+    recipe.check_parts(changed, 2)
     each = changed.batch_size // 2
-    needed = each + 10 * (changed.attack.microbatch or each)
-    return plan.Plan(changed, 2, 1, made(compiling, needed, available=88))
+    attacked = changed.attack.microbatch or attacks.attacked_images(changed.attack.fraction, each)
+    compiled.append((each, attacked))
+    return plan.Plan(changed, 2, 1, 0, 0, made(compiling, each + 10 * attacked, available))
 
-  paper = config.override(config.load('configs/ada_edsr.py'), {'batch_size': '32'})
-  flags = dict(plan._smaller(planned(paper), planned))
-  assert list(flags) == ['--config.batch_size=16', '--config.attack.batch_norm=running --config.attack.microbatch=4']
+  flags = dict(plan._smaller(planned(config.override(config.load('configs/ada_edsr.py'), values)), planned))
+  assert list(flags) == smaller
   assert all(found is not None and found.estimate.fits for found in flags.values())
+  assert len(set(compiled)) == len(compiled)
 
 
 # With the compilers.

@@ -72,6 +72,43 @@ def test_a_program_counted_by_hand():
   assert program.cost.collectives == (('all-reduce', 10, 10 * ARRAY),)
 
 
+def test_a_fusion_reads_what_it_needs_of_what_it_slices_later():
+  """Two of ten rows of a sum, one of them twice; the whole of what a reduction needs."""
+  text = HAND.replace(
+    """  %row = f32[1,8,4]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,4}
+""",
+    """  %number = f32[] convert(%p1)
+  %all_numbers = f32[10,8,4]{2,1,0} broadcast(%number), dimensions={}
+  %moved = f32[10,8,4]{2,1,0} add(%p0, %all_numbers)
+  %twice = f32[10,8,4]{2,1,0} multiply(%moved, %moved)
+  %first = f32[1,8,4]{2,1,0} slice(%moved), slice={[0:1], [0:8], [0:4]}
+  %second = f32[1,8,4]{2,1,0} slice(%twice), slice={[1:2], [0:8], [0:4]}
+  %row = f32[1,8,4]{2,1,0} add(%first, %second)
+""",
+  )
+  counted = lambda text: Program(text, seconds).loops[0].once.bytes - Program(HAND, seconds).loops[0].once.bytes
+  assert counted(text) == 2 * ARRAY  # a row is read three times at most, once of them in HAND
+  whole = text.replace('slice(%twice), slice={[1:2], [0:8], [0:4]}', 'reduce(%twice), dimensions={0}')
+  assert counted(whole) == 9 * ARRAY
+
+
+def test_a_collective_in_a_fusion_and_a_copy_that_runs_beside():
+  fused = """%reduced (p: f32[8,4]) -> f32[8,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  ROOT %sums = f32[8,4]{1,0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+}
+
+%body """
+  text = HAND.replace('%body ', fused, 1).replace(
+    'all-reduce(%slice), replica_groups={{0,1}}, to_apply=%add', 'fusion(%slice), kind=kCustom, calls=%reduced', 1
+  )
+  assert Program(text, seconds).cost == Program(HAND, seconds).cost
+  beside = """%started = (f32[8,4]{1,0}, f32[8,4]{1,0}, u32[]) copy-start(%result)
+  ROOT %copied = f32[8,4]{1,0} copy-done(%started)"""
+  text = HAND.replace('ROOT %copied = f32[8,4]{1,0} copy(%result)', beside)
+  assert Program(text, seconds).cost.bytes == Program(HAND, seconds).cost.bytes + 4
+
+
 def test_a_loop_of_unknown_length_counts_once():
   program = Program(HAND.replace('direction=LT', 'direction=NE'), seconds)
   assert program.loops[0].trips is None

@@ -28,7 +28,8 @@ LAYERS = {
   'newest_checkpoint': 2, 'planning': 2, 'orbax_arrays': 2, 'run_log': 2,
   'evaluations': 3, 'exporting': 3, 'inference': 3, 'loop': 3, 'preparation': 3, 'pretraining': 3,
   'recipe': 3, 'reporting': 3,
-  'robustness_flags': 3, 'run_evaluation': 3, 'run_robustness': 3, 'summary': 3, 'train_step': 3,
+  'robustness_flags': 3, 'run_evaluation': 3, 'run_robustness': 3, 'step_memory': 3, 'summary': 3,
+  'train_step': 3,
   '__main__': 4, 'convert': 4, 'evaluate': 4, 'export': 4, 'plan': 4, 'prepare': 4,
   'pretrain': 4, 'report': 4, 'train': 4,
 }  # fmt: skip
@@ -36,7 +37,7 @@ LAYERS = {
 HAIKU = ('classifiers', 'corruption_nets')
 CONFIG_DICT = (
   'cli', 'config', 'evaluate', 'evaluations', 'inference', 'loop', 'plan', 'pretrain',
-  'recipe', 'run_evaluation', 'run_robustness', 'summary', 'train',
+  'recipe', 'run_evaluation', 'run_robustness', 'step_memory', 'summary', 'train',
 )  # fmt: skip
 HEAVY = ('matplotlib', 'orbax', 'skimage', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'torch')
 

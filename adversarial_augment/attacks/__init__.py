@@ -10,7 +10,6 @@ from adversarial_augment.attacks.apgd import apgd
 from adversarial_augment.attacks.autoattack import autoattack
 from adversarial_augment.attacks.fab import fab
 from adversarial_augment.attacks.lp import lp
-from adversarial_augment.attacks.memory import attack_bytes
 from adversarial_augment.attacks.microbatch import in_microbatches
 from adversarial_augment.attacks.multitargeted import multitargeted
 from adversarial_augment.attacks.pgd import pgd
@@ -22,7 +21,7 @@ from adversarial_augment.attacks.weight_hull import Hull, weight_hull
 ATTACKS = {'ada': ada, 'advmix': advmix, 'lp': lp}
 
 __all__ = [
-  'ATTACKS', 'Hull', 'ada', 'advmix', 'apgd', 'attack_bytes', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
+  'ATTACKS', 'Hull', 'ada', 'advmix', 'apgd', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
   'in_microbatches', 'lp', 'multitargeted', 'on_share', 'pgd', 'square', 'validity', 'weight_ball',
   'weight_hull',
 ]  # fmt: skip

@@ -68,11 +68,12 @@ def ascend(
   """
   size = group or len(images)
   everywhere = axis_name if group is None else None
-  project = jax.vmap(lambda x, beta: perturbation_set.project(frozen, x, beta))
+  radii = perturbation_set.radii(frozen)  # once: in the loop, XLA would compute them again in every step
+  project = jax.vmap(lambda x, beta: perturbation_set.project(radii, x, beta))
   firsts, first_keys = images[::size], keys[::size]
   if everywhere:
     first_keys = _of_first_device(first_keys, everywhere)
-  rule = step(perturbation_set.radii(frozen), step_fraction)
+  rule = step(radii, step_fraction)
 
   def measured(corrupted):
     logits = logits_fn(corrupted)

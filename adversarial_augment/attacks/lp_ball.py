@@ -64,8 +64,8 @@ def lp_ball(norm: str, epsilon: float, *, init: str = 'ball') -> PerturbationSet
   epsilon = check_ball(norm, epsilon)
   registry.lookup(INITS, init, 'init')
 
-  def nearest(frozen, image, delta):
-    del frozen
+  def nearest(radii, image, delta):
+    del radii
     return _feasible(norm, epsilon, image[None], delta[None])[0]
 
   def apply(frozen, image, delta, key=None):

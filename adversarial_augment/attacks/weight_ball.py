@@ -50,7 +50,7 @@ def weight_ball(
 
   return PerturbationSet(
     init=lambda key, phi, image: stack(trees.random_in_balls(key, phi, radii_of_blocks(phi), radius=init), phi),
-    project=lambda phi, image, beta: trees.project(beta, radii(phi)),
+    project=lambda radii, image, beta: trees.project(beta, radii),
     apply=apply_one,
     radii=radii,
     apply_batch=over_groups(corrupt, impl=impl),

@@ -53,7 +53,7 @@ def weight_hull(apply: Callable, *, init: str = 'ball', impl: str = 'auto', nois
 
   return PerturbationSet(
     init=start,
-    project=lambda frozen, image, a: a,
+    project=lambda radii, image, a: a,
     apply=apply_one,
     radii=lambda frozen: jnp.ones((), jax.tree.leaves(frozen.offsets)[0].dtype),
     apply_batch=over_groups(corrupt, impl=impl),

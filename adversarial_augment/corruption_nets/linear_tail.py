@@ -22,7 +22,7 @@ from adversarial_augment import per_example_conv
 Layer = tuple[jax.Array, jax.Array]  # weight [3, 3, c, k] and bias [k]
 
 _WINDOW = 5  # side of the composed kernel
-_PLACES = 'first', 'between', 'last'  # of a row or a column in the image
+_PLACES = 3  # of a row or a column in the image: first, between, last
 
 
 def composed(ups: Sequence[Layer], out: Layer) -> tuple[jax.Array, jax.Array]:
@@ -116,7 +116,7 @@ def apply(x: jax.Array, kernels: jax.Array, biases: jax.Array, conv: per_example
   """
   n, h, w, _ = x.shape
   c, k = kernels.shape[4:]
-  size = len(_PLACES) ** 2 * k
+  size = _PLACES**2 * k
   every = conv(x, kernels.transpose(2, 3, 4, 0, 1, 5).reshape(_WINDOW, _WINDOW, c, size)) + biases.reshape(
     1, 1, 1, size
   )

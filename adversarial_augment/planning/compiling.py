@@ -1,6 +1,7 @@
 """Compiles a traced program for devices that are not there, and adds up what the compiler says of it."""
 
 from collections.abc import Callable
+import functools
 import math
 import re
 import time
@@ -11,9 +12,9 @@ from jax.sharding import AxisType, Mesh
 import numpy as np
 
 from adversarial_augment import sharding, signals
-from adversarial_augment.planning import operations, targets
+from adversarial_augment.planning import targets
 from adversarial_augment.planning.program import Cost, Operation, Program
-from adversarial_augment.planning.targets import Target
+from adversarial_augment.planning.targets import Chip, Target
 
 _TRIES = 4  # programs that are compiled to find the largest batch that fits
 # Without a card there is nothing to tune on, and some tilings cannot be chosen.
@@ -26,13 +27,12 @@ class Estimate(NamedTuple):
   bytes_needed: int  # on each device
   bytes_available: int
   compile_seconds: float
-  flop: int  # on all devices
-  step: Cost | None  # of the program; None: it does not fit, and there is none
-  inner_step: Cost | None  # of the loop that was asked for, once; None: also where there is no such loop
+  step: Cost | None  # of the program; None: the compiler refused it
+  inner_step: Cost | None  # of the loop that was asked for, once over all images; None: also without one
 
   @property
   def fits(self) -> bool:
-    return self.bytes_needed <= self.bytes_available
+    return self.step is not None and self.bytes_needed <= self.bytes_available
 
 
 def mesh_of(target: Target) -> Mesh:
@@ -44,17 +44,16 @@ def mesh_of(target: Target) -> Mesh:
   return Mesh(np.array(targets.devices(target)), (sharding.AXIS,), axis_types=(AxisType.Auto,))
 
 
-def estimate(traced: jax.stages.Traced, target: Target, *, half: bool, inner_loop: str) -> Estimate:
+def estimate(traced: jax.stages.Traced, target: Target, *, precision: str, inner_loop: str) -> Estimate:
   """Compiles a program that was traced for a target's mesh.
 
   Args:
     traced: the program.
     target: the devices.
-    half: products are of bfloat16.
+    precision: of products, 'float32' or 'bfloat16'.
     inner_loop: scope of the loop that is wanted by itself.
   """
   start = time.monotonic()
-  flop = operations.flop(traced.jaxpr.jaxpr)
   try:
     with signals.at_once():
       compiled = traced.lower().compile(_GPU_OPTIONS if target.is_gpu else None)
@@ -62,7 +61,7 @@ def estimate(traced: jax.stages.Traced, target: Target, *, half: bool, inner_loo
     refused = _too_much(str(error))
     if refused is None:
       raise
-    return Estimate(*refused, time.monotonic() - start, flop, None, None)
+    return Estimate(*refused, time.monotonic() - start, None, None)
   seconds = time.monotonic() - start
   memory = compiled.memory_analysis()
   needed = (
@@ -72,16 +71,16 @@ def estimate(traced: jax.stages.Traced, target: Target, *, half: bool, inner_loo
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  program = Program(compiled.as_text(), lambda operation, moved, flop: _seconds(operation, moved, flop, target, half))
-  inner = next((loop for loop in program.loops if f'/{inner_loop}/' in f'{loop.name}/'), None)
-  return Estimate(needed, target.available, seconds, flop, program.cost, inner and inner.once)
+  seconds_of = functools.partial(_seconds, chip=target.chip, precision=precision)
+  program = Program(compiled.as_text(), seconds_of)
+  inner = next((loop for loop in program.loops if loop.name.endswith(f'/{inner_loop}/while')), None)
+  return Estimate(needed, target.available, seconds, program.cost, inner and inner.once.times(inner.runs))
 
 
-def _seconds(operation: Operation, moved: int, flop: int, target: Target, half: bool) -> float:
+def _seconds(operation: Operation, moved: int, flop: int, chip: Chip, precision: str) -> float:
   """Returns the seconds of a kernel: the TPU compiler's cycles, or the least that its bytes and FLOP take."""
-  chip = target.chip
-  if target.is_gpu:
-    return max(moved / chip.bandwidth, flop / (chip.peak if half else chip.single))
+  if chip.gpu:
+    return max(moved / chip.bandwidth, flop / chip.peak_of(precision))
   if cycles := re.search(r'"estimated_cycles":"(\d+)"', operation.attributes):
     return int(cycles[1]) / chip.clock
   if operation.opcode == 'custom-call':  # such as a Pallas kernel, of which the compiler knows nothing
@@ -91,37 +90,41 @@ def _seconds(operation: Operation, moved: int, flop: int, target: Target, half: 
 
 def _too_much(message: str) -> tuple[int, int] | None:
   """Returns the bytes that a program needs and those that there are, from a refusal; None where it is another one."""
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
+  found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message) or re.search(
+    r'memory required .* \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)', message
+  )
   in_bytes = lambda number, unit: round(float(number) * 1024 ** ' KMGT'.index(unit or ' '))
   return (in_bytes(found[1], found[2]), in_bytes(found[3], found[4])) if found else None
 
 
-def largest(whole: int, refused: Estimate, tried: Callable[[int], Estimate]) -> tuple[int, Estimate] | None:
+def largest(
+  whole: int, refused: Estimate, tried: Callable[[int], Estimate], allowed: Callable[[int], bool]
+) -> tuple[int, Estimate] | None:
   """Returns about the largest number of images on a device that fits, with its estimate; each guess is compiled.
 
   Args:
     whole: the number that does not fit.
     refused: its estimate.
     tried: number -> its estimate.
+    allowed: which numbers can be tried.
 
   Returns:
-    None where not even one image fits.
+    None where none was found.
   """
   above, other = (whole, refused.bytes_needed), (0, 0)  # memory is about a straight line through both
   found: tuple[int, Estimate] | None = None
-  for _ in range(_TRIES):
+  for left in reversed(range(_TRIES)):
     slope = (above[1] - other[1]) / (above[0] - other[0])
-    images = math.floor(above[0] - (above[1] - refused.bytes_available) / slope) if slope > 0 else 1
-    if found is None:
-      images = min(max(images, 1), above[0] - 1)
-    elif not found[0] < images < above[0]:
+    guess = math.floor(above[0] - (above[1] - refused.bytes_available) / slope) if slope > 0 and left else 1
+    guess, least = min(guess, above[0] - 1), found[0] if found else 0
+    nearest = [*range(guess, least, -1), *(() if found else range(max(guess, 0) + 1, above[0]))]
+    images = next(filter(allowed, nearest), None)
+    if images is None:
       break
     tried_now = tried(images)
     point = images, tried_now.bytes_needed
     if tried_now.fits:
       found, other = (images, tried_now), point
-    elif images == 1:
-      break
     else:
       above, other = point, other if found else above
   return found

@@ -16,6 +16,10 @@ _FREE = frozenset({
   'opt-barrier', 'domain', 'add-dependency',
 })  # fmt: skip  # nothing is moved
 _MARKERS = ('AllocateBuffer', 'ConcatBitcast', 'Sharding', 'SPMDFullToShardShape', 'SPMDShardToFullShape')
+_WHOLE = frozenset(
+  {'dot', 'convolution', 'sort', 'scatter', 'reduce-window', 'custom-call', 'tuple'}
+)  # need operands whole
+_PARTS = ('dynamic-slice', 'slice', 'gather')  # read what they take of their first operand
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'ragged-all-to-all')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
 _NAME = re.compile(r'%([\w.\-]+)')
@@ -125,9 +129,16 @@ class Program:
     if opcode == 'async-start':  # a kernel, or several, beside others
       return self._cost(_called(operation)[0])
     moved = self._bytes(operation, computation)
-    name = opcode.removesuffix('-start')
-    collectives = ((name, 1, self._operand_bytes(operation, computation)),) if name in _COLLECTIVES else ()
-    return Cost(self._seconds_of(operation, moved, self.flop(operation, computation)), 1, moved, collectives)
+    seconds = self._seconds_of(operation, moved, self.flop(operation, computation))
+    return Cost(seconds, 1, moved, self._collectives(operation, computation))
+
+  def _collectives(self, operation: Operation, computation: str) -> tuple[tuple[str, float, float], ...]:
+    if operation.opcode == 'fusion':
+      (called,) = _called(operation)
+      inner = (Cost(collectives=self._collectives(inner, called)) for inner in self._computations[called].values())
+      return sum(inner, Cost()).collectives
+    name = operation.opcode.removesuffix('-start')
+    return ((name, 1, self._operand_bytes(operation, computation)),) if name in _COLLECTIVES else ()
 
   def _operand_bytes(self, operation: Operation, computation: str) -> int:
     known = self._computations[computation]
@@ -140,7 +151,9 @@ class Program:
     if operation.opcode == 'dynamic-update-slice':
       return 2 * shape_bytes(self._computations[computation][operation.operands[1]].shape)
     result = shape_bytes(operation.shape)
-    if operation.opcode in ('dynamic-slice', 'slice', 'gather'):
+    if operation.opcode in ('copy-start', 'all-gather-start', 'collective-permute-start'):
+      return result  # a tuple with the operand in it
+    if operation.opcode in _PARTS:
       return 2 * result
     return result + self._operand_bytes(operation, computation)
 
@@ -150,19 +163,18 @@ class Program:
     for inner in body.values():
       for name in inner.operands:
         users.setdefault(name, []).append(inner)
+    used: dict[str, int] = {}  # numbers of each value that the kernel computes or reads
 
-    def of(name: str) -> int:  # read through this parameter, or value of the same bytes
-      whole, total = shape_bytes(body[name].shape), 0
-      for user in users.get(name, []):
-        if user.opcode in ('dynamic-slice', 'slice', 'gather') and user.operands[0] == name:
-          total += shape_bytes(user.shape)
-        elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
-          pass  # updated in place
-        elif user.opcode == 'bitcast':
-          total += of(user.name)
-        else:
-          return whole
-      return min(total, whole)
+    def of(name: str, user: Operation) -> int:  # numbers of a value that one of its users takes
+      whole = _count(body[name].shape)
+      if user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
+        return 0  # updated in place
+      part = user.opcode in _PARTS and user.operands[0] == name
+      return used[user.name] if part or (user.opcode not in _WHOLE and _count(user.shape) == whole) else whole
+
+    for name, inner in reversed(body.items()):
+      whole = _count(inner.shape)
+      used[name] = min(whole, sum(of(name, user) for user in users[name])) if name in users else whole
 
     def written(root: Operation) -> int:
       while root.opcode == 'bitcast':
@@ -173,8 +185,9 @@ class Program:
         return shape_bytes(body[root.operands[1]].shape)
       return shape_bytes(root.shape)
 
-    parameters = [name for name, inner in body.items() if inner.opcode == 'parameter']
-    return sum(map(of, parameters)) + written(list(body.values())[-1])
+    parameters = [inner for inner in body.values() if inner.opcode == 'parameter']
+    read = sum(shape_bytes(inner.shape) * used[inner.name] // max(_count(inner.shape), 1) for inner in parameters)
+    return read + written(list(body.values())[-1])
 
   @functools.cache  # noqa: B019
   def _fused_flop(self, computation: str) -> int:
@@ -225,6 +238,11 @@ def _dimensions(shape: str) -> list[int] | None:
   """Returns the sizes of an array, or of a tuple's first member; None where there are none."""
   found = re.search(r'\w+\[([\d,]*)\]', shape)
   return [int(number) for number in found[1].split(',') if number] if found else None
+
+
+def _count(shape: str) -> int:
+  """Returns how many numbers an array holds; of a tuple, its first member."""
+  return math.prod(_dimensions(shape) or [])
 
 
 def _flop(operation: Operation, left: list[int], right: list[int], result: list[int]) -> int:

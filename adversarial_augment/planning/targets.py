@@ -14,14 +14,18 @@ from adversarial_augment.errors import UserError
 class Chip(NamedTuple):
   """The figures of one device, as its vendor publishes them."""
 
-  title: str
-  memory: int  # bytes
+  title: str  # what JAX calls it, its `device_kind`
+  memory: int  # bytes that programs may use; of a GPU all that it has
   bandwidth: float  # bytes a second
   peak: float  # FLOP a second of bfloat16
   clock: float = 0.0  # of the TPU compiler's cycles, in Hz
-  single: float = 0.0  # FLOP a second of float32: TF32 on a GPU
+  single: float = 0.0  # FLOP a second of float32, as TF32 on a GPU and rounded to bfloat16 on a TPU
   most: int = 0  # TPUs of a slice
   gpu: str = ''  # what XLA calls a GpuTargetConfigProto
+
+  def peak_of(self, precision: str) -> float:
+    """Returns the FLOP a second of products in 'float32' or 'bfloat16'."""
+    return self.peak if precision == 'bfloat16' else self.single
 
 
 class Target(NamedTuple):
@@ -69,14 +73,18 @@ device_description_str: "{title}"
   return Chip(title, memory, bandwidth, peak, single=single, gpu=text)
 
 
-# TPUs: cloud.google.com/tpu/docs. The clock is the peak over what the matrix units do in a cycle: with it, the cycles
-# of the compiler for a product of 8192 x 8192 come to 70 to 90 % of the peak. A device of v4 is one of a chip's two
-# cores.
+def _tpu(title: str, memory: float, bandwidth: float, peak: float, clock: float, most: int) -> Chip:
+  return Chip(title, int(memory * 2**30), bandwidth, peak, clock=clock, single=peak, most=most)
+
+
+# TPUs: cloud.google.com/tpu/docs; memory, what their compiler (libtpu 0.0.42) has left. The clock is the peak over what
+# the matrix units do in a cycle: with it, the cycles of the compiler for a product of 8192 x 8192 come to 70 to 90 % of
+# the peak. v4 is compiled for one of a chip's two cores.
 TPUS = {
-  'v4': Chip('TPU v4, one core', 16 << 30, 1.228e12 / 2, 275e12 / 2, clock=1.05e9, most=4096),
-  'v5e': Chip('TPU v5e', 16 << 30, 0.819e12, 197e12, clock=1.5e9, most=256),
-  'v5p': Chip('TPU v5p', 95 << 30, 2.765e12, 459e12, clock=1.75e9, most=8960),
-  'v6e': Chip('TPU v6e', 32 << 30, 1.64e12, 918e12, clock=1.75e9, most=256),
+  'v4': _tpu('TPU v4', 15.25, 1.228e12 / 2, 275e12 / 2, clock=1.05e9, most=4096),
+  'v5e': _tpu('TPU v5 lite', 15.75, 0.819e12, 197e12, clock=1.5e9, most=256),
+  'v5p': _tpu('TPU v5', 95.74, 2.765e12, 459e12, clock=1.75e9, most=8960),
+  'v6e': _tpu('TPU v6 lite', 31.25, 1.64e12, 918e12, clock=1.75e9, most=256),
 }
 # GPUs: NVIDIA's data sheets of the SXM cards, products without sparsity.
 GPUS = {
@@ -117,13 +125,15 @@ def _available(chip: Chip) -> int:
   """Returns what JAX may use: all of a TPU, of a GPU the share that it takes at the start."""
   if not chip.gpu:
     return chip.memory
-  share = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION') or os.environ.get('XLA_CLIENT_MEM_FRACTION') or '.75'
+  names = ('XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION')
+  name = next(filter(os.environ.get, names), names[0])
+  share = os.environ.get(name) or '.75'
   try:
     fraction = float(share)
   except ValueError:
     fraction = -1.0
   if not 0 < fraction <= 1:
-    raise UserError(f'XLA_PYTHON_CLIENT_MEM_FRACTION={share} must be above 0 and at most 1; unset it for .75.')
+    raise UserError(f'{name}={share} must be above 0 and at most 1; unset it for .75.')
   return int(fraction * chip.memory)
 
 
@@ -133,7 +143,7 @@ def _check_compiler(name: str, *, gpu: bool) -> None:
     extra = 'plan-gpu' if gpu else 'plan-tpu'
     raise UserError(
       f'--topology={name} needs the {"GPU" if gpu else "TPU"} compiler, which runs on any CPU; install it: '
-      f"pip install 'adversarial-augment[{extra}]'."
+      f"pip install -e '.[{extra}]'."
     )
 
 
