@@ -47,13 +47,13 @@ def ada(
     measure = lambda phi, betas: {'radius_fraction': _radius_fraction(betas, ball.radii(phi))}
     return adversary(ball, **options, measure=measure)
 
-  on_cpu, elsewhere = search(stacked=False), search(stacked=True)  # docs/accelerators.md has the measurements
+  separate, on_gpus = search(stacked=False), search(stacked=True)  # docs/accelerators.md has what each takes
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(frozen)):
       check_blocks(frozen)
-    of_platform = on_cpu if platforms.current() == 'cpu' else elsewhere
-    return of_platform(keys, logits_fn, images, labels, frozen)
+    chosen = on_gpus if platforms.current() == 'gpu' else separate
+    return chosen(keys, logits_fn, images, labels, frozen)
 
   return attack
 

@@ -8,7 +8,6 @@ How a x4 network gives an image of its input's size the paper leaves open. Here 
 output is averaged over `scale` x `scale` pixels, which gives the SSIM of .99 that the paper reports (docs/design.md).
 """
 
-import functools
 import math
 
 import haiku as hk
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import per_example_conv, platforms
+from adversarial_augment import per_example_conv
 from adversarial_augment.corruption_nets import layers, linear_tail
 
 MEAN = np.array([0.4488, 0.4371, 0.4040])  # DIV2K's mean colour in [0, 1]: EDSR-PyTorch, common.py
@@ -63,7 +62,8 @@ def edsr(
       x = x.astype(dtype)
     n, h, w, _ = images.shape
     x = skip = per_example_conv.side_by_side(layer(x, 'head'), conv)
-    x = _body(x, [weights(f'block_{i}/conv_{j}', images.dtype) for i in range(blocks) for j in (0, 1)], conv)
+    for i in range(blocks):
+      x += layer(layer(x, f'block_{i}/conv_0', relu=True), f'block_{i}/conv_1')
     x = (skip + layer(x, 'body_out')).reshape(n, h, w, features)
     if native and ups and tail == 'composed' and min(h, w) > 1:
       kernels, biases = linear_tail.composed(
@@ -89,25 +89,6 @@ def edsr_table(blocks: int, features: int, scale: int) -> layers.Table:
   channels |= {'body_out': (features, features)}
   channels |= {f'up_{i}': (features, 4 * features) for i in range(int(math.log2(scale)))}
   return {name: (3, *pair) for name, pair in (channels | {'out': (features, 3)}).items()}
-
-
-def _body(x: jax.Array, weights: list[tuple[jax.Array, jax.Array]], conv: per_example_conv.Conv) -> jax.Array:
-  """The residual blocks, of two layers each; on TPUs a loop over their stacked weights, which has one block to compile.
-
-  Elsewhere a loop would be slower: GPUs would copy the weights of each layer out of the stack, and CPUs take a tenth
-  longer.
-  """
-
-  def block(x, pair):
-    first, second = pair
-    y = per_example_conv.layer(conv, x, *first, relu=True)
-    return x + per_example_conv.layer(conv, y, *second), None
-
-  weights = [(w.astype(x.dtype), b.astype(x.dtype)) for w, b in weights]
-  pairs = zip(weights[::2], weights[1::2], strict=True)
-  if platforms.current() != 'tpu':
-    return functools.reduce(lambda x, pair: block(x, pair)[0], pairs, x)
-  return jax.lax.scan(block, x, jax.tree.map(lambda *arrays: jnp.stack(arrays), *pairs))[0]
 
 
 class _MeanShift(hk.Module):
