@@ -159,7 +159,7 @@ def test_a_run_says_in_what_it_departs_from_the_paper(tmp_path):
   text = opening(2, **small(tmp_path, batch_size='8', attack__fraction='0.5', attack__beta_mode='batch'))
   assert 'departs from Eq. 3: 2 of the 4 images on each device are attacked, the others stay clean' in text
   assert 'departs from Eq. 3: all attacked images of a batch share a perturbation' in text
-  assert 'for the attack on 2 images at a time' in text
+  assert 'with 2 images under attack at a time' in text
   grouped = {'attack__beta_mode': 'group', 'attack__group': '2', 'attack__name': 'advmix'}
   text = opening(2, **small(tmp_path, batch_size='8', **grouped))
   assert 'departs from Eq. 3: 2 images share a perturbation (attack.beta_mode=group)' in text

@@ -144,6 +144,6 @@ def test_opening_lines_name_the_ball_and_no_network():
   text = '\n'.join(summary.opening(config, static, {'train': tiny.dataset()}, state, phi))
   assert 'adversary: linf epsilon 8/255, 2 steps\n' in text
   assert '2 of the 4 images on each device are attacked' in text
-  assert 'for the attack on 2 images at a time' in text
+  assert 'with 2 images under attack at a time' in text
   assert 'edsr' not in text
   assert summary._weights(config) is None
