@@ -119,15 +119,23 @@ def kept_bytes(function: Callable[..., jax.Array], *args: PyTree, dtype: jnp.dty
     if name in _FORMS or (name == 'mul' and len(arrays) == 1):
       sources[equation.outvars[0]] = sources.get(arrays[0], arrays[0]) if arrays else None
   kept = {sources.get(x, x) for x in program.outvars if isinstance(x, core.Var)} - {None}
+  kernels = [equation for equation in program.eqns if equation.primitive.name == 'custom_vjp_call']  # tpu_conv's
+  as_is = {x.aval.shape[-2:] for equation in kernels for x in (*equation.invars, *equation.outvars)}
   size = lambda x: min(x.dtype.itemsize, jnp.dtype(dtype).itemsize)
-  return sum(_numbers(x.aval.shape) * size(x.aval) for x in kept)
+  return sum(_numbers(x.aval.shape, x.aval.shape[-2:] in as_is) * size(x.aval) for x in kept)
 
 
-def _numbers(shape: tuple[int, ...]) -> int:
-  """Returns how many numbers an array has room for: on a TPU, two axes are padded, those that need it least."""
+def _numbers(shape: tuple[int, ...], as_is: bool = False) -> int:
+  """Returns how many numbers an array has room for: on a TPU, two axes are padded.
+
+  Args:
+    shape: of the array.
+    as_is: the array is a Pallas kernel's, which pads the last two axes; otherwise those that need it least are padded.
+  """
   if platforms.current() != 'tpu':
     return math.prod(shape)
   shape = (1, 1, *shape)
   up_to = lambda size, unit: math.ceil(size / unit) * unit / size
-  padding = (up_to(few, _SUBLANES) * up_to(many, _LANES) for few, many in itertools.permutations(shape, 2))
+  pairs = [shape[-2:]] if as_is else itertools.permutations(shape, 2)
+  padding = (up_to(few, _SUBLANES) * up_to(many, _LANES) for few, many in pairs)
   return round(math.prod(shape) * min(padding))

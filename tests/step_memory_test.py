@@ -19,9 +19,9 @@ RECORDED = [
   ('gpu', 'configs/ada_edsr.py', 256, {'precision': 'bfloat16'}, 5.68),
   ('gpu', 'configs/ada_edsr.py', 256, PARTS, 6.29),  # the update takes more than the attack
   ('gpu', 'configs/ada_edsr.py:laptop', 64, {}, 0.112),
-  ('tpu', 'configs/ada_edsr.py', 32, {}, 2.53),  # a device of v5e:2x4
-  ('tpu', 'configs/ada_edsr.py:laptop', 64, {}, 0.223),  # v5e:1x1
-  ('tpu', 'configs/ada_edsr.py:laptop', 32, {}, 0.170),  # a device of v4:1x1x1
+  ('tpu', 'configs/ada_edsr.py', 32, {}, 2.45),  # a device of v5e:2x4
+  ('tpu', 'configs/ada_edsr.py:laptop', 64, {}, 0.270),  # v5e:1x1
+  ('tpu', 'configs/ada_edsr.py:laptop', 32, {}, 0.183),  # a device of v4:1x1x1
 ]
 
 
