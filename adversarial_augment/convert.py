@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import os
 from pathlib import Path
 
-from adversarial_augment import cli, signals
-from adversarial_augment.download import sha256_of
+from adversarial_augment import cli
+from adversarial_augment.cli import signals
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage.download import sha256_of
 
 
 @signals.keeping('no weight file was written, and the same command begins anew')

@@ -4,6 +4,8 @@ A command line prints the message as one line on standard error and ends with `e
 names the field or file, its value, the rule, and the way out.
 """
 
+from typing import Any
+
 
 class AdversarialAugmentError(Exception):
   """The base of every error that a command line reports as one line."""
@@ -15,6 +17,12 @@ class UserError(AdversarialAugmentError, ValueError):
   """The input is wrong: a config value, a flag, a data set, a weight file, or a checkpoint of another run."""
 
   exit_code = 2
+
+
+def show(value: Any, limit: int = 80) -> str:
+  """Returns `value` as Python writes it, on one line and not longer than `limit`."""
+  line = ' '.join(repr(value).split())
+  return line if len(line) <= limit else f'{line[: limit - 3]}...'
 
 
 def require_assertions() -> None:

@@ -11,21 +11,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import (
-  cli,
-  datasets,
-  files,
-  inference,
-  launch,
-  progress,
-  results,
-  robustness_flags,
-  signals,
-  streams,
-)
+from adversarial_augment import cli, datasets, inference, results
 from adversarial_augment import config as configs
+from adversarial_augment.cli import progress, signals, streams
+from adversarial_augment.config import command_line
 from adversarial_augment.datasets import benchmarks, classes
 from adversarial_augment.errors import UserError
+from adversarial_augment.evaluation import robustness_flags
+from adversarial_augment.parallel import devices, launch
+from adversarial_augment.storage import files
 from adversarial_augment.types import Attack, Dataset, PyTree
 
 # What an evaluation may have otherwise than the training.
@@ -61,7 +55,7 @@ exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --all
 
 
 def main(argv: Sequence[str]) -> int | None:
-  overrides, rest = cli.split_overrides(argv)
+  overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   cli.check_processes(arguments)
   processes = launch.find(arguments)
@@ -78,7 +72,8 @@ def main(argv: Sequence[str]) -> int | None:
       test = datasets.load(config.dataset, 'test', config.data_dir)
     counted = _labels(workdir, trained, config, test)
     with progress.stage('loading JAX'):
-      from adversarial_augment import evaluations, recipe
+      from adversarial_augment.evaluation import evaluations
+      from adversarial_augment.training import recipe
     about: dict[str, Any] = {'data': {'test': test.provenance}, 'overwrite': arguments.overwrite}
     if request is None:
       test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
@@ -91,17 +86,17 @@ def main(argv: Sequence[str]) -> int | None:
       test = robustness_flags.first_examples(request, counted(test))
       about['attack'] = request._replace(surrogate=None)._asdict()
     shared |= launch.facts('evaluate', configs.to_json(config), about)
-  num_devices = cli.virtual_devices(cli.usable_cores())
+  num_devices = devices.virtual_devices(devices.usable_cores())
   if request is None and num_devices is not None and processes is None and 'ada' in config.evals:
     recipe.check_evaluation_parts(config, num_devices)
-  cli.compilation_cache()
+  devices.compilation_cache()
   kept = f"what has been found so far is kept in '{workdir / 'results'}'"  # but for the last few seconds
   again = 'and the same command' + (' without --overwrite' if request and arguments.overwrite else '') + ' goes on'
   with signals.listen(several_processes=False, kept=kept, again=again):
     if request is None:
       evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
       return None
-    from adversarial_augment import run_robustness
+    from adversarial_augment.evaluation import run_robustness
 
     return run_robustness.run(config, workdir, test, request, overwrite=arguments.overwrite)
 
@@ -170,8 +165,11 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
   """
   import jax
 
-  from adversarial_augment import recipe, run_evaluation, sharding, summary
-  from adversarial_augment.evaluations import Evaluations
+  from adversarial_augment.evaluation import run_evaluation
+  from adversarial_augment.evaluation.evaluations import Evaluations
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.run import summary
+  from adversarial_augment.training import recipe
 
   mesh, test = sharding.data_mesh(), test_data.images
   with progress.stage('reading the newest checkpoint'):

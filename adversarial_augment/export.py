@@ -15,10 +15,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adversarial_augment import cli, files, inference, progress, run_directory, signals, streams
+from adversarial_augment import cli, inference
 from adversarial_augment import config as configs
+from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import lookup
+from adversarial_augment.storage import files, run_directory
 
 if TYPE_CHECKING:
   from adversarial_augment.inference import Classifier
@@ -135,7 +137,8 @@ def _safetensors(classifier: Classifier, file: str, card: str) -> Encoded:
   import numpy as np
   from safetensors.numpy import save
 
-  from adversarial_augment import recipe, state_arrays
+  from adversarial_augment.storage import state_arrays
+  from adversarial_augment.training import recipe
 
   tree = {'params': classifier.params, 'model_state': classifier.model_state}
   arrays = state_arrays.to_host(state_arrays.flatten(tree))

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import config as configs
-from adversarial_augment import files, results, untrusted
+from adversarial_augment import results
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files, untrusted
 from adversarial_augment.types import Array, PyTree, TrainState
 
 if TYPE_CHECKING:  # wrong input is reported before JAX is imported
@@ -88,8 +89,11 @@ def restore(
   import jax
   import jax.numpy as jnp
 
-  from adversarial_augment import checkpoints, processes, recipe, sharding, threefry
-  from adversarial_augment.run_log import tell
+  from adversarial_augment import threefry
+  from adversarial_augment.parallel import processes, sharding
+  from adversarial_augment.run.run_log import tell
+  from adversarial_augment.storage import checkpoints
+  from adversarial_augment.training import recipe
 
   network = recipe.build_classifier(config, num_classes)
   init = lambda: network.init(threefry.key(0), jnp.zeros((1, *image_shape)), is_training=True)
@@ -154,7 +158,7 @@ class Classifier:
     """Compiles nothing yet; `batch_size` is as in `load_classifier`, `class_names` as the run has recorded them."""
     import jax
 
-    from adversarial_augment import recipe
+    from adversarial_augment.training import recipe
 
     names = tuple(class_names) or _names_of(config.dataset)
     self.class_names = names if len(names) == num_classes else None
@@ -208,7 +212,7 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
   config, class_names = read_config(folder), results.load_data(folder).get('class_names', ())
   import jax
 
-  from adversarial_augment import sharding
+  from adversarial_augment.parallel import sharding
 
   num_classes = _num_classes(folder / 'checkpoints') or 1  # where there is none, `restore` says so
   mesh = jax.make_mesh((1,), (sharding.AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
@@ -235,7 +239,7 @@ def _names_of(dataset: str) -> tuple[str, ...]:
 
 def _num_classes(directory: Path) -> int | None:
   """The outputs of the last layer in the newest good checkpoint; None where there is none."""
-  from adversarial_augment import checkpoints
+  from adversarial_augment.storage import checkpoints
 
   leaves = (checkpoints.newest_manifest(directory) or {}).get('leaves', {})
   return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b') and shape), None)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, files, progress, run_directory, signals, streams
+from adversarial_augment import cli, datasets
 from adversarial_augment import config as configs
+from adversarial_augment.cli import progress, signals, streams
+from adversarial_augment.config import command_line
 from adversarial_augment.datasets import cifar10, sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.planning import targets
 from adversarial_augment.planning.targets import Target
+from adversarial_augment.storage import files, run_directory
 from adversarial_augment.types import Dataset
 
 _DESCRIPTION = """Compiles the train step of a config for TPUs or GPUs that are not there, on any CPU, and says whether
@@ -54,7 +57,7 @@ class Plan(NamedTuple):
 @signals.keeping('nothing was written, and the same command begins anew')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
-  overrides, rest = cli.split_overrides(argv)
+  overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   for flag in ('config', 'topology'):
     if not getattr(arguments, flag):
@@ -67,8 +70,8 @@ def main(argv: Sequence[str]) -> None:
   dataset, assumed = _images(config)
   targets.prepare_environment()
   with progress.stage('loading JAX'):
-    from adversarial_augment import recipe
     from adversarial_augment.planning import compiling
+    from adversarial_augment.training import recipe
   recipe.check_adversary(config, dataset.image_shape)
   mesh = compiling.mesh_of(target)
   recipe.check_parts(config, mesh.size)
@@ -127,9 +130,10 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
     target: the devices.
     mesh: over them.
   """
-  from adversarial_augment import per_example_conv, recipe, train_step
+  from adversarial_augment import per_example_conv
   from adversarial_augment.attacks import ascent
   from adversarial_augment.planning import compiling, operations
+  from adversarial_augment.training import recipe, train_step
 
   size, microbatch = config.batch_size, config.attack.microbatch
   parts = f', {microbatch} of a device under attack at a time' if microbatch else ''
@@ -152,8 +156,9 @@ def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tupl
   Yields:
     The flags, and their plan; None where not even the least of them fits.
   """
-  from adversarial_augment import attacks, recipe
+  from adversarial_augment import attacks
   from adversarial_augment.planning import compiling
+  from adversarial_augment.training import recipe
 
   config, each = plan.config, plan.config.batch_size // plan.devices
   fewer = lambda images: _with(config, {'batch_size': images * plan.devices})

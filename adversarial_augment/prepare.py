@@ -15,7 +15,8 @@ half-written data set; the same command goes on with a download, corruptions, or
 
 from collections.abc import Sequence
 
-from adversarial_augment import cli, signals
+from adversarial_augment import cli
+from adversarial_augment.cli import signals
 from adversarial_augment.datasets.commands import DATA_DIR
 from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images
 from adversarial_augment.preparation.command import Command

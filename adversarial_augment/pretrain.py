@@ -14,10 +14,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, files, launch, progress, sharing
+from adversarial_augment import cli
 from adversarial_augment import config as configs
+from adversarial_augment.cli import progress
+from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError
+from adversarial_augment.parallel import devices, launch
 from adversarial_augment.pretraining import sources as image_sources
+from adversarial_augment.storage import files, sharing
 
 _DESCRIPTION = """Trains a corruption network (an image-to-image network such as EDSR) for AdversarialAugment.
 
@@ -25,14 +29,15 @@ Writes a .safetensors file that config.corruption_net.weights of adversarial_aug
 
 
 def main(argv: list[str]) -> None:
-  arguments = cli.parse(argv, 'pretrain', _DESCRIPTION, 'configs/pretrain_edsr.py:small')
+  arguments = command_line.parse(argv, 'pretrain', _DESCRIPTION, 'configs/pretrain_edsr.py:small')
   processes = launch.find(arguments)
   with launch.together(processes) as shared:
-    config = cli.resolve_config(arguments, 'pretrain')
+    config = command_line.resolve_config(arguments, 'pretrain')
     if config is None:
       return
     with progress.stage('loading JAX'):
-      from adversarial_augment import loop, sharding
+      from adversarial_augment.parallel import sharding
+      from adversarial_augment.run import loop
     num_local = launch.share_of_batch(processes, config.batch_size)
     if processes is None:  # of several, process 0 alone looks at the workdir
       files.check_folder(arguments.workdir, '--workdir')
@@ -40,13 +45,13 @@ def main(argv: list[str]) -> None:
     with progress.stage(f'reading the images of {config.dataset}'):
       sources = _sources(config)
     shared |= launch.facts('pretrain', configs.to_json(config), {'data': _hashes(sources)})
-  num_devices = cli.virtual_devices(num_local)
+  num_devices = devices.virtual_devices(num_local)
   if processes is None:
     _output(config, arguments.workdir)
     loop.check_run(arguments.workdir, config, _hashes(sources))
     if num_devices is not None:
       sharding.check_batch_size(num_devices, config.batch_size)
-  cli.compilation_cache()
+  devices.compilation_cache()
   changes = [f'--config.{name}={value}' for name, value in arguments.overrides.items() if name != 'output']
   command = sharing.command(
     'adversarial_augment.pretrain', [f'--config={arguments.config}', *changes], arguments.workdir
@@ -109,19 +114,14 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
   import jax.numpy as jnp
   import optax
 
-  from adversarial_augment import (
-    __version__,
-    loop,
-    platforms,
-    processes,
-    run_directory,
-    sharding,
-    threefry,
-    trees,
-  )
+  from adversarial_augment import __version__, threefry
+  from adversarial_augment.attacks import trees
   from adversarial_augment.corruption_nets import weights
+  from adversarial_augment.parallel import platforms, processes, sharding
   from adversarial_augment.pretraining import objectives
-  from adversarial_augment.run_log import tell
+  from adversarial_augment.run import loop
+  from adversarial_augment.run.run_log import tell
+  from adversarial_augment.storage import run_directory
   from adversarial_augment.types import TrainState
 
   output = Path(processes.on_process_0(lambda: str(_output(config, workdir))))

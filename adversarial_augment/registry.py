@@ -1,8 +1,8 @@
-"""Looking names up in plain dicts, with a helpful error."""
+"""Names: look-up in plain dicts with a helpful error, and dotted names of nested dicts."""
 
 from collections.abc import Iterable, Mapping
 import difflib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from adversarial_augment.errors import UserError
 
@@ -25,3 +25,26 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     known = ', '.join(sorted(table))
     raise UserError(f"Unknown {kind} '{name}'; known: {known}.{did_you_mean(str(name), table)}")
   return table[name]
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns {dotted name: value} of nested mappings."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping) or hasattr(value, 'items'):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested dicts; the inverse of `flatten`."""
+  tree: dict[str, Any] = {}
+  for name, value in flat.items():
+    *groups, leaf = name.split('.')
+    node = tree
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[leaf] = value
+  return tree

@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from adversarial_augment import cli, files, progress, signals
+from adversarial_augment import cli
+from adversarial_augment.cli import progress, signals
 from adversarial_augment.reporting import page, runs
+from adversarial_augment.storage import files
 
 
 def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:

@@ -12,24 +12,30 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, files, launch, progress, report
+from adversarial_augment import cli, datasets, report
 from adversarial_augment import config as configs
+from adversarial_augment.cli import progress
+from adversarial_augment.config import command_line
 from adversarial_augment.datasets import benchmarks, cifar10, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
-from adversarial_augment.forecast import Forecast
+from adversarial_augment.parallel import devices, launch
 from adversarial_augment.preparation import deepaugment
+from adversarial_augment.run.forecast import Forecast
+from adversarial_augment.storage import files
 from adversarial_augment.types import Dataset, TrainState
 
 
 def main(argv: list[str]) -> None:
-  arguments = cli.parse_train(argv)
+  arguments = command_line.parse_train(argv)
   processes = launch.find(arguments)
   with launch.together(processes) as shared:
-    config = cli.resolve_config(arguments, derived=_derived)
+    config = command_line.resolve_config(arguments, derived=_derived)
     if config is None:
       return
     with progress.stage('loading JAX'):
-      from adversarial_augment import evaluations, loop, recipe, tensorboard
+      from adversarial_augment.evaluation import evaluations
+      from adversarial_augment.run import loop, tensorboard
+      from adversarial_augment.training import recipe
     num_local = launch.share_of_batch(processes, config.batch_size)
     if processes is None:  # of several, process 0 alone looks at the workdir
       files.check_folder(arguments.workdir, '--workdir')
@@ -46,18 +52,18 @@ def main(argv: list[str]) -> None:
       tensorboard.check_installed()
     about = {'data': _data(splits) | {split: data.provenance for split, data in splits.items()}, **evaluated}
     shared |= launch.facts('train', configs.to_json(config), about | {'weights': recipe.weights_sha256(config)})
-  num_devices = cli.virtual_devices(num_local)
+  num_devices = devices.virtual_devices(num_local)
   if processes is None:
     loop.check_run(arguments.workdir, config, _data(splits))
     if num_devices is not None:
       recipe.check_parts(config, num_devices)
-  cli.compilation_cache()
+  devices.compilation_cache()
   train(config, arguments.workdir, splits, test_data)
 
 
 def _derived(config: ConfigDict) -> list[str]:
   """Returns what follows from a config and the number of training images, as far as they are known."""
-  from adversarial_augment import recipe
+  from adversarial_augment.training import recipe
 
   note: list[str] = []
   count: int | None = None
@@ -99,7 +105,10 @@ def train(
   """
   import jax
 
-  from adversarial_augment import loop, recipe, run_evaluation, sharding, summary, train_step
+  from adversarial_augment.evaluation import run_evaluation
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.run import loop, summary
+  from adversarial_augment.training import recipe, train_step
 
   began = time.monotonic()
   mesh = sharding.data_mesh()
@@ -163,7 +172,7 @@ def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
 
 def _check_start(init_from: str | None, workdir: Path, dataset: Dataset) -> None:
   """Looks, before any device is touched, whether there is a run to start from; one that goes on needs none."""
-  from adversarial_augment import checkpoints
+  from adversarial_augment.storage import checkpoints
 
   if init_from is None or checkpoints.steps(workdir / 'checkpoints'):
     return
@@ -187,7 +196,9 @@ def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> T
   """Takes parameters and statistics over from another run; the step and the optimiser start anew."""
   if init_from is None:
     return state
-  from adversarial_augment import checkpoints, classifiers, inference, loop
+  from adversarial_augment import classifiers, inference
+  from adversarial_augment.run import loop
+  from adversarial_augment.storage import checkpoints
 
   folder = files.user_path(init_from, 'config.init_from')
   outputs, note = _outputs(init_from, dataset)
@@ -210,7 +221,7 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
   """Returns step -> this step's images and labels as global arrays; a function of the step alone."""
   import jax
 
-  from adversarial_augment import sharding
+  from adversarial_augment.parallel import sharding
 
   def read(step: int) -> Any:
     index = sampling.indices(
@@ -222,7 +233,8 @@ def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
 
 
 def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: Any) -> Callable:
-  from adversarial_augment import loop, train_step
+  from adversarial_augment.run import loop
+  from adversarial_augment.training import train_step
 
   start = time.monotonic()
   loop.tell('compiling the train step...')
@@ -240,7 +252,8 @@ def _time_attacked(
   import jax
   import jax.numpy as jnp
 
-  from adversarial_augment import loop, sharding
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.run import loop
 
   if static.attack is None or int(state.step) >= static.warmup_steps:
     return None

@@ -33,10 +33,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import cli, datasets, per_example_conv, recipe, sharding, step_memory, train_step, triton_conv
+from adversarial_augment import cli, datasets, per_example_conv
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
+from adversarial_augment.parallel import sharding
+from adversarial_augment.per_example_conv import triton_conv
 from adversarial_augment.planning import operations, targets
+from adversarial_augment.training import recipe, step_memory, train_step
 from benchmarks import timing
 
 SECONDS = 3.0  # of timing, for each thing that is timed

@@ -17,8 +17,10 @@ from jax.sharding import AxisType
 import numpy as np
 from PIL import Image, ImageOps
 
-from adversarial_augment import augmentations, classifiers, datasets, recipe, schedules, sharding
-from adversarial_augment import train_step as training
+from adversarial_augment import augmentations, classifiers, datasets
+from adversarial_augment.parallel import sharding
+from adversarial_augment.training import recipe, schedules
+from adversarial_augment.training import train_step as training
 from benchmarks import timing
 
 IMAGES = 32  # of a step

@@ -19,12 +19,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from adversarial_augment import cli, datasets, fields, inference, recipe, sharding
+from adversarial_augment import cli, datasets, inference
 from adversarial_augment.attacks import suites, sweep
 from adversarial_augment.attacks.sweep import Problem, Programs, Stage
+from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluators import robustness
+from adversarial_augment.evaluation import robustness
 from adversarial_augment.exporting import torch_layout
+from adversarial_augment.parallel import devices, sharding
+from adversarial_augment.training import recipe
 from benchmarks import timing
 from benchmarks.timing import Timing
 
@@ -83,7 +86,7 @@ def restore(workdir: Path, num_images: int, epsilon: float) -> tuple[robustness.
   test = datasets.load(config.dataset, 'test', config.data_dir)
   if num_images > test.num_examples:
     raise UserError(f'--images={num_images} must be at most {test.num_examples}, which {test.name} has.')
-  cli.virtual_devices(cli.usable_cores())
+  devices.virtual_devices(devices.usable_cores())
   mesh = sharding.data_mesh()
   state = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh).state
   classifier = robustness.Classifier(
@@ -107,12 +110,12 @@ def main(argv: Sequence[str]) -> int:
   for flag in ('images', 'rounds'):
     if getattr(arguments, flag) < 1:
       raise UserError(f'--{flag}={getattr(arguments, flag)} must be at least 1.')
-  timing.settle('benchmarks.autoattack', cores=cli.usable_cores())
+  timing.settle('benchmarks.autoattack', cores=devices.usable_cores())
   import torch
 
   from benchmarks import torch_autoattack
 
-  torch.set_num_threads(cli.usable_cores())
+  torch.set_num_threads(devices.usable_cores())
   classifier, problem, depth = restore(arguments.workdir, arguments.images, arguments.epsilon)
   variables = jax.device_get((classifier.state.params, classifier.state.model_state))
   theirs = torch_autoattack.Reference(torch_layout.state_dict(*variables), depth, problem)

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import classifiers, cli, corruptions, datasets
+from adversarial_augment import classifiers, corruptions, datasets
+from adversarial_augment.parallel import devices
 from benchmarks import timing
 
 MINUTES = 15  # for 19 x 5 x 10,000 images, on two cores
@@ -61,7 +62,7 @@ def main() -> None:
   args = parser.parse_args()
   timing.settle('benchmarks.corruptions', cores=2)
   images = datasets.load('embedded', 'test', '').read(np.arange(args.images)).images
-  cli.virtual_devices(2)
+  devices.virtual_devices(2)
   variants = {'resnet18': resnet18(images[:64])}
   for name in corruptions.CORRUPTIONS:
     for severity in corruptions.SEVERITIES:

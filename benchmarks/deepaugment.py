@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import cli, corruption_nets, datasets, deepaugment, per_example_conv
+from adversarial_augment import corruption_nets, datasets, deepaugment, per_example_conv
 from adversarial_augment.deepaugment import edsr_features
+from adversarial_augment.parallel import devices
 from benchmarks import timing
 
 SPEED = 300  # images a second of the small EDSR at native 32, on two cores
@@ -43,7 +44,7 @@ def main() -> None:
   args = parser.parse_args()
   timing.settle('benchmarks.deepaugment', cores=2)
   images = datasets.load('embedded', 'train', '').read(np.arange(args.images)).images
-  cli.virtual_devices(2)
+  devices.virtual_devices(2)
   params, _ = corruption_nets.read('edsr', WEIGHTS)
   settings = deepaugment.Settings('edsr', seed=0)
   variants = {

@@ -20,19 +20,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 import numpy as np
 
-from adversarial_augment import (
-  attacks,
-  augmentations,
-  classifiers,
-  per_example_conv,
-  recipe,
-  schedules,
-  sharding,
-  ssim,
-  train_step,
-)
+from adversarial_augment import attacks, augmentations, classifiers, per_example_conv, ssim
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.corruption_nets import CORRUPTION_NETS
+from adversarial_augment.parallel import sharding
+from adversarial_augment.training import recipe, schedules, train_step
 from benchmarks import timing
 
 

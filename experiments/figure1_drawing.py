@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from adversarial_augment import config as configs
-from adversarial_augment.figures import GAIN
+from adversarial_augment.reporting.figures import GAIN
 from experiments import figure_files
 
 

@@ -17,10 +17,14 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, files, inference, progress, results, signals
+from adversarial_augment import cli, datasets, inference, results
 from adversarial_augment import config as configs
+from adversarial_augment.cli import progress, signals
+from adversarial_augment.config import command_line
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import NumericalError, UserError
+from adversarial_augment.parallel import devices
+from adversarial_augment.storage import files
 from adversarial_augment.types import Dataset
 from experiments import figure1_drawing, figure_files
 
@@ -33,7 +37,7 @@ _FIELDS, _GROUPS = ('data_dir', 'batch_size', 'precision'), ('attack', 'corrupti
 
 
 def main(argv: Sequence[str]) -> None:
-  overrides, rest = cli.split_overrides(argv)
+  overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   nus = parse_nus(arguments.nus)
   figure_files.check_seed(arguments.seed)
@@ -44,12 +48,12 @@ def main(argv: Sequence[str]) -> None:
   test = classes.in_order(test, inference.classes(workdir), f"The run '{workdir}'")
   figure_files.check_num_images(arguments.num_images, 2, test)
   test = test._replace(num_examples=arguments.num_images)
-  from adversarial_augment import recipe
+  from adversarial_augment.training import recipe
 
   recipe.check_adversary(config, test.image_shape)
   path = figure_files.place(arguments.output, workdir / 'figures', NAME)
-  cli.virtual_devices(cli.usable_cores())
-  cli.compilation_cache()
+  devices.virtual_devices(devices.usable_cores())
+  devices.compilation_cache()
   with signals.listen(several_processes=False, kept=f"every radius that is done is kept in '{path}'"):
     found = measure(config, workdir, test, nus, arguments.seed, path, overwrite=arguments.overwrite)
     figure1_drawing.draw(found, nus, path.with_suffix('.png'))
@@ -113,8 +117,9 @@ def measure(
   Raises:
     AdversarialAugmentError: no good checkpoint, or `path` holds something else or cannot be written.
   """
-  from adversarial_augment import sharding, summary
-  from adversarial_augment.evaluators.batches import batches
+  from adversarial_augment.evaluation.batches import batches
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.run import summary
 
   mesh = sharding.data_mesh()
   restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
@@ -164,7 +169,9 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
   import jax
   from jax.sharding import PartitionSpec
 
-  from adversarial_augment import recipe, sharding, threefry
+  from adversarial_augment import threefry
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.training import recipe
 
   attack, phi = recipe.build_attack(config, mesh)
   classifier = recipe.attacked_classifier(config, test.num_classes)

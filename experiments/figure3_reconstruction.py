@@ -29,16 +29,15 @@ from adversarial_augment import (
   datasets,
   metrics,
   per_example_conv,
-  progress,
   registry,
   results,
-  sharding,
-  signals,
   ssim,
   threefry,
 )
+from adversarial_augment.cli import progress, signals
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import NumericalError, UserError
+from adversarial_augment.parallel import devices, sharding
 from adversarial_augment.types import Array, Dataset, PyTree
 from experiments import figure3_drawing, figure_files
 
@@ -63,8 +62,8 @@ def main(argv: Sequence[str]) -> None:
       f'{metrics.MIN_SIZE} pixels a side; prepare it with --size={metrics.MIN_SIZE} or more.'
     )
   path = figure_files.place(arguments.output, Path('runs') / NAME, NAME)
-  cli.virtual_devices(cli.usable_cores())
-  cli.compilation_cache()
+  devices.virtual_devices(devices.usable_cores())
+  devices.compilation_cache()
   with signals.listen(several_processes=False, kept=f"every corruption that is done is kept in '{path}'"):
     setting = {name: getattr(arguments, name) for name in ('num_images', 'num_steps', 'seed')}
     found = measure(test, nets, path, overwrite=arguments.overwrite, **setting)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from adversarial_augment import cli, files, sharing, untrusted
+from adversarial_augment import cli
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files, sharing, untrusted
 from adversarial_augment.types import Dataset
 
 if TYPE_CHECKING:

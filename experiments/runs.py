@@ -6,9 +6,11 @@ import subprocess
 import sys
 from typing import Any
 
-from adversarial_augment import cli, files, inference, untrusted
 from adversarial_augment import config as configs
+from adversarial_augment import inference
+from adversarial_augment.config import command_line
 from adversarial_augment.errors import AdversarialAugmentError, Stopped, UserError
+from adversarial_augment.storage import files, untrusted
 from adversarial_augment.types import PyTree
 
 
@@ -30,7 +32,7 @@ def train(config: str, workdir: Path, flags: Sequence[str]) -> None:
     UserError: it failed, and its own line has said why; or it has finished, with another config.
   """
   if is_finished(workdir):
-    wanted = configs.override(configs.load(config), cli.split_overrides(flags)[0])
+    wanted = configs.override(configs.load(config), command_line.split_overrides(flags)[0])
     if changed := configs.differences(inference.read_config(workdir), wanted):
       raise UserError(
         f"'{workdir}' holds a finished run with another config ({'; '.join(changed)}); give the flags that it had, or "

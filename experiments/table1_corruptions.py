@@ -16,8 +16,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adversarial_augment import cli, fields, files, registry
-from adversarial_augment.errors import UserError
+from adversarial_augment import cli, registry
+from adversarial_augment.config import command_line
+from adversarial_augment.errors import UserError, show
+from adversarial_augment.storage import files
 from experiments import figure_files, runs, table1_drawing
 
 # Config -> name of the row in the paper (reporting/published.py); None: the paper has none such on CIFAR-10.
@@ -53,7 +55,7 @@ SCALES = {
 
 
 def main(argv: Sequence[str]) -> None:
-  overrides, rest = cli.split_overrides(argv)
+  overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
   scale = registry.lookup(SCALES, arguments.scale, '--scale')
   rows = arguments.rows.split(',') if arguments.rows else list(ROWS)
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
   for name, value in overrides.items():
     if name in ('seed', 'init_from', *scale.fields):
       way_out = 'name seeds by --seeds' if name == 'seed' else 'leave it out'
-      raise UserError(f'--config.{name}={fields.show(value)}: config.{name} is set by the experiment; {way_out}.')
+      raise UserError(f'--config.{name}={show(value)}: config.{name} is set by the experiment; {way_out}.')
   flags = _flags({**scale.fields, **overrides})
   figure_files.check_drawable()
   path, table = runs.open_table(arguments.output, f'table1_{arguments.scale}.json', _texts)

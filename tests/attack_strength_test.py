@@ -21,8 +21,10 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, cli, datasets, inference, recipe, sharding, train
+from adversarial_augment import attacks, cli, datasets, inference, train
 from adversarial_augment.exporting import torch_layout
+from adversarial_augment.parallel import sharding
+from adversarial_augment.training import recipe
 from adversarial_augment.types import Attack
 from tests import boxed_linear, trainer
 

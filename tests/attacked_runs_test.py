@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, datasets, evaluate, inference, recipe, run_directory, train
+from adversarial_augment import cli, datasets, evaluate, inference, train
 from adversarial_augment import config as configs
+from adversarial_augment.storage import run_directory
+from adversarial_augment.training import recipe
 from tests import trainer
 from tests.lp_ball_test import assert_within
 

@@ -8,20 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import (
-  attacks,
-  corruption_nets,
-  per_example_conv,
-  platforms,
-  ssim,
-  step_memory,
-  train_step,
-  trees,
-)
+from adversarial_augment import attacks, corruption_nets, per_example_conv, ssim
+from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.corruption_nets.edsr import edsr
+from adversarial_augment.parallel import platforms
+from adversarial_augment.training import step_memory, train_step
 from tests import tiny
 
 SMALL = 'edsr_4x16_x1'

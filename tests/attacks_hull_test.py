@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from adversarial_augment import attacks, deepaugment, recipe
+from adversarial_augment import attacks, deepaugment
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.errors import UserError
+from adversarial_augment.training import recipe
 from tests import tiny
 from tests.linear_attack import IMAGES, KEYS, LABELS, PHI, TEMPLATE, linear_logits, linear_network
 

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, summary, train_step
+from adversarial_augment import attacks
 from adversarial_augment import config as configs
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import UserError
+from adversarial_augment.run import summary
+from adversarial_augment.training import train_step
 from adversarial_augment.types import AttackResult
 from tests import tiny
 

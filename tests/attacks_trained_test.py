@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import datasets, recipe, sharding, train, train_step
+from adversarial_augment import datasets, train
+from adversarial_augment.parallel import sharding
+from adversarial_augment.training import recipe, train_step
 from tests import tiny
 
 SHORT = {'num_steps': '150', 'evals': '', 'checkpoint_every': '0'}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import summary
 from adversarial_augment.errors import UserError
+from adversarial_augment.run import summary
 from tests import tiny
 
 

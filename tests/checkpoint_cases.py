@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import checkpoints
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import TrainState
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from jax.sharding import SingleDeviceSharding
 import numpy as np
 import pytest
 
-from adversarial_augment import checkpoints, files, manifests
 from adversarial_augment.errors import NumericalError, StorageError
+from adversarial_augment.storage import checkpoints, files, manifests
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Saving.

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from adversarial_augment import checkpoints, manifests
 from adversarial_augment.errors import CheckpointError
+from adversarial_augment.storage import checkpoints, manifests
 from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, save
 
 # Damage.

@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from adversarial_augment import checkpoints, files, manifests, newest_checkpoint, orbax_arrays, state_arrays
 from adversarial_augment.errors import CheckpointError, StorageError
+from adversarial_augment.storage import checkpoints, files, manifests, newest_checkpoint, orbax_arrays, state_arrays
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Beside a run.

@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from adversarial_augment import checkpoints
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import TrainState
 from tests.checkpoint_cases import flip, make_state, restore, save
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import checkpoints, inference
 from adversarial_augment import config as configs
+from adversarial_augment import inference
 from adversarial_augment.classifiers import preact_resnet
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import TrainState
 from tests import tiny
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import per_example_conv, recipe
+from adversarial_augment import per_example_conv
 from adversarial_augment.classifiers import CLASSIFIERS, preact_resnet, resnext, wide_resnet
-from adversarial_augment.config_tables import CLASSIFIER_DEPTHS
+from adversarial_augment.config.tables import CLASSIFIER_DEPTHS
 from adversarial_augment.errors import UserError
+from adversarial_augment.training import recipe
 
 SMALL = {'wide_resnet': (wide_resnet, {'depth': 10, 'width': 1}), 'resnext': (resnext, {'depth': 11, 'width': 2})}
 

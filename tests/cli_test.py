@@ -8,6 +8,7 @@ import pytest
 
 from adversarial_augment import cli, errors
 from adversarial_augment import config as configs
+from adversarial_augment.config import command_line
 
 CONFIG = 'from adversarial_augment.config import base_config\n\ndef get_config():\n  return base_config()\n'
 
@@ -87,10 +88,10 @@ def test_exit_code_is_what_main_returns(returned, code, capsys):
 
 
 def test_help_exits_0_without_reading_a_config(capsys):
-  code, _ = run(lambda argv: cli.parse_train(argv) and None, ['--config=does/not/exist.py', '--help'], capsys)
+  code, _ = run(lambda argv: command_line.parse_train(argv) and None, ['--config=does/not/exist.py', '--help'], capsys)
   assert code == 0
   with pytest.raises(SystemExit):
-    cli.parse_train(['--help'])
+    command_line.parse_train(['--help'])
   shown = capsys.readouterr().out
   for flag in (
     '--config',
@@ -105,11 +106,11 @@ def test_help_exits_0_without_reading_a_config(capsys):
 
 
 def test_flags_become_arguments():
-  arguments = cli.parse_train(
+  arguments = command_line.parse_train(
     ['--config=a/b.py:smoke', '--config.seed=3', '--config.attack.nu', '-0.5', '--workdir', 'w', '--config.evals=']
     + ['--config.seed=4', '--debug', '--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
   )
-  assert arguments == cli.Arguments(
+  assert arguments == command_line.Arguments(
     config='a/b.py:smoke',
     overrides={'seed': '4', 'attack.nu': '-0.5', 'evals': ''},
     workdir=Path('w'),
@@ -129,7 +130,7 @@ def test_flags_become_arguments():
   ],
 )
 def test_default_workdir(spec, folder):
-  assert cli.parse_train([f'--config={spec}']).workdir == Path(folder)
+  assert command_line.parse_train([f'--config={spec}']).workdir == Path(folder)
 
 
 PROCESSES = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
@@ -161,7 +162,7 @@ BAD_FLAGS = [
 
 @pytest.mark.parametrize('argv, expected', BAD_FLAGS)
 def test_bad_flags_are_one_line_and_exit_2(argv, expected, capsys):
-  code, shown = run(lambda argv: cli.parse_train(argv) and None, argv, capsys)
+  code, shown = run(lambda argv: command_line.parse_train(argv) and None, argv, capsys)
   assert code == 2
   assert len(shown.splitlines()) == 1
   assert expected in shown
@@ -173,19 +174,18 @@ def test_bad_flags_are_one_line_and_exit_2(argv, expected, capsys):
 def test_resolve_config_overrides_and_checks(tmp_path, capsys):
   (tmp_path / 'a.py').write_text(CONFIG)
   spec = f'--config={tmp_path / "a.py"}'
-  config = cli.resolve_config(cli.parse_train([spec, '--config.seed=5']))
+  config = command_line.resolve_config(command_line.parse_train([spec, '--config.seed=5']))
   assert config is not None
   assert config.seed == 5
   with pytest.raises(errors.UserError, match=r'config\.seed=-1'):
-    cli.resolve_config(cli.parse_train([spec, '--config.seed', '-1']))
+    command_line.resolve_config(command_line.parse_train([spec, '--config.seed', '-1']))
   assert capsys.readouterr().out == ''
 
 
 def test_print_config_prints_the_resolved_config(tmp_path, capsys):
   (tmp_path / 'a.py').write_text(CONFIG)
-  assert (
-    cli.resolve_config(cli.parse_train([f'--config={tmp_path / "a.py"}', '--print_config', '--config.seed=5'])) is None
-  )
+  arguments = command_line.parse_train([f'--config={tmp_path / "a.py"}', '--print_config', '--config.seed=5'])
+  assert command_line.resolve_config(arguments) is None
   assert capsys.readouterr().out.rstrip('\n') == configs.describe(
     configs.override(configs.base_config(), {'seed': '5'})
   )
@@ -193,7 +193,7 @@ def test_print_config_prints_the_resolved_config(tmp_path, capsys):
 
 def test_list_configs_needs_no_config(monkeypatch, capsys):
   monkeypatch.setattr(configs, 'list_configs', lambda: 'the list')
-  assert cli.resolve_config(cli.parse_train(['--list_configs'])) is None
+  assert command_line.resolve_config(command_line.parse_train(['--list_configs'])) is None
   assert capsys.readouterr().out == 'the list\n'
 
 
@@ -204,7 +204,7 @@ def test_wrong_input_is_reported_before_jax_is_imported(tmp_path):
     from adversarial_augment import cli
     def main(argv):
       try:
-        cli.resolve_config(cli.parse_train(argv))
+        command_line.resolve_config(command_line.parse_train(argv))
       finally:
         assert 'jax' not in sys.modules
     cli.run(main)
@@ -221,8 +221,8 @@ def test_wrong_input_is_reported_before_jax_is_imported(tmp_path):
 DEVICES = """
   import sys
   from adversarial_augment import cli
-  cli.usable_cores = lambda: 4
-  known = cli.virtual_devices(int(sys.argv[1]))
+  devices.usable_cores = lambda: 4
+  known = devices.virtual_devices(int(sys.argv[1]))
   import jax
   print(known, jax.local_device_count())
 """
@@ -259,13 +259,13 @@ def test_devices_that_exist_stand():
 
 @pytest.mark.parametrize('platforms, known', [('cpu', True), ('cuda,cpu', False), ('tpu', False)])
 def test_how_many_devices_there_will_be_is_known_on_a_cpu_alone(platforms, known):
-  code = 'from adversarial_augment import cli; print(cli._cpu_only())'
+  code = 'from adversarial_augment import cli; print(devices._cpu_only())'
   assert python(code, JAX_PLATFORMS=platforms).stdout == f'{known}\n'
 
 
 CACHE = """
   from adversarial_augment import cli
-  cli.compilation_cache()
+  devices.compilation_cache()
   import jax
   print(jax.config.jax_compilation_cache_dir)
 """
@@ -308,4 +308,4 @@ def test_a_stop_before_the_run_says_how_to_go_on():
 @pytest.mark.parametrize('name', ['~nouser/x', 'a' * 300, 'a\0b'])
 def test_paths_that_no_system_takes_are_user_errors(name):
   with pytest.raises(errors.UserError, match="--workdir='.*cannot be the name of a file or folder"):
-    cli.parse_train(['--config=a.py', f'--workdir={name}'])
+    command_line.parse_train(['--config=a.py', f'--workdir={name}'])

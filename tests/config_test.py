@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import config_tables, fields
+from adversarial_augment import registry
+from adversarial_augment.config import fields, tables
 from adversarial_augment.errors import UserError
 
 
@@ -40,7 +41,7 @@ def test_defaults_are_the_papers_full_setting():
 
 
 def test_no_default_hides_in_a_get():
-  for module in (configs, config_tables, fields):
+  for module in (configs, tables, fields):
     calls = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Call)]
     assert not [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == 'get' and len(c.args) > 1]
 
@@ -84,10 +85,10 @@ def test_override_reads_text_by_the_type_of_the_field(field, text, value):
   base = configs.base_config()
   changed = configs.override(base, {field: text})
   configs.validate(changed)
-  flat = fields.flatten(changed)
+  flat = registry.flatten(changed)
   assert flat[field] == value
   assert type(flat[field]) is type(value)
-  assert {name for name in flat if flat[name] != fields.flatten(base)[name]} <= {field}
+  assert {name for name in flat if flat[name] != registry.flatten(base)[name]} <= {field}
   assert configs.to_json(base) == configs.to_json(configs.base_config()), 'the argument is not changed'
 
 
@@ -233,7 +234,7 @@ def test_any_override_is_valid_or_one_line(name, text):
 def test_json_round_trip(make):
   config = make()
   assert configs.from_json(configs.to_json(config)) == config
-  assert fields.flatten(json.loads(configs.to_json(config))).keys() == fields.flatten(config).keys()
+  assert registry.flatten(json.loads(configs.to_json(config))).keys() == registry.flatten(config).keys()
 
 
 def test_json_numbers_written_by_hand_get_the_type_of_the_field():

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, recipe, ssim
+from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, ssim
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.classifiers import layers
-from adversarial_augment.config_tables import (
+from adversarial_augment.config.tables import (
   AUGMIX,
   CLASSIFIER_DEPTHS,
   NETWORK_OPTIONS,
@@ -24,6 +24,7 @@ from adversarial_augment.config_tables import (
 )
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
+from adversarial_augment.training import recipe
 
 TABLE_OF = {
   'attack.name': {*attacks.ATTACKS, 'none'},

@@ -12,9 +12,10 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from adversarial_augment import datasets, run_directory
+from adversarial_augment import datasets
 from adversarial_augment.datasets import source, writer
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.storage import run_directory
 
 CLASSES = ('cat', 'dog', 'yak')
 

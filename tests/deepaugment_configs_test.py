@@ -3,7 +3,7 @@
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import fields
+from adversarial_augment import registry
 
 SETS = ('edsr', 'cae')
 AUGMIX = {'augment.after': ('augmix',)}
@@ -25,7 +25,7 @@ def test_what_a_row_changes(row, variant):
   base, changes = ROWS[row]
   config = configs.load(f'configs/{row}.py:{variant}')
   configs.validate(config)
-  found, before = (fields.flatten(each) for each in (config, configs.load(f'configs/{base}.py:{variant}')))
+  found, before = (registry.flatten(each) for each in (config, configs.load(f'configs/{base}.py:{variant}')))
   if changes['deepaugment.copies'] == 10 and variant in ('quickstart', 'smoke'):
     changes = changes | {'deepaugment.copies': 2}
   assert {name: value for name, value in found.items() if value != before[name]} == changes

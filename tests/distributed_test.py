@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from adversarial_augment import run_directory
 from adversarial_augment.datasets import writer
+from adversarial_augment.storage import run_directory
 from tests import trainer
 
 LONG = '--config.num_steps=100000'

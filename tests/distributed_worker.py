@@ -9,7 +9,8 @@ import sys
 import jax
 import numpy as np
 
-from adversarial_augment import sharding, train_step
+from adversarial_augment.parallel import sharding
+from adversarial_augment.training import train_step
 from tests import tiny
 
 

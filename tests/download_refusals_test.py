@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from adversarial_augment import download as download_lib
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import download as download_lib
 
 URL = 'https://example.org/file.bin'
 PROXY = 'http://name:secret@proxy.example.org:3128'

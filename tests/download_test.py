@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from adversarial_augment import download as download_lib
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.storage import download as download_lib
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

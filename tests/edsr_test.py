@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv, trees
+from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv
+from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.corruption_nets import torch_layouts
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr

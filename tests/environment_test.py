@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, augmentations, corruption_nets, environment, loop
+from adversarial_augment import attacks, augmentations, corruption_nets
 from adversarial_augment import config as configs
+from adversarial_augment.cli import environment
 from adversarial_augment.errors import UserError
+from adversarial_augment.run import loop
 from tests import trainer
 
 OTHERS = {

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import corruptions, evaluations, summary
+from adversarial_augment import corruptions
 from adversarial_augment.datasets import benchmarks
+from adversarial_augment.evaluation import evaluations
+from adversarial_augment.run import summary
 from tests import tiny
 from tests.evaluations_test import LINEAR, NUM, STATE, WEIGHTS, ignore, some_images
 

@@ -14,18 +14,12 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import (
-  corruptions,
-  datasets,
-  evaluate,
-  evaluations,
-  metrics,
-  run_evaluation,
-  train,
-)
+from adversarial_augment import corruptions, datasets, evaluate, metrics, train
 from adversarial_augment.datasets import benchmarks, cifar10_c
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluators import accuracy, corrupted_in_memory, corruption_outcomes
+from adversarial_augment.evaluation import evaluations, run_evaluation
+from adversarial_augment.evaluation.accuracy import accuracy
+from adversarial_augment.evaluation.corruptions import corrupted_in_memory, corruption_outcomes
 from adversarial_augment.results import outcomes
 from adversarial_augment.types import TrainState
 from tests import tiny, trainer

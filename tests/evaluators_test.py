@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from adversarial_augment.errors import NumericalError
-from adversarial_augment.evaluators import accuracy
-from adversarial_augment.evaluators.batches import batches
+from adversarial_augment.evaluation.accuracy import accuracy
+from adversarial_augment.evaluation.batches import batches
 from adversarial_augment.results import outcomes
 from adversarial_augment.types import AttackResult, Batch, Dataset, TrainState
 from tests import tiny

@@ -12,18 +12,11 @@ from PIL import Image
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import (
-  corruption_nets,
-  corruptions,
-  inference,
-  metrics,
-  per_example_conv,
-  recipe,
-  ssim,
-)
+from adversarial_augment import corruption_nets, corruptions, inference, metrics, per_example_conv, ssim
 from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import NumericalError, UserError
-from adversarial_augment.evaluators import accuracy
+from adversarial_augment.evaluation.accuracy import accuracy
+from adversarial_augment.training import recipe
 from experiments import (
   figure1_drawing,
   figure1_ssim,

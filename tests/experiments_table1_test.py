@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from adversarial_augment import cli, metrics
 from adversarial_augment import config as configs
+from adversarial_augment import metrics
+from adversarial_augment.config import command_line
 from adversarial_augment.errors import Stopped, StorageError, UserError
 from experiments import runs, table1_corruptions, table1_drawing
 
@@ -24,7 +25,7 @@ def write_run(
 ):  # fmt: skip
   """A finished run whose every corruption has the same error."""
   (workdir / 'results').mkdir(parents=True)
-  config = configs.override(configs.load(spec), cli.split_overrides(flags)[0])
+  config = configs.override(configs.load(spec), command_line.split_overrides(flags)[0])
   (workdir / 'config.json').write_text(configs.to_json(config))
   provenance = {
     'data': {'test': {'name': 'cifar10', 'origin': 'unverified'}},

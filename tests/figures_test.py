@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from adversarial_augment import figures
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.reporting import figures
 
 
 def pixels(path):

@@ -4,8 +4,9 @@ import importlib
 
 import pytest
 
-from adversarial_augment import cli, files, run_directory
+from adversarial_augment import cli
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files, run_directory
 
 SMOKE = '--config=configs/ada_edsr.py:smoke'
 

@@ -8,11 +8,15 @@ import time
 
 import pytest
 
-from adversarial_augment import cli, evaluate, export, progress, recipe, report, run_log, train
 from adversarial_augment import config as configs
+from adversarial_augment import evaluate, export, report, train
+from adversarial_augment.cli import progress
+from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError
-from adversarial_augment.forecast import Forecast, shown
-from adversarial_augment.run_log import RunLog
+from adversarial_augment.run import run_log
+from adversarial_augment.run.forecast import Forecast, shown
+from adversarial_augment.run.run_log import RunLog
+from adversarial_augment.training import recipe
 from tests import classifier_cases
 from tests.trainer import ROOT
 
@@ -130,7 +134,7 @@ def test_print_config_shows_what_follows(capsys, tmp_path):
   assert 'images_seen = 1,280  # in all' in printed(
     capsys, '--config=configs/nominal.py', *flags, '--config.num_steps=5'
   )
-  assert cli.resolve_config(cli.parse_train(['--config=configs/nominal.py'])) is not None
+  assert command_line.resolve_config(command_line.parse_train(['--config=configs/nominal.py'])) is not None
 
 
 def test_other_commands_say_what_they_do(tmp_path, monkeypatch):

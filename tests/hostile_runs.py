@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 
-from adversarial_augment import manifests
+from adversarial_augment.storage import manifests
 from tests import torch_state
 from tests.hostile_archives import members
 from tests.hostile_base import DEEP, ENDLESS, NESTED, ROOT, Base, case, device, endless, pipe

@@ -12,18 +12,6 @@ import warnings
 
 import tensorflow_datasets.proto  # noqa: F401
 
-from adversarial_augment import (  # noqa: F401
-  checkpoints,
-  convert,
-  evaluate,
-  loop,
-  prepare,
-  recipe,
-  report,
-  run_evaluation,
-  train,
-)
-
 PATIENCE = 60  # seconds, on a busy machine
 ADDRESSES = 12 << 30  # bytes of address space, lest a failure takes the machine's memory
 

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import checkpoints, datasets, inference, sharding
 from adversarial_augment import config as configs
+from adversarial_augment import datasets, inference
 from adversarial_augment.classifiers import preact_resnet
 from adversarial_augment.errors import CheckpointError, UserError
 from adversarial_augment.inference import load_classifier
+from adversarial_augment.parallel import sharding
+from adversarial_augment.storage import checkpoints
 from tests import tiny
 from tests.checkpoint_cases import files_of, flip
 from tests.classifier_cases import save_run

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import jax_errors
+from adversarial_augment.cli import jax_errors
 from tests import corrupted_pets, trainer
 
 # What CPUs, an H200 with JAX 0.11 (running, trying kernels while compiling) and TPU compilers say.

@@ -12,16 +12,18 @@ import time
 
 import pytest
 
-from adversarial_augment import cli, errors, evaluate, launch
+from adversarial_augment import errors, evaluate
+from adversarial_augment.config import command_line
+from adversarial_augment.parallel import launch
 from tests import trainer
 
-ALONE = cli.Arguments(config='a.py', overrides={}, workdir=Path('w'))
+ALONE = command_line.Arguments(config='a.py', overrides={}, workdir=Path('w'))
 STEP = {'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_PROCID': '0'}
 MET = """
   import json, sys
   from adversarial_augment import cli, errors, launch
   def main(argv):
-    arguments = cli.parse_train(argv[2:])
+    arguments = command_line.parse_train(argv[2:])
     with launch.together(launch.find(arguments)) as shared:
       if argv[1]:
         raise getattr(errors, argv[1])('Of this process.')

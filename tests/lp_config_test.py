@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from adversarial_augment import cli, summary, train
+from adversarial_augment import cli, train
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.exporting import card
 from adversarial_augment.reporting import runs, training
+from adversarial_augment.run import summary
 from experiments import figure1_ssim, figure2_training
 from tests import tiny
 

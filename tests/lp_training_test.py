@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment import cli, evaluate, summary, train
+from adversarial_augment import cli, evaluate, train
+from adversarial_augment.run import summary
 from tests import trainer
 
 BALLS = {

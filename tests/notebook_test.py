@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 
-from adversarial_augment import cli, recipe
+from adversarial_augment.config import command_line
+from adversarial_augment.training import recipe
 
 NOTEBOOK = Path(__file__).parent.parent / 'notebooks' / 'adversarial_augment.ipynb'
 
@@ -22,7 +23,7 @@ def test_the_notebook_is_stored_without_outputs():
 
 def images_seen(*flags: str) -> int:
   """How many images a training command sees, on the embedded data set or one of as many images."""
-  config = cli.resolve_config(cli.parse_train(list(flags)))
+  config = command_line.resolve_config(command_line.parse_train(list(flags)))
   num_examples = 50_000 if config.dataset == 'cifar10' else 12_000
   return recipe.num_steps_of(config, num_examples) * config.batch_size
 

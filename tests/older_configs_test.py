@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment import checkpoints, cli, evaluate, export, fields, inference, loop
+from adversarial_augment import cli, evaluate, export, inference, registry
 from adversarial_augment import config as configs
-from adversarial_augment.config_tables import ADDED, RESUMABLE, TABLES
+from adversarial_augment.config.tables import ADDED, RESUMABLE, TABLES
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import training
+from adversarial_augment.run import loop
+from adversarial_augment.storage import checkpoints
 from tests.classifier_cases import card_of, make_config, random_state
 
 # The fields of the first runs. This list stays: a field that is not in it belongs into config_tables.ADDED.
@@ -34,12 +36,12 @@ TRAIN_ADDED = [name for name in ADDED if name in TABLES['train']]
 
 def without(config, names) -> dict:
   """A config as the version without some fields wrote it."""
-  return fields.nest({name: value for name, value in fields.flatten(config).items() if name not in names})
+  return registry.nest({name: value for name, value in registry.flatten(config).items() if name not in names})
 
 
 def hash_of(tree: dict) -> str:
   """The hash that such a version wrote."""
-  flat = {name: value for name, value in fields.flatten(tree).items() if name not in RESUMABLE}
+  flat = {name: value for name, value in registry.flatten(tree).items() if name not in RESUMABLE}
   return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import trees
+from adversarial_augment.attacks import trees
 
 MEAN = np.array([0.4488, 0.4371, 0.4040])
 

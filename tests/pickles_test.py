@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from adversarial_augment import pickles
+from adversarial_augment.storage import pickles
 
 
 def read(data: bytes):

@@ -194,8 +194,9 @@ BATCH, PARTS = '--config.batch_size=', '--config.attack.batch_norm=running --con
 )
 def test_smaller_settings_are_tried(values, available, smaller, monkeypatch):
   """An image takes 1, and 10 more while it is attacked, on each of two devices."""
-  from adversarial_augment import attacks, recipe
+  from adversarial_augment import attacks
   from adversarial_augment.planning import compiling
+  from adversarial_augment.training import recipe
 
   monkeypatch.chdir(trainer.ROOT)
   compiled = []

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import per_example_conv, platforms, sharding
+from adversarial_augment import per_example_conv
+from adversarial_augment.parallel import platforms, sharding
 
 
 class Device:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment import cli, evaluate, launch, pretrain, train
+from adversarial_augment import cli, evaluate, pretrain, train
 from adversarial_augment import config as configs
+from adversarial_augment.parallel import launch
 from tests import trainer
 
 SMOKE = '--config=configs/ada_edsr.py:smoke'  # batches of 8; there are 8 devices

@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from adversarial_augment import corruptions, datasets, files, prepare, progress, run_directory
+from adversarial_augment import corruptions, datasets, prepare
+from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.storage import files, run_directory
 from tests.corrupted_pets import NAMES, N, command, copy, hashes, load, manifest_of, run, write_pets
 
 

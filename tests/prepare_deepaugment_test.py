@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import corruption_nets, datasets, deepaugment, files, prepare, recipe, sharding, train
+from adversarial_augment import corruption_nets, datasets, deepaugment, prepare, train
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.datasets import mixture, sampling
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.parallel import sharding
 from adversarial_augment.preparation import deepaugment_files
+from adversarial_augment.storage import files
+from adversarial_augment.training import recipe
 from tests import deepaugment_sets
 from tests.corrupted_pets import copy, hashes
 from tests.deepaugment_sets import N, load, write_pets

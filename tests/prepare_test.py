@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 
 from adversarial_augment import datasets, prepare
 from adversarial_augment.datasets import cifar10
-from adversarial_augment.download import sha256_of
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage.download import sha256_of
 
 COUNTS = {'train': 100, 'test': 20}
 

@@ -1,6 +1,6 @@
 """Lines of progress where there is no terminal."""
 
-from adversarial_augment import progress
+from adversarial_augment.cli import progress
 
 
 def test_a_line_every_ten_seconds_with_the_time_left(monkeypatch, capsys):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import corruption_nets, recipe
+from adversarial_augment import corruption_nets
 from adversarial_augment.classifiers import CLASSIFIERS
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
+from adversarial_augment.training import recipe
 from tests import tiny
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from adversarial_augment import checkpoints, files, log_steps, manifests
+from adversarial_augment.storage import checkpoints, files, log_steps, manifests
 from tests.checkpoint_cases import ROOT
 from tests.train_loop_test import kill, start, steps
 

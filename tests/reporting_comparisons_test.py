@@ -259,7 +259,7 @@ def test_whatever_may_be_wider_than_a_phone_scrolls_in_a_box_with_a_cue(pair):
 
 
 def test_examples_are_cut_for_a_phone(pair):
-  from adversarial_augment import figures
+  from adversarial_augment.reporting import figures
 
   images = np.random.default_rng(0).random((8, 8, 8, 3))
   path = pair[0] / 'figures' / 'ada_examples.png'

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from adversarial_augment import files, run_directory
 from adversarial_augment.errors import NumericalError, StorageError, UserError
+from adversarial_augment.storage import files, run_directory
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,8 +5,11 @@ import time
 
 import pytest
 
-from adversarial_augment import processes, results, run_directory, run_evaluation
+from adversarial_augment import results
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.evaluation import run_evaluation
+from adversarial_augment.parallel import processes
+from adversarial_augment.storage import run_directory
 from tests.reporting_fixtures import attacked, counted
 
 

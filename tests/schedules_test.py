@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from adversarial_augment import schedules
+from adversarial_augment.training import schedules
 
 
 @pytest.mark.parametrize('batch, expected', [(256, 0.1), (512, 0.2), (1024, 0.4), (64, 0.1), (8, 0.1)])

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from adversarial_augment import corruption_nets, evaluate, export, report, sharing, train
+from adversarial_augment import corruption_nets, evaluate, export, report, train
 from adversarial_augment.exporting import jax_artefact
+from adversarial_augment.storage import sharing
 from tests.checkpoint_cases import ROOT, files_of
 
 # These stay on the machine: what a resume compares, and who holds a lock.

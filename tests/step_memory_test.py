@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adversarial_augment import attacks, corruption_nets, platforms, recipe, step_memory, train_step, trees
+from adversarial_augment import attacks, corruption_nets
 from adversarial_augment import config as configs
+from adversarial_augment.attacks import trees
+from adversarial_augment.parallel import platforms
+from adversarial_augment.training import recipe, step_memory, train_step
 from adversarial_augment.types import Dataset
 from tests import tiny, trainer
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import figures, platforms, summary
-from adversarial_augment.reporting import training
+from adversarial_augment.parallel import platforms
+from adversarial_augment.reporting import figures, training
+from adversarial_augment.run import summary
 from adversarial_augment.types import AttackResult
 from tests import tiny
 

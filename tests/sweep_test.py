@@ -9,7 +9,7 @@ import pytest
 from adversarial_augment.attacks import sweep
 from adversarial_augment.attacks.rounds import Rounds
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluators import sweep_file
+from adversarial_augment.evaluation import sweep_file
 
 NUM, EPSILON = 23, 0.125
 # The first pixel says which image it is; attacks change the second one.

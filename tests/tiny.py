@@ -8,7 +8,8 @@ from jax.sharding import AxisType, Mesh
 import numpy as np
 
 from adversarial_augment import config as configs
-from adversarial_augment import recipe, sharding, train_step
+from adversarial_augment.parallel import sharding
+from adversarial_augment.training import recipe, train_step
 from adversarial_augment.types import Batch, Dataset, TrainState
 
 OVERRIDES = {

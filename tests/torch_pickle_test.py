@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, convert, pickles
+from adversarial_augment import cli, convert
 from adversarial_augment.corruption_nets import torch_checkpoint
 from adversarial_augment.errors import Stopped
+from adversarial_augment.storage import pickles
 from tests.torch_checkpoint_test import refused
 from tests.torch_state import integer, mapping, tensor, text, tuple_of, write
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import per_example_conv, tpu_conv
+from adversarial_augment import per_example_conv
 from adversarial_augment.corruption_nets.edsr import edsr
+from adversarial_augment.per_example_conv import tpu_conv
 
 EXAMPLES = 2
 SAME = ((1, 1), (1, 1))

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, corruption_nets, loop, train
+from adversarial_augment import cli, corruption_nets, train
 from adversarial_augment.datasets import writer
+from adversarial_augment.run import loop
 from tests import trainer
 
 SMOKE = '--config=configs/ada_edsr.py:smoke'

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import checkpoints, loop, run_log, trees
 from adversarial_augment import config as configs
+from adversarial_augment.attacks import trees
 from adversarial_augment.errors import NumericalError, Stopped, StorageError
+from adversarial_augment.run import loop, run_log
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import TrainState
 
 BATCH = 4

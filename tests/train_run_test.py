@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import checkpoints, run_evaluation, train
 from adversarial_augment import config as configs
+from adversarial_augment import train
 from adversarial_augment.errors import CheckpointError, NumericalError, UserError
+from adversarial_augment.evaluation import run_evaluation
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import Dataset
 from tests import tiny
 from tests.checkpoint_cases import files_of, flip

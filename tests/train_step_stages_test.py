@@ -7,7 +7,8 @@ import optax
 import pytest
 import scipy.special
 
-from adversarial_augment import augmentations, ssim, train_step
+from adversarial_augment import augmentations, ssim
+from adversarial_augment.training import train_step
 from adversarial_augment.types import AttackResult
 from tests import tiny
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import train_step
+from adversarial_augment.training import train_step
 from tests import oracle, tiny
 
 NUM_STEPS = 5

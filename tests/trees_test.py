@@ -12,7 +12,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from adversarial_augment import trees
+from adversarial_augment.attacks import trees
 
 SIZE = 7
 FUZZ = settings(max_examples=100, deadline=None, derandomize=True)

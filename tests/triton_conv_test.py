@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import per_example_conv, triton_conv
+from adversarial_augment import per_example_conv
+from adversarial_augment.per_example_conv import triton_conv
 
 EXAMPLES = 3
 # images that share a kernel, h, w, c, k, size of the kernel, padding

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import platforms, trees
+from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.attacks.weight_ball import check_blocks, weight_ball
 from adversarial_augment.errors import UserError
+from adversarial_augment.parallel import platforms
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import trees
+from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.steps import StepRule
 from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree

@@ -14,7 +14,7 @@ import jax
 from jax.extend import core
 import jax.numpy as jnp
 
-from adversarial_augment import platforms
+from adversarial_augment.parallel import platforms
 from adversarial_augment.per_example_conv import columnwise, input_gradient
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 

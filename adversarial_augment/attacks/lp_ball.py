@@ -11,8 +11,9 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import fields, registry, trees
-from adversarial_augment.errors import UserError
+from adversarial_augment import registry
+from adversarial_augment.attacks import trees
+from adversarial_augment.errors import UserError, show
 from adversarial_augment.types import PerturbationSet
 
 NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
@@ -31,7 +32,7 @@ def check_ball(norm: str, epsilon: float) -> float:
   registry.lookup(NORMS, norm, 'norm')
   if not isinstance(epsilon, numbers.Real):
     raise UserError(
-      f'epsilon={fields.show(epsilon)} must be a number of Python or NumPy, such as 8/255; images are in [0, 1].'
+      f'epsilon={show(epsilon)} must be a number of Python or NumPy, such as 8/255; images are in [0, 1].'
     )
   try:
     radius = float(epsilon)

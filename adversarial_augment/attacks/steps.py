@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adversarial_augment import trees
+from adversarial_augment.attacks import trees
 from adversarial_augment.types import PyTree
 
 StepRule = Callable[[PyTree, float], optax.GradientTransformation]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import per_example_conv, trees
+from adversarial_augment import per_example_conv
+from adversarial_augment.attacks import trees
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import PerturbationSet, PyTree
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import platforms, threefry
+from adversarial_augment import threefry
 from adversarial_augment.augmentations import augmix_ops
+from adversarial_augment.parallel import platforms
 from adversarial_augment.types import Array, Augmentation, Key
 
 SEVERITY = 3.0  # an operation's level is uniform from LEAST to this

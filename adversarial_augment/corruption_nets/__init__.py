@@ -12,7 +12,8 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import files, registry, threefry
+from adversarial_augment import registry, threefry
+from adversarial_augment.config.fields import show
 from adversarial_augment.corruption_nets import layers
 from adversarial_augment.corruption_nets import weights as weight_files
 from adversarial_augment.corruption_nets.cae import cae, cae_table
@@ -20,7 +21,7 @@ from adversarial_augment.corruption_nets.edsr import edsr, edsr_table
 from adversarial_augment.corruption_nets.unet import unet, unet_table
 from adversarial_augment.corruption_nets.vqvae import vqvae, vqvae_shapes
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import show
+from adversarial_augment.storage import files
 from adversarial_augment.types import PyTree
 
 CORRUPTION_NETS: dict[str, Callable[..., hk.Transformed]] = {'edsr': edsr, 'cae': cae, 'unet': unet, 'vqvae': vqvae}

@@ -14,10 +14,10 @@ import zipfile
 
 import numpy as np
 
-from adversarial_augment import pickles, untrusted
+from adversarial_augment.config.fields import show
 from adversarial_augment.corruption_nets.weights import MAX_BYTES
 from adversarial_augment.errors import AdversarialAugmentError, UserError
-from adversarial_augment.fields import show
+from adversarial_augment.storage import pickles, untrusted
 
 MAX_PICKLE_BYTES = 4 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
 

@@ -11,11 +11,11 @@ import re
 
 import numpy as np
 
+from adversarial_augment.config.fields import show
 from adversarial_augment.corruption_nets import layers, weights
 from adversarial_augment.corruption_nets.cae import cae_table
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr_table
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import show
 
 State = Mapping[str, np.ndarray]
 

@@ -15,10 +15,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save as to_bytes
 
-from adversarial_augment import files, untrusted
-from adversarial_augment.config_tables import NETWORK_SIZES, SIZE_KINDS
+from adversarial_augment.config.fields import show
+from adversarial_augment.config.tables import NETWORK_SIZES, SIZE_KINDS
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import show
+from adversarial_augment.storage import files, untrusted
 
 FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')

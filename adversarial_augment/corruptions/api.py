@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import __version__, files, registry, threefry
+from adversarial_augment import __version__, registry, threefry
 from adversarial_augment.corruptions import blur, color, digital, frost_textures, noise, snow, spatter, weather
 from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
 from adversarial_augment.errors import UserError
 from adversarial_augment.metrics import ALL_NAMES, CORRUPTIONS_VERSION, MIN_SIZE, SEVERITIES
+from adversarial_augment.storage import files
 from adversarial_augment.types import PyTree
 
 CORRUPTIONS: dict[str, Corruption | HostCorruption] = {

@@ -13,7 +13,7 @@ import tarfile
 from typing import Any, BinaryIO, NamedTuple, Protocol
 import zlib
 
-from adversarial_augment.untrusted import Unusable
+from adversarial_augment.storage.untrusted import Unusable
 
 _BLOCK = 512  # bytes of tar
 _PIECE = 1 << 20  # bytes unpacked at once

@@ -3,9 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from adversarial_augment import files, metrics
+from adversarial_augment import metrics
 from adversarial_augment.datasets import cifar10, cifar10_c, classes, source
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files
 from adversarial_augment.types import Dataset
 
 _CORRUPTED = {'cifar10_c': metrics.NAMES, 'cifar10_c_extra': metrics.EXTRA_NAMES}

@@ -7,11 +7,11 @@ import zipfile
 
 import numpy as np
 
-from adversarial_augment import pickles, untrusted
 from adversarial_augment.datasets import archives, npy
 from adversarial_augment.datasets.reasons import one_line
-from adversarial_augment.download import sha256_of
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import pickles, untrusted
+from adversarial_augment.storage.download import sha256_of
 from adversarial_augment.types import Batch
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'

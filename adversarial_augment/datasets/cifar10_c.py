@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import untrusted
+from adversarial_augment.config.fields import optional, text
 from adversarial_augment.datasets import archives, npy
 from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import optional, text
 from adversarial_augment.metrics import CORRUPTIONS_VERSION, GENERATED_OLDER, SEVERITIES, generated_origin
+from adversarial_augment.storage import untrusted
 from adversarial_augment.types import Dataset
 
 MANIFEST = 'MANIFEST.json'

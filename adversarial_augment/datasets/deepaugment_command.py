@@ -5,8 +5,9 @@ import hashlib
 import pathlib
 from typing import Any
 
-from adversarial_augment import fields, files
+from adversarial_augment import registry
 from adversarial_augment.datasets import commands
+from adversarial_augment.storage import files
 
 NETS = {'edsr': 'edsr_16x64_x4', 'cae': 'cae_16'}  # of which sets are made, and their weights, the largest that ship
 DEFAULTS: dict[str, Any] = {  # of the flags
@@ -25,7 +26,7 @@ def command(folder: pathlib.Path, dataset: str, about: Mapping[str, Any], *more:
     about: what its manifest or its plan says; what is missing has its default.
     more: further flags.
   """
-  flat = fields.flatten(about)
+  flat = registry.flatten(about)
   values = {name: flat[name] if type(flat.get(name)) is type(usual) else usual for name, usual in DEFAULTS.items()}
   values |= {'dataset': dataset}
   flags = [_flag(name, values[name]) for name, usual in DEFAULTS.items() if values[name] != usual]

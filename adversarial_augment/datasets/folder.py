@@ -12,9 +12,9 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from adversarial_augment import untrusted
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import untrusted
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.gif')
 FITS = {  # how an image of another shape becomes one of the data set's

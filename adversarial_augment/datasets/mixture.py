@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment import files, untrusted
 from adversarial_augment.datasets import cifar10_c, deepaugment_command, npy
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files, untrusted
 from adversarial_augment.types import Batch, Dataset
 
 FORMAT = 'adversarial_augment.deepaugment.1'

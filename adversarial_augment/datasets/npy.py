@@ -9,9 +9,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import pickles, untrusted
 from adversarial_augment.errors import UserError
-from adversarial_augment.untrusted import Unusable
+from adversarial_augment.storage import pickles, untrusted
+from adversarial_augment.storage.untrusted import Unusable
 
 _MAX_HEADER = 1 << 16  # bytes; a longer header is no array's
 _MAX_ENTRIES = 500  # characters of it, without the blanks that fill it up

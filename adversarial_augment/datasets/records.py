@@ -13,11 +13,11 @@ import struct
 from typing import Any, NamedTuple
 import unicodedata
 
-from adversarial_augment import untrusted
+from adversarial_augment.config.fields import show
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import show
-from adversarial_augment.untrusted import Unusable
+from adversarial_augment.storage import untrusted
+from adversarial_augment.storage.untrusted import Unusable
 
 FORMAT = 'array_record'
 _FEATURES = 'tensorflow_datasets.core.features.'

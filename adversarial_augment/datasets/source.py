@@ -10,15 +10,15 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from adversarial_augment import files, untrusted
+from adversarial_augment.config.fields import show
 from adversarial_augment.datasets import records
 from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import show
 from adversarial_augment.metrics import generated_origin
 from adversarial_augment.registry import did_you_mean
+from adversarial_augment.storage import files, untrusted
 from adversarial_augment.types import Batch, Dataset
 
 PROVENANCE = 'provenance.json'  # written by `prepare` beside the data

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from adversarial_augment import files, progress, run_directory
+from adversarial_augment.cli import progress
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.source import PROVENANCE
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.storage import files, run_directory
 from adversarial_augment.types import Batch
 
 _CHUNK = 500  # examples serialised at once; TFDS rewrites its JSON files after each chunk

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 import numpy as np
 
-from adversarial_augment import __version__, files, per_example_conv, platforms, threefry
+from adversarial_augment import __version__, per_example_conv, threefry
 from adversarial_augment.deepaugment import cae_features, cae_weights, edsr_features, edsr_weights
 from adversarial_augment.deepaugment.kernels import Params
+from adversarial_augment.parallel import platforms
+from adversarial_augment.storage import files
 from adversarial_augment.types import Array, Key
 
 SCALES = ('native32', 'published')

@@ -6,10 +6,12 @@ from pathlib import Path
 import platform
 from typing import Any
 
-from adversarial_augment import __version__, results, sharing, trees
+from adversarial_augment import __version__, results
 from adversarial_augment import config as configs
+from adversarial_augment.attacks import trees
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.results import rules
+from adversarial_augment.storage import sharing
 from adversarial_augment.types import PyTree
 
 FORMAT = 'adversarial_augment.card.1'

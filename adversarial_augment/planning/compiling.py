@@ -11,7 +11,8 @@ import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from adversarial_augment import sharding, signals
+from adversarial_augment.cli import signals
+from adversarial_augment.parallel import sharding
 from adversarial_augment.planning import targets
 from adversarial_augment.planning.program import Cost, Operation, Program
 from adversarial_augment.planning.targets import Chip, Target

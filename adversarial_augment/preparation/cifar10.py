@@ -3,10 +3,10 @@
 import argparse
 import pathlib
 
-from adversarial_augment import files
 from adversarial_augment.datasets import cifar10, writer
-from adversarial_augment.download import download, sha256_of
 from adversarial_augment.preparation import command
+from adversarial_augment.storage import files
+from adversarial_augment.storage.download import download, sha256_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

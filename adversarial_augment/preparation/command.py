@@ -7,9 +7,9 @@ import pathlib
 import shlex
 from typing import NamedTuple
 
-from adversarial_augment import fields, files
 from adversarial_augment.datasets import writer
-from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.errors import StorageError, UserError, show
+from adversarial_augment.storage import files
 
 
 class Command(NamedTuple):
@@ -27,9 +27,7 @@ def data_dir(arguments: argparse.Namespace) -> pathlib.Path:
   """
   text = arguments.data_dir
   if not text or not text.isprintable():
-    raise UserError(
-      f'--data_dir={fields.show(text)} must be a printable name of a folder, not empty; name another one.'
-    )
+    raise UserError(f'--data_dir={show(text)} must be a printable name of a folder, not empty; name another one.')
   path = files.user_path(text, '--data_dir')
   files.check_folder(path, '--data_dir')
   return path

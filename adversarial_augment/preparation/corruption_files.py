@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import files, metrics, progress, run_directory, untrusted
+from adversarial_augment import metrics
+from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10_c, npy, writer
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.datasets.source import PROVENANCE
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files, run_directory, untrusted
 from adversarial_augment.types import Dataset
 
 _AT_ONCE = 1 << 24  # bytes of images corrupted at once, so that every core has work

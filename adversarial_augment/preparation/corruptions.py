@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment import cli, datasets, metrics, registry, signals
+from adversarial_augment import datasets, metrics, registry
+from adversarial_augment.cli import signals
 from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.errors import UserError
+from adversarial_augment.parallel import devices
 from adversarial_augment.preparation import command, corruption_files
 from adversarial_augment.preparation.corruption_files import Corrupted
 from adversarial_augment.types import Dataset
@@ -99,8 +101,8 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | None) -> Corrupted:
   """Returns corruptions that are made when they are read, spread over the processor's cores."""
-  cli.virtual_devices(cli.usable_cores())
-  cli.compilation_cache()
+  devices.virtual_devices(devices.usable_cores())
+  devices.compilation_cache()
   from adversarial_augment import corruptions  # imports JAX
 
   images = test.read(np.arange(test.num_examples)).images

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment import cli, datasets, fields, signals
+from adversarial_augment import datasets
+from adversarial_augment.cli import signals
+from adversarial_augment.config import fields
 from adversarial_augment.datasets import mixture
 from adversarial_augment.datasets.deepaugment_command import DEFAULTS, NETS
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import UserError, show
+from adversarial_augment.parallel import devices
 from adversarial_augment.preparation import command, deepaugment_files
 from adversarial_augment.types import Dataset
 
@@ -64,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
   except UserError as error:
     raise UserError(f'--weights={chosen}: {error}') from None
   train = datasets.load(arguments.dataset, 'train', arguments.data_dir)
-  cli.virtual_devices(cli.usable_cores())
-  cli.compilation_cache()
+  devices.virtual_devices(devices.usable_cores())
+  devices.compilation_cache()
   from adversarial_augment import deepaugment
 
   settings = deepaugment.Settings(arguments.net, arguments.seed, arguments.bug_compatible, arguments.scale)
@@ -111,7 +114,7 @@ def make_embedded(data_dir: str, names: Sequence[str], copies: int) -> None:
 
 def _check(arguments: argparse.Namespace, name: str) -> None:
   if not re.fullmatch(fields.LABEL, name):
-    raise UserError(f'--name={fields.show(name)} must be letters, digits, "_", "-" and ".", a letter or digit first.')
+    raise UserError(f'--name={show(name)} must be letters, digits, "_", "-" and ".", a letter or digit first.')
   if not 1 <= arguments.copies <= 1000:
     raise UserError(f'--copies={arguments.copies} must lie between 1 and 1000.')
   if not 0 <= arguments.seed < 2**31:

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import fields, files, progress, run_directory, untrusted
+from adversarial_augment import registry
+from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10_c, deepaugment_command, mixture, writer
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files, run_directory, untrusted
 from adversarial_augment.types import Dataset
 
 _PIECES = 'pieces'
@@ -192,7 +194,7 @@ def _is_begun(folder: pathlib.Path, header: bytes, size: int) -> bool:
 
 def _check_same(found: Mapping[str, Any], plan: Mapping[str, Any], folder: pathlib.Path, train: Dataset) -> None:
   """Refuses a set that was made, or begun (it has no hashes), otherwise."""
-  old, new = (fields.flatten({key: about[key] for key in about if key != 'files'}) for about in (found, plan))
+  old, new = (registry.flatten({key: about[key] for key in about if key != 'files'}) for about in (found, plan))
   others = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
   if not others:
     return

@@ -9,9 +9,8 @@ import re
 
 import numpy as np
 
-from adversarial_augment import fields
 from adversarial_augment.datasets import DATASETS, folder, writer
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import UserError, show
 from adversarial_augment.preparation import command
 
 _SIZES = (16, 512)  # SSIM needs 11 pixels, and the classifiers halve the side several times
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
   name, size = arguments.name, _size(arguments.size)
   if not re.fullmatch('[a-z][a-z0-9_]*', name) or len(name) > _LONGEST_NAME or name in _TAKEN:
     raise UserError(
-      f'--name={fields.show(name)} must be a letter a-z followed by a-z, 0-9 or _, at most {_LONGEST_NAME} in all, and '
+      f'--name={show(name)} must be a letter a-z followed by a-z, 0-9 or _, at most {_LONGEST_NAME} in all, and '
       f'none of {", ".join(_TAKEN)}.'
     )
   if not 0 <= arguments.seed < 2**32:
@@ -147,7 +146,7 @@ class _Reader:
 def _size(text: str) -> tuple[int, int]:
   match = re.fullmatch('([0-9]{1,5})(?:x([0-9]{1,5}))?', text)
   if not match:
-    raise UserError(f'--size={fields.show(text)} must be pixels a side, such as 32, or HEIGHTxWIDTH, such as 48x64.')
+    raise UserError(f'--size={show(text)} must be pixels a side, such as 32, or HEIGHTxWIDTH, such as 48x64.')
   height, width = int(match[1]), int(match[2] or match[1])
   if not all(_SIZES[0] <= side <= _SIZES[1] for side in (height, width)):
     raise UserError(f'--size={text} must lie between {_SIZES[0]} and {_SIZES[1]} pixels.')

@@ -5,10 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adversarial_augment import sharing
 from adversarial_augment.metrics import GENERATED_OLDER, generated_origin
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.results import evaluate_command
+from adversarial_augment.storage import sharing
 
 EVALUATIONS = {
   'clean': 'clean accuracy',

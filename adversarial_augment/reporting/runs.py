@@ -10,9 +10,12 @@ import warnings
 
 from PIL import Image
 
-from adversarial_augment import fields, figures, files, results, sharing, untrusted
+from adversarial_augment import results
+from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError
+from adversarial_augment.reporting import figures
 from adversarial_augment.results import rules
+from adversarial_augment.storage import files, sharing, untrusted
 
 _CONFIG: rules.Rule = {
   'dataset': fields.text(), 'seed': rules.PART, 'batch_size': rules.COUNT,

@@ -9,13 +9,14 @@ import re
 from typing import Any
 
 from adversarial_augment import config as configs
-from adversarial_augment import fields, figures, sharing
-from adversarial_augment.config_tables import SIZE_KINDS
-from adversarial_augment.reporting import charts, comparisons, markup
+from adversarial_augment import registry
+from adversarial_augment.config.tables import SIZE_KINDS
+from adversarial_augment.reporting import charts, comparisons, figures, markup
 from adversarial_augment.reporting.charts import Axes, Series
 from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
+from adversarial_augment.storage import sharing
 
 _LOGGED = (
   'step', 'loss', 'accuracy', 'attack_loss_start', 'attack_loss_end', 'ssim_mean', 'learning_rate', 'images_per_second',
@@ -29,7 +30,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   rows = [Row((name, *(about[name] for about in abouts))) for name in abouts[0]]
   width = len(runs) + 1
   parts = [html(Table('Runs', ('', *(run.label for run in runs)), rows, words=width))]
-  whole = [fields.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
+  whole = [registry.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
   flat = [{name: json.dumps(value) for name, value in config.items()} for config in whole]
   names = sorted(set().union(*flat))
   shown = [sharing.relative(config, run.folder) for config, run in zip(whole, runs, strict=True)]
@@ -238,7 +239,7 @@ def provenance(runs: Sequence[Run]) -> Section:
 def _source(result: Mapping[str, Any]) -> dict[str, str]:
   """What an evaluation says of itself, as text; not the config, which is that of the run."""
   about = {key: value for key, value in result['provenance'].items() if key != 'config'}
-  flat = {key: result[key] for key in ('step', 'checkpoint_sha256', 'seconds')} | fields.flatten(about)
+  flat = {key: result[key] for key in ('step', 'checkpoint_sha256', 'seconds')} | registry.flatten(about)
   return {key: _plain(value) for key, value in flat.items()}
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import shlex
 from typing import Any
 
-from adversarial_augment import fields, files, metrics, run_directory, untrusted
+from adversarial_augment import metrics
+from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError
 from adversarial_augment.results import rules
 from adversarial_augment.results.rules import OF_ONE as OF_ONE
 from adversarial_augment.results.rules import robustness_name as robustness_name
+from adversarial_augment.storage import files, run_directory, untrusted
 
 Result = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 from adversarial_augment import metrics
+from adversarial_augment.config.fields import Kind, choice, integer, number, optional, parse_fraction, show, text
 from adversarial_augment.errors import UserError
-from adversarial_augment.fields import Kind, choice, integer, number, optional, parse_fraction, show, text
 from adversarial_augment.results import outcomes
 
 # A rule is a kind of value, a list of rules one for each item, or {name: rule}; other names may be there too.

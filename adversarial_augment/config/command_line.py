@@ -1,0 +1,161 @@
+"""The flags of the commands that run a config: which one, what replaces its fields, and where the run lives."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from adversarial_augment import config as configs
+from adversarial_augment.cli import Parser, add_process_flags, check_processes
+from adversarial_augment.config import fields
+from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files
+
+_TRAIN = """Trains an image classifier with AdversarialAugment (AdA) or without an adversary.
+
+The config file gives every setting; --config.FIELD=VALUE replaces one. The same command goes on with a run that was
+stopped. Results, checkpoints and figures are written to the working directory."""
+
+_EXAMPLES = """examples:
+  python -m adversarial_augment.{program} --config={example} --workdir=runs/first
+  python -m adversarial_augment.{program} --config={example} --config.seed=1
+  python -m adversarial_augment.{program} --config={example} --print_config
+
+exit codes: 0 done, 2 wrong input, 3 a number became NaN or infinite, 4 no usable checkpoint, 5 disk full or not
+writable, or out of memory, 75 stopped by a signal with all saved (run the same command again), 130 interrupted before
+the run began, 134 another process of the run died (start all of them again); a signal that comes a second or more after
+the first one ends at once, without saving, with 128 + its number."""
+
+
+class Arguments(NamedTuple):
+  """The flags of `train` and `pretrain`."""
+
+  config: str  # path.py[:variant]
+  overrides: dict[str, str]  # dotted field -> text
+  workdir: Path
+  debug: bool = False
+  print_config: bool = False
+  list_configs: bool = False
+  coordinator_address: str | None = None
+  num_processes: int | None = None
+  process_id: int | None = None
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+  """Returns {field: text} of all `--config.FIELD=VALUE` and `--config.FIELD VALUE`, and the other arguments.
+
+  Raises:
+    UserError: a field without a value.
+  """
+  overrides: dict[str, str] = {}
+  rest: list[str] = []
+  remaining = iter(argv)
+  for argument in remaining:
+    if not argument.startswith('--config.'):
+      rest.append(argument)
+      continue
+    name, equals, value = argument.removeprefix('--config.').partition('=')
+    if not equals:
+      following = next(remaining, None)
+      if following is None or following.startswith('--'):
+        raise UserError(f'--config.{name} needs a value: --config.{name}=VALUE.')
+      value = following
+    overrides[name] = value
+  return overrides, rest
+
+
+def parse_train(argv: Sequence[str]) -> Arguments:
+  """Returns the flags of `train`; see `parse`."""
+  return parse(argv, 'train', _TRAIN, 'configs/ada_edsr.py:quickstart')
+
+
+def parse(argv: Sequence[str], program: str, description: str, example: str) -> Arguments:
+  """Returns the flags of a program that runs a config; reads no config. `--help` prints and exits with 0.
+
+  Args:
+    argv: the arguments after the program's name.
+    program: the module's name, without the package.
+    description: what `--help` says first.
+    example: a config for the examples of `--help`.
+
+  Raises:
+    UserError: unknown flags, or flags that lack a value or have a wrong one.
+  """
+  parser = Parser(
+    prog=f'python -m adversarial_augment.{program}',
+    description=description,
+    epilog=_EXAMPLES.format(program=program, example=example),
+  )
+  parser.add_argument('--config', default='', metavar='PATH.py[:VARIANT]', help='config file; required')
+  parser.add_argument(
+    '--config.FIELD', dest='_', metavar='VALUE', help='replace a field of the config, for example --config.seed=1'
+  )
+  parser.add_argument('--workdir', metavar='DIR', help='where the run lives; default: runs/CONFIG[_VARIANT]')
+  parser.add_argument('--print_config', action='store_true', help='print every field with its meaning, and exit')
+  parser.add_argument('--list_configs', action='store_true', help='print the configs that ship, and exit')
+  parser.add_argument('--debug', action='store_true', help='show tracebacks')
+  add_process_flags(parser)
+  overrides, rest = split_overrides(argv)
+  values, unknown = parser.parse_known_args(rest)
+  if unknown:
+    raise UserError(
+      _unknown_flag(unknown[0], [option for action in parser._actions for option in action.option_strings])
+    )
+  if not values.config and not values.list_configs:
+    parser.error(f'--config is missing, for example --config={example}')
+  if values.workdir == '':
+    parser.error('--workdir is empty; name a folder, or leave the flag out')
+  check_processes(values)
+  workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
+  return Arguments(
+    values.config,
+    overrides,
+    workdir,
+    values.debug,
+    values.print_config,
+    values.list_configs,
+    values.coordinator_address,
+    values.num_processes,
+    values.process_id,
+  )
+
+
+def _unknown_flag(argument: str, options: Sequence[str]) -> str:
+  name = argument.partition('=')[0]
+  known = [*options, *(f'--config.{field}' for table in configs.TABLES.values() for field in table)]
+  if not name.startswith('-'):
+    return f'Unexpected argument {fields.show(argument)}; flags begin with --.'
+  bare = name.lstrip('-')
+  guess = fields.closest(name, known) or fields.closest(f'--config.{bare}', known)
+  return f'Unknown flag {fields.show(name)}.{guess}'
+
+
+def default_workdir(spec: str) -> Path:
+  """Returns `runs/NAME` or `runs/NAME_VARIANT` for the config `path/NAME.py[:VARIANT]`."""
+  path, _, variant = spec.partition('.py:')
+  return Path('runs') / '_'.join(part for part in (Path(path).name.removesuffix('.py'), variant) if part)
+
+
+def resolve_config(
+  arguments: Arguments, program: str = 'train', derived: Callable[[ConfigDict], Sequence[str]] = lambda config: ()
+) -> ConfigDict | None:
+  """Returns the checked config, or None where a flag only asked to print something, which it does.
+
+  Args:
+    arguments: of the program.
+    program: its name.
+    derived: config -> the lines of what follows from it, which --print_config prints too.
+
+  Raises:
+    UserError: see `config.load`, `config.override` and `config.validate`.
+  """
+  if arguments.list_configs:
+    print(configs.list_configs())
+    return None
+  config = configs.override(configs.load(arguments.config, program), arguments.overrides)
+  configs.validate(config)
+  if arguments.print_config:
+    print('\n'.join([configs.describe(config), *derived(config)]))
+    return None
+  return config

@@ -1,0 +1,143 @@
+"""The rules between the fields of a config: each is a sentence that says what is broken, and what to set."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES
+
+
+def of_networks(flat: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what is wrong with the sizes and options of the corruption network; of `train` and `pretrain`."""
+  name = flat['corruption_net.name']
+  own = (*NETWORK_SIZES[name], *NETWORK_OPTIONS[name])
+  others = {item for table in (NETWORK_SIZES, NETWORK_OPTIONS) for items in table.values() for item in items}
+  wrong = {field: flat[field] for item in sorted(others - {*own}) if flat.get(field := f'corruption_net.{item}')}
+  if wrong:
+    said = ', '.join(f'config.{field}={value}' for field, value in wrong.items())
+    flags = ' '.join(f'--config.{field}={"false" if value is True else "none"}' for field, value in wrong.items())
+    yield f'{said}: config.corruption_net.name={name} has no such field, only {", ".join(own)}; set {flags}.'
+
+
+def _of_classifiers(flat: Mapping[str, Any]) -> Iterator[str]:
+  name, depth, width, shortcut = (flat[f'classifier.{field}'] for field in ('name', 'depth', 'width', 'shortcut'))
+  if depth not in CLASSIFIER_DEPTHS[name]:
+    yield (
+      f'config.classifier.depth={depth} must be one of {", ".join(map(str, CLASSIFIER_DEPTHS[name]))} with '
+      f'config.classifier.name={name}.'
+    )
+  if name == 'wide_resnet' and width > 16:
+    yield (
+      f'config.classifier.width={width} must be at most 16 with config.classifier.name=wide_resnet, whose widening '
+      'factor it is; WRN-40-2 has --config.classifier.width=2.'
+    )
+  if name == 'resnext' and shortcut != 'preact':
+    yield (
+      f'config.classifier.shortcut={shortcut} goes with pre-activation networks only, not with '
+      'config.classifier.name=resnext; leave it at preact.'
+    )
+
+
+def _of_balls(flat: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what is wrong with the l_p ball of `attack.name=lp`, or with its fields where another adversary acts."""
+  name, norm, epsilon, trades, init, step, beta_mode = (
+    flat[f'attack.{field}'] for field in ('name', 'norm', 'epsilon', 'trades', 'init', 'step', 'beta_mode')
+  )
+  if name != 'lp':
+    given = {'norm': norm, 'epsilon': epsilon, 'trades': trades or None}
+    given['init'] = init if init == 'gaussian' else None
+    without = {'norm': 'none', 'epsilon': 'none', 'trades': '0', 'init': 'ball'}
+    for field, value in given.items():
+      if value is not None:
+        yield (
+          f'config.attack.{field}={value} cannot go with config.attack.name={name}, but only with lp, training within '
+          f'l_p balls; set --config.attack.{field}={without[field]}, or start from configs/linf_adversarial.py.'
+        )
+    return
+  if norm is None or epsilon is None:
+    yield (
+      f'config.attack.name=lp must have a ball, but config.attack.norm={str(norm).lower()} and config.attack.epsilon='
+      f'{str(epsilon).lower()}; set for example --config.attack.norm=linf --config.attack.epsilon=8/255.'
+    )
+    return
+  if norm == 'linf' and epsilon > 1:
+    yield (
+      f'config.attack.epsilon={epsilon:g} of config.attack.norm=linf must be at most 1, because images are in [0, 1]; '
+      f'did you mean {epsilon:g}/255?'
+    )
+  steps = {'linf': ('sign', 'adam', 'sgd'), 'l2': ('l2', 'sign_l2')}[norm]
+  if step not in steps:
+    yield (
+      f'config.attack.step={step} cannot go with config.attack.norm={norm}, whose steps are '
+      f'{"of each pixel" if norm == "linf" else "of a length over all pixels"}; set one of {", ".join(steps)}.'
+    )
+  if init == 'uniform':
+    yield (
+      'config.attack.init=uniform cannot go with config.attack.name=lp; set config.attack.init=ball, gaussian or zero.'
+    )
+  if beta_mode != 'example':
+    yield (
+      f'config.attack.beta_mode={beta_mode} cannot go with config.attack.name=lp, where each image has a ball of its '
+      'own; set config.attack.beta_mode=example.'
+    )
+  after = flat['augment.after']
+  if trades and init == 'zero':
+    yield (
+      f'config.attack.init=zero cannot go with config.attack.trades={trades:g}, whose divergence is flat at the image '
+      'itself; set config.attack.init=gaussian.'
+    )
+  if trades and after:
+    yield (
+      f'config.augment.after={",".join(after)} cannot go with config.attack.trades={trades:g}, which compares an image '
+      'with its adversarial one; set --config.augment.after= to nothing, or --config.attack.trades=0.'
+    )
+
+
+def of_training(flat: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what is wrong between the fields of `train`."""
+  yield from _of_classifiers(flat)
+  yield from _of_balls(flat)
+  jsd, after = flat['augment.jsd'], tuple(flat['augment.after'])
+  if jsd and after not in ((name,) for name in AUGMIX):
+    yield (
+      f'config.augment.jsd={jsd} compares an image with two of its AugMix, but config.augment.after='
+      f'{",".join(after) or "none"}; set --config.augment.after=augmix alone, or --config.augment.jsd=0.'
+    )
+  warmup, epochs = flat['optimizer.warmup_epochs'], flat['num_epochs']
+  if warmup >= epochs:
+    yield (
+      f'config.optimizer.warmup_epochs={warmup} must be below config.num_epochs={epochs}; lower it, for example '
+      f'--config.optimizer.warmup_epochs={epochs / 10:g}.'
+    )
+  clean = flat['attack.warmup_epochs']
+  if flat['attack.name'] != 'none' and clean >= epochs:
+    yield (
+      f'config.attack.warmup_epochs={clean} must be below config.num_epochs={epochs}, or the adversary never acts; '
+      f'lower it, for example --config.attack.warmup_epochs={epochs / 3:g}.'
+    )
+  if flat['attack.name'] == 'advmix' and flat['attack.init'] == 'uniform':
+    yield (
+      'config.attack.init=uniform cannot go with config.attack.name=advmix, whose mixtures have no balls; '
+      'set config.attack.init=ball, a uniform draw from all mixtures, or zero.'
+    )
+  group, beta_mode = flat['attack.group'], flat['attack.beta_mode']
+  if group > 1 and beta_mode != 'group':
+    yield (
+      f'config.attack.group={group} must be 1 with config.attack.beta_mode={beta_mode}; '
+      'set config.attack.beta_mode=group.'
+    )
+  micro, batch = flat['attack.microbatch'], flat['batch_size']
+  if micro is not None:
+    if flat['attack.batch_norm'] != 'running':
+      whole = {'batch': 'the whole batch', 'device': 'all images of a device'}[flat['attack.batch_norm']]
+      yield (
+        f'config.attack.microbatch={micro} cannot go with config.attack.batch_norm={flat["attack.batch_norm"]}, whose '
+        f'statistics are those of {whole}; set config.attack.batch_norm=running or config.attack.microbatch=none.'
+      )
+    if beta_mode == 'batch':
+      yield (
+        f'config.attack.microbatch={micro} cannot go with config.attack.beta_mode=batch, whose images are attacked '
+        'together; set config.attack.microbatch=none.'
+      )
+    if batch % micro:
+      below = next(n for n in range(min(micro, batch), 0, -1) if batch % n == 0)
+      yield f'config.attack.microbatch={micro} must divide config.batch_size={batch}; try {below}.'

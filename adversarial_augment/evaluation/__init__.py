@@ -1,0 +1,1 @@
+"""What each evaluation measures, of which images, and what is known of it already."""

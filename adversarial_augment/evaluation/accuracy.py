@@ -1,0 +1,111 @@
+"""Accuracy on a data set, clean or under an adversary, from integer counts."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+import numpy as np
+
+from adversarial_augment import threefry
+from adversarial_augment.errors import NumericalError
+from adversarial_augment.evaluation.batches import EvalBatch, batches
+from adversarial_augment.parallel import platforms, sharding
+from adversarial_augment.results import outcomes
+from adversarial_augment.types import Array, Attack, Dataset, Network, PyTree, TrainState
+
+Evaluate = Callable[[TrainState, Dataset, Callable[[], None]], dict[str, Any]]
+
+CONFIDENCE_EDGES = np.linspace(0, 1, 16)  # of the bins of a reliability diagram
+SSIM_EDGES = np.linspace(-1, 1, 201)
+_KEY = 0  # evaluations draw from a fixed key: the adversary of an image is the same for every classifier and run
+
+
+def accuracy(
+  classifier: Network, mesh: Mesh, batch_size: int, *, attack: Attack | None = None, phi: PyTree = None
+) -> Evaluate:
+  """Makes an evaluator that uses the running statistics, so that no image's result depends on its batch.
+
+  Args:
+    classifier: under attack, one that is fast inside loops.
+    mesh: the devices.
+    batch_size: over all processes; what is left of the last batch, and of the devices, is padded and masked.
+    attack: corrupts each image first, by its index in the data set; None is clean accuracy.
+    phi: parameters of the corruption network.
+
+  Returns:
+    (state, dataset, poll) -> `num_correct`, `num_images`, `accuracy` in [0, 1]; `correct`, which images these are, as
+    `outcomes.pack` has it; `calibration`, with the images, the right ones and the sum of the largest probabilities in
+    each bin of `CONFIDENCE_EDGES`; and of an attack the means of its metrics, and `ssim_histogram`, the images in each
+    bin of `SSIM_EDGES`. It is compiled once for all data sets of one image size. `poll` is called before every batch.
+  """
+  data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
+
+  def local(params, model_state, phi, batch: EvalBatch) -> tuple[dict[str, Array], Array]:
+    def logits_fn(images):
+      return classifier.apply(params, model_state, None, images, is_training=False)[0]
+
+    images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
+    metrics: dict[str, Array] = {}
+    if attack is not None:
+      keys = jax.vmap(functools.partial(jax.random.fold_in, threefry.key(_KEY)))(batch.indices)
+      images, metrics = attack(keys, logits_fn, images, batch.labels, phi)
+    logits = logits_fn(images)
+    correct = (logits.argmax(-1) == batch.labels) & batch.mask
+    confidence = jax.nn.softmax(logits).max(-1)
+    binned = functools.partial(_binned, confidence, CONFIDENCE_EDGES)
+    sums: dict[str, Any] = {
+      'num_correct': correct.sum(),
+      'num_images': batch.mask.sum(),
+      'calibration': {
+        'count': binned(batch.mask.astype(jnp.int32)),
+        'num_correct': binned(correct.astype(jnp.int32)),
+        'confidence': binned(jnp.where(batch.mask, confidence, 0)),
+      },
+      'metrics': {name: jnp.where(batch.mask, value, 0).sum() for name, value in metrics.items()},
+    }
+    if 'ssim' in metrics:
+      sums['ssim_histogram'] = {'count': _binned(metrics['ssim'], SSIM_EDGES, batch.mask.astype(jnp.int32))}
+    return jax.lax.psum(sums, sharding.AXIS), jax.lax.all_gather(correct, sharding.AXIS, tiled=True)
+
+  specs = (whole, whole, whole, data)
+  step = platforms.jit(mesh, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
+
+  def evaluate(state: TrainState, dataset: Dataset, poll: Callable[[], None]) -> dict[str, Any]:
+    totals: Any = None
+    correct: list[np.ndarray] = []  # of the batches, in the order of the data set; padding comes last
+    for batch in batches(dataset, mesh, batch_size):
+      poll()
+      sums, right = jax.device_get(step(state.params, state.model_state, phi, batch))
+      correct.append(right)
+      totals = jax.tree.map(_add, sums, jax.tree.map(np.zeros_like, sums) if totals is None else totals)
+    if not np.isfinite(totals['calibration']['confidence']).all():
+      raise NumericalError(
+        f'The classifier gives logits that are NaN or infinite on {dataset.name}; train it anew, '
+        'for example with a lower config.optimizer.learning_rate.'
+      )
+    means = {name: float(value / totals['num_images']) for name, value in totals.pop('metrics').items()}
+    result = jax.tree.map(lambda x: x.tolist(), totals) | means
+    assert result['num_images'] == dataset.num_examples
+    result['correct'] = outcomes.pack(np.concatenate(correct)[: dataset.num_examples])
+    assert result['num_correct'] == outcomes.count(result['correct'])
+    result['accuracy'] = result['num_correct'] / result['num_images']
+    result['calibration']['edges'] = CONFIDENCE_EDGES.tolist()
+    if 'ssim_histogram' in result:
+      result['ssim_histogram']['edges'] = SSIM_EDGES.tolist()
+    return result
+
+  return evaluate
+
+
+def _binned(values: Array, edges: np.ndarray, weights: Array) -> Array:
+  """Sums the weights [n] over the equal bins that `edges` bound; what lies beyond goes to the last bin there."""
+  number = len(edges) - 1
+  index = jnp.floor((values - edges[0]) / (edges[-1] - edges[0]) * number).astype(jnp.int32)
+  return jnp.zeros(number, weights.dtype).at[jnp.clip(index, 0, number - 1)].add(weights)
+
+
+def _add(value: np.ndarray, total: np.ndarray) -> np.ndarray:
+  return total + value.astype(np.int64 if value.dtype.kind in 'iu' else np.float64)

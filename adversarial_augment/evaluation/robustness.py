@@ -1,0 +1,232 @@
+"""Accuracy under l_p attacks: a sweep over a data set and all devices, with every success judged again in float32."""
+
+from collections.abc import Callable, Sequence
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+import numpy as np
+
+from adversarial_augment import metrics, threefry
+from adversarial_augment.attacks import inputs, suites, validity
+from adversarial_augment.attacks import sweep as sweeps
+from adversarial_augment.attacks.rounds import judged
+from adversarial_augment.attacks.sweep import Problem, Programs, Stage, Sweep
+from adversarial_augment.cli import progress
+from adversarial_augment.parallel import platforms, sharding
+from adversarial_augment.results import outcomes
+from adversarial_augment.types import Array, Dataset, Network, PyTree, TrainState
+
+_CHECKED, _LONGER, _FAR = 32, 256, 128  # images of the validity checks, at most
+
+
+class Classifier(NamedTuple):
+  """What is attacked, and where. By running statistics, so that no image's result depends on its batch."""
+
+  attacked: Network  # the classifier inside loops and `shard_map`, perhaps in bfloat16
+  judge: Network  # the same function in float32, whose word counts
+  state: TrainState
+  mesh: Mesh
+  batch_size: int  # over all processes; the next larger one that divides over the devices is taken
+  surrogate: 'Classifier | None' = None  # another one, whose adversarial images are tried on this one
+
+
+def problem(dataset: Dataset, norm: str, epsilon: float) -> Problem:
+  """Returns the images and labels of a data set, checked, on the host of every process.
+
+  Raises:
+    UserError: labels that there are not.
+  """
+  images, labels = dataset.read(np.arange(dataset.num_examples))
+  inputs.check_labels(labels, dataset.num_examples, dataset.num_classes)
+  return Problem(images.astype(np.float32) / 255, labels, norm, epsilon)
+
+
+def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem, *, seed: int = 0) -> Programs:
+  """Makes the programs of a sweep; each stage is compiled for one or two batch sizes, when it is reached.
+
+  Args:
+    classifier: the attacked one.
+    stages: of the suite.
+    attacked: the images, on every process.
+    seed: the random numbers of an image are of this, its index, the stage and the round.
+  """
+  data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
+  sharded = functools.partial(jax.shard_map, mesh=classifier.mesh, out_specs=data, check_vma=False)
+
+  def attack(make, through, params, model_state, index, inner, examples, images, labels):
+    def local(params, model_state, index, inner, examples, images, labels):
+      def logits_fn(images):
+        network = getattr(classifier, through)
+        return network.apply(params, model_state, None, images, is_training=False)[0]
+
+      def key_of(example):
+        return jax.random.fold_in(jax.random.fold_in(threefry.key(seed), example), index)
+
+      result = make(inner)(jax.vmap(key_of)(examples), logits_fn, images, labels)
+      return result.images, result.metrics['success']
+
+    specs = (whole, whole, whole, whole, data, data, data)
+    return sharded(local, in_specs=specs)(params, model_state, index, inner, examples, images, labels)
+
+  def margins(params, model_state, images, labels):
+    def local(params, model_state, images, labels):
+      logits = classifier.judge.apply(params, model_state, None, images, is_training=False)[0]
+      return judged(logits, images, labels).metrics['margin']
+
+    return sharded(local, in_specs=(whole, whole, data, data))(params, model_state, images, labels)
+
+  jit = functools.partial(platforms.jit, classifier.mesh)
+  attack_step, judge_step = jit(attack, static_argnums=(0, 1)), jit(margins)
+  variables, mesh = (classifier.state.params, classifier.state.model_state), classifier.mesh
+
+  def arguments(index: int, inner: int, part: np.ndarray) -> tuple[PyTree, ...]:
+    batch = _shard(mesh, part.astype(np.int32), attacked.images[part], attacked.labels[part])
+    return *variables, np.int32(index), np.int32(inner), *batch
+
+  @functools.cache
+  def compiled(through: str, index: int, size: int) -> Callable:
+    like = arguments(index, 0, np.zeros(size, np.int32))
+    with progress.stage(f'compiling {stages[index].name} for {size} images'):
+      return attack_step.lower(stages[index].rounds.make, through, *like).compile()
+
+  def run_attack(through: str, index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    images, taken = compiled(through, index, len(part))(*arguments(index, inner, part))
+    return _to_host(images), _to_host(taken)
+
+  def run_margins(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return _to_host(judge_step(*variables, *_shard(mesh, images, labels)))
+
+  return Programs(
+    attack=functools.partial(run_attack, 'attacked'),
+    margins=run_margins,
+    batch_size=-(-classifier.batch_size // mesh.size) * mesh.size,
+    multiple=mesh.size,
+    compile=functools.partial(compiled, 'attacked'),
+    again=functools.partial(run_attack, 'judge'),
+  )
+
+
+def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep, *, seed: int) -> dict[str, Any]:
+  """Returns what a finished sweep has found, recomputed from its final images, and whether it can be believed.
+
+  Args:
+    classifier: the attacked one.
+    suite: its name.
+    attacked: what the suite attacked.
+    sweep: at its end.
+    seed: of the suite.
+
+  Returns:
+    Counts and accuracies before any attack and after all, the latter also of the final images as stored in 8 bits;
+    `correct` and `robust`, which images these are, as `outcomes.pack` has it; the interval; `survivors` of each stage,
+    its `seconds`, and apart from those its `compile_seconds`, both of all starts;
+    `flags`, names of `validity.FLAGS`; and `probes`, what further attacks found.
+  """
+  images, labels, norm, epsilon = attacked
+  num_classes, n = num_classes_of(classifier, images), len(images)
+  stages = suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
+  parts = programs(classifier, (), attacked)
+  right = lambda of: sweeps.judge(parts, of, labels) < 0
+  rounded = np.round(sweep.images * 255).astype(np.float32) / 255
+  correct, robust = right(images), right(sweep.images)
+  num_correct, num_robust, num_rounded = int(correct.sum()), int(robust.sum()), int(right(rounded).sum())
+  survivors = sweeps.survivors(stages, sweep)
+  flags = validity.of_classifier(_logits_fn(classifier), images[:_CHECKED], labels[:_CHECKED], sweep.images[:_CHECKED])
+  flags += validity.of_outcome(
+    num_images=n,
+    num_correct=int((sweep.broken_in > 0).sum()),
+    num_robust=int((sweep.broken_in == sweeps.ALIVE).sum()),
+    recomputed=(num_correct, num_robust),
+    survivors=survivors,
+    num_nan=int(sweep.num_nan),
+  )
+  probes = _probes(classifier, suite, attacked, sweep, num_classes, seed)
+  flags += validity.of_probes(**probes)
+  return {
+    'num_images': n,
+    'num_correct': num_correct,
+    'num_robust': num_robust,
+    'num_robust_uint8': num_rounded,
+    'correct': outcomes.pack(correct),
+    'robust': outcomes.pack(robust),
+    'clean_accuracy': num_correct / n,
+    'robust_accuracy': num_robust / n,
+    'robust_accuracy_uint8': num_rounded / n,
+    'interval': metrics.binomial_interval(num_robust, n),
+    'stages': [stage.name for stage in stages],  # JSON files lose their order
+    'survivors': survivors,
+    'seconds': _by_stage(stages, sweep.seconds),
+    'compile_seconds': _by_stage(stages, sweep.compile_seconds),
+    'left_out': list(suites.left_out(suite, num_classes)),
+    'flags': [name for name in validity.FLAGS if name in flags],
+    'probes': probes,
+  }
+
+
+def _by_stage(stages: Sequence[Stage], seconds: np.ndarray) -> dict[str, float]:
+  return {stage.name: round(float(value), 2) for stage, value in zip(stages, seconds, strict=True)}
+
+
+def num_classes_of(classifier: Classifier, images: np.ndarray) -> int:
+  """Returns how many logits there are."""
+  return inputs.count_classes(_logits_fn(classifier), images[:1])
+
+
+def _logits_fn(classifier: Classifier) -> Callable[[Array], Array]:
+  """Returns two programs of one function, called in turn: what one freezes when it is traced, the other has anew."""
+  variables = jax.device_get((classifier.state.params, classifier.state.model_state))
+  make = lambda: jax.jit(lambda variables, x: classifier.judge.apply(*variables, None, x, is_training=False)[0])
+  programs = itertools.cycle([make(), make()])
+  return lambda images: next(programs)(variables, images)
+
+
+def _probes(
+  classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep, num_classes: int, seed: int
+) -> dict[str, int]:
+  """Runs further attacks on some of the images; see `validity.of_probes`."""
+  images, labels, norm, epsilon = attacked
+
+  def left(stage: Stage, chosen: np.ndarray, radius: float, attacked_one: Classifier = classifier) -> int:
+    if not len(chosen):
+      return 0
+    part = Problem(images[chosen], labels[chosen], norm, radius)
+    parts = programs(attacked_one, (stage,), part, seed=seed + 1)
+    if attacked_one is not classifier:  # what fools the surrogate is not made again
+      parts = parts._replace(margins=programs(classifier, (), part).margins, again=None)
+    state = sweeps.begin(part, parts, 1)
+    for _ in sweeps.run(part, parts, (stage,), state):
+      pass
+    return int((state.broken_in == sweeps.ALIVE).sum())
+
+  alive = np.flatnonzero(sweep.broken_in[:_LONGER] == sweeps.ALIVE)
+  correct = np.flatnonzero(sweep.broken_in > 0)[:_FAR]
+  longer = suites.longer(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
+  radius, far = suites.far(norm, images.shape[1:])
+  found = {
+    'num_images': min(_LONGER, len(images)),
+    'more_effort': len(alive) - left(longer, alive, epsilon),
+    'num_far': len(correct),
+    'far_left': left(far, correct, radius),
+  }
+  if square := suites.black_box(suite, norm=norm, epsilon=epsilon):
+    found['by_square'] = len(alive) - left(square, alive, epsilon)
+  if classifier.surrogate is not None:
+    found['transferred'] = len(alive) - left(suites.transfer(norm, epsilon), alive, epsilon, classifier.surrogate)
+  return found
+
+
+def _shard(mesh: Mesh, *arrays: np.ndarray) -> tuple[Array, ...]:
+  """Puts arrays that every process holds whole on the devices, in equal parts."""
+  size = len(arrays[0]) // jax.process_count()
+  own = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+  return sharding.shard_batch(mesh, tuple(array[own] for array in arrays))
+
+
+def _to_host(array: Array) -> np.ndarray:
+  if array.is_fully_addressable:
+    return np.asarray(array)
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -1,0 +1,1 @@
+"""Several devices and processes: where arrays live, how processes meet, which platform a program is for."""

@@ -1,0 +1,76 @@
+"""What JAX must be told of this machine before it starts: the virtual devices of the CPU, and the compile cache."""
+
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+import re
+
+from adversarial_augment.cli import streams
+from adversarial_augment.errors import UserError
+
+
+def usable_cores() -> int:
+  """Returns how many cores this process may run on."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def virtual_devices(batch_size: int) -> int | None:
+  """Lets the CPU backend split the work over the cores; other backends are not touched. Call before any array is made.
+
+  XLA runs many ops of one CPU device on one core, so that several devices are faster. Their number becomes the largest
+  divisor of the batch size that is at most the usable cores. A choice of the user stands: JAX_NUM_CPU_DEVICES,
+  `jax_num_cpu_devices`, or XLA_FLAGS=--xla_force_host_platform_device_count. So do devices that exist already, as in a
+  notebook.
+
+  Args:
+    batch_size: images per step of this process.
+
+  Returns:
+    How many devices this process will have, or None where that is not known before they exist: with accelerators.
+
+  Raises:
+    UserError: a choice of the user is 0 devices.
+  """
+  import jax
+
+  forced = re.findall(r'xla_force_host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
+  count = int(forced[-1]) if forced else jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+  if count == 0:
+    name = 'XLA_FLAGS' if forced else 'JAX_NUM_CPU_DEVICES'
+    raise UserError(f'{name} asks for 0 devices of the CPU; name at least 1, or leave it out.')
+  if not forced and count < 0:
+    count = next(n for n in range(min(usable_cores(), batch_size), 0, -1) if batch_size % n == 0)
+    try:
+      jax.config.update('jax_num_cpu_devices', count)
+    except RuntimeError:  # the devices exist already
+      return jax.local_device_count()
+  return count if _cpu_only() else None
+
+
+def _cpu_only() -> bool:
+  """Returns whether JAX will run on the CPU for certain: it is told to, or there is no plugin of another platform."""
+  import jax
+
+  platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+  plugins = any(importlib.util.find_spec(name) for name in ('jax_plugins', 'libtpu'))
+  return platforms == 'cpu' or not (platforms or plugins or importlib.metadata.entry_points(group='jax_plugins'))
+
+
+def compilation_cache() -> None:
+  """Keeps compiled programs in the user's cache folder, so that the next start is faster.
+
+  JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 switches it off.
+  """
+  import jax
+
+  switched_on, chosen = jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+  if not switched_on or chosen is not None:
+    return
+  try:
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'adversarial_augment' / 'xla'
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError) as error:  # a read-only home, or none
+    streams.say(f'Compiled programs are not kept for the next start: {error}.')
+    return
+  jax.config.update('jax_compilation_cache_dir', str(folder))

@@ -1,0 +1,264 @@
+"""The processes of one run: how they find each other, and whether all of them were started alike.
+
+Each process looks at its own config and data first, and then meets the others. They show each other what they found,
+wrong input included, so that all end with the same line where they differ, and none waits for one that has left.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+import re
+import signal
+import socket
+import threading
+from typing import Any, NamedTuple
+
+from adversarial_augment import errors, registry
+from adversarial_augment.cli import environment, signals, streams
+from adversarial_augment.errors import AdversarialAugmentError, UserError, show
+
+_PATIENCE = 300  # seconds for the others to come; where this process is about to fail, _SHORT
+_SHORT = 30
+_KEY = 'adversarial_augment/start'
+_PATHS = ('data_dir', 'frost_dir', 'init_from', 'corruption_net.weights', 'output')  # each process has its own
+
+
+class Processes(NamedTuple):
+  """The processes of a run, as far as the flags and the environment tell."""
+
+  number: int | None  # None: TPU hosts tell it when they meet
+  process: int | None  # which one this is
+  address: str | None  # of process 0; None where JAX finds it
+  source: str  # what tells it
+
+
+def find(arguments: Any) -> Processes | None:
+  """Returns the processes of this run; None where this is the only one.
+
+  The flags decide; without them, the environment: JAX_COORDINATOR_ADDRESS, a SLURM step of more than one task, whatever
+  the job has, or a TPU pod.
+
+  Args:
+    arguments: with coordinator_address, num_processes and process_id.
+
+  Raises:
+    UserError: the environment has no number where there should be one.
+  """
+  env = os.environ
+  if arguments.coordinator_address is not None:
+    return Processes(arguments.num_processes, arguments.process_id, arguments.coordinator_address, 'from the flags')
+  if 'JAX_COORDINATOR_ADDRESS' in env and 'JAX_NUM_PROCESSES' in env:
+    count = _number('JAX_NUM_PROCESSES', 1)
+    index = _number('JAX_PROCESS_ID', 0) if 'JAX_PROCESS_ID' in env else None
+    if count > 1:
+      return Processes(count, index, env['JAX_COORDINATOR_ADDRESS'], 'JAX_NUM_PROCESSES')
+  # SLURM_STEP_NODELIST is set by srun alone: in a batch script there is one process, whatever SLURM_NTASKS says.
+  if 'SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env:
+    name = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in env else 'SLURM_NTASKS'
+    count = _number(name, 1) if name in env else 1
+    return Processes(count, _number('SLURM_PROCID', 0), None, name) if count > 1 else None
+  return Processes(None, None, None, 'the TPU runtime') if _tpu() else None
+
+
+def share_of_batch(processes: Processes | None, batch_size: int) -> int:
+  """Returns how many images of a batch are this process's.
+
+  Raises:
+    UserError: the processes cannot have equal parts.
+  """
+  count = processes.number or 1 if processes else 1
+  if batch_size % count:
+    raise UserError(
+      f'config.batch_size={batch_size} must be a multiple of the {count} processes of the run; change it.'
+    )
+  return batch_size // count
+
+
+@contextmanager
+def together(processes: Processes | None) -> Iterator[dict[str, Any]]:
+  """Runs the block, and then meets the other processes. Call before any array is made.
+
+  Args:
+    processes: what `find` gave.
+
+  Yields:
+    A dict, in which the block leaves what must be equal on all processes, as JSON by the names of users (see `facts`).
+    Where it leaves nothing it does not meet anybody.
+
+  Raises:
+    UserError: the processes differ, or cannot meet.
+    AdversarialAugmentError: that of this block, or of another process's.
+  """
+  own: dict[str, Any] = {}
+  failure: AdversarialAugmentError | None = None
+  try:
+    yield own
+  except AdversarialAugmentError as error:
+    if processes is None:
+      raise
+    failure = error
+  if processes is None or not (own or failure):
+    return
+  _join(processes, failure)
+  everybody = _exchange({'error': [type(failure).__name__, str(failure)]} if failure else own | _of_program())
+  if failure is not None:
+    raise failure
+  for index, theirs in everybody.items():
+    if 'error' in theirs:
+      kind, message = theirs['error']
+      raise getattr(errors, kind, UserError)(f'process {index}: {message}')
+  _compare(everybody)
+
+
+def facts(program: str, config: str, about: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what all processes of a run must have alike.
+
+  Args:
+    program: its name.
+    config: as JSON; fields that name files and folders are left out.
+    about: further facts, such as the hashes of data, as nested dicts.
+  """
+  fields_of_config = {f'config.{name}': value for name, value in registry.flatten(json.loads(config)).items()}
+  rest = {name: value for name, value in fields_of_config.items() if name.removeprefix('config.') not in _PATHS}
+  return {'the program': program, **rest, **registry.flatten(json.loads(json.dumps(about)))}
+
+
+def _of_program() -> dict[str, Any]:
+  """Returns what does not depend on the run."""
+  versions = {f'the version of {name}': version for name, version in environment.versions().items()}
+  return {**versions, 'the code (SHA-256)': environment.source_sha256(), **environment.settings()}
+
+
+def _compare(everybody: Mapping[int, Mapping[str, Any]]) -> None:
+  first = everybody[0]
+  for index, theirs in everybody.items():
+    for name in {**first, **theirs}:
+      here, there = (json.dumps(one[name]) if name in one else 'not set' for one in (first, theirs))
+      if here != there:
+        raise UserError(
+          f'The processes of the run differ: {name} is {_short(here)} on process 0 and {_short(there)} on process '
+          f'{index}; start all of them with the same command, data, packages and variables.'
+        )
+
+
+def _short(text: str) -> str:
+  return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None:
+  """Meets the others; ends the process, with a line, where they do not come: JAX itself would abort."""
+  import jax
+
+  patience, waited_for = (_SHORT if failure else _PATIENCE), _waited_for(processes)
+  lost = f'{waited_for} did not come within {patience} s; start all processes of the run, or this one alone.'
+
+  def give_up() -> None:
+    streams.say(str(failure) if failure else f'Cannot start: {lost}')
+    os._exit(failure.exit_code if failure else UserError.exit_code)
+
+  def stop(number: int) -> None:
+    streams.say(f'stopped by {signal.Signals(number).name}: no step has been made, and the same command goes on.')
+    os._exit(75)
+
+  if processes.address:
+    _claim(processes.address, processes.process)
+  if processes.address and processes.process == 0:
+    _check_port(processes.address)
+  timer = threading.Timer(patience, give_up)
+  timer.daemon = True
+  # What waits in C++ does not see Python's handlers. SIGTERM is JAX's from then on.
+  with signals.watched((signal.SIGINT, signal.SIGHUP, signal.SIGTERM), stop, restored=(signal.SIGINT, signal.SIGHUP)):
+    if processes.number != 1:
+      streams.say(f'waiting for {waited_for} (for up to {patience} s)...')
+    timer.start()
+    try:
+      jax.distributed.initialize(
+        processes.address, processes.number, processes.process, initialization_timeout=patience + 60
+      )
+    except (RuntimeError, ValueError, OSError) as error:
+      raise UserError(
+        f'Cannot join the processes of the run ({processes.source}): {str(error).splitlines()[0]}; mend that, and '
+        'start all of them again.'
+      ) from error
+    finally:
+      timer.cancel()
+
+
+def _claim(address: str, index: int | None) -> None:
+  """Refuses a second process of the same index on this machine, until this one ends: JAX would abort others, too."""
+  claim = socket.socket(socket.AF_UNIX)
+  try:
+    claim.bind(f'\0adversarial_augment {hashlib.sha256(address.encode()).hexdigest()} {index}')
+  except OSError as error:
+    raise UserError(
+      f'Process {index} of the run at {address} has been started already; give each process its own --process_id.'
+    ) from error
+  claim.detach()
+
+
+def _check_port(address: str) -> None:
+  """Refuses a port that another program holds: JAX's service may crash on it."""
+  try:
+    socket.create_server(('', int(address.rpartition(':')[2]))).close()
+  except OSError as error:
+    raise UserError(
+      f'Cannot join the processes of the run: the port of {address} cannot be opened ({error.strerror}); name another '
+      'one, or end the program that holds it.'
+    ) from error
+
+
+def _waited_for(processes: Processes) -> str:
+  count, index, address, source = processes
+  where = f' at {address}' if address else ''
+  if count is None or index is None:
+    return f'the other processes{where} ({source})'
+  if index:
+    return f'process 0{where}, as process {index} of {count} ({source})'
+  others = 'process 1' if count == 2 else f'processes 1 to {count - 1}'
+  return f'{others} of {count}{where and ", to meet" + where} ({source})'
+
+
+def _exchange(own: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+  """Returns what every process shows, by its index; asks for no device, because devices may differ."""
+  from jax._src import distributed  # the only way to the service by which processes meet
+
+  state = distributed.global_state
+  client: Any = state.client
+  number, count = 'the number of processes', state.num_processes
+  shown: dict[int, Mapping[str, Any]] = {state.process_id: {number: count, **own}}
+  client.key_value_set(f'{_KEY}/{state.process_id}', json.dumps(shown[state.process_id]))
+  for index in range(count):
+    try:
+      shown[index] = json.loads(client.blocking_key_value_get(f'{_KEY}/{index}', _SHORT * 1000))
+    except RuntimeError as error:
+      raise UserError(f'Process {index} left before the run began; start all processes again.') from error
+    if shown[index][number] != count:  # the others may never come
+      break
+  return shown
+
+
+def _number(name: str, least: int) -> int:
+  text = os.environ.get(name, '')
+  if not re.fullmatch('[0-9]{1,9}', text) or int(text) < least:
+    raise UserError(f'The environment has {name}={show(text)}; it must be a number of at least {least}.')
+  return int(text)
+
+
+def _tpu() -> bool:
+  """Returns whether this may be one host of a TPU pod.
+
+  A Cloud TPU VM can tell whether it is one of several only by asking Google's metadata server, which
+  `jax.distributed.initialize` does; on a single host that finds one process, which does no harm.
+  """
+  env = os.environ
+  platforms = env.get('JAX_PLATFORMS', '')
+  if platforms and 'tpu' not in platforms:
+    return False
+  if 'MEGASCALE_COORDINATOR_ADDRESS' in env or ',' in env.get('TPU_WORKER_HOSTNAMES', ''):
+    return True
+  chips = any(Path('/dev').glob('accel[0-9]*')) or any(Path('/dev/vfio').glob('[0-9]*'))
+  return chips and 'TPU_SKIP_MDS_QUERY' not in env and importlib.util.find_spec('libtpu') is not None

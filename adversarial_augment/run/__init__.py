@@ -1,0 +1,1 @@
+"""A run on the host: its loop, log, curves, and what it says of itself."""

@@ -1,0 +1,185 @@
+"""What a run says while it goes on: lines on the terminal, metrics.jsonl, the progress bar, TensorBoard files."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import jax
+
+from adversarial_augment.errors import StorageError
+from adversarial_augment.parallel import processes
+from adversarial_augment.run import tensorboard
+from adversarial_augment.run.forecast import Forecast, shown
+from adversarial_augment.storage import files, log_steps, run_directory
+
+_ATTEMPTS = 3  # writes that fail in a row before the run ends
+
+
+def tell(message: str) -> None:
+  """Prints a line on process 0's standard error, above the progress bar where there is one."""
+  if jax.process_index() == 0:
+    from tqdm import tqdm
+
+    # In one write: the thread that watches for signals writes lines too.
+    with suppress(OSError):  # nobody can take it: the run goes on
+      tqdm.write(f'{message}\n', file=sys.stderr, end='')
+
+
+class Patience:
+  """Lets a disk be full for a while: warns once, tries again later, gives up after three failures in a row."""
+
+  def __init__(self) -> None:
+    self._failures = 0
+    self.retry_at = 0  # the step from which on the next attempt is worth making
+
+  def attempt(self, step: int, write: Callable[[], Any], *, final: bool = False) -> bool:
+    """Calls `write` and returns whether it succeeded.
+
+    Args:
+      step: updates made so far.
+      write: raises StorageError where it fails; on several processes on all of them (see processes.py).
+      final: whether there is no later; the attempts are then made in one call, seconds apart.
+
+    Raises:
+      StorageError: the third failure in a row.
+    """
+    while True:
+      try:
+        write()
+      except StorageError as error:
+        self._failures += 1
+        if self._failures >= _ATTEMPTS:
+          raise
+        if self._failures == 1:
+          tell(f'warning: {error} The run goes on and tries again.')
+        if not final:
+          self.retry_at = step + 10 * 2**self._failures
+          return False
+        time.sleep(0.5 * 2**self._failures)
+      else:
+        self._failures = 0
+        return True
+
+
+class RunLog:
+  """The curves of one start of a run; all processes call it together, process 0 writes."""
+
+  def __init__(
+    self,
+    workdir: Path,
+    start: int,
+    num_steps: int,
+    images_per_step: int,
+    board: bool,
+    forecast: Forecast | None = None,
+  ):
+    """Goes on with the log of `workdir`, which a resume has cut back to `start`."""
+    from tqdm import tqdm
+
+    self._path = workdir / 'metrics.jsonl'
+    self._num_steps, self._images_per_step = num_steps, images_per_step
+    self._forecast = forecast or Forecast(num_steps)
+    known = processes.on_process_0(lambda: [self._size_on_disk(), log_steps.of(run_directory.steps_of_log(self._path))])
+    self._size, self.steps = known  # `steps` are those of all lines; on process 0
+    self._unwritten: list[dict[str, Any]] = []
+    self._patience = Patience()
+    self._last_step, self._last_time = start, time.monotonic()
+    self._board: tensorboard.Board | None = None
+
+    def open_board() -> None:
+      self._board = tensorboard.Board(workdir / 'tensorboard', start)
+
+    if board:
+      processes.on_process_0(open_board)
+    interactive = jax.process_index() == 0 and sys.stderr.isatty()
+    self._bar = tqdm(total=num_steps, initial=start, unit='step', disable=not interactive, dynamic_ncols=True)
+
+  @contextmanager
+  def pause(self) -> Iterator[None]:
+    """Leaves the time of the block, a save or an evaluation, out of images per second."""
+    start = time.monotonic()
+    yield
+    self._last_time += time.monotonic() - start
+
+  def add(self, step: int, line: Mapping[str, Any]) -> None:
+    """Writes the line of a step that has just been finished; one that the disk does not take is kept for later.
+
+    Raises:
+      StorageError: three attempts in a row failed.
+    """
+    now = time.monotonic()
+    seconds = max(now - self._last_time, 1e-9) / max(step - self._last_step, 1)
+    rate, left = self._images_per_step / seconds, self._forecast.left(self._last_step, step, seconds)
+    self._last_step, self._last_time = step, now
+    line = {**line, 'images_per_second': round(rate, 1)}
+    self._unwritten.append(line)
+    if step >= self._patience.retry_at:
+      self._patience.attempt(step, self.write)
+    if jax.process_index() == 0:
+      self._show(step, line, left)
+
+  def write(self, *, durable: bool = False) -> None:
+    """Appends the lines that have not been written; `durable` waits until all lines are on the disk.
+
+    Raises:
+      StorageError: the disk takes them not.
+    """
+
+    def write() -> None:
+      self._append()
+      if durable and self._size:
+        with files.storage_errors(f"write '{self._path}'"):
+          files.fsync_path(self._path)
+          files.fsync_path(self._path.parent)
+
+    processes.on_process_0(write)
+    self._unwritten.clear()
+
+  def close(self) -> None:
+    """Ends the progress bar and the TensorBoard file."""
+    self._bar.close()
+    if self._board is not None:
+      self._board.close()
+
+  def _append(self) -> None:
+    size = self._size_on_disk()
+    if size != self._size:
+      what = 'lost' if size < self._size else 'gained'
+      tell(
+        f"warning: '{self._path}' has {what} {abs(size - self._size):,} bytes that are not of this run: lines of its "
+        'curves are missing or double; the run goes on.'
+      )
+    while self._unwritten:
+      run_directory.append_line(self._path, self._unwritten[0])
+      log_steps.append(self.steps, self._unwritten.pop(0)['step'])
+      size = self._size_on_disk()
+    self._size = size
+
+  def _size_on_disk(self) -> int:
+    with files.storage_errors(f"look at '{self._path}'"):
+      return self._path.stat().st_size if self._path.exists() else 0
+
+  def _show(self, step: int, line: Mapping[str, Any], left: float) -> None:
+    rate = line['images_per_second']
+    known = {name: value for name, value in line.items() if value is not None}  # in the warm-up there is no attack
+    text = '  '.join(f'{name} {known[name]:.3g}' for name in ('loss', 'accuracy', 'ssim_mean') if name in known)
+    if self._board is not None:
+      try:
+        self._board.add(step, {name: value for name, value in known.items() if name != 'step'})
+      except StorageError as error:
+        tell(f'warning: {error} The run goes on without TensorBoard files.')
+        self._board.close()
+        self._board = None
+    if not self._bar.disable:
+      # The bar's own time left is by the steps so far.
+      left_fmt = self._bar.format_interval(left)
+      self._bar.bar_format = (
+        f'{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{left_fmt}, {{rate_fmt}}{{postfix}}]'
+      )
+      self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s', refresh=False)
+      self._bar.update(step - self._bar.n)
+      return
+    tell(f'step {step}/{self._num_steps}  {text}  {rate:.0f} images/s  ETA {shown(left)}')

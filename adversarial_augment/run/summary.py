@@ -1,0 +1,290 @@
+"""What a run says of itself: the opening lines, the provenance of its results, the closing table and the figure."""
+
+from collections.abc import Iterator, Mapping
+import hashlib
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import attacks, corruption_nets, threefry
+from adversarial_augment import config as configs
+from adversarial_augment.attacks import trees
+from adversarial_augment.cli import environment
+from adversarial_augment.corruption_nets import weights
+from adversarial_augment.errors import UserError
+from adversarial_augment.metrics import ALL_NAMES, CIFAR10_1_COUNTS
+from adversarial_augment.parallel import platforms
+from adversarial_augment.run.run_log import tell
+from adversarial_augment.storage import sharing
+from adversarial_augment.training import recipe, step_memory
+from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
+
+_EXAMPLES = 8
+
+
+def opening(
+  config: ConfigDict, static: recipe.Recipe, splits: Mapping[str, Dataset], state: TrainState, phi: PyTree
+) -> Iterator[str]:
+  """Yields what is about to happen."""
+  devices, data = jax.devices(), splits['train']
+  origin = data.provenance.get('origin', 'unverified')
+  yield f'devices: {len(devices)} x {devices[0].platform} in {jax.process_count()} process(es); JAX {jax.__version__}'
+  yield from _precision(config, static)
+  sizes = ', '.join(f'{split} {dataset.num_examples:,}' for split, dataset in splits.items())
+  yield f'data: {data.name} ({origin}), {sizes} images of {data.image_shape}, {data.num_classes} classes'
+  if 'deepaugment' in data.provenance:
+    mixed = data.provenance['deepaugment']
+    copies = ', '.join(f'{name} x {count}' for name, count in mixed['copies'].items())
+    yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
+  yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {trees.count(state.params):,} parameters'
+  if static.attack is not None:
+    yield f'adversary: {_network(config, phi)}{configs.strength(config.attack)}'
+    yield from _departures(config, static)
+    yield from _memory(config, static, step_memory.estimate(config, static, state, phi, data.image_shape))
+  if 'augmix_all_ops' in config.augment.after:
+    yield 'warning: operations of augmix_all_ops are like brightness, contrast and saturate of the test corruptions'
+  yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
+  if warning := recipe.too_few_steps(config, static.num_steps, data.epoch_size or data.num_examples):
+    yield warning
+
+
+def _precision(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
+  """Yields what the networks compute in, where it is not plain 32 bits."""
+  asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+  rounded = {'gpu': 'TF32, where the card has it,', 'tpu': 'bfloat16'}.get(platforms.of(static.mesh))
+  if config.precision != 'float32':
+    yield f'precision: {config.precision} in the networks, float32 elsewhere'
+  elif asked is not None:
+    yield f'precision: float32, products as JAX_DEFAULT_MATMUL_PRECISION={asked} has them'
+  elif rounded:
+    yield f'precision: float32, products rounded to {rounded} unless JAX_DEFAULT_MATMUL_PRECISION=highest'
+
+
+def _network(config: ConfigDict, phi: PyTree) -> str:
+  """Returns what the adversary moves the weights of; nothing where it moves pixels."""
+  if config.attack.name == 'lp':
+    return ''
+  phi = phi.phi if isinstance(phi, attacks.Hull) else phi
+  network = corruption_nets.label(config.corruption_net.name, configs.network_sizes(config)).replace('_', ' ')
+  return f'{network}, {trees.count(phi):,} parameters in {len(jax.tree.leaves(phi))} blocks, '
+
+
+def _departures(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
+  """Yields in what the adversary is not that of Eq. 3 (arXiv 2104.01086)."""
+  attack, local = config.attack, static.batch_size // static.mesh.size
+  if attack.name == 'advmix':
+    yield (
+      f'departs from Eq. 3: mixtures of {recipe.NUM_OFFSETS} DeepAugment offsets instead of balls of radius nu, '
+      'AdvMix-style, no disentangled generator (attack.name=advmix)'
+    )
+  count = attacks.attacked_images(attack.fraction, local)
+  if count < local:
+    yield (
+      f'departs from Eq. 3: {count} of the {local} images on each device are attacked, the others stay clean '
+      f'(attack.fraction={attack.fraction:g})'
+    )
+  if attack.beta_mode != 'example':
+    sharing = f'{attack.group} images' if attack.beta_mode == 'group' else 'all attacked images of a batch'
+    yield f'departs from Eq. 3: {sharing} share a perturbation (attack.beta_mode={attack.beta_mode})'
+
+
+def _memory(config: ConfigDict, static: recipe.Recipe, needed: int) -> Iterator[str]:
+  """Yields the estimate of a step's memory, and what to change where it will not fit."""
+  attacked = attacks.attacked_images(config.attack.fraction, static.batch_size // static.mesh.size)
+  images = config.attack.microbatch or attacked
+  yield f'memory: about {needed / 1e9:.2f} GB on each device, with {images} images under attack at a time'
+  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
+  if limit and needed > limit:
+    smaller = max(1, int(images * limit / needed / 2))
+    yield (
+      f'warning: a device has {limit / 1e9:.2f} GB; lower config.batch_size, or set config.attack.batch_norm=running '
+      f'and config.attack.microbatch={smaller} (it must divide {images})'
+    )
+
+
+def _host_share() -> int:
+  """Returns the bytes of main memory for each virtual device; 0 where the system does not tell."""
+  names = ('SC_PHYS_PAGES', 'SC_PAGE_SIZE')
+  if jax.default_backend() != 'cpu' or not set(names) <= os.sysconf_names.keys():
+    return 0
+  return math.prod(map(os.sysconf, names)) // jax.local_device_count()
+
+
+def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str, workdir: Path) -> dict[str, Any]:
+  """Returns where a result of `program` comes from: data, weights, config, versions, devices, command.
+
+  Names files relative to `workdir`, see sharing.py.
+  """
+  about = {
+    'data': {split: {'name': data.name, **data.provenance} for split, data in splits.items()},
+    'weights': _weights(config),
+    'seed': config.seed,
+    'config': json.loads(configs.to_json(config)),
+    'config_sha256': configs.sha256(config),
+    'versions': environment.versions(),
+    'environment': environment.settings(),
+    'git': _revision(),
+    'command': sharing.command(f'adversarial_augment.{program}', sys.argv[1:], workdir),
+    'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
+  }
+  return sharing.relative(about, workdir)
+
+
+def _revision() -> str | None:
+  """Returns the commit of the checkout that the code runs from, with '+' where files were changed; None outside one."""
+  git = lambda *words: subprocess.run(
+    ['git', '-C', str(Path(__file__).parent), *words], capture_output=True, text=True, check=True, timeout=10
+  ).stdout.strip()
+  try:
+    if git('ls-files', '--error-unmatch', Path(__file__).name):
+      return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
+  except (OSError, subprocess.SubprocessError):  # no git, or installed elsewhere
+    pass
+  return None
+
+
+def _weights(config: ConfigDict) -> dict[str, Any] | None:
+  """Returns the origin of phi; None for a run that has nothing to do with an adversary."""
+  if not recipe.has_network(config):
+    return None
+  path = corruption_nets.find(recipe.weights_of(config))
+  _, origin = weights.load(path)
+  known = {name: origin.get(name) for name in ('network', 'data', 'steps', 'command')}
+  return {'file': path.name, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(), **known}
+
+
+def evals(result: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of all evaluations of a file of results."""
+  return [line for name in result['evals'] for line in evaluation(name, result['evals'][name], result)]
+
+
+def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of one evaluation.
+
+  Args:
+    name: one of `config.evals`.
+    values: what was found.
+    result: with `split` and `config`.
+  """
+  if 'error' in values:
+    return _corruption_table(name, values)
+  if name == 'cifar10_1':
+    return [_accuracy_line(f'CIFAR-10.1 {version}', values[version], 'images') for version in CIFAR10_1_COUNTS]
+  labels = {'clean': 'clean accuracy', 'ada': 'accuracy under AdA'}
+  lines = [_accuracy_line(labels[name], values, f'{result["split"]} images')]
+  if name == 'ada':
+    attack = result['config']['attack']
+    about = f'nu {attack["nu"]:g}, {attack["num_steps"]} steps, running statistics, fixed seed'
+    ssim = f'{values["ssim"]:.4f}  (before the line search, {values["num_images"]:,} images)'
+    lines += [f'  {"":<20} {about}', f'  {"mean SSIM":<20} {ssim}']
+  return lines
+
+
+def _accuracy_line(label: str, values: Mapping[str, Any], what: str) -> str:
+  return f'  {label:<20} {values["accuracy"]:.4f}  ({values["num_correct"]:,} of {values["num_images"]:,} {what})'
+
+
+def _corruption_table(name: str, values: Mapping[str, Any]) -> list[str]:
+  """Returns the errors in percent, a line for each corruption and a column for each severity."""
+  row = lambda label, errors, mean: f'  {label:<20}' + ''.join(f'{100 * e:7.2f}' for e in errors) + f'{100 * mean:8.2f}'
+  names = [label for label in ALL_NAMES if label in values['error']]  # JSON has lost the order
+  title, mean = ('mCE', values['mce']) if name == 'cifar10_c' else ('mean', values['mean_error'])
+  low, high = (100 * bound for bound in values['interval'])
+  return [
+    f'  {"error in %, severity":<20}' + ''.join(f'{severity:7}' for severity in range(1, 6)) + f'{"mean":>8}',
+    *(row(label, values['error'][label], values['corruption_error'][label]) for label in names),
+    row(title, values['severity_error'], mean),
+    f'  {"":<20} {title} {100 * mean:.2f} %, 95 % interval {low:.2f} to {high:.2f}; {values["num_images"]:,} images a '
+    f'cell{_subset(values)}, {values["origin"]}' + (f'; frost: {values["frost"]}' if values.get('frost') else ''),
+  ]
+
+
+def _subset(values: Mapping[str, Any]) -> str:
+  return f' (of {values["subset_of"]:,}, evenly spaced)' if 'subset_of' in values else ''
+
+
+def closing(result: Mapping[str, Any], workdir: Path, figure: str | None) -> list[str]:
+  """Returns the closing table."""
+  data = result['data']['train']
+  origin = data.get('origin', 'unverified')
+  lines = [f'after {result["step"]:,} steps on {data["name"]} ({origin}), seed {result["seed"]}:', *evals(result)]
+  files: dict[str, Path | str] = {'results': workdir / 'results' / 'train.json', 'curves': workdir / 'metrics.jsonl'}
+  files |= {'checkpoints': workdir / 'checkpoints'} | ({'examples': figure} if figure else {})
+  return lines + [f'  {name:<20} {path}' for name, path in files.items()]
+
+
+def draw(
+  path: Path,
+  config: ConfigDict,
+  static: recipe.Recipe,
+  dataset: Dataset,
+  state: TrainState,
+  attack: Attack | None,
+  phi: PyTree,
+) -> str | None:
+  """Draws the curves of the run, and Figure 1a with its classifier: the first test images, before and after, and what
+  the classifier took them for.
+
+  Args:
+    path: the picture of the examples; the curves go beside it.
+    config: of the run.
+    static: of the run.
+    dataset: whose first images are drawn.
+    state: of the classifier, in this process whole.
+    attack: the adversary; without one there are only curves.
+    phi: what it is built around.
+
+  Returns:
+    The path, or None without an adversary or without Matplotlib, an extra.
+
+  Raises:
+    StorageError: the picture cannot be written.
+  """
+  if importlib.util.find_spec('matplotlib') is None:
+    tell("no figure: Matplotlib is not installed; install the extra 'plots': pip install matplotlib.")
+    return None
+  from adversarial_augment.reporting import figures
+
+  try:
+    figures.training_curves(path.with_name('training_curves.png'), path.parent.parent / 'metrics.jsonl')
+  except UserError as error:  # lines of the log are lost, and the rest of the run is not
+    tell(f'warning: no curves: {error}')
+  if attack is None:
+    return None
+  images, labels = dataset.read(np.arange(min(_EXAMPLES, dataset.num_examples)))
+  params, model_state, phi = jax.device_get((state.params, state.model_state, phi))
+  clean = jnp.asarray(images, jax.tree.leaves(params)[0].dtype) / 255
+
+  @jax.jit
+  def corrupt(params, model_state, phi, clean, labels):
+    logits_fn = lambda x: static.classifier.apply(params, model_state, None, x, is_training=False)[0]
+    keys = jax.vmap(lambda i: jax.random.fold_in(threefry.key(0), i))(jnp.arange(clean.shape[0]))
+    result = attack(keys, logits_fn, clean, labels, phi)
+    seen = tuple(logits_fn(x).argmax(-1) for x in (clean, result.images))
+    return result.images, result.metrics['ssim'], seen
+
+  corrupted, ssim, seen = corrupt(params, model_state, phi, clean, jnp.asarray(labels))
+  named = lambda labels: [dataset.class_names[i] if dataset.class_names else str(i) for i in np.asarray(labels)]
+  title = f'{_shown(config)}, step {int(state.step)}'
+  pictures = np.asarray(clean), np.asarray(corrupted), np.asarray(ssim)
+  figures.ada_examples(path, *pictures, named(labels), seen=(named(seen[0]), named(seen[1])), title=title)
+  return str(path)
+
+
+def _shown(config: ConfigDict) -> str:
+  """Returns the adversary of the picture: an l_p ball is that of the training, a network is moved by AdA in any run."""
+  if config.attack.name == 'lp':
+    return configs.strength(config.attack)
+  settings = f'AdA, nu {config.attack.nu:g}, {config.attack.num_steps} steps'
+  trained = '' if config.attack.name in ('ada', 'none') else f' (trained with {config.attack.name})'
+  return f'{config.corruption_net.name}, {settings}{trained}'
