@@ -1,6 +1,6 @@
 """What can go wrong in a way the user can mend; each kind has its exit code.
 
-A command line prints the message as one line on standard error and ends with `exit_code` (see cli.py). The message
+A command line prints the message as one line on standard error and ends with `exit_code` (see cli.run). The message
 names the field or file, its value, the rule, and the way out.
 """
 

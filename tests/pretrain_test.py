@@ -34,7 +34,7 @@ def without_jax_setup(monkeypatch) -> None:
 
 @pytest.fixture
 def untrained(monkeypatch, without_jax_setup) -> None:
-  monkeypatch.setattr('adversarial_augment.loop.run', lambda *_: pytest.fail('it trained'))
+  monkeypatch.setattr('adversarial_augment.run.loop.run', lambda *_: pytest.fail('it trained'))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def ada(
     apply: the corruption network c, (phi, images [n, h, w, 3]) -> images of the same shape in [0, 1].
     nu: relative radius of every weight and bias array; 0 gives c_phi(x).
     init: random start in the balls: 'ball', 'uniform' or 'zero'.
-    impl: how the network runs over examples, see per_example_conv.py.
+    impl: how the network runs over examples, see per_example_conv.
     noisy: `apply` takes a key too, see `weight_ball`.
     **options: of `adversary`, whose defaults are the paper's.
 

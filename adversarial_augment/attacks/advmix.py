@@ -14,7 +14,7 @@ def advmix(apply: Callable, *, init: str = 'ball', impl: str = 'auto', noisy: bo
   Args:
     apply: the corruption network c, (phi, images [n, h, w, 3]) -> images of the same shape in [0, 1].
     init: 'ball' starts at a random mixture, 'zero' at the mean of the offsets.
-    impl: how the network runs over examples, see per_example_conv.py.
+    impl: how the network runs over examples, see per_example_conv.
     noisy: `apply` takes a key too, see `weight_ball`.
     **options: of `adversary`; `step_fraction` is in units of the logarithms of the mixture's weights.
 

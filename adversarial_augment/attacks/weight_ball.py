@@ -23,7 +23,7 @@ def weight_ball(
     apply: the corruption network, (phi, images [n, h, w, c]) -> images.
     nu: relative radius, at least 0.
     init: distribution of the starting point in each ball: 'ball', 'uniform' or 'zero', see `trees.random_in_balls`.
-    impl: how the network runs over examples, see per_example_conv.py.
+    impl: how the network runs over examples, see per_example_conv.
     noisy: `apply` takes a third argument, a key from which it draws its noise.
     stacked: points of the set, and radii, are `trees.Stacks` of what they are otherwise, trees like phi.
 

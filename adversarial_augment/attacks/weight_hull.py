@@ -28,7 +28,7 @@ def weight_hull(apply: Callable, *, init: str = 'ball', impl: str = 'auto', nois
   Args:
     apply: the corruption network, (phi, images [n, h, w, c]) -> images.
     init: 'ball' starts at a uniform draw from all mixtures, 'zero' in their middle.
-    impl: how the network runs over examples, see per_example_conv.py.
+    impl: how the network runs over examples, see per_example_conv.
     noisy: `apply` takes a third argument, a key from which it draws its noise.
 
   Returns:

@@ -1,6 +1,6 @@
 """The configs of `train` and `pretrain`: reading, checking, changing, printing.
 
-The fields are in `config_tables.py`, the rules between them in `rules.py`.
+The fields are in `tables.py`, the rules between them in `rules.py`.
 
 A config file is a Python file with a docstring, `get_config(variant='')`, which returns a changed `base_config()` or
 `pretrain_config()`, and `VARIANTS`, a dict whose keys `--list_configs` prints (see `choose_variant`). It is code and is

@@ -29,7 +29,7 @@ def cae(
     features: channels of the first layer; those of the others are in proportion.
     deterministic: bits are the sign of z; `apply` then needs no key.
     native: returns images in [0, 1]; otherwise in [-1, 1], before they are clipped.
-    conv: the convolution, see per_example_conv.py.
+    conv: the convolution, see per_example_conv.
     dtype: of the layers; None is the images' own.
 
   Returns:

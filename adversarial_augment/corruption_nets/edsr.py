@@ -42,7 +42,7 @@ def edsr(
     native: returns images of the input's size in [0, 1]; otherwise the super-resolved images, not clipped.
     tail: how native images are made after the last residual sum: 'composed', see linear_tail.py, or 'layers', one after
       the other. Equal up to rounding.
-    conv: the convolution, see per_example_conv.py.
+    conv: the convolution, see per_example_conv.
     dtype: of the convolutions; None is the images' own.
 
   Returns:

@@ -112,7 +112,7 @@ def apply(x: jax.Array, kernels: jax.Array, biases: jax.Array, conv: per_example
     x: the features.
     kernels: [3, 3, 5, 5, c, k], see `composed`.
     biases: [3, 3, k], likewise.
-    conv: a convolution, see per_example_conv.py.
+    conv: a convolution, see per_example_conv.
   """
   n, h, w, _ = x.shape
   c, k = kernels.shape[4:]

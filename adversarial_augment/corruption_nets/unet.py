@@ -27,7 +27,7 @@ def unet(
   Args:
     features: channels at full resolution; each of the two levels below doubles them.
     native: returns images in [0, 1]; otherwise they are not clipped.
-    conv: the convolution, see per_example_conv.py.
+    conv: the convolution, see per_example_conv.
     dtype: of the layers; None is the images' own.
 
   Returns:

@@ -42,7 +42,7 @@ def vqvae(
     features: channels of the first layer and length of a code; the layers between have twice as many.
     codes: vectors in the codebook.
     native: returns images in [0, 1]; otherwise a `Coded`, of images whose sides are multiples of 4.
-    conv: the convolution, see per_example_conv.py.
+    conv: the convolution, see per_example_conv.
     dtype: of the layers; None is the images' own. Distances to codes are in the images' own.
 
   Returns:

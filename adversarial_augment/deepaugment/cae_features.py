@@ -28,7 +28,7 @@ def apply(
     key: of the image's draws, those of the stochastic bits included.
     bug_compatible: whether the first kind of damage multiplies the bits by 3 + 4 u U, as the published code does by a
       slip of a parenthesis, or by 3 + 2 u (2 U - 1), as it reads.
-    conv: the convolution, see per_example_conv.py.
+    conv: the convolution, see per_example_conv.
 
   Returns:
     [h, w, 3], in levels, not clipped.

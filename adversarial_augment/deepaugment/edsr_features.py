@@ -30,7 +30,7 @@ def apply(
     levels: [h, w, 3] in 0..255.
     key: of the image's draws.
     bug_compatible: see `_swap_channels` and `_body`.
-    conv: the convolution, see per_example_conv.py.
+    conv: the convolution, see per_example_conv.
 
   Returns:
     [scale * h, scale * w, 3], in levels, not clipped.

@@ -159,7 +159,7 @@ def corrupt(
       first_keys, second_keys = jnp.moveaxis(jax.vmap(jax.random.split)(after_keys), 1, 0)
       views = [images, after(first_keys, images), after(second_keys, images)]
     elif recipe.trades:
-      views = [clean, images]  # nothing comes after, by config_rules.py
+      views = [clean, images]  # nothing comes after, by config/rules.py
     else:
       views = [after(after_keys, images)]
     return jax.lax.stop_gradient((jnp.stack(views, 1), metrics))
