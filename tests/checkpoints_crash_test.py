@@ -177,7 +177,7 @@ CRASH = """
 import sys
 from pathlib import Path
 import numpy as np
-from adversarial_augment import checkpoints
+from adversarial_augment.storage import checkpoints
 directory = Path(sys.argv[1])
 checkpoints.save(directory, 40, {'w': np.arange(4, dtype=np.float32)}, config_sha256='c')
 checkpoints.prune(directory, 2)
@@ -227,7 +227,7 @@ import itertools
 import sys
 from pathlib import Path
 import numpy as np
-from adversarial_augment import checkpoints
+from adversarial_augment.storage import checkpoints
 directory = Path(sys.argv[1])
 for step in itertools.count(max(checkpoints.steps(directory), default=0) + 1):
   checkpoints.save(directory, step, {'w': np.full(100_000, step, np.float32)}, config_sha256='c')
@@ -268,7 +268,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
-from adversarial_augment import checkpoints
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.errors import CheckpointError, StorageError, UserError
 
 if rank:  # only process 0 has the folder

@@ -79,7 +79,7 @@ import itertools
 import sys
 from pathlib import Path
 import numpy as np
-from adversarial_augment import checkpoints
+from adversarial_augment.storage import checkpoints
 directory = Path(sys.argv[1])
 for step in itertools.count(1):
   checkpoints.save(directory, step, {'w': np.full(100_000, step, np.float32)}, config_sha256='c')
@@ -174,7 +174,7 @@ SAVES = """
 import sys
 from pathlib import Path
 import numpy as np
-from adversarial_augment import checkpoints
+from adversarial_augment.storage import checkpoints
 
 def memory():
   return int(next(line for line in open('/proc/self/status') if line.startswith('VmRSS')).split()[1])
@@ -206,7 +206,7 @@ import resource
 import sys
 from pathlib import Path
 import numpy as np
-from adversarial_augment import checkpoints
+from adversarial_augment.storage import checkpoints
 
 state = {f'params/{i}': np.random.default_rng(i).normal(size=20_000).astype(np.float32) for i in range(40)}
 directory = Path(sys.argv[1])

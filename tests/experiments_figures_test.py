@@ -87,7 +87,7 @@ def workdir(run, tmp_path, monkeypatch):
   config, mesh, state = run
   (tmp_path / 'config.json').write_text(configs.to_json(config))
   monkeypatch.setattr(inference, 'restore', lambda *_: inference.Restored(3, SHA, SHA, state))
-  monkeypatch.setattr('adversarial_augment.sharding.data_mesh', lambda: mesh)
+  monkeypatch.setattr('adversarial_augment.parallel.sharding.data_mesh', lambda: mesh)
   return tmp_path
 
 

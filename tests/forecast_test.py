@@ -67,7 +67,8 @@ def test_a_stage_speaks_only_where_it_takes_long(monkeypatch):
 
 TALKATIVE = """
 import contextlib, sys
-from adversarial_augment import progress, streams, train
+from adversarial_augment.cli import progress, streams
+from adversarial_augment import train
 
 @contextlib.contextmanager
 def stage(what, say=None):

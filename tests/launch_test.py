@@ -21,7 +21,9 @@ ALONE = command_line.Arguments(config='a.py', overrides={}, workdir=Path('w'))
 STEP = {'SLURM_STEP_NODELIST': 'a[1-2]', 'SLURM_PROCID': '0'}
 MET = """
   import json, sys
-  from adversarial_augment import cli, errors, launch
+  from adversarial_augment import cli, errors
+  from adversarial_augment.config import command_line
+  from adversarial_augment.parallel import launch
   def main(argv):
     arguments = command_line.parse_train(argv[2:])
     with launch.together(launch.find(arguments)) as shared:

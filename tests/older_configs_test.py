@@ -15,7 +15,7 @@ from adversarial_augment.run import loop
 from adversarial_augment.storage import checkpoints
 from tests.classifier_cases import card_of, make_config, random_state
 
-# The fields of the first runs. This list stays: a field that is not in it belongs into config_tables.ADDED.
+# The fields of the first runs. This list stays: a field that is not in it belongs into config.tables.ADDED.
 FIRST = {
   'train': """
     dataset data_dir batch_size num_epochs num_steps seed init_from holdout precision log_every checkpoint_every

@@ -136,7 +136,8 @@ def test_weights_of_another_network_are_refused_before_the_run(tmp_path, harm, w
 
 def test_files_are_checked_without_devices():
   code = (
-    'from adversarial_augment import config, recipe; recipe.check_adversary(config.base_config(), (32, 32, 3)); '
+    'from adversarial_augment import config; from adversarial_augment.training import recipe; '
+    'recipe.check_adversary(config.base_config(), (32, 32, 3)); '
     'from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()'
   )
   subprocess.run([sys.executable, '-c', code], check=True)

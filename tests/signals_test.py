@@ -11,7 +11,8 @@ import pytest
 # A run whose step is under way: it says so, waits until it is asked to stop, takes a while to save, and says that, too.
 UNDER_WAY = """
   import sys, time
-  from adversarial_augment import cli, signals
+  from adversarial_augment import cli
+  from adversarial_augment.cli import signals
   from adversarial_augment.errors import Stopped
   def main(argv):
     with signals.listen(False, 'step 3 is saved') as stop:
@@ -26,7 +27,8 @@ UNDER_WAY = """
 """
 IDLE = """
   import time
-  from adversarial_augment import cli, signals
+  from adversarial_augment import cli
+  from adversarial_augment.cli import signals
   @signals.keeping('nothing was written, and the same command begins anew')
   def main(argv):
     try:

@@ -12,7 +12,8 @@ from tests import trainer
 
 PRINT = """
   import subprocess, sys
-  from adversarial_augment import cli, errors, streams
+  from adversarial_augment import cli, errors
+  from adversarial_augment.cli import streams
   def main(argv):
     print(argv[0])
     streams.say(argv[0])

@@ -172,7 +172,8 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from adversarial_augment import per_example_conv, platforms
+from adversarial_augment import per_example_conv
+from adversarial_augment.parallel import platforms
 from tests import tpu_conv_test
 
 devices = topologies.get_topology_desc(topology_name=sys.argv[1], platform='tpu').devices

@@ -95,7 +95,7 @@ def versions() -> dict[str, str]:
 def source_sha256() -> str:
   """Returns a hash of this package's code, which says more than its version while it is worked on."""
   digest = hashlib.sha256()
-  folder = Path(__file__).parent
+  folder = Path(__file__).parents[1]
   for path in sorted(folder.rglob('*.py')):
     digest.update(f'{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n'.encode())
   return digest.hexdigest()

@@ -248,7 +248,7 @@ def load(spec: str, program: str = 'train') -> ConfigDict:
 
 def _shipped() -> Path:
   """Returns the folder of the shipped configs: inside a wheel, beside the package in a checkout."""
-  package = Path(__file__).parent
+  package = Path(__file__).parents[1]
   return package / 'configs' if (package / 'configs').is_dir() else package.parent / 'configs'
 
 
