@@ -1,4 +1,4 @@
-"""What README says: its commands, fields, links, and the library example, which runs as it stands."""
+"""What README and the pages of docs/ say: commands, fields, links, and the Python examples, which run as they stand."""
 
 import importlib.util
 from pathlib import Path
@@ -19,25 +19,38 @@ from tests import classifier_cases
 from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / 'README.md').read_text()
 PAGES = sorted({*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')})
+README = (ROOT / 'README.md').read_text()
+TEXT = ''.join(page.read_text() for page in PAGES)
 MODULE = 'python -m adversarial_augment.'
 PARSERS = {'prepare': prepare._parser, 'report': report._parser, 'export': export._parser, 'plan': plan._parser}
 
 
-def blocks(language: str, text: str = README) -> list[str]:
+def blocks(language: str, text: str) -> list[str]:
   return re.findall(rf'^```{language}\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-  """Every command line of this package in README, without comments."""
-  lines = '\n'.join([*blocks('bash'), *blocks('sh')]).replace('\\\n', ' ').splitlines()
-  lines = [part for line in lines for part in re.split(r'&&|;', line)] + re.findall(rf'`({MODULE}[^`]*)`', README)
-  return [MODULE + line.split(MODULE)[1].split(' #')[0].rstrip("' &") for line in lines if MODULE in line]
+  """Every command line of this package on any page, without comments."""
+  lines = '\n'.join([*blocks('bash', TEXT), *blocks('sh', TEXT)]).replace('\\\n', ' ').splitlines()
+  lines = [part for line in lines for part in re.split(r'&&|;', line)] + re.findall(rf'`({MODULE}[^`]*)`', TEXT)
+  found = [MODULE + line.split(MODULE)[1].split(' #')[0].rstrip("' &") for line in lines if MODULE in line]
+  return sorted({re.sub(' +', ' ', command) for command in found} - {f'{MODULE}train ...'})
+
+
+def example(name: str) -> str:
+  """Returns the one Python example, on any page, that uses a name."""
+  [found] = [block for block in blocks('python', TEXT) if name in block]
+  return found
+
+
+def test_readme_and_the_map_are_short():
+  assert len(README.splitlines()) <= 200
+  assert len((ROOT / 'docs' / 'design.md').read_text().splitlines()) <= 150
 
 
 def test_the_first_two_blocks_are_one_command_line_each():
-  first, second = blocks('bash')[:2]
+  first, second = blocks('bash', README)[:2]
   for command in (first, second):
     assert len(command.splitlines()) == 1
     assert command.startswith('python3 -m venv .venv && . .venv/bin/activate && pip install -e ')
@@ -48,6 +61,12 @@ def test_the_first_two_blocks_are_one_command_line_each():
 def test_there_are_commands_of_every_module():
   modules = {command.removeprefix(MODULE).split()[0] for command in commands()}
   assert modules == {'train', 'evaluate', 'report', 'export', 'prepare', 'pretrain', 'convert', 'plan'}
+
+
+def test_experiments_and_benchmarks_that_a_page_runs_are_there():
+  named = set(re.findall(r'python -m ((?:experiments|benchmarks)\.\w+)', TEXT))
+  assert len(named) > 5
+  assert not [name for name in named if not (ROOT / name.replace('.', '/')).with_suffix('.py').exists()]
 
 
 @pytest.mark.parametrize('command', commands())
@@ -67,11 +86,10 @@ def test_every_command_parses(command):
 
 
 def test_every_setting_exists_and_is_valid():
-  settings = re.findall(r'--config\.([\w.]+)=(\S+?)[`\s]', README)
+  settings = re.findall(r'--config\.([\w.]+)=(\S+?)[`\s]', README + (ROOT / 'docs' / 'user_guide.md').read_text())
   assert len(settings) > 8
   configs.validate(configs.override(configs.base_config(), dict(settings)))
-  text = ''.join(page.read_text() for page in PAGES)
-  named = set(re.findall(r'`((?:attack|optimizer|classifier|corruption_net|augment)\.[a-z_]+)(?:=\w+)?`', text))
+  named = set(re.findall(r'`((?:attack|optimizer|classifier|corruption_net|augment)\.[a-z_]+)(?:=\w+)?`', TEXT))
   assert named <= configs.TRAIN.keys()
 
 
@@ -79,6 +97,9 @@ def test_every_setting_exists_and_is_valid():
 def test_links_and_pictures_are_there(page):
   for target in re.findall(r'\]\(([^)#]+)', page.read_text()):
     assert target.startswith('https://') or (page.parent / target).exists(), f'{page.name}: {target}'
+  headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
+  anchors = {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+  assert set(re.findall(r'\]\(#([^)]+)\)', page.read_text())) <= anchors
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
@@ -107,14 +128,14 @@ def test_the_map_of_the_design_page_names_every_room():
 
 
 def test_the_library_example_corrupts_a_batch():
-  example = blocks('python')[1]
-  assert len([line for line in example.splitlines() if line]) <= 8
+  code = example('attacks.ada')
+  assert len([line for line in code.splitlines() if line]) <= 8
   images, labels = datasets.load('embedded', 'test', '').read(np.arange(4))
   images, labels = jnp.asarray(images, jnp.float32) / 255, jnp.asarray(labels)
   head = 0.1 * jax.random.normal(jax.random.key(1), (32 * 32 * 3, 10))
   logits_fn = lambda images: images.reshape(len(images), -1) @ head
   names = {'images': images, 'labels': labels, 'logits_fn': logits_fn}
-  exec(compile(example, 'README.md', 'exec'), names)
+  exec(compile(code, 'README.md', 'exec'), names)
   corrupted, metrics = names['corrupted'], names['metrics']
   assert corrupted.shape == images.shape
   assert 0 <= float(corrupted.min()) <= float(corrupted.max()) <= 1
@@ -124,15 +145,15 @@ def test_the_library_example_corrupts_a_batch():
 
 
 def attacked_example(logits_fn=None, **names) -> dict:
-  """Runs README's AutoAttack on 4 images, with its line for Haiku or another logits_fn."""
-  example = blocks('python')[2]
-  assert len([line for line in example.splitlines() if line]) <= 10
+  """Runs the AutoAttack example on 4 images, with its line for Haiku or another logits_fn."""
+  code = example('attacks.autoattack')
+  assert len([line for line in code.splitlines() if line]) <= 10
   images, labels = datasets.load('embedded', 'test', '').read(np.arange(4))
   names |= {'images': np.float32(images) / 255, 'labels': labels}
   if logits_fn is not None:
-    line = next(line for line in example.splitlines() if line.startswith('logits_fn = '))
-    example, names['logits_fn'] = example.replace(line, ''), logits_fn
-  exec(compile(example, 'README.md', 'exec'), names)
+    line = next(line for line in code.splitlines() if line.startswith('logits_fn = '))
+    code, names['logits_fn'] = code.replace(line, ''), logits_fn
+  exec(compile(code, 'docs/user_guide.md', 'exec'), names)
   return names
 
 
@@ -154,7 +175,7 @@ def test_the_autoattack_example_attacks_a_flax_model():
   flax = pytest.importorskip('flax', reason='Flax is not installed')
   model = flax.linen.Dense(10)
   variables = model.init(jax.random.key(0), jnp.zeros((1, 32 * 32 * 3)))
-  [line] = re.findall(r'`logits_fn = (lambda images: model.apply\(variables, images\))`', README)
+  [line] = re.findall(r'`logits_fn = (lambda images: model.apply\(variables, images\))`', TEXT)
   flat = lambda images: images.reshape(len(images), -1)
   apply = eval(line, {'model': model, 'variables': variables})
   check_attacked(attacked_example(lambda images: apply(flat(images))))
@@ -164,9 +185,8 @@ def test_the_trained_classifier_example_classifies(tmp_path, monkeypatch):
   (tmp_path / 'runs').mkdir()
   classifier_cases.save_run(tmp_path / 'runs' / 'quickstart')
   monkeypatch.chdir(tmp_path)
-  example = blocks('python')[0]
   names = {'images': datasets.load('embedded', 'test', '').read(np.arange(3)).images}
-  exec(compile(example, 'README.md', 'exec'), names)
+  exec(compile(example('load_classifier('), 'README.md', 'exec'), names)
   assert names['logits'].shape == (3, 10)
   assert np.ptp(names['logits']) > 0
   logits_fn = names['classify'].logits_fn
