@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from adversarial_augment import cli, datasets, inference
-from adversarial_augment.attacks import suites, sweep
-from adversarial_augment.attacks.sweep import Problem, Programs, Stage
+from adversarial_augment.attacks import suite_runner, suites
+from adversarial_augment.attacks.suite_runner import Problem, Programs, Stage
 from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import robustness
@@ -37,32 +37,32 @@ LEAST_ROBUST = 0.25  # of the images: with few of them left, the later stages wo
 
 
 class Ours:
-  """The sweep of `evaluate --attack=autoattack`."""
+  """The suite of `evaluate --attack=autoattack`."""
 
   def __init__(self, problem: Problem, programs: Programs, stages: tuple[Stage, ...]):
     self._problem, self._programs, self._stages = problem, programs, stages
     self.reset()
 
   def reset(self) -> None:
-    self._found = sweep.begin(self._problem, self._programs, len(self._stages))
-    self._progress: Iterator = sweep.run(self._problem, self._programs, self._stages, self._found)
+    self._found = suite_runner.start(self._problem, self._programs, len(self._stages))
+    self._progress: Iterator = suite_runner.run(self._problem, self._programs, self._stages, self._found)
 
   def compile(self, index: int) -> float:
     """Compiles a stage; returns the seconds."""
     start = time.perf_counter()
-    for size in sweep.batch_sizes(self._programs):
+    for size in suite_runner.batch_sizes(self._programs):
       self._programs.compile(index, size)
     return time.perf_counter() - start
 
   def run(self, index: int) -> None:
     """Runs the next stage."""
-    last = index, self._stages[index].rounds.number - 1, 0
+    last = index, self._stages[index].restarts.number - 1, 0
     while next(self._progress) != last:
       pass
 
   @property
   def robust(self) -> np.ndarray:
-    return self._found.broken_in == sweep.ALIVE
+    return self._found.broken_in == suite_runner.ALIVE
 
 
 class Pair(NamedTuple):
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
   classifier, problem, depth = restore(arguments.workdir, arguments.images, arguments.epsilon)
   variables = jax.device_get((classifier.state.params, classifier.state.model_state))
   theirs = torch_autoattack.Reference(torch_layout.state_dict(*variables), depth, problem)
-  logits = classifier.judge.apply(*variables, None, problem.images, is_training=False)[0]
+  logits = classifier.reference.apply(*variables, None, problem.images, is_training=False)[0]
   np.testing.assert_allclose(theirs.logits(), logits, rtol=1e-3, atol=1e-3, err_msg='not the same classifier')
   num_classes = robustness.num_classes_of(classifier, problem.images)
   stages = suites.stages(SUITE, norm=NORM, epsilon=problem.epsilon, num_classes=num_classes)

@@ -6,7 +6,7 @@ import numpy as np
 from pyautoattack import AutoAttack
 import torch
 
-from adversarial_augment.attacks.sweep import Problem
+from adversarial_augment.attacks.suite_runner import Problem
 from adversarial_augment.classifiers.preact_resnet import DEPTHS
 from benchmarks import torch_classifier
 

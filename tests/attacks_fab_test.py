@@ -8,8 +8,7 @@ import pytest
 import scipy.optimize
 
 from adversarial_augment import attacks
-from adversarial_augment.attacks.fab import fab_rounds
-from adversarial_augment.attacks.hyperplane import nearest_moves
+from adversarial_augment.attacks.fab import fab_restarts, nearest_moves
 from adversarial_augment.errors import UserError
 from tests import boxed_linear, tiny
 from tests.lp_ball_test import EPSILONS, assert_within, hard_images
@@ -155,7 +154,7 @@ def test_each_round_has_its_target_in_the_order_of_the_clean_logits():
   """Only class `rank` can be reached, since the gradients of the others are zero; 4 classes, 3 ranks, 2 restarts."""
   order = np.array([2.0, 1.0, 0.0])
   image = np.full((1, 4, 4, 1), 0.5, np.float32)
-  rounds = fab_rounds(norm='linf', epsilon=0.4, num_steps=20, restarts=2, num_targets=3)
+  rounds = fab_restarts(norm='linf', epsilon=0.4, num_steps=20, restarts=2, num_targets=3)
   assert rounds.number == 6
 
   @jax.jit

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks
-from adversarial_augment.attacks import square_moves
-from adversarial_augment.attacks.square import square_rounds, square_sides
+from adversarial_augment.attacks.square import l2_change, profile, square_restarts, square_sides
 from adversarial_augment.errors import UserError
 from tests import boxed_linear, tiny
 from tests.lp_ball_test import EPSILONS, assert_within, distances, hard_images
@@ -97,10 +96,10 @@ def eta_of_the_paper(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize('side', [3, 5, 7, 15, 29])
 def test_the_profile_is_that_of_the_paper(side):
   rows, columns = np.arange(side)[:, None], np.arange(side)[None]
-  profile = jax.jit(square_moves.profile)(rows, columns, side)
+  found = jax.jit(profile)(rows, columns, side)
   k = side // 2
   expected = np.concatenate([eta_of_the_paper(side, k), -eta_of_the_paper(side, side - k)], axis=1)
-  np.testing.assert_allclose(profile, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_l2_starts_and_stays_on_the_sphere():
@@ -120,7 +119,7 @@ def test_l2_moves_mass_from_one_window_to_another():
   delta = rng.normal(size=(16, 16, 3))
   delta *= 0.5 / np.linalg.norm(delta)
   image, point = GREY[0], np.float32(0.5 + delta)
-  change = jax.jit(lambda key: square_moves.l2_change(0.6, jnp.array(5), key, image, point))
+  change = jax.jit(lambda key: l2_change(0.6, jnp.array(5), key, image, point))
   seen = set()
   for key in jax.random.split(jax.random.key(1), 30):
     new = np.asarray(change(key), float) - 0.5
@@ -244,7 +243,7 @@ def test_small_and_oblong_images(norm, shape):
 
 
 def test_restarts_have_draws_of_their_own():
-  rounds = square_rounds(norm='linf', epsilon=0.1, num_queries=1, restarts=3)
+  rounds = square_restarts(norm='linf', epsilon=0.1, num_queries=1, restarts=3)
   assert rounds.number == 3
   bright = lambda x: jnp.stack([jnp.full(len(x), 5.0), x.max((1, 2, 3))], axis=1)
   run = jax.jit(lambda index: rounds.make(index)(boxed_linear.keys(4), bright, GREY, ZEROS).images)

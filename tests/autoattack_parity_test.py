@@ -20,7 +20,6 @@ import optax
 import pytest
 
 from adversarial_augment import attacks, datasets, per_example_conv
-from adversarial_augment.attacks import square_moves
 from adversarial_augment.attacks.losses import cross_entropy
 from tests import boxed_linear
 
@@ -147,7 +146,7 @@ def their_robust(stage: str, norm: str, seed: int) -> int:
 @pytest.fixture
 def windows_of_the_reference(monkeypatch):
   """There, no window of Square ends at the lower or the right edge: its draw leaves out the last place."""
-  monkeypatch.setattr(square_moves, 'places', lambda size, side: jnp.maximum(size - side, 1))
+  monkeypatch.setattr('adversarial_augment.attacks.square.places', lambda size, side: jnp.maximum(size - side, 1))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import scipy.optimize
 
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.losses import dlr, margin, targeted_dlr
-from adversarial_augment.attacks.rounds import Rounds, judged, repeated
+from adversarial_augment.attacks.restarts import Restarts, attack_result, with_restarts
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import AttackResult
 
@@ -169,7 +169,9 @@ def test_rounds_keep_the_first_success_else_the_highest_margin():
     return attack
 
   images, keys = jnp.zeros((3, 1, 1, 1)), jax.random.split(jax.random.key(0), 3)
-  result = jax.jit(lambda: repeated(Rounds(4, make))(keys, lambda x: jnp.zeros((3, 2)), images, jnp.zeros(3, int)))()
+  result = jax.jit(
+    lambda: with_restarts(Restarts(4, make))(keys, lambda x: jnp.zeros((3, 2)), images, jnp.zeros(3, int))
+  )()
   np.testing.assert_array_equal(result.images.ravel(), [2, 1, 0])
   np.testing.assert_array_equal(result.metrics['success'], [True, False, False])
   np.testing.assert_array_equal(result.metrics['margin'], [1.0, -1.0, np.nan])
@@ -177,7 +179,7 @@ def test_rounds_keep_the_first_success_else_the_highest_margin():
 
 def test_ties_and_nan_are_broken():
   logits = jnp.array([[1.0, 1.0], [2.0, 1.0], [jnp.nan, 1.0], [1.0, jnp.nan]])
-  result = judged(logits, jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))
+  result = attack_result(logits, jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))
   np.testing.assert_array_equal(result.metrics['success'], [True, False, True, True])
   with pytest.raises(UserError, match=r'must give \[4, classes\]'):
-    judged(logits[:, 0], jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))
+    attack_result(logits[:, 0], jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))

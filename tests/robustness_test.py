@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment.attacks import suites
-from adversarial_augment.attacks import sweep as sweeps
+from adversarial_augment.attacks import suite_runner, suites
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import robustness
 from adversarial_augment.results import outcomes
@@ -52,27 +51,27 @@ def network(change=lambda logits: logits):
   return SimpleNamespace(init=None, apply=apply)
 
 
-def classifier(attacked=None, judge=None, num_devices=1, batch_size=16):
+def classifier(attacked=None, reference=None, num_devices=1, batch_size=16):
   mesh = tiny.make_mesh(num_devices)
-  return robustness.Classifier(attacked or network(), judge or attacked or network(), STATE, mesh, batch_size)
+  return robustness.Classifier(attacked or network(), reference or attacked or network(), STATE, mesh, batch_size)
 
 
 def attack(target: robustness.Classifier, suite: str = 'pgd', epsilon: float = EPSILON):
   problem = robustness.problem(DATASET, 'linf', epsilon)
   stages = suites.stages(suite, norm='linf', epsilon=epsilon, num_classes=CLASSES)
   programs = robustness.programs(target, stages, problem)
-  sweep = sweeps.begin(problem, programs, len(stages))
-  for _ in sweeps.run(problem, programs, stages, sweep):
+  state = suite_runner.start(problem, programs, len(stages))
+  for _ in suite_runner.run(problem, programs, stages, state):
     pass
-  return problem, sweep
+  return problem, state
 
 
 @pytest.mark.parametrize('num_devices, batch_size', [(1, 16), (1, 64), (2, 7), (8, 16)])
 def test_counts_are_those_of_the_closed_form_on_any_devices(num_devices, batch_size):
   assert 10 < ROBUST < CORRECT - 10
-  _, sweep = attack(classifier(num_devices=num_devices, batch_size=batch_size))
-  np.testing.assert_array_equal(sweep.broken_in == sweeps.ALIVE, DISTANCES > EPSILON)
-  np.testing.assert_array_equal(sweep.broken_in > 0, DISTANCES > 0)
+  _, state = attack(classifier(num_devices=num_devices, batch_size=batch_size))
+  np.testing.assert_array_equal(state.broken_in == suite_runner.ALIVE, DISTANCES > EPSILON)
+  np.testing.assert_array_equal(state.broken_in > 0, DISTANCES > 0)
 
 
 def test_images_are_the_same_on_any_devices_and_in_any_batch():
@@ -83,15 +82,15 @@ def test_images_are_the_same_on_any_devices_and_in_any_batch():
 
 def test_an_honest_classifier_is_measured_without_a_flag():
   target = classifier()
-  problem, sweep = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  problem, state = attack(target)
+  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
   assert found['flags'] == []
   assert (found['num_images'], found['num_correct'], found['num_robust']) == (NUM, CORRECT, ROBUST)
   assert (found['clean_accuracy'], found['robust_accuracy']) == (CORRECT / NUM, ROBUST / NUM)
   assert found['survivors'] == {'pgd': ROBUST}
   np.testing.assert_array_equal(outcomes.unpack(found['correct'], NUM), DISTANCES > 0)
   np.testing.assert_array_equal(outcomes.unpack(found['robust'], NUM), DISTANCES > EPSILON)
-  rounded = np.round(sweep.images.astype(np.float64) * 255) / 255
+  rounded = np.round(state.images.astype(np.float64) * 255) / 255
   right = ((rounded.reshape(NUM, 48) - 0.5) @ WEIGHTS).argmax(-1) == LABELS
   assert found['num_robust_uint8'] == right.sum()
   low, high = found['interval']
@@ -101,14 +100,14 @@ def test_an_honest_classifier_is_measured_without_a_flag():
 
 def test_what_the_attacked_copy_says_does_not_count():
   """It takes every image for broken, as bfloat16 may take a few; they are attacked through the classifier itself."""
-  _, sweep = attack(classifier(network(lambda logits: 0 * logits), network()))
-  np.testing.assert_array_equal(sweep.broken_in == sweeps.ALIVE, DISTANCES > EPSILON)
+  _, state = attack(classifier(network(lambda logits: 0 * logits), network()))
+  np.testing.assert_array_equal(state.broken_in == suite_runner.ALIVE, DISTANCES > EPSILON)
 
 
 def test_a_classifier_that_nothing_moves_is_found_out():
   target = classifier(network(lambda logits: 0 * logits + 3 * jnp.arange(float(CLASSES))[None]))
-  problem, sweep = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  problem, state = attack(target)
+  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
   assert found['flags'] == ['zero_gradients', 'large_epsilon']
   assert found['robust_accuracy'] == found['clean_accuracy'] == (LABELS == CLASSES - 1).mean()
   assert found['probes']['far_left'] == found['num_correct']
@@ -127,51 +126,51 @@ def _(primals, tangents):
 @pytest.mark.slow
 def test_square_finds_out_gradients_that_mislead():
   target = classifier(network(misleading))
-  problem, sweep = attack(target, 'autoattack')
-  flags = robustness.outcome(target, 'autoattack', problem, sweep, seed=0)['flags']
+  problem, state = attack(target, 'autoattack')
+  flags = robustness.outcome(target, 'autoattack', problem, state, seed=0)['flags']
   assert 'square_beats_white_box' in flags
 
 
 def test_square_finds_them_out_beside_a_suite_without_it():
   target = classifier(network(misleading))
-  problem, sweep = attack(target)
-  left = int((sweep.broken_in == sweeps.ALIVE).sum())
-  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  problem, state = attack(target)
+  left = int((state.broken_in == suite_runner.ALIVE).sum())
+  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
   assert 'square_beats_white_box' in found['flags']
   assert 5 < found['probes']['by_square'] <= left - ROBUST
 
 
 def test_images_of_another_classifier_find_out_gradients_that_mislead():
   target = classifier(network(misleading))._replace(surrogate=classifier())
-  problem, sweep = attack(target)
-  left = int((sweep.broken_in == sweeps.ALIVE).sum())
-  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  problem, state = attack(target)
+  left = int((state.broken_in == suite_runner.ALIVE).sum())
+  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
   assert 'transfer_beats_white_box' in found['flags']
   assert found['probes']['transferred'] == left - ROBUST > 5
 
 
 def test_an_honest_classifier_has_nothing_to_fear_from_another_one():
   target = classifier()._replace(surrogate=classifier(network(jnp.tanh)))
-  problem, sweep = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  problem, state = attack(target)
+  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
   assert found['flags'] == []
   assert found['probes']['transferred'] == 0
 
 
 def test_an_attack_that_stopped_too_early_is_found_out():
   target = classifier()
-  problem, sweep = attack(target)
-  sweep.broken_in[:] = np.where(sweep.broken_in == 0, 0, sweeps.ALIVE)  # as if it had found nothing
-  sweep.images[:] = problem.images
-  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  problem, state = attack(target)
+  state.broken_in[:] = np.where(state.broken_in == 0, 0, suite_runner.ALIVE)  # as if it had found nothing
+  state.images[:] = problem.images
+  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
   assert found['flags'] == ['square_beats_white_box', 'more_effort_helps']
   assert found['probes']['more_effort'] == CORRECT - ROBUST
 
 
 def test_logits_that_are_nan_are_found_out():
   target = classifier(network(lambda logits: jnp.where(logits[:, :1] > 0, jnp.nan, logits)))
-  problem, sweep = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, sweep, seed=0)
+  problem, state = attack(target)
+  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
   assert 'nan' in found['flags']
   assert found['num_correct'] == ((LOGITS.argmax(-1) == LABELS) & (LOGITS[:, 0] <= 0)).sum() > 0
 

@@ -17,7 +17,7 @@ import pytest
 
 from adversarial_augment import config as configs
 from adversarial_augment import datasets, evaluate, results, train
-from adversarial_augment.attacks import sweep as sweeps
+from adversarial_augment.attacks import suite_runner
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import run_robustness
 from adversarial_augment.results import outcomes
@@ -83,7 +83,7 @@ def test_the_result_says_all_that_it_is_of(run, trained, capsys):
 def test_what_is_known_is_shown_and_other_conditions_are_refused(run, monkeypatch, capsys):
   command(run, *FLAGS, '--allow_suspect')
   before = (run / 'results' / f'{NAME}.json').read_bytes()
-  monkeypatch.setattr(sweeps, 'run', lambda *_: pytest.fail('it attacked'))
+  monkeypatch.setattr(suite_runner, 'run', lambda *_: pytest.fail('it attacked'))
   capsys.readouterr()
   command(run, *FLAGS, '--allow_suspect', '--config.batch_size=4')
   assert 'robust accuracy' in capsys.readouterr().out
@@ -135,7 +135,7 @@ class Stop(Exception):
 
 
 def stop_after(monkeypatch, batches: int) -> None:
-  original, run = sweeps.run, []
+  original, run = suite_runner.run, []
 
   def stopping(*arguments):
     for step in original(*arguments):
@@ -146,7 +146,7 @@ def stop_after(monkeypatch, batches: int) -> None:
 
   monkeypatch.setattr(run_robustness, '_SECONDS', 0)
   monkeypatch.setattr(run_robustness, '_SHARE', 1e9)
-  monkeypatch.setattr(sweeps, 'run', stopping)
+  monkeypatch.setattr(suite_runner, 'run', stopping)
 
 
 def stop_within(run: Path, monkeypatch, *flags: str, batches: int = 2) -> Path:
@@ -191,7 +191,7 @@ def only_begin(monkeypatch) -> list[list[int]]:
     cursors.append(sweep.cursor.tolist())
     raise Stop
 
-  monkeypatch.setattr(sweeps, 'run', begin)
+  monkeypatch.setattr(suite_runner, 'run', begin)
   return cursors
 
 

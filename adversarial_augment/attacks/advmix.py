@@ -1,11 +1,64 @@
-"""The AdvMix-style adversary, which mixes offsets of a corruption network's parameters: see weight_hull.py."""
+"""The AdvMix-style adversary (Gowal et al. 2019, arXiv 1912.03192; appendix C of arXiv 2104.01086).
+
+The parameters of the image-to-image network are its latents. Instead of balls around them, the adversary has the convex
+hull of a few offsets, which DeepAugment's distortions draw beforehand, and searches over the mixture. AdvMix-style
+only: there is no disentangled generator, and every parameter is a latent of style.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from adversarial_augment.attacks.adversary import adversary
-from adversarial_augment.attacks.weight_hull import weight_hull
-from adversarial_augment.types import Attack
+from adversarial_augment.attacks.weight_ball import over_groups, run
+from adversarial_augment.types import Attack, PerturbationSet, PyTree
+
+
+class Hull(NamedTuple):
+  """What the set is built around: `frozen`."""
+
+  phi: PyTree
+  offsets: PyTree  # like phi, with an axis in front: [m, ...]
+
+
+def weight_hull(apply: Callable, *, init: str = 'ball', impl: str = 'auto', noisy: bool = False) -> PerturbationSet:
+  """Makes C(x) = {c_{phi + sum_m softmax(a)_m Delta_m}(x)}, with `Hull.offsets` as Delta and a as the perturbation.
+
+  Args:
+    apply: the corruption network, (phi, images [n, h, w, c]) -> images.
+    init: 'ball' starts at a uniform draw from all mixtures, 'zero' in their middle.
+    impl: how the network runs over examples, see per_example_conv.
+    noisy: `apply` takes a third argument, a key from which it draws its noise.
+
+  Returns:
+    A perturbation set around `frozen`, a `Hull`; every a [m] is feasible, and its one radius, the unit of steps, is 1.
+  """
+
+  def corrupt(frozen, images, a, key=None):
+    weights = jax.nn.softmax(a)
+    mixed = lambda p, offsets: p + jnp.tensordot(weights, offsets, axes=1, precision='highest')
+    return run(apply, jax.tree.map(mixed, frozen.phi, frozen.offsets), images, key if noisy else None)
+
+  def apply_one(frozen, image, a, key=None):
+    return corrupt(frozen, image[None], a, key)[0]
+
+  def start(key, frozen, image):
+    del image
+    first = jax.tree.leaves(frozen.offsets)[0]
+    if init == 'zero':
+      return jnp.zeros(len(first), first.dtype)
+    # The softmax of the logarithms of exponential variates is uniform on the simplex.
+    return jnp.log(jax.random.exponential(key, (len(first),), first.dtype))
+
+  return PerturbationSet(
+    init=start,
+    project=lambda radii, image, a: a,
+    apply=apply_one,
+    radii=lambda frozen: jnp.ones((), jax.tree.leaves(frozen.offsets)[0].dtype),
+    apply_batch=over_groups(corrupt, impl=impl),
+  )
 
 
 def advmix(apply: Callable, *, init: str = 'ball', impl: str = 'auto', noisy: bool = False, **options: Any) -> Attack:

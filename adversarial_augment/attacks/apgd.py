@@ -12,8 +12,16 @@ from adversarial_augment import registry
 from adversarial_augment.attacks import losses
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import check_ball, norms, project
-from adversarial_augment.attacks.rounds import Rounds, better, choose, judged, repeated, round_keys
-from adversarial_augment.attacks.targets import check_counts, ranked_target
+from adversarial_augment.attacks.restarts import (
+  Restarts,
+  attack_result,
+  better,
+  check_counts,
+  choose,
+  ranked_target,
+  restart_keys,
+  with_restarts,
+)
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 LOSSES: dict[str, Callable[..., Array]] = {
@@ -28,11 +36,11 @@ Objective = Callable[[Array], Array]  # logits [n, k] -> the loss [n]
 
 
 def apgd(*, restarts: int = 1, **options: Any) -> Attack:
-  """Makes APGD on an l_p ball; see `apgd_rounds` for all options and errors."""
-  return repeated(apgd_rounds(restarts=restarts, **options))
+  """Makes APGD on an l_p ball; see `apgd_restarts` for all options and errors."""
+  return with_restarts(apgd_restarts(restarts=restarts, **options))
 
 
-def apgd_rounds(
+def apgd_restarts(
   *,
   norm: str,
   epsilon: float,
@@ -40,20 +48,20 @@ def apgd_rounds(
   num_steps: int = 100,
   restarts: int = 1,
   num_targets: int = 9,
-) -> Rounds:
-  """Makes the rounds of APGD; of each, the iterate of the highest margin is kept.
+) -> Restarts:
+  """Makes the restarts of APGD; of each, the iterate of the highest margin is kept.
 
   Args:
     norm: 'linf' or 'l2'.
     epsilon: radius of the ball, for images in [0, 1].
     loss: 'ce' (cross-entropy), 'dlr' (difference of logits ratio, of 3 classes or more), or 'targeted' (APGD-T: the
       targeted ratio, of 4 classes or more, to the classes of the largest clean logits in turn).
-    num_steps: steps of a round.
-    restarts: rounds, each from a random start of its own; for 'targeted', of every target.
+    num_steps: steps of a restart.
+    restarts: tries, each from a random start of its own; for 'targeted', of every target.
     num_targets: targets of 'targeted', at most the number of classes - 1; other losses have none.
 
   Returns:
-    Its `Rounds`: restarts, or num_targets * restarts.
+    Its `Restarts`: restarts, or num_targets * restarts.
 
   Raises:
     UserError: no ball, an unknown loss, a number out of its range, or, when traced, too few classes for the loss.
@@ -67,16 +75,16 @@ def apgd_rounds(
     @fast_in_loops
     def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
       logits = logits_fn(images)
-      clean = judged(logits, images, labels)
+      clean = attack_result(logits, images, labels)
       targets = (ranked_target(logits, labels, index % num_targets, num_targets),) if targeted else ()
       objective = lambda logits: climbed(logits, labels, *targets)
-      starts = _starts(norm, epsilon, round_keys(keys, index), images)
+      starts = _starts(norm, epsilon, restart_keys(keys, index), images)
       found = _climb(norm, epsilon, num_steps, logits_fn, objective, images, labels, starts)
-      return better(clean, judged(logits_fn(found), found, labels))
+      return better(clean, attack_result(logits_fn(found), found, labels))
 
     return attack
 
-  return Rounds(restarts * (num_targets if targeted else 1), make)
+  return Restarts(restarts * (num_targets if targeted else 1), make)
 
 
 def checkpoints(num_steps: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import registry, threefry
-from adversarial_augment.attacks import inputs, suites, sweep
+from adversarial_augment.attacks import inputs, suite_runner, suites
 from adversarial_augment.attacks.lp_ball import check_ball
-from adversarial_augment.attacks.rounds import judged
+from adversarial_augment.attacks.restarts import attack_result
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
@@ -86,15 +86,15 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
 
     def attack_part(index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       numbers = np.int32(index), np.int32(inner)
-      make = stages[index].rounds.make
+      make = stages[index].restarts.make
       found, taken = compiled.attack_batch(make, *numbers, keys[part], clean[part], classes[part])
       return np.asarray(found), np.asarray(taken)
 
-    problem = sweep.Problem(clean, classes, norm, epsilon)
-    judge = lambda images, labels: np.asarray(compiled.margins(images, labels))
-    programs = sweep.Programs(attack_part, judge, min(batch_size, len(clean)))
-    found = sweep.begin(problem, programs, len(stages))
-    for _ in sweep.run(problem, programs, stages, found):
+    problem = suite_runner.Problem(clean, classes, norm, epsilon)
+    margins = lambda images, labels: np.asarray(compiled.margins(images, labels))
+    programs = suite_runner.Programs(attack_part, margins, min(batch_size, len(clean)))
+    found = suite_runner.start(problem, programs, len(stages))
+    for _ in suite_runner.run(problem, programs, stages, found):
       pass
     return _result(found, stages)
 
@@ -104,7 +104,7 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
 def _of_now(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) -> _Compiled:
   """Returns what is compiled of `logits_fn`: what is known, where that still computes the same, else anew."""
   logits = jax.jit(lambda images: logits_fn(images))  # another function for JAX, which remembers those that it knows
-  few = sweep.padded(images[:_PROBED], _PROBED)
+  few = suite_runner.padded(images[:_PROBED], _PROBED)
   if known and known.logits_fn is logits_fn and np.array_equal(known.logits(few), logits(few), equal_nan=True):
     return known
   logits(few)  # traced now, as what follows is
@@ -117,14 +117,14 @@ def _of_now(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) ->
 
   @jax.jit
   def margins(images, labels):
-    return judged(logits_fn(images), images, labels).metrics['margin']
+    return attack_result(logits_fn(images), images, labels).metrics['margin']
 
   return _Compiled(logits_fn, logits, attack_batch, margins)
 
 
-def _result(found: sweep.Sweep, stages: tuple[sweep.Stage, ...]) -> AttackResult:
-  ends = np.cumsum([stage.rounds.number for stage in stages])
-  broken = found.broken_in < sweep.ALIVE
+def _result(found: suite_runner.SuiteState, stages: tuple[suite_runner.Stage, ...]) -> AttackResult:
+  ends = np.cumsum([stage.restarts.number for stage in stages])
+  broken = found.broken_in < suite_runner.ALIVE
   stage = np.where(found.broken_in > 0, np.searchsorted(ends, found.broken_in) + 1, 0)
   metrics: dict[str, Any] = {'success': broken, 'margin': found.margins, 'stage': np.where(broken, stage, -1)}
   return AttackResult(jnp.asarray(found.images), {name: jnp.asarray(value) for name, value in metrics.items()})

@@ -8,10 +8,16 @@ import jax.numpy as jnp
 
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.convolutions import fast_in_loops
-from adversarial_augment.attacks.hyperplane import nearest_moves
 from adversarial_augment.attacks.losses import targeted_margin
-from adversarial_augment.attacks.rounds import Rounds, choose, judged, repeated, round_keys
-from adversarial_augment.attacks.targets import check_counts, ranked_target
+from adversarial_augment.attacks.restarts import (
+  Restarts,
+  attack_result,
+  check_counts,
+  choose,
+  ranked_target,
+  restart_keys,
+  with_restarts,
+)
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 # The constants of the paper.
@@ -41,19 +47,22 @@ def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, n
   Raises:
     UserError: no ball, a number below 1, or, when traced, too few classes for the targets.
   """
-  rounds = functools.partial(fab_rounds, norm=norm, epsilon=epsilon, num_steps=num_steps, restarts=restarts)
-  return repeated(rounds(num_targets=num_targets))
+  return with_restarts(
+    fab_restarts(norm=norm, epsilon=epsilon, num_steps=num_steps, restarts=restarts, num_targets=num_targets)
+  )
 
 
-def fab_rounds(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, num_targets: int = 9) -> Rounds:
-  """Returns the rounds of `fab`: one per target, from the image, then again from each random start."""
+def fab_restarts(
+  *, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, num_targets: int = 9
+) -> Restarts:
+  """Returns the restarts of `fab`: one per target, from the image, then again from each random start."""
   epsilon = lp_ball.check_ball(norm, epsilon)
   check_counts('fab', num_steps=num_steps, restarts=restarts, num_targets=num_targets)
 
   def make(index: Array | int) -> Attack:
     return fast_in_loops(functools.partial(_attack, norm, epsilon, num_steps, num_targets, index))
 
-  return Rounds(restarts * num_targets, make)
+  return Restarts(restarts * num_targets, make)
 
 
 class _State(NamedTuple):
@@ -81,7 +90,7 @@ def _attack(
 ) -> AttackResult:
   """Walks towards one target of every image."""
   logits = logits_fn(images)
-  clean = judged(logits, images, labels)
+  clean = attack_result(logits, images, labels)
   restart, rank = index // num_targets, index % num_targets
   targets = ranked_target(logits, labels, rank, num_targets)
 
@@ -95,7 +104,7 @@ def _attack(
 
   def visit(points, state):
     """Measures points, keeps what is better, and returns which are adversarial."""
-    margins, distances = judged(logits_fn(points), points, labels).metrics['margin'], distance(points)
+    margins, distances = attack_result(logits_fn(points), points, labels).metrics['margin'], distance(points)
     broken, inside, is_open = margins >= 0, distances <= epsilon, state.margins < 0
     nearer = broken & is_open & (distances < state.distances)
     higher = inside & is_open & (margins > state.margins)
@@ -123,7 +132,7 @@ def _attack(
     back = (1 - _BACKWARD) * images + _BACKWARD * reached
     return state._replace(step=state.step + 1, points=choose(broken, back, reached))
 
-  start = jax.vmap(functools.partial(lp_ball.random_start, norm, epsilon / 2))(round_keys(keys, index), images)
+  start = jax.vmap(functools.partial(lp_ball.random_start, norm, epsilon / 2))(restart_keys(keys, index), images)
   points = jnp.where(jnp.asarray(restart) > 0, start, images)
   nowhere = jnp.full(len(images), jnp.inf, images.dtype)
   state = _State(jnp.array(0), points, images, nowhere, images, clean.metrics['margin'])
@@ -131,3 +140,45 @@ def _attack(
   # The line search at the paper's end, for the distance that counts: what is adversarial and too far is pulled in.
   _, state = visit(lp_ball.project(norm, epsilon, images, state.nearest), state)
   return AttackResult(state.feasible, {'success': state.margins >= 0, 'margin': state.margins})
+
+
+def nearest_moves(norm: str, points: jax.Array, normals: jax.Array, offsets: jax.Array) -> jax.Array:
+  """Returns the smallest moves that bring points onto their hyperplanes without leaving [0, 1] (arXiv 1907.02044).
+
+  A move of this form is optimal, with t the number for which <normal, move> = offset, and room the way to the box:
+
+      move_i = sign(normal_i) min(t g_i, room_i),  g = 1 in l_inf, |normal| in l_2 (for an offset > 0).
+
+  <normal, move> is concave and piecewise linear in t. Newton's method from t = 0 therefore climbs to the solution
+  and is there as soon as a step meets no further bound: a few sums over the pixels where sorting them would be slow.
+
+  Args:
+    norm: 'linf' or 'l2'.
+    points: [n, ...] in [0, 1].
+    normals: [n, ...].
+    offsets: [n], what is missing at each point: the move is to satisfy <normal, move> = offset.
+
+  Returns:
+    [n, ...]. Where the hyperplane does not meet the box, the corner nearest to it; zero where the normal is zero.
+  """
+  return jax.vmap(lambda x, w, c: _nearest_move(norm, x, w, c))(points, normals, offsets)
+
+
+def _nearest_move(norm: str, point: jax.Array, normal: jax.Array, offset: jax.Array) -> jax.Array:
+  scale = jnp.abs(normal).max()
+  scale = jnp.where(scale > 0, scale, 1)  # squares of tiny gradients would be zero
+  direction = jnp.sign(normal) * jnp.where(offset < 0, -1, 1).astype(normal.dtype)
+  weights, missing = jnp.abs(normal) / scale, jnp.abs(offset) / scale
+  room = jnp.where(direction > 0, 1 - point, point)
+  growth = jnp.ones_like(weights) if norm == 'linf' else weights
+
+  def newton(state):
+    t, _ = state
+    free = t * growth < room
+    slope = jnp.where(free, weights * growth, 0).sum()
+    rest = missing - jnp.where(free, 0, weights * room).sum()
+    new = jnp.where(slope > 0, rest / jnp.where(slope > 0, slope, 1), t)
+    return jnp.maximum(new, t), new > t
+
+  t, _ = jax.lax.while_loop(lambda state: state[1], newton, (jnp.zeros_like(missing), jnp.array(True)))
+  return direction * jnp.minimum(t * growth, room)

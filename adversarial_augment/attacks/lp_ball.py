@@ -7,18 +7,22 @@ adds up in an l_2 norm, so that there the radius is smaller than epsilon by the 
 
 import math
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from adversarial_augment import registry
-from adversarial_augment.attacks import trees
+from adversarial_augment.attacks import losses, trees
+from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.types import PerturbationSet
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PerturbationSet, PyTree
 
 NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
 INITS = {'ball': 'uniform in the ball', 'gaussian': 'normal draws beside the image', 'zero': 'the image'}
 GAUSSIAN = 0.001  # standard deviation of that start, in the code of TRADES (arXiv 1901.08573)
+
+LOSSES = {'cross_entropy': losses.cross_entropy, 'kl': losses.kl_divergence}
 
 _PASSES = 4  # of the projection; each brings a ball that the box cuts closer to its full radius
 
@@ -150,3 +154,31 @@ def _l2_radius(epsilon: float, images: jax.Array) -> jax.Array:
   """Returns epsilon less the most that the rounding of norms and of image + delta adds to a norm."""
   rounding = math.sqrt(math.prod(images.shape[1:])) * float(jnp.finfo(images.dtype).eps)
   return jnp.asarray(max(epsilon * (1 - rounding) - rounding / 4, 0), images.dtype)
+
+
+def lp(*, norm: str, epsilon: float, init: str = 'ball', loss: str = 'cross_entropy', **options: Any) -> Attack:
+  """Makes the adversary that moves the pixels of each image within an l_p ball, cut by [0, 1].
+
+  Args:
+    norm: 'linf' or 'l2', over all pixels and channels.
+    epsilon: its radius, for images in [0, 1].
+    init: where the ascent starts: 'ball' (uniform in it), 'gaussian' (0.001 N(0, 1), as TRADES) or 'zero'.
+    loss: what is climbed: 'cross_entropy', or 'kl', the divergence KL(p(x) || p(x + delta)) of TRADES, for which `init`
+      must not be 'zero': at the image itself it is flat.
+    **options: of `adversary`; `step_fraction` is in units of epsilon, and there is no line search. On an l_2 ball,
+      `step` is 'l2' (normalised gradients): a step of 'sign' would leave it at once.
+
+  Returns:
+    An `Attack`, whose `frozen` is unused; of the metrics of `adversary`, it lacks those of the line search.
+
+  Raises:
+    UserError: no ball, or an unknown name.
+  """
+  climbed = registry.lookup(LOSSES, loss, 'loss')
+  search = adversary(lp_ball(norm, epsilon, init=init), loss=climbed, root=None, **options)
+
+  def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    # The divergence compares with the logits of the clean images, which take the place of the labels.
+    return search(keys, logits_fn, images, logits_fn(images) if loss == 'kl' else labels, frozen)
+
+  return attack

@@ -9,8 +9,15 @@ from adversarial_augment.attacks import losses, steps
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.attacks.pgd import climb
-from adversarial_augment.attacks.rounds import Rounds, better, judged, repeated, round_keys
-from adversarial_augment.attacks.targets import check_counts, ranked_target
+from adversarial_augment.attacks.restarts import (
+  Restarts,
+  attack_result,
+  better,
+  check_counts,
+  ranked_target,
+  restart_keys,
+  with_restarts,
+)
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
@@ -18,11 +25,11 @@ RULES = {'linf': steps.adam, 'l2': steps.l2}
 
 
 def multitargeted(*, restarts: int = 10, **options: Any) -> Attack:
-  """Makes MultiTargeted on an l_p ball; see `multitargeted_rounds` for all options and errors."""
-  return repeated(multitargeted_rounds(restarts=restarts, **options))
+  """Makes MultiTargeted on an l_p ball; see `multitargeted_restarts` for all options and errors."""
+  return with_restarts(multitargeted_restarts(restarts=restarts, **options))
 
 
-def multitargeted_rounds(
+def multitargeted_restarts(
   *,
   norm: str,
   epsilon: float,
@@ -30,8 +37,8 @@ def multitargeted_rounds(
   restarts: int = 10,
   num_steps: int = 200,
   learning_rate: float = 3.2,
-) -> Rounds:
-  """Makes the rounds of MultiTargeted: every target, then every target again from another random start.
+) -> Restarts:
+  """Makes the restarts of MultiTargeted: every target, then every target again from another random start.
 
   Each climbs z_target - z_label from a uniform start in the ball, projected after every step, and keeps the iterate of
   the highest margin: for linf with Adam (b1 .9, b2 .999, eps 1e-9), for l2 with normalised gradients, because Adam's
@@ -43,13 +50,13 @@ def multitargeted_rounds(
     epsilon: radius of the ball, for images in [0, 1].
     num_targets: targets, in the order of the clean logits; at most the number of classes - 1, which is every other
       class. Of 1000 classes, a few.
-    restarts: rounds of each target.
-    num_steps: steps of each round.
+    restarts: tries of each target.
+    num_steps: steps of each try.
     learning_rate: the first one, in units of epsilon. The group's 0.1 is 3.2 * 8/255; it would step over smaller
       balls until its last quarter. For l2 it is the length of a step.
 
   Returns:
-    Its `Rounds`, num_targets * restarts of them.
+    Its `Restarts`, num_targets * restarts of them.
 
   Raises:
     UserError: no ball, a number out of its range, or, when traced, fewer than num_targets + 1 classes.
@@ -70,10 +77,10 @@ def multitargeted_rounds(
     @fast_in_loops
     def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
       logits = logits_fn(images)
-      clean = judged(logits, images, labels)
+      clean = attack_result(logits, images, labels)
       targets = ranked_target(logits, labels, index % num_targets, num_targets)
       found = climb(
-        ball, round_keys(keys, index), logits_fn, images, labels,
+        ball, restart_keys(keys, index), logits_fn, images, labels,
         num_steps=num_steps, step=decayed, step_size=learning_rate,
         loss=lambda logits, labels: losses.targeted_margin(logits, labels, targets),
       )  # fmt: skip
@@ -81,4 +88,4 @@ def multitargeted_rounds(
 
     return attack
 
-  return Rounds(num_targets * restarts, make)
+  return Restarts(num_targets * restarts, make)

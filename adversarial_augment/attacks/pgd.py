@@ -8,9 +8,15 @@ from adversarial_augment.attacks import losses
 from adversarial_augment.attacks.ascent import Loss, ascend
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import lp_ball
-from adversarial_augment.attacks.rounds import Rounds, better, judged, repeated, round_keys
+from adversarial_augment.attacks.restarts import (
+  Restarts,
+  attack_result,
+  better,
+  check_counts,
+  restart_keys,
+  with_restarts,
+)
 from adversarial_augment.attacks.steps import STEPS, StepRule
-from adversarial_augment.attacks.targets import check_counts
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PerturbationSet, PyTree
 
@@ -20,11 +26,11 @@ DEFAULT_STEPS = {'linf': 'sign', 'l2': 'l2'}
 
 
 def pgd(*, restarts: int = 1, **options: Any) -> Attack:
-  """Makes PGD on an l_p ball, with restarts until an image is broken; see `pgd_rounds` for all options and errors."""
-  return repeated(pgd_rounds(restarts=restarts, **options))
+  """Makes PGD on an l_p ball, with restarts until an image is broken; see `pgd_restarts` for all options and errors."""
+  return with_restarts(pgd_restarts(restarts=restarts, **options))
 
 
-def pgd_rounds(
+def pgd_restarts(
   *,
   norm: str,
   epsilon: float,
@@ -34,7 +40,7 @@ def pgd_rounds(
   restarts: int = 1,
   loss: str = 'cross_entropy',
   start: str = 'random',
-) -> Rounds:
+) -> Restarts:
   """Makes the restarts of PGD; of each, the iterate of the highest margin is kept.
 
   Args:
@@ -50,7 +56,7 @@ def pgd_rounds(
     start: 'random' (uniform in the ball) or 'none' (at the image; restarts then repeat each other).
 
   Returns:
-    Its `Rounds`.
+    Its `Restarts`.
 
   Raises:
     UserError: no ball, an unknown name, or a number out of its range.
@@ -67,17 +73,17 @@ def pgd_rounds(
   def make(index: Array | int) -> Attack:
     @fast_in_loops
     def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
-      clean = judged(logits_fn(images), images, labels)
+      clean = attack_result(logits_fn(images), images, labels)
       size = step_size / math.sqrt(math.prod(images.shape[1:])) if per_pixel else step_size
       found = climb(
-        ball, round_keys(keys, index), logits_fn, images, labels,
+        ball, restart_keys(keys, index), logits_fn, images, labels,
         num_steps=num_steps, step=rule, step_size=size, loss=climbed,
       )  # fmt: skip
       return better(clean, found)
 
     return attack
 
-  return Rounds(restarts, make)
+  return Restarts(restarts, make)
 
 
 def climb(
@@ -97,4 +103,4 @@ def climb(
     ball, keys, logits_fn, images, labels, None,
     num_steps=num_steps, step=step, step_fraction=step_size, loss=loss, keep_best=True, score=losses.margin,
   )  # fmt: skip
-  return judged(logits_fn(ascent.images), ascent.images, labels)
+  return attack_result(logits_fn(ascent.images), ascent.images, labels)

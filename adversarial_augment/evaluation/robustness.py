@@ -1,4 +1,4 @@
-"""Accuracy under l_p attacks: a sweep over a data set and all devices, with every success judged again in float32."""
+"""Accuracy under l_p attacks: a suite of attacks on a data set and all devices, every success checked again in float32."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -11,10 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
 from adversarial_augment import metrics, threefry
-from adversarial_augment.attacks import inputs, suites, validity
-from adversarial_augment.attacks import sweep as sweeps
-from adversarial_augment.attacks.rounds import judged
-from adversarial_augment.attacks.sweep import Problem, Programs, Stage, Sweep
+from adversarial_augment.attacks import inputs, suite_runner, suites, validity
+from adversarial_augment.attacks.restarts import attack_result
+from adversarial_augment.attacks.suite_runner import Problem, Programs, Stage, SuiteState
 from adversarial_augment.cli import progress
 from adversarial_augment.parallel import platforms, sharding
 from adversarial_augment.results import outcomes
@@ -27,7 +26,7 @@ class Classifier(NamedTuple):
   """What is attacked, and where. By running statistics, so that no image's result depends on its batch."""
 
   attacked: Network  # the classifier inside loops and `shard_map`, perhaps in bfloat16
-  judge: Network  # the same function in float32, whose word counts
+  reference: Network  # the same function in float32, whose logits decide
   state: TrainState
   mesh: Mesh
   batch_size: int  # over all processes; the next larger one that divides over the devices is taken
@@ -46,13 +45,13 @@ def problem(dataset: Dataset, norm: str, epsilon: float) -> Problem:
 
 
 def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem, *, seed: int = 0) -> Programs:
-  """Makes the programs of a sweep; each stage is compiled for one or two batch sizes, when it is reached.
+  """Makes the programs of a suite; each stage is compiled for one or two batch sizes, when it is reached.
 
   Args:
     classifier: the attacked one.
     stages: of the suite.
     attacked: the images, on every process.
-    seed: the random numbers of an image are of this, its index, the stage and the round.
+    seed: the random numbers of an image are of this, its index, the stage and the restart.
   """
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
   sharded = functools.partial(jax.shard_map, mesh=classifier.mesh, out_specs=data, check_vma=False)
@@ -74,13 +73,13 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
 
   def margins(params, model_state, images, labels):
     def local(params, model_state, images, labels):
-      logits = classifier.judge.apply(params, model_state, None, images, is_training=False)[0]
-      return judged(logits, images, labels).metrics['margin']
+      logits = classifier.reference.apply(params, model_state, None, images, is_training=False)[0]
+      return attack_result(logits, images, labels).metrics['margin']
 
     return sharded(local, in_specs=(whole, whole, data, data))(params, model_state, images, labels)
 
   jit = functools.partial(platforms.jit, classifier.mesh)
-  attack_step, judge_step = jit(attack, static_argnums=(0, 1)), jit(margins)
+  attack_step, margins_step = jit(attack, static_argnums=(0, 1)), jit(margins)
   variables, mesh = (classifier.state.params, classifier.state.model_state), classifier.mesh
 
   def arguments(index: int, inner: int, part: np.ndarray) -> tuple[PyTree, ...]:
@@ -91,14 +90,14 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
   def compiled(through: str, index: int, size: int) -> Callable:
     like = arguments(index, 0, np.zeros(size, np.int32))
     with progress.stage(f'compiling {stages[index].name} for {size} images'):
-      return attack_step.lower(stages[index].rounds.make, through, *like).compile()
+      return attack_step.lower(stages[index].restarts.make, through, *like).compile()
 
   def run_attack(through: str, index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images, taken = compiled(through, index, len(part))(*arguments(index, inner, part))
     return _to_host(images), _to_host(taken)
 
   def run_margins(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return _to_host(judge_step(*variables, *_shard(mesh, images, labels)))
+    return _to_host(margins_step(*variables, *_shard(mesh, images, labels)))
 
   return Programs(
     attack=functools.partial(run_attack, 'attacked'),
@@ -106,18 +105,18 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
     batch_size=-(-classifier.batch_size // mesh.size) * mesh.size,
     multiple=mesh.size,
     compile=functools.partial(compiled, 'attacked'),
-    again=functools.partial(run_attack, 'judge'),
+    again=functools.partial(run_attack, 'reference'),
   )
 
 
-def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep, *, seed: int) -> dict[str, Any]:
-  """Returns what a finished sweep has found, recomputed from its final images, and whether it can be believed.
+def outcome(classifier: Classifier, suite: str, attacked: Problem, state: SuiteState, *, seed: int) -> dict[str, Any]:
+  """Returns what a finished suite has found, recomputed from its final images, and whether it can be believed.
 
   Args:
     classifier: the attacked one.
     suite: its name.
     attacked: what the suite attacked.
-    sweep: at its end.
+    state: at its end.
     seed: of the suite.
 
   Returns:
@@ -130,21 +129,21 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
   num_classes, n = num_classes_of(classifier, images), len(images)
   stages = suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
   parts = programs(classifier, (), attacked)
-  right = lambda of: sweeps.judge(parts, of, labels) < 0
-  rounded = np.round(sweep.images * 255).astype(np.float32) / 255
-  correct, robust = right(images), right(sweep.images)
+  right = lambda of: suite_runner.compute_margins(parts, of, labels) < 0
+  rounded = np.round(state.images * 255).astype(np.float32) / 255
+  correct, robust = right(images), right(state.images)
   num_correct, num_robust, num_rounded = int(correct.sum()), int(robust.sum()), int(right(rounded).sum())
-  survivors = sweeps.survivors(stages, sweep)
-  flags = validity.of_classifier(_logits_fn(classifier), images[:_CHECKED], labels[:_CHECKED], sweep.images[:_CHECKED])
+  survivors = suite_runner.survivors(stages, state)
+  flags = validity.of_classifier(_logits_fn(classifier), images[:_CHECKED], labels[:_CHECKED], state.images[:_CHECKED])
   flags += validity.of_outcome(
     num_images=n,
-    num_correct=int((sweep.broken_in > 0).sum()),
-    num_robust=int((sweep.broken_in == sweeps.ALIVE).sum()),
+    num_correct=int((state.broken_in > 0).sum()),
+    num_robust=int((state.broken_in == suite_runner.ALIVE).sum()),
     recomputed=(num_correct, num_robust),
     survivors=survivors,
-    num_nan=int(sweep.num_nan),
+    num_nan=int(state.num_nan),
   )
-  probes = _probes(classifier, suite, attacked, sweep, num_classes, seed)
+  probes = _probes(classifier, suite, attacked, state, num_classes, seed)
   flags += validity.of_probes(**probes)
   return {
     'num_images': n,
@@ -159,8 +158,8 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep,
     'interval': metrics.binomial_interval(num_robust, n),
     'stages': [stage.name for stage in stages],  # JSON files lose their order
     'survivors': survivors,
-    'seconds': _by_stage(stages, sweep.seconds),
-    'compile_seconds': _by_stage(stages, sweep.compile_seconds),
+    'seconds': _by_stage(stages, state.seconds),
+    'compile_seconds': _by_stage(stages, state.compile_seconds),
     'left_out': list(suites.left_out(suite, num_classes)),
     'flags': [name for name in validity.FLAGS if name in flags],
     'probes': probes,
@@ -179,13 +178,13 @@ def num_classes_of(classifier: Classifier, images: np.ndarray) -> int:
 def _logits_fn(classifier: Classifier) -> Callable[[Array], Array]:
   """Returns two programs of one function, called in turn: what one freezes when it is traced, the other has anew."""
   variables = jax.device_get((classifier.state.params, classifier.state.model_state))
-  make = lambda: jax.jit(lambda variables, x: classifier.judge.apply(*variables, None, x, is_training=False)[0])
+  make = lambda: jax.jit(lambda variables, x: classifier.reference.apply(*variables, None, x, is_training=False)[0])
   programs = itertools.cycle([make(), make()])
   return lambda images: next(programs)(variables, images)
 
 
 def _probes(
-  classifier: Classifier, suite: str, attacked: Problem, sweep: Sweep, num_classes: int, seed: int
+  classifier: Classifier, suite: str, attacked: Problem, state: SuiteState, num_classes: int, seed: int
 ) -> dict[str, int]:
   """Runs further attacks on some of the images; see `validity.of_probes`."""
   images, labels, norm, epsilon = attacked
@@ -197,13 +196,13 @@ def _probes(
     parts = programs(attacked_one, (stage,), part, seed=seed + 1)
     if attacked_one is not classifier:  # what fools the surrogate is not made again
       parts = parts._replace(margins=programs(classifier, (), part).margins, again=None)
-    state = sweeps.begin(part, parts, 1)
-    for _ in sweeps.run(part, parts, (stage,), state):
+    probe = suite_runner.start(part, parts, 1)
+    for _ in suite_runner.run(part, parts, (stage,), probe):
       pass
-    return int((state.broken_in == sweeps.ALIVE).sum())
+    return int((probe.broken_in == suite_runner.ALIVE).sum())
 
-  alive = np.flatnonzero(sweep.broken_in[:_LONGER] == sweeps.ALIVE)
-  correct = np.flatnonzero(sweep.broken_in > 0)[:_FAR]
+  alive = np.flatnonzero(state.broken_in[:_LONGER] == suite_runner.ALIVE)
+  correct = np.flatnonzero(state.broken_in > 0)[:_FAR]
   longer = suites.longer(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
   radius, far = suites.far(norm, images.shape[1:])
   found = {

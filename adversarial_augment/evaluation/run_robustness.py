@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import inference, results
-from adversarial_augment.attacks import suites, validity
-from adversarial_augment.attacks import sweep as sweeps
-from adversarial_augment.attacks.sweep import Problem, Stage, Sweep
+from adversarial_augment.attacks import suite_runner, suites, validity
+from adversarial_augment.attacks.suite_runner import Problem, Stage, SuiteState
 from adversarial_augment.classifiers import reorder_outputs
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import StorageError, UserError
@@ -32,7 +31,7 @@ from adversarial_augment.types import Dataset
 
 SUSPECT = 3  # exit code: a number that is none to rely on, as one that became NaN
 
-_SECONDS = 2  # between writes of a sweep that goes on, at least
+_SECONDS = 2  # between writes of the state, at least
 _SHARE = 0.05  # of the time that those writes may take
 _LINES = 10  # seconds between lines of progress
 
@@ -45,7 +44,7 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
     workdir: of the run.
     test: the images to attack.
     request: the attacks.
-    overwrite: whether to attack anew where `workdir` has results of the same name, or an unfinished sweep.
+    overwrite: whether to attack anew where `workdir` has results of the same name, or an unfinished attack.
 
   Returns:
     The exit code: `SUSPECT` where a result has a flag, unless the request allows it.
@@ -75,9 +74,9 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
 
 def _restore(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
   restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
-  judge = recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32'))
+  reference = recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32'))
   attacked = recipe.attacked_classifier(config, test.num_classes)
-  return Classifier(attacked, judge, restored.state, mesh, config.batch_size), restored
+  return Classifier(attacked, reference, restored.state, mesh, config.batch_size), restored
 
 
 def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
@@ -165,9 +164,9 @@ def _measure(
   path, images_path, unfinished = (place.with_name(f'{place.name}.{kind}') for kind in ('json', 'npz', 'sweep'))
   attacked = robustness.problem(test, ball.norm, ball.epsilon)
   _say(f'{request.suite}, {ball.norm}, epsilon {ball.text}, {test.num_examples:,} images, seed {request.seed}')
-  sweep = _sweep(classifier, attacked, request, unfinished, conditions)
+  state = _sweep(classifier, attacked, request, unfinished, conditions)
   _say('  checking whether the result is valid...')
-  found = robustness.outcome(classifier, request.suite, attacked, sweep, seed=request.seed)
+  found = robustness.outcome(classifier, request.suite, attacked, state, seed=request.seed)
   result = found | {
     'eval': place.name,
     'attack': request.suite,
@@ -183,7 +182,7 @@ def _measure(
 
   def write() -> None:
     if request.save_images:
-      _write_images(images_path, attacked, sweep)
+      _write_images(images_path, attacked, state)
     else:
       _remove(images_path)  # they would be those of another result
     results.write(path, result)
@@ -225,29 +224,33 @@ def _sweep(
   request: Request,
   path: Path,
   conditions: Mapping[str, Any],
-) -> Sweep:
-  """Makes a sweep, or goes on with the one in a file; shows what is left after each stage."""
+) -> SuiteState:
+  """Runs a suite, or resumes it from a file; shows what is left after each stage."""
   num_classes = robustness.num_classes_of(classifier, attacked.images)
   stages = suites.stages(request.suite, norm=attacked.norm, epsilon=attacked.epsilon, num_classes=num_classes)
   if left_out := suites.left_out(request.suite, num_classes):
     _say(f'  left out: {", ".join(left_out)}, for {num_classes} classes are too few')
   programs = robustness.programs(classifier, stages, attacked, seed=request.seed)
-  sweep = sweeps.begin(attacked, programs, len(stages))
-  clean = int((sweep.broken_in > 0).sum())
-  if known := sweep_file.read(path, sweep, conditions):
-    sweep = known
+  state = suite_runner.start(attacked, programs, len(stages))
+  clean = int((state.broken_in > 0).sum())
+  if known := sweep_file.read(path, state, conditions):
+    state = known
   n = len(attacked.images)
   _say(f'  {"clean accuracy":<20} {clean / n:.4f}  ({clean:,} of {n:,})')
-  for index, left in enumerate(sweeps.survivors(stages, sweep).values()):
-    _say(_stage_line(stages, sweep, index, left))
-  _pursue(attacked, programs, stages, sweep, lambda: sweep_file.write(path, sweep, conditions))
-  return sweep
+  for index, left in enumerate(suite_runner.survivors(stages, state).values()):
+    _say(_stage_line(stages, state, index, left))
+  _pursue(attacked, programs, stages, state, lambda: sweep_file.write(path, state, conditions))
+  return state
 
 
 def _pursue(
-  attacked: Problem, programs: sweeps.Programs, stages: Sequence[Stage], sweep: Sweep, keep: Callable[[], None]
+  attacked: Problem,
+  programs: suite_runner.Programs,
+  stages: Sequence[Stage],
+  state: SuiteState,
+  keep: Callable[[], None],
 ) -> None:
-  """Goes on with a sweep to its end; says how far it is, and keeps it at once and every few seconds."""
+  """Runs a suite from where `state` is to its end; says how far it is, and keeps it at once and every few seconds."""
 
   def kept() -> tuple[float, float]:
     began = time.monotonic()
@@ -259,26 +262,26 @@ def _pursue(
 
   told, images = time.monotonic(), 0
   written, took = kept()
-  for index, inner, count in sweeps.run(attacked, programs, stages, sweep):
+  for index, inner, count in suite_runner.run(attacked, programs, stages, state):
     stage, now = stages[index], time.monotonic()
     images += count
     if count and now - told >= _LINES:
-      number, left = int(sweep.cursor[0]), int(sweep.cursor[1])
-      total = int((sweep.broken_in >= number).sum())
+      number, left = int(state.cursor[0]), int(state.cursor[1])
+      total = int((state.broken_in >= number).sum())
       tell(
-        f'  {stage.name}: round {inner + 1} of {stage.rounds.number}, {left:,} of {total:,} images  '
+        f'  {stage.name}: restart {inner + 1} of {stage.restarts.number}, {left:,} of {total:,} images  '
         f'{images / (now - told):,.1f} images/s'
       )
       told, images = now, 0
-    if not count and inner == stage.rounds.number - 1:
-      _say(_stage_line(stages, sweep, index, int((sweep.broken_in == sweeps.ALIVE).sum())))
+    if not count and inner == stage.restarts.number - 1:
+      _say(_stage_line(stages, state, index, int((state.broken_in == suite_runner.ALIVE).sum())))
     if now - written >= max(_SECONDS, took / _SHARE):
       written, took = kept()
   keep()  # the checks that follow take a while, too
 
 
-def _stage_line(stages: Sequence[Stage], sweep: Sweep, index: int, left: int) -> str:
-  seconds, compiling = sweep.seconds[index], sweep.compile_seconds[index]
+def _stage_line(stages: Sequence[Stage], state: SuiteState, index: int, left: int) -> str:
+  seconds, compiling = state.seconds[index], state.compile_seconds[index]
   return f'  {"after " + stages[index].name:<20} {left:,} left  {seconds:,.1f} s, compiling {compiling:,.1f} s'
 
 
@@ -296,11 +299,11 @@ def lines(result: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _write_images(path: Path, attacked: Problem, sweep: Sweep) -> None:
+def _write_images(path: Path, attacked: Problem, state: SuiteState) -> None:
   """Writes the strongest image of each example, float32 in [0, 1], with its label and whether it is broken."""
   content = io.BytesIO()
-  broken = sweep.broken_in < sweeps.ALIVE
-  np.savez_compressed(content, images=sweep.images, labels=attacked.labels, broken=broken, margins=sweep.margins)
+  broken = state.broken_in < suite_runner.ALIVE
+  np.savez_compressed(content, images=state.images, labels=attacked.labels, broken=broken, margins=state.margins)
   with files.storage_errors(f"write '{path}'"):
     files.replace(path, content.getvalue())
 

@@ -1,4 +1,4 @@
-"""An unfinished sweep on disk: whole or not at all, and refused where it is damaged or of something else."""
+"""An unfinished attack on disk: whole or not at all, and refused where it is damaged or of something else."""
 
 from collections.abc import Mapping
 import io
@@ -9,30 +9,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from adversarial_augment.attacks.sweep import Sweep
+from adversarial_augment.attacks.suite_runner import SuiteState
 from adversarial_augment.datasets import npy
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import processes
 from adversarial_augment.storage import files, state_arrays, untrusted
 
 _ABOUT, _SHA256 = '_about', '_sha256'
-_MAX_ABOUT = 1 << 20  # bytes that a file has beside the sweep
+_MAX_ABOUT = 1 << 20  # bytes that a file has beside the state
 
 
-def write(path: Path, sweep: Sweep, about: Mapping[str, Any]) -> None:
+def write(path: Path, state: SuiteState, about: Mapping[str, Any]) -> None:
   """Replaces the file in one instant; process 0 alone writes.
 
   Args:
     path: of the file.
-    sweep: between two batches.
-    about: what decides the outcome, as JSON: a sweep goes on only under the same.
+    state: between two batches.
+    about: what decides the outcome, as JSON: a suite is resumed only under the same.
 
   Raises:
     StorageError: it cannot be written; what was there stays.
   """
   if jax.process_index():
     return
-  arrays: dict[str, Any] = sweep._asdict() | {_ABOUT: _bytes(json.dumps(about, sort_keys=True))}
+  arrays: dict[str, Any] = state._asdict() | {_ABOUT: _bytes(json.dumps(about, sort_keys=True))}
   arrays[_SHA256] = _bytes(state_arrays.hash_arrays(arrays))
   content = io.BytesIO()
   np.savez(content, **arrays)
@@ -40,12 +40,12 @@ def write(path: Path, sweep: Sweep, about: Mapping[str, Any]) -> None:
     files.replace(path, content.getvalue())
 
 
-def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
-  """Returns the sweep in a file, the same on all processes; None where there is no file.
+def read(path: Path, like: SuiteState, about: Mapping[str, Any]) -> SuiteState | None:
+  """Returns the state in a file, the same on all processes; None where there is no file.
 
   Args:
     path: of the file.
-    like: a sweep of the same shapes.
+    like: a state of the same shapes.
     about: what decides the outcome.
 
   Raises:
@@ -77,7 +77,7 @@ def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
     return None
   try:
     packed = npy.Npz(io.BytesIO(found), limit)
-    arrays = {name: np.array(packed[name]) for name in packed}  # a sweep changes them
+    arrays = {name: np.array(packed[name]) for name in packed}  # a suite changes them in place
     sha256 = arrays.pop(_SHA256).tobytes().decode()
     known = dict(untrusted.parse_json(arrays[_ABOUT].tobytes()))
     whole = sha256 == state_arrays.hash_arrays(arrays)
@@ -94,7 +94,7 @@ def read(path: Path, like: Sweep, about: Mapping[str, Any]) -> Sweep | None:
   shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
   if shapes != {name: (array.shape, array.dtype) for name, array in like._asdict().items()}:
     raise UserError(f"'{path}' is damaged (its arrays have other shapes); {remedy}.")
-  return Sweep(**arrays)
+  return SuiteState(**arrays)
 
 
 def _bytes(text: str) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""A sequence of attacks from the host: each round only on the images that none before it has broken.
+"""A sequence of attacks from the host: each restart only on the images that no attack before it has broken.
 
-The survivors are compacted into batches of two sizes, so that a stage compiles at most twice. Whatever a round hands
-out is judged once more by a program of its own, of one batch size: an image counts as broken only if that agrees. Where
-it does not, because the attacked copy computes in bfloat16, the round is made again through the judge.
+The survivors are compacted into batches of two sizes, so that a stage compiles at most twice. Whatever a restart
+returns is checked again by a program of its own, of one batch size: an image counts as broken only if that agrees.
+Where it does not, because the attacked copy computes in bfloat16, the restart is repeated with the network in float32.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment.attacks.rounds import Rounds
+from adversarial_augment.attacks.restarts import Restarts
 
-ALIVE = np.iinfo(np.int32).max  # in `Sweep.broken_in`
+ALIVE = np.iinfo(np.int32).max  # in `SuiteState.broken_in`
 _SMALL = 4  # the smaller batch is this part of the larger one
 
 
@@ -21,11 +21,11 @@ class Stage(NamedTuple):
   """One attack of a suite."""
 
   name: str
-  rounds: Rounds
+  restarts: Restarts
 
 
 class Problem(NamedTuple):
-  """What a sweep attacks, and within which ball; on the host."""
+  """What a suite attacks, and within which ball; on the host."""
 
   images: np.ndarray  # float [n, h, w, c] in [0, 1]
   labels: np.ndarray  # int32 [n]
@@ -34,34 +34,36 @@ class Problem(NamedTuple):
 
 
 class Programs(NamedTuple):
-  """The compiled parts of a sweep; arrays on the host."""
+  """The compiled parts of a suite; arrays on the host."""
 
-  # Stage, round of it, indices [m] -> images [m, h, w, c], and whether the attack takes them for broken, bool [m].
+  # Stage, its restart, indices [m] -> images [m, h, w, c], and whether the attack takes them for broken, bool [m].
   attack: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]]
   margins: Callable[[np.ndarray, np.ndarray], np.ndarray]  # images [m, h, w, c], labels [m] -> margins [m]
   batch_size: int  # the larger m, and the only one of `margins`
   multiple: int = 1  # every m is one of this
   compile: Callable[[int, int], Any] = lambda index, size: None  # stage, m: makes what `attack` calls, where it can
-  again: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None  # `attack` through the judge
+  again: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = (
+    None  # `attack` of the float32 network
+  )
 
 
-class Sweep(NamedTuple):
-  """How far a sweep is. The arrays change in place; between two batches they are all that a resume needs."""
+class SuiteState(NamedTuple):
+  """How far the evaluation of a suite is: all that a resume between two batches needs. The arrays change in place."""
 
   images: np.ndarray  # [n, h, w, c], the feasible image of the highest margin of each
   margins: np.ndarray  # [n], of those
-  broken_in: np.ndarray  # int32 [n]: 0 misclassified without an attack, else the round, counted over stages, or ALIVE
-  cursor: np.ndarray  # int64 [2]: the round, from 1, and how many of its survivors are done
+  broken_in: np.ndarray  # int32 [n]: 0 misclassified without an attack, else the restart, counted over stages, or ALIVE
+  cursor: np.ndarray  # int64 [2]: the restart, from 1, and how many of its survivors are done
   seconds: np.ndarray  # float64 [stages], of all starts, without those of compiling
   compile_seconds: np.ndarray  # float64 [stages], of all starts
   num_nan: np.ndarray  # int64 []: images whose margins were NaN or infinite, found on the way
 
 
-def begin(problem: Problem, programs: Programs, num_stages: int) -> Sweep:
-  """Returns the state before the first round: an image that is misclassified already is broken."""
-  margins = judge(programs, problem.images, problem.labels)
+def start(problem: Problem, programs: Programs, num_stages: int) -> SuiteState:
+  """Returns the state before the first attack: an image that is misclassified already is broken."""
+  margins = compute_margins(programs, problem.images, problem.labels)
   broken_in = np.where(margins < 0, ALIVE, 0).astype(np.int32)  # logits that are NaN have an infinite one
-  return Sweep(
+  return SuiteState(
     images=problem.images.copy(),
     margins=margins,
     broken_in=broken_in,
@@ -72,7 +74,7 @@ def begin(problem: Problem, programs: Programs, num_stages: int) -> Sweep:
   )
 
 
-def judge(programs: Programs, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def compute_margins(programs: Programs, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns the margins [n] of images [n, h, w, c], at least 0 where they are misclassified; in batches of one size."""
   size = programs.batch_size
   parts = [
@@ -84,33 +86,35 @@ def judge(programs: Programs, images: np.ndarray, labels: np.ndarray) -> np.ndar
   return np.concatenate(parts)
 
 
-def run(problem: Problem, programs: Programs, stages: Sequence[Stage], sweep: Sweep) -> Iterator[tuple[int, int, int]]:
-  """Goes on with a sweep to its end.
+def run(
+  problem: Problem, programs: Programs, stages: Sequence[Stage], state: SuiteState
+) -> Iterator[tuple[int, int, int]]:
+  """Runs a suite from where `state` is to its end.
 
   Yields:
-    Its stage, the round within that, and the number of images after every batch; 0 images when the round has ended.
+    Its stage, the restart within that, and the number of images after every batch; 0 images when the restart has ended.
   """
   number = 0
   for index, stage in enumerate(stages):
-    for inner in range(stage.rounds.number):
+    for inner in range(stage.restarts.number):
       number += 1
-      if number < sweep.cursor[0]:
+      if number < state.cursor[0]:
         continue
-      # Those that this very round has broken before a stop are still among them: the batches stay the same.
-      alive = np.flatnonzero(sweep.broken_in >= number)
-      while sweep.cursor[1] < len(alive):
+      # Those that this very restart has broken before a stop are still among them: the batches stay the same.
+      alive = np.flatnonzero(state.broken_in >= number)
+      while state.cursor[1] < len(alive):
         began = time.monotonic()
-        size = _batch_size(len(alive) - sweep.cursor[1], programs)
-        part = alive[sweep.cursor[1] :][:size]
+        size = _batch_size(len(alive) - state.cursor[1], programs)
+        part = alive[state.cursor[1] :][:size]
         programs.compile(index, size)
         compiled = time.monotonic()
         found, margins = _attack(problem, programs, index, inner, part)
-        _keep(problem, sweep, part, found, margins, number)
-        sweep.cursor[1] += len(part)
-        sweep.seconds[index] += time.monotonic() - compiled
-        sweep.compile_seconds[index] += compiled - began
+        _keep(problem, state, part, found, margins, number)
+        state.cursor[1] += len(part)
+        state.seconds[index] += time.monotonic() - compiled
+        state.compile_seconds[index] += compiled - began
         yield index, inner, len(part)
-      sweep.cursor[:] = number + 1, 0
+      state.cursor[:] = number + 1, 0
       yield index, inner, 0
 
 
@@ -120,13 +124,13 @@ def batch_sizes(programs: Programs) -> tuple[int, int]:
   return programs.batch_size, small
 
 
-def survivors(stages: Sequence[Stage], sweep: Sweep) -> dict[str, int]:
+def survivors(stages: Sequence[Stage], state: SuiteState) -> dict[str, int]:
   """Returns how many images were left after each stage, of those that have ended."""
-  ends = np.cumsum([stage.rounds.number for stage in stages])
+  ends = np.cumsum([stage.restarts.number for stage in stages])
   return {
-    stage.name: int((sweep.broken_in > end).sum())
+    stage.name: int((state.broken_in > end).sum())
     for stage, end in zip(stages, ends, strict=True)
-    if sweep.cursor[0] > end
+    if state.cursor[0] > end
   }
 
 
@@ -150,11 +154,11 @@ def _batch_size(count: int, programs: Programs) -> int:
 def _attack(
   problem: Problem, programs: Programs, index: int, inner: int, part: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what a round makes of the images `part` [m], and the margins of that."""
+  """Returns what a restart makes of the images `part` [m], and the margins of that."""
 
   def by(attack: Callable, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images, taken = (x[: len(part)] for x in attack(index, inner, padded(part, _batch_size(len(part), programs))))
-    return images, judge(programs, images, problem.labels[part]), taken
+    return images, compute_margins(programs, images, problem.labels[part]), taken
 
   images, margins, taken = by(programs.attack, part)
   denied = np.flatnonzero(taken & (margins < 0))
@@ -165,14 +169,14 @@ def _attack(
 
 
 def _keep(
-  problem: Problem, sweep: Sweep, part: np.ndarray, found: np.ndarray, margins: np.ndarray, number: int
+  problem: Problem, state: SuiteState, part: np.ndarray, found: np.ndarray, margins: np.ndarray, number: int
 ) -> None:
   """Takes over what is stronger than before."""
   far = distances(problem.norm, found, problem.images[part]) > problem.epsilon * (1 + 1e-6) + 1e-7
   assert not far.any(), f'an attack has left the ball of radius {problem.epsilon}'
   assert ((found >= 0) & (found <= 1)).all(), 'an attack has left the box [0, 1]'
-  sweep.num_nan[...] += (~np.isfinite(margins)).sum()
-  stronger = margins > sweep.margins[part]
+  state.num_nan[...] += (~np.isfinite(margins)).sum()
+  stronger = margins > state.margins[part]
   better = part[stronger]
-  sweep.images[better], sweep.margins[better] = found[stronger], margins[stronger]
-  sweep.broken_in[part[stronger & (margins >= 0)]] = number
+  state.images[better], state.margins[better] = found[stronger], margins[stronger]
+  state.broken_in[part[stronger & (margins >= 0)]] = number

@@ -6,8 +6,9 @@ import io
 import numpy as np
 import pytest
 
-from adversarial_augment.attacks import sweep
-from adversarial_augment.attacks.rounds import Rounds
+from adversarial_augment.attacks import suite_runner
+from adversarial_augment.attacks.restarts import Restarts
+from adversarial_augment.attacks.suite_runner import Problem, Stage, SuiteState
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import sweep_file
 
@@ -15,10 +16,13 @@ NUM, EPSILON = 23, 0.125
 # The first pixel says which image it is; attacks change the second one.
 IMAGES = np.stack([np.arange(NUM) / 64, np.full(NUM, 0.5)], axis=-1).astype(np.float32).reshape(NUM, 1, 2, 1)
 LABELS = np.zeros(NUM, np.int32)
-STAGES = (sweep.Stage('first', Rounds(3, lambda _: None)), sweep.Stage('second', Rounds(2, lambda _: None)))
+STAGES = (
+  Stage('first', Restarts(3, lambda _: None)),
+  Stage('second', Restarts(2, lambda _: None)),
+)
 # The round in which an image gives way; 0: it is misclassified as it is, 9: never.
 BREAKS = np.array([0, 1, 2, 3, 4, 5, 9, 2, 4, 9, 1, 1, 9, 3, 0, 5, 5, 2, 9, 1, 4, 9, 9])
-PROBLEM = sweep.Problem(IMAGES, LABELS, 'linf', EPSILON)
+PROBLEM = Problem(IMAGES, LABELS, 'linf', EPSILON)
 
 
 class Attacker:
@@ -43,21 +47,21 @@ class Attacker:
     margins = np.where((moved > 0.99) | (BREAKS[which] == 0), 0.5, moved - 1)
     return np.where((which == self._nan_at) & (moved > 0), np.nan, margins)
 
-  def programs(self) -> sweep.Programs:
-    return sweep.Programs(self.attack, self.margins, 8, 2)
+  def programs(self) -> suite_runner.Programs:
+    return suite_runner.Programs(self.attack, self.margins, 8, 2)
 
 
-def finish(attacker: Attacker, state: sweep.Sweep | None = None, batches: int = 1000) -> sweep.Sweep:
-  state = sweep.begin(PROBLEM, attacker.programs(), len(STAGES)) if state is None else state
-  for _, _ in zip(range(batches), sweep.run(PROBLEM, attacker.programs(), STAGES, state), strict=False):
+def finish(attacker: Attacker, state: SuiteState | None = None, batches: int = 1000) -> SuiteState:
+  state = suite_runner.start(PROBLEM, attacker.programs(), len(STAGES)) if state is None else state
+  for _, _ in zip(range(batches), suite_runner.run(PROBLEM, attacker.programs(), STAGES, state), strict=False):
     pass
   return state
 
 
 def test_an_image_is_broken_in_the_round_that_does_it():
   state = finish(Attacker())
-  np.testing.assert_array_equal(state.broken_in, np.where(BREAKS == 9, sweep.ALIVE, BREAKS))
-  assert sweep.survivors(STAGES, state) == {'first': int((BREAKS > 3).sum()), 'second': int((BREAKS == 9).sum())}
+  np.testing.assert_array_equal(state.broken_in, np.where(BREAKS == 9, suite_runner.ALIVE, BREAKS))
+  assert suite_runner.survivors(STAGES, state) == {'first': int((BREAKS > 3).sum()), 'second': int((BREAKS == 9).sum())}
   assert (state.seconds > 0).all()
 
 
@@ -86,7 +90,7 @@ def test_no_image_is_attacked_when_none_is_left():
   attacker = Attacker()
   finish(attacker, state)
   assert not attacker.calls
-  assert sweep.survivors(STAGES, state) == {'first': 0, 'second': 0}
+  assert suite_runner.survivors(STAGES, state) == {'first': 0, 'second': 0}
 
 
 def test_an_attack_that_leaves_the_ball_is_an_error():
@@ -97,7 +101,7 @@ def test_an_attack_that_leaves_the_ball_is_an_error():
 def test_logits_that_are_nan_break_nothing_and_are_counted():
   state = finish(Attacker(nan_at=6))
   assert state.num_nan == 5  # rounds
-  assert state.broken_in[6] == sweep.ALIVE
+  assert state.broken_in[6] == suite_runner.ALIVE
   np.testing.assert_array_equal(state.images[6], IMAGES[6])
 
 
@@ -111,7 +115,7 @@ def test_a_stop_after_any_batch_changes_nothing(tmp_path):
   for stop in range(1, len(straight.calls) + 5):
     first, second = Attacker(), Attacker()
     sweep_file.write(path, finish(first, batches=stop), ABOUT)
-    found = sweep_file.read(path, sweep.begin(PROBLEM, second.programs(), 2), ABOUT)
+    found = sweep_file.read(path, suite_runner.start(PROBLEM, second.programs(), 2), ABOUT)
     done = finish(second, found)
     for name in ('images', 'margins', 'broken_in', 'cursor', 'num_nan'):
       np.testing.assert_array_equal(getattr(done, name), getattr(expected, name))
@@ -121,7 +125,7 @@ def test_a_stop_after_any_batch_changes_nothing(tmp_path):
 def test_seconds_of_all_starts_are_kept_and_those_of_compiling_apart(tmp_path, monkeypatch):
   """On a clock that compiling moves by 100, once per size in each start, and every attack on a batch by 1."""
   now, path = [0], tmp_path / 'state'
-  monkeypatch.setattr(sweep.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(suite_runner.time, 'monotonic', lambda: now[0])
 
   class Timed(Attacker):
     def __init__(self):
@@ -188,12 +192,12 @@ def test_a_damaged_sweep_is_refused(tmp_path):
       assert 'damaged' in message or 'another' in message
       assert '\n' not in message
     else:  # a bit of the archive that stands for nothing, such as a time
-      for name in sweep.Sweep._fields:
+      for name in SuiteState._fields:
         np.testing.assert_array_equal(getattr(found, name), getattr(like, name))
   assert refused > 40
 
 
-def read_or_message(path, like) -> tuple[sweep.Sweep | None, str]:
+def read_or_message(path, like) -> tuple[SuiteState | None, str]:
   try:
     return sweep_file.read(path, like, ABOUT), ''
   except UserError as error:

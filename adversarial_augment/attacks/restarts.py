@@ -14,20 +14,20 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 
-class Rounds(NamedTuple):
+class Restarts(NamedTuple):
   """An attack's tries. Each is an attack itself, so that a suite may drop the images that are broken in between."""
 
-  number: int  # of rounds, at least 1
-  make: Callable[[Array | int], Attack]  # round, 0 to number - 1, traced or not -> its attack, with keys of its own
+  number: int  # at least 1; of a targeted attack, every target of a restart counts as one
+  make: Callable[[Array | int], Attack]  # index, 0 to number - 1, traced or not -> its attack, with keys of its own
 
 
-def repeated(rounds: Rounds) -> Attack:
-  """Makes the attack that tries all rounds in one compiled loop.
+def with_restarts(restarts: Restarts) -> Attack:
+  """Makes the attack that tries all restarts in one compiled loop.
 
   Returns:
-    An `Attack` that hands out each image's first success, else its feasible image of the highest margin; the metrics
-    are those of `judged`. It raises a UserError for images outside [0, 1] or of another dtype, labels that there are
-    not, and what are not one key for each image; of what is traced it sees shapes and dtypes.
+    An `Attack` that returns each image's first success, else its feasible image of the highest margin; the metrics are
+    those of `attack_result`. It raises a UserError for images outside [0, 1] or of another dtype, out-of-range labels,
+    and anything but one key for each image; of traced arguments it checks shapes and dtypes only.
   """
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
@@ -36,16 +36,16 @@ def repeated(rounds: Rounds) -> Attack:
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)  # of 8 bits, labels would end at 255
 
     def one_more(index, kept):
-      return better(kept, rounds.make(index)(keys, logits_fn, images, labels, frozen))
+      return better(kept, restarts.make(index)(keys, logits_fn, images, labels, frozen))
 
     dtype = jax.eval_shape(lambda: margin(logits_fn(images), labels)).dtype
     none = {'success': jnp.zeros(len(images), bool), 'margin': jnp.full(len(images), jnp.nan, dtype)}
-    return jax.lax.fori_loop(0, rounds.number, one_more, AttackResult(images, none))
+    return jax.lax.fori_loop(0, restarts.number, one_more, AttackResult(images, none))
 
   return attack
 
 
-def judged(logits: Array, images: Array, labels: Array) -> AttackResult:
+def attack_result(logits: Array, images: Array, labels: Array) -> AttackResult:
   """Returns images with what their logits say: `margin` [n], and `success` [n], a margin of at least 0.
 
   A label that ties with another class counts as broken, and so do logits that are NaN.
@@ -74,10 +74,46 @@ def choose(condition: Array, tree: PyTree, other: PyTree) -> PyTree:
   return jax.tree.map(pick, tree, other)
 
 
-def round_keys(keys: Key, index: Array | int) -> Key:
-  """Returns the keys [n] of a round."""
+def restart_keys(keys: Key, index: Array | int) -> Key:
+  """Returns the keys [n] of a restart."""
   return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
 
 
 def _no_nan(margins: Array) -> Array:
   return jnp.where(jnp.isnan(margins), -jnp.inf, margins)
+
+
+def check_counts(attack: str, **counts: int) -> None:
+  """Refuses options that count something, and are no whole number of at least 1.
+
+  Raises:
+    UserError: one of them is none.
+  """
+  for name, count in counts.items():
+    if not isinstance(count, int) or count < 1:
+      raise UserError(f'{name}={count} of attacks.{attack} must be a whole number, at least 1.')
+
+
+def ranked_target(logits: jax.Array, labels: jax.Array, rank: jax.Array | int, num_targets: int) -> jax.Array:
+  """Returns, of the classes other than the label, that of the `rank`-th largest clean logit, counted from 0.
+
+  Args:
+    logits: [n, k], of the clean images.
+    labels: [n].
+    rank: 0 to num_targets - 1; may be traced.
+    num_targets: the ranks there are.
+
+  Returns:
+    [n]: over all ranks below k - 1 each other class once, and never the label.
+
+  Raises:
+    UserError: fewer than num_targets + 1 classes.
+  """
+  num_classes = logits.shape[-1]
+  if num_targets >= num_classes:
+    raise UserError(
+      f'num_targets={num_targets} must be less than the number of classes, {num_classes}; set it to {num_classes - 1}.'
+    )
+  is_other = ~jax.nn.one_hot(labels, num_classes, dtype=bool)
+  order = jnp.lexsort((-logits, is_other))  # the label first, whatever its logit; NaN last
+  return jax.lax.dynamic_index_in_dim(order, rank + 1, axis=-1, keepdims=False)

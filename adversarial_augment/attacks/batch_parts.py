@@ -1,7 +1,8 @@
-"""Attacking a share of each batch: a departure from Eq. 3 of arXiv 2104.01086, whose adversary meets every image."""
+"""Attacking a batch in parts, to save memory, or only a part of it."""
 
 import math
 
+import jax
 import numpy as np
 
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
@@ -26,3 +27,18 @@ def on_share(attack: Attack, count: int, num_images: int) -> Attack:
     return result._replace(images=images.at[index].set(result.images))
 
   return attack_share
+
+
+def in_microbatches(attack: Attack, size: int) -> Attack:
+  """Returns `attack`, run on `size` images after the other; their number must be a multiple of it.
+
+  Equal to `attack` where the logits of an image do not depend on the others: not under batch statistics.
+  """
+
+  def attack_parts(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    split = lambda x: x.reshape((x.shape[0] // size, size) + x.shape[1:])
+    one = lambda part: attack(part[0], logits_fn, part[1], part[2], frozen)
+    result = jax.lax.map(one, (split(keys), split(images), split(labels)))
+    return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), result)
+
+  return attack_parts
