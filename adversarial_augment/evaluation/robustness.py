@@ -1,4 +1,4 @@
-"""Accuracy under l_p attacks: a suite of attacks on a data set and all devices, every success checked again in float32."""
+"""Accuracy under l_p attacks: a suite on a data set and all devices, with every success checked again in float32."""
 
 from collections.abc import Callable, Sequence
 import functools
