@@ -93,13 +93,20 @@ def test_every_setting_exists_and_is_valid():
   assert named <= configs.TRAIN.keys()
 
 
+def anchors(page: Path) -> set[str]:
+  """Returns the anchors of a page's headings, as GitHub names them."""
+  headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
+  return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
 def test_links_and_pictures_are_there(page):
-  for target in re.findall(r'\]\(([^)#]+)', page.read_text()):
-    assert target.startswith('https://') or (page.parent / target).exists(), f'{page.name}: {target}'
-  headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
-  anchors = {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
-  assert set(re.findall(r'\]\(#([^)]+)\)', page.read_text())) <= anchors
+  for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text().replace('\n', ' ')):
+    if not target.startswith('https://'):
+      path, _, anchor = target.partition('#')
+      linked = page.parent / path if path else page
+      assert linked.exists(), f'{page.name}: {target}'
+      assert not anchor or anchor in anchors(linked), f'{page.name}: {target}'
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
