@@ -1,4 +1,4 @@
-"""AdA through the CAE; all but the corruption network as in ada_edsr.py.
+"""AdA through the CAE; everything but the corruption network is as in ada_edsr.py.
 
   python -m adversarial_augment.train --config=configs/ada_cae.py --config.corruption_net.weights=cae.safetensors
   python -m adversarial_augment.train --config=configs/ada_cae.py:quickstart      # embedded images
@@ -6,16 +6,16 @@
   python -m adversarial_augment.train --config=configs/ada_cae.py:gpu             # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/ada_cae.py:smoke           # two steps, for tests
 
-No weights of the published size (2.2M parameters) ship. `python -m adversarial_augment.convert --net=cae` reads
-DeepAugment's, `python -m adversarial_augment.pretrain --config=configs/pretrain_cae.py` makes some; the other variants
-use a network of a quarter of the widths, which ships. The CAE's output is less like its input than EDSR's (its bits are
-few, and drawn), so that SSIM is lower from the start. The paper gives no numbers for CIFAR-10-C; it saw no
-improvement by the CAE there.
+Weights of the published size (2.2M parameters) do not ship. `python -m adversarial_augment.convert --net=cae` reads
+DeepAugment's; `python -m adversarial_augment.pretrain --config=configs/pretrain_cae.py` trains some. The other variants
+use a network with a quarter of the widths, which ships. The CAE has few bits, and they are random, so its output is
+less similar to its input than EDSR's, and SSIM starts lower. The paper gives no numbers for CIFAR-10-C; it saw no
+improvement from the CAE there.
 
 `:laptop` gave an mCE of 64.40 % and a clean error of 60.82 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
-images, corruptions made here), in 13 min on one processor core beside other programs: at this radius the small CAE
-takes away what shows the class, and nothing is learned. With nu 0.00375 it gave 45.92 % and 42.70 %,
-without an adversary 36.94 % and 33.18 %: docs/reproduction.md.
+images, corruptions generated here), in 13 min on one shared processor core. At this radius the small CAE destroys the
+class of an image, and nothing is learned. With nu 0.00375 it gave 45.92 % and 42.70 %; without an adversary, 36.94 %
+and 33.18 %: docs/reproduction.md.
 """
 
 from pathlib import Path

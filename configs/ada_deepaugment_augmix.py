@@ -6,11 +6,11 @@
   python -m adversarial_augment.train --config=configs/ada_deepaugment_augmix.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/ada_deepaugment_augmix.py:smoke       # two steps, for tests
 
-As ada_edsr.py, on the sets of deepaugment.py, and with AugMix as the last augmentation, which the adversary does not
+Like ada_edsr.py, with the sets of deepaugment.py, and AugMix as the last augmentation, which the adversary does not
 see.
 
 `:laptop` gave an mCE of 29.33 % and a clean error of 23.50 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
-test images, corruptions made here), in 7 min on one processor core: docs/reproduction.md.
+test images, corruptions generated here), in 7 min on one processor core: docs/reproduction.md.
 """
 
 from pathlib import Path

@@ -1,13 +1,13 @@
 """AdA through EDSR: the row "AdA" of Table 1 (arXiv 2104.01086), mCE 12.49 %, clean error 3.82 %.
 
-python -m adversarial_augment.train --config=configs/ada_edsr.py                # CIFAR-10, the paper's full setting
+python -m adversarial_augment.train --config=configs/ada_edsr.py                # CIFAR-10, full setting
 python -m adversarial_augment.train --config=configs/ada_edsr.py:quickstart     # embedded images, minutes on 2 cores
 python -m adversarial_augment.train --config=configs/ada_edsr.py:laptop         # CIFAR-10, small networks
 python -m adversarial_augment.train --config=configs/ada_edsr.py:gpu            # CIFAR-10, ResNet-18, one GPU
 python -m adversarial_augment.train --config=configs/ada_edsr.py:smoke          # two steps, for tests
 
 `:laptop` gave an mCE of 29.00 ± 0.09 % and a clean error of 18.67 ± 0.21 % (three seeds, ± their standard error), on
-CIFAR-10 after a JPEG round trip (5,000 test images, corruptions made here), in 6 min on one processor core:
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here), in 6 min on one processor core:
 docs/reproduction.md.
 """
 
@@ -15,10 +15,10 @@ from adversarial_augment import config as configs
 
 SMALL_EDSR = {'corruption_net.blocks': 4, 'corruption_net.features': 16, 'corruption_net.scale': 1}
 
-# Why the quickstart's numbers: two sign steps reach nearly the loss of five, because each saturates the balls; at the
-# paper's nu of .015 digits this large lose only 3 points of accuracy, at .04 a nominal classifier loses 17; and on
-# untrained features an adversary teaches nothing, so that the first 0.8 epochs are clean.
-# The laptop's are for going on from `configs/nominal.py:laptop_start` with --config.init_from.
+# The quickstart: two sign steps reach nearly the loss of five, because each saturates the balls. At the paper's nu of
+# .015, a nominal classifier of these large digits loses only 3 points of accuracy, at .04 it loses 17. The first 0.8
+# epochs are clean, because an adversary teaches nothing while the features are untrained.
+# The laptop variant continues from `configs/nominal.py:laptop_start` with --config.init_from.
 VARIANTS = {
   '': {'evals': ('clean', 'cifar10_c')},
   'quickstart': {

@@ -1,4 +1,4 @@
-"""AugMix with its divergence of three views, on ResNeXt-29 4x32d (arXiv 1912.02781): mCE 10.90 %, cited at Table 1.
+"""AugMix with its Jensen-Shannon loss, on ResNeXt-29 4x32d (arXiv 1912.02781): mCE 10.90 %, cited at Table 1.
 
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py             # CIFAR-10, AugMix's setting
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:quickstart  # embedded images
@@ -6,11 +6,11 @@
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/augmix_jsd_resnext.py:smoke       # two steps, for tests
 
-The setting is that of AugMix's code, but for the constants by which images are normalised (nominal.py's).
+The setting is that of AugMix's code, except for the normalisation constants, which are those of nominal.py.
 
 `:laptop` gave an mCE of 43.67 % and a clean error of 34.64 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
-images, corruptions made here), in 15 min on one busy processor core. Its start, 8 epochs of nominal.py with the same
-classifier of 41,458 parameters, had 46.52 % and 31.58 %: docs/reproduction.md.
+images, corruptions generated here), in 15 min on one busy processor core. Its start, 8 epochs of nominal.py with the
+same classifier of 41,458 parameters, had 46.52 % and 31.58 %: docs/reproduction.md.
 """
 
 from pathlib import Path

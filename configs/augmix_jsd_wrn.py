@@ -1,4 +1,4 @@
-"""AugMix with its divergence of three views, on WRN-40-2 (arXiv 1912.02781): mCE 11.18 % (RobustBench).
+"""AugMix with its Jensen-Shannon loss, on WRN-40-2 (arXiv 1912.02781): mCE 11.18 % (RobustBench).
 
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py                 # CIFAR-10, AugMix's setting
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:quickstart      # embedded images
@@ -6,11 +6,11 @@
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:gpu             # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/augmix_jsd_wrn.py:smoke           # two steps, for tests
 
-All but the classifier and the 100 epochs is as in augmix_jsd_resnext.py.
+Everything but the classifier and the 100 epochs is as in augmix_jsd_resnext.py.
 
 `:laptop` gave an mCE of 33.41 % and a clean error of 25.38 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
-images, corruptions made here), in 5 min on one processor core, with evaluation. Its start, 12 epochs of nominal.py with
-the same classifier, had 36.09 % and 22.22 %: docs/reproduction.md.
+images, corruptions generated here), in 5 min on one processor core, with evaluation. Its start, 12 epochs of nominal.py
+with the same classifier, had 36.09 % and 22.22 %: docs/reproduction.md.
 """
 
 from pathlib import Path

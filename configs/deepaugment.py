@@ -6,18 +6,18 @@
   python -m adversarial_augment.train --config=configs/deepaugment.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/deepaugment.py:smoke       # two steps, for tests
 
-Its sets have to be there, one for each network (those of the embedded images are made where they are missing):
+Prepare its data sets first, one for each network (those of the embedded images are made automatically):
 
   python -m adversarial_augment.prepare deepaugment --net=edsr
   python -m adversarial_augment.prepare deepaugment --net=cae
 
-`:laptop` was run on sets of the small EDSR, --weights=edsr_4x16_x1.
+`:laptop` was run with sets of the small EDSR, --weights=edsr_4x16_x1.
 
-All but the training images is as in nominal.py. Each is drawn with the same probability from the clean ones and their
-copies, and an epoch is as long as there, so that rows see equally many images.
+Everything but the training images is as in nominal.py. Each is drawn uniformly from the clean images and their copies.
+An epoch is as long as in nominal.py, so that all rows see the same number of images.
 
 `:laptop` gave an mCE of 29.06 % and a clean error of 21.58 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
-test images, corruptions made here), in 2 min on one processor core: docs/reproduction.md.
+test images, corruptions generated here), in 2 min on one processor core: docs/reproduction.md.
 """
 
 from pathlib import Path

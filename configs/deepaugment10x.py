@@ -6,13 +6,13 @@
   python -m adversarial_augment.train --config=configs/deepaugment10x.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/deepaugment10x.py:smoke       # two steps, for tests
 
-As deepaugment.py, whose sets have to be made with --copies=10. They serve deepaugment.py too, which uses their first
+Like deepaugment.py, with sets prepared with --copies=10. deepaugment.py can use these sets too, and takes their first
 copies.
 
-`:quickstart` and `:smoke` use two copies, to be quick.
+`:quickstart` and `:smoke` use two copies to save time.
 
 `:laptop` gave an mCE of 28.71 % and a clean error of 22.22 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
-test images, corruptions made here), in 1 min on one processor core: docs/reproduction.md.
+test images, corruptions generated here), in 1 min on one processor core: docs/reproduction.md.
 """
 
 from pathlib import Path
@@ -24,5 +24,5 @@ VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
 
 def get_config(variant: str = ''):
   config = configs.load(f'{Path(__file__).with_name("deepaugment.py")}:{variant}')
-  config.deepaugment.copies = 2 if config.dataset == 'embedded' else 10  # to be quick
+  config.deepaugment.copies = 2 if config.dataset == 'embedded' else 10  # to save time
   return config

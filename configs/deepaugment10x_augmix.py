@@ -6,12 +6,12 @@
   python -m adversarial_augment.train --config=configs/deepaugment10x_augmix.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/deepaugment10x_augmix.py:smoke       # two steps, for tests
 
-As deepaugment10x.py, with the same sets, and AugMix as the last augmentation.
+Like deepaugment10x.py, with AugMix as the last augmentation.
 
-`:quickstart` and `:smoke` use two copies, to be quick.
+`:quickstart` and `:smoke` use two copies to save time.
 
 `:laptop` gave an mCE of 29.23 % and a clean error of 22.68 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
-test images, corruptions made here), in 1 min on one processor core: docs/reproduction.md.
+test images, corruptions generated here), in 1 min on one processor core: docs/reproduction.md.
 """
 
 from pathlib import Path

@@ -6,10 +6,10 @@
   python -m adversarial_augment.train --config=configs/deepaugment_augmix.py:gpu         # CIFAR-10, one GPU
   python -m adversarial_augment.train --config=configs/deepaugment_augmix.py:smoke       # two steps, for tests
 
-As deepaugment.py, with the same sets, and AugMix as the last augmentation.
+Like deepaugment.py, with AugMix as the last augmentation.
 
 `:laptop` gave an mCE of 28.52 % and a clean error of 21.34 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000
-test images, corruptions made here), in 1 min on one processor core: docs/reproduction.md.
+test images, corruptions generated here), in 1 min on one processor core: docs/reproduction.md.
 """
 
 from pathlib import Path

@@ -5,13 +5,14 @@
   python -m adversarial_augment.train --config=configs/linf_adversarial.py:gpu          # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/linf_adversarial.py:smoke        # two steps, for tests
 
-All but the adversary is as in nominal.py. The radius is that of PAT's l_inf training, which Table 3 of arXiv 2104.01086
-quotes (mCE 20.71 %, clean error 13.20 %, of another recipe), and of the attacks in its appendix D. The steps are those
-of the paper's adversary (appendix A): ten, of a quarter of the radius, which is 2/255 as in Madry et al., who make 7.
+Everything but the adversary is as in nominal.py. The radius is that of PAT's l_inf training, which Table 3 of arXiv
+2104.01086 quotes (mCE 20.71 %, clean error 13.20 %, with another recipe), and of the attacks in its appendix D. The
+steps are those of the paper's adversary (appendix A): ten, of a quarter of the radius. That is 2/255, as in Madry et
+al., who take 7 steps.
 
-`:quickstart` makes five of them. With seed 0 it gave a clean accuracy of 94.55 % on the 2,000 embedded test images, and
-nominal.py:quickstart one of 94.80 %. Under `evaluate --attack=pgd --norm=linf --epsilon=8/255 --num_examples=500`,
-77.8 % were left, and 15.2 % after nominal training.
+`:quickstart` takes five steps. With seed 0 it gave a clean accuracy of 94.55 % on the 2,000 embedded test images, and
+nominal.py:quickstart 94.80 %. Under `evaluate --attack=pgd --norm=linf --epsilon=8/255 --num_examples=500`, 77.8 %
+remained correct, and 15.2 % after nominal training.
 """
 
 from pathlib import Path

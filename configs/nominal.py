@@ -1,17 +1,17 @@
 """Nominal training: the row "Nominal" of Table 1 (arXiv 2104.01086), mCE 25.17 %, clean error 4.23 %.
 
-  python -m adversarial_augment.train --config=configs/nominal.py                 # CIFAR-10, the paper's full setting
+  python -m adversarial_augment.train --config=configs/nominal.py                 # CIFAR-10, full setting
   python -m adversarial_augment.train --config=configs/nominal.py:quickstart      # embedded images
   python -m adversarial_augment.train --config=configs/nominal.py:laptop          # CIFAR-10, a small network
-  python -m adversarial_augment.train --config=configs/nominal.py:laptop_start    # a start for the rows' :laptop
+  python -m adversarial_augment.train --config=configs/nominal.py:laptop_start    # a start for the :laptop rows
   python -m adversarial_augment.train --config=configs/nominal.py:gpu             # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/nominal.py:smoke           # two steps, for tests
 
-Everything is as in ada_edsr.py, without the adversary. The evaluation under attack stays that of ada_edsr.py, so that
-the closing tables of both compare.
+Like ada_edsr.py, without the adversary. The evaluation under attack is that of ada_edsr.py, so that the results of both
+can be compared.
 
 `:laptop` gave an mCE of 31.82 ± 0.33 % and a clean error of 18.31 ± 0.27 % (three seeds, ± their standard error), on
-CIFAR-10 after a JPEG round trip (5,000 test images, corruptions made here), in 1 min on one processor core:
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here), in 1 min on one processor core:
 docs/reproduction.md.
 """
 

@@ -3,7 +3,7 @@
   python -m adversarial_augment.pretrain --config=configs/pretrain_cae.py            # as published: 2.2M parameters
   python -m adversarial_augment.pretrain --config=configs/pretrain_cae.py:small      # a quarter of the widths; ships
 
-With CIFAR-10 at hand, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The
+If CIFAR-10 is prepared, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The
 paper used DeepAugment's weights; python -m adversarial_augment.convert --net=cae reads that file.
 """
 

@@ -3,7 +3,7 @@
   python -m adversarial_augment.pretrain --config=configs/pretrain_edsr.py            # baseline, x4: 1.5M parameters
   python -m adversarial_augment.pretrain --config=configs/pretrain_edsr.py:small      # 4 blocks x 16 features, x1
 
-With CIFAR-10 at hand, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The
+If CIFAR-10 is prepared, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The
 paper used the authors' weights, trained on DIV2K; python -m adversarial_augment.convert reads that file.
 """
 

@@ -3,7 +3,7 @@
   python -m adversarial_augment.pretrain --config=configs/pretrain_unet.py            # the full widths: 2.1M parameters
   python -m adversarial_augment.pretrain --config=configs/pretrain_unet.py:small      # a quarter of the widths; ships
 
-With CIFAR-10 at hand, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The
+If CIFAR-10 is prepared, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The
 U-Net and its task are this package's reading of a later version of the paper (corruption_nets/unet.py).
 """
 

@@ -5,14 +5,14 @@
   python -m adversarial_augment.train --config=configs/trades.py:gpu                    # CIFAR-10, ResNet-18, one GPU
   python -m adversarial_augment.train --config=configs/trades.py:smoke                  # two steps, for tests
 
-The loss is the cross-entropy of clean images and, six times (1/lambda), KL(p(clean) || p(adversarial)); the adversary
-climbs that divergence from 0.001 N(0, 1) beside the image, against running batch-norm statistics, as in the authors'
-code. Theirs has a radius of 0.031 and ten steps of 0.007; here they are 8/255 and a quarter of it. The clean and the
-adversarial images are one batch here, and share its statistics; there they are two. All else is as in
-linf_adversarial.py.
+The loss is the cross-entropy of clean images plus 6 (1/lambda) times KL(p(clean) || p(adversarial)). The adversary
+climbs that divergence, starting from 0.001 N(0, 1) around the image, with running batch-norm statistics, as in the
+authors' code. The authors use a radius of 0.031 and ten steps of 0.007; here they are 8/255 and a quarter of it. Here,
+clean and adversarial images form one batch and share its statistics; in the authors' code they are two batches.
+Everything else is as in linf_adversarial.py.
 
 `:quickstart`, with seed 0, gave a clean accuracy of 90.25 % on the 2,000 embedded test images. Under `evaluate
---attack=pgd --norm=linf --epsilon=8/255 --num_examples=500`, 72.4 % were left (after nominal training 15.2 %).
+--attack=pgd --norm=linf --epsilon=8/255 --num_examples=500`, 72.4 % remained correct (after nominal training, 15.2 %).
 """
 
 from pathlib import Path
