@@ -27,6 +27,7 @@ RUNTIME = [
   'scikit-image>=0.24',
   'scipy>=1.13',
   'tqdm>=4.60',
+  'msgspec>=0.19',
 ]
 
 EXTRAS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, inference, results
+from adversarial_augment import cli, datasets, inference
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.config import command_line
@@ -19,7 +19,7 @@ from adversarial_augment.datasets import benchmarks, classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import robustness_flags
 from adversarial_augment.parallel import devices, launch
-from adversarial_augment.storage import files
+from adversarial_augment.storage import files, results
 from adversarial_augment.types import Attack, Dataset, PyTree
 
 # What an evaluation may have otherwise than the training.

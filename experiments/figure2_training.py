@@ -18,10 +18,10 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, inference, metrics, results
+from adversarial_augment import cli, inference, metrics
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files
+from adversarial_augment.storage import files, results
 from experiments import figure_files
 
 NAME = 'figure2_training'

@@ -20,7 +20,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import evaluations, run_evaluation
 from adversarial_augment.evaluation.accuracy import accuracy
 from adversarial_augment.evaluation.corruptions import corrupted_in_memory, corruption_outcomes
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 from adversarial_augment.types import TrainState
 from tests import tiny, trainer
 

@@ -10,7 +10,7 @@ import pytest
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluation.accuracy import accuracy
 from adversarial_augment.evaluation.batches import batches
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 from adversarial_augment.types import AttackResult, Batch, Dataset, TrainState
 from tests import tiny
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from adversarial_augment import metrics
 from adversarial_augment.errors import UserError
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 
 
 def differences(only_one: int, only_other: int, n: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from adversarial_augment.report import report
 from adversarial_augment.reporting import tables
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 from tests import reporting_fixtures as fixtures
 from tests.report_test import Page
 

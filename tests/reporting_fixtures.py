@@ -9,7 +9,7 @@ from PIL import Image
 
 from adversarial_augment import config as configs
 from adversarial_augment import metrics
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 
 ROOT = Path(__file__).parent.parent
 N = 2000

@@ -10,7 +10,7 @@ import pytest
 from adversarial_augment.attacks import suite_runner, suites
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import robustness
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 from adversarial_augment.types import Batch, Dataset, TrainState
 from tests import tiny
 

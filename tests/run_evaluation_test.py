@@ -5,11 +5,10 @@ import time
 
 import pytest
 
-from adversarial_augment import results
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.evaluation import run_evaluation
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import run_directory
+from adversarial_augment.storage import results, run_directory
 from tests.reporting_fixtures import attacked, counted
 
 
@@ -83,7 +82,7 @@ def test_a_result_that_contradicts_itself_is_not_shown(tmp_path: Path):
   path = tmp_path / 'results' / 'clean.json'
   find()
   path.write_text(path.read_text().replace('"num_correct": 1,', '"num_correct": 3,'))
-  with pytest.raises(UserError, match="clean.json': accuracy is 0.0005, but must be 0.0015 .*--overwrite"):
+  with pytest.raises(UserError, match="clean.json': accuracy is 0.0005, but must be 0.0015 .*; remove it, and"):
     find()
   assert find(anew=True) == find()
 

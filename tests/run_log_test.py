@@ -7,9 +7,10 @@ import types
 
 import pytest
 
-from adversarial_augment import results, train
+from adversarial_augment import train
 from adversarial_augment.reporting import figures
 from adversarial_augment.run.run_log import RunLog, tell
+from adversarial_augment.storage import results
 
 ATTACKED = ('attack_loss_start', 'attack_loss_end', 'ssim_mean', 'ssim_corrected', 'ssim_below_min')
 VALUES = {

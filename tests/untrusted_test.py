@@ -8,11 +8,11 @@ import signal
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import inference, results
+from adversarial_augment import inference
 from adversarial_augment.datasets import mixture
 from adversarial_augment.errors import CheckpointError, StorageError, UserError
 from adversarial_augment.run import loop
-from adversarial_augment.storage import checkpoints, files, manifests, run_directory, untrusted
+from adversarial_augment.storage import checkpoints, files, manifests, results, run_directory, untrusted
 from tests import checkpoint_cases
 
 DEEP = '{"format": ' + '[' * 100_000 + ']' * 100_000 + '}'

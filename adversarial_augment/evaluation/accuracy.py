@@ -13,7 +13,7 @@ from adversarial_augment import threefry
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluation.batches import EvalBatch, batches
 from adversarial_augment.parallel import platforms, sharding
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 from adversarial_augment.types import Array, Attack, Dataset, Network, PyTree, TrainState
 
 Evaluate = Callable[[TrainState, Dataset, Callable[[], None]], dict[str, Any]]

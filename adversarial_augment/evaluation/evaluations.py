@@ -17,8 +17,8 @@ from adversarial_augment.datasets.cifar10_c import CorruptionSet
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation.accuracy import Evaluate, accuracy
 from adversarial_augment.evaluation.corruptions import Outcomes, corrupted_in_memory, corruption_outcomes
-from adversarial_augment.results import outcomes
 from adversarial_augment.run.run_log import tell
+from adversarial_augment.storage import outcomes
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
 
 Poll = Callable[[], None]

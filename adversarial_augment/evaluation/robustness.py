@@ -16,7 +16,7 @@ from adversarial_augment.attacks.restarts import attack_result
 from adversarial_augment.attacks.suite_runner import Problem, Programs, Stage, SuiteState
 from adversarial_augment.cli import progress
 from adversarial_augment.parallel import platforms, sharding
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 from adversarial_augment.types import Array, Dataset, Network, PyTree, TrainState
 
 _CHECKED, _LONGER, _FAR = 32, 256, 128  # images of the validity checks, at most

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import results
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets.benchmarks import Benchmarks
 from adversarial_augment.errors import StorageError, UserError
@@ -19,7 +18,7 @@ from adversarial_augment.evaluation.evaluations import Evaluations, Poll
 from adversarial_augment.parallel import processes, sharding
 from adversarial_augment.run import summary
 from adversarial_augment.run.run_log import Patience, tell
-from adversarial_augment.storage import checkpoints, files, run_directory
+from adversarial_augment.storage import checkpoints, files, results, run_directory
 from adversarial_augment.training import recipe
 from adversarial_augment.types import Dataset, TrainState
 
@@ -248,7 +247,7 @@ class Evaluation:
       'num_steps': self._static.num_steps,
       'state_sha256': about['checkpoint_sha256'],
       'split': split,
-      'evals': {name: {key: value[key] for key in value if key not in results.OF_ONE} for name, value in found.items()},
+      'evals': {name: results.without_details(value) for name, value in found.items()},
       'seconds': round(time.monotonic() - self._began, 1),  # of this start of the run
     }
 

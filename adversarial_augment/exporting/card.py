@@ -6,12 +6,11 @@ from pathlib import Path
 import platform
 from typing import Any
 
-from adversarial_augment import __version__, results
+from adversarial_augment import __version__
 from adversarial_augment import config as configs
 from adversarial_augment.attacks import trees
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
-from adversarial_augment.results import rules
-from adversarial_augment.storage import sharing
+from adversarial_augment.storage import results, sharing
 from adversarial_augment.types import PyTree
 
 FORMAT = 'adversarial_augment.card.1'
@@ -90,7 +89,7 @@ def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
   known = sharing.relative(results.load(workdir, 'train'), workdir)  # those of older versions, too
   if known:
     return {'data': known['data'], 'corruption_net_weights': known.get('weights')}
-  hashes = {split: value for split, value in results.load_data(workdir).items() if split not in rules.DATA}
+  hashes = results.split_hashes(results.load_data(workdir))
   data = {split: {'name': dataset, 'origin': 'unknown', 'sha256': value} for split, value in hashes.items()}
   return {'data': data, 'corruption_net_weights': None}
 
@@ -104,9 +103,9 @@ def _conditions(name: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:
   """What was measured of this checkpoint, by evaluation."""
-  known = {name: sharing.relative(results.load(workdir, name), workdir) for name in rules.EVALUATIONS}
+  known = {name: sharing.relative(results.load(workdir, name), workdir) for name in results.EVALUATIONS}
   return {
-    name: {key: value for key, value in result.items() if key not in results.OF_ONE} | _conditions(name, result)
+    name: results.without_details(result) | _conditions(name, result)
     for name, result in known.items()
     if result.get('checkpoint_sha256') == checkpoint_sha256
   }

@@ -12,7 +12,7 @@ from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.robustness import NORMS
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
-from adversarial_augment.results import outcomes
+from adversarial_augment.storage import outcomes
 
 # What decides how strong the adversary of the evaluation is, whatever that of the training was.
 _ADVERSARY = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')

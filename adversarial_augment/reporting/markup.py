@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+import shlex
 from typing import Any, NamedTuple
 
 from adversarial_augment.metrics import GENERATED_OLDER, generated_origin
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.results import evaluate_command
 from adversarial_augment.storage import sharing
 
 EVALUATIONS = {
@@ -49,7 +49,8 @@ def unmeasured(run: Run) -> str:
   missing = {name: what for name, what in wanted.items() if name not in run.results}
   if not missing:
     return ''
-  command = escape(evaluate_command(Path(sharing.relative(str(run.folder), Path.cwd())), *missing))
+  folder = shlex.quote(sharing.relative(str(run.folder), Path.cwd()))
+  command = escape(f'python -m adversarial_augment.evaluate --workdir={folder} --evals={",".join(missing)}')
   text = escape(f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that: ')
   return f'<p class="quiet">{text}<code>{command}</code></p>'
 

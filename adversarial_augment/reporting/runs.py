@@ -5,26 +5,46 @@ import io
 import os
 from pathlib import Path
 import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 import warnings
 
+from msgspec import Struct
 from PIL import Image
 
-from adversarial_augment import results
-from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import figures
-from adversarial_augment.results import rules
-from adversarial_augment.storage import files, sharing, untrusted
+from adversarial_augment.storage import files, results, sharing, untrusted
 
-_CONFIG: rules.Rule = {
-  'dataset': fields.text(), 'seed': rules.PART, 'batch_size': rules.COUNT,
-  'classifier': {'name': fields.text(), 'depth': rules.COUNT, 'width': rules.COUNT},
-  'attack': rules.ATTACK,
-  'corruption_net': {'name': fields.text()},
-}  # fmt: skip
 _MAX_PICTURE = 1 << 26  # bytes
-_BALL: rules.Rule = {'norm': fields.choice('linf', 'l2'), 'epsilon': rules.FINITE, 'trades': rules.FINITE}
+
+
+class _Classifier(Struct):
+  name: results.Text
+  depth: results.Positive
+  width: results.Positive
+
+
+class _CorruptionNet(Struct):
+  name: results.Text
+
+
+class _Ball(Struct):
+  """What a config says of an adversary within an l_p ball."""
+
+  norm: Literal['linf', 'l2']
+  epsilon: results.Number
+  trades: results.Number
+
+
+class _Config(Struct):
+  """What a report shows of a config, whichever version wrote it."""
+
+  dataset: results.Text
+  seed: results.Count
+  batch_size: results.Positive
+  classifier: _Classifier
+  attack: results.Attack
+  corruption_net: _CorruptionNet
 
 
 class Run(NamedTuple):
@@ -71,7 +91,7 @@ def _run(folder: Path, label: str) -> Run:
       what = 'is a file' if folder.exists() else 'does not exist'
       raise UserError(f"'{folder}' {what}; name the workdir of a run.")
   config = _config(folder)
-  found = {name: results.load(folder, name) for name in rules.EVALUATIONS}
+  found = {name: results.load(folder, name) for name in results.EVALUATIONS}
   examples, damage = _examples(folder / 'figures' / 'ada_examples.png')
   return Run(
     folder,
@@ -94,9 +114,9 @@ def _config(folder: Path) -> dict[str, Any]:
     raise UserError(f"'{folder}' is not a run: it has no config.json; name the --workdir of a training run.")
   if isinstance(config, dict) and 'classifier' not in config and 'output' in config:
     raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
-  rules.conform(config, _CONFIG, f"'{path}'", remedy)
+  results.check(config, _Config, f"'{path}'", remedy)
   if config['attack']['name'] == 'lp':
-    rules.conform(config['attack'], _BALL, f"'{path}'", remedy, 'attack')
+    results.check(config['attack'], _Ball, f"'{path}': attack", remedy)
   return config
 
 

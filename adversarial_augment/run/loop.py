@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import config as configs
-from adversarial_augment import registry, results
+from adversarial_augment import registry
 from adversarial_augment.cli import environment, progress, signals
 from adversarial_augment.errors import CheckpointError, NumericalError, Stopped, UserError, show
 from adversarial_augment.parallel import processes
 from adversarial_augment.run.forecast import Forecast
 from adversarial_augment.run.run_log import Patience, RunLog, tell
-from adversarial_augment.storage import checkpoints, files, log_steps, run_directory, state_arrays, untrusted
+from adversarial_augment.storage import checkpoints, files, log_steps, results, run_directory, state_arrays, untrusted
 from adversarial_augment.types import TrainState
 
 _ENVIRONMENT = 'environment.json'

@@ -1,0 +1,567 @@
+"""What a run has found, on disk: results/NAME.json and NAME.csv for each evaluation, and the log of its training.
+
+A file of results may have been damaged or edited: it is read into records, which msgspec checks, and whose numbers must
+not contradict each other. It may hold other fields as well; what only newer versions write is optional.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import csv
+import hashlib
+import io
+import itertools
+import json
+import math
+from pathlib import Path
+import re
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from adversarial_augment import metrics
+from adversarial_augment.errors import UserError, show
+from adversarial_augment.storage import files, outcomes, run_directory, untrusted
+
+Result = Mapping[str, Any]
+
+ROBUSTNESS = 'robustness_'  # begins the names of the results of l_p attacks
+ORIGINS = (
+  'official', 'generated', 'generated, in memory', metrics.GENERATED_OLDER, 'own', 'embedded', 'unverified',
+)  # fmt: skip
+NORMS = ('linf', 'l2')
+_COLUMNS = (
+  'evaluation', 'corruption', 'severity', 'num_correct', 'num_images', 'error', 'data', 'origin', 'seed', 'step',
+  'checkpoint_sha256',
+)  # fmt: skip
+_PRINTABLE = r'^[^\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+\Z'
+_WORDS = {'array': 'a list', 'object': 'a JSON object', 'int': 'an integer', 'float': 'a number', 'str': 'a text'}
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
+Count = Annotated[int, Meta(ge=0, le=10**12)]
+Positive = Annotated[int, Meta(ge=1, le=10**12)]
+Text = Annotated[str, Meta(pattern=_PRINTABLE)]
+_Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+_Ssim = Annotated[float, Meta(ge=-1.001, le=1.001)]  # of equal images it may round to more than 1
+_Interval = tuple[Share, Share]
+_Errors = tuple[Share, Share, Share, Share, Share]  # at the five severities
+
+
+class Attack(Struct):
+  name: Text
+  nu: Number
+  num_steps: Count
+  min_ssim: _Ssim
+
+
+class _Config(Struct):
+  attack: Attack
+
+
+class _Devices(Struct):
+  kind: Text
+  count: Positive
+
+
+class _Provenance(Struct):
+  data: dict[str, Any]
+  config: _Config
+  versions: dict[str, Any]
+  devices: _Devices
+
+
+class _Images(Struct, kw_only=True):
+  num_images: Positive
+  origin: str
+  subset_of: Positive | UnsetType = UNSET
+
+  def __post_init__(self) -> None:
+    _one_of('origin', self.origin, ORIGINS)
+
+
+class _Accuracy(_Images, kw_only=True):
+  accuracy: Share
+  num_correct: Count
+  interval: _Interval
+  correct: str | UnsetType = UNSET  # which images are right; see outcomes.py
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    _agree('accuracy', self.accuracy, self.num_correct / self.num_images)
+    _agree_bits('correct', self.correct, self.num_correct, self.num_images)
+
+
+class _AccuracyUnderAda(_Accuracy, kw_only=True):
+  ssim: _Ssim
+  ssim_corrected: Share
+  ssim_below_min: Share
+  attack_loss_start: Number
+  attack_loss_end: Number
+
+
+class _NewTestSets(_Accuracy, kw_only=True):
+  v6: _Accuracy
+  v4: _Accuracy
+
+
+class _Corrupted(_Images, kw_only=True):
+  """The base of `_corrupted`, which adds the fields that have a number for each corruption."""
+
+  interval: _Interval
+  severity_error: _Errors
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    by_corruption = {
+      field: msgspec.structs.asdict(table)
+      for field, table in msgspec.structs.asdict(self).items()
+      if isinstance(table, Struct)
+    }
+    errors, n = by_corruption['error'], self.num_images
+    mean = 'mce' if hasattr(self, 'mce') else 'mean_error'
+    _agree(mean, getattr(self, mean), metrics.mean_corruption_error(errors))
+    for index, cells in enumerate(zip(*errors.values(), strict=True)):
+      _agree(f'severity_error[{index}]', self.severity_error[index], sum(cells) / len(cells))
+    for name, row in errors.items():
+      _agree(f'corruption_error.{name}', by_corruption['corruption_error'][name], sum(row) / len(row))
+      for index, error in enumerate(row):
+        if 'num_correct' in by_corruption:
+          _agree(f'error.{name}[{index}]', error, 1 - by_corruption['num_correct'][name][index] / n)
+        if 'correct' in by_corruption:
+          _agree_bits(f'correct.{name}[{index}]', by_corruption['correct'][name][index], n * (1 - error), n)
+
+
+def _corrupted(mean: str, names: Sequence[str]) -> Any:
+  """Returns the record of an evaluation of corruptions; `mean` is the field of the mean error over all."""
+  table = lambda of: msgspec.defstruct('Table', [(name, of) for name in names])
+  counts, bits = table(tuple[Count, Count, Count, Count, Count]), table(tuple[str, str, str, str, str])
+  fields = [(mean, Share), ('corruption_error', table(Share)), ('error', table(_Errors))]
+  optional = [('num_correct', counts | UnsetType, UNSET), ('correct', bits | UnsetType, UNSET)]
+  return msgspec.defstruct('Corrupted', [*fields, *optional], bases=(_Corrupted,), kw_only=True)
+
+
+_Cifar10C: Any = _corrupted('mce', metrics.NAMES)
+_Cifar10CExtra: Any = _corrupted('mean_error', metrics.EXTRA_NAMES)
+
+
+class _Checkpoint(Struct, kw_only=True):
+  step: Count
+  split: Text
+  seed: Count | None  # official files have none
+  checkpoint_sha256: Text
+  provenance: _Provenance
+
+
+class _Details(_Checkpoint, kw_only=True):
+  """What the own file of an evaluation holds beside its numbers, and the summary of several does not repeat."""
+
+  eval: str
+  seconds: _Seconds
+
+
+class _Calibration(Struct):
+  edges: Annotated[list[Share], Meta(min_length=16, max_length=16)]
+  count: Annotated[list[Count], Meta(min_length=15, max_length=15)]
+  num_correct: Annotated[list[Count], Meta(min_length=15, max_length=15)]
+  confidence: Annotated[list[Number], Meta(min_length=15, max_length=15)]
+  ece: Share
+
+  def __post_init__(self) -> None:
+    _rise('edges', self.edges)
+
+
+class _SsimHistogram(Struct):
+  edges: Annotated[list[_Ssim], Meta(min_length=201, max_length=201)]
+  count: Annotated[list[Count], Meta(min_length=200, max_length=200)]
+
+  def __post_init__(self) -> None:
+    _rise('edges', self.edges)
+
+
+class _DetailsOfClean(_Details, kw_only=True):
+  num_images: Positive
+  calibration: _Calibration
+
+  def __post_init__(self) -> None:
+    _agree('the sum of calibration.count', sum(self.calibration.count), self.num_images)
+
+
+class _DetailsOfAda(_DetailsOfClean, kw_only=True):
+  ssim_histogram: _SsimHistogram
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    _agree('the sum of ssim_histogram.count', sum(self.ssim_histogram.count), self.num_images)
+
+
+class _Robustness(_Checkpoint, kw_only=True):
+  """The results of an l_p attack; see `robustness_name`."""
+
+  num_images: Positive
+  origin: str
+  attack: Text
+  norm: str
+  epsilon: _Seconds
+  epsilon_text: Text
+  num_correct: Count
+  num_robust: Count
+  num_robust_uint8: Count
+  clean_accuracy: Share
+  robust_accuracy: Share
+  robust_accuracy_uint8: Share
+  interval: _Interval
+  stages: Annotated[list[str], Meta(min_length=1)]
+  survivors: dict[str, Count]
+  seconds: dict[str, _Seconds]
+  left_out: list[str]
+  flags: list[str]
+  conditions_sha256: Text
+  correct: str | UnsetType = UNSET
+  robust: str | UnsetType = UNSET
+
+  def __post_init__(self) -> None:
+    _one_of('origin', self.origin, ORIGINS)
+    _one_of('norm', self.norm, NORMS)
+    n = self.num_images
+    for field, count in (
+      ('clean_accuracy', self.num_correct),
+      ('robust_accuracy', self.num_robust),
+      ('robust_accuracy_uint8', self.num_robust_uint8),
+    ):
+      _agree(field, getattr(self, field), count / n)
+    _agree_bits('correct', self.correct, self.num_correct, n)
+    _agree_bits('robust', self.robust, self.num_robust, n)
+    for index, bound in enumerate(metrics.binomial_interval(self.num_robust, n)):
+      _agree(f'interval[{index}]', self.interval[index], bound)
+    if not math.isclose(self.epsilon, _parse_fraction(self.epsilon_text), rel_tol=1e-9):
+      raise ValueError(f'epsilon is {self.epsilon}, but epsilon_text {show(self.epsilon_text)}')
+    self._check_stages()
+
+  def _check_stages(self) -> None:
+    for field, table in (('survivors', self.survivors), ('seconds', self.seconds)):
+      if missing := [stage for stage in self.stages if stage not in table]:
+        raise ValueError(f'{field} of {show(missing[0])} is missing')
+    if len(set(self.stages)) < len(self.stages):
+      raise ValueError(f'stages={show(self.stages)} must be distinct')
+    left = [self.num_correct, *(self.survivors[stage] for stage in self.stages)]
+    is_random = 'stochastic_logits' in self.flags  # then the same image may be right now and wrong later
+    if any(before < after for before, after in itertools.pairwise(left[is_random:])):
+      raise ValueError(f'survivors must not rise from stage to stage, but are {left}')
+    if not is_random:
+      _agree('num_robust', self.num_robust, left[-1])
+
+
+# The numbers of each evaluation, and what its own file holds beside them.
+_NUMBERS = {
+  'clean': _Accuracy, 'ada': _AccuracyUnderAda, 'cifar10_c': _Cifar10C, 'cifar10_c_extra': _Cifar10CExtra,
+  'cifar10_1': _NewTestSets,
+}  # fmt: skip
+_DETAILS = dict.fromkeys(_NUMBERS, _Details) | {'clean': _DetailsOfClean, 'ada': _DetailsOfAda}
+EVALUATIONS = tuple(_NUMBERS)
+_Evaluations = msgspec.defstruct(
+  'Evaluations', [(name, record | UnsetType, UNSET) for name, record in _NUMBERS.items()]
+)
+
+
+class _Split(Struct):
+  name: Text
+
+
+class _Splits(Struct):
+  train: _Split
+
+
+class _Summary(Struct):
+  """Several evaluations: train.json, which closes a run, and eval_STEP.json."""
+
+  data: _Splits
+  config: _Config
+  versions: dict[str, Any]
+  devices: _Devices
+  seed: Count
+  command: str
+  step: Count
+  num_steps: Positive
+  split: Text
+  state_sha256: Text
+  evals: _Evaluations  # type: ignore[valid-type]
+
+
+class _Data(Struct):
+  """What data.json holds beside the hash of each split; in older runs there are only hashes."""
+
+  image_shape: tuple[Positive, Positive, Positive] | UnsetType = UNSET
+  class_names: list[str] | UnsetType = UNSET
+
+
+def _one_of(field: str, value: str, known: Sequence[str]) -> None:
+  if value not in known:
+    raise ValueError(f'{field}={show(value)} must be one of {", ".join(known)}')
+
+
+def _parse_fraction(text: str) -> float:
+  above, _, below = text.partition('/')
+  try:
+    return float(above) / float(below or 1)
+  except (ValueError, ZeroDivisionError):
+    return math.nan
+
+
+def _rise(field: str, values: Sequence[float]) -> None:
+  if any(left >= right for left, right in itertools.pairwise(values)):
+    raise ValueError(f'{field} must rise')
+
+
+def _agree(field: str, stated: float, computed: float) -> None:
+  if not math.isclose(stated, computed, abs_tol=1e-6):
+    raise ValueError(f'{field} is {stated}, but must be {computed:.6g} by the other numbers')
+
+
+def _agree_bits(field: str, bits: str | UnsetType, count: float, n: int) -> None:
+  """Checks which images are right against how many; results of older versions do not say which."""
+  if isinstance(bits, UnsetType):
+    return
+  try:
+    right = int(outcomes.unpack(bits, n).sum())
+  except ValueError as error:
+    raise ValueError(f'{field} is damaged: {error}') from error
+  if not math.isclose(right, count, abs_tol=1e-6 * n):
+    raise ValueError(f'{field} has {right} right images, but must have {count:.6g} by the other numbers')
+
+
+def check(value: Any, record: Any, source: str, remedy: str) -> Any:
+  """Returns a value as its record.
+
+  Args:
+    value: as JSON gives it.
+    record: a type that msgspec knows.
+    source: the file, for the message.
+    remedy: ends the message.
+
+  Raises:
+    UserError: names the first field that is missing or wrong, its value, and what it must hold.
+  """
+  try:
+    return msgspec.convert(value, record)
+  except msgspec.ValidationError as error:
+    raise UserError(f'{source}: {_explain(str(error), value)}; {remedy}.') from None
+
+
+def _explain(message: str, value: Any) -> str:
+  """Says what msgspec says, such as "Expected `int` >= 0 - at `$.evals.clean.step`", as a sentence."""
+  rule, at, place = message.rpartition(' - at `$')
+  rule, place = (rule, place.rstrip('`').lstrip('.')) if at else (message, '')
+  inside = f'{place}.' if place else ''
+  if missing := re.fullmatch('Object missing required field `(.*)`', rule):
+    return f'{inside}{missing[1]} is missing'
+  if not rule.startswith(('Expected', 'Number', 'Integer', 'Invalid')):  # of a record's own checks
+    return f'{inside}{rule}'
+  for name, index in re.findall(r'(\w+)|\[(\d+)\]', place.partition('[...]')[0]):
+    value = value[name or int(index)]
+  rule = rule.partition(', got')[0].removeprefix('Expected ').replace('<=', 'of at most').replace('>=', 'of at least')
+  rule = 'a printable text that is not empty' if 'regex' in rule else re.sub('`(.*?)`', _in_words, rule)
+  return f'{place}={show(value)} must be {rule}' if place else f'the file must be {rule}, not {show(value)}'
+
+
+def _in_words(kinds: re.Match[str]) -> str:
+  return ' or '.join(_WORDS.get(kind, kind) for kind in kinds[1].split(' | '))
+
+
+# ---- Reading.
+
+
+def robustness_name(attack: str, norm: str, epsilon: str) -> str:
+  """Returns the name of the results of an attack; `epsilon` as text, such as 8/255."""
+  return f'{ROBUSTNESS}{attack}_{norm}_{epsilon.replace("/", "-")}'
+
+
+def read(path: Path) -> dict[str, Any]:
+  """Returns the results in a file, unchecked, to see what they are of; {} where there is none that can be read."""
+  try:
+    result = untrusted.read_json(path)
+  except (OSError, ValueError):
+    return {}
+  return result if isinstance(result, dict) and isinstance(result.get('evals', {}), dict) else {}
+
+
+def load(workdir: Path, name: str) -> dict[str, Any]:
+  """Returns results/NAME.json of a run, checked, with all of its fields; {} where there is none.
+
+  Args:
+    workdir: of the run.
+    name: of an evaluation, an attack (see `robustness_name`), or 'train' or 'eval_STEP', which sum up several.
+
+  Raises:
+    UserError: the file cannot be read, does not hold what it must, or contradicts itself.
+  """
+  path, is_attack = workdir / 'results' / f'{name}.json', name.startswith(ROBUSTNESS)
+  again = 'evaluate again' if name in EVALUATIONS else f'run the {"attack" if is_attack else "training command"} again'
+  source, remedy = f"'{path}'", f'remove it, and {again}'
+  result = read_json(path, remedy)
+  if result is None:
+    return {}
+  if name in EVALUATIONS:
+    check(result, _NUMBERS[name], source, remedy)
+    about = check(result, _DETAILS[name], source, remedy)
+    own_name = about.eval
+  elif is_attack:
+    about = check(result, _Robustness, source, remedy)
+    own_name = robustness_name(about.attack, about.norm, about.epsilon_text)
+  else:
+    check(result, _Summary, source, remedy)
+    own_name = name
+  if own_name != name:
+    raise UserError(f'{source} holds the results of {show(own_name)}; {remedy}.')
+  return result
+
+
+def load_robustness(workdir: Path) -> list[dict[str, Any]]:
+  """Returns the results of all attacks on a run, checked, by attack, norm and epsilon.
+
+  Raises:
+    UserError: as of `load`.
+  """
+  ours = re.compile(rf'{ROBUSTNESS}\w+_(linf|l2)_[\w.+-]+')  # not 'robustness_pgd_l2_0.5 copy'
+  names = [path.stem for path in files.named(workdir / 'results', f'{ROBUSTNESS}*.json')]
+  found = [load(workdir, name) for name in names if ours.fullmatch(name)]
+  return sorted(found, key=lambda result: (result['attack'], result['norm'], result['epsilon']))
+
+
+def load_data(workdir: Path) -> dict[str, Any]:
+  """Returns data.json of a run, checked: the hash of each split, `image_shape`, `class_names`; {} where there is none.
+
+  Raises:
+    UserError: the file cannot be read, or does not hold what it must.
+  """
+  path, remedy = workdir / 'data.json', 'bring it back, or remove it'
+  data = read_json(path, remedy)
+  if data is None:
+    return {}
+  check(data, _Data, f"'{path}'", remedy)
+  check(split_hashes(data), dict[str, str], f"'{path}'", remedy)
+  return data
+
+
+def split_hashes(data: Result) -> dict[str, str]:
+  """Returns the hash of each split in what `load_data` gives."""
+  return {name: value for name, value in data.items() if name not in _Data.__struct_fields__}
+
+
+def read_json(path: Path, remedy: str) -> Any:
+  """Returns the content of a JSON file; None where there is no such file.
+
+  Args:
+    path: the file.
+    remedy: ends the message.
+
+  Raises:
+    UserError: it cannot be read, or is no JSON; NaN and infinity are none.
+  """
+  try:
+    return untrusted.read_json(path)
+  except FileNotFoundError:
+    return None
+  except untrusted.Unusable as error:
+    raise UserError(f"'{path}' is damaged ({error}); {remedy}.") from error
+  except OSError as error:
+    raise UserError(f"Cannot read '{path}': {error.strerror or error}; {remedy}.") from error
+
+
+def read_log(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns of each line of metrics.jsonl the step and some metrics; nothing where there is no such file.
+
+  A last line that a kill has cut off is left out, as a resume leaves it out.
+
+  Args:
+    path: the file.
+    names: of the metrics to be read: each a finite number, null, or not there.
+
+  Raises:
+    UserError: the file cannot be read, or a line does not hold what it must.
+  """
+  fields = {'step': Count} | dict.fromkeys(names, NotRequired[Number | None])  # type: ignore[operator, valid-type]
+  decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TypedDict('Line', fields))  # type: ignore
+  records: list[dict[str, Any]] = []
+  try:
+    for number, line in enumerate(untrusted.lines(path), start=1):
+      if not line.endswith(b'\n'):
+        break
+      try:
+        records.append(decoder.decode(line))
+      except (msgspec.DecodeError, RecursionError):
+        records.append(_checked_line(line, decoder.type, f"'{path}' line {number}"))
+  except FileNotFoundError:
+    return []
+  except untrusted.Unusable as error:
+    raise UserError(f"'{path}' cannot be used ({error}); remove the file.") from error
+  except OSError as error:
+    raise UserError(f"Cannot read '{path}': {error.strerror or error}; remove the file.") from error
+  return records
+
+
+def _checked_line(line: bytes, line_type: Any, source: str) -> dict[str, Any]:
+  """Says what is wrong with a line that msgspec refuses."""
+  try:
+    value = untrusted.parse_json(line)
+  except untrusted.Unusable as error:
+    raise UserError(f'{source} is damaged ({error}); remove the line.') from error
+  return check(value, line_type, source, 'remove the line')
+
+
+# ---- Writing.
+
+
+def without_details(result: Result) -> dict[str, Any]:
+  """Returns what the summary of several evaluations repeats of one."""
+  details = {*_DetailsOfAda.__struct_fields__, 'conditions_sha256', 'correct'} - {'num_images'}
+  return {field: value for field, value in result.items() if field not in details}
+
+
+def write(path: Path, result: Result) -> None:
+  """Writes a file of results, whole or not at all.
+
+  Raises:
+    NumericalError: a value is NaN or infinite.
+    StorageError: it cannot be written.
+  """
+  with files.storage_errors(f"write '{path}'"):
+    path.parent.mkdir(exist_ok=True)
+  run_directory.write_json(path, result)
+
+
+def write_evaluation(folder: Path, name: str, result: Result) -> None:
+  """Writes NAME.csv, one line a cell, and then NAME.json.
+
+  Raises:
+    NumericalError: a value is NaN or infinite.
+    StorageError: they cannot be written.
+  """
+  with files.storage_errors(f"write '{folder}'"):
+    folder.mkdir(exist_ok=True)
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator='\n')
+  table.writerow(_COLUMNS)
+  table.writerows(_rows(name, result))
+  with files.storage_errors(f"write '{folder / name}.csv'"):
+    files.replace(folder / f'{name}.csv', text.getvalue().encode())
+  write(folder / f'{name}.json', result)
+
+
+def _rows(name: str, result: Result) -> Iterator[tuple]:
+  data = result['provenance']['data'][result['split']]['name']
+  state = result['seed'], result['step'], result['checkpoint_sha256']
+  if 'error' in result:
+    for corruption, errors in result['error'].items():
+      for severity, error in zip(metrics.SEVERITIES, errors, strict=True):
+        correct = result['num_correct'][corruption][severity - 1]
+        yield name, corruption, severity, correct, result['num_images'], error, data, result['origin'], *state
+    return
+  versions = {f'{name}/{version}': result[version] for version in metrics.CIFAR10_1_COUNTS if version in result}
+  for label, part in (versions or {name: result}).items():
+    counts = part['num_correct'], part['num_images'], 1 - part['accuracy']
+    yield label, '', '', *counts, label if versions else data, part['origin'], *state
+
+
+def digest(conditions: Any) -> str:
+  """Returns the hash of what a result depends on: equal for evaluations that must find the same."""
+  return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
