@@ -7,23 +7,30 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, inference
+from adversarial_augment import cli, datasets, inference, registry
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.config import command_line
-from adversarial_augment.datasets import benchmarks, classes
+from adversarial_augment.datasets import classes
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import robustness_flags
+from adversarial_augment.evaluation import attack_request
+from adversarial_augment.evaluation.attack_request import Request
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.storage import files, results
 from adversarial_augment.types import Attack, Dataset, PyTree
 
+if TYPE_CHECKING:
+  from adversarial_augment.evaluation.bench import Images
+
 # What an evaluation may have otherwise than the training.
-_FIELDS = ('evals', 'eval_images', 'corrupted_images', 'batch_size', 'data_dir', 'dataset', 'frost_dir', 'precision')
+_FIELDS = (
+  'evals', 'eval_images', 'batch_size', 'data_dir', 'dataset', 'precision',
+  *(field for entry in registry.evaluations().values() for field in entry.fields()),
+)  # fmt: skip
 _GROUPS = ('attack', 'corruption_net')
 _OF_ATTACKED = ('batch_size', 'data_dir', 'dataset', 'precision')  # with --attack
 
@@ -37,14 +44,15 @@ With --attack the classifier is attacked within l_p balls instead: survivors are
 accuracy goes to WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json. A number that checks of the classifier or of the
 attacks speak against is marked UNRELIABLE, and the program ends with 3."""
 
-_EPILOG = """examples:
+_EVALUATIONS = ', '.join(f'{name} ({entry.meaning})' for name, entry in registry.evaluations().items())
+_EPILOG = f"""examples:
   python -m adversarial_augment.evaluate --workdir=runs/ada
-  python -m adversarial_augment.evaluate --workdir=runs/ada --evals=clean,cifar10_c,cifar10_1
+  python -m adversarial_augment.evaluate --workdir=runs/ada --evals=clean,cifar10_c,ada
   python -m adversarial_augment.evaluate --workdir=runs/ada --evals=ada --config.attack.nu=0.03 --overwrite
   python -m adversarial_augment.evaluate --workdir=runs/ada --attack=autoattack --norm=linf --epsilon=8/255
   python -m adversarial_augment.evaluate --workdir=runs/ada --attack=table2 --num_examples=1000
 
-evaluations: clean, ada (under AdA), cifar10_c (the 15 corruptions), cifar10_c_extra (the 4 others), cifar10_1.
+evaluations: {_EVALUATIONS}.
 Corrupted images come from DATA_DIR/DATASET_c, where `prepare cifar10_c` has put them, or are made in memory.
 
 attacks: autoattack (standard), autoattack_plus, paper (AutoAttack & MultiTargeted as arXiv 2104.01086), multitargeted,
@@ -59,46 +67,67 @@ def main(argv: Sequence[str]) -> int | None:
   arguments = _parser().parse_args(rest)
   cli.check_processes(arguments)
   processes = launch.find(arguments)
-  with launch.together(processes) as shared:
-    request = robustness_flags.parse(arguments)
+  with launch.together(processes) as shared:  # what fails here fails on all processes, so that none waits
+    request = attack_request.parse(arguments)
     workdir = files.user_path(arguments.workdir, '--workdir')
-    if arguments.evals is not None:
-      overrides['evals'] = arguments.evals
     trained = _read_config(workdir, arguments)
-    config = configs.override(trained, overrides)
-    configs.validate(config)
-    _check_overrides(config, overrides, attack=request is not None)
-    with progress.stage(f'reading the images of {config.dataset}'):
-      test = datasets.load(config.dataset, 'test', config.data_dir)
-    counted = _labels(workdir, trained, config, test)
-    with progress.stage('loading JAX'):
-      from adversarial_augment.evaluation import evaluations
-      from adversarial_augment.training import recipe
-    about: dict[str, Any] = {'data': {'test': test.provenance}, 'overwrite': arguments.overwrite}
-    if request is None:
-      test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, test)
-      newer = {version: counted(dataset) for version, dataset in test_data.cifar10_1.items()}
-      test_data = test_data._replace(images=counted(test), cifar10_1=newer)
-      recipe.check_adversary(config, test.image_shape)
-      about |= {'frost': evaluations.check_frost(config, test_data), **benchmarks.origins(test_data)}
-      about['weights'] = recipe.weights_sha256(config)
-    else:
-      test = robustness_flags.first_examples(request, counted(test))
-      about['attack'] = request._replace(surrogate=None)._asdict()
+    config = _resolve(trained, arguments, overrides)
+    images = _load(workdir, trained, config, request)
+    about = _check(config, images, request) | {'overwrite': arguments.overwrite}
     shared |= launch.facts('evaluate', configs.to_json(config), about)
   num_devices = devices.virtual_devices(devices.usable_cores())
-  if request is None and num_devices is not None and processes is None and 'ada' in config.evals:
-    recipe.check_evaluation_parts(config, num_devices)
+  if processes is None and request is None:
+    _check_devices(config, num_devices)
   devices.compilation_cache()
   kept = f"what has been found so far is kept in '{workdir / 'results'}'"  # but for the last few seconds
   again = 'and the same command' + (' without --overwrite' if request and arguments.overwrite else '') + ' goes on'
   with signals.listen(several_processes=False, kept=kept, again=again):
     if request is None:
-      evaluate(config, workdir, test_data, overwrite=arguments.overwrite)
+      evaluate(config, workdir, images, overwrite=arguments.overwrite)
       return None
-    from adversarial_augment.evaluation import run_robustness
+    from adversarial_augment.evaluation import attack_run
 
-    return run_robustness.run(config, workdir, test, request, overwrite=arguments.overwrite)
+    return attack_run.run(config, workdir, images.images, request, overwrite=arguments.overwrite)
+
+
+def _resolve(trained: ConfigDict, arguments: argparse.Namespace, overrides: dict[str, str]) -> ConfigDict:
+  """Returns the config of the run with what the flags change in it."""
+  if arguments.evals is not None:
+    overrides = overrides | {'evals': arguments.evals}
+  config = configs.override(trained, overrides)
+  configs.validate(config)
+  _check_overrides(config, overrides, attack=arguments.attack is not None)
+  return config
+
+
+def _load(workdir: Path, trained: ConfigDict, config: ConfigDict, request: Request | None) -> 'Images':
+  """Returns the test images, labelled as the run's classifier does, and what else the evaluations read."""
+  with progress.stage(f'reading the images of {config.dataset}'):
+    test = datasets.load(config.dataset, 'test', config.data_dir)
+  relabel = _labels(workdir, trained, config, test)
+  with progress.stage('loading JAX'):
+    from adversarial_augment.evaluation import bench
+  if request is None:
+    return bench.open_images(config, test, relabel)
+  return bench.Images(attack_request.first_examples(request, relabel(test)), {})
+
+
+def _check(config: ConfigDict, images: 'Images', request: Request | None) -> dict[str, Any]:
+  """Checks what can be checked before any device is touched; returns what must be equal on all processes."""
+  from adversarial_augment.training import recipe
+
+  about = {'data': {'test': images.images.provenance}, **images.origins()}
+  if request is not None:
+    return about | {'attack': request._replace(surrogate=None)._asdict()}
+  recipe.check_adversary(config, images.images.image_shape)
+  return about | {'weights': recipe.weights_sha256(config)}
+
+
+def _check_devices(config: ConfigDict, num_devices: int | None) -> None:
+  from adversarial_augment.training import recipe
+
+  if num_devices is not None and recipe.has_evaluation_under_attack(config):
+    recipe.check_evaluation_parts(config, num_devices)
 
 
 def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
@@ -129,10 +158,10 @@ def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack
 
 
 def _labels(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Dataset) -> Callable[[Dataset], Dataset]:
-  """Refuses a test set that has changed since the training; says so where another one is wanted.
+  """Refuses a test set that has changed since the training; notes where the user asks for another one.
 
   Returns:
-    What gives a data set the labels that the run's classifier has for its classes.
+    A function that gives a data set the labels that the run's classifier has for its classes.
   """
   known = inference.classes(workdir)
   counted = functools.partial(classes.in_order, known=known, classifier=f"The run '{workdir}'")
@@ -151,13 +180,13 @@ def _labels(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Datase
   return lambda dataset: dataset if sha256 is not None else counted(dataset)
 
 
-def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks, *, overwrite: bool = False) -> None:
-  """Evaluates a run on `config.evals`, writes and prints what is found.
+def evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: bool = False) -> None:
+  """Evaluates a run on `config.evals`; writes and prints the results.
 
   Args:
     config: of the run, perhaps with other evaluations, images or adversary.
     workdir: of the run.
-    test_data: the images.
+    images: the test images, and what evaluations read beside them.
     overwrite: whether to evaluate what `workdir` has results of.
 
   Raises:
@@ -165,32 +194,29 @@ def evaluate(config: ConfigDict, workdir: Path, test_data: benchmarks.Benchmarks
   """
   import jax
 
-  from adversarial_augment.evaluation import run_evaluation
-  from adversarial_augment.evaluation.evaluations import Evaluations
+  from adversarial_augment.evaluation import reuse
+  from adversarial_augment.evaluation.bench import Bench
   from adversarial_augment.parallel import sharding
   from adversarial_augment.run import summary
   from adversarial_augment.training import recipe
 
-  mesh, test = sharding.data_mesh(), test_data.images
+  mesh, test = sharding.data_mesh(), images.images
   with progress.stage('reading the newest checkpoint'):
     restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
   attack: Attack | None = None
   phi: PyTree = {}
-  if 'ada' in config.evals:
+  if recipe.has_evaluation_under_attack(config):
     attack, phi = recipe.build_attack(config, mesh)
   classifier = recipe.attacked_classifier(config, test.num_classes)
-  evaluations = Evaluations(config, classifier, mesh, test_data, attack, sharding.replicate(mesh, phi))
-  provenance = summary.provenance(config, {'test': test}, 'evaluate', workdir)
-  provenance['config_sha256'] = restored.config_sha256  # of the run
-  about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
-  if jax.process_index() == 0:
-    print(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}', flush=True)
+  bench = Bench(config, classifier, mesh, images, attack, sharding.replicate(mesh, phi))
+  about = reuse.source_of(config, workdir, test, restored)
+  say = print if jax.process_index() == 0 else lambda *_, **options: None
+  say(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}', flush=True)
+  shown = {'split': 'test', 'config': about['provenance']['config']}
   for name in config.evals:
-    result = run_evaluation.find(evaluations, name, restored.state, workdir, about, anew=overwrite, keep=True)
-    if jax.process_index() == 0:
-      print('\n'.join(summary.evaluation(name, result, {'split': 'test', 'config': provenance['config']})), flush=True)
-  if jax.process_index() == 0:
-    print(f'  {"results":<20} {workdir / "results"}')
+    result = reuse.measure_once(bench, name, restored.state, workdir, about, overwrite=overwrite, protected=True)
+    say(*summary.evaluation(name, result, shown), sep='\n', flush=True)
+  say(f'  {"results":<20} {workdir / "results"}')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -204,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     '--overwrite', action='store_true', help='evaluate again what is known; begin a stopped attack anew'
   )
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
-  robustness_flags.add(parser)
+  attack_request.add(parser)
   cli.add_process_flags(parser)
   return parser
 

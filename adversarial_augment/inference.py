@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import config as configs
+from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
@@ -90,7 +91,6 @@ def restore(
 
   from adversarial_augment import threefry
   from adversarial_augment.parallel import processes, sharding
-  from adversarial_augment.run.run_log import tell
   from adversarial_augment.storage import checkpoints
   from adversarial_augment.training import recipe
 
@@ -107,7 +107,7 @@ def restore(
     about[:] = manifest['state_sha256'], manifest['config_sha256']
 
   step, state = checkpoints.restore_subtree(
-    workdir / 'checkpoints', target, ('params', 'model_state'), report=tell, check=identify
+    workdir / 'checkpoints', target, ('params', 'model_state'), report=progress.log, check=identify
   )
   sha256, config_sha256 = processes.on_process_0(lambda: about)
   return Restored(step, sha256, config_sha256, state)

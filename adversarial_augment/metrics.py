@@ -19,9 +19,8 @@ SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTIONS_VERSION = '2'
 CHANGED_SINCE_VERSION_1 = ('motion_blur', 'snow')
 GENERATED_OLDER = 'generated, version 1'  # the origin of these
+GENERATED_IN_MEMORY = 'generated, in memory'  # the origin of what `prepare` has not written
 MIN_SIZE = 32  # pixels a side of an image that is corrupted
-CIFAR10_1_COUNTS = {'v6': 2000, 'v4': 2021}  # images of the versions of CIFAR-10.1
-CIFAR10_1_MAIN = 'v6'  # the recommended version, and that of arXiv 2104.01086
 _Z = 1.959963984540054  # the normal distribution has 95 % of its mass within this many deviations
 
 

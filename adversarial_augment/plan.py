@@ -133,17 +133,18 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
   from adversarial_augment import per_example_conv
   from adversarial_augment.attacks import ascent
   from adversarial_augment.planning import compiling, operations
-  from adversarial_augment.training import recipe, train_step
+  from adversarial_augment.training import recipe as recipes
+  from adversarial_augment.training import train_step
 
   size, microbatch = config.batch_size, config.attack.microbatch
   parts = f', {microbatch} of a device under attack at a time' if microbatch else ''
   streams.say(f'compiling the train step of {size:,} images{parts} for {mesh.size} x {target.chip.title}...')
-  static, phi = recipe.build(config, dataset, mesh)
-  traced = train_step.traced(static, phi, dataset.image_shape)
-  plain = train_step.traced(*recipe.build(config, dataset, mesh, conv=per_example_conv.conv), dataset.image_shape)
+  recipe, phi = recipes.build(config, dataset, mesh)
+  traced = train_step.traced(recipe, phi, dataset.image_shape)
+  plain = train_step.traced(*recipes.build(config, dataset, mesh, conv=per_example_conv.conv), dataset.image_shape)
   found = compiling.estimate(traced, target, precision=config.precision, inner_loop=ascent.SCOPE)
-  warmup, flop = static.warmup_steps if static.attack else 0, operations.flop(plain.jaxpr.jaxpr)
-  return Plan(config, mesh.size, static.num_steps, warmup, flop, found)
+  warmup, flop = recipe.warmup_steps if recipe.attack else 0, operations.flop(plain.jaxpr.jaxpr)
+  return Plan(config, mesh.size, recipe.num_steps, warmup, flop, found)
 
 
 def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tuple[str, Plan | None]]:

@@ -3,62 +3,47 @@
 The path of a batch: `datasets` -> `sharding.shard_batch` -> `train_step` -> `loop`, which logs, saves and stops.
 """
 
-from collections.abc import Callable
-import functools
 from pathlib import Path
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from adversarial_augment import cli, datasets, report
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
 from adversarial_augment.config import command_line
-from adversarial_augment.datasets import benchmarks, cifar10, classes, mixture, sampling
+from adversarial_augment.datasets import cifar10, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.preparation import deepaugment
-from adversarial_augment.run.forecast import Forecast
 from adversarial_augment.storage import files
 from adversarial_augment.types import Dataset, TrainState
+
+if TYPE_CHECKING:
+  from adversarial_augment.evaluation.bench import Images
 
 
 def main(argv: list[str]) -> None:
   arguments = command_line.parse_train(argv)
   processes = launch.find(arguments)
-  with launch.together(processes) as shared:
+  with launch.together(processes) as shared:  # what fails here fails on all processes, so that none waits
     config = command_line.resolve_config(arguments, derived=_derived)
     if config is None:
       return
-    with progress.stage('loading JAX'):
-      from adversarial_augment.evaluation import evaluations
-      from adversarial_augment.run import loop, tensorboard
-      from adversarial_augment.training import recipe
-    num_local = launch.share_of_batch(processes, config.batch_size)
+    local_batch = launch.share_of_batch(processes, config.batch_size)
+    _load_jax()
     if processes is None:  # of several, process 0 alone looks at the workdir
-      files.check_folder(arguments.workdir, '--workdir')
-      loop.check_run(arguments.workdir, config, {})
-    if config.dataset == 'embedded' and config.deepaugment.sets:
-      deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
-    with progress.stage(f'reading the images of {config.dataset}'):
-      splits = _load(config)
-      test_data = benchmarks.load(config.evals, config.dataset, config.data_dir, splits['test'])
-    recipe.check_adversary(config, splits['train'].image_shape)
-    evaluated = {'frost': evaluations.check_frost(config, test_data), **benchmarks.origins(test_data)}
-    _check_start(config.init_from, arguments.workdir, splits['train'])
-    if config.tensorboard:
-      tensorboard.check_installed()
-    about = {'data': _data(splits) | {split: data.provenance for split, data in splits.items()}, **evaluated}
-    shared |= launch.facts('train', configs.to_json(config), about | {'weights': recipe.weights_sha256(config)})
-  num_devices = devices.virtual_devices(num_local)
+      _check_workdir(config, arguments.workdir, {})
+    splits, test = _load(config)
+    about = _check(config, arguments.workdir, splits, test)
+    shared |= launch.facts('train', configs.to_json(config), about)
+  num_devices = devices.virtual_devices(local_batch)
   if processes is None:
-    loop.check_run(arguments.workdir, config, _data(splits))
-    if num_devices is not None:
-      recipe.check_parts(config, num_devices)
+    _check_workdir(config, arguments.workdir, splits)
+    _check_devices(config, num_devices)
   devices.compilation_cache()
-  train(config, arguments.workdir, splits, test_data)
+  train(config, arguments.workdir, splits, test)
 
 
 def _derived(config: ConfigDict) -> list[str]:
@@ -77,7 +62,23 @@ def _derived(config: ConfigDict) -> list[str]:
   return ['', *recipe.derived(config, known), *note]
 
 
-def _load(config: ConfigDict) -> dict[str, Dataset]:
+def _load_jax() -> None:
+  with progress.stage('loading JAX'):
+    from adversarial_augment.evaluation import milestones  # noqa: F401  (and with it all the rest)
+
+
+def _load(config: ConfigDict) -> tuple[dict[str, Dataset], 'Images']:
+  """Returns the splits 'train', 'test' and, with a holdout, 'validation'; and all that the evaluations read."""
+  from adversarial_augment.evaluation import bench
+
+  if config.dataset == 'embedded' and config.deepaugment.sets:
+    deepaugment.make_embedded(config.data_dir, config.deepaugment.sets, max(2, config.deepaugment.copies or 1))
+  with progress.stage(f'reading the images of {config.dataset}'):
+    splits = _load_splits(config)
+    return splits, bench.open_images(config, splits['test'])
+
+
+def _load_splits(config: ConfigDict) -> dict[str, Dataset]:
   """Returns the splits 'train', 'test' and, with a holdout, 'validation'."""
   splits = {split: datasets.load(config.dataset, split, config.data_dir) for split in ('train', 'test')}
   copies = mixture.load(splits['train'], config.data_dir, config.deepaugment.sets, config.deepaugment.copies)
@@ -89,76 +90,92 @@ def _load(config: ConfigDict) -> dict[str, Dataset]:
   return splits
 
 
-def train(
-  config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test_data: benchmarks.Benchmarks | None = None
-) -> TrainState:
+def _check_workdir(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> None:
+  """Checks that a run can begin or go on in a folder; without `splits`, whatever its data are."""
+  from adversarial_augment.run import opening
+
+  files.check_folder(workdir, '--workdir')
+  opening.check_run(workdir, config, _data(splits) if splits else {})
+
+
+def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images') -> dict[str, Any]:
+  """Checks what can be checked before any device is touched; returns what must be equal on all processes."""
+  from adversarial_augment.run import tensorboard
+  from adversarial_augment.training import recipe
+
+  recipe.check_adversary(config, splits['train'].image_shape)
+  _check_start(config.init_from, workdir, splits['train'])
+  if config.tensorboard:
+    tensorboard.check_installed()
+  origins = {split: dataset.provenance for split, dataset in splits.items()}
+  return {'data': _data(splits) | origins, **test.origins(), 'weights': recipe.weights_sha256(config)}
+
+
+def _check_devices(config: ConfigDict, num_devices: int | None) -> None:
+  from adversarial_augment.training import recipe
+
+  if num_devices is not None:
+    recipe.check_parts(config, num_devices)
+
+
+def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images | None' = None) -> TrainState:
   """Trains, or goes on with what `workdir` holds; evaluates, draws the figure, prints the closing table.
 
   Args:
     config: validated.
     workdir: made if missing.
     splits: 'train', 'test', and perhaps 'validation', on which the run is then evaluated while it goes on.
-    test_data: what the evaluations read; None: `splits['test']` alone, corrupted in memory.
+    test: what the evaluations read; None: `splits['test']` alone, corrupted in memory.
 
   Raises:
-    AdversarialAugmentError: see loop.py and recipe.py.
+    AdversarialAugmentError: see opening.py, loop.py and recipe.py.
   """
+  from adversarial_augment.evaluation import bench
+  from adversarial_augment.evaluation.milestones import Milestones
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.run import loop, opening, summary, train_job
+  from adversarial_augment.training import recipe as recipes
+
+  began, mesh, dataset = time.monotonic(), sharding.data_mesh(), splits['train']
+  with opening.open_run(workdir, config, _data(splits)) as stop:
+    with progress.stage('making the networks', progress.log):
+      recipe, phi = recipes.build(config, dataset, mesh)
+      phi = sharding.replicate(mesh, phi)
+      state = _first_state(recipe, dataset)
+    state = opening.resume(workdir, state)
+    if not int(state.step):
+      state = _start_from(config.init_from, state, dataset)
+    for line in summary.opening(config, recipe, splits, state, phi):
+      progress.log(line)
+    test = test or bench.open_images(config, splits['test'], prepared=False)
+    milestones = Milestones(config, workdir, recipe, splits, test, began)
+    job = train_job.make(config, recipe, dataset, state, phi, milestones, milestones.compile)
+    state = loop.run(workdir, config, state, job, stop)
+    _report(workdir)
+    return state
+
+
+def _first_state(recipe: Any, dataset: Dataset) -> TrainState:
   import jax
 
-  from adversarial_augment.evaluation import run_evaluation
   from adversarial_augment.parallel import sharding
-  from adversarial_augment.run import loop, summary
-  from adversarial_augment.training import recipe, train_step
+  from adversarial_augment.training import train_step
 
-  began = time.monotonic()
-  mesh = sharding.data_mesh()
-  with loop.open_run(workdir, config, _data(splits)) as stop:
-    with progress.stage('making the networks', loop.tell):
-      static, phi = recipe.build(config, splits['train'], mesh)
-      phi = sharding.replicate(mesh, phi)
-      init = lambda: train_step.init_state(static, splits['train'].image_shape)
-      state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
-    state = loop.resume(workdir, state)
-    if not int(state.step):
-      state = _start_from(config.init_from, state, splits['train'])
-    for line in summary.opening(config, static, splits, state, phi):
-      loop.tell(line)
-    evaluation = run_evaluation.Evaluation(
-      config, workdir, static, splits, test_data or benchmarks.Benchmarks(splits['test']), began
-    )
-    read = _reader(static, splits['train'])
-    step: Any = None  # a finished run needs none, and no forecast
-    expected: Forecast | None = None
-    if int(state.step) < static.num_steps:
-      step = _compile(static, state, read, phi)
-      expected = Forecast(
-        static.num_steps,
-        warmup_steps=static.warmup_steps if static.attack else 0,
-        attacked=_time_attacked(static, state, step, read, phi),
-        eval_every=config.eval_every,
-        evaluation=evaluation.compile(state),
-      )
-    job = loop.Job(
-      num_steps=static.num_steps,
-      images_per_step=static.batch_size,
-      keep_checkpoints=config.keep_checkpoints,
-      tensorboard=config.tensorboard,
-      step=lambda state, made, batch: step(state, made, *batch, phi),
-      read=read,
-      describe=lambda step, values: _line(step, values, static, splits['train']),
-      evaluate=evaluation,
-      dump=lambda step: _dump(static, splits['train'], step),
-      forecast=expected,
-    )
-    state = loop.run(workdir, config, state, job, stop)
-    if jax.process_index() == 0:
-      try:
-        with progress.stage('writing the report', loop.tell):
-          page = report.report([workdir])
-        print(f'  {"report":<20} {page}', flush=True)
-      except AdversarialAugmentError as error:  # the training is done, and its results are written
-        loop.tell(f'warning: no report: {error}')
-    return state
+  init = lambda: train_step.init_state(recipe, dataset.image_shape)
+  return jax.jit(init, out_shardings=sharding.replicated(recipe.mesh))()
+
+
+def _report(workdir: Path) -> None:
+  import jax
+
+  if jax.process_index() != 0:
+    return
+  try:
+    with progress.stage('writing the report', progress.log):
+      page = report.report([workdir])
+    print(f'  {"report":<20} {page}', flush=True)
+  except AdversarialAugmentError as error:  # the training is done, and its results are written
+    progress.log(f'warning: no report: {error}')
 
 
 def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
@@ -171,7 +188,7 @@ def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
 
 
 def _check_start(init_from: str | None, workdir: Path, dataset: Dataset) -> None:
-  """Looks, before any device is touched, whether there is a run to start from; one that goes on needs none."""
+  """Checks that there is a run to start from; a run that resumes needs none."""
   from adversarial_augment.storage import checkpoints
 
   if init_from is None or checkpoints.steps(workdir / 'checkpoints'):
@@ -183,7 +200,7 @@ def _check_start(init_from: str | None, workdir: Path, dataset: Dataset) -> None
 
 
 def _outputs(init_from: str, dataset: Dataset) -> tuple[list[int] | None, str]:
-  """Returns which outputs of another run stand for the classes of a data set, None: in this order; and a note."""
+  """Returns which outputs of another run stand for the classes of a data set (None: in this order), and a note."""
   from adversarial_augment import inference
 
   known = inference.classes(files.user_path(init_from, 'config.init_from'))
@@ -193,11 +210,10 @@ def _outputs(init_from: str, dataset: Dataset) -> tuple[list[int] | None, str]:
 
 
 def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> TrainState:
-  """Takes parameters and statistics over from another run; the step and the optimiser start anew."""
+  """Takes parameters and statistics from another run; the step and the optimiser start anew."""
   if init_from is None:
     return state
   from adversarial_augment import classifiers, inference
-  from adversarial_augment.run import loop
   from adversarial_augment.storage import checkpoints
 
   folder = files.user_path(init_from, 'config.init_from')
@@ -206,87 +222,15 @@ def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> T
     folder / 'checkpoints',
     state,
     ('params', 'model_state'),
-    report=loop.tell,
+    report=progress.log,
     check=lambda manifest: inference.check_config(folder, manifest),
   )
-  loop.tell(f"starting from the parameters of '{init_from}' after step {step}")
+  progress.log(f"starting from the parameters of '{init_from}' after step {step}")
   if note:
-    loop.tell(note)
+    progress.log(note)
   if outputs is None:
     return state
   return state._replace(params=classifiers.reorder_outputs(state.params, outputs))
-
-
-def _reader(static: Any, dataset: Dataset) -> Callable[[int], Any]:
-  """Returns step -> this step's images and labels as global arrays; a function of the step alone."""
-  import jax
-
-  from adversarial_augment.parallel import sharding
-
-  def read(step: int) -> Any:
-    index = sampling.indices(
-      static.seed, step, dataset.num_examples, static.batch_size, jax.process_count(), jax.process_index()
-    )
-    return sharding.shard_batch(static.mesh, tuple(dataset.read(index)))
-
-  return read
-
-
-def _compile(static: Any, state: TrainState, read: Callable[[int], Any], phi: Any) -> Callable:
-  from adversarial_augment.run import loop
-  from adversarial_augment.training import train_step
-
-  start = time.monotonic()
-  loop.tell('compiling the train step...')
-  lowered = train_step.jitted(static).lower(state, np.int32(0), *read(0), phi)
-  files.crash_point('first_compile')
-  compiled = lowered.compile()
-  loop.tell(f'compiled in {time.monotonic() - start:.1f} s')
-  return compiled
-
-
-def _time_attacked(
-  static: Any, state: TrainState, step: Callable, read: Callable[[int], Any], phi: Any
-) -> float | None:
-  """Returns the seconds of a step with the adversary, on a copy of the state; None where the first one has it."""
-  import jax
-  import jax.numpy as jnp
-
-  from adversarial_augment.parallel import sharding
-  from adversarial_augment.run import loop
-
-  if static.attack is None or int(state.step) >= static.warmup_steps:
-    return None
-
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(static.mesh))
-  def after_warmup(state: TrainState) -> TrainState:
-    return jax.tree.map(jnp.copy, state)._replace(step=jnp.full_like(state.step, static.warmup_steps))
-
-  def seconds() -> float:
-    tried = jax.block_until_ready(after_warmup(state))
-    start = time.monotonic()
-    jax.block_until_ready(step(tried, np.int32(static.warmup_steps), *batch, phi))
-    return time.monotonic() - start
-
-  batch = read(0)
-  with progress.stage('timing a step with the adversary', loop.tell):
-    return min(seconds() for _ in range(2))  # the first one takes longer: its memory is new
-
-
-def _line(step: int, values: Any, static: Any, dataset: Dataset) -> dict[str, Any]:
-  """Returns the line of metrics.jsonl; in the warm-up, what would be of the adversary is null."""
-  epoch = step * static.batch_size / (dataset.epoch_size or dataset.num_examples)
-  line: dict[str, Any] = {'step': step, 'epoch': epoch}
-  names = {'ssim': 'ssim_mean'}
-  own = ('loss', 'accuracy', 'learning_rate', 'jsd')
-  attacked = step > static.warmup_steps
-  return line | {names.get(name, name): value if attacked or name in own else None for name, value in values.items()}
-
-
-def _dump(static: Any, dataset: Dataset, step: int) -> dict[str, Any]:
-  index = sampling.indices(static.seed, step, dataset.num_examples, static.batch_size)
-  images, labels = dataset.read(index)
-  return {'images': images, 'labels': labels, 'index': index, 'seed': static.seed}
 
 
 if __name__ == '__main__':

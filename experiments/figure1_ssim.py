@@ -117,7 +117,7 @@ def measure(
   Raises:
     AdversarialAugmentError: no good checkpoint, or `path` holds something else or cannot be written.
   """
-  from adversarial_augment.evaluation.batches import batches
+  from adversarial_augment.evaluation.accuracy import batches
   from adversarial_augment.parallel import sharding
   from adversarial_augment.run import summary
 

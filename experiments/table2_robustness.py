@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from adversarial_augment import cli, registry
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import robustness_flags
+from adversarial_augment.evaluation import attack_request
 from adversarial_augment.storage import files, results
 from experiments import runs
 from experiments.table1_corruptions import ROWS
@@ -57,7 +57,7 @@ _NONE = '–'
 def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   named = dict(_named(text) for text in arguments.runs)
-  number = robustness_flags.whole_number(arguments.num_examples, '--num_examples', 1)
+  number = attack_request.whole_number(arguments.num_examples, '--num_examples', 1)
   flags = [] if number is None else [f'--num_examples={number}']
   path, table = runs.open_table(arguments.output, 'table2.json', _texts)
   for workdir, row in named.items():
@@ -87,8 +87,8 @@ def entry(workdir: Path, row: str | None) -> dict[str, Any]:
     UserError: a result is missing or damaged, or they are of several checkpoints.
   """
   found = {}
-  for ball in robustness_flags.TABLE2_BALLS:
-    result = results.load(workdir, results.robustness_name(robustness_flags.TABLE2_SUITE, *ball))
+  for ball in attack_request.TABLE2_BALLS:
+    result = results.load(workdir, results.robustness_name(attack_request.TABLE2_SUITE, *ball))
     if not result:
       raise UserError(f"'{workdir}' has no result of {ball[0]} {ball[1]}; evaluate it with --attack=table2.")
     found['_'.join(ball)] = result

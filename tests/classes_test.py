@@ -13,7 +13,7 @@ from adversarial_augment.classifiers import reorder_outputs
 from adversarial_augment.datasets import classes, writer
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import run_robustness
+from adversarial_augment.evaluation import attack_run
 from adversarial_augment.storage import checkpoints, results
 from adversarial_augment.types import TrainState
 from tests import tiny
@@ -89,13 +89,13 @@ def test_the_surrogate_of_an_attack_has_the_outputs_of_the_run(place, tmp_path, 
   state = write_run(tmp_path / 'other', ('owl', 'cat', 'dog'))
   test = datasets.load('same', 'test', str(place / 'data'))
   config = inference.read_config(place / 'run')
-  surrogate, _ = run_robustness._surrogate(config, tmp_path / 'other', test, tiny.make_mesh(1))
+  surrogate, _ = attack_run._surrogate(config, tmp_path / 'other', test, tiny.make_mesh(1))
   head = next(name for name in state.params if name.endswith('/head'))
   np.testing.assert_array_equal(surrogate.state.params[head]['b'], state.params[head]['b'][[1, 2, 0]])
   assert 'matched by name' in capsys.readouterr().out
   test = test._replace(class_names=('cow', 'owl', 'x'))
   with pytest.raises(UserError, match="surrogate=.*'cat', 'dog' only in the former, 'cow', 'x' only in the latter"):
-    run_robustness._surrogate(config, tmp_path / 'other', test, None)
+    attack_run._surrogate(config, tmp_path / 'other', test, None)
 
 
 @pytest.mark.parametrize('flags', [('--evals=clean',), ('--attack=pgd', '--norm=linf', '--epsilon=1/255')])
@@ -146,7 +146,7 @@ def test_init_from_and_the_surrogate_say_that_classes_are_matched_by_position(pl
   start_from(tmp_path, tmp_path / 'other', 'numbers')
   assert capsys.readouterr().err.count('not known on both sides; they are matched by position') == 1
   test = datasets.load('numbers', 'test', str(tmp_path / 'data'))
-  run_robustness._surrogate(inference.read_config(place / 'run'), tmp_path / 'other', test, tiny.make_mesh(1))
+  attack_run._surrogate(inference.read_config(place / 'run'), tmp_path / 'other', test, tiny.make_mesh(1))
   assert 'of the surrogate are not known on both sides; they are matched by position' in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ from adversarial_augment import attacks, augmentations, corruption_nets
 from adversarial_augment import config as configs
 from adversarial_augment.cli import environment
 from adversarial_augment.errors import UserError
-from adversarial_augment.run import loop
+from adversarial_augment.run import opening
 from tests import trainer
 
 OTHERS = {
@@ -74,11 +74,11 @@ def test_a_resume_under_other_settings_is_refused(old, new, words, tmp_path, mon
   config = configs.load('configs/nominal.py:smoke')
   (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
   (tmp_path / 'config.json').write_text(configs.to_json(config))
-  loop.check_run(tmp_path, config, {})  # a run of an older version did not note them
+  opening.check_run(tmp_path, config, {})  # a run of an older version did not note them
   (tmp_path / 'environment.json').write_text(str(old).replace("'", '"'))
   monkeypatch.setattr(environment, 'settings', lambda: new)
   with pytest.raises(UserError, match='which changes its numbers; set the variable as it was') as caught:
-    loop.check_run(tmp_path, config, {})
+    opening.check_run(tmp_path, config, {})
   assert words in str(caught.value)
 
 

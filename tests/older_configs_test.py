@@ -11,7 +11,7 @@ from adversarial_augment import config as configs
 from adversarial_augment.config.tables import ADDED, RESUMABLE, TABLES
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import training
-from adversarial_augment.run import loop
+from adversarial_augment.run import opening
 from adversarial_augment.storage import checkpoints
 from tests.classifier_cases import card_of, make_config, random_state
 
@@ -112,15 +112,15 @@ def test_an_older_run_goes_on_if_it_is_the_same(tmp_path, capsys):
   other = configs.override(make_config(), {'attack.fraction': '0.5'})
   with (
     pytest.raises(UserError, match=r'another config \(attack.fraction: 1.0 -> 0.5\)'),
-    loop.open_run(tmp_path / 'w', other),
+    opening.open_run(tmp_path / 'w', other),
   ):
     pass
   assert (tmp_path / 'w' / 'config.json').read_text() == before
-  with loop.open_run(tmp_path / 'w', make_config()):
+  with opening.open_run(tmp_path / 'w', make_config()):
     pass
   assert capsys.readouterr().err.count('is of an older version') == 1
   assert json.loads((tmp_path / 'w' / 'config.json').read_text()) == json.loads(configs.to_json(make_config()))
-  with loop.open_run(tmp_path / 'w', make_config()):
+  with opening.open_run(tmp_path / 'w', make_config()):
     pass
   assert capsys.readouterr().err == ''
   assert inference.load_classifier(tmp_path / 'w').config_sha256 == sha256  # the checkpoint of then is still the run's

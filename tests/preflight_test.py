@@ -7,7 +7,7 @@ import pytest
 
 from adversarial_augment import cli, evaluate, pretrain, train
 from adversarial_augment import config as configs
-from adversarial_augment.parallel import launch
+from adversarial_augment.parallel import devices, launch
 from tests import trainer
 
 SMOKE = '--config=configs/ada_edsr.py:smoke'  # batches of 8; there are 8 devices
@@ -18,8 +18,8 @@ PRETRAIN = '--config=configs/pretrain_edsr.py:smoke'
 def no_devices(monkeypatch):
   """Everything after the last check fails the test."""
   monkeypatch.chdir(trainer.ROOT)
-  monkeypatch.setattr(cli, '_cpu_only', lambda: True)
-  for module, name in ((cli, 'compilation_cache'), (train, 'train'), (pretrain, '_train'), (evaluate, 'evaluate')):
+  monkeypatch.setattr(devices, '_cpu_only', lambda: True)
+  for module, name in ((devices, 'compilation_cache'), (train, 'train'), (pretrain, '_train'), (evaluate, 'evaluate')):
     monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('devices came first'))
 
 
@@ -65,8 +65,8 @@ def test_parts_that_do_not_divide(flags, words, tmp_path, capsys):
 
 
 def test_an_unknown_number_of_devices_is_left_to_the_run(tmp_path, monkeypatch):
-  monkeypatch.setattr(cli, '_cpu_only', lambda: False)
-  monkeypatch.setattr(cli, 'virtual_devices', lambda *_: None)
+  monkeypatch.setattr(devices, '_cpu_only', lambda: False)
+  monkeypatch.setattr(devices, 'virtual_devices', lambda *_: None)
   with pytest.raises(pytest.fail.Exception, match='devices came first'):
     train.main([SMOKE, '--config.batch_size=12', f'--workdir={tmp_path}/w'])
 

@@ -18,6 +18,7 @@ from adversarial_augment.datasets import mixture, sampling
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.preparation import deepaugment_files
+from adversarial_augment.run import train_job
 from adversarial_augment.storage import files
 from adversarial_augment.training import recipe
 from tests import deepaugment_sets
@@ -288,7 +289,7 @@ def config_for(data_dir: pathlib.Path, **fields: str):
 def test_train_mixes_them_and_holds_copies_out(whole):
   config = config_for(whole, deepaugment__sets='edsr', deepaugment__copies='2', holdout='12')
   configs.validate(config)
-  splits = train._load(config)
+  splits = train._load_splits(config)
   assert splits['train'].num_examples == 3 * (N - 12)
   assert recipe.num_steps_of(config, splits['train'].epoch_size) == 6 * (N - 12) // 10
   held_out = {image.tobytes() for image in splits['validation'].read(np.arange(12)).images}
@@ -307,14 +308,14 @@ def test_steps_and_epochs_are_those_of_the_clean_images(whole):
   clean = configs.override(config_for(whole), flags)
   for mix in ('concat', 'half', 'only'):
     mixed = configs.override(clean, {'deepaugment.sets': 'edsr', 'deepaugment.mix': mix})
-    data, static = zip(*(_built(config) for config in (clean, mixed)), strict=True)
-    assert static[0].num_steps == static[1].num_steps == 6 * N // 8
-    lines = [train._line(30, {'loss': 1.0}, recipe, dataset) for recipe, dataset in zip(static, data, strict=True)]
+    data, recipes = zip(*(_built(config) for config in (clean, mixed)), strict=True)
+    assert recipes[0].num_steps == recipes[1].num_steps == 6 * N // 8
+    lines = [train_job.log_line(*both, 30, {'loss': 1.0}) for both in zip(recipes, data, strict=True)]
     assert lines == [{'step': 30, 'epoch': 30 * 8 / N, 'loss': 1.0}] * 2
 
 
 def _built(config):
-  dataset = train._load(config)['train']
+  dataset = train._load_splits(config)['train']
   return dataset, recipe.build(config, dataset, sharding.data_mesh())[0]
 
 

@@ -28,8 +28,8 @@ def _dataset(split: str, num_examples: int = 8, shape: tuple[int, int, int] = (3
 @pytest.fixture
 def without_jax_setup(monkeypatch) -> None:
   """Leaves the devices and the cache of this process alone."""
-  monkeypatch.setattr(pretrain.cli, 'virtual_devices', lambda *_: None)
-  monkeypatch.setattr(pretrain.cli, 'compilation_cache', lambda: None)
+  monkeypatch.setattr(pretrain.devices, 'virtual_devices', lambda *_: None)
+  monkeypatch.setattr(pretrain.devices, 'compilation_cache', lambda: None)
 
 
 @pytest.fixture

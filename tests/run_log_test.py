@@ -7,9 +7,10 @@ import types
 
 import pytest
 
-from adversarial_augment import train
+from adversarial_augment.cli import progress
 from adversarial_augment.reporting import figures
-from adversarial_augment.run.run_log import RunLog, tell
+from adversarial_augment.run import train_job
+from adversarial_augment.run.run_log import RunLog
 from adversarial_augment.storage import results
 
 ATTACKED = ('attack_loss_start', 'attack_loss_end', 'ssim_mean', 'ssim_corrected', 'ssim_below_min')
@@ -21,8 +22,8 @@ VALUES = {
 
 def line(step: int) -> dict:
   """The line of a run whose first two updates are without the adversary."""
-  static = types.SimpleNamespace(batch_size=8, warmup_steps=2)
-  return train._line(step, VALUES, static, types.SimpleNamespace(num_examples=40, epoch_size=None))
+  recipe = types.SimpleNamespace(batch_size=8, warmup_steps=2)
+  return train_job.log_line(recipe, types.SimpleNamespace(num_examples=40, epoch_size=None), step, VALUES)
 
 
 def test_every_line_has_the_fields_of_the_adversary_and_they_are_null_in_the_warm_up():
@@ -73,5 +74,5 @@ def test_a_line_is_told_in_one_write_so_that_those_of_other_threads_stay_apart(m
 
   pieces: list[str] = []
   monkeypatch.setattr('sys.stderr', Written())
-  tell('step 1/2')
+  progress.log('step 1/2')
   assert [piece for piece in pieces if piece] == ['step 1/2\n']

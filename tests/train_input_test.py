@@ -10,7 +10,7 @@ import pytest
 
 from adversarial_augment import cli, corruption_nets, train
 from adversarial_augment.datasets import writer
-from adversarial_augment.run import loop
+from adversarial_augment.run import loop, train_job
 from tests import trainer
 
 SMOKE = '--config=configs/ada_edsr.py:smoke'
@@ -77,7 +77,7 @@ def refusal(argv: list[str], capsys, monkeypatch) -> str:
   """Returns the only line that the trainer prints."""
   monkeypatch.setattr(cli, 'compilation_cache', lambda: None)
   monkeypatch.setattr(loop, 'run', lambda *_: pytest.fail('it trained'))
-  monkeypatch.setattr(train, '_compile', lambda *_: pytest.fail('it compiled'))
+  monkeypatch.setattr(train_job, 'compile_step', lambda *_: pytest.fail('it compiled'))
   with pytest.raises(SystemExit) as caught:
     cli.run(train.main, argv)
   out, err = capsys.readouterr()

@@ -20,7 +20,7 @@ import pytest
 from adversarial_augment import config as configs
 from adversarial_augment.attacks import trees
 from adversarial_augment.errors import NumericalError, Stopped, StorageError
-from adversarial_augment.run import loop, run_log
+from adversarial_augment.run import loop, opening, retries
 from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import TrainState
 
@@ -80,8 +80,8 @@ def start(
     evaluate=evaluate,
     dump=lambda step: {'batch': batch(step)},
   )
-  with loop.open_run(workdir, config) as stop:
-    return loop.run(workdir, config, loop.resume(workdir, first_state()), job, stop)
+  with opening.open_run(workdir, config) as stop:
+    return loop.run(workdir, config, opening.resume(workdir, first_state()), job, stop)
 
 
 def log(workdir: Path) -> list[dict]:
@@ -317,7 +317,7 @@ def test_a_stop_on_a_full_disk_waits_for_space(small_disk):
     kill(signal.SIGTERM)()
 
   attempts = []
-  original = run_log.time.sleep
+  original = retries.time.sleep
 
   def sleep(seconds: float) -> None:
     attempts.append(seconds)
@@ -325,7 +325,7 @@ def test_a_stop_on_a_full_disk_waits_for_space(small_disk):
     original(0.01)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_log, 'time', type('Clock', (), {**vars(time), 'sleep': staticmethod(sleep)}))
+    patch.setattr(retries, 'time', type('Clock', (), {**vars(time), 'sleep': staticmethod(sleep)}))
     with pytest.raises(Stopped, match='after step 6'):
       start(small_disk / 'w', at={5: full_then_stop})
   assert attempts

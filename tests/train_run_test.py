@@ -12,7 +12,8 @@ import pytest
 from adversarial_augment import config as configs
 from adversarial_augment import train
 from adversarial_augment.errors import CheckpointError, NumericalError, UserError
-from adversarial_augment.evaluation import run_evaluation
+from adversarial_augment.evaluation.milestones import Milestones
+from adversarial_augment.run import train_job
 from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import Dataset
 from tests import tiny
@@ -39,16 +40,16 @@ OVERRIDES = {
 def compile_once(tmp_path_factory) -> Iterator[None]:
   """Equal programs are compiled once; this is what the cache of compiled programs does for a user."""
   compiled: dict[str, object] = {}
-  original = train._compile
+  original = train_job.compile_step
 
-  def compile_or_take(static, state, read, phi):
-    name = str(jax.make_jaxpr(lambda s: s)(state)) + str(static.num_steps) + str(static.attack is None)
+  def compile_or_take(recipe, state, read, phi):
+    name = str(jax.make_jaxpr(lambda s: s)(state)) + str(recipe.num_steps) + str(recipe.attack is None)
     if name not in compiled:
-      compiled[name] = original(static, state, read, phi)
+      compiled[name] = original(recipe, state, read, phi)
     return compiled[name]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, '_compile', compile_or_take)
+    patch.setattr(train_job, 'compile_step', compile_or_take)
     yield
 
 
@@ -128,8 +129,8 @@ def test_log_lines_have_the_promised_fields(finished):
 
 
 def test_a_finished_run_prints_its_table_again_and_computes_nothing(copy, capsys, monkeypatch):
-  monkeypatch.setattr(train, '_compile', lambda *_: pytest.fail('it compiled'))
-  monkeypatch.setattr(run_evaluation.Evaluation, '_measure', lambda *_: pytest.fail('it evaluated'))
+  monkeypatch.setattr(train_job, 'compile_step', lambda *_: pytest.fail('it compiled'))
+  monkeypatch.setattr(Milestones, '_measure', lambda *_: pytest.fail('it evaluated'))
   named = ('.lock', 'report.html')  # name the process, and the folder
   before = {path: path.read_bytes() for path in files_of(copy) if path.name not in named}
   start(copy)
@@ -158,7 +159,7 @@ def test_results_that_were_spoilt_are_named_and_found_again_without_them(copy):
 
 
 def test_other_evaluations_of_a_finished_run_do_not_train(copy, monkeypatch):
-  monkeypatch.setattr(train, '_compile', lambda *_: pytest.fail('it compiled'))
+  monkeypatch.setattr(train_job, 'compile_step', lambda *_: pytest.fail('it compiled'))
   old = result(copy)
   del old['evals']['clean']
   (copy / 'results' / 'train.json').write_text(json.dumps(old))  # as if `evals` had been another one
@@ -301,7 +302,7 @@ def test_validation_while_training_and_test_at_the_end_each_once(tmp_path, monke
   assert not (tmp_path / 'w' / 'results' / 'eval_6.json').exists()
 
   shutil.rmtree(tmp_path / 'w' / 'checkpoints' / '6')  # as if killed before the last save
-  monkeypatch.setattr(run_evaluation.Evaluation, '_measure', lambda *_: pytest.fail('it evaluated'))
+  monkeypatch.setattr(Milestones, '_measure', lambda *_: pytest.fail('it evaluated'))
   capsys.readouterr()
   start(tmp_path / 'w', validation=True, eval_every='2')
   out = capsys.readouterr().out

@@ -11,7 +11,7 @@ from adversarial_augment import config as configs
 from adversarial_augment import inference
 from adversarial_augment.datasets import mixture
 from adversarial_augment.errors import CheckpointError, StorageError, UserError
-from adversarial_augment.run import loop
+from adversarial_augment.run import opening
 from adversarial_augment.storage import checkpoints, files, manifests, results, run_directory, untrusted
 from tests import checkpoint_cases
 
@@ -100,9 +100,9 @@ def run(tmp_path) -> Path:
 READERS = {
   'config.json': [
     lambda run: inference.read_config(run),
-    lambda run: loop.check_run(run, configs.base_config(), {'train': 'x'}),
+    lambda run: opening.check_run(run, configs.base_config(), {'train': 'x'}),
   ],
-  'data.json': [results.load_data, lambda run: loop.check_run(run, configs.base_config(), {'train': 'x'})],
+  'data.json': [results.load_data, lambda run: opening.check_run(run, configs.base_config(), {'train': 'x'})],
   'metrics.jsonl': [
     lambda run: run_directory.truncate_log(run / 'metrics.jsonl', 5),
     lambda run: results.read_log(run / 'metrics.jsonl', ('loss',)),

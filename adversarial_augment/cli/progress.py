@@ -1,7 +1,7 @@
 """How far a long job is: a bar on a terminal, a line every ten seconds elsewhere, as in the log of a batch job."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import datetime
 import sys
 import threading
@@ -11,6 +11,18 @@ from adversarial_augment.cli import streams
 
 _SECONDS = 10  # between lines
 _QUIET = 4  # seconds that a stage may take without a word
+
+
+def log(message: str) -> None:
+  """Prints a line on standard error, above the progress bar if there is one. Of several processes, process 0 does."""
+  import jax
+
+  if jax.process_index() == 0:
+    from tqdm import tqdm
+
+    # In one write: the thread that watches for signals writes lines too.
+    with suppress(OSError):  # nobody can take it: the run goes on
+      tqdm.write(f'{message}\n', file=sys.stderr, end='')
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from adversarial_augment import registry
 from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES
 
 
@@ -95,6 +96,8 @@ def _of_balls(flat: Mapping[str, Any]) -> Iterator[str]:
 def of_training(flat: Mapping[str, Any]) -> Iterator[str]:
   """Yields what is wrong between the fields of `train`."""
   yield from _of_classifiers(flat)
+  for evaluation in registry.evaluations().values():
+    yield from evaluation.check(flat)
   yield from _of_balls(flat)
   jsd, after = flat['augment.jsd'], tuple(flat['augment.after'])
   if jsd and after not in ((name,) for name in AUGMIX):

@@ -6,6 +6,7 @@ line, is checked, and is printed by `--print_config`.
 
 from typing import Any
 
+from adversarial_augment import registry
 from adversarial_augment.config import fields
 from adversarial_augment.config.fields import Field
 
@@ -75,22 +76,13 @@ TRAIN: dict[str, Field] = {
   'keep_checkpoints': Field(3, fields.integer(2, 1000), 'newest checkpoints kept'),
   'evals': Field(
     ('clean',),
-    fields.names('clean', 'ada', 'cifar10_c', 'cifar10_c_extra', 'cifar10_1'),
-    'evaluations to run: clean images, under AdA, the 15 corruptions and the 4 extra ones, CIFAR-10.1',
+    fields.names(*registry.evaluations()),
+    f'evaluations to run: {", ".join(entry.meaning for entry in registry.evaluations().values())}',
   ),
   'eval_images': Field(
     None, fields.optional(fields.integer(1, _STEPS)), 'how many images they use, the first of the set; None: all'
   ),
-  'corrupted_images': Field(
-    None,
-    fields.optional(fields.integer(1, _STEPS)),
-    'how many of those cifar10_c and cifar10_c_extra use, evenly spaced among them; None: all',
-  ),
-  'frost_dir': Field(
-    None,
-    fields.optional(fields.text('a folder')),
-    'frost photographs for corruptions made in memory; None: those of imagecorruptions, or none',
-  ),
+  **{name: field for entry in registry.evaluations().values() for name, field in entry.fields().items()},
   'tensorboard': Field(False, fields.boolean(), 'write TensorBoard files too; needs the extra [logging]'),
   'classifier.name': Field('preact_resnet', fields.choice(*CLASSIFIER_DEPTHS), 'architecture of the classifier'),
   'classifier.depth': Field(
@@ -260,6 +252,10 @@ ADDED: dict[str, Any] = {
   'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None, 'attack.norm': None,
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
 }  # fmt: skip
+
+for _entry in registry.evaluations().values():  # without the field, a run has not measured the evaluation
+  for _name, _field in _entry.fields().items():
+    ADDED.setdefault(_name, _field.default)
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.
 RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir', 'accept_ssim', 'accept_psnr', 'output')

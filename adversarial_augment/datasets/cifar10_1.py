@@ -10,9 +10,10 @@ import numpy as np
 
 from adversarial_augment.datasets import npy
 from adversarial_augment.errors import UserError
-from adversarial_augment.metrics import CIFAR10_1_COUNTS, CIFAR10_1_MAIN
 from adversarial_augment.types import Batch
 
+COUNTS = {'v6': 2000, 'v4': 2021}  # images of each version
+MAIN = 'v6'
 # SHA-256, as in tensorflow_datasets/url_checksums/cifar10_1.txt
 SHA256 = {
   'cifar10.1_v4_data.npy': '5aaedc268df8f4cffca2ac0cf9e608ae1897a8cddb630c7a850a2ea8f6558e75',
@@ -28,7 +29,7 @@ def read(folder: pathlib.Path, version: str) -> tuple[Batch, dict[str, str]]:
 
   Args:
     folder: holds cifar10.1_VERSION_data.npy and cifar10.1_VERSION_labels.npy.
-    version: one of CIFAR10_1_COUNTS.
+    version: one of COUNTS.
 
   Raises:
     UserError: a file is missing, damaged, or not of this version.
@@ -41,7 +42,7 @@ def read(folder: pathlib.Path, version: str) -> tuple[Batch, dict[str, str]]:
         'github.com/modestyachts/CIFAR-10.1.'
       )
   images, labels = (npy.open_array(npy.whole(path)) for path in paths)
-  n = CIFAR10_1_COUNTS[version]
+  n = COUNTS[version]
   if images.dtype != np.uint8 or images.shape != (n, 32, 32, 3):
     raise UserError(
       f"'{paths[0]}' has shape {list(images.shape)} and type {images.dtype.name}, but {version} must be uint8 "
@@ -58,7 +59,7 @@ def read(folder: pathlib.Path, version: str) -> tuple[Batch, dict[str, str]]:
       'the file again.'
     )
   histogram = np.bincount(labels.astype(np.int64), minlength=_CLASSES)
-  if version == CIFAR10_1_MAIN and (histogram != n // _CLASSES).any():
+  if version == MAIN and (histogram != n // _CLASSES).any():
     raise UserError(
       f"'{paths[1]}' has {histogram.tolist()} images of the classes, but {version} has {n // _CLASSES} of each; get "
       'the file again.'

@@ -1,32 +1,43 @@
-"""Accuracy on a data set, clean or under an adversary, from integer counts."""
+"""Accuracy on a data set, clean or under an adversary, from integer counts.
 
-from collections.abc import Callable
+Batches are of one size: the last one is padded and masked, so that every image counts once.
+"""
+
+from collections.abc import Callable, Iterator
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import threefry
+from adversarial_augment import metrics, threefry
 from adversarial_augment.errors import NumericalError
-from adversarial_augment.evaluation.batches import EvalBatch, batches
 from adversarial_augment.parallel import platforms, sharding
 from adversarial_augment.storage import outcomes
 from adversarial_augment.types import Array, Attack, Dataset, Network, PyTree, TrainState
 
-Evaluate = Callable[[TrainState, Dataset, Callable[[], None]], dict[str, Any]]
+AccuracyFn = Callable[[TrainState, Dataset, Callable[[], None]], dict[str, Any]]  # state, images, poll -> result
 
 CONFIDENCE_EDGES = np.linspace(0, 1, 16)  # of the bins of a reliability diagram
 SSIM_EDGES = np.linspace(-1, 1, 201)
 _KEY = 0  # evaluations draw from a fixed key: the adversary of an image is the same for every classifier and run
 
 
+class EvalBatch(NamedTuple):
+  """One batch on the devices; global arrays, sharded over the batch."""
+
+  images: Array  # uint8 [n, h, w, c]
+  labels: Array  # int32 [n]
+  indices: Array  # int32 [n], of the examples in their data set
+  mask: Array  # bool [n]; False is padding
+
+
 def accuracy(
   classifier: Network, mesh: Mesh, batch_size: int, *, attack: Attack | None = None, phi: PyTree = None
-) -> Evaluate:
-  """Makes an evaluator that uses the running statistics, so that no image's result depends on its batch.
+) -> AccuracyFn:
+  """Returns a function that measures accuracy with running statistics: no image's result depends on its batch.
 
   Args:
     classifier: under attack, one that is fast inside loops.
@@ -36,10 +47,11 @@ def accuracy(
     phi: parameters of the corruption network.
 
   Returns:
-    (state, dataset, poll) -> `num_correct`, `num_images`, `accuracy` in [0, 1]; `correct`, which images these are, as
-    `outcomes.pack` has it; `calibration`, with the images, the right ones and the sum of the largest probabilities in
-    each bin of `CONFIDENCE_EDGES`; and of an attack the means of its metrics, and `ssim_histogram`, the images in each
-    bin of `SSIM_EDGES`. It is compiled once for all data sets of one image size. `poll` is called before every batch.
+    (state, dataset, poll) -> `num_correct`, `num_images`, `accuracy` in [0, 1] and its `interval`; `correct`, which
+    images these are, as `outcomes.pack` has it; the `origin` of the images; `calibration`, with the images, the right
+    ones and the sum of the largest probabilities in each bin of `CONFIDENCE_EDGES`, and the error `ece` that follows;
+    and of an attack the means of its metrics, and `ssim_histogram`, the images in each bin of `SSIM_EDGES`. It is
+    compiled once for all data sets of one image size. `poll` is called before every batch.
   """
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
 
@@ -48,10 +60,10 @@ def accuracy(
       return classifier.apply(params, model_state, None, images, is_training=False)[0]
 
     images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
-    metrics: dict[str, Array] = {}
+    attack_metrics: dict[str, Array] = {}
     if attack is not None:
       keys = jax.vmap(functools.partial(jax.random.fold_in, threefry.key(_KEY)))(batch.indices)
-      images, metrics = attack(keys, logits_fn, images, batch.labels, phi)
+      images, attack_metrics = attack(keys, logits_fn, images, batch.labels, phi)
     logits = logits_fn(images)
     correct = (logits.argmax(-1) == batch.labels) & batch.mask
     confidence = jax.nn.softmax(logits).max(-1)
@@ -64,10 +76,10 @@ def accuracy(
         'num_correct': binned(correct.astype(jnp.int32)),
         'confidence': binned(jnp.where(batch.mask, confidence, 0)),
       },
-      'metrics': {name: jnp.where(batch.mask, value, 0).sum() for name, value in metrics.items()},
+      'metrics': {name: jnp.where(batch.mask, value, 0).sum() for name, value in attack_metrics.items()},
     }
-    if 'ssim' in metrics:
-      sums['ssim_histogram'] = {'count': _binned(metrics['ssim'], SSIM_EDGES, batch.mask.astype(jnp.int32))}
+    if 'ssim' in attack_metrics:
+      sums['ssim_histogram'] = {'count': _binned(attack_metrics['ssim'], SSIM_EDGES, batch.mask.astype(jnp.int32))}
     return jax.lax.psum(sums, sharding.AXIS), jax.lax.all_gather(correct, sharding.AXIS, tiled=True)
 
   specs = (whole, whole, whole, data)
@@ -92,12 +104,34 @@ def accuracy(
     result['correct'] = outcomes.pack(np.concatenate(correct)[: dataset.num_examples])
     assert result['num_correct'] == outcomes.count(result['correct'])
     result['accuracy'] = result['num_correct'] / result['num_images']
-    result['calibration']['edges'] = CONFIDENCE_EDGES.tolist()
+    result['interval'] = metrics.binomial_interval(result['num_correct'], result['num_images'])
+    bins = result['calibration']
+    bins['ece'] = metrics.calibration(bins['count'], bins['num_correct'], bins['confidence'])
+    bins['edges'] = CONFIDENCE_EDGES.tolist()
+    result['origin'] = dataset.provenance.get('origin', 'unverified')
     if 'ssim_histogram' in result:
       result['ssim_histogram']['edges'] = SSIM_EDGES.tolist()
     return result
 
   return evaluate
+
+
+def batches(dataset: Dataset, mesh: Mesh, batch_size: int) -> Iterator[EvalBatch]:
+  """Yields all examples in order; every process reads its equal part of each batch.
+
+  Args:
+    dataset: the examples.
+    mesh: the devices.
+    batch_size: over all processes; the next larger one that divides over the devices is taken.
+  """
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  size = batch_size // jax.process_count()
+  for start in range(0, dataset.num_examples, batch_size):
+    index = start + jax.process_index() * size + np.arange(size)
+    mask = index < dataset.num_examples
+    index = np.minimum(index, dataset.num_examples - 1)
+    images, labels = dataset.read(index)
+    yield EvalBatch(*sharding.shard_batch(mesh, (images, labels, index.astype(np.int32), mask)))
 
 
 def _binned(values: Array, edges: np.ndarray, weights: Array) -> Array:

@@ -6,7 +6,7 @@ from pathlib import Path
 import platform
 from typing import Any
 
-from adversarial_augment import __version__
+from adversarial_augment import __version__, registry
 from adversarial_augment import config as configs
 from adversarial_augment.attacks import trees
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
@@ -98,7 +98,7 @@ def _conditions(name: str, result: dict[str, Any]) -> dict[str, Any]:
   """Which images, and which adversary."""
   about = result['provenance']
   conditions = {key: about.get(key) for key in ('data', 'corruptions')}
-  return conditions | ({'attack': about['config']['attack']} if name == 'ada' else {})
+  return conditions | ({'attack': about['config']['attack']} if registry.evaluations()[name].under_attack else {})
 
 
 def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 
-from adversarial_augment import metrics
 from adversarial_augment.datasets import cifar10, cifar10_1, writer
 from adversarial_augment.preparation import command
 
@@ -23,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
   data_dir, source = command.data_dir(arguments), command.source(arguments)
   assert source is not None  # the flag is required
   with command.readable(source):
-    found = {version: cifar10_1.read(source, version) for version in metrics.CIFAR10_1_COUNTS}
+    found = {version: cifar10_1.read(source, version) for version in cifar10_1.COUNTS}
   jobs = []
   for version, (batch, hashes) in found.items():
     official = all(cifar10_1.SHA256[name] == sha256 for name, sha256 in hashes.items())

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import metrics
+from adversarial_augment import metrics, registry
 from adversarial_augment.reporting import markup, published
 from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.robustness import NORMS
@@ -17,7 +17,6 @@ from adversarial_augment.storage import outcomes
 # What decides how strong the adversary of the evaluation is, whatever that of the training was.
 _ADVERSARY = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
 _CORRUPTION_SET = ('seed', 'frost', 'made_with', 'sha256')
-_ACCURACIES = {'clean': 'Clean accuracy', 'ada': 'Accuracy under AdA'}
 _CORRUPTIONS = {
   'cifar10_c': ('mCE, mean corruption error', published.COLUMNS),
   'cifar10_c_extra': ('Extra corruptions, mean error', published.EXTRA),
@@ -76,8 +75,8 @@ def _images(result: Mapping[str, Any]) -> dict[str, str]:
   elif 'ssim' in result:
     own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
     own['weights'] = str((source.get('weights') or {}).get('sha256'))[:12]
-  elif metrics.CIFAR10_1_MAIN in result:
-    own = {'versions': source.get('cifar10_1')}
+  elif result.get('eval') in source:  # it reads sets of its own
+    own = {'data sets': source[result['eval']]}
   return about | {name: str(value) for name, value in own.items() if value is not None}
 
 
@@ -98,9 +97,9 @@ def test_images(runs: Sequence[Run]) -> str:
 def _images_of(run: Run) -> Iterator[tuple[str, str]]:
   """Yields each evaluation, or all l_p attacks together where they are of the same images, with its images."""
   for name, result in run.results.items():
-    versions = [version for version in metrics.CIFAR10_1_COUNTS if version in result]
-    texts = [f'{version}: {markup.images(result, result[version])}' for version in versions]
-    yield markup.EVALUATIONS[name], '; '.join(texts) or markup.images(result)
+    evaluation = registry.evaluations()[name]
+    texts = [f'{part}: {markup.images(result, result[part])}' for part in evaluation.parts]
+    yield evaluation.title, '; '.join(texts) or markup.images(result)
   attacked = {name: markup.images(result) for name, result in _attacks(run).items()}
   yield from (
     [('l_p attacks', next(iter(attacked.values())))] if len(set(attacked.values())) == 1 else attacked.items()
@@ -166,11 +165,10 @@ def _headlines(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Ite
   if name in _CORRUPTIONS:
     title, labels = _CORRUPTIONS[name]
     yield _error(title, one, two, tuple(labels))
-  elif name == 'cifar10_1':
-    for version in metrics.CIFAR10_1_COUNTS:
-      yield _accuracy(f'CIFAR-10.1 {version} accuracy', one[version], two[version])
-  elif name in _ACCURACIES:
-    yield _accuracy(_ACCURACIES[name], one, two)
+  elif name in registry.evaluations():
+    pairs = (registry.evaluations()[name].accuracies(result).items() for result in (one, two))
+    for (heading, first), (_, other) in zip(*pairs, strict=True):
+      yield _accuracy(heading, first, other)
   else:
     yield _accuracy(f'Robust accuracy, {name}', one, two, 'robust_accuracy', 'robust')
 

@@ -6,17 +6,10 @@ from pathlib import Path
 import shlex
 from typing import Any, NamedTuple
 
-from adversarial_augment.metrics import GENERATED_OLDER, generated_origin
+from adversarial_augment import registry
+from adversarial_augment.metrics import GENERATED_IN_MEMORY, GENERATED_OLDER, generated_origin
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.storage import sharing
-
-EVALUATIONS = {
-  'clean': 'clean accuracy',
-  'ada': 'accuracy under AdA',
-  'cifar10_c': 'corruption errors',
-  'cifar10_c_extra': 'extra corruptions',
-  'cifar10_1': 'CIFAR-10.1',
-}
 
 
 class Section(NamedTuple):
@@ -43,10 +36,12 @@ def grid(*figures: str, kind: str = 'charts') -> str:
 
 def unmeasured(run: Run) -> str:
   """Returns a quiet line that says which evaluations a run lacks, and what measures them."""
-  wanted = dict(EVALUATIONS)
-  if run.config['dataset'].partition(':')[0] != 'cifar10':
-    wanted.pop('cifar10_1')
-  missing = {name: what for name, what in wanted.items() if name not in run.results}
+  dataset = run.config['dataset'].partition(':')[0]
+  missing = {
+    name: entry.title
+    for name, entry in registry.evaluations().items()
+    if name not in run.results and dataset in (entry.datasets or (dataset,))
+  }
   if not missing:
     return ''
   folder = shlex.quote(sharing.relative(str(run.folder), Path.cwd()))
@@ -76,7 +71,7 @@ def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> 
   about = corruption_set(result)
   seed = f'seed {about["seed"]}, ' if about.get('seed') is not None else ''
   frost = f'frost of {made_up_frost(result)}, ' if made_up_frost(result) else ''
-  made_with = about.get('made_with') if origin == 'generated, in memory' else None
+  made_with = about.get('made_with') if origin == GENERATED_IN_MEMORY else None
   older = made_with and generated_origin(made_with, result['error']) == GENERATED_OLDER
   of = f' of {result["subset_of"]:,}' if 'subset_of' in result else ''
   return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,}{of} a cell'

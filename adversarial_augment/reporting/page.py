@@ -1,28 +1,13 @@
 """The page: its sections in order, its style, and its frame."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 
-from adversarial_augment import __version__
+from adversarial_augment import __version__, registry
 from adversarial_augment.reporting import charts, comparisons, markup, results, robustness, training
 from adversarial_augment.reporting.markup import Section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.style import STYLE
-
-SECTIONS = (
-  training.what_was_run,
-  results.headline,
-  comparisons.differences,
-  results.paper_columns,
-  results.by_severity,
-  results.extra,
-  results.cifar10_1,
-  results.calibration,
-  robustness.attacked,
-  training.adversary,
-  training.curves,
-  training.provenance,
-)
 
 _NO_CHARTS = "There are no charts, for Matplotlib is not installed; install the extra 'plots': pip install matplotlib."
 
@@ -34,7 +19,7 @@ def page(runs: Sequence[Run]) -> str:
     runs: at least one.
   """
   title = runs[0].label if len(runs) == 1 else f'{len(runs)} runs: {", ".join(run.label for run in runs)}'
-  sections = [section for section in (make(runs) for make in SECTIONS) if section.parts]
+  sections = [section for section in _sections(runs) if section.parts]
   links = ''.join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in sections)
   plain = '' if charts.available() else markup.paragraph(_NO_CHARTS, 'note')
   unequal = comparisons.unequal_training(runs)
@@ -63,6 +48,19 @@ def page(runs: Sequence[Run]) -> str:
 </body>
 </html>
 """
+
+
+def _sections(runs: Sequence[Run]) -> Iterator[Section]:
+  yield training.what_was_run(runs)
+  yield results.headline(runs)
+  yield comparisons.differences(runs)
+  for evaluation in registry.evaluations().values():
+    yield from evaluation.sections(runs)
+  yield results.calibration(runs)
+  yield robustness.attacked(runs)
+  yield training.adversary(runs)
+  yield training.curves(runs)
+  yield training.provenance(runs)
 
 
 def _section(section: Section, unequal: str) -> str:

@@ -4,34 +4,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from adversarial_augment import metrics
+from adversarial_augment import metrics, registry
 from adversarial_augment.reporting import charts, markup, published, tables
 from adversarial_augment.reporting.charts import Axes, Series
 from adversarial_augment.reporting.markup import Section, section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, html, inline, percent
 
-# Evaluation, heading, the field that holds its number.
-_HEADLINES = (
-  ('clean', 'Clean accuracy', 'accuracy'),
-  ('cifar10_c', 'mCE, mean corruption error', 'mce'),
-  ('ada', 'Accuracy under AdA', 'accuracy'),
-  ('cifar10_1', 'CIFAR-10.1 v6 accuracy', 'accuracy'),
-)
-
 
 def headline(runs: Sequence[Run]) -> Section:
-  """The four numbers that matter, each with its interval."""
+  """The numbers that matter, each with its interval."""
+  entries = [entry for entry in registry.evaluations().values() if entry.headline]
+  headlines = [(entry.name, *entry.headline[1:]) for entry in sorted(entries, key=lambda entry: entry.headline[0])]
   parts = []
   for run in runs:
-    cards = ''.join(_card(title, run.results[name], field) for name, title, field in _HEADLINES if name in run.results)
+    cards = ''.join(_card(title, run.results[name], field) for name, title, field in headlines if name in run.results)
     if cards:
       name = f'<h3>{escape(run.label)}</h3>' if len(runs) > 1 else ''
       parts.append(f'{name}<div class="cards">{cards}</div>')
   rows = [
     Row((run.label, title, *_with_interval(run.results[name], field)))
     for run in runs
-    for name, title, field in _HEADLINES
+    for name, title, field in headlines
     if name in run.results
   ]
   columns = ('run', 'number', '%', '95 % from', 'to', 'at step')
@@ -224,26 +218,6 @@ def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple
   return tables.scale('Errors in %, on a logarithmic scale, the same for all maps', shade) + markup.grid(
     *maps, beside, kind='maps'
   )
-
-
-def cifar10_1(runs: Sequence[Run]) -> Section:
-  """Accuracy on new test images."""
-  found = markup.having(runs, 'cifar10_1')
-  if not found:
-    return section('cifar10_1', 'CIFAR-10.1')
-  rows = [
-    Row((run.label, version, percent(result[version]['accuracy']), *map(percent, result[version]['interval'])))
-    for _, run, result in found
-    for version in metrics.CIFAR10_1_COUNTS
-  ]  # fmt: skip
-  rows += [
-    Row((f'{model.name} ({model.source})', 'v6', f'{model.cifar10_1:.2f}', NONE, NONE), 'published')
-    for model in published.MODELS
-    if model.cifar10_1 is not None and any(markup.data_set(run, result) == 'cifar10' for _, run, result in found)
-  ]  # fmt: skip
-  columns = ('setup', 'version', 'accuracy', '95 % from', 'to')
-  table = html(Table('Accuracy in %', columns, rows, words=2))
-  return section('cifar10_1', 'CIFAR-10.1', table)
 
 
 def calibration(runs: Sequence[Run]) -> Section:

@@ -1,7 +1,7 @@
 """What a run says while it goes on: lines on the terminal, metrics.jsonl, the progress bar, TensorBoard files."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 import sys
 import time
@@ -9,59 +9,13 @@ from typing import Any
 
 import jax
 
+from adversarial_augment.cli import progress
 from adversarial_augment.errors import StorageError
 from adversarial_augment.parallel import processes
 from adversarial_augment.run import tensorboard
 from adversarial_augment.run.forecast import Forecast, shown
+from adversarial_augment.run.retries import Retries
 from adversarial_augment.storage import files, log_steps, run_directory
-
-_ATTEMPTS = 3  # writes that fail in a row before the run ends
-
-
-def tell(message: str) -> None:
-  """Prints a line on process 0's standard error, above the progress bar where there is one."""
-  if jax.process_index() == 0:
-    from tqdm import tqdm
-
-    # In one write: the thread that watches for signals writes lines too.
-    with suppress(OSError):  # nobody can take it: the run goes on
-      tqdm.write(f'{message}\n', file=sys.stderr, end='')
-
-
-class Patience:
-  """Lets a disk be full for a while: warns once, tries again later, gives up after three failures in a row."""
-
-  def __init__(self) -> None:
-    self._failures = 0
-    self.retry_at = 0  # the step from which on the next attempt is worth making
-
-  def attempt(self, step: int, write: Callable[[], Any], *, final: bool = False) -> bool:
-    """Calls `write` and returns whether it succeeded.
-
-    Args:
-      step: updates made so far.
-      write: raises StorageError where it fails; on several processes on all of them (see processes.py).
-      final: whether there is no later; the attempts are then made in one call, seconds apart.
-
-    Raises:
-      StorageError: the third failure in a row.
-    """
-    while True:
-      try:
-        write()
-      except StorageError as error:
-        self._failures += 1
-        if self._failures >= _ATTEMPTS:
-          raise
-        if self._failures == 1:
-          tell(f'warning: {error} The run goes on and tries again.')
-        if not final:
-          self.retry_at = step + 10 * 2**self._failures
-          return False
-        time.sleep(0.5 * 2**self._failures)
-      else:
-        self._failures = 0
-        return True
 
 
 class RunLog:
@@ -85,7 +39,7 @@ class RunLog:
     known = processes.on_process_0(lambda: [self._size_on_disk(), log_steps.of(run_directory.steps_of_log(self._path))])
     self._size, self.steps = known  # `steps` are those of all lines; on process 0
     self._unwritten: list[dict[str, Any]] = []
-    self._patience = Patience()
+    self._retries = Retries()
     self._last_step, self._last_time = start, time.monotonic()
     self._board: tensorboard.Board | None = None
 
@@ -105,7 +59,7 @@ class RunLog:
     self._last_time += time.monotonic() - start
 
   def add(self, step: int, line: Mapping[str, Any]) -> None:
-    """Writes the line of a step that has just been finished; one that the disk does not take is kept for later.
+    """Writes the line of a step that has just been finished; one that cannot be written is kept for later.
 
     Raises:
       StorageError: three attempts in a row failed.
@@ -116,8 +70,8 @@ class RunLog:
     self._last_step, self._last_time = step, now
     line = {**line, 'images_per_second': round(rate, 1)}
     self._unwritten.append(line)
-    if step >= self._patience.retry_at:
-      self._patience.attempt(step, self.write)
+    if step >= self._retries.retry_at:
+      self._retries.attempt(step, self.write)
     if jax.process_index() == 0:
       self._show(step, line, left)
 
@@ -125,7 +79,7 @@ class RunLog:
     """Appends the lines that have not been written; `durable` waits until all lines are on the disk.
 
     Raises:
-      StorageError: the disk takes them not.
+      StorageError: they cannot be written.
     """
 
     def write() -> None:
@@ -148,7 +102,7 @@ class RunLog:
     size = self._size_on_disk()
     if size != self._size:
       what = 'lost' if size < self._size else 'gained'
-      tell(
+      progress.log(
         f"warning: '{self._path}' has {what} {abs(size - self._size):,} bytes that are not of this run: lines of its "
         'curves are missing or double; the run goes on.'
       )
@@ -170,7 +124,7 @@ class RunLog:
       try:
         self._board.add(step, {name: value for name, value in known.items() if name != 'step'})
       except StorageError as error:
-        tell(f'warning: {error} The run goes on without TensorBoard files.')
+        progress.log(f'warning: {error} The run goes on without TensorBoard files.')
         self._board.close()
         self._board = None
     if not self._bar.disable:
@@ -182,4 +136,4 @@ class RunLog:
       self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s', refresh=False)
       self._bar.update(step - self._bar.n)
       return
-    tell(f'step {step}/{self._num_steps}  {text}  {rate:.0f} images/s  ETA {shown(left)}')
+    progress.log(f'step {step}/{self._num_steps}  {text}  {rate:.0f} images/s  ETA {shown(left)}')

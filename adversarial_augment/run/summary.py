@@ -16,30 +16,30 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import attacks, corruption_nets, threefry
+from adversarial_augment import attacks, corruption_nets, registry, threefry
 from adversarial_augment import config as configs
 from adversarial_augment.attacks import trees
-from adversarial_augment.cli import environment
+from adversarial_augment.cli import environment, progress
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
-from adversarial_augment.metrics import ALL_NAMES, CIFAR10_1_COUNTS
 from adversarial_augment.parallel import platforms
-from adversarial_augment.run.run_log import tell
 from adversarial_augment.storage import sharing
-from adversarial_augment.training import recipe, step_memory
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import step_memory
+from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
 
 _EXAMPLES = 8
 
 
 def opening(
-  config: ConfigDict, static: recipe.Recipe, splits: Mapping[str, Dataset], state: TrainState, phi: PyTree
+  config: ConfigDict, recipe: Recipe, splits: Mapping[str, Dataset], state: TrainState, phi: PyTree
 ) -> Iterator[str]:
   """Yields what is about to happen."""
   devices, data = jax.devices(), splits['train']
   origin = data.provenance.get('origin', 'unverified')
   yield f'devices: {len(devices)} x {devices[0].platform} in {jax.process_count()} process(es); JAX {jax.__version__}'
-  yield from _precision(config, static)
+  yield from _precision(config, recipe)
   sizes = ', '.join(f'{split} {dataset.num_examples:,}' for split, dataset in splits.items())
   yield f'data: {data.name} ({origin}), {sizes} images of {data.image_shape}, {data.num_classes} classes'
   if 'deepaugment' in data.provenance:
@@ -47,21 +47,21 @@ def opening(
     copies = ', '.join(f'{name} x {count}' for name, count in mixed['copies'].items())
     yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
   yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {trees.count(state.params):,} parameters'
-  if static.attack is not None:
+  if recipe.attack is not None:
     yield f'adversary: {_network(config, phi)}{configs.strength(config.attack)}'
-    yield from _departures(config, static)
-    yield from _memory(config, static, step_memory.estimate(config, static, state, phi, data.image_shape))
+    yield from _departures(config, recipe)
+    yield from _memory(config, recipe, step_memory.estimate(config, recipe, state, phi, data.image_shape))
   if 'augmix_all_ops' in config.augment.after:
     yield 'warning: operations of augmix_all_ops are like brightness, contrast and saturate of the test corruptions'
-  yield f'steps: {int(state.step):,} of {static.num_steps:,} made, {static.batch_size} images each'
-  if warning := recipe.too_few_steps(config, static.num_steps, data.epoch_size or data.num_examples):
+  yield f'steps: {int(state.step):,} of {recipe.num_steps:,} made, {recipe.batch_size} images each'
+  if warning := recipes.too_few_steps(config, recipe.num_steps, data.epoch_size or data.num_examples):
     yield warning
 
 
-def _precision(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
+def _precision(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
   """Yields what the networks compute in, where it is not plain 32 bits."""
   asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-  rounded = {'gpu': 'TF32, where the card has it,', 'tpu': 'bfloat16'}.get(platforms.of(static.mesh))
+  rounded = {'gpu': 'TF32, where the card has it,', 'tpu': 'bfloat16'}.get(platforms.of(recipe.mesh))
   if config.precision != 'float32':
     yield f'precision: {config.precision} in the networks, float32 elsewhere'
   elif asked is not None:
@@ -79,12 +79,12 @@ def _network(config: ConfigDict, phi: PyTree) -> str:
   return f'{network}, {trees.count(phi):,} parameters in {len(jax.tree.leaves(phi))} blocks, '
 
 
-def _departures(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
+def _departures(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
   """Yields in what the adversary is not that of Eq. 3 (arXiv 2104.01086)."""
-  attack, local = config.attack, static.batch_size // static.mesh.size
+  attack, local = config.attack, recipe.batch_size // recipe.mesh.size
   if attack.name == 'advmix':
     yield (
-      f'departs from Eq. 3: mixtures of {recipe.NUM_OFFSETS} DeepAugment offsets instead of balls of radius nu, '
+      f'departs from Eq. 3: mixtures of {recipes.NUM_OFFSETS} DeepAugment offsets instead of balls of radius nu, '
       'AdvMix-style, no disentangled generator (attack.name=advmix)'
     )
   count = attacks.attacked_images(attack.fraction, local)
@@ -98,9 +98,9 @@ def _departures(config: ConfigDict, static: recipe.Recipe) -> Iterator[str]:
     yield f'departs from Eq. 3: {sharing} share a perturbation (attack.beta_mode={attack.beta_mode})'
 
 
-def _memory(config: ConfigDict, static: recipe.Recipe, needed: int) -> Iterator[str]:
+def _memory(config: ConfigDict, recipe: Recipe, needed: int) -> Iterator[str]:
   """Yields the estimate of a step's memory, and what to change where it will not fit."""
-  attacked = attacks.attacked_images(config.attack.fraction, static.batch_size // static.mesh.size)
+  attacked = attacks.attacked_images(config.attack.fraction, recipe.batch_size // recipe.mesh.size)
   images = config.attack.microbatch or attacked
   yield f'memory: about {needed / 1e9:.2f} GB on each device, with {images} images under attack at a time'
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
@@ -155,9 +155,9 @@ def _revision() -> str | None:
 
 def _weights(config: ConfigDict) -> dict[str, Any] | None:
   """Returns the origin of phi; None for a run that has nothing to do with an adversary."""
-  if not recipe.has_network(config):
+  if not recipes.has_network(config):
     return None
-  path = corruption_nets.find(recipe.weights_of(config))
+  path = corruption_nets.find(recipes.weights_of(config))
   _, origin = weights.load(path)
   known = {name: origin.get(name) for name in ('network', 'data', 'steps', 'command')}
   return {'file': path.name, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(), **known}
@@ -176,41 +176,7 @@ def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) 
     values: what was found.
     result: with `split` and `config`.
   """
-  if 'error' in values:
-    return _corruption_table(name, values)
-  if name == 'cifar10_1':
-    return [_accuracy_line(f'CIFAR-10.1 {version}', values[version], 'images') for version in CIFAR10_1_COUNTS]
-  labels = {'clean': 'clean accuracy', 'ada': 'accuracy under AdA'}
-  lines = [_accuracy_line(labels[name], values, f'{result["split"]} images')]
-  if name == 'ada':
-    attack = result['config']['attack']
-    about = f'nu {attack["nu"]:g}, {attack["num_steps"]} steps, running statistics, fixed seed'
-    ssim = f'{values["ssim"]:.4f}  (before the line search, {values["num_images"]:,} images)'
-    lines += [f'  {"":<20} {about}', f'  {"mean SSIM":<20} {ssim}']
-  return lines
-
-
-def _accuracy_line(label: str, values: Mapping[str, Any], what: str) -> str:
-  return f'  {label:<20} {values["accuracy"]:.4f}  ({values["num_correct"]:,} of {values["num_images"]:,} {what})'
-
-
-def _corruption_table(name: str, values: Mapping[str, Any]) -> list[str]:
-  """Returns the errors in percent, a line for each corruption and a column for each severity."""
-  row = lambda label, errors, mean: f'  {label:<20}' + ''.join(f'{100 * e:7.2f}' for e in errors) + f'{100 * mean:8.2f}'
-  names = [label for label in ALL_NAMES if label in values['error']]  # JSON has lost the order
-  title, mean = ('mCE', values['mce']) if name == 'cifar10_c' else ('mean', values['mean_error'])
-  low, high = (100 * bound for bound in values['interval'])
-  return [
-    f'  {"error in %, severity":<20}' + ''.join(f'{severity:7}' for severity in range(1, 6)) + f'{"mean":>8}',
-    *(row(label, values['error'][label], values['corruption_error'][label]) for label in names),
-    row(title, values['severity_error'], mean),
-    f'  {"":<20} {title} {100 * mean:.2f} %, 95 % interval {low:.2f} to {high:.2f}; {values["num_images"]:,} images a '
-    f'cell{_subset(values)}, {values["origin"]}' + (f'; frost: {values["frost"]}' if values.get('frost') else ''),
-  ]
-
-
-def _subset(values: Mapping[str, Any]) -> str:
-  return f' (of {values["subset_of"]:,}, evenly spaced)' if 'subset_of' in values else ''
+  return registry.evaluations()[name].lines(values, result)
 
 
 def closing(result: Mapping[str, Any], workdir: Path, figure: str | None) -> list[str]:
@@ -226,7 +192,7 @@ def closing(result: Mapping[str, Any], workdir: Path, figure: str | None) -> lis
 def draw(
   path: Path,
   config: ConfigDict,
-  static: recipe.Recipe,
+  recipe: Recipe,
   dataset: Dataset,
   state: TrainState,
   attack: Attack | None,
@@ -238,7 +204,7 @@ def draw(
   Args:
     path: the picture of the examples; the curves go beside it.
     config: of the run.
-    static: of the run.
+    recipe: of the run.
     dataset: whose first images are drawn.
     state: of the classifier, in this process whole.
     attack: the adversary; without one there are only curves.
@@ -251,14 +217,14 @@ def draw(
     StorageError: the picture cannot be written.
   """
   if importlib.util.find_spec('matplotlib') is None:
-    tell("no figure: Matplotlib is not installed; install the extra 'plots': pip install matplotlib.")
+    progress.log("no figure: Matplotlib is not installed; install the extra 'plots': pip install matplotlib.")
     return None
   from adversarial_augment.reporting import figures
 
   try:
     figures.training_curves(path.with_name('training_curves.png'), path.parent.parent / 'metrics.jsonl')
   except UserError as error:  # lines of the log are lost, and the rest of the run is not
-    tell(f'warning: no curves: {error}')
+    progress.log(f'warning: no curves: {error}')
   if attack is None:
     return None
   images, labels = dataset.read(np.arange(min(_EXAMPLES, dataset.num_examples)))
@@ -267,7 +233,7 @@ def draw(
 
   @jax.jit
   def corrupt(params, model_state, phi, clean, labels):
-    logits_fn = lambda x: static.classifier.apply(params, model_state, None, x, is_training=False)[0]
+    logits_fn = lambda x: recipe.classifier.apply(params, model_state, None, x, is_training=False)[0]
     keys = jax.vmap(lambda i: jax.random.fold_in(threefry.key(0), i))(jnp.arange(clean.shape[0]))
     result = attack(keys, logits_fn, clean, labels, phi)
     seen = tuple(logits_fn(x).argmax(-1) for x in (clean, result.images))

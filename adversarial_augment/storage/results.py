@@ -18,7 +18,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from adversarial_augment import metrics
+from adversarial_augment import metrics, registry
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files, outcomes, run_directory, untrusted
 
@@ -26,7 +26,7 @@ Result = Mapping[str, Any]
 
 ROBUSTNESS = 'robustness_'  # begins the names of the results of l_p attacks
 ORIGINS = (
-  'official', 'generated', 'generated, in memory', metrics.GENERATED_OLDER, 'own', 'embedded', 'unverified',
+  'official', 'generated', metrics.GENERATED_IN_MEMORY, metrics.GENERATED_OLDER, 'own', 'embedded', 'unverified',
 )  # fmt: skip
 NORMS = ('linf', 'l2')
 _COLUMNS = (
@@ -99,11 +99,6 @@ class _AccuracyUnderAda(_Accuracy, kw_only=True):
   attack_loss_end: Number
 
 
-class _NewTestSets(_Accuracy, kw_only=True):
-  v6: _Accuracy
-  v4: _Accuracy
-
-
 class _Corrupted(_Images, kw_only=True):
   """The base of `_corrupted`, which adds the fields that have a number for each corruption."""
 
@@ -140,8 +135,14 @@ def _corrupted(mean: str, names: Sequence[str]) -> Any:
   return msgspec.defstruct('Corrupted', [*fields, *optional], bases=(_Corrupted,), kw_only=True)
 
 
-_Cifar10C: Any = _corrupted('mce', metrics.NAMES)
-_Cifar10CExtra: Any = _corrupted('mean_error', metrics.EXTRA_NAMES)
+def _numbers(entry: Any) -> Any:
+  """Returns the record of an evaluation's numbers; `entry` is an `Evaluation`."""
+  if entry.corruptions:
+    return _corrupted(entry.mean_error, entry.corruptions)
+  if entry.parts:
+    fields = [(part, _Accuracy) for part in entry.parts]
+    return msgspec.defstruct('Parts', fields, bases=(_Accuracy,), kw_only=True)
+  return _AccuracyUnderAda if entry.under_attack else _Accuracy
 
 
 class _Checkpoint(Struct, kw_only=True):
@@ -251,12 +252,15 @@ class _Robustness(_Checkpoint, kw_only=True):
       _agree('num_robust', self.num_robust, left[-1])
 
 
+def _details(entry: Any) -> Any:
+  if entry.corruptions or entry.parts:
+    return _Details
+  return _DetailsOfAda if entry.under_attack else _DetailsOfClean
+
+
 # The numbers of each evaluation, and what its own file holds beside them.
-_NUMBERS = {
-  'clean': _Accuracy, 'ada': _AccuracyUnderAda, 'cifar10_c': _Cifar10C, 'cifar10_c_extra': _Cifar10CExtra,
-  'cifar10_1': _NewTestSets,
-}  # fmt: skip
-_DETAILS = dict.fromkeys(_NUMBERS, _Details) | {'clean': _DetailsOfClean, 'ada': _DetailsOfAda}
+_NUMBERS = {name: _numbers(entry) for name, entry in registry.evaluations().items()}
+_DETAILS = {name: _details(entry) for name, entry in registry.evaluations().items()}
 EVALUATIONS = tuple(_NUMBERS)
 _Evaluations = msgspec.defstruct(
   'Evaluations', [(name, record | UnsetType, UNSET) for name, record in _NUMBERS.items()]
@@ -556,10 +560,10 @@ def _rows(name: str, result: Result) -> Iterator[tuple]:
         correct = result['num_correct'][corruption][severity - 1]
         yield name, corruption, severity, correct, result['num_images'], error, data, result['origin'], *state
     return
-  versions = {f'{name}/{version}': result[version] for version in metrics.CIFAR10_1_COUNTS if version in result}
-  for label, part in (versions or {name: result}).items():
+  parts = {f'{name}/{part}': result[part] for part in registry.evaluations()[name].parts}
+  for label, part in (parts or {name: result}).items():
     counts = part['num_correct'], part['num_images'], 1 - part['accuracy']
-    yield label, '', '', *counts, label if versions else data, part['origin'], *state
+    yield label, '', '', *counts, label if parts else data, part['origin'], *state
 
 
 def digest(conditions: Any) -> str:

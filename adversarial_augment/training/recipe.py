@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, deepaugment, ssim
+from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, deepaugment, registry, ssim
 from adversarial_augment import config as configs
 from adversarial_augment.config.tables import NETWORK_OPTIONS
 from adversarial_augment.datasets import sampling
@@ -238,7 +238,12 @@ def load_network(config: ConfigDict, **options: Any) -> tuple[Network, PyTree]:
 
 def has_network(config: ConfigDict) -> bool:
   """Returns whether a run uses its corruption network: it trains against it, and shows that, or evaluates with it."""
-  return config.attack.name in ('ada', 'advmix') or 'ada' in config.evals
+  return config.attack.name in ('ada', 'advmix') or has_evaluation_under_attack(config)
+
+
+def has_evaluation_under_attack(config: ConfigDict) -> bool:
+  """Returns whether an evaluation of a run needs AdA."""
+  return any(registry.evaluations()[name].under_attack for name in config.evals)
 
 
 def parts_of(config: ConfigDict, local: int, num_devices: int, *, training: bool) -> tuple[int, int, int | None]:

@@ -18,7 +18,8 @@ from adversarial_augment import attacks, threefry
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.parallel import platforms
-from adversarial_augment.training import recipe
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree, TrainState
 
 _LANES, _SUBLANES = 128, 8  # of a TPU's registers
@@ -27,38 +28,38 @@ _OVERHEAD = 32 << 20  # bytes: the program of a TPU, and what cuBLAS takes of a 
 
 
 def estimate(
-  config: ConfigDict, static: recipe.Recipe, state: TrainState, phi: PyTree, image_shape: tuple[int, int, int]
+  config: ConfigDict, recipe: Recipe, state: TrainState, phi: PyTree, image_shape: tuple[int, int, int]
 ) -> int:
   """Returns the bytes that a step needs on each device: its state, and the attack or the update.
 
   Args:
     config: of the run, which has an adversary.
-    static: its recipe.
+    recipe: of the run.
     state: its state, or the shapes.
     phi: what its adversary is built around, or the shapes.
     image_shape: (h, w, c).
   """
-  local, views = static.batch_size // static.mesh.size, 3 if static.jsd else 2 if static.trades else 1
+  local, views = recipe.batch_size // recipe.mesh.size, 3 if recipe.jsd else 2 if recipe.trades else 1
   batch = jax.ShapeDtypeStruct((views * local, *image_shape), jnp.float32)
   held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((state, phi)))
   params, model_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (state.params, state.model_state))
-  apply = lambda params, images, **options: static.classifier.apply(params, model_state, None, images, **options)[0]
+  apply = lambda params, images, **options: recipe.classifier.apply(params, model_state, None, images, **options)[0]
   statistics = {'is_training': False, 'test_local_stats': config.attack.batch_norm != 'running'}
   logits_fn = lambda images: apply(params, images, **statistics)
-  with platforms.made_for(static.mesh):
+  with platforms.made_for(recipe.mesh):
     loss = lambda params, images: apply(params, images, is_training=True).sum()
     update = kept_bytes(loss, params, batch, dtype=config.precision)
-    attack = _attack_of(config, local, static.mesh.size, logits_fn, image_shape)
+    attack = _attack_of(config, local, recipe.mesh.size, logits_fn, image_shape)
     return held + max(update, attack) + (_OVERHEAD if platforms.current() != 'cpu' else 0)
 
 
 def _attack_of(config: ConfigDict, local: int, num_devices: int, logits_fn: LogitsFn, image_shape: tuple) -> int:
-  _, size, group = recipe.parts_of(config, local, num_devices, training=True)
+  _, size, group = recipes.parts_of(config, local, num_devices, training=True)
   phi: PyTree
   if config.attack.name == 'lp':
     perturbation_set, phi = lp_ball(config.attack.norm, config.attack.epsilon), {}
   else:  # the weights that an AdvMix-style attack mixes for an image take the memory of a beta
-    network, phi = recipe.load_network(config)
+    network, phi = recipes.load_network(config)
     perturbation_set = attacks.weight_ball(network.apply, nu=1.0, noisy=True)
   options: dict[str, Any] = {'group': group or size, 'dtype': config.precision}
   return attack_bytes(perturbation_set, phi, logits_fn, image_shape, size, **options)

@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec
 import optax
 
 from adversarial_augment import threefry
-from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.parallel import platforms, sharding
+from adversarial_augment.training.finite import update_if_finite
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Array, Key, PyTree, TrainState
 
@@ -104,11 +104,7 @@ def train_step(
     'learning_rate': recipe.schedule(state.step + 1),
   }
   metrics |= terms | {name: value.mean() for name, value in attack_metrics.items()}
-  # Not of the counters: their squares overflow.
-  numbers = [x for x in jax.tree.leaves((new.params, new.model_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
-  is_finite = jnp.isfinite(jnp.stack([*metrics.values(), optax.tree.norm(numbers)])).all()
-  is_finite &= state.step == step
-  return trees.where(is_finite, new, state), metrics | {'finite': is_finite}
+  return update_if_finite(state, new, step, metrics)
 
 
 def corrupt(

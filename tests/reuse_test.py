@@ -6,14 +6,14 @@ import time
 import pytest
 
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.evaluation import run_evaluation
+from adversarial_augment.evaluation import reuse
 from adversarial_augment.parallel import processes
 from adversarial_augment.storage import results, run_directory
 from tests.reporting_fixtures import attacked, counted
 
 
 class Fake:
-  """Stands for `Evaluations`: every measurement finds one image more."""
+  """Stands for a `Bench`: every measurement finds one image more."""
 
   def __init__(self):
     self.measured = 0
@@ -22,7 +22,7 @@ class Fake:
   def conditions(self, name):
     return {'images': self.images}
 
-  def provenance(self, name):
+  def origin(self, name):
     return {'corruptions': {'seed': 7}} if name == 'cifar10_c' else {}
 
   def measure(self, name, state, poll, known, keep):
@@ -46,7 +46,7 @@ def about(sha256='a', weights='w', jax='1'):
 
 def test_what_decides_a_result_makes_it_be_measured_again(tmp_path: Path):
   fake = Fake()
-  find = lambda name='ada', **changed: run_evaluation.find(fake, name, None, tmp_path, about(**changed))['num_correct']
+  find = lambda name='ada', **changed: reuse.measure_once(fake, name, None, tmp_path, about(**changed))['num_correct']
   assert [find(), find()] == [1, 1]
   assert [find(sha256='b'), find(sha256='b')] == [2, 2]
   assert [find(), find(jax='2')] == [3, 4]
@@ -54,43 +54,43 @@ def test_what_decides_a_result_makes_it_be_measured_again(tmp_path: Path):
   fake.images = 'those'
   assert [find(weights='v'), find(weights='v')] == [7, 7]
   assert [find('clean'), find('clean', weights='v')] == [8, 8]  # has nothing to do with the weights
-  assert run_evaluation.find(fake, 'clean', None, tmp_path, about(), anew=True)['num_correct'] == 9
+  assert reuse.measure_once(fake, 'clean', None, tmp_path, about(), overwrite=True)['num_correct'] == 9
 
 
 def test_what_was_found_under_other_conditions_is_kept(tmp_path: Path):
   fake = Fake()
-  find = lambda **options: run_evaluation.find(fake, 'clean', None, tmp_path, about(), keep=True, **options)
+  find = lambda **options: reuse.measure_once(fake, 'clean', None, tmp_path, about(), protected=True, **options)
   assert find() == find()
   fake.images = 'those'
   with pytest.raises(UserError, match='clean.json.*--overwrite'):
     find()
-  assert find(anew=True)['num_correct'] == 2
-  assert run_evaluation.find(fake, 'clean', None, tmp_path, about(sha256='b'), keep=True)['num_correct'] == 3
+  assert find(overwrite=True)['num_correct'] == 2
+  assert reuse.measure_once(fake, 'clean', None, tmp_path, about(sha256='b'), protected=True)['num_correct'] == 3
 
 
 def test_a_damaged_or_foreign_file_is_replaced(tmp_path: Path):
   fake = Fake()
-  run_evaluation.find(fake, 'clean', None, tmp_path, about())
+  reuse.measure_once(fake, 'clean', None, tmp_path, about())
   for text in ('{"eval": "cle', '[]', '{}'):
     (tmp_path / 'results' / 'clean.json').write_text(text)
-    assert run_evaluation.find(fake, 'clean', None, tmp_path, about())['num_correct'] == fake.measured
+    assert reuse.measure_once(fake, 'clean', None, tmp_path, about())['num_correct'] == fake.measured
   assert fake.measured == 4
 
 
 def test_a_result_that_contradicts_itself_is_not_shown(tmp_path: Path):
-  find = lambda **options: run_evaluation.find(Fake(), 'clean', None, tmp_path, about(), **options)
+  find = lambda **options: reuse.measure_once(Fake(), 'clean', None, tmp_path, about(), **options)
   path = tmp_path / 'results' / 'clean.json'
   find()
   path.write_text(path.read_text().replace('"num_correct": 1,', '"num_correct": 3,'))
   with pytest.raises(UserError, match="clean.json': accuracy is 0.0005, but must be 0.0015 .*; remove it, and"):
     find()
-  assert find(anew=True) == find()
+  assert find(overwrite=True) == find()
 
 
 def test_a_folder_that_takes_no_file_is_found_before_the_evaluation():
   fake = Fake()
   with pytest.raises(StorageError, match="'/proc/self/results'"):
-    run_evaluation.find(fake, 'clean', None, Path('/proc/self'), about())
+    reuse.measure_once(fake, 'clean', None, Path('/proc/self'), about())
   assert fake.measured == 0
 
 
@@ -101,7 +101,7 @@ def test_numbers_that_cannot_be_written_are_printed(tmp_path: Path, monkeypatch,
   monkeypatch.setattr(results, 'write_evaluation', full)
   monkeypatch.setattr(time, 'sleep', lambda seconds: None)
   with pytest.raises(StorageError, match='the disk is full'):
-    run_evaluation.find(Fake(), 'clean', None, tmp_path, about())
+    reuse.measure_once(Fake(), 'clean', None, tmp_path, about())
   assert 'clean accuracy       0.0005  (1 of 2,000 test images)' in capsys.readouterr().out
 
 
@@ -114,15 +114,15 @@ def test_a_disk_that_is_full_for_the_counts_alone_stops_nothing(tmp_path: Path, 
   def full(path, content):
     raise StorageError('the disk is full.')
 
-  monkeypatch.setattr(run_evaluation, '_SECONDS', 0)
+  monkeypatch.setattr(reuse, '_SECONDS', 0)
   monkeypatch.setattr(run_directory, 'write_json', full)
   monkeypatch.setattr(results, 'write_evaluation', lambda *_: None)
-  assert run_evaluation.find(Counting(), 'cifar10_c', None, tmp_path, about())['num_correct'] == 1
+  assert reuse.measure_once(Counting(), 'cifar10_c', None, tmp_path, about())['num_correct'] == 1
   assert capsys.readouterr().err == 'warning: the disk is full. The evaluation goes on; a stop would lose it.\n'
 
 
 def test_the_file_tells_where_its_numbers_come_from(tmp_path: Path):
-  found = run_evaluation.find(Fake(), 'cifar10_c', None, tmp_path, about())
+  found = reuse.measure_once(Fake(), 'cifar10_c', None, tmp_path, about())
   assert results.read(tmp_path / 'results' / 'cifar10_c.json') == found
   assert found['provenance']['corruptions'] == {'seed': 7}
   assert (found['eval'], found['split'], found['seed'], found['step']) == ('cifar10_c', 'test', 7, 5)
@@ -134,5 +134,5 @@ def test_the_file_tells_where_its_numbers_come_from(tmp_path: Path):
 
 def test_processes_with_other_images_are_refused(tmp_path: Path, monkeypatch):
   monkeypatch.setattr(processes, 'all_have', lambda digest: False)
-  with pytest.raises(UserError, match='have different images or weights for clean'):
-    run_evaluation.find(Fake(), 'clean', None, tmp_path, about())
+  with pytest.raises(UserError, match='have different images, weights or versions for clean'):
+    reuse.measure_once(Fake(), 'clean', None, tmp_path, about())

@@ -19,7 +19,7 @@ from adversarial_augment import config as configs
 from adversarial_augment import datasets, evaluate, train
 from adversarial_augment.attacks import suite_runner
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import run_robustness
+from adversarial_augment.evaluation import attack_run, reuse
 from adversarial_augment.storage import outcomes, results, run_directory
 from adversarial_augment.training import recipe
 from tests import trainer
@@ -88,7 +88,7 @@ def test_what_is_known_is_shown_and_other_conditions_are_refused(run, monkeypatc
   assert 'robust accuracy' in capsys.readouterr().out
   assert (run / 'results' / f'{NAME}.json').read_bytes() == before
   for other in ('--seed=1', '--num_examples=5'):
-    with pytest.raises(UserError, match=rf"{NAME}.json' holds what other .*--overwrite"):
+    with pytest.raises(UserError, match=rf"{NAME}.json' holds a result of this checkpoint for other .*--overwrite"):
       command(run, *FLAGS, other)
     with pytest.raises(pytest.fail.Exception, match='it attacked'):
       command(run, *FLAGS, other, '--overwrite')
@@ -120,7 +120,7 @@ def softmaxed(build):
 
 def test_a_suspect_number_is_marked_and_the_exit_code_says_so(run, monkeypatch, capsys):
   monkeypatch.setattr(recipe, 'build_classifier', softmaxed(recipe.build_classifier))
-  assert command(run, *FLAGS) == run_robustness.SUSPECT == 3
+  assert command(run, *FLAGS) == attack_run.SUSPECT == 3
   lines = capsys.readouterr().out.splitlines()
   assert [line for line in lines if 'robust accuracy' in line and 'UNRELIABLE: ' in line and 'probabilities' in line]
   assert 'probabilities' in result(run)['flags']
@@ -143,8 +143,8 @@ def stop_after(monkeypatch, batches: int) -> None:
       if len(run) == batches:
         raise Stop
 
-  monkeypatch.setattr(run_robustness, '_SECONDS', 0)
-  monkeypatch.setattr(run_robustness, '_SHARE', 1e9)
+  monkeypatch.setattr(reuse, '_SECONDS', 0)
+  monkeypatch.setattr(reuse, '_SHARE', 1e9)
   monkeypatch.setattr(suite_runner, 'run', stopping)
 
 

@@ -1,4 +1,4 @@
-"""The evaluations of a run: equal counts however they are split up, results with their origin, and what is known."""
+"""The evaluations of a run: equal counts however they are split up, results with their origin, and what is reused."""
 
 import csv
 import json
@@ -15,16 +15,19 @@ import pytest
 
 from adversarial_augment import config as configs
 from adversarial_augment import corruptions, datasets, evaluate, metrics, train
-from adversarial_augment.datasets import benchmarks, cifar10_c
+from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import evaluations, run_evaluation
+from adversarial_augment.evaluation import corrupted, reuse
 from adversarial_augment.evaluation.accuracy import accuracy
-from adversarial_augment.evaluation.corruptions import corrupted_in_memory, corruption_outcomes
+from adversarial_augment.evaluation.bench import Bench, Images, open_images
+from adversarial_augment.evaluation.corrupted import corrupted_in_memory
+from adversarial_augment.run import summary
 from adversarial_augment.storage import outcomes
 from adversarial_augment.types import TrainState
 from tests import tiny, trainer
 
 NUM = 12
+EVALS = 'clean,ada,cifar10_c,cifar10_c_extra'
 NAMES = ('gaussian_noise', 'fog', 'jpeg_compression')
 ignore = lambda: None
 
@@ -43,6 +46,16 @@ WEIGHTS = np.random.default_rng(1).normal(size=(3072, 10)).astype(np.float32)
 STATE = TrainState(jnp.zeros((), jnp.int32), {'w': WEIGHTS}, {}, ())
 
 
+def make_bench(images=None, opened=None, num_devices: int = 1, **overrides: str) -> Bench:
+  """A bench for all evaluations that need no files, or with what they have `opened`."""
+  config = configs.override(
+    configs.base_config(), {'evals': EVALS} | {k.replace('__', '.'): v for k, v in overrides.items()}
+  )
+  images = some_images() if images is None else images
+  found = open_images(config, images, prepared=False) if opened is None else Images(images, opened)
+  return Bench(config, LINEAR, tiny.make_mesh(num_devices), found, None, {})
+
+
 def expected() -> dict[str, list[str]]:
   """By NumPy, from the corrupted bytes."""
   images, labels = some_images().read(np.arange(NUM))
@@ -54,11 +67,17 @@ def expected() -> dict[str, list[str]]:
   return found
 
 
+def outcomes_of(test, forms: cifar10_c.CorruptionSet, num_devices: int, batch_size: int) -> dict[str, list[str]]:
+  measure = accuracy(LINEAR, tiny.make_mesh(num_devices), batch_size)
+  accuracy_of = lambda dataset: measure(STATE, dataset, ignore)
+  rows = np.arange(NUM)
+  return corrupted.errors(accuracy_of, test, forms, NAMES, rows=rows, known={}, keep=lambda _: None)['correct']
+
+
 @pytest.mark.parametrize('num_devices, batch_size', [(1, 1), (1, 7), (2, 7), (8, 1), (8, 250)])
 def test_outcomes_depend_on_neither_batches_nor_devices(num_devices, batch_size):
   test = some_images()
-  count = accuracy(LINEAR, tiny.make_mesh(num_devices), batch_size)
-  found = corruption_outcomes(count, STATE, test, corrupted_in_memory(test, NAMES, 0, None), NAMES, ignore)
+  found = outcomes_of(test, corrupted_in_memory(test, NAMES, 0, None), num_devices, batch_size)
   assert found == expected()
   assert len({outcomes.count(cell) for row in found.values() for cell in row}) > 1
 
@@ -69,20 +88,16 @@ def test_files_and_memory_give_the_same_outcomes(tmp_path):
   np.save(tmp_path / 'labels.npy', np.tile(labels, 5))
   for name in NAMES:
     np.save(tmp_path / f'{name}.npy', np.concatenate([corruptions.corrupt(images, name, s) for s in range(1, 6)]))
-  files = cifar10_c.open_set(tmp_path, NAMES, test)
-  assert corruption_outcomes(accuracy(LINEAR, tiny.make_mesh(2), 4), STATE, test, files, NAMES, ignore) == (expected())
+  assert outcomes_of(test, cifar10_c.open_set(tmp_path, NAMES, test), 2, 4) == expected()
 
 
 def test_a_set_of_an_older_version_is_warned_of(capsys):
   warned = corrupted_in_memory(some_images(), NAMES, 0, None)._replace(warning='of an older version')
-  test = benchmarks.Benchmarks(some_images(), {'cifar10_c': warned})
-  evaluations.Evaluations(configs.load('configs/nominal.py:smoke'), LINEAR, tiny.make_mesh(1), test, None, {})
+  make_bench(opened={'cifar10_c': warned})
   assert capsys.readouterr().err == 'warning: of an older version\n'
 
 
 # Results of a run.
-
-EVALS = 'clean,ada,cifar10_c,cifar10_c_extra'
 
 
 @pytest.fixture(scope='module')
@@ -175,31 +190,27 @@ def test_whatever_decides_a_result_is_among_its_conditions():
   test = some_images()
 
   def conditions(name='cifar10_c', images=test, **overrides) -> str:
-    config = configs.override(configs.base_config(), overrides)
-    found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), benchmarks.Benchmarks(images), None, {})
-    return json.dumps(found.conditions(name), sort_keys=True)
+    return json.dumps(make_bench(images, **overrides).conditions(name), sort_keys=True)
 
   other = test._replace(provenance=test.provenance | {'sha256': 'f' * 64})
   assert conditions() == conditions()
   assert conditions() != conditions(images=other)
   assert conditions() != conditions(precision='bfloat16')
   assert conditions() != conditions(eval_images='5')
-  assert conditions() == conditions(**{'attack.nu': '0.5', 'seed': '3'})
-  assert conditions('ada') != conditions('ada', **{'attack.nu': '0.5'})
-  assert conditions('ada') != conditions('ada', **{'corruption_net.perturb_mean_shift': 'true'})
+  assert conditions() == conditions(attack__nu='0.5', seed='3')
+  assert conditions('ada') != conditions('ada', attack__nu='0.5')
+  assert conditions('ada') != conditions('ada', corruption_net__perturb_mean_shift='true')
 
 
 def test_where_prepared_images_come_from_is_among_the_conditions():
   test = some_images()
   made = {'seed': 0, 'frost': 'procedural', 'made_with': {'jax': '1'}, 'sha256': 'a'}
-  config = configs.override(configs.base_config(), {})
 
   def conditions(name, clean=test, origin='generated', archive='c', **changes) -> str:
-    corrupted = cifar10_c.CorruptionSet(metrics.NAMES, origin, made | changes, lambda *_: None)
-    newer = test._replace(provenance={'archive_sha256': archive})
-    images = benchmarks.Benchmarks(clean, {'cifar10_c': corrupted}, {'v4': test, 'v6': newer})
-    found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), images, None, {})
-    return json.dumps(found.conditions(name), sort_keys=True)
+    forms = cifar10_c.CorruptionSet(metrics.NAMES, origin, made | changes, lambda *_: None)
+    newer = {'v4': test, 'v6': test._replace(provenance={'archive_sha256': archive})}
+    opened = {'clean': None, 'cifar10_c': forms, 'cifar10_1': newer}
+    return json.dumps(make_bench(clean, opened).conditions(name), sort_keys=True)
 
   assert conditions('cifar10_c') == conditions('cifar10_c')
   nothing = test._replace(provenance=test.provenance | {'archive_sha256': None})
@@ -218,7 +229,8 @@ def test_where_prepared_images_come_from_is_among_the_conditions():
 
 
 def test_a_stop_within_an_evaluation_loses_no_count(tmp_path, run, monkeypatch):
-  monkeypatch.setattr(run_evaluation, '_SECONDS', 0)
+  monkeypatch.setattr(reuse, '_SECONDS', 0)
+  monkeypatch.setattr(reuse, '_SHARE', 1e9)
   about = {name: result(run, 'cifar10_c')[name] for name in ('step', 'checkpoint_sha256', 'provenance')}
 
   def find(folder: str, most: int = 1000, **overrides: str) -> tuple[dict, int]:
@@ -230,9 +242,8 @@ def test_a_stop_within_an_evaluation_loses_no_count(tmp_path, run, monkeypatch):
       asked.append(1)
 
     (tmp_path / folder).mkdir(exist_ok=True)
-    config = configs.override(configs.base_config(), {'batch_size': '6'} | overrides)
-    found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), benchmarks.Benchmarks(some_images()), None, {})
-    return run_evaluation.find(found, 'cifar10_c', STATE, tmp_path / folder, about, poll)['num_correct'], len(asked)
+    bench = make_bench(batch_size='6', **overrides)
+    return reuse.measure_once(bench, 'cifar10_c', STATE, tmp_path / folder, about, poll)['num_correct'], len(asked)
 
   counts, batches = find('straight')
   assert batches == 75 * NUM // 6
@@ -252,11 +263,8 @@ def test_a_stop_within_an_evaluation_loses_no_count(tmp_path, run, monkeypatch):
 def test_of_cifar10_1_version_6_is_the_main_one():
   test = some_images()
   four, six = test._replace(num_examples=5), test._replace(num_examples=9)
-  config = configs.override(configs.base_config(), {'batch_size': '4'})
-  images = benchmarks.Benchmarks(test, {}, {'v4': four, 'v6': six})
-  found = evaluations.Evaluations(config, LINEAR, tiny.make_mesh(1), images, None, {}).measure(
-    'cifar10_1', STATE, ignore
-  )
+  bench = make_bench(test, {'cifar10_1': {'v6': six, 'v4': four}}, batch_size='4')
+  found = bench.measure('cifar10_1', STATE, ignore)
   assert (found['v4']['num_images'], found['v6']['num_images'], found['num_images']) == (5, 9, 9)
   assert found['num_correct'] == found['v6']['num_correct']
 
@@ -266,7 +274,7 @@ def command(run: Path, *flags: str) -> None:
 
 
 def test_what_is_known_is_shown_again_in_the_papers_order(run, monkeypatch, capsys):
-  monkeypatch.setattr(evaluations.Evaluations, 'measure', lambda *_: pytest.fail('it measured'))
+  monkeypatch.setattr(Bench, 'measure', lambda *_: pytest.fail('it measured'))
   before = {path: path.read_bytes() for path in (run / 'results').iterdir()}
   command(run, '--config.batch_size=7')
   assert {path: path.read_bytes() for path in (run / 'results').iterdir()} == before
@@ -327,7 +335,45 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_images_too_small_for_corruptions_are_refused():
   small = some_images()._replace(image_shape=(28, 28, 3))
   with pytest.raises(UserError, match='28x28, but corruptions need 32'):
-    benchmarks.load(('cifar10_c',), 'mine', '', small)
+    make_bench(small)
+
+
+# A part of the test images.
+
+
+def test_a_subset_is_evenly_spaced_and_says_so():
+  test = some_images()
+  by_class = test._replace(read=lambda index: test.read(np.argsort(test.read(np.arange(NUM)).labels)[index]))
+
+  def measure(images, name='cifar10_c', **overrides):
+    bench = make_bench(images, num_devices=2, batch_size='5', **overrides)
+    return bench.measure(name, STATE, ignore), json.dumps(bench.conditions(name), sort_keys=True)
+
+  for images in (test, by_class):
+    found, _ = measure(images, corrupted_images='4')
+    assert (found['num_images'], found['subset_of']) == (4, NUM)
+    clean, labels = images.read(np.arange(NUM))
+    for name in ('fog', 'jpeg_compression'):
+      for severity, right in enumerate(found['num_correct'][name], 1):
+        x = corruptions.corrupt(clean, name, severity)[::3].reshape(4, 3072) / 255 - 0.5
+        assert right == ((x @ WEIGHTS).argmax(-1) == labels[::3]).sum()
+  assert '4 images a cell (of 12, evenly spaced), generated' in '\n'.join(summary.evaluation('cifar10_c', found, {}))
+
+  first, all_of_first = measure(test, eval_images='4'), measure(test, eval_images='4', corrupted_images='9')
+  assert 'subset_of' not in first[0]
+  assert first == (all_of_first[0] | {'seconds': first[0]['seconds']}, all_of_first[1])
+  assert first[1] != measure(test, corrupted_images='4')[1]  # as many images, and others
+  assert measure(test, 'clean', corrupted_images='4')[0]['num_images'] == NUM
+  assert measure(test, 'clean')[1] == measure(test, 'clean', corrupted_images='4')[1]
+
+
+@pytest.mark.parametrize('path', ['ada_edsr', 'nominal', 'linf_adversarial', 'augmix'])
+def test_every_quickstart_corrupts_the_same_part_and_a_flag_takes_all(path):
+  config = configs.load(f'configs/{path}.py:quickstart')
+  assert config.corrupted_images == 400
+  assert config.eval_images is None
+  assert configs.override(config, {'corrupted_images': 'none'}).corrupted_images is None
+  assert configs.load(f'configs/{path}.py').corrupted_images is None
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment.errors import NumericalError
-from adversarial_augment.evaluation.accuracy import accuracy
-from adversarial_augment.evaluation.batches import batches
+from adversarial_augment.evaluation.accuracy import accuracy, batches
 from adversarial_augment.storage import outcomes
 from adversarial_augment.types import AttackResult, Batch, Dataset, TrainState
 from tests import tiny

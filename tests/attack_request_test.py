@@ -7,7 +7,7 @@ import pytest
 from adversarial_augment import evaluate
 from adversarial_augment.attacks import suites
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import robustness_flags, run_robustness
+from adversarial_augment.evaluation import attack_request, attack_run
 from adversarial_augment.storage import results
 from tests import classifier_cases
 
@@ -55,7 +55,7 @@ def command(run: Path, *flags: str) -> int | None:
   ],
 )
 def test_bad_flags_are_refused(run, flags, message, monkeypatch):
-  monkeypatch.setattr(run_robustness, 'run', lambda *_, **__: pytest.fail('it ran'))
+  monkeypatch.setattr(attack_run, 'run', lambda *_, **__: pytest.fail('it ran'))
   with pytest.raises(UserError, match=message) as caught:
     command(run, *flags)
   assert '\n' not in str(caught.value)
@@ -63,18 +63,18 @@ def test_bad_flags_are_refused(run, flags, message, monkeypatch):
 
 def test_table_2_is_the_papers_suite_within_the_papers_balls(run, monkeypatch):
   asked = []
-  monkeypatch.setattr(run_robustness, 'run', lambda config, workdir, test, request, overwrite: asked.append(request))
+  monkeypatch.setattr(attack_run, 'run', lambda config, workdir, test, request, overwrite: asked.append(request))
   command(run, '--attack=table2')
   (request,) = asked
   assert request.suite == 'paper'
   balls = [(norm, epsilon) for norm, epsilon, _ in request.balls]
   assert balls == [('l2', 0.5), ('l2', 1.0), ('linf', 1 / 255), ('linf', 2 / 255), ('linf', 4 / 255)]
-  assert set(robustness_flags.ATTACKS) == {*suites.SUITES, 'table2'}
+  assert set(attack_request.ATTACKS) == {*suites.SUITES, 'table2'}
 
 
 def test_radii_keep_all_their_digits(run, monkeypatch):
   asked = []
-  monkeypatch.setattr(run_robustness, 'run', lambda config, workdir, test, request, overwrite: asked.append(request))
+  monkeypatch.setattr(attack_run, 'run', lambda config, workdir, test, request, overwrite: asked.append(request))
   command(run, '--attack=pgd', '--norm=linf', '--epsilon=0.1234567,0.1234568,1E-3,8/255,8.0/255,0.50')
   texts = [ball.text for ball in asked[0].balls]
   assert texts == ['0.1234567', '0.1234568', '0.001', '8/255', '8/255', '0.5']

@@ -1,6 +1,6 @@
-"""Attacks on a trained classifier, as `evaluate --attack` runs them: what is known, what goes on, files, lines."""
+"""Attacks on a trained classifier, as `evaluate --attack` runs them: their results, on disk and on the terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import io
 from pathlib import Path
@@ -17,22 +17,18 @@ from adversarial_augment import inference
 from adversarial_augment.attacks import suite_runner, suites, validity
 from adversarial_augment.attacks.suite_runner import Problem, Stage, SuiteState
 from adversarial_augment.classifiers import reorder_outputs
+from adversarial_augment.cli import progress
 from adversarial_augment.datasets import classes
-from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.evaluation import robustness, sweep_file
+from adversarial_augment.errors import UserError
+from adversarial_augment.evaluation import reuse, robustness, sweep_file
+from adversarial_augment.evaluation.attack_request import Ball, Request
 from adversarial_augment.evaluation.robustness import Classifier
-from adversarial_augment.evaluation.robustness_flags import Ball, Request
 from adversarial_augment.parallel import processes, sharding
-from adversarial_augment.run import summary
-from adversarial_augment.run.run_log import tell
 from adversarial_augment.storage import files, results, run_directory
 from adversarial_augment.training import recipe
 from adversarial_augment.types import Dataset
 
-SUSPECT = 3  # exit code: a number that is none to rely on, as one that became NaN
-
-_SECONDS = 2  # between writes of the state, at least
-_SHARE = 0.05  # of the time that those writes may take
+SUSPECT = 3  # exit code: a number that cannot be relied on, as one that became NaN
 _LINES = 10  # seconds between lines of progress
 
 
@@ -55,9 +51,7 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
   """
   mesh = sharding.data_mesh()
   classifier, restored = _restore(config, workdir, test, mesh)
-  provenance = summary.provenance(config, {'test': test}, 'evaluate', workdir)
-  provenance['config_sha256'] = restored.config_sha256
-  about = {'step': restored.step, 'checkpoint_sha256': restored.sha256, 'provenance': provenance}
+  about = reuse.source_of(config, workdir, test, restored)
   if request.surrogate is not None:
     surrogate, other = _surrogate(config, request.surrogate, test, mesh)
     classifier = classifier._replace(surrogate=surrogate)
@@ -65,7 +59,7 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
   _say(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}')
   suspect = False
   for ball in request.balls:
-    result = _find(classifier, workdir, test, request, ball, about, overwrite)
+    result = _attack_once(classifier, workdir, test, request, ball, about, overwrite)
     _say(*lines(result))
     suspect |= bool(result['flags'])
   _say(f'  {"results":<20} {workdir / "results"}')
@@ -98,7 +92,7 @@ def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> 
   return classifier, restored
 
 
-def _find(
+def _attack_once(
   classifier: Classifier,
   workdir: Path,
   test: Dataset,
@@ -110,8 +104,7 @@ def _find(
   """Returns the result within one ball: what the run's folder knows, or measured and written."""
   name, folder = results.robustness_name(request.suite, ball.norm, ball.text), workdir / 'results'
   conditions = _conditions(test, request, ball, about)
-  if not processes.all_have(results.digest(conditions)):
-    raise UserError('The processes have different images or versions; give all of them the same files.')
+  reuse.agreed(conditions, name)
   look = lambda: None if overwrite else _known(workdir, name, request, conditions)
   if known := processes.on_process_0(look):
     return known
@@ -121,7 +114,7 @@ def _find(
       run_directory.create(folder)  # before anything is measured that has no place
       stack.enter_context(run_directory.lock(folder, name=name))
       if overwrite:
-        _remove(folder / f'{name}.sweep')
+        reuse.remove(folder / f'{name}.sweep')
 
     processes.on_process_0(hold)
     # Whoever held it may have written the result since.
@@ -129,26 +122,20 @@ def _find(
 
 
 def _known(workdir: Path, name: str, request: Request, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Returns the result that is there; None where there is none, or an attack that would replace it was stopped.
+  """Returns the result that the run's folder holds, unless an attack that would replace it was stopped.
 
   Raises:
-    UserError: the same checkpoint has one of other conditions, or it contradicts itself.
+    UserError: as of `reuse.known`.
   """
   path = workdir / 'results' / f'{name}.json'
   if path.with_name(f'{name}.sweep').exists():
     return None
-  known = results.read(path)
-  if request.surrogate is None and 'surrogate_sha256' in known:  # a result that was checked by more serves as well
-    conditions = {**conditions, 'surrogate': known['surrogate_sha256']}
-  if known.get('conditions_sha256') == results.digest(conditions):
-    there = not request.save_images or zipfile.is_zipfile(path.with_name(f'{name}.npz'))
-    return results.load(workdir, name) if there else None
-  if known.get('checkpoint_sha256') == conditions['checkpoint']:
-    raise UserError(
-      f"'{path}' holds what other images, seeds, precisions, surrogates or versions gave for this checkpoint; "
-      'replace it with --overwrite.'
-    )
-  return None
+  surrogate = results.read(path).get('surrogate_sha256')
+  if request.surrogate is None and surrogate:  # a result that was checked by more serves as well
+    conditions = {**conditions, 'surrogate': surrogate}
+  found = reuse.known(workdir, name, results.digest(conditions), conditions['checkpoint'])
+  complete = not request.save_images or zipfile.is_zipfile(path.with_name(f'{name}.npz'))
+  return found if complete else None
 
 
 def _measure(
@@ -164,7 +151,7 @@ def _measure(
   path, images_path, unfinished = (place.with_name(f'{place.name}.{kind}') for kind in ('json', 'npz', 'sweep'))
   attacked = robustness.problem(test, ball.norm, ball.epsilon)
   _say(f'{request.suite}, {ball.norm}, epsilon {ball.text}, {test.num_examples:,} images, seed {request.seed}')
-  state = _sweep(classifier, attacked, request, unfinished, conditions)
+  state = _run_suite(classifier, attacked, request, unfinished, conditions)
   _say('  checking whether the result is valid...')
   found = robustness.outcome(classifier, request.suite, attacked, state, seed=request.seed)
   result = found | {
@@ -184,17 +171,12 @@ def _measure(
     if request.save_images:
       _write_images(images_path, attacked, state)
     else:
-      _remove(images_path)  # they would be those of another result
+      reuse.remove(images_path)  # they would be those of another result
     results.write(path, result)
-    _remove(unfinished)
+    reuse.remove(unfinished)
 
   processes.on_process_0(write)
   return result
-
-
-def _remove(path: Path) -> None:
-  with files.storage_errors(f"remove '{path}'"):
-    path.unlink(missing_ok=True)
 
 
 def _conditions(test: Dataset, request: Request, ball: Ball, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +200,7 @@ def _conditions(test: Dataset, request: Request, ball: Ball, about: Mapping[str,
   )
 
 
-def _sweep(
+def _run_suite(
   classifier: Classifier,
   attacked: Problem,
   request: Request,
@@ -239,45 +221,38 @@ def _sweep(
   _say(f'  {"clean accuracy":<20} {clean / n:.4f}  ({clean:,} of {n:,})')
   for index, left in enumerate(suite_runner.survivors(stages, state).values()):
     _say(_stage_line(stages, state, index, left))
-  _pursue(attacked, programs, stages, state, lambda: sweep_file.write(path, state, conditions))
+  keep, write = reuse.Periodic('attack'), lambda: sweep_file.write(path, state, conditions)
+  keep(write)
+  for index, remaining in _progress(attacked, programs, stages, state):
+    if remaining is not None:
+      _say(_stage_line(stages, state, index, remaining))
+    keep(write)
+  write()  # the checks that follow take a while, too
   return state
 
 
-def _pursue(
-  attacked: Problem,
-  programs: suite_runner.Programs,
-  stages: Sequence[Stage],
-  state: SuiteState,
-  keep: Callable[[], None],
-) -> None:
-  """Runs a suite from where `state` is to its end; says how far it is, and keeps it at once and every few seconds."""
+def _progress(
+  attacked: Problem, programs: suite_runner.Programs, stages: Sequence[Stage], state: SuiteState
+) -> Iterator[tuple[int, int | None]]:
+  """Runs a suite from where `state` is to its end, and logs how far it is.
 
-  def kept() -> tuple[float, float]:
-    began = time.monotonic()
-    try:
-      keep()
-    except StorageError as error:
-      tell(f'warning: {error} The attack goes on; a stop would lose it.')
-    return time.monotonic(), time.monotonic() - began
-
-  told, images = time.monotonic(), 0
-  written, took = kept()
-  for index, inner, count in suite_runner.run(attacked, programs, stages, state):
+  Yields:
+    After every batch its stage, and where the stage has ended how many images are left, else None.
+  """
+  logged, images = time.monotonic(), 0
+  for index, restart, count in suite_runner.run(attacked, programs, stages, state):
     stage, now = stages[index], time.monotonic()
     images += count
-    if count and now - told >= _LINES:
-      number, left = int(state.cursor[0]), int(state.cursor[1])
+    if count and now - logged >= _LINES:
+      number, done = int(state.cursor[0]), int(state.cursor[1])
       total = int((state.broken_in >= number).sum())
-      tell(
-        f'  {stage.name}: restart {inner + 1} of {stage.restarts.number}, {left:,} of {total:,} images  '
-        f'{images / (now - told):,.1f} images/s'
+      progress.log(
+        f'  {stage.name}: restart {restart + 1} of {stage.restarts.number}, {done:,} of {total:,} images  '
+        f'{images / (now - logged):,.1f} images/s'
       )
-      told, images = now, 0
-    if not count and inner == stage.restarts.number - 1:
-      _say(_stage_line(stages, state, index, int((state.broken_in == suite_runner.ALIVE).sum())))
-    if now - written >= max(_SECONDS, took / _SHARE):
-      written, took = kept()
-  keep()  # the checks that follow take a while, too
+      logged, images = now, 0
+    ended = not count and restart == stage.restarts.number - 1
+    yield index, int((state.broken_in == suite_runner.ALIVE).sum()) if ended else None
 
 
 def _stage_line(stages: Sequence[Stage], state: SuiteState, index: int, left: int) -> str:

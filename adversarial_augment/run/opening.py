@@ -1,0 +1,181 @@
+"""A run's folder when a command starts: what may go on in it, and from which state."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from adversarial_augment import config as configs
+from adversarial_augment import registry
+from adversarial_augment.cli import environment, progress, signals
+from adversarial_augment.errors import CheckpointError, UserError, show
+from adversarial_augment.parallel import processes
+from adversarial_augment.storage import checkpoints, log_steps, results, run_directory, untrusted
+from adversarial_augment.types import TrainState
+
+_ENVIRONMENT = 'environment.json'
+
+
+@contextmanager
+def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None = None) -> Iterator[signals.Stop]:
+  """Makes the run's directory, locks it, compares it with that of an earlier start, and listens to signals.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    data: what the run is made on, as JSON: the hash of each split, and more; kept in data.json.
+
+  Raises:
+    CheckpointError: the directory holds a run and none of its checkpoints.
+    UserError: another process writes there, or the directory holds a run with another config or on other data.
+    StorageError: it cannot be written.
+  """
+  with ExitStack() as stack:
+
+    def prepare() -> None:
+      run_directory.create(workdir)
+      stack.enter_context(run_directory.lock(workdir))
+      if note := check_run(workdir, config, data or {}):
+        progress.log(note)
+      checkpoints.try_to_save(workdir / 'checkpoints')
+      run_directory.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
+      run_directory.write_json(workdir / 'data.json', dict(data or {}))
+      run_directory.write_json(workdir / _ENVIRONMENT, environment.settings())
+
+    processes.on_process_0(prepare)
+    kept = 'the last checkpoint is kept' if checkpoints.steps(workdir / 'checkpoints') else 'no step has been made'
+    yield stack.enter_context(signals.listen(jax.process_count() > 1, kept))
+
+
+def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str:
+  """Checks, if `workdir` holds a run, that it can go on with this config and these data; touches no device.
+
+  Args:
+    workdir: of the run; it need not exist.
+    config: of the run.
+    data: as of `open_run`; what is left out is not compared.
+
+  Returns:
+    A note on a run that an older version began, or ''.
+
+  Raises:
+    CheckpointError, UserError: as `open_run`.
+  """
+  if not checkpoints.steps(workdir / 'checkpoints'):
+    _check_not_lost(workdir, config.checkpoint_every)
+    return ''
+  note = _check_config(workdir / 'config.json', config)
+  _check_data(workdir / 'data.json', data)
+  _check_environment(workdir / _ENVIRONMENT)
+  return note
+
+
+def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
+  """Refuses to start over a run whose checkpoints are gone: one that has ended, or was long enough for two of them."""
+  lines = results.read_log(workdir / 'metrics.jsonl', ())
+  last_step = lines[-1]['step'] if lines else 0
+  if (workdir / 'results' / 'train.json').exists() or 0 < 2 * checkpoint_every <= last_step:
+    raise CheckpointError(
+      f"'{workdir}' holds a run of {last_step:,} steps and none of its checkpoints; bring them back, or name another "
+      '--workdir.'
+    )
+
+
+def _check_config(path: Path, config: ConfigDict) -> str:
+  """Returns a note if config.json is of an older version."""
+  old = _recorded(path, 'the config of the checkpoints beside it')
+  added = configs.unknown_to(old)
+  if changed := configs.differences(registry.flatten(old) | added, json.loads(configs.to_json(config))):
+    raise UserError(
+      f"'{path.parent}' holds a run with another config ({'; '.join(changed)}); go back to it, or name another "
+      '--workdir.'
+    )
+  return configs.note(path, added) if added else ''
+
+
+def _check_data(path: Path, new: Mapping[str, Any]) -> None:
+  old = _recorded(path) if path.exists() else {}  # runs of older versions may have none, or less in it
+  if changed := [name for name in new if old.get(name, new[name]) != new[name]]:
+    raise UserError(
+      f"'{path.parent}' holds a run on other data ({', '.join(changed)} in data.json); bring it back, or name another "
+      '--workdir.'
+    )
+
+
+def _check_environment(path: Path) -> None:
+  """Refuses to go on under other settings of JAX, which would silently change the numbers."""
+  if not path.exists():  # a run of an older version
+    return
+  old, new = _recorded(path), environment.settings()
+  for name in sorted({**old, **new}):
+    if old.get(name) != new.get(name):
+      was, now = (f'{name}={show(one[name])}' if name in one else f'{name} unset' for one in (old, new))
+      raise UserError(
+        f"'{path.parent}' holds a run with {was}, and now there is {now}, which changes its numbers; set the variable "
+        'as it was, or name another --workdir.'
+      )
+
+
+def _recorded(path: Path, what: str = '') -> dict[str, Any]:
+  """Returns a JSON object that an earlier start has written.
+
+  Raises:
+    UserError: it is damaged or missing.
+  """
+  try:
+    found = untrusted.read_json(path)
+    if not isinstance(found, dict):
+      raise ValueError('no JSON object')
+    return found
+  except (OSError, ValueError) as error:
+    about = f', {what}' if what else ''
+    raise UserError(f"Cannot read '{path}'{about} ({error}); mend it, or name another --workdir.") from error
+
+
+def resume(workdir: Path, state: TrainState) -> TrainState:
+  """Returns the newest good checkpoint's state, or `state` where there is none, and cuts the log back to it.
+
+  Says which lines of the log are missing or double; the run goes on without them.
+
+  Raises:
+    CheckpointError: there are checkpoints and all are damaged.
+    UserError: they are of another state than `state`, or of a run with another config.
+    StorageError: the directory cannot be read or written.
+  """
+  path = workdir / 'metrics.jsonl'
+  logged: list[list[int]] = []  # on process 0
+
+  def check(manifest: Mapping[str, Any]) -> None:
+    config = configs.from_json((workdir / 'config.json').read_text(), 'config.json')  # as `open_run` has written it
+    if manifest['config_sha256'] not in configs.all_sha256(config):
+      raise UserError(
+        f"Checkpoint {manifest['step']} in '{workdir}/checkpoints' is of another run: its config has the hash "
+        f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; take it out of the folder, '
+        'or name another --workdir.'
+      )
+    logged[:] = manifest.get('log', ())
+
+  with progress.stage('reading the newest checkpoint', progress.log):
+    restored = checkpoints.restore_newest(workdir / 'checkpoints', state, report=progress.log, check=check)
+  step, state = restored or (0, state)
+  checkpoints.remove_unfinished(workdir / 'checkpoints')
+
+  def cut() -> None:
+    kept, doubled = run_directory.truncate_log(path, step)
+    if missing := sorted(set(log_steps.expand(logged)).difference(kept)):
+      progress.log(
+        f"warning: '{path}' has no line of {log_steps.spell(missing)} any more; the curves have a gap there."
+      )
+    if doubled:
+      progress.log(
+        f"warning: '{path}' had a second line of {log_steps.spell(sorted(set(doubled)))}; the first ones stay."
+      )
+
+  processes.on_process_0(cut)
+  if step:
+    progress.log(f'resuming from step {step}')
+  return state
