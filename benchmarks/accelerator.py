@@ -1,18 +1,18 @@
-"""The train step and its hot layer on a real GPU or TPU, in one call of under nine minutes.
+"""The train step and its most expensive layer on a real GPU or TPU, in one call of less than nine minutes.
 
   python -m benchmarks.accelerator [--minutes=8.5] [--output=FOLDER] [--only=NAMES]
 
-Measures, most telling first, each in a process of its own, so that one that fails or takes too long costs only itself:
+Measures, in order of importance and each in a separate process, so that a failure or timeout affects only itself:
 
-- what the card reaches: large matrix products, and copies;
-- a layer of EDSR's body, 64 -> 64 channels at 32x32, with weights that differ from image to image, forward and both
-  gradients, in each form; beside PyTorch's grouped convolution and `torch.func.vmap`, where torch sees the card;
-- the nominal and the AdA step of the paper's setting (configs/nominal.py, configs/ada_edsr.py), float32 and bfloat16,
-  batch 256 and 64, and with running instead of batch statistics under attack: images a second, share of the peak, and
-  peak memory beside the estimate that `train` prints.
+- what the card reaches in large matrix products and in copies;
+- a layer of EDSR's body, 64 -> 64 channels at 32x32, with per-image weights, forward and both gradients, in each form,
+  and PyTorch's grouped convolution and `torch.func.vmap`, if torch sees the card;
+- the nominal and the AdA step in the paper's setting (configs/nominal.py, configs/ada_edsr.py), float32 and bfloat16,
+  batch 256 and 64, and with running instead of batch statistics during the attack: images per second, share of the
+  peak, and peak memory with the estimate that `train` prints.
 
-What did not fit into the time is named. Writes accelerator.json and accelerator.md. The images are the embedded ones.
-On a CPU everything is smaller, and shows only that the program works.
+Measurements for which there was no time are named. Writes accelerator.json and accelerator.md. The images are the
+embedded ones. On a CPU everything is smaller, and shows only that the program works.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from adversarial_augment.planning import operations, targets
 from adversarial_augment.training import recipe, step_memory, train_step
 from benchmarks import timing
 
-SECONDS = 3.0  # of timing, for each thing that is timed
-CALLS = 50  # of a layer, before the device is waited for
+SECONDS = 3.0  # of timing, per measurement
+CALLS = 50  # of a layer, queued without waiting
 
 Row = dict[str, Any]
 
@@ -53,13 +53,13 @@ def small() -> bool:
 
 
 def peak(precision: str) -> float | None:
-  """Returns the FLOP a second of the device at hand, where its figures are known; of a v4, those of one core."""
+  """Returns the peak FLOP/s of this device, if known; for a v4, those of one core."""
   chips = [*targets.TPUS.values(), *targets.GPUS.values()]
   return next((chip.peak_of(precision) for chip in chips if chip.title == jax.devices()[0].device_kind), None)
 
 
 def seconds_of(run: Callable[[], Any], calls: int = 1) -> float:
-  """Returns the median time of a call, of several that follow one another; the first ones are not timed."""
+  """Returns the median time of consecutive calls; the first ones are not timed."""
   for _ in range(2):
     jax.block_until_ready(run())
   samples: list[float] = []
@@ -129,7 +129,7 @@ def layer(precision: str) -> list[Row]:
         arrays = (x, w) if part == 'forward' else (x, w, g)
         row[f'{part}, ms'] = 1e3 * seconds_of(functools.partial(run, *arrays), CALLS)
       row['share of peak'] = share(flops, row['forward and gradients, ms'] / 1e3, precision)
-    except Exception as error:  # a form that the compiler refuses is a finding
+    except Exception as error:  # a form that the compiler rejects is a result
       row['failed'] = str(error).splitlines()[0][:200]
     rows.append(row)
   return rows
@@ -141,7 +141,7 @@ def share(flops: float, seconds: float, precision: str) -> float | None:
 
 
 def torch_layer(precision: str) -> list[Row]:
-  """The same layer in PyTorch, channels first, as its users write it."""
+  """The same layer in PyTorch, channels first, as is usual there."""
   if importlib.util.find_spec('torch') is None:
     return [{'form': 'torch', 'precision': precision, 'failed': 'PyTorch is not installed'}]
   import torch
@@ -219,9 +219,9 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
   Args:
     row: config, 'ada_edsr' or 'nominal'.
     precision: 'float32' or 'bfloat16'.
-    batch_size: images of a step, on all devices.
+    batch_size: images per step, over all devices.
     batch_norm: statistics of the classifier under attack.
-    form: of the layers of the corruption network, a name of FORMS, in the place of what a GPU gets, to compare.
+    form: of the layers of the corruption network, a name of FORMS, instead of the one that a GPU gets.
   """
   config = configs.load(f'configs/{row}.py' + (':smoke' if small() else ''))
   values = {'dataset': 'embedded', 'batch_size': batch_size, 'precision': precision}
@@ -260,13 +260,13 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
 
 
 def flop_of(config: Any, data: Any, mesh: Any) -> int:
-  """Returns the FLOP of a step on all devices, of ordinary convolutions."""
+  """Returns the FLOP of a step over all devices, counted as ordinary convolutions."""
   plain, phi = recipe.build(config, data, mesh, conv=per_example_conv.conv)
   return operations.flop(train_step.traced(plain, phi, data.image_shape).jaxpr.jaxpr)
 
 
 def measurements() -> dict[str, Callable[[], Any]]:
-  """Returns what can be measured, most telling first."""
+  """Returns the possible measurements, most important first."""
   large, little = (8, 4) if small() else (256, 64)
   made: dict[str, Callable[[], Any]] = {'ceilings': ceilings}
   for precision in ('float32', 'bfloat16'):
@@ -284,18 +284,18 @@ def measurements() -> dict[str, Callable[[], Any]]:
   return made
 
 
-# The parent: one process a measurement.
+# The parent: one process per measurement.
 
 
 def measure(name: str, timeout: float) -> Any:
-  """Returns what a process of its own measured, or why it did not."""
+  """Returns the measurement of a separate process, or why there is none."""
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / 'result.json'
     command = [sys.executable, '-m', 'benchmarks.accelerator', f'--measure={name}', f'--output={path}']
     try:
       done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
-      return {'failed': f'not done within the {timeout:.0f} s that were left'}
+      return {'failed': f'not finished in the remaining {timeout:.0f} s'}
     if done.returncode or not path.exists():
       lines = [line for line in done.stderr.splitlines() if line.strip()] or [f'exit code {done.returncode}']
       return {'failed': lines[-1][:300]}
@@ -330,7 +330,7 @@ def markdown(found: Row) -> str:
     lines += [f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}'] if table else []
     lines += [f'| {" | ".join(cell(row.get(column)) for column in columns)} |' for row in table] + ['']
   if found['left_out']:
-    lines += [f'Left out, as time was short: {", ".join(found["left_out"])}.', '']
+    lines += [f'Left out for lack of time: {", ".join(found["left_out"])}.', '']
   return '\n'.join(lines)
 
 
@@ -353,8 +353,8 @@ def cell(value: Any) -> str:
 
 def main(argv: list[str]) -> None:
   parser = cli.Parser(prog='python -m benchmarks.accelerator', description=__doc__.splitlines()[0])
-  parser.add_argument('--minutes', type=float, default=8.5, help='of all measurements together; default: 8.5')
-  parser.add_argument('--output', default='.', metavar='FOLDER', help='for accelerator.json and .md; default: here')
+  parser.add_argument('--minutes', type=float, default=8.5, help='time for all measurements; default: 8.5')
+  parser.add_argument('--output', default='.', metavar='FOLDER', help='folder of accelerator.json and .md; default: .')
   parser.add_argument('--only', metavar='NAMES', help='measurements, separated by commas; default: all')
   parser.add_argument('--measure', metavar='NAME', help=argparse.SUPPRESS)
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
@@ -365,19 +365,19 @@ def main(argv: list[str]) -> None:
     return
   output = Path(arguments.output)
   if not output.is_dir():
-    raise UserError(f"--output='{output}' must be a folder that exists; make it, or name another one.")
-  # In a process of its own: a TPU, and most of a GPU's memory, are one process's.
+    raise UserError(f"--output='{output}' must be an existing folder; create it, or name another one.")
+  # In a separate process, because one process takes a whole TPU, or most of a GPU's memory.
   program = (
     'from benchmarks import accelerator as a; import json; print(json.dumps([list(a.measurements()), a.about()]))'
   )
   listing = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
   if listing.returncode:
-    raise UserError(f'JAX does not start: {listing.stderr.splitlines()[-1][:300]}; mend that first.')
+    raise UserError(f'JAX does not start: {listing.stderr.splitlines()[-1][:300]}; fix that first.')
   names, said = json.loads(listing.stdout.splitlines()[-1])
   said['command'] = f'python -m benchmarks.accelerator {" ".join(argv)}'.strip()
   wanted = arguments.only.split(',') if arguments.only else names
   if unknown := [name for name in wanted if name not in names]:
-    raise UserError(f"--only names '{unknown[0]}', which is not measured; choose from: {', '.join(names)}.")
+    raise UserError(f"--only names '{unknown[0]}', which is not a measurement; choose from: {', '.join(names)}.")
   found: Row = {'about': said, 'measured': {}, 'left_out': list(wanted)}
   for name in wanted:
     left = end - time.monotonic()

@@ -1,10 +1,10 @@
-"""AugMix: images a second beside Pillow on two processes, and its share of a training step.
+"""AugMix: throughput compared with Pillow in two processes, and its share of a training step.
 
   python -m benchmarks.augmix [--rounds=9]
 
-Two cores, both measurements in one run: a batch of AugMix over a nominal step of ResNet-18 (width 64) on as many images
-of 32x32; and images a second of ours on two devices over those of the same mixture made with Pillow and NumPy, as
-data loaders make it, in two worker processes. Ends with 1 if a bound is missed.
+Measures on two cores, in one run: a batch of AugMix over a nominal step of ResNet-18 (width 64) on as many images of
+32x32; and images per second on two devices over those of the same mixture made with Pillow and NumPy in two worker
+processes, as data loaders do it. Exits with 1 if a bound is missed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from adversarial_augment.training import train_step as training
 from benchmarks import timing
 
 IMAGES = 32  # of a step
-MANY = 512  # of the comparison of speeds
+MANY = 512  # of the throughput comparison
 SHARE, TIMES_PILLOW = 0.15, 3
 SIDE = 32
 
@@ -69,13 +69,13 @@ def pillow(image: np.ndarray) -> np.ndarray:
 
 
 def work(connection) -> None:
-  """A worker process: waits for images, answers with their AugMix."""
+  """A worker process: receives images, returns their AugMix."""
   while (images := connection.recv()) is not None:
     connection.send(np.stack([pillow(image) for image in images]))
 
 
 class Workers:
-  """Two processes that share a batch."""
+  """Two worker processes that share a batch."""
 
   def __init__(self):
     context = multiprocessing.get_context('spawn')
@@ -98,7 +98,7 @@ class Workers:
 
 
 def nominal_step(mesh, images: np.ndarray):
-  """Returns a function that makes one update of a ResNet-18 without adversary and augmentation."""
+  """Returns a function that performs one update of a ResNet-18 without adversary and augmentation."""
   make = functools.partial(classifiers.CLASSIFIERS['preact_resnet'], 10, depth=18, width=64)
   schedule = schedules.warmup_cosine(0.1, 1000, 10)
   nothing = augmentations.chain(())
@@ -133,7 +133,7 @@ def nominal_step(mesh, images: np.ndarray):
 
 
 def ours(mesh, images: np.ndarray):
-  """Returns a function that makes AugMix of all images, on both devices."""
+  """Returns a function that applies AugMix to all images, on both devices."""
   data = jax.sharding.PartitionSpec(sharding.AXIS)
   augment = jax.vmap(augmentations.AUGMENTATIONS['augmix'])
   sharded = jax.jit(jax.shard_map(augment, mesh=mesh, in_specs=data, out_specs=data, check_vma=False))

@@ -1,11 +1,11 @@
-"""The standard AutoAttack within an l_inf ball, beside PyTorch's on the same weights, images and cores.
+"""The standard AutoAttack within an l_inf ball, compared with PyTorch's on the same weights, images and cores.
 
   python -m adversarial_augment.train --config=configs/linf_adversarial.py:quickstart --workdir=runs/linf
   python -m benchmarks.autoattack --workdir=runs/linf [--epsilon=E] [--images=256] [--rounds=1]
 
-The classifier of a run, a pre-activation ResNet of basic blocks, with the adversary of `evaluate --attack=autoattack`
-and that of pyautoattack. Stage by stage the two take turns, each on its own survivors, warm. Prints seconds, ratios and
-survivors, and ends with 1 if a bound is missed. Needs `pip install 'adversarial-augment[autoattack]'`; runs on all
+The classifier of a run, a pre-activation ResNet of basic blocks, is attacked by `evaluate --attack=autoattack` and by
+pyautoattack. The two take turns stage by stage, each on its own survivors, after compilation. Prints seconds, ratios
+and survivors, and exits with 1 if a bound is missed. Needs `pip install 'adversarial-augment[autoattack]'`; runs on all
 usable cores, with huge pages (see timing.py).
 """
 
@@ -33,7 +33,7 @@ from benchmarks.timing import Timing
 
 TRAIN = 'python -m adversarial_augment.train --config=configs/linf_adversarial.py:quickstart --workdir='
 SUITE, NORM, EPSILON = 'autoattack', 'linf', 14 / 255  # 8 / 255 in training
-LEAST_ROBUST = 0.25  # of the images: with few of them left, the later stages would cost nothing
+LEAST_ROBUST = 0.25  # of the images; with fewer survivors, the later stages would cost nothing
 
 
 class Ours:
@@ -48,7 +48,7 @@ class Ours:
     self._progress: Iterator = suite_runner.run(self._problem, self._programs, self._stages, self._found)
 
   def compile(self, index: int) -> float:
-    """Compiles a stage; returns the seconds."""
+    """Compiles a stage; returns the seconds that it took."""
     start = time.perf_counter()
     for size in suite_runner.batch_sizes(self._programs):
       self._programs.compile(index, size)
@@ -74,18 +74,18 @@ class Pair(NamedTuple):
 
 
 def restore(workdir: Path, num_images: int, epsilon: float) -> tuple[robustness.Classifier, Problem, int]:
-  """Returns the classifier of a run, what is attacked, and the depth of the network.
+  """Returns the classifier of a run, the images to attack, and the depth of the network.
 
   Raises:
-    UserError: there is no such run, or not so many images.
+    UserError: there is no such run, or there are fewer images.
   """
   try:
     config = inference.read_config(workdir)
   except UserError as error:
-    raise UserError(f'{error} One is made by: {TRAIN}{workdir}') from None
+    raise UserError(f'{error} Train one with: {TRAIN}{workdir}') from None
   test = datasets.load(config.dataset, 'test', config.data_dir)
   if num_images > test.num_examples:
-    raise UserError(f'--images={num_images} must be at most {test.num_examples}, which {test.name} has.')
+    raise UserError(f'--images={num_images} must be at most {test.num_examples}, the test images of {test.name}.')
   devices.virtual_devices(devices.usable_cores())
   mesh = sharding.data_mesh()
   state = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh).state
@@ -102,10 +102,10 @@ def restore(workdir: Path, num_images: int, epsilon: float) -> tuple[robustness.
 
 def main(argv: Sequence[str]) -> int:
   parser = cli.Parser(description=__doc__.splitlines()[0])
-  parser.add_argument('--workdir', type=Path, required=True, help='of a run')
+  parser.add_argument('--workdir', type=Path, required=True, help='working directory of a run')
   parser.add_argument('--epsilon', type=fields.parse_fraction, default=EPSILON)
   parser.add_argument('--images', type=int, default=256)
-  parser.add_argument('--rounds', type=int, default=1, help='of which medians are taken')
+  parser.add_argument('--rounds', type=int, default=1, help='repetitions; medians are printed')
   arguments = parser.parse_args(argv)
   for flag in ('images', 'rounds'):
     if getattr(arguments, flag) < 1:
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
   ours = Ours(problem, robustness.programs(classifier, stages, problem), stages)
   cores, version = torch.get_num_threads(), f'jax {jax.__version__}, torch {torch.__version__}'
   print(f'{arguments.images} images, epsilon {problem.epsilon:g}, {cores} cores, {version}')
-  print(f'right without an attack: {ours.robust.sum()} / {theirs.robust.sum()}, ours / theirs')
+  print(f'correct without an attack: {ours.robust.sum()} / {theirs.robust.sum()}, ours / theirs')
 
   compiled = [ours.compile(index) for index in range(len(stages))]
   for stage in stages:
@@ -160,7 +160,7 @@ def report(stages: tuple[Stage, ...], compiled: list[float], pairs: list[list[Pa
     )
   print()
   robust = min(min(pair.survivors) for pair in pairs[-1]) / num_images
-  met = [timing.gate('share of images that are left', robust, LEAST_ROBUST, least=True)]
+  met = [timing.gate('share of images that survive', robust, LEAST_ROBUST, least=True)]
   for name, of_stage in zip(names, pairs, strict=True):
     ratio = statistics.median(pair.ours.wall / pair.theirs.wall for pair in of_stage)
     met.append(timing.gate(f'{name}, ours / theirs', ratio, 1.3, least=False))

@@ -1,11 +1,11 @@
-"""The corruptions of CIFAR-10-C: milliseconds an image, beside the package imagecorruptions and beside ResNet-18.
+"""The corruptions of CIFAR-10-C: milliseconds per image, compared with the package imagecorruptions and with ResNet-18.
 
   python -m benchmarks.corruptions [--rounds=3] [--images=500]
 
-Prints the speed of each corruption; where imagecorruptions can be imported, that of its own on the same images (its
-constants are those of ImageNet-C, its work is of the same kind); how long all 19 corruptions of 10,000 images would
-take; and the time spent on corrupting for the 15 x 5 errors of a ResNet-18 over the time spent on classifying. Ends
-with 1 if a bound is missed.
+Prints the speed of each corruption and, if imagecorruptions can be imported, the speed of its version on the same
+images (its constants are those of ImageNet-C, but the work is similar); how long all 19 corruptions of 10,000 images
+would take; and, for the 15 x 5 errors of a ResNet-18, the time for corrupting over the time for classifying. Exits with
+1 if a bound is missed.
 """
 
 import argparse
@@ -24,23 +24,23 @@ from benchmarks import timing
 
 MINUTES = 15  # for 19 x 5 x 10,000 images, on two cores
 OVER_CLASSIFYING = 2
-THEIR_IMAGES = 20  # some of theirs take seconds
+THEIR_IMAGES = 20  # some of its corruptions take seconds
 
 
 def theirs(name: str, images: np.ndarray, severity: int):
-  """The corruption of `imagecorruptions`, an image at a time, which is the only way that it has."""
+  """The corruption of `imagecorruptions`, one image at a time, as it only allows."""
   import imagecorruptions
 
   return [imagecorruptions.corrupt(image, severity=severity, corruption_name=name) for image in images]
 
 
 def can_compare(name: str, images: np.ndarray) -> bool:
-  """Whether imagecorruptions is there and has this corruption for images of this size."""
+  """Whether imagecorruptions is installed and supports this corruption for images of this size."""
   if importlib.util.find_spec('imagecorruptions') is None:
     return False
   try:
     theirs(name, images[:1], 3)
-  except Exception as error:  # of any kind: motion blur, for one, fails on images of 32x32
+  except Exception as error:  # of any type: for example, motion blur fails on images of 32x32
     print(f'  imagecorruptions cannot do {name} on {images.shape[1]}x{images.shape[2]}: {error}')
     return False
   return True
@@ -70,7 +70,7 @@ def main() -> None:
     if can_compare(name, images):
       variants[f'theirs {name}'] = functools.partial(theirs, name, images[:THEIR_IMAGES], 3)
   times = timing.interleave(variants, rounds=args.rounds)
-  print(f'milliseconds an image of 32x32, {args.images} images, two cores; processor time after the slash')
+  print(f'milliseconds per image of 32x32, {args.images} images, two cores; processor time after the slash')
   seconds = dict.fromkeys(corruptions.CORRUPTIONS, 0.0)
   for name in corruptions.CORRUPTIONS:
     own = [times[f'{name} {severity}'] for severity in corruptions.SEVERITIES]

@@ -1,9 +1,9 @@
-"""DeepAugment: images a second through each network, beside one image at a time.
+"""DeepAugment: images per second through each network, compared with one image at a time.
 
   python -m benchmarks.deepaugment [--rounds=5] [--images=1000]
 
-The plain formulation is that of the published script: ordinary convolutions, one image a call, weights that are kept
-until new ones are drawn. Prints the speed of the small networks that ship, and the ratio of both. Ends with 1 if a
+The baseline is that of the published script: ordinary convolutions, one image per call, and weights that are kept until
+new ones are drawn. Prints the speed of the small networks that ship, and the ratio to the baseline. Exits with 1 if a
 bound is missed.
 """
 
@@ -20,12 +20,12 @@ from adversarial_augment.deepaugment import edsr_features
 from adversarial_augment.parallel import devices
 from benchmarks import timing
 
-SPEED = 300  # images a second of the small EDSR at native 32, on two cores
+SPEED = 300  # images per second of the small EDSR at native 32, on two cores
 WEIGHTS = 'edsr_4x16_x1'
 
 
 def plain(images: np.ndarray, params, settings: deepaugment.Settings):
-  """The published script's way."""
+  """The published script's formulation."""
   apply = functools.partial(edsr_features.apply, bug_compatible=True, conv=per_example_conv.conv)
   levels = lambda weights, image, key: jnp.clip(apply(weights, image.astype(jnp.float32), key), 0, 255)
   one = jax.jit(lambda weights, image, key: levels(weights, image, key).astype(jnp.uint8))
@@ -52,11 +52,11 @@ def main() -> None:
     'plain': functools.partial(plain, images, params, settings),
   }
   times = timing.interleave(variants, rounds=args.rounds)
-  print(f'images a second of 32x32 through {WEIGHTS}, native, two cores; of processor time after the slash')
+  print(f'images per second of 32x32 through {WEIGHTS}, native, two cores; of processor time after the slash')
   for name, time in times.items():
     print(f'  {name:<8} {len(images) / time.wall:7.0f} /{len(images) / time.cpu:7.0f}')
   met = [
-    timing.gate('images a second', len(images) / times['ours'].wall, SPEED, least=True),
+    timing.gate('images per second', len(images) / times['ours'].wall, SPEED, least=True),
     timing.gate('ours over one image at a time', times['plain'].wall / times['ours'].wall, 1.5, least=True),
   ]
   sys.exit(0 if all(met) else 1)

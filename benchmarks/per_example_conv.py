@@ -1,9 +1,9 @@
-"""Per-example 3x3 convolutions, forward and backward: every formulation, interleaved, and PyTorch's where installed.
+"""Per-example 3x3 convolutions, forward and backward: every formulation, interleaved, and PyTorch's if installed.
 
   python -m benchmarks.per_example_conv [--rounds=7] [--features 16 32 64]
 
-Prints milliseconds and ratios to `vmap` of an ordinary convolution, and ends with 1 if a bound is missed. Runs on one
-core, as each of the trainer's virtual devices does, and with huge pages (see timing.py).
+Prints milliseconds and ratios to `vmap` of an ordinary convolution, and exits with 1 if a bound is missed. Runs on one
+core, like each virtual device of the trainer, with huge pages (see timing.py).
 """
 
 import argparse
@@ -69,13 +69,13 @@ def measure(features: int, rounds: int) -> bool:
   for name, (wall, cpu) in times.items():
     if name != 'yard':
       work = flops * (2 if 'twice' in name else 1)
-      print(f'  {name:<22} {1e3 * wall:9.1f} ms {1e3 * cpu:9.1f} ms cpu  {work / cpu / yard:6.1%} of the yard')
+      print(f'  {name:<22} {1e3 * wall:9.1f} ms {1e3 * cpu:9.1f} ms cpu  {work / cpu / yard:6.1%} of matmul')
   memory = functions['map'].lower(x, w, g).compile().memory_analysis().temp_size_in_bytes
   arguments = sum(a.nbytes for a in (x, w, g))
   own = times['map']
   met = [
     timing.gate('vmap / map, processor time', times['vmap'].cpu / own.cpu, 40, least=True) if features != 32 else True,
-    timing.gate('share of the yard', flops / own.cpu / yard, SHARE_OF_YARD.get(features, 0), least=True),
+    timing.gate('share of matmul', flops / own.cpu / yard, SHARE_OF_YARD.get(features, 0), least=True),
     timing.gate('twice the batch', times['map, twice the batch'].wall / own.wall, 2.3, least=False),
     timing.gate('temporaries / (x + w + g)', memory / arguments, 2, least=False),
   ]

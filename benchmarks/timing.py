@@ -1,7 +1,7 @@
-"""What the benchmarks share: interleaved timing, a matrix product as yardstick, and counts of operations.
+"""Shared by the benchmarks: interleaved timing, a matrix product as reference, and counts of operations.
 
-This is about ratios. Machines are shared and noisy: every round times every variant once, in turn, and the medians over
-rounds are compared. Beside wall time stands the processor time of all threads, which other programs disturb less.
+Only ratios matter. Machines are shared and noisy, so every round times every variant once, in turn, and medians over
+rounds are compared. The processor time of all threads is reported with the wall time; other programs disturb it less.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ from adversarial_augment.planning import operations
 
 
 def settle(module: str, *, cores: int) -> None:
-  """Starts again on so many cores, with huge pages and an allocator that keeps what it has.
+  """Restarts the process on this many cores, with huge pages and an allocator that keeps its memory.
 
-  Fresh pages can cost more than the arithmetic, and which variant meets them depends on what else is in the round: on
-  one virtual machine the same step took 240 ms by itself and 340 ms beside four others.
+  Fresh pages can cost more than the arithmetic, and which variant pays for them depends on the other variants of the
+  round: on one virtual machine the same step took 240 ms alone and 340 ms with four others.
   """
   keep = ('arena_max=1', 'mmap_max=0', f'trim_threshold={2**36}')
   wanted = ':'.join(f'glibc.malloc.{setting}' for setting in ('hugetlb=1', *keep))
@@ -33,15 +33,15 @@ def settle(module: str, *, cores: int) -> None:
 
 
 class Timing(NamedTuple):
-  """Of one call, or medians over rounds; in seconds."""
+  """Seconds of one call, or medians over rounds."""
 
   wall: float
   cpu: float
 
 
 def timed(variant: Callable[[], Any], calls: int = 1) -> Timing:
-  """Times one call of several, one after the other, without waiting for what they return but of the last."""
-  time.sleep(0.05)  # idle threads of what ran before may still spin
+  """Times several consecutive calls, waiting only for the result of the last; returns the time per call."""
+  time.sleep(0.05)  # idle threads of the previous variant may still spin
   wall, cpu = time.perf_counter(), time.process_time()
   for _ in range(calls):
     result = variant()
@@ -55,10 +55,10 @@ def interleave(
   """Times one call of every variant.
 
   Args:
-    variants: what to time; a first call of each, which compiles, is not timed.
+    variants: name -> function; the first call of each, which compiles, is not timed.
     rounds: of all variants in turn.
     calls: in each round, see `timed`.
-    slow: variants of the first round only.
+    slow: variants that run in the first round only.
   """
   samples: dict[str, list[Timing]] = {name: [] for name in variants}
   for variant in variants.values():
@@ -81,12 +81,12 @@ def yardstick(size: int = 1280) -> tuple[Callable[[], Any], float]:
 
 
 def flop(function: Callable, *args: Any) -> int:
-  """Returns the FLOP of the convolutions and matrix products of `function`, borders included."""
+  """Returns the FLOP of the convolutions and matrix products of `function`, including borders."""
   return operations.flop(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def gate(name: str, value: float, bound: float, *, least: bool) -> bool:
-  """Prints a ratio beside its bound; returns whether it is met."""
+  """Prints a ratio and its bound; returns whether it is met."""
   met = value >= bound if least else value <= bound
   print(f'{"ok  " if met else "MISS"} {name}: {value:.2f} ({"at least" if least else "at most"} {bound:g})', flush=True)
   return met

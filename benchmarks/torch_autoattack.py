@@ -1,4 +1,4 @@
-"""The standard AutoAttack of `pyautoattack`, stage by stage, each on the images that are left."""
+"""The standard AutoAttack of `pyautoattack`, stage by stage, each on the survivors."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ from benchmarks import torch_classifier
 
 
 class Reference:
-  """Of one classifier and some images; `robust` [n] are those that no stage yet has broken."""
+  """The attacks on one classifier and some images; `robust` [n]: those that no stage has broken so far."""
 
   def __init__(self, state_dict: Mapping[str, np.ndarray], depth: int, problem: Problem):
     num_classes, width = len(state_dict['linear.bias']), len(state_dict['conv1.weight'])
     self._classifier = torch_classifier.PreActResNet(DEPTHS[depth][0], width, num_classes).eval()
     self._classifier.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in state_dict.items()})
-    self._classifier.requires_grad_(False)  # else FAB would have gradients of the weights computed
+    self._classifier.requires_grad_(False)  # otherwise FAB computes gradients of the weights
     self._images = torch.from_numpy(problem.images.transpose(0, 3, 1, 2).copy())
     self._labels = torch.from_numpy(problem.labels.astype(np.int64))
     attack = AutoAttack(self._classifier, norm='Linf', eps=problem.epsilon, version='standard', seed=0)
@@ -32,15 +32,15 @@ class Reference:
     self.reset()
 
   def reset(self) -> None:
-    """Begins again."""
+    """Resets the state."""
     self.robust = self.logits().argmax(1) == self._labels.numpy()
 
   def logits(self) -> np.ndarray:
-    """Returns those of all images, [n, k]."""
+    """Returns the logits of all images, [n, k]."""
     return self._classifier(self._images).numpy()
 
   def warm_up(self, name: str) -> None:
-    """Runs a few steps of a stage."""
+    """Runs a few steps of a stage, to warm up."""
     stage = self._stages[name]
     steps = 'n_queries' if name == 'square' else 'n_iter'
     whole = getattr(stage, steps)

@@ -1,4 +1,4 @@
-"""The pre-activation ResNet of basic blocks in PyTorch, whose state dict is that of `exporting.torch_layout`."""
+"""The pre-activation ResNet of basic blocks in PyTorch, with the state dict of `exporting.torch_layout`."""
 
 import torch
 from torch import nn

@@ -19,7 +19,7 @@ def make(setting):
   images, labels = torch.rand(n, 3, 32, 32), torch.randint(10, (n,))
 
   def edsr(betas, x):
-    """Every convolution of all images as one grouped convolution."""
+    """Runs each convolution of all images as one grouped convolution."""
     layers = iter(zip(phi[::2], phi[1::2], betas[::2], betas[1::2], strict=True))
 
     def layer(x):

@@ -1,9 +1,9 @@
-"""The whole AdA step: against nominal training, the naive formulation, one device, and PyTorch where installed.
+"""The whole AdA step, compared with nominal training, the naive formulation, one device, and PyTorch if installed.
 
   python -m benchmarks.train_step [--rounds=9]
 
 EDSR at scale 1 (4 blocks x 16 features and 16 x 64) and as published (16 x 64, x4), pre-activation ResNet-18 of width
-16, on 1 and on 2 devices. Prints milliseconds and ratios, and ends with 1 if a bound is missed. Runs on two cores, with
+16, on 1 and 2 devices. Prints milliseconds and ratios, and exits with 1 if a bound is missed. Runs on two cores, with
 huge pages (see timing.py).
 """
 
@@ -37,8 +37,8 @@ class Setting(NamedTuple):
 
 
 TOY, TOY_NAIVE = Setting(4, 16, 32, 10), Setting(4, 16, 8, 1)
-COMPILED = 3  # times each, where compilations are compared: the first ones of a process take longer
-CALLS = 3  # a trainer does not wait for a step before it dispatches the next
+COMPILED = 3  # compilations of each, where these are compared; the first ones of a process take longer
+CALLS = 3  # the trainer dispatches a step before the previous one is done
 WIDE, WIDE_NAIVE = Setting(16, 64, 4, 2), Setting(16, 64, 4, 1)
 PUBLISHED = Setting(16, 64, 4, 2, scale=4)
 
@@ -55,7 +55,7 @@ def classifier(**options):
 def make_attack(net, setting: Setting, kind: str):
   if kind == 'naive':
     ball = attacks.weight_ball(net.apply, nu=0.015, impl='vmap')
-    return inspect.unwrap(adversary(ball, num_steps=setting.num_steps))  # without what rewrites its convolutions
+    return inspect.unwrap(adversary(ball, num_steps=setting.num_steps))  # without rewriting its convolutions
   return None if kind == 'nominal' else attacks.ada(net.apply, num_steps=setting.num_steps)
 
 
@@ -65,8 +65,8 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   Args:
     setting: sizes.
     num_devices: 1 or 2.
-    kind: 'ada', 'nominal', 'layers': AdA with the tail of EDSR layer by layer, or 'naive': vmap of lax.conv, and the
-      convolutions of the attack left as they are.
+    kind: 'ada', 'nominal', 'layers' (AdA with the tail of EDSR layer by layer), or 'naive' (vmap of lax.conv, and an
+      attack whose convolutions are not rewritten).
   """
   devices = jax.devices()[:num_devices]
   mesh = jax.make_mesh((num_devices,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -112,7 +112,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
 
 
 def flops(setting: Setting) -> tuple[float, float]:
-  """Returns the operations of one forward pass of the corruption network and of the classifier, per image."""
+  """Returns the operations per image of one forward pass of the corruption network and of the classifier."""
   image = jnp.zeros((1, 32, 32, 3))
   net, model = network(setting, per_example_conv.conv), classifier()
   phi = net.init(jax.random.key(0), image)
@@ -130,7 +130,7 @@ def report(setting: Setting, times, work: float) -> None:
 
 
 def compare(setting: Setting, share_of_yard: float, torch_bound: float, rounds: int) -> bool:
-  """AdA on one and two devices, nominal training, PyTorch, and the yardstick, in turn."""
+  """AdA on one and two devices, nominal training, PyTorch, and the matrix product, interleaved."""
   made = {
     'ada, 2 devices': make_step(setting, 2, 'ada'),
     'ada, 1 device': make_step(setting, 1, 'ada'),
@@ -152,7 +152,7 @@ def compare(setting: Setting, share_of_yard: float, torch_bound: float, rounds: 
   met = [
     timing.gate('ada / nominal over the ratio of operations', own / times['nominal'].wall / ratio, 1.4, least=False),
     timing.gate('1 device / 2 devices', times['ada, 1 device'].wall / own, 1.4, least=True),
-    timing.gate('share of the yard', work / own / (yard_flops / times['yard'].wall), share_of_yard, least=True),
+    timing.gate('share of matmul', work / own / (yard_flops / times['yard'].wall), share_of_yard, least=True),
     timing.gate('seconds to compile', made['ada, 2 devices'][1], 20, least=False),
   ]
   if 'torch grouped' in times:
@@ -168,7 +168,7 @@ def against_naive(setting: Setting, bound: float, rounds: int) -> bool:
 
 
 def against_layers(setting: Setting, rounds: int) -> bool:
-  """The composed tail of EDSR against its layers one after the other."""
+  """The composed tail of EDSR, compared with its layers one after the other."""
   made = [(kind, *make_step(setting, 2, kind)) for kind in ('ada', 'layers') * COMPILED]
   compiled = {kind: min(seconds for other, _, seconds in made if other == kind) for kind in ('ada', 'layers')}
   times = timing.interleave({kind: run for kind, run, _ in made}, rounds=rounds)
@@ -181,7 +181,7 @@ def against_layers(setting: Setting, rounds: int) -> bool:
 
 
 def line_search(rounds: int) -> bool:
-  """The line search of a batch against a step of three inner steps."""
+  """The line search of a batch, compared with a step of three inner steps."""
   setting = TOY._replace(num_steps=3)
   rng = np.random.default_rng(0)
   images, other = (jnp.asarray(rng.uniform(size=(setting.batch_size, 32, 32, 3)), jnp.float32) for _ in range(2))

@@ -1,11 +1,11 @@
-"""Attacks on a function of the user's, with ordinary convolutions, beside the package's own classifier.
+"""Attacks on a classifier with ordinary convolutions, compared with the package's own classifier.
 
   python -m benchmarks.user_functions [--rounds=5] [--images=16] [--width=16]
 
 The same pre-activation ResNet twice: with the axes of the package, NHWC, and with those of PyTorch, NCHW. Prints
-milliseconds of processor time for a step and the ratio of both for every attack, then those of single convolutions
-inside the loop of an attack over outside of it, where a step is a program of its own. Ends with 1 if a bound is
-missed. Runs on one core, with huge pages (see timing.py).
+milliseconds of processor time per step and their ratio for every attack; then the same for single convolutions inside
+the loop of an attack and outside of it, where each step is a separate program. Exits with 1 if a bound is missed. Runs
+on one core, with huge pages (see timing.py).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from adversarial_augment.types import LogitsFn
 from benchmarks import timing
 
 STEPS = 4
-BALL = {'norm': 'linf', 'epsilon': 1e-6}  # so small that no image breaks, and all steps are made
+BALL = {'norm': 'linf', 'epsilon': 1e-6}  # so small that no image breaks, and all steps run
 ATTACKS = {
   'pgd': attacks.pgd(**BALL, num_steps=STEPS),
   'apgd': attacks.apgd(**BALL, num_steps=STEPS),
@@ -39,14 +39,14 @@ CONVOLUTIONS = {
 
 
 def nchw_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
-  """Returns the convolution of NHWC with HWIO as a function of PyTorch's axes would compute it."""
+  """Returns the convolution of NHWC with HWIO, computed with PyTorch's axes."""
   x, w = images.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)
   y = jax.lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=('NCHW', 'OIHW', 'NCHW'))
   return y.transpose(0, 2, 3, 1)
 
 
 def user_functions(num_images: int, width: int, rounds: int) -> list[bool]:
-  """Times every attack on both forms of one classifier."""
+  """Times every attack on both forms of the classifier."""
   images = jax.random.uniform(jax.random.key(1), (num_images, 32, 32, 3))
   make = functools.partial(preact_resnet, 10, depth=10, width=width)
   params, state = make().init(jax.random.key(0), images, is_training=True)
@@ -56,7 +56,7 @@ def user_functions(num_images: int, width: int, rounds: int) -> list[bool]:
   network, phi = corruption_nets.load('edsr', 'edsr_4x16_x1')
   ada = attacks.ada(network.apply, num_steps=STEPS)
   met = []
-  print(f'\nResNet-10 of width {width}, {num_images} images, milliseconds of processor time a step:')
+  print(f'\nResNet-10 of width {width}, {num_images} images, milliseconds of processor time per step:')
   for name, attack in (ATTACKS | {'ada': ada}).items():
 
     def run(logits_fn: LogitsFn, attack=attack):
@@ -73,12 +73,12 @@ def user_functions(num_images: int, width: int, rounds: int) -> list[bool]:
 
 
 def convolutions(num_images: int, rounds: int) -> list[bool]:
-  """Times steps along the gradient of one convolution, in the loop of an attack and as programs of their own."""
+  """Times steps along the gradient of one convolution, in the loop of an attack and as separate programs."""
   images = jax.random.uniform(jax.random.key(1), (num_images, 32, 32, 64))
   keys, labels = jax.random.split(jax.random.key(2), num_images), jnp.zeros(num_images, jnp.int32)
   attack = attacks.pgd(**BALL, num_steps=STEPS)
   met = []
-  print('\none convolution of 64 channels, milliseconds of processor time a step:')
+  print('\none convolution of 64 channels, milliseconds of processor time per step:')
   for name, options in CONVOLUTIONS.items():
     kernel = jax.random.normal(jax.random.key(3), (3, 3, 64 // options.get('feature_group_count', 1), 64)) / 24
     options = {'window_strides': (1, 1), 'padding': 'SAME', 'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')} | options

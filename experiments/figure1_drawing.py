@@ -1,4 +1,4 @@
-"""Figure 1 as a picture; it draws what figure1_ssim.py has found and computes nothing but differences of images."""
+"""Draws Figure 1 from the numbers of figure1_ssim.py."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +62,7 @@ def draw(found: Mapping[str, Any], nus: Sequence[float], path: Path) -> None:
 
 
 def about(found: Mapping[str, Any]) -> list[str]:
-  """Returns the lines that say what was measured."""
+  """Returns the lines of the caption."""
   origin = found['provenance']
   data, config, weights = origin['data']['test'], origin['config'], origin['weights']
   size = ' '.join(f'{name}={value}' for name, value in weights['network'].items() if name != 'name')

@@ -1,11 +1,11 @@
-"""Figure 1 of arXiv 2104.01086: what AdA does to test images, and how similar they stay, by the radius nu.
+"""Figure 1 of arXiv 2104.01086: test images under AdA, and their SSIM with the clean images, for several radii nu.
 
   python -m experiments.figure1_ssim --workdir=runs/nominal
   python -m experiments.figure1_ssim --workdir=runs/ada --num_images=10000 --nus=0.015,0.03
 
-The adversary, network and classifier are those of the run, with other radii; SSIM is measured before the line search.
-The draws of the adversary with --seed=0 are those of `evaluate --evals=ada`. A radius that the JSON holds already is
-not measured again. The densities are Gaussian kernel estimates (Scott's rule), reflected at 1, beyond which no SSIM is.
+The adversary, network and classifier are those of the run; only the radius changes. SSIM is measured before the line
+search. With --seed=0, the random draws are those of `evaluate --evals=ada`. Radii that are already in the JSON file are
+not measured again. The densities are Gaussian kernel estimates (Scott's rule), reflected at 1, the largest SSIM.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
   path = figure_files.place(arguments.output, workdir / 'figures', NAME)
   devices.virtual_devices(devices.usable_cores())
   devices.compilation_cache()
-  with signals.listen(several_processes=False, kept=f"every radius that is done is kept in '{path}'"):
+  with signals.listen(several_processes=False, kept=f"finished radii are kept in '{path}'"):
     found = measure(config, workdir, test, nus, arguments.seed, path, overwrite=arguments.overwrite)
     figure1_drawing.draw(found, nus, path.with_suffix('.png'))
   for nu in nus:
@@ -64,20 +64,20 @@ def main(argv: Sequence[str]) -> None:
 
 
 def adversary(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
-  """Returns a run's config with an adversary, whose images are not pulled back.
+  """Returns a run's config with an adversary and without a line search.
 
   Args:
     config: of a run, nominal or not.
     overrides: dotted fields to text.
 
   Raises:
-    UserError: a field that says how the classifier was trained, or a wrong value.
+    UserError: a field of the classifier's training, or an invalid value.
   """
   for name in overrides:
     if name not in _FIELDS and name.partition('.')[0] not in _GROUPS or name in ('attack.nu', 'attack.min_ssim'):
       raise UserError(
-        f'config.{name} is not for this figure; leave it out, or change {", ".join(_FIELDS)}, attack.* or '
-        'corruption_net.* (--nus has the radii; the line search is switched off).'
+        f'config.{name} does not apply to this figure; omit it, or change {", ".join(_FIELDS)}, attack.* or '
+        'corruption_net.* (--nus sets the radii; the line search is off).'
       )
   settings = {'attack.name': 'ada', 'attack.min_ssim': '-1'} | dict.fromkeys(('attack.norm', 'attack.epsilon'), 'none')
   changed = configs.override(config, {**overrides, **settings, 'attack.trades': '0'})
@@ -103,7 +103,7 @@ def parse_nus(text: str) -> list[float]:
 def measure(
   config: ConfigDict, workdir: Path, test: Dataset, nus: Sequence[float], seed: int, path: Path, *, overwrite: bool
 ) -> dict[str, Any]:
-  """Returns the numbers of the figure; writes those of each radius when they are known.
+  """Returns the numbers of the figure, and saves those of each radius as soon as they are known.
 
   Args:
     config: of `adversary`.
@@ -112,10 +112,10 @@ def measure(
     nus: radii.
     seed: of the adversary's draws.
     path: of the JSON.
-    overwrite: whether what it holds may go.
+    overwrite: whether to replace its contents.
 
   Raises:
-    AdversarialAugmentError: no good checkpoint, or `path` holds something else or cannot be written.
+    AdversarialAugmentError: no intact checkpoint, or `path` has other contents or cannot be written.
   """
   from adversarial_augment.evaluation.accuracy import batches
   from adversarial_augment.parallel import sharding
@@ -158,7 +158,7 @@ def measure(
 def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[Callable, Any]:
   """Returns (params, model_state, phi, batch) -> (images [n, h, w, c], SSIM before the line search [n]), and phi.
 
-  An image's draws follow from the seed and its index; the classifier uses running statistics.
+  The draws of an image depend on the seed and its index; the classifier uses running statistics.
 
   Args:
     config: with the adversary.
@@ -189,7 +189,7 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
 
 
 def _one(run: Callable, batches: Iterable[Any], advance: Callable[[int], None]) -> dict[str, Any]:
-  """Returns what is known of one radius."""
+  """Returns the numbers of one radius."""
   import jax
 
   values: list[float] = []
@@ -200,7 +200,7 @@ def _one(run: Callable, batches: Iterable[Any], advance: Callable[[int], None]) 
     examples.extend(images[mask][: _EXAMPLES - len(examples)])
     advance(int(mask.sum()))
   if not np.isfinite(values).all():
-    raise NumericalError('An SSIM is NaN or infinite; the classifier, or the weights of the network, are not usable.')
+    raise NumericalError('An SSIM is NaN or infinite; the classifier or the weights of the network are unusable.')
   grid = np.linspace(min(0.0, *values), 1.0, _GRID)
   return {
     'ssim': values,
@@ -221,7 +221,7 @@ def density(ssim: np.ndarray, grid: np.ndarray) -> np.ndarray:
   from scipy.stats import gaussian_kde
 
   if np.ptp(ssim) == 0:
-    raise UserError(f'All {len(ssim)} images have the same SSIM, and so no density; raise --num_images.')
+    raise UserError(f'All {len(ssim)} images have the same SSIM, so there is no density to draw; raise --num_images.')
   estimate = gaussian_kde(ssim)
   return estimate(grid) + estimate(2 - grid)
 
@@ -232,16 +232,16 @@ def _parser() -> argparse.ArgumentParser:
     'Draws Figure 1: adversarial images, and densities of their SSIM, for several radii nu.',
     'examples:\n' + '\n'.join(__doc__.splitlines()[2:4]),
   )
-  parser.add_argument('--workdir', required=True, metavar='RUN', help='of the run of train')
+  parser.add_argument('--workdir', required=True, metavar='RUN', help='working directory of a run of train')
   parser.add_argument('--nus', default=NUS, metavar='NUMBERS', help='radii; default: %(default)s')
   parser.add_argument(
-    '--num_images', type=int, default=1000, metavar='N', help='test images, the first; default: %(default)s'
+    '--num_images', type=int, default=1000, metavar='N', help='use the first N test images; default: %(default)s'
   )
-  parser.add_argument('--seed', type=int, default=0, help="of the adversary's draws; default: 0")
+  parser.add_argument('--seed', type=int, default=0, help="seed of the adversary's draws; default: 0")
   parser.add_argument(
-    '--config.FIELD', dest='_', metavar='VALUE', help='replace attack.*, corruption_net.*, batch_size, data_dir'
+    '--config.FIELD', dest='_', metavar='VALUE', help='override attack.*, corruption_net.*, batch_size, data_dir'
   )
-  parser.add_argument('--overwrite', action='store_true', help='measure again what is known')
+  parser.add_argument('--overwrite', action='store_true', help='measure known radii again')
   return parser
 
 

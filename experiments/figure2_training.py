@@ -1,12 +1,11 @@
-r"""Figure 2 of arXiv 2104.01086: the accuracy on every corruption through the training of one run, as heat maps.
+r"""Figure 2 of arXiv 2104.01086: heat maps of the accuracy on every corruption during the training of one run.
 
   python -m adversarial_augment.train --config=CONFIG --workdir=RUN --config.eval_every=STEPS \
       --config.evals=clean,cifar10_c,cifar10_c_extra
   python -m experiments.figure2_training --workdir=RUN
 
-Computes nothing but means and normalisations: it reads RUN/results/eval_STEP.json, and train.json where the last step
-was measured on the same images. The paper does not say how it normalises; here it is from the smallest to the largest
-value, and 0 where all are equal.
+It reads RUN/results/eval_STEP.json, and train.json if the last step was measured on the same images. The paper does not
+say how it normalises; here, the smallest value becomes 0 and the largest 1, and all become 0 if they are equal.
 """
 
 import argparse
@@ -28,8 +27,8 @@ NAME = 'figure2_training'
 _COMMON, _EXTRA = 'cifar10_c', 'cifar10_c_extra'
 PANELS = {
   'accuracy': 'Accuracy',
-  'by_column': 'Normalised across corruptions, at one time',
-  'by_row': 'Normalised across time, for one corruption',
+  'by_column': 'Normalised across corruptions, at each step',
+  'by_row': 'Normalised across steps, for each corruption',
 }
 
 
@@ -54,7 +53,7 @@ def collect(workdir: Path, config: ConfigDict) -> dict[str, Any]:
     config: of that run.
 
   Raises:
-    UserError: it was not evaluated on the corruptions at two steps or more, or not on the same images.
+    UserError: it was evaluated on the corruptions at fewer than two steps, or on different images.
   """
   by_step = _evaluations(workdir, config)
   last = by_step[max(by_step)]
@@ -62,13 +61,13 @@ def collect(workdir: Path, config: ConfigDict) -> dict[str, Any]:
   other = [step for step, setting in settings.items() if setting != settings[max(by_step)]]
   if other:
     raise UserError(
-      f"'{workdir}/results/eval_{other[0]}.json' is of other images than the evaluation of step {max(by_step)}; remove "
-      'what is old.'
+      f"'{workdir}/results/eval_{other[0]}.json' used other images than the evaluation of step {max(by_step)}; remove "
+      'the old files.'
     )
   without = [step for step, result in by_step.items() if _EXTRA not in result['evals']]
   names = list(metrics.NAMES if without else metrics.ALL_NAMES)
   if without and len(without) < len(by_step):
-    print(f'note: without the extra corruptions, which were not measured at step {without[0]}')
+    print(f'note: the extra corruptions are left out; they were not measured at step {without[0]}')
   accuracy = np.array([[1 - _errors(by_step[step])[name] for step in sorted(by_step)] for name in names])
   return {
     'figure': NAME,
@@ -88,13 +87,13 @@ def collect(workdir: Path, config: ConfigDict) -> dict[str, Any]:
 
 
 def normalised(values: np.ndarray, axis: int) -> np.ndarray:
-  """Returns [n, m] values moved and scaled to [0, 1] along an axis; 0 where all are equal."""
+  """Returns [n, m] values shifted and scaled to [0, 1] along an axis; 0 if all are equal."""
   low, high = values.min(axis, keepdims=True), values.max(axis, keepdims=True)
   return np.where(high > low, (values - low) / np.where(high > low, high - low, 1), 0.0)
 
 
 def _evaluations(workdir: Path, config: ConfigDict) -> dict[int, dict[str, Any]]:
-  """Returns, by step, the evaluations on the corruptions, all of the images of those between the steps."""
+  """Returns step -> evaluation on the corruptions; all use the images of the evaluations during training."""
   paths = (workdir / 'results').glob('eval_*.json')
   numbered = {int(match[1]): path for path in paths if (match := re.fullmatch(r'eval_(\d+)', path.stem))}
   found = {step: _read(path) for step, path in numbered.items()}
@@ -107,7 +106,7 @@ def _evaluations(workdir: Path, config: ConfigDict) -> dict[int, dict[str, Any]]
     num_steps = last['num_steps'] if last else config.num_steps
     every = max(1, num_steps // 20) if num_steps else 'STEPS'
     raise UserError(
-      f"'{workdir}' was not evaluated on the corruptions between its steps; train it in a new folder with "
+      f"'{workdir}' has no evaluations on the corruptions during training; train it in a new folder with "
       f'--config.eval_every={every} --config.evals=clean,{_COMMON},{_EXTRA}.'
     )
   return by_step
@@ -121,12 +120,12 @@ def _read(path: Path) -> dict[str, Any]:
   """
   result = results.read(path)
   if not {'evals', 'step', 'state_sha256', 'split'} <= result.keys():
-    raise UserError(f"'{path}' is damaged; remove it, and let the run evaluate that step again.")
+    raise UserError(f"'{path}' is damaged; remove it and repeat the training command, which evaluates that step again.")
   return result
 
 
 def _images_of(result: Mapping[str, Any]) -> tuple[Any, ...]:
-  """Returns which images an evaluation is of."""
+  """Returns which images an evaluation used."""
   measured = result['evals'][_COMMON]
   data = result['data'][result['split']]
   return result['split'], data.get('sha256'), measured['num_images'], measured['origin']
@@ -166,7 +165,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def about(found: Mapping[str, Any]) -> list[str]:
-  """Returns the lines that say what was measured."""
+  """Returns the lines of the caption."""
   origin = found['provenance']
   data, config = origin['data'][found['split']], origin['config']
   attack, net = config['attack'], config['corruption_net']
@@ -174,7 +173,7 @@ def about(found: Mapping[str, Any]) -> list[str]:
   adversary = 'no adversary' if attack['name'] == 'none' else f'{attack["name"]}{through}, {configs.strength(attack)}'
   return [
     f'{data["name"]} ({data["origin"]}), {found["split"]}, corruptions {found["origin"]}; n = {found["num_images"]:,} '
-    f'images a severity, mean of five severities; last column: checkpoint {found["checkpoint_sha256"][:12]} '
+    f'images per severity, mean of five severities; last column: checkpoint {found["checkpoint_sha256"][:12]} '
     f'(step {found["step"]:,})',
     f'trained with {adversary}; classifier {config["classifier"]["name"]}-{config["classifier"]["depth"]}, width '
     f'{config["classifier"]["width"]}; seed {origin["seed"]}',
@@ -184,10 +183,12 @@ def about(found: Mapping[str, Any]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
   parser = figure_files.parser(
     NAME,
-    'Draws Figure 2: accuracy on every corruption through training, raw and normalised.',
+    'Draws Figure 2: accuracy on every corruption during training, raw and normalised.',
     'examples:\n' + '\n'.join(__doc__.splitlines()[2:5]),
   )
-  parser.add_argument('--workdir', required=True, metavar='RUN', help='of a run with evaluations between its steps')
+  parser.add_argument(
+    '--workdir', required=True, metavar='RUN', help='working directory of a run with evaluations during training'
+  )
   return parser
 
 

@@ -1,4 +1,4 @@
-"""Figure 3 as a picture; it draws what figure3_reconstruction.py has found."""
+"""Draws Figure 3 from the numbers of figure3_reconstruction.py."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ PAPER = {'edsr': 0.91, 'cae': 0.84}  # mean SSIM over all corruptions (arXiv 210
 
 
 def complete(found: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the networks of which all corruptions are known; others were interrupted, and are not drawn."""
+  """Returns the networks for which all corruptions are known; interrupted ones are not drawn."""
   names, nets = set(metrics.ALL_NAMES), found['nets']
   known = {net for net in nets if nets[net]['corruptions'].keys() >= names}
   return {net: nets[net] for net in dict.fromkeys([*PAPER, *sorted(known)]) if net in known}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-  """Draws the bars, and an example of each corruption.
+  """Draws bars, and one example per corruption.
 
   Args:
     found: the numbers.
@@ -66,12 +66,12 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def about(found: Mapping[str, Any]) -> list[str]:
-  """Returns the lines that say what was measured."""
+  """Returns the lines of the caption."""
   data, made = found['provenance']['data']['test'], found['provenance']['corruptions']
   weights = {net: values['weights'] for net, values in complete(found).items()}
   named = '; '.join(f'{net}: {origin["file"]} {origin["sha256"][:12]}' for net, origin in weights.items())
   return [
-    f'{data["name"]} ({data["origin"]}), test; n = {found["num_images"]:,} a corruption, severities 1 to 5 in turn; '
+    f'{data["name"]} ({data["origin"]}), test; n = {found["num_images"]:,} per corruption, severities 1 to 5 in turn; '
     f'frost: {made["frost"]}; seed {found["seed"]}',
     f'Adam({found["learning_rate"]:g}), penalty {found["penalty"]:g}; weights {named}; bars: mean ± standard deviation',
   ]

@@ -1,11 +1,11 @@
-"""Figure 3 of arXiv 2104.01086: how well corruption networks, their weights moved, make each corruption of an image.
+"""Figure 3 of arXiv 2104.01086: how well corruption networks reproduce each corruption if their weights are perturbed.
 
   python -m experiments.figure3_reconstruction --num_images=20                     # the small networks that ship
   python -m experiments.figure3_reconstruction --nets=edsr --weights=edsr_16x64_x4 --dataset=cifar10
 
-For every image x and corruption, delta is moved from 0 by Adam to raise SSIM(c_{phi + delta}(x), corrupted x) -
-1e-5 ||delta||^2. There is no projection and no classifier; c clips to [0, 1], as everywhere. The images are the same
-for all corruptions and networks, and their severities 1 to 5 in turn. What the JSON holds is not computed again.
+For every image x and corruption, Adam starts at delta = 0 and maximises SSIM(c_{phi + delta}(x), corrupted x) -
+1e-5 ||delta||^2. There is no projection and no classifier; c clips to [0, 1] as usual. All corruptions and networks use
+the same images, with severities 1 to 5 in turn. Results that are already in the JSON file are not computed again.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   nets = _nets(arguments.nets, arguments.weights)
   if not 1 <= arguments.num_steps <= 10**6:
-    raise UserError(f'--num_steps={arguments.num_steps} must lie between 1 and 1,000,000; change it.')
+    raise UserError(f'--num_steps={arguments.num_steps} must be between 1 and 1,000,000.')
   figure_files.check_seed(arguments.seed)
   figure_files.check_drawable()
   test = datasets.load(arguments.dataset, 'test', arguments.data_dir)
@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> None:
   if min(test.image_shape[:2]) < metrics.MIN_SIZE:
     raise UserError(
       f'--dataset={test.name} has images of {test.image_shape[0]}x{test.image_shape[1]}, but the corruptions need '
-      f'{metrics.MIN_SIZE} pixels a side; prepare it with --size={metrics.MIN_SIZE} or more.'
+      f'at least {metrics.MIN_SIZE} pixels per side; prepare it with --size={metrics.MIN_SIZE} or more.'
     )
   path = figure_files.place(arguments.output, Path('runs') / NAME, NAME)
   devices.virtual_devices(devices.usable_cores())
   devices.compilation_cache()
-  with signals.listen(several_processes=False, kept=f"every corruption that is done is kept in '{path}'"):
+  with signals.listen(several_processes=False, kept=f"finished corruptions are kept in '{path}'"):
     setting = {name: getattr(arguments, name) for name in ('num_images', 'num_steps', 'seed')}
     found = measure(test, nets, path, overwrite=arguments.overwrite, **setting)
     figure3_drawing.draw(found, path.with_suffix('.png'))
@@ -74,17 +74,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _nets(names: str, weights: str | None) -> dict[str, str]:
-  """Returns the weights of each network, after a look at the files."""
+  """Returns the weights of each network, after checking the files."""
   from adversarial_augment import corruption_nets
 
   nets = names.split(',')
   for net in nets:
     registry.lookup(corruption_nets.CORRUPTION_NETS, net, 'network in --nets')
   if len(nets) != len(set(nets)):
-    raise UserError(f'--nets={names} names a network twice; name each once.')
+    raise UserError(f'--nets={names} names a network twice; name each of them once.')
   given = [WEIGHTS[net] for net in nets] if weights is None else weights.split(',')
   if len(given) != len(nets):
-    raise UserError(f'--weights={weights} must name a file for each of --nets={names}, in their order.')
+    raise UserError(f'--weights={weights} must name one file for each of --nets={names}, in the same order.')
   for net, file in zip(nets, given, strict=True):
     corruption_nets.read(net, file)
   return dict(zip(nets, given, strict=True))
@@ -93,19 +93,19 @@ def _nets(names: str, weights: str | None) -> dict[str, str]:
 def measure(
   test: Dataset, nets: Mapping[str, str], path: Path, *, num_images: int, num_steps: int, seed: int, overwrite: bool
 ) -> dict[str, Any]:
-  """Returns the numbers of the figure; writes those of each network and corruption when they are known.
+  """Returns the numbers of the figure, and saves those of each network and corruption as soon as they are known.
 
   Args:
     test: the images.
     nets: network -> its weights.
-    path: of the JSON; networks that it holds beside these stay.
+    path: of the JSON; other networks in it are kept.
     num_images: for each corruption.
     num_steps: of Adam.
-    seed: of the choice of images, of the corruptions, and of a network's noise.
-    overwrite: whether what `path` holds may go.
+    seed: of the choice of images, the corruptions, and a network's noise.
+    overwrite: whether to replace the contents of `path`.
 
   Raises:
-    UserError: `path` holds something else.
+    UserError: `path` has other contents.
     NumericalError: an SSIM is NaN or infinite.
     StorageError: `path` cannot be written.
   """
@@ -155,7 +155,7 @@ def measure(
         corrupted = corrupt(clean, index, name, seed)
         said = functools.partial(advance, f'{net}, {name}')
         made, after, before = _in_parts(run, mesh, (index, clean, corrupted), said)
-        # Of severity 3, and, where there are enough, another one for each corruption.
+        # Severity 3, and another image for each corruption if there are enough.
         shown = 5 * (metrics.ALL_NAMES.index(name) % (num_images // 5)) + 2
         found['examples'][name] = figure_files.encoded(np.stack([clean[shown], corrupted[shown]]))
         held['corruptions'][name] = _said(after, before, f'{net}, {name}')
@@ -172,7 +172,7 @@ def reconstructor(apply: Callable, mesh: Mesh, *, num_steps: int, seed: int) -> 
     apply: the corruption network, (phi, images, key) -> images.
     mesh: the devices, over which the images are sharded.
     num_steps: of Adam.
-    seed: of the network's noise, which follows from it and the index, and is the same in every step.
+    seed: of the network's noise, which depends on it and the index, and is the same in every step.
   """
   optimizer = optax.adam(LEARNING_RATE)
 
@@ -224,7 +224,7 @@ def corrupt(images: np.ndarray, index: np.ndarray, name: str, seed: int) -> np.n
 def _in_parts(
   run: Callable, mesh: Mesh, arrays: Sequence[np.ndarray], advance: Callable[[int], None]
 ) -> list[np.ndarray]:
-  """Returns what `run` makes of arrays, [n, ...] each, given to it in parts of one size; the last one is filled up."""
+  """Applies `run` to arrays [n, ...] in chunks of one size, the last one padded, and returns all outputs."""
   n = len(arrays[0])
   size = min(_MICROBATCH, -(-n // mesh.size)) * mesh.size
   parts = []
@@ -239,7 +239,7 @@ def _in_parts(
 def _said(after: np.ndarray, before: np.ndarray, what: str) -> dict[str, Any]:
   """Returns mean, standard deviation and values of SSIM [n], at the end and at the start."""
   if not (np.isfinite(after).all() and np.isfinite(before).all()):
-    raise NumericalError(f'The SSIM of {what} is NaN or infinite; take other weights, or lower --num_steps.')
+    raise NumericalError(f'The SSIM of {what} is NaN or infinite; use other weights, or lower --num_steps.')
   parts = {'ssim': after, 'start': before}
   return {name: [float(f'{value:.7g}') for value in values] for name, values in parts.items()} | _spread(after, before)
 
@@ -256,7 +256,7 @@ def _spread(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
 
 
 def _origin(net: str, file: str) -> dict[str, Any]:
-  """Returns where weights come from."""
+  """Returns the origin of the weights."""
   from adversarial_augment import corruption_nets
 
   path = corruption_nets.find(file)
@@ -267,19 +267,26 @@ def _origin(net: str, file: str) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
   parser = figure_files.parser(
     NAME,
-    'Draws Figure 3: every corruption, reconstructed by moving the weights of corruption networks.',
+    'Draws Figure 3: every corruption, reconstructed by perturbing the weights of corruption networks.',
     'examples:\n' + '\n'.join(__doc__.splitlines()[2:4]),
   )
   parser.add_argument('--nets', default='edsr,cae', metavar='NAMES', help='networks; default: %(default)s')
-  parser.add_argument('--weights', metavar='NAMES', help='a file, or weights that ship, for each; default: small ones')
-  parser.add_argument('--dataset', default='embedded', help='whose test split it is; default: %(default)s')
   parser.add_argument(
-    '--data_dir', default='~/tensorflow_datasets', metavar='DIR', help='of prepared data sets; default: %(default)s'
+    '--weights', metavar='NAMES', help='one file, or name of shipped weights, per network; default: the small ones'
   )
-  parser.add_argument('--num_images', type=int, default=640, metavar='N', help='a corruption; default: %(default)s')
-  parser.add_argument('--num_steps', type=int, default=50, metavar='N', help='of Adam; default: %(default)s')
-  parser.add_argument('--seed', type=int, default=0, help='of images, corruptions and noise; default: 0')
-  parser.add_argument('--overwrite', action='store_true', help='compute again what is known')
+  parser.add_argument('--dataset', default='embedded', help='data set whose test split is used; default: %(default)s')
+  parser.add_argument(
+    '--data_dir',
+    default='~/tensorflow_datasets',
+    metavar='DIR',
+    help='folder of prepared data sets; default: %(default)s',
+  )
+  parser.add_argument(
+    '--num_images', type=int, default=640, metavar='N', help='images per corruption; default: %(default)s'
+  )
+  parser.add_argument('--num_steps', type=int, default=50, metavar='N', help='steps of Adam; default: %(default)s')
+  parser.add_argument('--seed', type=int, default=0, help='seed of images, corruptions and noise; default: 0')
+  parser.add_argument('--overwrite', action='store_true', help='compute known results again')
   return parser
 
 

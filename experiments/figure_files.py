@@ -1,4 +1,4 @@
-"""What the figures share: their numbers as JSON, from which alone the pictures are drawn, and the pictures as PNG."""
+"""Shared by the figures: their numbers as JSON, from which the pictures are drawn, and the pictures as PNG."""
 
 import argparse
 import base64
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
 
 
 def parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
-  """Returns the parser of one figure, with the flags that all have."""
+  """Returns the parser of one figure, with the flags that all share."""
   made = cli.Parser(prog=f'python -m experiments.{name}', description=description, epilog=epilog)
-  made.add_argument('--output', metavar='DIR', help='of the .json and the .png; made if missing')
+  made.add_argument('--output', metavar='DIR', help='folder of the .json and .png; created if missing')
   made.add_argument('--debug', action='store_true', help='show tracebacks')
   return made
 
 
 def check_num_images(number: int, least: int, test: Dataset) -> None:
-  """Refuses a number of images that a figure, or a data set, does not have.
+  """Checks the number of images.
 
   Raises:
     UserError: it is outside [least, all test images].
   """
   if not least <= number <= test.num_examples:
     raise UserError(
-      f'--num_images={number} must lie between {least} and {test.num_examples}, the test images of {test.name}; '
-      'change it.'
+      f'--num_images={number} must be between {least} and {test.num_examples}, the number of test images '
+      f'of {test.name}.'
     )
 
 
 def check_seed(seed: int) -> None:
-  """Refuses a seed that the draws do not take.
+  """Checks the seed.
 
   Raises:
     UserError: it is outside [0, 2**31).
   """
   if not 0 <= seed < 2**31:
-    raise UserError(f'--seed={seed} must lie between 0 and 2**31 - 1; choose another one.')
+    raise UserError(f'--seed={seed} must be between 0 and 2**31 - 1.')
 
 
 def check_drawable() -> None:
-  """Looks, before anything is computed, whether there is something to draw with.
+  """Checks that Matplotlib is installed, before anything is computed.
 
   Raises:
     UserError: Matplotlib is not installed.
@@ -65,11 +65,11 @@ def check_drawable() -> None:
 
 
 def place(output: str | None, default: Path, name: str) -> Path:
-  """Returns the path of a figure's JSON, in a folder that it makes.
+  """Creates the folder of a figure, and returns the path of its JSON.
 
   Raises:
-    UserError: a name that no folder can have, or a file is in its place.
-    StorageError: the folder cannot be made.
+    UserError: not a valid folder name, or a file has that name.
+    StorageError: the folder cannot be created.
   """
   folder = default if output is None else files.user_path(output, '--output')
   files.check_folder(folder, '--output')
@@ -79,15 +79,15 @@ def place(output: str | None, default: Path, name: str) -> Path:
 
 
 def known(path: Path, conditions: str, overwrite: bool) -> dict[str, Any]:
-  """Returns the numbers that were found before; {} where there are none, or none that are wanted.
+  """Returns the numbers saved earlier; {} if there are none, or if they are to be replaced.
 
   Args:
     path: of the JSON.
-    conditions: hash of all that decides the numbers.
-    overwrite: whether numbers found under other conditions, or a damaged file, may go.
+    conditions: hash of everything that the numbers depend on.
+    overwrite: whether to replace numbers of other conditions, or a damaged file.
 
   Raises:
-    UserError: they may not.
+    UserError: it holds such numbers or is damaged, and `overwrite` is not set.
   """
   if overwrite or not path.exists():
     return {}
@@ -95,17 +95,17 @@ def known(path: Path, conditions: str, overwrite: bool) -> dict[str, Any]:
     content = untrusted.read_json(path)
     same = content['conditions_sha256'] == conditions
   except (OSError, ValueError, KeyError, TypeError):
-    raise UserError(f"'{path}' is damaged or of something else; replace it with --overwrite.") from None
+    raise UserError(f"'{path}' is damaged or not a file of this figure; replace it with --overwrite.") from None
   if not same:
     raise UserError(
-      f"'{path}' holds what another checkpoint, data set, setting or version gave; replace it with --overwrite, or "
-      'name another --output.'
+      f"'{path}' holds the numbers of another checkpoint, data set, setting or version; replace it "
+      'with --overwrite, or name another --output.'
     )
   return content
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-  """Writes the numbers, whole or not at all.
+  """Writes the numbers atomically.
 
   Raises:
     StorageError: they cannot be written.
@@ -131,16 +131,16 @@ def encoded(images: np.ndarray) -> list[str]:
 
 
 def decoded(texts: Sequence[str]) -> np.ndarray:
-  """Returns what `encoded` was given, as uint8 [n, h, w, 3].
+  """Inverse of `encoded`: returns uint8 [n, h, w, 3].
 
   Raises:
-    UserError: the texts are something else.
+    UserError: the texts are not images of `encoded`.
   """
   try:
     pictures = [Image.open(io.BytesIO(base64.b64decode(text)), formats=('PNG',)) for text in texts]
     return np.stack([np.asarray(picture) for picture in pictures])
-  except Exception as error:  # of many kinds
-    raise UserError('The numbers of the figure hold a damaged picture; make them anew with --overwrite.') from error
+  except Exception as error:  # of several types
+    raise UserError('The numbers contain a damaged picture; compute them again with --overwrite.') from error
 
 
 def mosaic(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
@@ -150,19 +150,19 @@ def mosaic(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
 
 
 def new(width: float, height: float) -> 'Figure':
-  """Returns an empty figure of that many inches, without a display."""
+  """Returns an empty figure of this size in inches; needs no display."""
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), facecolor='white', layout='constrained')
 
 
 def save(figure: 'Figure', path: Path, about: Sequence[str]) -> None:
-  """Writes a figure as PNG, whole or not at all, with what was measured below it.
+  """Writes a figure as PNG, atomically, with a caption.
 
   Args:
     figure: to be written.
     path: of the PNG.
-    about: lines that say data, checkpoint, n, settings and seed.
+    about: lines of the caption: data, checkpoint, n, settings and seed.
 
   Raises:
     StorageError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Runs of the trainer for the experiments: started through its command line, resumed by it, and read from its files."""
+"""Runs of the trainer for the experiments: started and resumed by its command line, and read from its files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,27 +15,27 @@ from adversarial_augment.types import PyTree
 
 
 def is_finished(workdir: Path) -> bool:
-  """Whether a run has closed: its results say how many steps it made."""
+  """Whether a run has finished: its results record the number of steps."""
   return (workdir / 'results' / 'train.json').exists()
 
 
 def train(config: str, workdir: Path, flags: Sequence[str]) -> None:
-  """Trains what is not trained yet; a run that was stopped goes on.
+  """Trains a run unless it is finished; a stopped run resumes.
 
   Args:
     config: file and variant.
     workdir: of the run.
-    flags: further ones of `adversarial_augment.train`.
+    flags: other flags of `adversarial_augment.train`.
 
   Raises:
-    Stopped: the run was, and can go on.
-    UserError: it failed, and its own line has said why; or it has finished, with another config.
+    Stopped: the run was stopped, and can be resumed.
+    UserError: it failed and printed the reason, or it is finished with another config.
   """
   if is_finished(workdir):
     wanted = configs.override(configs.load(config), command_line.split_overrides(flags)[0])
     if changed := configs.differences(inference.read_config(workdir), wanted):
       raise UserError(
-        f"'{workdir}' holds a finished run with another config ({'; '.join(changed)}); give the flags that it had, or "
+        f"'{workdir}' holds a finished run with another config ({'; '.join(changed)}); use the flags of that run, or "
         'name another --workdir.'
       )
     return
@@ -43,17 +43,17 @@ def train(config: str, workdir: Path, flags: Sequence[str]) -> None:
 
 
 def start(module: str, *arguments: str) -> None:
-  """Runs a program of the package, in a process of its own.
+  """Runs a command of the package in a separate process.
 
   Raises:
-    Stopped, UserError: as of `train`.
+    Stopped, UserError: as `train`.
   """
   print(f'$ python -m {module} {" ".join(arguments)}', flush=True)
   code = subprocess.run([sys.executable, '-m', module, *arguments], check=False).returncode
   if code in (75, 130, -2, -15):
-    raise Stopped(f'{module} was stopped; the same command goes on.')
+    raise Stopped(f'{module} was stopped; repeat this command to resume.')
   if code:
-    raise UserError(f'{module} ended with exit code {code}, see above; mend that, and start the same command again.')
+    raise UserError(f'{module} ended with exit code {code}, see above; fix the cause and repeat this command.')
 
 
 def result(workdir: Path, name: str) -> dict[str, Any]:
@@ -72,22 +72,22 @@ def result(workdir: Path, name: str) -> dict[str, Any]:
 def open_table(
   output: str, name: str, draw: Callable[[dict[str, Any], Path], object]
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
-  """Returns the path of an experiment's table, and what was written there before: row -> what it holds.
+  """Returns the path of an experiment's table, and the table that is there: row -> contents.
 
   Args:
     output: the folder of the table.
     name: of its file.
-    draw: makes of a table, and its path, what will be written beside it; tried on the table that is there.
+    draw: renders a table, given its path; used to check the table that is there.
 
   Raises:
-    UserError: there is no such folder, or what is there is no table of the experiment.
-    StorageError: nothing can be read or written there.
+    UserError: there is no such folder, or the file there is not a table of the experiment.
+    StorageError: the folder cannot be read or written.
   """
   folder = files.user_path(output, '--output')
   path = folder / name
   with files.storage_errors(f"write in --output='{folder}'"):
     if not folder.is_dir():
-      raise UserError(f"--output='{folder}' must be a folder that exists; make it, or name another one.")
+      raise UserError(f"--output='{folder}' must be an existing folder; create it, or name another one.")
     files.try_to_write(folder)
     if not path.exists():
       return path, {}
@@ -98,13 +98,13 @@ def open_table(
       draw(table, path)
   except AdversarialAugmentError:
     raise
-  except Exception:  # whatever a wrong form leads to
-    raise UserError(f"'{path}' is no table of this experiment; remove it, or name another --output.") from None
+  except Exception:  # whatever a malformed table raises
+    raise UserError(f"'{path}' is not a table of this experiment; remove it, or name another --output.") from None
   return path, table
 
 
 def minutes(workdir: Path) -> float:
-  """Returns how long a run trained, all its starts together, without compilation and evaluations."""
+  """Returns the training time of a run over all its starts, without compilation and evaluations."""
   seconds, before = 0.0, 0
   for line in _metrics(workdir):
     seconds += (line['step'] - before) / line['images_per_second']

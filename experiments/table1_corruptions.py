@@ -1,13 +1,13 @@
-"""Table 1 of arXiv 2104.01086: every row trained, evaluated on CIFAR-10-C, and laid beside the paper's numbers.
+"""Table 1 of arXiv 2104.01086: trains every row, evaluates it on CIFAR-10-C, and compares it with the paper's numbers.
 
   python -m experiments.table1_corruptions --scale=laptop                                    # every row, one seed
   python -m experiments.table1_corruptions --scale=laptop --rows=nominal,augmix --seeds=0,1,2
   python -m experiments.table1_corruptions --scale=gpu                                       # ResNet-18, on one GPU
   python -m experiments.table1_corruptions --scale=full                                      # the paper's setting
 
-Runs what is missing, one run after the other; a run that was stopped goes on. At the scale of a laptop every row is
-fine-tuned on the same number of images, from the one nominal run of its seed. Rows and seeds join those that OUTPUT
-holds already. docs/reproduction.md has what came out, and the choices that were tried.
+Missing runs are trained one after the other; stopped runs resume. With --scale=laptop, all rows of a seed are
+fine-tuned from the same nominal run, on the same number of images. Rows and seeds are added to those already in OUTPUT.
+docs/reproduction.md has the results, and the hyperparameters that were tried.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files
 from experiments import figure_files, runs, table1_drawing
 
-# Config -> name of the row in the paper (reporting/published.py); None: the paper has none such on CIFAR-10.
+# Config -> name of the row in the paper (reporting/published.py); None: not in the paper for CIFAR-10.
 ROWS: dict[str, str | None] = {
   'nominal': 'Nominal',
   'augmix': 'AugMix',
@@ -46,7 +46,7 @@ class Scale(NamedTuple):
 
 SCALES = {
   'full': Scale(''),
-  # Held out: what nu, steps and width are chosen on.
+  # Held out, to choose nu, steps and width.
   'laptop': Scale('laptop', 'configs/nominal.py:laptop_start', {'holdout': '5000'}),
   'gpu': Scale('gpu'),
   'quickstart': Scale('quickstart'),
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
   for name, value in overrides.items():
     if name in ('seed', 'init_from', *scale.fields):
-      way_out = 'name seeds by --seeds' if name == 'seed' else 'leave it out'
+      way_out = 'set seeds with --seeds' if name == 'seed' else 'omit it'
       raise UserError(f'--config.{name}={show(value)}: config.{name} is set by the experiment; {way_out}.')
   flags = _flags({**scale.fields, **overrides})
   figure_files.check_drawable()
@@ -93,10 +93,10 @@ def _train(scale: Scale, root: Path, row: str, seed: int, flags: Sequence[str]) 
 
 
 def entry(workdir: Path) -> dict[str, Any]:
-  """Returns what the table says of one run: errors are fractions, `minutes` are of training alone."""
+  """Returns the table's entry of one run: errors are fractions, `minutes` are training only."""
   corrupted, clean, closing = (runs.result(workdir, name) for name in ('cifar10_c', 'clean', 'train'))
   if not corrupted['checkpoint_sha256'] == clean['checkpoint_sha256'] == closing['state_sha256']:
-    raise UserError(f"the results in '{workdir}' are of several checkpoints; evaluate it again with --overwrite.")
+    raise UserError(f"the results in '{workdir}' are from several checkpoints; evaluate it again with --overwrite.")
   return {
     'mce': corrupted['mce'],
     'clean_error': 1 - clean['accuracy'],
@@ -111,7 +111,7 @@ def entry(workdir: Path) -> dict[str, Any]:
 
 
 def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
-  """Refuses a table whose rows do not compare."""
+  """Refuses a table whose rows are not comparable."""
   properties: dict[str, Callable[[Mapping[str, Any]], str]] = {
     'images_seen': lambda entry: f'{entry["images_seen"]:,}',
     'num_images': lambda entry: f'{entry["num_images"]:,}',
@@ -122,14 +122,14 @@ def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
     found = {of(entry): f'{row}, seed {seed}' for row, seeds in table.items() for seed, entry in seeds.items()}
     if len(found) > 1:
       said = '; '.join(f'{value} ({where})' for value, where in found.items())
-      raise UserError(f"rows of '{path}' differ in {field}: {said}; name another --output, or run those again.")
+      raise UserError(f"rows of '{path}' differ in {field}: {said}; name another --output, or repeat those runs.")
 
 
 def _texts(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> dict[str, str]:
-  """Returns what is written of a table: suffix -> text.
+  """Returns the files of a table: suffix -> contents.
 
   Raises:
-    UserError: its rows do not compare.
+    UserError: its rows are not comparable.
   """
   _check(table, path)
   return {'.json': json.dumps(table, indent=1, sort_keys=True) + '\n', **table1_drawing.texts(table, ROWS)}
@@ -159,12 +159,14 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(SCALES))
   parser.add_argument('--rows', metavar='NAMES', help='configs, separated by commas; default: all')
   parser.add_argument('--seeds', default='0', metavar='NUMBERS', help='separated by commas; default: 0')
-  parser.add_argument('--workdir', default='runs/table1', metavar='DIR', help='of the runs; default: runs/table1')
   parser.add_argument(
-    '--output', default='experiments/results', metavar='DIR', help='of the table; default: experiments/results'
+    '--workdir', default='runs/table1', metavar='DIR', help='folder of the runs; default: runs/table1'
   )
   parser.add_argument(
-    '--config.FIELD', dest='_', metavar='VALUE', help='replace a field in every run, such as data_dir'
+    '--output', default='experiments/results', metavar='DIR', help='folder of the table; default: experiments/results'
+  )
+  parser.add_argument(
+    '--config.FIELD', dest='_', metavar='VALUE', help='override a field in every run, such as data_dir'
   )
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser

@@ -1,6 +1,6 @@
-"""Table 1 as CSV, Markdown and a picture: what table1_corruptions.py has found, and no more than means of it.
+"""Table 1 as CSV, Markdown and a picture, from the entries of table1_corruptions.py.
 
-Percent throughout. Several seeds: the mean, and +- the standard error of the mean.
+All numbers are percent. With several seeds: the mean +- its standard error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Seeds = Mapping[str, Mapping[str, Any]]  # seed -> entry of the table
 
 
 class Estimate(NamedTuple):
-  """A mean over seeds, in percent, and its standard error; none of one seed."""
+  """A mean over seeds, in percent, and its standard error, which is None for one seed."""
 
   mean: float
   error: float | None
@@ -47,27 +47,27 @@ def texts(table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> dict[s
 
   Args:
     table: row -> seed -> entry.
-    names: row -> its name in the paper, or None; their order is that of the table.
+    names: row -> its name in the paper, or None; in the order of the table.
   """
   table, paper = _in_order(table, names)
   return {'.csv': _csv(table, paper), '.md': _markdown(table, paper)}
 
 
 def _in_order(table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> tuple[dict[str, Seeds], dict[str, Any]]:
-  """Returns the rows that have a name, and the paper's rows by the same keys."""
+  """Returns the rows in `names`, and the paper's rows under the same keys."""
   published = {model.name: model for model in MODELS if model.source == PAPER}
   paper = {row: published[name] for row, name in names.items() if name is not None}
   return {row: table[row] for row in names if row in table}, paper
 
 
 def about(table: Mapping[str, Seeds]) -> str:
-  """Says which data the numbers are of."""
+  """Describes the data of the numbers."""
   entry = next(entry for seeds in table.values() for entry in seeds.values())
   provenance = entry['provenance']
   data = provenance['data']['test']
   return (
     f'{data["name"]} ({data["origin"]}), corruptions {entry["origin"]}, seed {provenance["corruptions"]["seed"]}, '
-    f'frost: {provenance["corruptions"]["frost"]}; n = {entry["num_images"]:,} images a cell; '
+    f'frost: {provenance["corruptions"]["frost"]}; n = {entry["num_images"]:,} images per cell; '
     f'{entry["images_seen"]:,} training images seen by every row'
   )
 

@@ -1,11 +1,11 @@
-"""Table 2 of arXiv 2104.01086: accuracy of trained runs under l_p attacks, laid beside the paper's numbers.
+"""Table 2 of arXiv 2104.01086: accuracy of trained runs under l_p attacks, compared with the paper's numbers.
 
   python -m experiments.table2_robustness ada_edsr=runs/table1/laptop/ada_edsr/seed0 nominal=runs/nominal
   python -m experiments.table2_robustness nominal=runs/nominal --num_examples=1000
 
-Attacks what has not been attacked, one run after the other; what was stopped goes on. ROW=DIR names the row of the
-paper that a run belongs to, after its config; DIR alone stands without one. Runs join those that OUTPUT holds already,
-where they were attacked with as many images.
+Runs are attacked one after the other, unless they already were; stopped attacks resume. ROW=DIR assigns a run to a row
+of the paper, named after its config; DIR alone is a run without a row. Runs are added to those already in OUTPUT, which
+must have been attacked on the same number of images.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from experiments.table1_corruptions import ROWS
 
 
 class Published(NamedTuple):
-  """A row of the paper, accuracies in percent."""
+  """A row of the paper; accuracies in percent."""
 
   clean: float
   cifar10_1: float  # v6
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
   flags = [] if number is None else [f'--num_examples={number}']
   path, table = runs.open_table(arguments.output, 'table2.json', _texts)
   for workdir, row in named.items():
-    # A suspect number goes into the table, marked. What is known is not attacked again.
+    # Suspect numbers are marked in the table. Known results are not computed again.
     runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', '--attack=table2', '--allow_suspect', *flags)
     table[workdir] = entry(Path(workdir), row)
     texts = _texts(table, path)
@@ -74,28 +74,30 @@ def main(argv: Sequence[str]) -> None:
 def _named(text: str) -> tuple[str, str | None]:
   """Returns the workdir and the row of ROW=DIR, or of DIR."""
   row, equals, workdir = text.partition('=')
-  if not equals or Path(text).is_dir():  # whose name may hold a =
+  if not equals or Path(text).is_dir():  # whose name may contain =
     return text, None
   registry.lookup(ROWS, row, 'row')
   return workdir, row
 
 
 def entry(workdir: Path, row: str | None) -> dict[str, Any]:
-  """Returns what the table says of one run; accuracies are fractions.
+  """Returns the table's entry of one run; accuracies are fractions.
 
   Raises:
-    UserError: a result is missing or damaged, or they are of several checkpoints.
+    UserError: a result is missing or damaged, or they are from several checkpoints.
   """
   found = {}
   for ball in attack_request.TABLE2_BALLS:
     result = results.load(workdir, results.robustness_name(attack_request.TABLE2_SUITE, *ball))
     if not result:
-      raise UserError(f"'{workdir}' has no result of {ball[0]} {ball[1]}; evaluate it with --attack=table2.")
+      raise UserError(f"'{workdir}' has no result for {ball[0]} {ball[1]}; evaluate it with --attack=table2.")
     found['_'.join(ball)] = result
   first = next(iter(found.values()))
   same = ('checkpoint_sha256', 'num_images', 'origin')
   if any(result[name] != first[name] for result in found.values() for name in same):
-    raise UserError(f"the results in '{workdir}' are of several checkpoints or images; evaluate with --overwrite.")
+    raise UserError(
+      f"the results in '{workdir}' are from several checkpoints or sets of images; evaluate again with --overwrite."
+    )
   newer = results.load(workdir, 'cifar10_1')
   is_same = newer.get('checkpoint_sha256') == first['checkpoint_sha256']
   return {
@@ -114,19 +116,19 @@ def entry(workdir: Path, row: str | None) -> dict[str, Any]:
 
 
 def _check(table: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-  """Refuses a table whose rows do not compare."""
+  """Refuses a table whose rows are not comparable."""
   for field in ('num_images', 'data', 'origin'):
     found = {entry[field]: workdir for workdir, entry in table.items()}
     if len(found) > 1:
       said = '; '.join(f'{value} ({workdir})' for value, workdir in found.items())
-      raise UserError(f"runs of '{path}' differ in {field}: {said}; name another --output, or attack those again.")
+      raise UserError(f"runs of '{path}' differ in {field}: {said}; name another --output, or attack those runs again.")
 
 
 def _texts(table: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, str]:
-  """Returns what is written of a table: suffix -> text.
+  """Returns the files of a table: suffix -> contents.
 
   Raises:
-    UserError: its runs do not compare.
+    UserError: its runs are not comparable.
   """
   _check(table, path)
   json_text = json.dumps(table, indent=1, sort_keys=True) + '\n'
@@ -134,7 +136,7 @@ def _texts(table: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, str]
 
 
 def rows(table: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-  """Returns the cells of the table, in percent: of each run, and below it the paper's row."""
+  """Returns the cells of the table, in percent: each run, and the paper's row below it."""
   percent = lambda value: _NONE if value is None else f'{100 * value:.2f}'
   cells = []
   for workdir, entry in table.items():
@@ -167,7 +169,7 @@ def as_markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
   text = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
   return (
     'Accuracy in %, clean, on CIFAR-10.1 v6, and under "AutoAttack & MultiTargeted" (suite `paper`).\n'
-    'Paper: Table 2 of arXiv 2104.01086, which does not spell out its sequence of attacks; `paper` is our reading.\n\n'
+    'Paper: Table 2 of arXiv 2104.01086, which does not list its attacks; `paper` is our reading.\n\n'
     f'{text}\n'
   )
 
@@ -182,10 +184,10 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__.splitlines()[0],
     epilog=f'rows: {", ".join(ROWS)}',
   )
-  parser.add_argument('runs', nargs='+', metavar='[ROW=]DIR', help='workdirs of runs')
+  parser.add_argument('runs', nargs='+', metavar='[ROW=]DIR', help='working directories of runs')
   parser.add_argument('--num_examples', metavar='N', help='attack the first N test images; default: all')
   parser.add_argument(
-    '--output', default='experiments/results', metavar='DIR', help='of the table; default: experiments/results'
+    '--output', default='experiments/results', metavar='DIR', help='folder of the table; default: experiments/results'
   )
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser

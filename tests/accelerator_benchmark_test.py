@@ -32,15 +32,15 @@ def test_measurements_are_written_and_what_was_left_out_is_named(tmp_path):
   done = run(tmp_path, '--minutes=0', '--only=ceilings')
   assert done.returncode == 0, done.stderr
   assert json.loads((tmp_path / 'accelerator.json').read_text())['left_out'] == ['ceilings']
-  assert 'Left out, as time was short: ceilings.' in (tmp_path / 'accelerator.md').read_text()
+  assert 'Left out for lack of time: ceilings.' in (tmp_path / 'accelerator.md').read_text()
 
 
 @pytest.mark.parametrize(
   'flags, said',
   [
-    (['--only=nominal float16 8'], "--only names 'nominal float16 8', which is not measured; choose from: ceilings, "),
+    (['--only=nominal float16 8'], "--only names 'nominal float16 8', which is not a measurement; choose from: ceilings, "),
     (['--minutes=x'], "argument --minutes: invalid float value: 'x'"),
-    (['--output=/nowhere/at/all'], "--output='/nowhere/at/all' must be a folder that exists"),
+    (['--output=/nowhere/at/all'], "--output='/nowhere/at/all' must be an existing folder"),
   ],
 )
 def test_wrong_use_is_one_line(tmp_path, flags, said):

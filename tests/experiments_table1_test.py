@@ -153,7 +153,7 @@ def test_results_of_another_checkpoint_are_refused(tmp_path):
   write_run(tmp_path / 'run')
   clean = tmp_path / 'run' / 'results' / 'clean.json'
   clean.write_text(json.dumps({'accuracy': 0.5, 'checkpoint_sha256': 'b' * 64}))
-  with pytest.raises(UserError, match='of several checkpoints'):
+  with pytest.raises(UserError, match='from several checkpoints'):
     table1_corruptions.entry(tmp_path / 'run')
 
 
@@ -163,9 +163,9 @@ def test_results_of_another_checkpoint_are_refused(tmp_path):
     (['--scale=labtop'], "Unknown --scale 'labtop'.*Did you mean 'laptop'"),
     (['--scale=smoke', '--rows=ada'], "Unknown row 'ada'"),
     (['--scale=smoke', '--seeds=one'], "--seeds='one' must be whole numbers"),
-    (['--scale=smoke', '--output=/nowhere/at/all'], "--output='/nowhere/at/all' must be a folder"),
+    (['--scale=smoke', '--output=/nowhere/at/all'], "--output='/nowhere/at/all' must be an existing folder"),
     (['--rows=nominal'], 'required: --scale'),
-    (['--scale=smoke', '--config.seed=7'], "--config.seed='7': config.seed is set by the .*; name seeds by --seeds"),
+    (['--scale=smoke', '--config.seed=7'], "--config.seed='7': config.seed is set by the .*; set seeds with --seeds"),
     (['--scale=smoke', '--config.init_from=x'], "--config.init_from='x': config.init_from is set by the experiment"),
     (['--scale=laptop', '--config.holdout=9'], "--config.holdout='9': config.holdout is set by the experiment"),
   ],
@@ -184,7 +184,9 @@ def test_wrong_flags_are_one_line(tmp_path, output, started, flags, said):
 def test_what_is_no_table_is_refused_before_anything_is_trained(tmp_path, output, started, content):
   path = output / 'table1_smoke.json'
   path.mkdir() if content is None else path.write_bytes(content if isinstance(content, bytes) else content.encode())
-  with pytest.raises(UserError, match=f"'{path}' is no table of this experiment; remove it, or name another --output"):
+  with pytest.raises(
+    UserError, match=f"'{path}' is not a table of this experiment; remove it, or name another --output"
+  ):
     run(tmp_path, output, '--scale=smoke', '--rows=nominal')
   assert started == []
 
@@ -206,7 +208,7 @@ def test_a_stopped_or_failed_run_ends_the_experiment(monkeypatch):
     monkeypatch.setattr(subprocess, 'run', lambda *a, **k: subprocess.CompletedProcess(a, code))
 
   ends_with(75)
-  with pytest.raises(Stopped, match='the same command goes on'):
+  with pytest.raises(Stopped, match='repeat this command to resume'):
     runs.start('adversarial_augment.train')
   ends_with(2)
   with pytest.raises(UserError, match='exit code 2'):

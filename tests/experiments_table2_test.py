@@ -108,7 +108,7 @@ def test_runs_that_do_not_compare_are_refused(tmp_path, output, monkeypatch):
   'arguments, message',
   [
     (['ada=x'], "Unknown row 'ada'"),
-    (['x', '--output=/nowhere/at/all'], 'must be a folder that exists'),
+    (['x', '--output=/nowhere/at/all'], 'must be an existing folder'),
     ([], 'required'),
     (['x', '--num_examples=0'], "--num_examples='0' must be an integer from 1"),
     (['x', '--num_examples=many'], "--num_examples='many' must be an integer from 1"),
@@ -124,7 +124,7 @@ def test_bad_arguments_are_refused(arguments, message, output, started):
 def test_what_is_no_table_is_refused_before_an_attack(content, output, started):
   path = output / 'table2.json'
   path.mkdir() if content is None else path.write_text(content)
-  with pytest.raises(UserError, match=f"'{path}' is no table of this experiment"):
+  with pytest.raises(UserError, match=f"'{path}' is not a table of this experiment"):
     table2_robustness.main(['x', f'--output={output}'])
   assert started == []
 
