@@ -38,7 +38,10 @@ def test_measurements_are_written_and_what_was_left_out_is_named(tmp_path):
 @pytest.mark.parametrize(
   'flags, said',
   [
-    (['--only=nominal float16 8'], "--only names 'nominal float16 8', which is not a measurement; choose from: ceilings, "),
+    (
+      ['--only=nominal float16 8'],
+      "--only names 'nominal float16 8', which is not a measurement; choose from: ceilings, ",
+    ),
     (['--minutes=x'], "argument --minutes: invalid float value: 'x'"),
     (['--output=/nowhere/at/all'], "--output='/nowhere/at/all' must be an existing folder"),
   ],
