@@ -28,6 +28,7 @@ RUNTIME = [
   'scipy>=1.13',
   'tqdm>=4.60',
   'msgspec>=0.19',
+  'jinja2>=3.1',
 ]
 
 EXTRAS = {
@@ -102,6 +103,6 @@ setup(
   package_dir={'': '.'},
   cmdclass={'build_py': BuildPy},
   entry_points={'console_scripts': ['adversarial-augment = adversarial_augment.__main__:main']},
-  package_data={'adversarial_augment': ['corruption_nets/shipped/*.safetensors']},
+  package_data={'adversarial_augment': ['corruption_nets/shipped/*.safetensors', 'reporting/templates/*']},
   include_package_data=False,
 )

@@ -168,10 +168,13 @@ def test_wheel_works_outside_the_checkout(tmp_path):
   train = functools.partial(run, python, cwd=elsewhere, env=environment)
   package = Path(train('-c', 'import adversarial_augment as a; print(a.__file__)').strip()).parent
   assert package.is_relative_to(venv)
-  shipped = lambda folder: {path.name for path in (folder / 'corruption_nets' / 'shipped').iterdir()}
-  assert shipped(package) == shipped(ROOT / 'adversarial_augment')
+  for folder in ('corruption_nets/shipped', 'reporting/templates'):
+    own = {path.name for path in (ROOT / 'adversarial_augment' / folder).iterdir()}
+    assert {path.name for path in (package / folder).iterdir()} == own
 
   train = functools.partial(train, '-m', 'adversarial_augment.train')
   assert train('--list_configs') == configs.list_configs() + '\n'
   train('--config=configs/ada_edsr.py:smoke', '--workdir=here')
   assert (elsewhere / 'here' / 'results' / 'train.json').exists()
+  run(python, '-m', 'adversarial_augment.report', 'here', cwd=elsewhere, env=environment)
+  assert '<h1>here</h1>' in (elsewhere / 'here' / 'report.html').read_text()

@@ -22,7 +22,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_numbers_are_readable_on_every_colour_and_colours_darken():
-  shades = [tables.colours(level) for level in np.linspace(0, 1, 101)]
+  shades = [tables.Shaded('', level).colours() for level in np.linspace(0, 1, 101)]
   assert min(contrast(background, ink) for background, ink in shades) > 4.5
   against_white = [contrast(background, '#ffffff') for background, _ in shades]
   assert all(np.diff(against_white) > 0)
@@ -36,7 +36,7 @@ def test_curves_are_visible_on_light_and_dark_pages():
 
 def test_runs_differ_in_line_and_marker_and_not_only_in_colour():
   series = [charts.Series(str(run), [0, 1, 2], [run, 1, 2], run) for run in range(3)]
-  svg = charts.chart('key', 'caption', series, charts.Axes('x', 'y'), 'alt')
+  svg = charts.chart('key', 'caption', series, charts.Axes('x', 'y'), 'alt').svg
   colours = [colour for colour in charts.COLOURS if colour in svg]
   assert len(colours) == 3
   dashes = {
@@ -55,12 +55,12 @@ def test_long_curves_are_thinned_to_their_means():
 
 
 def test_nothing_to_draw_is_no_chart():
-  assert charts.chart('key', 'caption', [charts.Series('empty', [], [], 0)], charts.Axes('x', 'y'), 'alt') == ''
+  assert charts.chart('key', 'caption', [charts.Series('empty', [], [], 0)], charts.Axes('x', 'y'), 'alt') is None
 
 
 def test_any_label_can_be_in_a_legend():
   label = '_a <b> & $x^$ \u65e5\u672c'
-  svg = charts.chart('key', 'caption', [charts.Series(label, [0, 1], [0, 1], 0)], charts.Axes('x', 'y'), '"alt"')
+  svg = charts.chart('key', 'caption', [charts.Series(label, [0, 1], [0, 1], 0)], charts.Axes('x', 'y'), '"alt"').svg
   assert '_a &lt;b&gt; &amp; $x^$ \u65e5\u672c' in svg
   assert 'aria-label="&quot;alt&quot;"' in svg
 
@@ -69,7 +69,7 @@ def test_any_label_can_be_in_a_legend():
 def test_curves_lie_within_the_axes(y):
   svg = charts.chart(
     'key', 'caption', [charts.Series('a', [0, 1, 2], y, 0)], charts.Axes('x', 'y', from_zero=True), 'alt'
-  )
+  ).svg
   box = re.search(r'<clipPath[^>]*>\s*<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', svg)
   left, top, width, height = map(float, box.groups())
   (path,) = re.findall(rf'<path d="([^"]*)" clip-path[^>]*stroke: {charts.COLOURS[0]}', svg)

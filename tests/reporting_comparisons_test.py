@@ -210,7 +210,8 @@ def levels(values) -> list[float]:
 def test_colours_tell_4_from_9_percent_and_both_from_an_outlier(outlier):
   low, middle, high, far = levels([0.04, 0.06, 0.09, outlier])
   colours = [
-    np.array([int(tables.colours(level)[0][i : i + 2], 16) for i in (1, 3, 5)]) for level in (low, middle, high)
+    np.array([int(tables.Shaded('', level).colours()[0][i : i + 2], 16) for i in (1, 3, 5)])
+    for level in (low, middle, high)
   ]
   assert low < middle < high < far == 1
   assert high - low > 0.2
@@ -236,10 +237,10 @@ def test_the_key_of_the_colours_is_that_of_the_cells():
   shade = tables.Shade([0.02, 0.04, 0.5])
   assert [shade.level(shade.value(level)) for level in (0.25, 0.5, 1.0)] == pytest.approx([0.25, 0.5, 1.0])
   key = tables.scale('Errors', shade)
-  assert key.count('<span') == 6
-  assert '>2.0<' in key
-  assert '>50.0<' in key
-  assert tables.colours(0.0)[0] in key
+  assert [(box.text, box.level) for box in key.boxes] == [
+    (tables.percent(shade.value(level), 1), pytest.approx(level)) for level in (0, 0.2, 0.4, 0.6, 0.8, 1)
+  ]
+  assert (key.boxes[0].text, key.boxes[-1].text) == ('2.0', '50.0')
 
 
 # Narrow pages.

@@ -1,6 +1,7 @@
 """What is read for a report, what is refused, and the command line."""
 
 import errno
+from html import unescape
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from adversarial_augment import cli, report
 from adversarial_augment import config as configs
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.reporting import markup, runs
+from adversarial_augment.reporting import runs, sources
 from tests import reporting_fixtures as fixtures
 
 
@@ -155,14 +156,12 @@ def test_damaged_files_are_refused_in_one_line(folder, capsys, name, change, mes
 def test_picture_that_is_not_whole_is_named_in_its_place(folder, content):
   path = folder / 'figures' / 'ada_examples.png'
   path.write_bytes(content)
-  text = report.report(folder).read_text()
-  assert (
-    '&#x27;figures/ada_examples.png&#x27; is not shown: it is no whole PNG picture; remove its folder, and run' in text
-  )
+  text = unescape(report.report(folder).read_text())
+  assert "'figures/ada_examples.png' is not shown: it is no whole PNG picture; remove its folder, and run" in text
   assert '<img' not in text
   path.unlink()
   path.mkdir()
-  assert '&#x27;figures/ada_examples.png&#x27; is not shown: Is a directory' in report.report(folder).read_text()
+  assert "'figures/ada_examples.png' is not shown: Is a directory" in unescape(report.report(folder).read_text())
 
 
 def test_run_of_pretrain_is_named(folder):
@@ -266,4 +265,4 @@ def test_help_and_unknown_flags(capsys):
 def test_corruptions_of_an_older_version_are_told_apart(origin, made_with, said):
   about = {'corruptions': {'seed': 0, 'made_with': made_with}}
   result = {'origin': origin, 'num_images': 9, 'error': {'snow': []}, 'provenance': about}
-  assert markup.images(result) == said
+  assert sources.images(result) == said

@@ -13,6 +13,8 @@ import warnings
 
 import numpy as np
 
+from adversarial_augment.reporting.parts import Chart
+
 # Each at least 3 to 1 against white and against the dark page; look and marker differ with the colour.
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#8c6bb1', '#a6761d', '#cc79a7')
 LINES = ('-', '--', '-.', (0, (5, 1, 1, 1, 1, 1)))
@@ -47,8 +49,8 @@ def available() -> bool:
 
 def chart(
   key: str, caption: str, series: Sequence[Series], axes: Axes, alt: str, *, counts: Sequence[Series] = ()
-) -> str:
-  """Returns a figure, or nothing where there is nothing to draw or nothing to draw with.
+) -> Chart | None:
+  """Returns a chart; None where there is nothing to draw, or no Matplotlib to draw it with.
 
   Args:
     key: letters and digits, another one for every chart of a page.
@@ -60,7 +62,7 @@ def chart(
   """
   series = [one for one in series if len(one.x)]
   if not series or not available():
-    return ''
+    return None
   import matplotlib as mpl
   from matplotlib.figure import Figure
   from matplotlib.ticker import MaxNLocator
@@ -102,8 +104,7 @@ def chart(
       line.set_parse_math(False)
       line.set_text(_short(one.label))
     figure.savefig(drawn, format='svg', transparent=True)
-  svg = _inside_html(drawn.getvalue(), key, alt)
-  return f'<figure class="chart"><figcaption>{escape(caption)}</figcaption>\n{svg}</figure>'
+  return Chart(caption, _inside_html(drawn.getvalue(), key, alt))
 
 
 def _look(index: int, one: Series, series: Sequence[Series]) -> dict:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adversarial_augment import metrics, registry
-from adversarial_augment.reporting import markup, published
-from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting import published, sources
+from adversarial_augment.reporting.parts import Paragraph, Part, Section, grid, section
 from adversarial_augment.reporting.robustness import NORMS
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
+from adversarial_augment.reporting.tables import NONE, Row, Table, percent
 from adversarial_augment.storage import outcomes
 
 # What decides how strong the adversary of the evaluation is, whatever that of the training was.
@@ -59,7 +59,7 @@ def different_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     names = [name for name in names if name != 'sha256']  # what is made in memory has none
   found = [f'{name} {mine.get(name, NONE)} against {its.get(name, NONE)}' for name in names
            if mine.get(name) != its.get(name)]  # fmt: skip
-  if not found and not markup.has_hash(one):
+  if not found and not sources.has_hash(one):
     found = ['nothing tells, for their test set has no hash']
   return ', '.join(found)
 
@@ -68,10 +68,10 @@ def _images(result: Mapping[str, Any]) -> dict[str, str]:
   """Says what decides which images an evaluation shows to a classifier."""
   source = result['provenance']
   of = f' of {result["subset_of"]:,}, evenly spaced' if 'subset_of' in result else ''
-  about = {'test set': markup.test_set(result), 'split': result['split'], 'number': f'{result["num_images"]:,}{of}'}
+  about = {'test set': sources.test_set(result), 'split': result['split'], 'number': f'{result["num_images"]:,}{of}'}
   own: dict[str, Any] = {}
   if 'error' in result:
-    own = {name: value for name, value in markup.corruption_set(result).items() if name in _CORRUPTION_SET}
+    own = {name: value for name, value in sources.corruption_set(result).items() if name in _CORRUPTION_SET}
   elif 'ssim' in result:
     own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
     own['weights'] = str((source.get('weights') or {}).get('sha256'))[:12]
@@ -80,27 +80,27 @@ def _images(result: Mapping[str, Any]) -> dict[str, str]:
   return about | {name: str(value) for name, value in own.items() if value is not None}
 
 
-def test_images(runs: Sequence[Run]) -> str:
+def test_images(runs: Sequence[Run]) -> Table | None:
   """Says, once for all tables and charts, of which images each evaluation is and where they come from."""
   about = [dict(_images_of(run)) for run in runs]
   names = list(dict.fromkeys(name for one in about for name in one))
   if not names:
-    return ''
-  told = {name: [one.get(name, NONE) for one in about] for name in names}
-  rows = [Row((name, *texts)) for name, texts in told.items()]
+    return None
+  texts_of = {name: [one.get(name, NONE) for one in about] for name in names}
+  rows = [Row((name, *texts)) for name, texts in texts_of.items()]
   columns = ['evaluation', *(run.label for run in runs)]
-  if all(len(set(texts)) == 1 for texts in told.values()):
+  if all(len(set(texts)) == 1 for texts in texts_of.values()):
     rows, columns = [Row(row.cells[:2]) for row in rows], ['evaluation', 'images']
-  return html(Table('Test images of all that follows', columns, rows, words=len(columns)))
+  return Table('Test images of all that follows', columns, rows, words=len(columns))
 
 
 def _images_of(run: Run) -> Iterator[tuple[str, str]]:
   """Yields each evaluation, or all l_p attacks together where they are of the same images, with its images."""
   for name, result in run.results.items():
     evaluation = registry.evaluations()[name]
-    texts = [f'{part}: {markup.images(result, result[part])}' for part in evaluation.parts]
-    yield evaluation.title, '; '.join(texts) or markup.images(result)
-  attacked = {name: markup.images(result) for name, result in _attacks(run).items()}
+    texts = [f'{part}: {sources.images(result, result[part])}' for part in evaluation.parts]
+    yield evaluation.title, '; '.join(texts) or sources.images(result)
+  attacked = {name: sources.images(result) for name, result in _attacks(run).items()}
   yield from (
     [('l_p attacks', next(iter(attacked.values())))] if len(set(attacked.values())) == 1 else attacked.items()
   )
@@ -108,24 +108,23 @@ def _images_of(run: Run) -> Iterator[tuple[str, str]]:
 
 def differences(runs: Sequence[Run]) -> Section:
   """What each further run has more or less than the first, with paired intervals."""
-  parts = []
+  parts: list[Part | None] = []
   for other in runs[1:]:
     numbers, corruptions, reasons = _compared(runs[0], other)
     columns = ('number', 'difference', '95 % from', 'to', runs[0].label, other.label)
     about = f'{other.label} minus {runs[0].label}'
     tables = [
-      html(Table(f'{about}: {what}', columns, [Row((pair.title, *_cells(pair))) for pair in pairs]))
+      Table(f'{about}: {what}', columns, [Row((pair.title, *_cells(pair))) for pair in pairs])
       for what, pairs in (('headline numbers in %', numbers), ('errors in %, by corruption', corruptions))
       if pairs
     ]
-    parts += [markup.grid(*tables), *(markup.paragraph(reason, 'note') for reason in reasons)]
+    parts += [grid(*tables), *(Paragraph(reason, 'note') for reason in reasons)]
   if any(parts):
     parts.append(
-      markup.paragraph(
+      Paragraph(
         'Intervals are paired (95 %, Bonett and Price 2012): both runs saw the same images, and only those count on '
         'which they differ; the forms of one image under several corruptions count as one. Of twenty such intervals, '
-        'one misses by chance. Another training seed may change more.',
-        'quiet',
+        'one misses by chance. Another training seed may change more.'
       )
     )
   return section('differences', 'Differences', *parts)

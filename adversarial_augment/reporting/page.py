@@ -1,15 +1,16 @@
-"""The page: its sections in order, its style, and its frame."""
+"""The page: its sections in order, and the templates that draw them."""
 
 from collections.abc import Iterator, Sequence
-from html import escape
+from pathlib import Path
 
 from adversarial_augment import __version__, registry
-from adversarial_augment.reporting import charts, comparisons, markup, results, robustness, training
-from adversarial_augment.reporting.markup import Section
+from adversarial_augment.reporting import charts, comparisons, results, robustness, training
+from adversarial_augment.reporting.parts import Paragraph, Section
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.style import STYLE
 
-_NO_CHARTS = "There are no charts, for Matplotlib is not installed; install the extra 'plots': pip install matplotlib."
+_NO_CHARTS = (
+  "There are no charts because Matplotlib is not installed; install the extra 'plots': pip install matplotlib."
+)
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -18,36 +19,30 @@ def page(runs: Sequence[Run]) -> str:
   Args:
     runs: at least one.
   """
-  title = runs[0].label if len(runs) == 1 else f'{len(runs)} runs: {", ".join(run.label for run in runs)}'
+  import jinja2
+
   sections = [section for section in _sections(runs) if section.parts]
-  links = ''.join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in sections)
-  plain = '' if charts.available() else markup.paragraph(_NO_CHARTS, 'note')
-  unequal = comparisons.unequal_training(runs)
-  body = '\n'.join(_section(section, '' if section.key == 'provenance' else unequal) for section in sections)
-  return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{escape(title)} · adversarial_augment</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{escape(title)}</h1>
-<p class="quiet">Image classifiers under corruptions: a report of adversarial_augment {escape(__version__)}, after
-<a href="https://arxiv.org/abs/2104.01086">arXiv 2104.01086</a>.</p>
-<nav>{links}</nav>
-{plain}
-</header>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+  if unequal := comparisons.unequal_training(runs):  # said loudly once, and again beside every comparison
+    sections = [
+      section._replace(parts=[Paragraph(unequal, 'note' if section.key == 'runs' else 'quiet'), *section.parts])
+      if section.key != 'provenance'
+      else section
+      for section in sections
+    ]
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['class_name'] = lambda value: type(value).__name__
+  return environment.get_template('page.html').render(
+    title=runs[0].label if len(runs) == 1 else f'{len(runs)} runs: {", ".join(run.label for run in runs)}',
+    version=__version__,
+    notes=[] if charts.available() else [Paragraph(_NO_CHARTS, 'note')],
+    sections=sections,
+  )
 
 
 def _sections(runs: Sequence[Run]) -> Iterator[Section]:
@@ -61,9 +56,3 @@ def _sections(runs: Sequence[Run]) -> Iterator[Section]:
   yield training.adversary(runs)
   yield training.curves(runs)
   yield training.provenance(runs)
-
-
-def _section(section: Section, unequal: str) -> str:
-  kind = 'note' if section.key == 'runs' else 'quiet'  # loud once, and beside every comparison
-  parts = '\n'.join([markup.paragraph(unequal, kind) if unequal else '', *section.parts])
-  return f'<section id="{section.key}">\n<h2>{escape(section.title)}</h2>\n{parts}\n</section>'

@@ -1,27 +1,25 @@
 """The sections that say how good the classifiers are."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 from adversarial_augment import metrics, registry
-from adversarial_augment.reporting import charts, markup, published, tables
+from adversarial_augment.reporting import charts, published, sources, tables
 from adversarial_augment.reporting.charts import Axes, Series
-from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting.parts import Card, Folded, Grid, Heading, Paragraph, Part, Section, grid, section
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, html, inline, percent
+from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, percent
 
 
 def headline(runs: Sequence[Run]) -> Section:
   """The numbers that matter, each with its interval."""
   entries = [entry for entry in registry.evaluations().values() if entry.headline]
   headlines = [(entry.name, *entry.headline[1:]) for entry in sorted(entries, key=lambda entry: entry.headline[0])]
-  parts = []
+  parts: list[Part] = []
   for run in runs:
-    cards = ''.join(_card(title, run.results[name], field) for name, title, field in headlines if name in run.results)
+    cards = [_card(title, run.results[name], field) for name, title, field in headlines if name in run.results]
     if cards:
-      name = f'<h3>{escape(run.label)}</h3>' if len(runs) > 1 else ''
-      parts.append(f'{name}<div class="cards">{cards}</div>')
+      parts += [*([Heading(run.label)] if len(runs) > 1 else []), Grid(cards, 'cards')]
   rows = [
     Row((run.label, title, *_with_interval(run.results[name], field)))
     for run in runs
@@ -29,23 +27,20 @@ def headline(runs: Sequence[Run]) -> Section:
     if name in run.results
   ]
   columns = ('run', 'number', '%', '95 % from', 'to', 'at step')
-  note = markup.paragraph(
-    'Intervals say what other images of the same kind would have given (95 %, binomial); another training seed may '
-    'change more. mCE is the mean of the 15 corruption errors, not divided by those of another network.',
-    'quiet',
+  note = Paragraph(
+    'Intervals show how much other test images of the same kind would change a number (95 %, binomial); another '
+    'training seed may change it more. mCE is the mean of the 15 corruption errors, not divided by those of another '
+    'network.'
   )
   if rows:
-    numbers = html(Table('Headline numbers', columns, rows, words=2))
-    parts.append(f'{note}<details class="more"><summary>As a table</summary>{numbers}</details>')
-  return section('headline', 'Headline numbers', *parts, *map(markup.unmeasured, runs))
+    parts += [note, Folded('As a table', [Table('Headline numbers', columns, rows, words=2)])]
+  return section('headline', 'Headline numbers', *parts, *map(sources.unmeasured, runs))
 
 
-def _card(title: str, result: dict[str, Any], field: str) -> str:
+def _card(title: str, result: dict[str, Any], field: str) -> Card:
   low, high = result['interval']
-  return (
-    f'<div class="card"><h4>{escape(title)}</h4><p class="number">{percent(result[field])} %</p>'
-    f'<p>{percent(low)} to {percent(high)} %</p><p>{inline(markup.images_in_short(result))}</p></div>'
-  )
+  lines = f'{percent(low)} to {percent(high)} %', sources.images_in_short(result)
+  return Card(title, f'{percent(result[field])} %', lines)
 
 
 def _with_interval(result: dict[str, Any], field: str) -> tuple[str, ...]:
@@ -67,11 +62,11 @@ def standing(run: Run, result: dict[str, Any]) -> Standing:
     run: which.
     result: of `cifar10_c`.
   """
-  name = markup.data_set(run, result)
+  name = sources.data_set(run, result)
   if name != 'cifar10':
     sentence = f'{run.label} does not compare with published numbers: its data set is {name}, not CIFAR-10.'
     return Standing(False, True, sentence)
-  if frost := markup.made_up_frost(result):
+  if frost := sources.made_up_frost(result):
     sentence = f'{run.label} does not compare with published numbers: its frost is of {frost}.'
     return Standing(False, True, sentence)
   origin, n = result['origin'], result['num_images']
@@ -89,7 +84,7 @@ def standing(run: Run, result: dict[str, Any]) -> Standing:
 
 def paper_columns(runs: Sequence[Run]) -> Section:
   """Table 1 of the paper with a row for each run."""
-  found = markup.having(runs, 'cifar10_c')
+  found = sources.having(runs, 'cifar10_c')
   if not found:
     return section('corruptions', 'Corruption errors')
   rows, left_out = [], []
@@ -111,36 +106,28 @@ def paper_columns(runs: Sequence[Run]) -> Section:
   columns = ('setup', 'clean error', 'mCE', *published.COLUMNS.values())
   standings = [standing(run, result) for _, run, result in found]
   notes = [
-    markup.paragraph(' '.join(one.sentence for one in standings if one.caution is caution), kind)
+    Paragraph(' '.join(one.sentence for one in standings if one.caution is caution), kind)
     for caution, kind in ((True, 'note'), (False, 'quiet'))
     if any(one.caution is caution for one in standings)
   ]
-  below = markup.paragraph(
+  below = Paragraph(
     'Rows that say “paper” (its Tables 1 and 2) or “RobustBench” are published numbers of others, on the official '
-    'CIFAR-10-C, 10,000 images a cell. Nothing here measured them.',
-    'quiet',
+    'CIFAR-10-C, 10,000 images per cell. They were not measured here.'
   )
   caption = 'Errors in %, mean over five severities'
 
-  def table(caption: str, rows: Sequence[Row]) -> str:
-    return html(Table(caption, columns, rows, groups=published.GROUPS))
-
-  if all(one.compares for one in standings):
-    body = [table(caption, [*rows, *known])]
-  else:
-    apart = table(f'Published. {caption}', known)
-    body = [table(caption, rows)]
-    body.append(
-      f'<details class="more"><summary>Published numbers, to which these do not compare</summary>{apart}</details>'
-    )
-  body[1:1] = [markup.paragraph(text, 'note') for text in left_out]
-  return section('corruptions', 'Corruption errors, as in the paper', *notes, *body, below)
+  compares = all(one.compares for one in standings)
+  table = Table(caption, columns, [*rows, *known] if compares else rows, groups=published.GROUPS)
+  missing = [Paragraph(text, 'note') for text in left_out]
+  apart = Table(f'Published. {caption}', columns, known, groups=published.GROUPS)
+  folded = None if compares else Folded('Published numbers, which are not comparable to these', [apart])
+  return section('corruptions', 'Corruption errors, as in the paper', *notes, table, *missing, folded, below)
 
 
 def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
   """Says what keeps two results out of one row; '' where they are of one state and the same test images."""
   about = lambda result: {
-    'test set': markup.test_set(result),
+    'test set': sources.test_set(result),
     'images': f'{result.get("subset_of", result["num_images"]):,}',
     'step': f'{result["step"]:,}',
     'checkpoint': result['checkpoint_sha256'][:12],
@@ -151,7 +138,7 @@ def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
 
 def by_severity(runs: Sequence[Run]) -> Section:
   """Errors by corruption and severity, one map for each run, all in the same colours; and their means."""
-  found = markup.having(runs, 'cifar10_c')
+  found = sources.having(runs, 'cifar10_c')
   compares = all(standing(run, result).compares for _, run, result in found)
   known = [model for model in published.MODELS if model.severity and compares]
   lines = [
@@ -177,18 +164,20 @@ def by_severity(runs: Sequence[Run]) -> Section:
   ]
   columns = ('setup', *map(str, metrics.SEVERITIES))
   caption = 'Errors in % at severities 1 to 5, mean over 15 corruptions'
-  table = html(Table(caption, columns, rows)) if found else ''
+  table = Table(caption, columns, rows) if found else None
   maps = _maps(runs, 'cifar10_c', published.COLUMNS, ('mCE', 'mce'), curve)
-  return section('severity', 'Errors by corruption and severity', maps, table)
+  return section('severity', 'Errors by corruption and severity', *maps, table)
 
 
 def extra(runs: Sequence[Run]) -> Section:
   """The four corruptions that are no part of the mCE."""
   maps = _maps(runs, 'cifar10_c_extra', published.EXTRA, ('Mean', 'mean_error'))
-  return section('extra', 'Extra corruptions', maps)
+  return section('extra', 'Extra corruptions', *maps)
 
 
-def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple[str, str], beside: str = '') -> str:
+def _maps(
+  runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple[str, str], beside: Part | None = None
+) -> list[Part]:
   """Returns the heat maps of an evaluation.
 
   Args:
@@ -198,9 +187,9 @@ def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple
     mean: label and field of the mean over all.
     beside: what follows the last map.
   """
-  found = markup.having(runs, name)
+  found = sources.having(runs, name)
   if not found:
-    return ''
+    return []
   shade = tables.Shade([error for _, _, result in found for row in result['error'].values() for error in row])
 
   def shaded(errors: Sequence[float]) -> Iterator[Shaded]:
@@ -214,10 +203,9 @@ def _maps(runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple
     ]
     rows.append(Row((mean[0], *shaded(result['severity_error']), *shaded([result[mean[1]]])), 'mean'))
     caption = f'{run.label}: errors in % under {len(labels)} corruptions'
-    maps.append(html(Table(caption, ('severity', *map(str, metrics.SEVERITIES), 'mean'), rows)))
-  return tables.scale('Errors in %, on a logarithmic scale, the same for all maps', shade) + markup.grid(
-    *maps, beside, kind='maps'
-  )
+    maps.append(Table(caption, ('severity', *map(str, metrics.SEVERITIES), 'mean'), rows))
+  key = tables.scale('Errors in %, on a logarithmic scale, the same for all maps', shade)
+  return [key, grid(*maps, beside, style='maps')]
 
 
 def calibration(runs: Sequence[Run]) -> Section:
@@ -225,7 +213,7 @@ def calibration(runs: Sequence[Run]) -> Section:
   drawn, rows, bins = [], [], []
   for name, title in (('clean', 'clean images'), ('ada', 'images under AdA')):
     lines, counts = [], []
-    found = markup.having(runs, name)
+    found = sources.having(runs, name)
     for number, run, result in found:
       filled = _filled(result['calibration'])
       lines.append(Series(run.label, [100 * one.confidence for one in filled], [100 * one.accuracy for one in filled],
@@ -251,11 +239,10 @@ def calibration(runs: Sequence[Run]) -> Section:
   if not rows:
     return section('calibration', 'Calibration')
   caption = 'Expected calibration error in %, 15 bins of equal width'
-  table = html(Table(caption, ('run', 'of', 'ECE'), rows, words=2))
+  table = Table(caption, ('run', 'of', 'ECE'), rows, words=2)
   columns = ('run', 'of', 'confidence', 'images', 'mean confidence', 'accuracy')
-  folded = html(Table('Bins of confidence that hold images, in %', columns, bins, words=3))
-  more = f'<details class="more"><summary>Images in each bin</summary>{folded}</details>'
-  return section('calibration', 'Calibration', markup.grid(*drawn, table), more)
+  folded = Table('Bins of confidence that hold images, in %', columns, bins, words=3)
+  return section('calibration', 'Calibration', grid(*drawn, table), Folded('Images in each bin', [folded]))
 
 
 class Bin(NamedTuple):

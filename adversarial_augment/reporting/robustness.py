@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import itertools
 from typing import Any
 
-from adversarial_augment.reporting import charts, markup
+from adversarial_augment.reporting import charts
 from adversarial_augment.reporting.charts import Axes, Series
-from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting.parts import Chart, Paragraph, Section, grid, section
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.tables import Row, Table, html, percent
+from adversarial_augment.reporting.tables import Row, Table, percent
 
 NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
 
@@ -38,15 +38,15 @@ def attacked(runs: Sequence[Run]) -> Section:
   return section(
     'robustness',
     'Robust accuracy',
-    markup.paragraph(warning, 'note') if suspects else '',
-    markup.paragraph(note, 'quiet'),
-    markup.grid(*(_curves(found, norm) for norm in NORMS)),
-    html(Table('Accuracy under l_p attacks in %', columns, rows, words=4)),
-    *(_stages(run) for run in runs),
+    Paragraph(warning, 'note') if suspects else None,
+    Paragraph(note),
+    grid(*(_curves(found, norm) for norm in NORMS)),
+    Table('Accuracy under l_p attacks in %', columns, rows, words=4),
+    *(table for run in runs for table in _stages(run)),
   )
 
 
-def _curves(found: Sequence[tuple[int, Run, dict[str, Any]]], norm: str) -> str:
+def _curves(found: Sequence[tuple[int, Run, dict[str, Any]]], norm: str) -> Chart | None:
   """Returns the accuracies over epsilon within the balls of one norm, from that without an attack on."""
   of_norm = [item for item in found if item[2]['norm'] == norm]
   num_runs, attacks = 1 + max((number for number, _, _ in found), default=0), Counter[int]()
@@ -64,12 +64,8 @@ def _curves(found: Sequence[tuple[int, Run, dict[str, Any]]], norm: str) -> str:
   return charts.chart(f'robust{norm}', caption, lines, axes, f'Accuracy in % over epsilon. {about}.')
 
 
-def _stages(run: Run) -> str:
-  """Returns a table for each suite and norm: what was left after each of its attacks."""
-  return ''.join(_stage_tables(run))
-
-
-def _stage_tables(run: Run) -> Iterator[str]:
+def _stages(run: Run) -> Iterator[Table]:
+  """Yields a table for each suite and norm: what was left after each of its attacks."""
   suite = lambda result: (result['attack'], result['norm'], result['stages'])
   for (attack, norm, stages), group in itertools.groupby(run.robustness, suite):
     rows = []
@@ -81,4 +77,4 @@ def _stage_tables(run: Run) -> Iterator[str]:
       rows.append(Row((result['epsilon_text'], *cells, f'{seconds:.0f}')))
     columns = ('epsilon', 'before', *(f'after {stage}' for stage in stages), 'seconds')
     caption = f'{run.label}: accuracy in % after each stage of {attack}, {NORMS[norm]}'
-    yield html(Table(caption, columns, rows))
+    yield Table(caption, columns, rows)

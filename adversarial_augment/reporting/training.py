@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 import json
 from pathlib import Path
 import re
@@ -11,11 +10,11 @@ from typing import Any
 from adversarial_augment import config as configs
 from adversarial_augment import registry
 from adversarial_augment.config.tables import SIZE_KINDS
-from adversarial_augment.reporting import charts, comparisons, figures, markup
+from adversarial_augment.reporting import charts, comparisons, figures, sources
 from adversarial_augment.reporting.charts import Axes, Series
-from adversarial_augment.reporting.markup import Section, section
+from adversarial_augment.reporting.parts import Folded, Paragraph, Pictures, Preformatted, Section, grid, section
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
+from adversarial_augment.reporting.tables import NONE, Row, Table, percent
 from adversarial_augment.storage import sharing
 
 _LOGGED = (
@@ -29,7 +28,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   abouts = [_about(run) for run in runs]
   rows = [Row((name, *(about[name] for about in abouts))) for name in abouts[0]]
   width = len(runs) + 1
-  parts = [html(Table('Runs', ('', *(run.label for run in runs)), rows, words=width))]
+  parts = [Table('Runs', ('', *(run.label for run in runs)), rows, words=width)]
   whole = [registry.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
   flat = [{name: json.dumps(value) for name, value in config.items()} for config in whole]
   names = sorted(set().union(*flat))
@@ -40,7 +39,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
     if len({config.get(name) for config in flat}) > 1
   ]
   if differing:
-    parts.append(html(Table('Settings that differ', ('config', *(run.label for run in runs)), differing, words=width)))
+    parts.append(Table('Settings that differ', ('config', *(run.label for run in runs)), differing, words=width))
   return section('runs', 'What was run', *_warnings(runs), *parts, comparisons.test_images(runs))
 
 
@@ -81,7 +80,7 @@ def _about(run: Run) -> dict[str, str]:
   }
 
 
-def _warnings(runs: Sequence[Run]) -> list[str]:
+def _warnings(runs: Sequence[Run]) -> list[Paragraph]:
   """What a reader must know before comparing numbers."""
   found = []
   sets = {run.label: run.config['dataset'] for run in runs}
@@ -100,11 +99,11 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     states = {result['checkpoint_sha256'] for result in run.results.values()}
     if len(states) > 1 and not old:
       found.append(f'The results of {run.label} are of different checkpoints; evaluate them together.')
-    images = {name: markup.test_set(result) for name, result in run.results.items()}
+    images = {name: sources.test_set(result) for name, result in run.results.items()}
     if len(set(images.values())) > 1:
       which = ', '.join(f'{name}: {test_set}' for name, test_set in images.items())
       found.append(f'The results of {run.label} are of different test sets ({which}); evaluate them together.')
-  return [markup.paragraph(text, 'note') for text in found]
+  return [Paragraph(text, 'note') for text in found]
 
 
 def curves(runs: Sequence[Run]) -> Section:
@@ -131,11 +130,11 @@ def curves(runs: Sequence[Run]) -> Section:
     for at in sorted({0, len(run.metrics) // 2, len(run.metrics) - 1})
   ]
   caption = 'First, middle and last line of metrics.jsonl, of training batches'
-  table = html(Table(caption, ('run', *_LOGGED), rows)) if rows else ''
+  table = Table(caption, ('run', *_LOGGED), rows) if rows else None
   without = ', '.join(run.label for run in runs if not run.metrics)
-  missing = markup.paragraph(f'No metrics.jsonl in {without}; training writes it.', 'quiet') if without else ''
-  none = markup.paragraph(f'{", ".join(never)}: none.', 'quiet') if never else ''
-  return section('training', 'Training', markup.grid(*drawn), none, table, missing)
+  missing = Paragraph(f'No metrics.jsonl in {without}; training writes it.') if without else None
+  none = Paragraph(f'{", ".join(never)}: none.') if never else None
+  return section('training', 'Training', grid(*drawn), none, table, missing)
 
 
 def _metric(line: dict, name: str) -> str:
@@ -161,12 +160,9 @@ def _ends(lines: Sequence[Series]) -> str:
 
 def adversary(runs: Sequence[Run]) -> Section:
   """Adversarial examples, and how similar they are to the clean images (Figure 1b)."""
-  pictures = []
-  for run in runs:
-    if run.examples:
-      pictures.append(_examples(run))
-  damages = [markup.paragraph(run.damage, 'note') for run in runs if run.damage]
-  found = markup.having(runs, 'ada')
+  pictures = [_examples(run) for run in runs if run.examples]
+  damages = [Paragraph(run.damage, 'note') for run in runs if run.damage]
+  found = sources.having(runs, 'ada')
   lines, rows = [], []
   for number, run, result in found:
     lines.append(Series(run.label, *_density(result['ssim_histogram']), number))
@@ -179,23 +175,16 @@ def adversary(runs: Sequence[Run]) -> Section:
   density = charts.chart('ssim', title, lines, Axes('SSIM', 'density', from_zero=True), f'Density of SSIM. {about}.')
   columns = ('run', 'least SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
   caption = 'The adversary on test images; the line search corrects those below the least SSIM'
-  table = html(Table(caption, columns, rows)) if rows else ''
-  shown = markup.grid(*pictures, kind='pictures'), *damages, markup.grid(density, table)
-  return section('adversary', 'The adversary', *shown)
+  table = Table(caption, columns, rows) if rows else None
+  return section('adversary', 'The adversary', grid(*pictures, style='pictures'), *damages, grid(density, table))
 
 
-def _examples(run: Run) -> str:
+def _examples(run: Run) -> Pictures:
   """The picture of adversarial examples: in parts that lie beside or below each other, as the page is wide."""
   title, parts = figures.pieces(run.examples)
   about = f'{run.label}: clean, adversarial, and the difference (× {figures.GAIN:g}, around mid-grey)'
   alt = f'Clean test images, what the adversary makes of them, and the differences, with the SSIM of each: {run.label}'
-  drawn = ''.join(
-    f'<img alt="{escape(alt)}, part {number}" src="data:image/png;base64,{base64.b64encode(part).decode()}">'
-    for number, part in enumerate(parts, start=1)
-  )
-  kind = 'parts' if len(parts) > 1 else 'scroll" tabindex="0" role="region" aria-label="examples'
-  caption = escape(f'{about}; {title}' if title else about)
-  return f'<figure class="examples"><figcaption>{caption}</figcaption><div class="{kind}">{drawn}</div></figure>'
+  return Pictures(f'{about}; {title}' if title else about, alt, [base64.b64encode(part).decode() for part in parts])
 
 
 def _density(histogram: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -227,12 +216,9 @@ def provenance(runs: Sequence[Run]) -> Section:
       shared = len(values) == len(sources) and len(set(values.values())) == 1
       shown = [('evaluation', next(iter(values.values())))] if shared else values.items()
       rows += [Row((f'{name}: {key}', value)) for name, value in shown]
-    table = html(Table('Where the numbers come from', ('', run.label), rows, words=2))
-    config = escape(json.dumps(sharing.relative(run.config, run.folder), indent=2, sort_keys=True))
-    parts.append(
-      f'<details class="more"><summary>{escape(run.label)}</summary>{table}'
-      f'<details class="more"><summary>config.json</summary><pre>{config}</pre></details></details>'
-    )
+    table = Table('Where the numbers come from', ('', run.label), rows, words=2)
+    config = json.dumps(sharing.relative(run.config, run.folder), indent=2, sort_keys=True)
+    parts.append(Folded(run.label, [table, Folded('config.json', [Preformatted(config)])]))
   return section('provenance', 'Provenance', *parts)
 
 

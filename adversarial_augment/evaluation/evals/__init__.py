@@ -12,7 +12,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
   from adversarial_augment.config.fields import Field
-  from adversarial_augment.reporting.markup import Section
+  from adversarial_augment.reporting.parts import Section
   from adversarial_augment.reporting.runs import Run
 
 Result = dict[str, Any]

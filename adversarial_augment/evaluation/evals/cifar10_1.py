@@ -63,10 +63,11 @@ class Cifar101(Evaluation):
     return {f'{self.title} {version} accuracy': result[version] for version in self.parts}
 
   def sections(self, runs):
-    from adversarial_augment.reporting import markup, published
-    from adversarial_augment.reporting.tables import NONE, Row, Table, html, percent
+    from adversarial_augment.reporting import published, sources
+    from adversarial_augment.reporting.parts import section
+    from adversarial_augment.reporting.tables import NONE, Row, Table, percent
 
-    found = markup.having(runs, self.name)
+    found = sources.having(runs, self.name)
     if not found:
       return []
     rows = [
@@ -74,13 +75,13 @@ class Cifar101(Evaluation):
       for _, run, result in found
       for version in self.parts
     ]
-    if any(markup.data_set(run, result) in self.datasets for _, run, result in found):
+    if any(sources.data_set(run, result) in self.datasets for _, run, result in found):
       rows += [
         Row((f'{name} ({published.PAPER})', _MAIN, f'{accuracy:.2f}', NONE, NONE), 'published')
         for name, accuracy in _PUBLISHED.items()
       ]
     columns = ('setup', 'version', 'accuracy', '95 % from', 'to')
-    return [markup.section(self.name, self.title, html(Table('Accuracy in %', columns, rows, words=2)))]
+    return [section(self.name, self.title, Table('Accuracy in %', columns, rows, words=2))]
 
 
 ENTRY = Cifar101()

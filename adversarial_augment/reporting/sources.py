@@ -1,40 +1,18 @@
-"""Pieces of HTML that the sections of a page share. All text that comes from a run is escaped here or in `tables`."""
+"""Which images the results of a run are of, and where these come from, in words."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 import shlex
-from typing import Any, NamedTuple
+from typing import Any
 
 from adversarial_augment import registry
 from adversarial_augment.metrics import GENERATED_IN_MEMORY, GENERATED_OLDER, generated_origin
+from adversarial_augment.reporting.parts import Paragraph
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.storage import sharing
 
 
-class Section(NamedTuple):
-  """A part of a page; one without parts is left out."""
-
-  key: str  # of its anchor
-  title: str
-  parts: Sequence[str]  # HTML; empty ones are left out
-
-
-def section(key: str, title: str, *parts: str) -> Section:
-  return Section(key, title, [part for part in parts if part])
-
-
-def paragraph(text: str, kind: str) -> str:
-  return f'<p class="{kind}">{escape(text)}</p>'
-
-
-def grid(*figures: str, kind: str = 'charts') -> str:
-  """Returns figures beside each other, as many as the page is wide; `kind` is a class of the style sheet."""
-  filled = ''.join(figures)
-  return f'<div class="{kind}">{filled}</div>' if filled else ''
-
-
-def unmeasured(run: Run) -> str:
+def unmeasured(run: Run) -> Paragraph | None:
   """Returns a quiet line that says which evaluations a run lacks, and what measures them."""
   dataset = run.config['dataset'].partition(':')[0]
   missing = {
@@ -43,11 +21,12 @@ def unmeasured(run: Run) -> str:
     if name not in run.results and dataset in (entry.datasets or (dataset,))
   }
   if not missing:
-    return ''
+    return None
   folder = shlex.quote(sharing.relative(str(run.folder), Path.cwd()))
-  command = escape(f'python -m adversarial_augment.evaluate --workdir={folder} --evals={",".join(missing)}')
-  text = escape(f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that: ')
-  return f'<p class="quiet">{text}<code>{command}</code></p>'
+  command = f'python -m adversarial_augment.evaluate --workdir={folder} --evals={",".join(missing)}'
+  return Paragraph(
+    f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that: ', 'quiet', command
+  )
 
 
 def having(runs: Sequence[Run], name: str) -> list[tuple[int, Run, dict[str, Any]]]:
