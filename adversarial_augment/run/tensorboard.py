@@ -1,15 +1,14 @@
 """Curves for TensorBoard, through tensorboardX, which the extra 'logging' installs.
 
-Events are written at once, in the caller's thread: the queue of tensorboardX's own SummaryWriter would stop a run for
-ever once the disk is full.
+Events are written in the caller's thread: the queue of tensorboardX's SummaryWriter blocks forever once a disk is full.
 """
 
 from collections.abc import Mapping
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
 import socket
-import struct
 import time
 from typing import Any
 
@@ -18,7 +17,7 @@ from adversarial_augment.storage import files
 
 
 def check_installed() -> None:
-  """Refuses to promise TensorBoard files without the package that writes them.
+  """Refuses `config.tensorboard` without the package that writes the files.
 
   Raises:
     UserError: it is not installed.
@@ -40,20 +39,26 @@ class Board:
       StorageError: it cannot be written.
     """
     from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import RecordWriter
 
     self._event = event_pb2.Event
-    began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+    # Two starts within a second have different process ids. An absolute path is never taken for one of cloud storage.
+    path = folder.absolute() / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
     with files.storage_errors(f"write TensorBoard files under '{folder}'"):
       folder.mkdir(exist_ok=True)
-      self._file = open(folder / name, 'ab', buffering=0)  # noqa: SIM115  (closed by `close`)
-      self._write({'file_version': 'brain.Event:2'}, {'step': start + 1, 'session_log': began})
+      self._file = RecordWriter(str(path))
+      began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      try:
+        self._write({'file_version': 'brain.Event:2'}, {'step': start + 1, 'session_log': began})
+      except OSError:
+        self.close()
+        raise
 
   def add(self, step: int, values: Mapping[str, float]) -> None:
     """Writes a point of every curve; a reader sees it when this returns.
 
     Raises:
-      StorageError: the disk takes it not.
+      StorageError: it cannot be written.
     """
     from tensorboardX import summary
 
@@ -61,16 +66,11 @@ class Board:
       self._write(*({'step': step, 'summary': summary.scalar(name, value)} for name, value in values.items()))
 
   def close(self) -> None:
-    """Closes the file."""
-    self._file.close()
+    """Closes the file; what a full disk has not taken is lost."""
+    with contextlib.suppress(OSError):
+      self._file.close()
 
   def _write(self, *events: Mapping[str, Any]) -> None:
-    from tensorboardX.record_writer import masked_crc32c
-
-    content = b''
     for event in events:
-      data = self._event(wall_time=time.time(), **event).SerializeToString()
-      for part in (struct.pack('<Q', len(data)), data):
-        content += part + struct.pack('<I', masked_crc32c(part))
-    while content:
-      content = content[self._file.write(content) :]
+      self._file.write(self._event(wall_time=time.time(), **event).SerializeToString())
+    self._file.flush()
