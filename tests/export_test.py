@@ -159,9 +159,14 @@ def test_card_of_a_run_without_results_has_the_hashes_of_its_data(tmp_path):
 @pytest.mark.parametrize(
   'name, old, new, words',
   [
-    ('clean', '"accuracy": 0.96', '"accuracy": NaN', "clean.json' is damaged (NaN is not a finite number); evaluate"),
-    ('clean', '"accuracy": 0.96', '"accuracy": 3', "clean.json': accuracy=3 must be a number from 0 to 1; evaluate"),
-    ('ada', '"nu"', '"mu"', "ada.json': provenance.config.attack.nu is missing; evaluate again: python"),
+    ('clean', '"accuracy": 0.96', '"accuracy": NaN', "clean.json' is damaged (NaN is not a finite number); remove it"),
+    (
+      'clean',
+      '"accuracy": 0.96',
+      '"accuracy": 3',
+      "clean.json': accuracy=3 must be a number of at most 1.0; remove it",
+    ),
+    ('ada', '"nu"', '"mu"', "ada.json': provenance.config.attack.nu is missing; remove it, and evaluate again"),
     ('train', '"data"', '"date"', "train.json': data is missing; remove it, and run the training command again."),
   ],
 )

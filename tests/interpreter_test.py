@@ -26,7 +26,7 @@ def test_commands_refuse_an_interpreter_without_assertions(flag, module):
 
 
 @pytest.mark.parametrize('flag', ['-O', '-OO'])
-@pytest.mark.parametrize('module', ['classifiers', 'corruption_nets.weights', 'recipe', 'train_step'])
+@pytest.mark.parametrize('module', ['classifiers', 'corruption_nets.weights', 'training.recipe', 'training.train_step'])
 def test_what_uses_haiku_refuses_an_interpreter_without_assertions(flag, module):
   code = f'from adversarial_augment import attacks, datasets, errors\ntry:\n  import adversarial_augment.{module}\n'
   code += 'except errors.UserError as error:\n  print(error)'
