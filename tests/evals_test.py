@@ -62,9 +62,9 @@ class UpsideDown(Evaluation):
     return bench.accuracy(state, bench.images._replace(num_examples=self.num_images(bench), read=read), poll)
 
   def sections(self, runs):
-    from adversarial_augment.reporting import markup
+    from adversarial_augment.reporting.parts import Paragraph, section
 
-    return [markup.section(self.name, 'Upside down', markup.paragraph('turned by the toy', 'quiet'))]
+    return [section(self.name, 'Upside down', Paragraph('turned by the toy'))]
 
 
 ENTRY = UpsideDown()
