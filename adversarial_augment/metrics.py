@@ -1,4 +1,4 @@
-"""Numbers that sum up an evaluation, from counts. Accuracies and errors are fractions, percent only where printed."""
+"""Summary statistics of an evaluation, from counts. Accuracies and errors are fractions, percent only where printed."""
 
 from collections.abc import Collection, Mapping, Sequence
 import math
@@ -7,7 +7,7 @@ import numpy as np
 
 from adversarial_augment.errors import UserError
 
-# In the order of the tables of arXiv 2104.01086, spelt as RobustBench spells them.
+# In the order of the tables of arXiv 2104.01086, with RobustBench's spelling.
 NAMES = (
   'gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur', 'snow',
   'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression',
@@ -15,20 +15,20 @@ NAMES = (
 EXTRA_NAMES = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
 ALL_NAMES = (*NAMES, *EXTRA_NAMES)
 SEVERITIES = (1, 2, 3, 4, 5)
-# Of generated corruptions. Version 1, which what it made does not name, rounded two where the original truncates.
+# Of generated corruptions. Sets without a version are of version 1, which rounds two that the original truncates.
 CORRUPTIONS_VERSION = '2'
 CHANGED_SINCE_VERSION_1 = ('motion_blur', 'snow')
-GENERATED_OLDER = 'generated, version 1'  # the origin of these
-GENERATED_IN_MEMORY = 'generated, in memory'  # the origin of what `prepare` has not written
-MIN_SIZE = 32  # pixels a side of an image that is corrupted
-_Z = 1.959963984540054  # the normal distribution has 95 % of its mass within this many deviations
+GENERATED_OLDER = 'generated, version 1'  # their origin
+GENERATED_IN_MEMORY = 'generated, in memory'  # the origin of corruptions that `prepare` has not written
+MIN_SIZE = 32  # pixels per side of an image to corrupt
+_Z = 1.959963984540054  # the normal distribution has 95 % of its mass within this many standard deviations
 
 
 def generated_origin(made_with: object, names: Collection[str]) -> str:
-  """Returns the origin of generated corruptions, which names an older version where its bytes were others.
+  """Returns the origin of generated corruptions, which names an older version if its bytes differ.
 
   Args:
-    made_with: the versions of what made them, as `corruptions.made_with` gives them.
+    made_with: the versions that generated them, as in `corruptions.made_with`.
     names: of the corruptions.
   """
   version = made_with.get('corruptions', '1') if isinstance(made_with, Mapping) else '1'
@@ -63,8 +63,8 @@ def binomial_interval(count: float, n: int) -> tuple[float, float]:
   """Returns the 95 % confidence interval of a proportion, by Wilson's score (E. B. Wilson, JASA 22, 1927).
 
   Args:
-    count: how many of the n, such as images classified rightly, or wrongly; 0 to n. A mean over several cells of n
-      images each times n is no integer.
+    count: how many of the n, such as correctly classified images; 0 to n. It need not be an integer: it may be n
+      times a mean over several cells of n images each.
     n: at least 1.
 
   Returns:
@@ -84,20 +84,20 @@ def binomial_interval(count: float, n: int) -> tuple[float, float]:
 def paired_interval(differences: Sequence[float] | np.ndarray) -> tuple[float, float]:
   """Returns the 95 % confidence interval of the mean difference of two classifiers that saw the same images.
 
-  It is the adjusted Wald interval of Bonett and Price (J. Educ. Behav. Stat. 37, 2012): an image that only the one gets
-  right, and one that only the other does, are added, so that equal outcomes on few images are not taken for certainty.
-  Images are independent of each other, but what is found on corrupted forms of one image is not: such outcomes go in
-  as their mean.
+  This is the adjusted Wald interval of Bonett and Price (J. Educ. Behav. Stat. 37, 2012). It adds one image that only
+  the first classifier gets right and one that only the second does, so that equal outcomes on few images do not look
+  certain. Images are independent of each other, but corrupted versions of one image are not, so their outcomes enter as
+  a mean.
 
   Args:
-    differences: [n], one number in [-1, 1] for each image: 1 where only the one classifier is right, -1 where only the
-      other is, 0 where both agree; or the mean of such numbers over several forms of the image.
+    differences: [n], one number in [-1, 1] per image: 1 if only the first classifier is right, -1 if only the second
+      is, 0 if both agree; or the mean of such numbers over several versions of the image.
 
   Returns:
     The lower and the upper bound, in [-1, 1].
 
   Raises:
-    UserError: no image, or a number that is NaN or outside [-1, 1].
+    UserError: there is no image, or a number is NaN or outside [-1, 1].
   """
   values = np.asarray(differences, np.float64)
   if values.ndim != 1 or not len(values) or not (np.abs(values) <= 1).all():  # not true of NaN either
@@ -111,15 +111,15 @@ def paired_interval(differences: Sequence[float] | np.ndarray) -> tuple[float, f
 def calibration(count: Sequence[int], num_correct: Sequence[int], confidence: Sequence[float]) -> float:
   """Returns the expected calibration error, in [0, 1] (Guo et al. 2017, arXiv 1706.04599, equation 5).
 
-  It is the mean over bins of |accuracy - mean confidence|, each bin weighted by its share of the images.
+  This is the mean over bins of |accuracy - mean confidence|, each bin weighted by its share of the images.
 
   Args:
     count: images in each bin.
-    num_correct: of those, how many are classified rightly.
-    confidence: of those, the sum of the top-1 probabilities.
+    num_correct: how many of those are classified correctly.
+    confidence: sum of the top-1 probabilities of those.
 
   Raises:
-    UserError: the lengths differ, no image at all, more right images than images, or a number that is not finite.
+    UserError: lengths differ, there is no image, more images are correct than there are, or a number is not finite.
   """
   images, right, sums = (np.asarray(values, np.float64) for values in (count, num_correct, confidence))
   if images.ndim != 1 or images.shape != right.shape or images.shape != sums.shape:

@@ -1,12 +1,12 @@
-"""SSIM and the line search that pulls back what became too severe (appendix G, arXiv 2104.01086).
+"""SSIM, and the line search that corrects images that became too severe (appendix G, arXiv 2104.01086).
 
 SSIM is that of Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5 at valid positions only, K1 = .01, K2 = .03,
 data range 1, population moments, averaged over pixels and channels. Images are [n, h, w, c] in [0, 1], h and w at
 least 11.
 
-The appendix calls its threshold a maximum SSIM *distance*; only as a minimum *similarity* (.3 in section 2) do its
-sentences agree, and so it is `min_ssim` here. Along the ray x_gamma = (1 - gamma) x + gamma x_hat the local moments are
-polynomials in gamma, so that one set of filterings serves every gamma.
+The appendix calls its threshold a maximum SSIM *distance*, but its sentences only agree for a minimum *similarity* (.3
+in section 2), so here it is `min_ssim`. Along the ray x_gamma = (1 - gamma) x + gamma x_hat, the local moments are
+polynomials in gamma, so one set of filtered images serves every gamma.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class Corrected(NamedTuple):
 
 
 def ssim(images: jax.Array, other: jax.Array) -> jax.Array:
-  """Returns the SSIM of every pair, [n] in [-1, 1].
+  """Returns the SSIM of each pair, [n] in [-1, 1].
 
   Args:
     images: [n, h, w, c] in [0, 1].
@@ -63,18 +63,18 @@ def ssim(images: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def line_search(images: jax.Array, corrupted: jax.Array, *, min_ssim: float, root: str) -> jax.Array:
-  """Returns `corrupted`, moved towards `images` where its SSIM is below `min_ssim`; mild ones bit for bit.
+  """Moves `corrupted` towards `images` where its SSIM is below `min_ssim`; returns the others unchanged.
 
   Args:
     images: the clean images, [n, h, w, c] in [0, 1].
     corrupted: of the same shape.
-    min_ssim: the smallest similarity that is let through.
+    min_ssim: the smallest similarity that is accepted.
     root: how gamma is found:
-      'literal' is the appendix to the letter: of the roots of a quadratic fitted to nine SSIMs, clipped to [0, 1], the
+      'literal' is the appendix as written: of the roots of a quadratic fitted to nine SSIMs, clipped to [0, 1], the
         one closest to 1. Where the curve is convex the larger root lies beyond 1 and nothing is corrected.
       'first_crossing' takes the smallest root in [0, 1], or else the first crossing of the nine SSIMs.
-      'strict' refines the last crossing of the nine by regula falsi, measures the SSIM of the image it made, and falls
-        back to the largest of the nine that passes, or to the clean image: no image ends below `min_ssim`.
+      'strict' refines the last crossing of the nine by regula falsi, measures the SSIM of the result, and falls back to
+        the largest of the nine that passes, or to the clean image: no image ends below `min_ssim`.
 
   Raises:
     UserError: an unknown root, or shapes that `ssim` refuses.
@@ -94,7 +94,7 @@ def correct(images: jax.Array, corrupted: jax.Array, *, min_ssim: float, root: s
     blend = images + gamma[:, None, None, None] * (corrupted - images)
     return jnp.where((gamma == 1)[:, None, None, None], corrupted, jnp.clip(blend, 0, 1))
 
-  if root == 'strict':  # the closed form and the blend are rounded differently: measure what is handed out
+  if root == 'strict':  # the closed form and the blend round differently: measure the returned image
     for fallback in (coarse, jnp.zeros_like(gamma)):
       passes = ssim(images, at(gamma)) >= min_ssim
       gamma = jnp.where(passes, gamma, fallback)
@@ -115,7 +115,7 @@ def _first_crossing(moments, grid, min_ssim):
   low, high = _quadratic_roots(h)
   inside = lambda x: (x >= 0) & (x <= 1)
   fitted = jnp.where(inside(low), low, high)
-  # Where the fit never crosses although the data do: between the first grid point below and the one before it.
+  # If the data cross but the fit does not: between the first grid point below and the one before it.
   first_below = jnp.argmax(h < 0, axis=-1)
   index = jnp.maximum(first_below - 1, 0)
   here, after = _take(h, index), _take(h, index + 1)
@@ -153,7 +153,7 @@ def _take(h: jax.Array, index: jax.Array) -> jax.Array:
 def _quadratic_roots(h: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Fits a quadratic to nine values over [0, 1]; returns its roots in ascending order, [n] each.
 
-  A straight fit has one root, given twice; a fit that does not cross has none: infinity twice.
+  A linear fit has one root, returned twice; a fit that does not cross has none: infinity, twice.
   """
   a, b, c = jnp.moveaxis(jnp.matmul(h, _QUADRATIC.T.astype(h.dtype), precision='highest'), -1, 0)
   straight = jnp.abs(a) < 1e-6

@@ -1,7 +1,7 @@
-"""The keys of this package, and JAX's normal draws in a form that is fast on CPUs, for the adversary's start.
+"""Threefry keys, and JAX's normal draws in a form that is fast on CPUs, for the adversary's random start.
 
-`jax.random` runs Threefry as a loop there, which is quick to compile and spends most of its time on copies of the
-loop's state. Here its twenty rounds are written out, so that hashing, bits and normal numbers are one fused operation.
+On CPUs, `jax.random` runs Threefry as a loop. That compiles quickly but spends most of its time copying the loop's
+state. Here the twenty rounds are unrolled, so that hashing, bits and normal numbers are one fused operation.
 """
 
 import math
@@ -38,9 +38,9 @@ def key(seed: int | jax.Array) -> jax.Array:
 
 
 def own(keys: jax.Array) -> jax.Array:
-  """Returns Threefry keys in place of keys of any kind [...], the same ones where they are of Threefry.
+  """Converts keys [...] of any kind to Threefry keys; Threefry keys stay as they are.
 
-  With other kinds, what `vmap` draws for an example depends on its place in the batch.
+  With other kinds, the draws of `vmap` for an example depend on its position in the batch.
   """
   if not jax.dtypes.issubdtype(keys.dtype, jax.dtypes.prng_key) or str(jax.random.key_impl(keys)) == _NAME:
     return keys
@@ -48,7 +48,7 @@ def own(keys: jax.Array) -> jax.Array:
 
 
 def normal(key: jax.Array, size: int, dtype: jnp.dtype) -> jax.Array:
-  """Returns `jax.random.normal(key, (size,), dtype)` of a Threefry key, bit by bit; of float32 or float64."""
+  """Returns `jax.random.normal(key, (size,), dtype)` of a Threefry key, bit for bit; float32 or float64."""
   limits = jnp.finfo(dtype)
   counts = jax.lax.iota(jnp.uint32, size)
   high, low = threefry_2x32(tuple(jax.random.key_data(key)), jnp.zeros_like(counts), counts)

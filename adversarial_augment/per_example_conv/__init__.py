@@ -1,17 +1,17 @@
-"""Convolutions whose kernels differ from example to example: the hot kernel of AdA.
+"""Convolutions with per-example kernels: the most expensive operation of AdA.
 
-Arrays are NHWC and HWIO. `vmap` over the kernels of an ordinary convolution is correct and, on CPUs, very slow: its
-weight gradient lowers to a grouped convolution whose cost grows faster than the batch, and which automatic sharding
-even gets wrong (docs/design.md has the measurements). The formulations of one function:
+Arrays are NHWC and HWIO. `vmap` over the kernels of an ordinary convolution is correct but very slow on CPUs: its
+weight gradient becomes a grouped convolution whose cost grows faster than the batch, and which automatic sharding
+computes wrongly (measurements: docs/performance.md). The formulations of the same function:
 
 - `map`: one example after the other. Wide layers are ordinary convolutions whose gradients are ordinary convolutions
-  too, narrow ones matrix products, those in between a convolution with matrix products as its gradients. Fastest on
-  CPUs, where XLA runs a convolution's gradient inside any loop through a slow path unless it is written as a forward
-  convolution in NHWC/HWIO order.
-- `im2col`: all examples at once, as batched matrix products of patches that the backward pass makes again. On TPUs,
-  where it does what `tpu_conv` does not take.
+  too, narrow ones are matrix products, and those in between a convolution with matrix products for its gradients.
+  Fastest on CPUs, where XLA takes a slow path for a convolution's gradient inside a loop unless it is written as a
+  forward convolution in NHWC/HWIO order.
+- `im2col`: all examples at once, as batched matrix products of patches, which the backward pass recomputes. Used on
+  TPUs for layers that `tpu_conv` does not support.
 - `vmap`: `jax.vmap` of `jax.lax.conv_general_dilated`, the oracle of the tests. On GPUs it is cuDNN's grouped
-  convolution, and the fastest in float32; in bfloat16 that is `triton_conv` (docs/accelerators.md).
+  convolution, the fastest form in float32; in bfloat16, `triton_conv` is (docs/accelerators.md).
 
 A network that takes its convolution as an argument runs per example with `over_examples(apply)` and `example_conv`.
 """
@@ -41,7 +41,7 @@ def conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME
 
 
 def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding='SAME') -> jax.Array:
-  """Returns `conv`, in the form that suits a network mapped over examples by `over_examples`."""
+  """Returns `conv`, in the form for networks mapped over examples by `over_examples`."""
   pads, channels = _pads(images.shape, kernel.shape, stride, padding), min(kernel.shape[2:])
   platform = platforms.current()
   if platform == 'gpu':
@@ -65,7 +65,7 @@ def layer(
   relu: bool = False,
   **options: Any,
 ) -> jax.Array:
-  """Returns `form(images, kernel, **options) + bias`, negative values as 0 if `relu`; on TPUs one kernel for all."""
+  """Returns `form(images, kernel, **options) + bias`, with a ReLU if `relu`; on TPUs, all of it is one kernel."""
   y = _on_tpu(images, kernel, bias, relu, **options) if form is example_conv else None
   if y is None:
     y = form(images, kernel, **options) + bias.reshape(1, 1, 1, -1)
@@ -75,13 +75,13 @@ def layer(
 
 @jax.custom_vjp
 def _relu(x: jax.Array) -> jax.Array:
-  """The ReLU with its gradient by its output, which the next layer keeps anyway."""
+  """ReLU whose gradient uses its output, which the next layer keeps anyway."""
   return jnp.maximum(x, 0)
 
 
 def _relu_forward(x):
   y = _relu(x)
-  # Without the barrier, XLA computes it again on a GPU, and keeps x for that.
+  # Without the barrier, XLA recomputes it on a GPU, and keeps x for that.
   return y, jax.lax.optimization_barrier(y) if platforms.current() == 'gpu' else y
 
 
@@ -91,7 +91,7 @@ _relu.defvjp(_relu_forward, lambda y, g: (jnp.where(y > 0, g, 0),))
 def _on_tpu(
   images: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool = False, *, stride: int = 1, padding='SAME'
 ) -> jax.Array | None:
-  """The layer as one kernel, where a program is made for TPUs and the kernel takes it."""
+  """The layer as one kernel, in programs for TPUs and if the kernel supports it."""
   pads = _pads(images.shape, kernel.shape, stride, padding)
   if platforms.current() != 'tpu' or not tpu_conv.suits(images.shape, kernel.shape, images.dtype, stride, pads):
     return None
@@ -99,14 +99,14 @@ def _on_tpu(
 
 
 def side_by_side(images: jax.Array, form: Conv) -> jax.Array:
-  """Returns images as a chain of 3x3 layers, each of as many channels, is faster with: reshape them back after it.
+  """Returns images in the shape in which a chain of 3x3 layers of equal width is fastest; reshape the result back.
 
   Args:
     images: [n, h, w, c].
     form: the convolution of the layers.
 
   Returns:
-    [n, h, w / q, q * c]; q is 1 but for `example_conv` on TPUs, see tpu_conv.py.
+    [n, h, w / q, q * c]; q is 1 except for `example_conv` on TPUs, see tpu_conv.py.
   """
   channels = images.shape[3]
   layer = (3, 3, channels, channels), images.dtype, 1, ((1, 1), (1, 1))
@@ -118,20 +118,20 @@ def side_by_side(images: jax.Array, form: Conv) -> jax.Array:
 def per_example_conv(
   images: jax.Array, kernels: jax.Array, *, stride: int = 1, padding='SAME', impl: str = 'auto'
 ) -> jax.Array:
-  """Convolves every image with a kernel of its own.
+  """Convolves every image with its own kernel.
 
   Args:
     images: [n, h, w, c].
     kernels: [n, kh, kw, c, k].
     stride: of both spatial axes.
     padding: 'SAME', 'VALID', or ((top, bottom), (left, right)).
-    impl: 'map', 'im2col', 'vmap', or 'auto', which suits the platform.
+    impl: 'map', 'im2col', 'vmap', or 'auto', which depends on the platform.
 
   Returns:
     [n, h', w', k]
 
   Raises:
-    UserError: an unknown `impl`, or shapes that do not go together.
+    UserError: an unknown `impl`, or shapes that do not match.
   """
   if images.ndim != 4 or kernels.ndim != 5 or len(images) != len(kernels) or images.shape[3] != kernels.shape[3]:
     raise UserError(
@@ -145,7 +145,7 @@ def per_example_conv(
 
 
 def over_examples(apply: Callable, *, impl: str = 'auto') -> Callable:
-  """Returns `apply(params, image)` mapped over the leading axes of both, in the order that suits the platform."""
+  """Returns `apply(params, image)` mapped over the leading axes of both, by `lax.map` or `vmap`."""
   one_by_one = {'auto': platforms.current() == 'cpu', 'map': True, 'im2col': False, 'vmap': False}
   if registry.lookup(one_by_one, impl, 'impl'):
     return lambda params, images: jax.lax.map(lambda both: apply(*both), (params, images))
@@ -160,7 +160,7 @@ def _pads(image_shape, kernel_shape, stride: int, padding) -> Pads:
 
 
 def _pad(x: jax.Array, pads: Pads, strides: tuple[int, int] = (1, 1)) -> jax.Array:
-  """Puts strides - 1 zeros between the pixels of [n, h, w, c] and `pads` around them (negative ones crop)."""
+  """Inserts stride - 1 zeros between the pixels of [n, h, w, c], and pads by `pads` (negative ones crop)."""
   spatial = [(low, high, stride - 1) for (low, high), stride in zip(pads, strides, strict=True)]
   return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
 
@@ -174,7 +174,7 @@ def _canonical(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array
 
 
 def columnwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  """The convolution, with several neighbouring columns as channels of one wider window where channels are few."""
+  """The convolution; with few channels, several neighbouring columns are channels of one wider window."""
   kw, c, k = w.shape[1:]
   width = (x.shape[2] + sum(pads[1]) - kw) // stride + 1
   joined = _joined_columns(c, k, width)
@@ -186,7 +186,7 @@ def columnwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array
 
 
 def _joined_columns(inputs: int, outputs: int, width: int) -> int:
-  """How many: XLA's CPU backend is up to ten times slower below 24 channels in and 32 out, with very few in 64."""
+  """How many: XLA's CPU backend is up to ten times slower below 24 channels in and 32 out (64, if very few in)."""
   wanted = 1 if inputs >= 24 else (64 if inputs < 8 else 32) // outputs
   return next(n for n in range(max(wanted, 1), 0, -1) if width % n == 0)
 
@@ -197,7 +197,7 @@ def _canonical_forward(x, w, stride, pads):
 
 def _canonical_backward(stride, pads, saved, g):
   x, w = saved
-  # Channels take the place of the batch: the gradient is a convolution of x with g as its kernel.
+  # Channels and batch swap places: the gradient is a convolution of x with g as its kernel.
   dilated = _pad(g, ((0, 0), (0, 0)), (stride, stride))
   lhs, rhs = jax.lax.optimization_barrier((x.transpose(3, 1, 2, 0), dilated.transpose(1, 2, 0, 3)))
   sizes = zip(pads, w.shape[:2], dilated.shape[1:3], x.shape[1:3], strict=True)
@@ -206,7 +206,7 @@ def _canonical_backward(stride, pads, saved, g):
 
 
 def input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  """A convolution of g for each row modulo the stride, with all columns modulo the stride as channels; no zeros."""
+  """One convolution of g per row phase, with all column phases as channels, so that no zeros are inserted."""
   n, height, width, c = shape
   kh, kw, _, k = w.shape
   (top, _), (left, _) = pads
@@ -230,7 +230,7 @@ def input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) -
 _canonical.defvjp(_canonical_forward, _canonical_backward)
 
 
-# The rowwise form: one matrix product with patches a single row high, then a sum over the kernel's rows. It moves a
+# The rowwise form: one matrix product with patches one row high, then a sum over the kernel's rows. It moves a
 # third of what full patches would, and the sum fuses with what follows it.
 
 
@@ -260,7 +260,7 @@ def _rowwise_backward(stride, pads, saved, g):
   flipped = w[::-1, ::-1].transpose(0, 3, 1, 2).reshape(kh * k, kw * c)
   across = (kw - 1 - left, width + left - (g.shape[2] - 1) * stride - 1)
   dx = _fold(_pad(_dot(rows, flipped), ((-top, -bottom), across), (1, stride)), 2, kw, 1)
-  # Transposed before the windows are made, not after: there is less to transpose.
+  # Transposed before the windows are made, when there is less to transpose.
   x = jax.lax.pad(
     x.transpose(3, 0, 1, 2), jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (top, bottom, 0), (left, right, 0))
   )
@@ -284,14 +284,14 @@ _mixed.defvjp(_canonical_forward, _rowwise_backward)
 
 
 def _windows(x: jax.Array, axis: int, size: int, stride: int, *, join: int) -> jax.Array:
-  """Joins, along an axis of their own, what each tap of a window along `axis` sees of a padded image."""
-  x = jax.lax.optimization_barrier(x)  # or XLA pads anew for each tap
+  """Stacks, along a new axis, the slices of a padded image that the taps of a window along `axis` see."""
+  x = jax.lax.optimization_barrier(x)  # otherwise XLA pads again for each tap
   length = (x.shape[axis] - size) // stride * stride + 1
   return jnp.concatenate([jax.lax.slice_in_dim(x, a, a + length, stride, axis) for a in range(size)], join)
 
 
 def _fold(z: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
-  """Sums over the taps of a window along `axis` of [n, h, w, taps * c] what each contributes."""
+  """Adds the contributions of the taps of a window along `axis`, [n, h, w, taps * c]; the transpose of the stacking."""
   length = (z.shape[axis] - size) // stride * stride + 1
   parts = jnp.split(z, size, axis=-1)
   return functools.reduce(

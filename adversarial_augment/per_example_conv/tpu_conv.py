@@ -1,15 +1,15 @@
 """Per-example convolutions on TPUs: forward and backward are one kernel each, written with Pallas (Mosaic).
 
 A TPU works on 128 lanes, and an image of 64 channels fills half of them. So q neighbouring pixels lie side by side in
-the lanes, [h, w / q, q * c]; outputs of q pixels need kh matrices [q * c, q * k] for each of two or three *groups* of
-columns, which are the image itself and arrays put together from its neighbours to the left and right. An image, its
-kernel and all that is made of them stay in fast memory: rows are shifted by whole tiles, columns by a rotation, and the
-matrix units get products of full width. Bias, ReLU and their gradients are part of the kernels. Operands of products
-are rounded to bfloat16, which is a TPU's default for float32, too; where another precision is asked for, XLA's
-convolutions are left to do it. Sums are in float32.
+the lanes, [h, w / q, q * c]. Outputs of q pixels need kh matrices [q * c, q * k] for each of two or three *groups* of
+columns: the image itself, and arrays assembled from its neighbours to the left and right. An image, its kernel and all
+intermediate arrays stay in fast memory: rows are shifted by whole tiles, columns by a rotation, and the matrix units
+get products of full width. Bias, ReLU and their gradients are part of the kernels. Operands of products are rounded to
+bfloat16, as is a TPU's default for float32; if another precision is set, XLA's convolutions are used. Sums are in
+float32.
 
 The oracle of the tests is `jax.lax.conv_general_dilated`; on a CPU the kernels run in Pallas' interpreter.
-docs/accelerators.md has what the TPU's compiler expects of this and of other forms.
+docs/accelerators.md compares the compiler's estimates of this and other forms.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ _MEMORY = 14 * 2**20  # bytes of the 16 MiB that a kernel may use by default
 
 
 class _Layer(NamedTuple):
-  """What a kernel knows of its layer: outputs have the size of the images, [h * columns, q pixels side by side]."""
+  """Static facts of a layer; outputs have the size of the images, [h * columns, q pixels side by side]."""
 
   pads: Pads
   columns: int
@@ -42,7 +42,7 @@ class _Layer(NamedTuple):
 
 
 def suits(images: Shape, kernel: Shape, dtype: Any, stride: int, pads: Pads) -> bool:
-  """Whether `conv` takes images [n, h, w, c], or those with pixels side by side, and a kernel [kh, kw, c, k]."""
+  """Whether `conv` supports images [n, h, w, c], or with pixels side by side, and a kernel [kh, kw, c, k]."""
   (top, bottom), (left, right) = pads
   rows, taps, c, k = kernel
   if stride != 1 or min(top, bottom, left, right) < 0 or jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
@@ -54,7 +54,7 @@ def suits(images: Shape, kernel: Shape, dtype: Any, stride: int, pads: Pads) -> 
     return (top + bottom, left + right) == (rows - 1, taps - 1)
   q = _pixels(images[2], taps, c, k)
   pixels = (images[1] + rows) * _fitting(images[2], q) // q
-  # Four bytes each: x, dx, y and g, twice, as one image is fetched while another is worked on, and what is made of
+  # Four bytes each: x, dx, y and g, twice, as one image is fetched while another is processed, and what is made of
   # them; the kernel and its gradient, twice; the matrices.
   images_and_more = pixels * (5 * _full(q * c) + 7 * _full(q * k))
   needed = 4 * (images_and_more + rows * taps * (4 * min(c, k) * _full(max(c, k)) + q * c * _full(q * k) // 2))
@@ -62,7 +62,7 @@ def suits(images: Shape, kernel: Shape, dtype: Any, stride: int, pads: Pads) -> 
 
 
 def side_by_side(images: jax.Array, kernel_side: int, channels: int) -> jax.Array:
-  """Returns [n, h, w / q, q * c] of images [n, h, w, c], as layers from c to as many channels take them; q may be 1."""
+  """Reshapes images [n, h, w, c] to [n, h, w / q, q * c], as layers from c to c channels expect them; q may be 1."""
   n, h, w, c = images.shape
   q = _pixels(w, kernel_side, c, channels)
   return images.reshape(n, h, w // q, q * c) if _fitting(w, q) == w else images
@@ -73,17 +73,17 @@ def conv(x: jax.Array, w: jax.Array, bias: jax.Array, pads: Pads, *, relu: bool 
 
   Args:
     x: images [n, h, w, c], or [n, h, w / q, q * c] with q pixels side by side, see `suits`.
-    w: the kernel that they share, [kh, kw, c, k].
+    w: their common kernel, [kh, kw, c, k].
     bias: [k].
     pads: rows of zeros above and below, columns left and right.
     relu: whether negative outputs become 0.
 
   Returns:
-    [n, h', w', k]; of images with pixels side by side [n, h, w / q, q * k].
+    [n, h', w', k], or [n, h, w / q, q * k] for images with pixels side by side.
   """
   n, h, columns, lanes = x.shape
   rows, taps, c, k = w.shape
-  # The longer axis of a kernel goes into the lanes: three of 128 would be a waste of memory and time.
+  # The longer axis of a kernel goes into the lanes: three of 128 would waste memory and time.
   outputs_first = k < c
   w = w.swapaxes(2, 3) if outputs_first else w
   if lanes != c:
@@ -92,7 +92,7 @@ def conv(x: jax.Array, w: jax.Array, bias: jax.Array, pads: Pads, *, relu: bool 
   (top, bottom), (left, right) = pads
   q = _pixels(columns, taps, c, k)
   height, width = h + top + bottom - rows + 1, columns + left + right - taps + 1
-  # Outputs have the size of the inputs; where fewer are wanted, the last are cut off.
+  # Outputs have the size of the inputs; surplus ones at the end are cut off.
   tall, wide = max(h, height), _fitting(max(columns, width), q)
   x = jnp.pad(x, ((0, 0), (0, tall - h), (0, wide - columns), (0, 0))).reshape(n, -1, q * c)
   fitted = (top, rows - 1 - top), (left, taps - 1 - left)
@@ -105,25 +105,25 @@ def _full(lanes: int) -> int:
 
 
 def _fitting(width: int, q: int) -> int:
-  """The width with zeros at its right edge with which rows of images are whole tiles."""
+  """The width, zero-padded on the right, at which rows of images are whole tiles."""
   return -(-width // (_SUBLANES * q)) * _SUBLANES * q
 
 
 def _pixels(width: int, taps: int, c: int, k: int) -> int:
-  """How many pixels lie side by side: as many as make the products smallest."""
+  """The number of pixels side by side that minimises the products."""
   work = lambda q: len(_groups(taps, taps // 2, q)) * _full(q * c) * _full(q * k) * _fitting(width, q) // q
   return min((1, 2, 4, 8, 16), key=work)
 
 
 def _groups(taps: int, left: int, q: int) -> list[list[int | None]]:
-  """The columns that outputs 0 .. q - 1 see, in groups that have one column, or none, in each place modulo q."""
+  """The columns that outputs 0 .. q - 1 see, in groups that have at most one column per position modulo q."""
   columns = sorted(range(-left, taps - left + q - 1), key=lambda column: abs(column // q))
   places = [[column for column in columns if column % q == place] for place in range(q)]
   return [[dict(enumerate(place)).get(i) for place in places] for i in range(max(map(len, places)))]
 
 
 def _taps(taps: int, left: int, q: int) -> Iterator[tuple[int, int, int, int]]:
-  """The group and the place of a column, the output, and the tap that joins them."""
+  """Yields the group and position of a column, the output, and the tap that connects them."""
   for group, columns in enumerate(_groups(taps, left, q)):
     for place, column in enumerate(columns):
       for output in range(q):
@@ -132,7 +132,7 @@ def _taps(taps: int, left: int, q: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _gather(groups, x: jax.Array, taps: int, left: int, top: int, layer: _Layer) -> None:
-  """Writes what each group sees of an image [h * columns, q * c], with rows of zeros above and below."""
+  """Writes the part of an image [h * columns, q * c] that each group sees, with rows of zeros above and below."""
   size, lanes = x.shape
   column = jax.lax.rem(jax.lax.broadcasted_iota(jnp.int32, x.shape, 0), jnp.int32(layer.columns))
   place = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1), jnp.int32(lanes // layer.q))
@@ -155,7 +155,7 @@ def _gather(groups, x: jax.Array, taps: int, left: int, top: int, layer: _Layer)
 
 
 def _widen(matrices, w, left: int, layer: _Layer, *, backward: bool) -> None:
-  """Writes the matrix of each row and group, whose blocks are those of w; backward, the groups are of gradients."""
+  """Writes the matrix of each row and group, with the blocks of w; backward, the groups are those of gradients."""
   rows, taps = w.shape[:2]
   tap_of = {(group, place, output): tap for group, place, output, tap in _taps(taps, left, layer.q)}
   swapped = backward != layer.outputs_first
@@ -170,7 +170,7 @@ def _widen(matrices, w, left: int, layer: _Layer, *, backward: bool) -> None:
 
 
 def _product(groups, matrices, size: int, columns: int, contracted: int) -> jax.Array:
-  """The sum over rows and groups of [size, lanes] times their matrices, whose axis `contracted` is summed."""
+  """The sum over rows and groups of [size, lanes] times their matrices, contracted over axis `contracted`."""
   dimensions = (((1,), (contracted,)), ((), ()))
   return functools.reduce(
     jnp.add,
@@ -222,7 +222,7 @@ def _backward_kernel(x_ref, w_ref, g_ref, *refs, layer: _Layer):
           i, j = (output, place) if layer.outputs_first else (place, output)
           dw[row, tap] += slopes[i * m : (i + 1) * m, j * n : (j + 1) * n]
   db = functools.reduce(jnp.add, jnp.split(g.sum(0, keepdims=True), q, 1))
-  # Images that share the kernel come one after the other; the first finds nothing.
+  # Images with a common kernel are consecutive; the first one initialises the sum.
   before = lambda array: jnp.where(pl.program_id(0) == 0, 0, array.astype(jnp.float32))
   for where, part in dw.items():
     dw_ref[where] = (before(dw_ref[where]) + part).astype(dw_ref.dtype)
@@ -248,7 +248,7 @@ def _conv_forward(x, w, bias, layer):
 
 def _conv_backward(layer, saved, g):
   x, w, bias, y = saved
-  sums = w.dtype if len(x) == 1 else jnp.float32  # of one image there is one write
+  sums = w.dtype if len(x) == 1 else jnp.float32  # one image has one write
   dx, dw, db = _call(
     functools.partial(_backward_kernel, layer=layer),
     (x, w, g, *y),
@@ -263,14 +263,14 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _call(kernel, inputs, outputs, gathered: Sequence[tuple[jax.Array, int]], layer: _Layer):
-  """Runs a kernel for each image.
+  """Runs a kernel on each image.
 
   Args:
-    kernel: a function of references to inputs, outputs and scratch memory: groups of what is gathered, and matrices.
-    inputs: of arrays [n, size, lanes] a kernel sees one image; x is the first, the kernel the second.
+    kernel: a function of references to inputs, outputs, and scratch memory (groups of `gathered`, and matrices).
+    inputs: arrays [n, size, lanes], of which the kernel sees one image; x is the first, the weights the second.
     outputs: likewise, arrays or their shapes.
-    gathered: images whose groups the kernel works on, and the columns of zeros to the left of each.
-    layer: what the kernel knows of it.
+    gathered: images whose groups the kernel uses, and the number of zero columns to the left of each.
+    layer: its static facts.
   """
   (n, size, _), (rows, taps, *blocks) = inputs[0].shape, inputs[1].shape
   groups = [len(_groups(taps, left, layer.q)) for _, left in gathered]
@@ -285,7 +285,7 @@ def _call(kernel, inputs, outputs, gathered: Sequence[tuple[jax.Array, int]], la
       return pl.BlockSpec((1, *array.shape[1:]), lambda i: (i, 0, 0))
     return pl.BlockSpec(array.shape, lambda i: (0,) * len(array.shape))
 
-  # FLOP as the matrix units do them, with lanes that stay empty.
+  # FLOP of the matrix units, including empty lanes.
   flop = 2 * n * size * rows * sum(groups) * math.prod(map(_full, matrix))
   moved = sum(math.prod(array.shape) * array.dtype.itemsize for array in (*inputs, *outputs))
   return pl.pallas_call(

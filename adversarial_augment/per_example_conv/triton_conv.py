@@ -16,14 +16,14 @@ from adversarial_augment.parallel import platforms
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# Of the tilings that were tried on an H100 and an H200 (docs/accelerators.md), near the best for both kinds of pass.
-_PIXELS = 128  # of an output tile, or of a step along the pixels that are summed
+# Near the best tiling for both kinds of pass on an H100 and an H200 (docs/accelerators.md).
+_PIXELS = 128  # of an output tile, or of a step along the summed pixels
 _WARPS, _STAGES = 8, 3
-_FEW, _CHANNELS = (16, 32), 64  # channels of a tile: tensor cores take 16 or more
+_FEW, _CHANNELS = (16, 32), 64  # channels of a tile: tensor cores need at least 16
 
 
 def suits(channels: int, outputs: int, stride: int) -> bool:
-  """Whether the kernels take a convolution of so many channels."""
+  """Whether the kernels support this number of channels."""
   tiles = lambda n: n <= _FEW[-1] or n % _CHANNELS == 0
   return stride == 1 and tiles(channels) and tiles(outputs)
 
@@ -33,7 +33,7 @@ def conv(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
 
   Args:
     x: images.
-    w: the kernel that they share.
+    w: their common kernel.
     pads: rows of zeros above and below, columns of zeros left and right.
   """
   c, k = w.shape[2:]
@@ -64,7 +64,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _correlate(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
-  """The convolution with a kernel whose outputs come before its inputs, [kh, kw, k, c]: tiles of it are loaded so."""
+  """The convolution with a kernel [kh, kw, k, c], outputs before inputs, as its tiles are loaded."""
   n, height, width, channels = x.shape
   kh, kw, outputs, _ = w.shape
   (top, bottom), (left, right) = pads
@@ -136,7 +136,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, shape: tuple[int, ...], pads: P
 
 
 def _divide(x: jax.Array, divisor: int) -> tuple[jax.Array, jax.Array]:
-  """Returns quotient and remainder of what is not negative; `//` lowers to more than that, which Triton refuses."""
+  """Returns quotient and remainder of a non-negative number; Triton rejects the general form of `//`."""
   divisors = jnp.full(x.shape, divisor, x.dtype)
   return jax.lax.div(x, divisors), jax.lax.rem(x, divisors)
 
