@@ -170,7 +170,9 @@ class Classifier:
 
   def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:
     """Returns logits [n, num_classes] of images [n, h, w, 3] in [0, 1], by running statistics; pure, for transforms."""
-    return self._network.apply(params, model_state, None, images, is_training=False)[0]
+    from adversarial_augment import classifiers
+
+    return classifiers.logits_fn(self._network, params, model_state)(images)
 
   def __call__(self, images: Any) -> np.ndarray:
     """Returns logits, float32 [n, num_classes]; those of an image are the same bits in whatever batch it comes.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from adversarial_augment import cli, datasets, inference
+from adversarial_augment import classifiers, cli, datasets, inference
 from adversarial_augment.attacks import suite_runner, suites
 from adversarial_augment.attacks.suite_runner import Problem, Programs, Stage
 from adversarial_augment.config import fields
@@ -56,7 +56,7 @@ class Ours:
 
   def run(self, index: int) -> None:
     """Runs the next stage."""
-    last = index, self._stages[index].restarts.number - 1, 0
+    last = index, self._stages[index].attack.number - 1, 0
     while next(self._progress) != last:
       pass
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
   classifier, problem, depth = restore(arguments.workdir, arguments.images, arguments.epsilon)
   variables = jax.device_get((classifier.state.params, classifier.state.model_state))
   theirs = torch_autoattack.Reference(torch_layout.state_dict(*variables), depth, problem)
-  logits = classifier.reference.apply(*variables, None, problem.images, is_training=False)[0]
+  logits = classifiers.logits_fn(classifier.reference, *variables)(problem.images)
   np.testing.assert_allclose(theirs.logits(), logits, rtol=1e-3, atol=1e-3, err_msg='not the same classifier')
   num_classes = robustness.num_classes_of(classifier, problem.images)
   stages = suites.stages(SUITE, norm=NORM, epsilon=problem.epsilon, num_classes=num_classes)

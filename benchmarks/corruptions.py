@@ -51,7 +51,7 @@ def resnet18(images: np.ndarray):
   network = classifiers.CLASSIFIERS['preact_resnet'](10, depth=18, width=64)
   batch = jnp.asarray(images, jnp.float32) / 255
   params, state = network.init(jax.random.key(0), batch[:1], is_training=True)
-  run = jax.jit(lambda images: network.apply(params, state, None, images, is_training=False)[0])
+  run = jax.jit(classifiers.logits_fn(network, params, state))
   return lambda: run(batch)
 
 

@@ -117,7 +117,7 @@ def flops(setting: Setting) -> tuple[float, float]:
   net, model = network(setting, per_example_conv.conv), classifier()
   phi = net.init(jax.random.key(0), image)
   params, state = model.init(jax.random.key(0), image, is_training=True)
-  predict = lambda image: model.apply(params, state, None, image, is_training=False)[0]
+  predict = classifiers.logits_fn(model, params, state)
   return timing.flop(functools.partial(net.apply, phi), image), timing.flop(predict, image)
 
 

@@ -15,7 +15,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import attacks, corruption_nets
+from adversarial_augment import attacks, classifiers, corruption_nets, per_example_conv
 from adversarial_augment.classifiers import preact_resnet
 from adversarial_augment.types import LogitsFn
 from benchmarks import timing
@@ -50,8 +50,8 @@ def user_functions(num_images: int, width: int, rounds: int) -> list[bool]:
   images = jax.random.uniform(jax.random.key(1), (num_images, 32, 32, 3))
   make = functools.partial(preact_resnet, 10, depth=10, width=width)
   params, state = make().init(jax.random.key(0), images, is_training=True)
-  apply = lambda network: lambda images: network.apply(params, state, None, images, is_training=False)[0]
-  functions = {'NHWC': apply(make()), 'NCHW': apply(make(conv=nchw_conv))}
+  forms = {'NHWC': per_example_conv.conv, 'NCHW': nchw_conv}
+  functions = {name: classifiers.logits_fn(make(conv=conv), params, state) for name, conv in forms.items()}
   labels, keys = functions['NHWC'](images).argmax(-1), jax.random.split(jax.random.key(2), num_images)
   network, phi = corruption_nets.load('edsr', 'edsr_4x16_x1')
   ada = attacks.ada(network.apply, num_steps=STEPS)

@@ -169,7 +169,7 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
   import jax
   from jax.sharding import PartitionSpec
 
-  from adversarial_augment import threefry
+  from adversarial_augment import classifiers, threefry
   from adversarial_augment.parallel import sharding
   from adversarial_augment.training import recipe
 
@@ -177,7 +177,7 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
   classifier = recipe.attacked_classifier(config, test.num_classes)
 
   def local(params, model_state, phi, batch):
-    logits_fn = lambda images: classifier.apply(params, model_state, None, images, is_training=False)[0]
+    logits_fn = classifiers.logits_fn(classifier, params, model_state)
     keys = jax.vmap(functools.partial(jax.random.fold_in, threefry.key(seed)))(batch.indices)
     images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
     result = attack(keys, logits_fn, images, batch.labels, phi)

@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 
 from adversarial_augment import attacks
-from adversarial_augment.attacks.fab import fab_restarts, nearest_moves
+from adversarial_augment.attacks.fab import nearest_moves
 from adversarial_augment.errors import UserError
 from tests import boxed_linear, tiny
 from tests.lp_ball_test import EPSILONS, assert_within, hard_images
@@ -154,8 +154,8 @@ def test_each_round_has_its_target_in_the_order_of_the_clean_logits():
   """Only class `rank` can be reached, since the gradients of the others are zero; 4 classes, 3 ranks, 2 restarts."""
   order = np.array([2.0, 1.0, 0.0])
   image = np.full((1, 4, 4, 1), 0.5, np.float32)
-  rounds = fab_restarts(norm='linf', epsilon=0.4, num_steps=20, restarts=2, num_targets=3)
-  assert rounds.number == 6
+  restarted = attacks.fab(norm='linf', epsilon=0.4, num_steps=20, restarts=2, num_targets=3)
+  assert restarted.number == 6
 
   @jax.jit
   def success(index, gains):
@@ -163,7 +163,7 @@ def test_each_round_has_its_target_in_the_order_of_the_clean_logits():
       others = jnp.float32(order)[None] + gains[None] * (x.mean((1, 2, 3)) - 0.5)[:, None]
       return jnp.concatenate([jnp.full((len(x), 1), 5.0), others], axis=1)
 
-    return rounds.make(index)(boxed_linear.keys(1), logits_fn, image, jnp.array([0])).metrics['success'][0]
+    return restarted.make(index)(boxed_linear.keys(1), logits_fn, image, jnp.array([0])).metrics['success'][0]
 
   for reachable in range(3):
     gains = np.where(np.arange(3) == reachable, np.float32(60), 0)

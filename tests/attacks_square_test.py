@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks
-from adversarial_augment.attacks.square import l2_change, profile, square_restarts, square_sides
+from adversarial_augment.attacks.square import l2_change, profile, square_sides
 from adversarial_augment.errors import UserError
 from tests import boxed_linear, tiny
 from tests.lp_ball_test import EPSILONS, assert_within, distances, hard_images
@@ -243,10 +243,10 @@ def test_small_and_oblong_images(norm, shape):
 
 
 def test_restarts_have_draws_of_their_own():
-  rounds = square_restarts(norm='linf', epsilon=0.1, num_queries=1, restarts=3)
-  assert rounds.number == 3
+  restarted = attacks.square(norm='linf', epsilon=0.1, num_queries=1, restarts=3)
+  assert restarted.number == 3
   bright = lambda x: jnp.stack([jnp.full(len(x), 5.0), x.max((1, 2, 3))], axis=1)
-  run = jax.jit(lambda index: rounds.make(index)(boxed_linear.keys(4), bright, GREY, ZEROS).images)
+  run = jax.jit(lambda index: restarted.make(index)(boxed_linear.keys(4), bright, GREY, ZEROS).images)
   assert len({run(index).tobytes() for index in range(3)}) == 3
 
 

@@ -204,7 +204,7 @@ def test_it_cannot_be_traced():
 
 def rounds_of(suite: str, num_classes: int = 10) -> dict[str, int]:
   found = suites.stages(suite, norm='linf', epsilon=0.1, num_classes=num_classes)
-  return {stage.name: stage.restarts.number for stage in found}
+  return {stage.name: stage.attack.number for stage in found}
 
 
 def test_the_suites_are_those_of_the_papers():

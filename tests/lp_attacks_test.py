@@ -10,9 +10,7 @@ import pytest
 
 from adversarial_augment import attacks
 from adversarial_augment.attacks import suites
-from adversarial_augment.attacks.apgd import apgd_restarts, checkpoints
-from adversarial_augment.attacks.multitargeted import multitargeted_restarts
-from adversarial_augment.attacks.pgd import pgd_restarts
+from adversarial_augment.attacks.apgd import checkpoints
 from adversarial_augment.attacks.restarts import ranked_target
 from adversarial_augment.errors import UserError
 from tests import boxed_linear, tiny
@@ -142,7 +140,7 @@ def test_in_the_ball_that_proves_nothing_robust_every_image_can_become_any_other
   images = np.broadcast_to(shades.reshape(-1, 1, 1, 1), (20, 4, 4, 3)).copy()
   _, stage = suites.far(norm, images.shape[1:])
   labels = np.asarray(bright(images)).argmax(-1)
-  assert stage.restarts.make(0)(KEYS[:20], bright, images, labels).metrics['success'].all()
+  assert stage.attack.make(0)(KEYS[:20], bright, images, labels).metrics['success'].all()
 
 
 SOME = slice(1, 17)  # 16 images, of which one is misclassified
@@ -214,15 +212,15 @@ def test_targets_are_all_others_in_the_order_of_the_logits():
   np.testing.assert_array_equal(np.stack([rank(i) for i in range(3)], 1), [[2, 3, 0], [0, 3, 2], [0, 1, 3], [3, 2, 1]])
 
 
-@pytest.mark.parametrize('rounds, number', [
-  (pgd_restarts(norm='linf', epsilon=0.1, restarts=3), 3),
-  (apgd_restarts(norm='l2', epsilon=0.1, restarts=5), 5),
-  (apgd_restarts(norm='linf', epsilon=0.1, loss='targeted'), 9),
-  (apgd_restarts(norm='linf', epsilon=0.1, loss='targeted', num_targets=4, restarts=2), 8),
-  (multitargeted_restarts(norm='linf', epsilon=0.1, num_targets=4, restarts=20), 80),
+@pytest.mark.parametrize('attack, number', [
+  (attacks.pgd(norm='linf', epsilon=0.1, restarts=3), 3),
+  (attacks.apgd(norm='l2', epsilon=0.1, restarts=5), 5),
+  (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted'), 9),
+  (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted', num_targets=4, restarts=2), 8),
+  (attacks.multitargeted(norm='linf', epsilon=0.1, num_targets=4, restarts=20), 80),
 ])  # fmt: skip
-def test_numbers_of_rounds(rounds, number):
-  assert rounds.number == number
+def test_numbers_of_restarts(attack, number):
+  assert attack.number == number
 
 
 @pytest.mark.parametrize('make, message', [

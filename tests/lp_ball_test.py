@@ -8,7 +8,7 @@ import scipy.optimize
 
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.losses import dlr, margin, targeted_dlr
-from adversarial_augment.attacks.restarts import Restarts, attack_result, with_restarts
+from adversarial_augment.attacks.restarts import RestartedAttack, attack_result
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import AttackResult
 
@@ -169,9 +169,7 @@ def test_rounds_keep_the_first_success_else_the_highest_margin():
     return attack
 
   images, keys = jnp.zeros((3, 1, 1, 1)), jax.random.split(jax.random.key(0), 3)
-  result = jax.jit(
-    lambda: with_restarts(Restarts(4, make))(keys, lambda x: jnp.zeros((3, 2)), images, jnp.zeros(3, int))
-  )()
+  result = jax.jit(lambda: RestartedAttack(4, make)(keys, lambda x: jnp.zeros((3, 2)), images, jnp.zeros(3, int)))()
   np.testing.assert_array_equal(result.images.ravel(), [2, 1, 0])
   np.testing.assert_array_equal(result.metrics['success'], [True, False, False])
   np.testing.assert_array_equal(result.metrics['margin'], [1.0, -1.0, np.nan])

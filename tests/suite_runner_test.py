@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment.attacks import suite_runner
-from adversarial_augment.attacks.restarts import Restarts
+from adversarial_augment.attacks.restarts import RestartedAttack
 from adversarial_augment.attacks.suite_runner import Problem, Stage, SuiteState
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import sweep_file
@@ -17,8 +17,8 @@ NUM, EPSILON = 23, 0.125
 IMAGES = np.stack([np.arange(NUM) / 64, np.full(NUM, 0.5)], axis=-1).astype(np.float32).reshape(NUM, 1, 2, 1)
 LABELS = np.zeros(NUM, np.int32)
 STAGES = (
-  Stage('first', Restarts(3, lambda _: None)),
-  Stage('second', Restarts(2, lambda _: None)),
+  Stage('first', RestartedAttack(3, lambda _: None)),
+  Stage('second', RestartedAttack(2, lambda _: None)),
 )
 # The round in which an image gives way; 0: it is misclassified as it is, 9: never.
 BREAKS = np.array([0, 1, 2, 3, 4, 5, 9, 2, 4, 9, 1, 1, 9, 3, 0, 5, 5, 2, 9, 1, 4, 9, 9])

@@ -6,7 +6,7 @@ only: there is no disentangled generator, and every parameter is a latent of sty
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,20 +61,48 @@ def weight_hull(apply: Callable, *, init: str = 'ball', impl: str = 'auto', nois
   )
 
 
-def advmix(apply: Callable, *, init: str = 'ball', impl: str = 'auto', noisy: bool = False, **options: Any) -> Attack:
+def advmix(
+  apply: Callable,
+  *,
+  num_steps: int = 10,
+  step: str = 'sign',
+  step_fraction: float = 0.25,
+  init: str = 'ball',
+  keep_best: bool = False,
+  min_ssim: float = 0.3,
+  root: str | None = 'strict',
+  group: int | None = 1,
+  axis_name: str | None = None,
+  impl: str = 'auto',
+  noisy: bool = False,
+) -> Attack:
   """Makes the adversary that searches, image by image, the mixtures of pre-drawn offsets of phi.
 
   Args:
     apply: the corruption network c, (phi, images [n, h, w, 3]) -> images of the same shape in [0, 1].
+    num_steps: steps of projected gradient ascent, at least 0.
+    step: rule of a step: 'sign' (iterated FGSM), 'sign_l2', 'l2' (normalised gradients), 'sgd' or 'adam', see
+      attacks/steps.py.
+    step_fraction: step size in units of the logarithms of the mixture's weights.
     init: 'ball' starts at a random mixture, 'zero' at the mean of the offsets.
+    keep_best: returns the iterate of the highest loss; the paper's reading is the last one.
+    min_ssim: in [-1, 1]; images whose SSIM with the clean one is smaller are pulled back towards it, each by itself.
+    root: rule of that line search: 'strict', 'first_crossing' or 'literal', see ssim.py; None: no line search.
+    group: images that share a perturbation, one after the other; a divisor of their number. None: all images, and
+      those of every device along `axis_name` (appendix C).
+    axis_name: that mesh axis; unused for groups of a number.
     impl: how the network runs over examples, see per_example_conv.
-    noisy: `apply` takes a key too, see `weight_ball`.
-    **options: of `adversary`; `step_fraction` is in units of the logarithms of the mixture's weights.
+    noisy: `apply` takes a key as a third argument, from which it draws its noise.
 
   Returns:
-    An `Attack`, called with a `Hull` as `frozen`.
+    An `Attack` of images [n, h, w, 3] in [0, 1], labels [n] and one key per image, called with a `Hull` as `frozen`.
+    Its metrics are those of `adversary`.
 
   Raises:
     UserError: an unknown rule.
   """
-  return adversary(weight_hull(apply, init=init, impl=impl, noisy=noisy), **options)
+  hull = weight_hull(apply, init=init, impl=impl, noisy=noisy)
+  return adversary(
+      hull, num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,
+      min_ssim=min_ssim, root=root, group=group, axis_name=axis_name,
+  )  # fmt: skip

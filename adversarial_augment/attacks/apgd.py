@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,13 @@ from adversarial_augment.attacks import losses
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import check_ball, norms, project
 from adversarial_augment.attacks.restarts import (
-  Restarts,
+  RestartedAttack,
   attack_result,
   better,
   check_counts,
   choose,
   ranked_target,
   restart_keys,
-  with_restarts,
 )
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
@@ -35,12 +34,7 @@ MOMENTUM = 0.75
 Objective = Callable[[Array], Array]  # logits [n, k] -> the loss [n]
 
 
-def apgd(*, restarts: int = 1, **options: Any) -> Attack:
-  """Makes APGD on an l_p ball; see `apgd_restarts` for all options and errors."""
-  return with_restarts(apgd_restarts(restarts=restarts, **options))
-
-
-def apgd_restarts(
+def apgd(
   *,
   norm: str,
   epsilon: float,
@@ -48,8 +42,8 @@ def apgd_restarts(
   num_steps: int = 100,
   restarts: int = 1,
   num_targets: int = 9,
-) -> Restarts:
-  """Makes the restarts of APGD; of each, the iterate of the highest margin is kept.
+) -> RestartedAttack:
+  """Makes Auto-PGD on an l_p ball; of each restart, the iterate of the highest margin is kept.
 
   Args:
     norm: 'linf' or 'l2'.
@@ -61,14 +55,14 @@ def apgd_restarts(
     num_targets: targets of 'targeted', at most the number of classes - 1; other losses have none.
 
   Returns:
-    Its `Restarts`: restarts, or num_targets * restarts.
+    A `RestartedAttack` with the metrics `success` and `margin`: restarts, or num_targets * restarts of them.
 
   Raises:
     UserError: no ball, an unknown loss, a number out of its range, or, when traced, too few classes for the loss.
   """
   epsilon = check_ball(norm, epsilon)
   climbed = registry.lookup(LOSSES, loss, 'loss')
-  check_counts('apgd', num_steps=num_steps, restarts=restarts, num_targets=num_targets)
+  check_counts('apgd', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
   targeted = loss == 'targeted'
 
   def make(index: Array | int) -> Attack:
@@ -84,7 +78,7 @@ def apgd_restarts(
 
     return attack
 
-  return Restarts(restarts * (num_targets if targeted else 1), make)
+  return RestartedAttack(restarts * (num_targets if targeted else 1), make)
 
 
 def checkpoints(num_steps: int) -> np.ndarray:

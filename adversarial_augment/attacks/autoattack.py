@@ -86,7 +86,7 @@ def _from_host(suite: str, norm: str, epsilon: float, batch_size: int) -> Attack
 
     def attack_part(index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       numbers = np.int32(index), np.int32(inner)
-      make = stages[index].restarts.make
+      make = stages[index].attack.make
       found, taken = compiled.attack_batch(make, *numbers, keys[part], clean[part], classes[part])
       return np.asarray(found), np.asarray(taken)
 
@@ -123,7 +123,7 @@ def _of_now(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) ->
 
 
 def _result(found: suite_runner.SuiteState, stages: tuple[suite_runner.Stage, ...]) -> AttackResult:
-  ends = np.cumsum([stage.restarts.number for stage in stages])
+  ends = np.cumsum([stage.attack.number for stage in stages])
   broken = found.broken_in < suite_runner.ALIVE
   stage = np.where(found.broken_in > 0, np.searchsorted(ends, found.broken_in) + 1, 0)
   metrics: dict[str, Any] = {'success': broken, 'margin': found.margins, 'stage': np.where(broken, stage, -1)}

@@ -10,13 +10,12 @@ from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.losses import targeted_margin
 from adversarial_augment.attacks.restarts import (
-  Restarts,
+  RestartedAttack,
   attack_result,
   check_counts,
   choose,
   ranked_target,
   restart_keys,
-  with_restarts,
 )
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
@@ -26,7 +25,7 @@ _OVERSHOOT = 1.05  # eta: how far beyond the hyperplane the steps go
 _BACKWARD = 0.9  # beta: where an adversarial point is pulled to, between the image (0) and itself (1)
 
 
-def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, num_targets: int = 9) -> Attack:
+def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, num_targets: int = 9) -> RestartedAttack:
   """Makes FAB-T: for one target class after the other, the smallest perturbation that it finds.
 
   Every step linearises the difference of the target's logit and the label's, and moves beyond the point where that
@@ -42,27 +41,19 @@ def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, n
     num_targets: classes to aim at, those of the largest logits on the image; at most the number of classes - 1.
 
   Returns:
-    An `Attack` with the metrics `success` and `margin`.
+    A `RestartedAttack` with the metrics `success` and `margin`: every target from the image, then again from each
+    random start.
 
   Raises:
     UserError: no ball, a number below 1, or, when traced, too few classes for the targets.
   """
-  return with_restarts(
-    fab_restarts(norm=norm, epsilon=epsilon, num_steps=num_steps, restarts=restarts, num_targets=num_targets)
-  )
-
-
-def fab_restarts(
-  *, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, num_targets: int = 9
-) -> Restarts:
-  """Returns the restarts of `fab`: one per target, from the image, then again from each random start."""
   epsilon = lp_ball.check_ball(norm, epsilon)
-  check_counts('fab', num_steps=num_steps, restarts=restarts, num_targets=num_targets)
+  check_counts('fab', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
 
   def make(index: Array | int) -> Attack:
     return fast_in_loops(functools.partial(_attack, norm, epsilon, num_steps, num_targets, index))
 
-  return Restarts(restarts * num_targets, make)
+  return RestartedAttack(restarts * num_targets, make)
 
 
 class _State(NamedTuple):

@@ -7,7 +7,6 @@ adds up in an l_2 norm, so that there the radius is smaller than epsilon by the 
 
 import math
 import numbers
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,26 +155,46 @@ def _l2_radius(epsilon: float, images: jax.Array) -> jax.Array:
   return jnp.asarray(max(epsilon * (1 - rounding) - rounding / 4, 0), images.dtype)
 
 
-def lp(*, norm: str, epsilon: float, init: str = 'ball', loss: str = 'cross_entropy', **options: Any) -> Attack:
-  """Makes the adversary that moves the pixels of each image within an l_p ball, cut by [0, 1].
+def lp(
+  *,
+  norm: str,
+  epsilon: float,
+  num_steps: int = 10,
+  step: str = 'sign',
+  step_fraction: float = 0.25,
+  init: str = 'ball',
+  loss: str = 'cross_entropy',
+  keep_best: bool = False,
+) -> Attack:
+  """Makes the adversary of training within l_p balls: Madry et al. (arXiv 1706.06083) or TRADES (arXiv 1901.08573).
+
+  It moves the pixels of each image within the ball, cut by [0, 1]. Unlike `attacks.pgd`, which is for evaluation, it
+  moves misclassified images too, and returns the last iterate.
 
   Args:
     norm: 'linf' or 'l2', over all pixels and channels.
     epsilon: its radius, for images in [0, 1].
+    num_steps: steps of projected gradient ascent, at least 0.
+    step: rule of a step: 'sign', 'adam' or 'sgd' for linf, 'l2' (normalised gradients) or 'sign_l2' for l2, whose ball
+      a step of 'sign' would leave at once; see attacks/steps.py.
+    step_fraction: step size in units of epsilon.
     init: where the ascent starts: 'ball' (uniform in it), 'gaussian' (0.001 N(0, 1), as TRADES) or 'zero'.
     loss: what is climbed: 'cross_entropy', or 'kl', the divergence KL(p(x) || p(x + delta)) of TRADES, for which `init`
       must not be 'zero': at the image itself it is flat.
-    **options: of `adversary`; `step_fraction` is in units of epsilon, and there is no line search. On an l_2 ball,
-      `step` is 'l2' (normalised gradients): a step of 'sign' would leave it at once.
+    keep_best: returns the iterate of the highest loss instead of the last one.
 
   Returns:
-    An `Attack`, whose `frozen` is unused; of the metrics of `adversary`, it lacks those of the line search.
+    An `Attack` of images [n, h, w, c] in [0, 1], labels [n] and one key per image; `frozen` is unused. Its metrics are
+    those of `adversary` without a line search.
 
   Raises:
     UserError: no ball, or an unknown name.
   """
   climbed = registry.lookup(LOSSES, loss, 'loss')
-  search = adversary(lp_ball(norm, epsilon, init=init), loss=climbed, root=None, **options)
+  search = adversary(
+      lp_ball(norm, epsilon, init=init), loss=climbed, root=None,
+      num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,
+  )  # fmt: skip
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     # The divergence compares with the logits of the clean images, which take the place of the labels.

@@ -1,7 +1,6 @@
 """MultiTargeted (Gowal et al. 2019, arXiv 1910.09338): ascents of the logit margin to every other class in turn."""
 
 import math
-from typing import Any
 
 import optax
 
@@ -10,13 +9,12 @@ from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.attacks.pgd import climb
 from adversarial_augment.attacks.restarts import (
-  Restarts,
+  RestartedAttack,
   attack_result,
   better,
   check_counts,
   ranked_target,
   restart_keys,
-  with_restarts,
 )
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
@@ -24,12 +22,7 @@ from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn
 RULES = {'linf': steps.adam, 'l2': steps.l2}
 
 
-def multitargeted(*, restarts: int = 10, **options: Any) -> Attack:
-  """Makes MultiTargeted on an l_p ball; see `multitargeted_restarts` for all options and errors."""
-  return with_restarts(multitargeted_restarts(restarts=restarts, **options))
-
-
-def multitargeted_restarts(
+def multitargeted(
   *,
   norm: str,
   epsilon: float,
@@ -37,8 +30,8 @@ def multitargeted_restarts(
   restarts: int = 10,
   num_steps: int = 200,
   learning_rate: float = 3.2,
-) -> Restarts:
-  """Makes the restarts of MultiTargeted: every target, then every target again from another random start.
+) -> RestartedAttack:
+  """Makes MultiTargeted on an l_p ball: every target, then every target again from another random start.
 
   Each climbs z_target - z_label from a uniform start in the ball, projected after every step, and keeps the iterate of
   the highest margin: for linf with Adam (b1 .9, b2 .999, eps 1e-9), for l2 with normalised gradients, because Adam's
@@ -56,13 +49,13 @@ def multitargeted_restarts(
       balls until its last quarter. For l2 it is the length of a step.
 
   Returns:
-    Its `Restarts`, num_targets * restarts of them.
+    A `RestartedAttack` with the metrics `success` and `margin`: num_targets * restarts of them.
 
   Raises:
     UserError: no ball, a number out of its range, or, when traced, fewer than num_targets + 1 classes.
   """
   ball = lp_ball(norm, epsilon)
-  check_counts('multitargeted', num_targets=num_targets, restarts=restarts, num_steps=num_steps)
+  check_counts('multitargeted', {'num_targets': num_targets, 'restarts': restarts, 'num_steps': num_steps})
   if not 0 < learning_rate < math.inf:
     raise UserError(f'learning_rate={learning_rate} of attacks.multitargeted must be a finite number above 0.')
 
@@ -88,4 +81,4 @@ def multitargeted_restarts(
 
     return attack
 
-  return Restarts(num_targets * restarts, make)
+  return RestartedAttack(num_targets * restarts, make)

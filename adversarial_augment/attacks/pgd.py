@@ -1,7 +1,6 @@
 """Projected gradient ascent on l_p balls (arXiv 1706.06083): iterated signs, normalised gradients or Adam, restarts."""
 
 import math
-from typing import Any
 
 from adversarial_augment import registry
 from adversarial_augment.attacks import losses
@@ -9,12 +8,11 @@ from adversarial_augment.attacks.ascent import Loss, ascend
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.attacks.restarts import (
-  Restarts,
+  RestartedAttack,
   attack_result,
   better,
   check_counts,
   restart_keys,
-  with_restarts,
 )
 from adversarial_augment.attacks.steps import STEPS, StepRule
 from adversarial_augment.errors import UserError
@@ -25,12 +23,7 @@ STARTS = {'random': 'ball', 'none': 'zero'}  # the `init` of `lp_ball`
 DEFAULT_STEPS = {'linf': 'sign', 'l2': 'l2'}
 
 
-def pgd(*, restarts: int = 1, **options: Any) -> Attack:
-  """Makes PGD on an l_p ball, with restarts until an image is broken; see `pgd_restarts` for all options and errors."""
-  return with_restarts(pgd_restarts(restarts=restarts, **options))
-
-
-def pgd_restarts(
+def pgd(
   *,
   norm: str,
   epsilon: float,
@@ -40,8 +33,8 @@ def pgd_restarts(
   restarts: int = 1,
   loss: str = 'cross_entropy',
   start: str = 'random',
-) -> Restarts:
-  """Makes the restarts of PGD; of each, the iterate of the highest margin is kept.
+) -> RestartedAttack:
+  """Makes projected gradient ascent on an l_p ball; of each restart, the iterate of the highest margin is kept.
 
   Args:
     norm: 'linf' or 'l2'.
@@ -56,13 +49,13 @@ def pgd_restarts(
     start: 'random' (uniform in the ball) or 'none' (at the image; restarts then repeat each other).
 
   Returns:
-    Its `Restarts`.
+    A `RestartedAttack` with the metrics `success` and `margin`.
 
   Raises:
     UserError: no ball, an unknown name, or a number out of its range.
   """
   ball = lp_ball(norm, epsilon, init=registry.lookup(STARTS, start, 'start'))
-  check_counts('pgd', num_steps=num_steps, restarts=restarts)
+  check_counts('pgd', {'num_steps': num_steps, 'restarts': restarts})
   if not 0 < step_size < math.inf:
     raise UserError(f'step_size={step_size} of attacks.pgd must be a finite number above 0, in units of epsilon.')
   climbed = registry.lookup(LOSSES, loss, 'loss')
@@ -83,7 +76,7 @@ def pgd_restarts(
 
     return attack
 
-  return Restarts(restarts, make)
+  return RestartedAttack(restarts, make)
 
 
 def climb(

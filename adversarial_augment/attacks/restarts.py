@@ -1,7 +1,7 @@
-"""Attacks of several similar tries: restarts, or targets in turn. Of each image the first success is kept."""
+"""Attacks with restarts, or with several target classes in turn. Of each image the first success is kept."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,35 +14,35 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 
-class Restarts(NamedTuple):
-  """An attack's tries. Each is an attack itself, so that a suite may drop the images that are broken in between."""
+@dataclasses.dataclass(frozen=True)
+class RestartedAttack:
+  """An `Attack` of several restarts, each of which is an attack itself, so that a suite can drop broken images between.
 
-  number: int  # at least 1; of a targeted attack, every target of a restart counts as one
-  make: Callable[[Array | int], Attack]  # index, 0 to number - 1, traced or not -> its attack, with keys of its own
+  Called, it runs them all in one compiled loop, and returns each image's first success, else its feasible image of the
+  highest margin, with the metrics of `attack_result`. It raises a UserError for images outside [0, 1] or of another
+  dtype, out-of-range labels, and anything but one key for each image; of traced arguments it checks shapes and dtypes.
 
-
-def with_restarts(restarts: Restarts) -> Attack:
-  """Makes the attack that tries all restarts in one compiled loop.
-
-  Returns:
-    An `Attack` that returns each image's first success, else its feasible image of the highest margin; the metrics are
-    those of `attack_result`. It raises a UserError for images outside [0, 1] or of another dtype, out-of-range labels,
-    and anything but one key for each image; of traced arguments it checks shapes and dtypes only.
+  Attributes:
+    number: of restarts, at least 1; every target class of a targeted attack counts as one.
+    make: index, 0 to number - 1, traced or not -> the attack of that restart, which derives keys of its own.
   """
 
-  def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+  number: int
+  make: Callable[[Array | int], Attack]
+
+  def __call__(
+    self, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None
+  ) -> AttackResult:
     inputs.check(keys, logits_fn, *(x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (images, labels)))
     keys = threefry.own(keys)
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)  # of 8 bits, labels would end at 255
 
     def one_more(index, kept):
-      return better(kept, restarts.make(index)(keys, logits_fn, images, labels, frozen))
+      return better(kept, self.make(index)(keys, logits_fn, images, labels, frozen))
 
     dtype = jax.eval_shape(lambda: margin(logits_fn(images), labels)).dtype
     none = {'success': jnp.zeros(len(images), bool), 'margin': jnp.full(len(images), jnp.nan, dtype)}
-    return jax.lax.fori_loop(0, restarts.number, one_more, AttackResult(images, none))
-
-  return attack
+    return jax.lax.fori_loop(0, self.number, one_more, AttackResult(images, none))
 
 
 def attack_result(logits: Array, images: Array, labels: Array) -> AttackResult:
@@ -83,11 +83,15 @@ def _no_nan(margins: Array) -> Array:
   return jnp.where(jnp.isnan(margins), -jnp.inf, margins)
 
 
-def check_counts(attack: str, **counts: int) -> None:
-  """Refuses options that count something, and are no whole number of at least 1.
+def check_counts(attack: str, counts: Mapping[str, int]) -> None:
+  """Checks arguments of an attack that count something.
+
+  Args:
+    attack: its name.
+    counts: the values by the name of the argument.
 
   Raises:
-    UserError: one of them is none.
+    UserError: one of them is no whole number of at least 1.
   """
   for name, count in counts.items():
     if not isinstance(count, int) or count < 1:

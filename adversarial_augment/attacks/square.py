@@ -10,13 +10,12 @@ from adversarial_augment import registry
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.restarts import (
-  Restarts,
+  RestartedAttack,
   attack_result,
   better,
   check_counts,
   choose,
   restart_keys,
-  with_restarts,
 )
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
@@ -26,7 +25,9 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SUMS = np.concatenate([[0], np.cumsum(1 / np.arange(1.0, 2048) ** 2)])  # of 1 / j^2
 
 
-def square(*, norm: str, epsilon: float, num_queries: int = 5000, p_init: float = 0.8, restarts: int = 1) -> Attack:
+def square(
+  *, norm: str, epsilon: float, num_queries: int = 5000, p_init: float = 0.8, restarts: int = 1
+) -> RestartedAttack:
   """Makes Square: changes a random square of the perturbation, and keeps the change where the margin rises.
 
   Args:
@@ -39,29 +40,20 @@ def square(*, norm: str, epsilon: float, num_queries: int = 5000, p_init: float 
     restarts: tries.
 
   Returns:
-    An `Attack` with the metrics `success` and `margin`.
+    A `RestartedAttack` with the metrics `success` and `margin`.
 
   Raises:
     UserError: no ball, a p_init out of range, or a number below 1.
   """
-  return with_restarts(
-    square_restarts(norm=norm, epsilon=epsilon, num_queries=num_queries, p_init=p_init, restarts=restarts)
-  )
-
-
-def square_restarts(
-  *, norm: str, epsilon: float, num_queries: int = 5000, p_init: float = 0.8, restarts: int = 1
-) -> Restarts:
-  """Returns the restarts of `square`."""
   epsilon = lp_ball.check_ball(norm, epsilon)
-  check_counts('square', num_queries=num_queries, restarts=restarts)
+  check_counts('square', {'num_queries': num_queries, 'restarts': restarts})
   if not 0 < p_init <= 1:
     raise UserError(f'p_init={p_init} of attacks.square is a share of the image; use a number in (0, 1], like 0.8.')
 
   def make(index: Array | int) -> Attack:
     return fast_in_loops(functools.partial(_attack, norm, epsilon, num_queries, p_init, index))
 
-  return Restarts(restarts, make)
+  return RestartedAttack(restarts, make)
 
 
 def _attack(

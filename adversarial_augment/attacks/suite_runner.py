@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment.attacks.restarts import Restarts
+from adversarial_augment.attacks.restarts import RestartedAttack
 
 ALIVE = np.iinfo(np.int32).max  # in `SuiteState.broken_in`
 _SMALL = 4  # the smaller batch is this part of the larger one
@@ -21,7 +21,7 @@ class Stage(NamedTuple):
   """One attack of a suite."""
 
   name: str
-  restarts: Restarts
+  attack: RestartedAttack
 
 
 class Problem(NamedTuple):
@@ -96,7 +96,7 @@ def run(
   """
   number = 0
   for index, stage in enumerate(stages):
-    for inner in range(stage.restarts.number):
+    for inner in range(stage.attack.number):
       number += 1
       if number < state.cursor[0]:
         continue
@@ -126,7 +126,7 @@ def batch_sizes(programs: Programs) -> tuple[int, int]:
 
 def survivors(stages: Sequence[Stage], state: SuiteState) -> dict[str, int]:
   """Returns how many images were left after each stage, of those that have ended."""
-  ends = np.cumsum([stage.restarts.number for stage in stages])
+  ends = np.cumsum([stage.attack.number for stage in stages])
   return {
     stage.name: int((state.broken_in > end).sum())
     for stage, end in zip(stages, ends, strict=True)

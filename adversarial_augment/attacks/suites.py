@@ -5,12 +5,12 @@ import math
 from typing import Any
 
 from adversarial_augment import registry
-from adversarial_augment.attacks.apgd import apgd_restarts
-from adversarial_augment.attacks.fab import fab_restarts
+from adversarial_augment.attacks.apgd import apgd
+from adversarial_augment.attacks.fab import fab
 from adversarial_augment.attacks.lp_ball import check_ball
-from adversarial_augment.attacks.multitargeted import multitargeted_restarts
-from adversarial_augment.attacks.pgd import pgd_restarts
-from adversarial_augment.attacks.square import square_restarts
+from adversarial_augment.attacks.multitargeted import multitargeted
+from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.square import square
 from adversarial_augment.attacks.suite_runner import Stage
 from adversarial_augment.errors import UserError
 
@@ -51,7 +51,7 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
   if num_classes < 2:
     raise UserError(f'num_classes={num_classes} must be at least 2: an attack needs a class to aim at.')
   return tuple(
-    Stage(name, _ROUNDS[name](norm, epsilon, num_classes, restarts))
+    Stage(name, _ATTACKS[name](norm, epsilon, num_classes, restarts))
     for name, restarts in table.items()
     if num_classes >= _NEEDS.get(name, 2)
   )
@@ -67,57 +67,57 @@ def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
   ball: dict[str, Any] = {'norm': norm, 'epsilon': epsilon}
   targets = min(_LONGER_TARGETS, num_classes - 1)
   if suite == 'pgd':
-    restarts = pgd_restarts(**ball, num_steps=200)
+    attack = pgd(**ball, num_steps=200)
   elif 'multitargeted' in SUITES[suite]:
-    restarts = multitargeted_restarts(**ball, num_steps=400, restarts=1, num_targets=targets)
+    attack = multitargeted(**ball, num_steps=400, restarts=1, num_targets=targets)
   elif num_classes < _TARGETED_DLR_CLASSES:
-    restarts = apgd_restarts(**ball, loss='ce', num_steps=200, restarts=_LONGER_TARGETS)
+    attack = apgd(**ball, loss='ce', num_steps=200, restarts=_LONGER_TARGETS)
   else:
-    restarts = apgd_restarts(**ball, loss='targeted', num_steps=200, num_targets=targets)
-  return Stage('longer', restarts)
+    attack = apgd(**ball, loss='targeted', num_steps=200, num_targets=targets)
+  return Stage('longer', attack)
 
 
 def black_box(suite: str, *, norm: str, epsilon: float) -> Stage | None:
   """Returns Square, for a suite that does without: it sees no gradients, so that nothing can hide them from it."""
   if 'square' in SUITES[suite]:
     return None
-  return Stage('square', square_restarts(norm=norm, epsilon=epsilon, num_queries=_QUERIES))
+  return Stage('square', square(norm=norm, epsilon=epsilon, num_queries=_QUERIES))
 
 
 def transfer(norm: str, epsilon: float) -> Stage:
   """Returns an attack whose images are to fool other classifiers too: it goes on beyond the boundary."""
-  return Stage('transfer', pgd_restarts(norm=norm, epsilon=epsilon, num_steps=100, loss='margin'))
+  return Stage('transfer', pgd(norm=norm, epsilon=epsilon, num_steps=100, loss='margin'))
 
 
 def far(norm: str, image_shape: Sequence[int]) -> tuple[float, Stage]:
   """Returns a radius within which every image can become any other, and an attack within it."""
   epsilon = 1.0 if norm == 'linf' else math.sqrt(math.prod(image_shape))
-  return epsilon, Stage('far', apgd_restarts(norm=norm, epsilon=epsilon, loss='ce', num_steps=100, restarts=2))
+  return epsilon, Stage('far', apgd(norm=norm, epsilon=epsilon, loss='ce', num_steps=100, restarts=2))
 
 
 def _targets(num_classes: int) -> int:
   return min(_TARGETS, num_classes - 1)
 
 
-# Stage -> (norm, epsilon, num_classes, restarts) -> its restarts.
-_ROUNDS: dict[str, Callable] = {
-  'pgd': lambda norm, epsilon, _, restarts: pgd_restarts(norm=norm, epsilon=epsilon, num_steps=40, restarts=restarts),
-  'apgd-ce': lambda norm, epsilon, _, restarts: apgd_restarts(
+# Stage -> (norm, epsilon, num_classes, restarts) -> its attack.
+_ATTACKS: dict[str, Callable] = {
+  'pgd': lambda norm, epsilon, _, restarts: pgd(norm=norm, epsilon=epsilon, num_steps=40, restarts=restarts),
+  'apgd-ce': lambda norm, epsilon, _, restarts: apgd(
     norm=norm, epsilon=epsilon, loss='ce', num_steps=100, restarts=restarts
   ),
-  'apgd-dlr': lambda norm, epsilon, _, restarts: apgd_restarts(
+  'apgd-dlr': lambda norm, epsilon, _, restarts: apgd(
     norm=norm, epsilon=epsilon, loss='dlr', num_steps=100, restarts=restarts
   ),
-  'apgd-t': lambda norm, epsilon, classes, restarts: apgd_restarts(
+  'apgd-t': lambda norm, epsilon, classes, restarts: apgd(
     norm=norm, epsilon=epsilon, loss='targeted', num_steps=100, restarts=restarts, num_targets=_targets(classes)
   ),
-  'fab-t': lambda norm, epsilon, classes, restarts: fab_restarts(
+  'fab-t': lambda norm, epsilon, classes, restarts: fab(
     norm=norm, epsilon=epsilon, num_steps=100, restarts=restarts, num_targets=_targets(classes)
   ),
-  'multitargeted': lambda norm, epsilon, classes, restarts: multitargeted_restarts(
+  'multitargeted': lambda norm, epsilon, classes, restarts: multitargeted(
     norm=norm, epsilon=epsilon, num_steps=200, restarts=restarts, num_targets=_targets(classes)
   ),
-  'square': lambda norm, epsilon, _, restarts: square_restarts(
+  'square': lambda norm, epsilon, _, restarts: square(
     norm=norm, epsilon=epsilon, num_queries=5000, restarts=restarts
   ),
 }  # fmt: skip

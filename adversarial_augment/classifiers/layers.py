@@ -13,7 +13,7 @@ import numpy as np
 
 from adversarial_augment import per_example_conv
 from adversarial_augment.errors import UserError
-from adversarial_augment.types import PyTree
+from adversarial_augment.types import LogitsFn, Network, PyTree
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel
 STD = (0.2471, 0.2435, 0.2616)
@@ -104,6 +104,22 @@ def classifier(
       return _head(x, num_classes)
 
   return hk.transform_with_state(network)
+
+
+def logits_fn(classifier: Network, params: PyTree, model_state: PyTree, *, batch_statistics: bool = False) -> LogitsFn:
+  """Returns a trained classifier as a function of images, which attacks and transforms of JAX take.
+
+  Args:
+    classifier: its pair of pure functions.
+    params: its parameters.
+    model_state: its running statistics.
+    batch_statistics: normalises by the statistics of the images instead of the running ones, which stay as they are.
+
+  Returns:
+    Images [n, h, w, 3] in [0, 1] -> logits [n, num_classes].
+  """
+  statistics = {'test_local_stats': True} if batch_statistics else {}
+  return lambda images: classifier.apply(params, model_state, None, images, is_training=False, **statistics)[0]
 
 
 def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:

@@ -8,9 +8,12 @@ from typing import Any
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 
+from adversarial_augment import per_example_conv
 from adversarial_augment.classifiers.layers import Body, Layers, classifier
 from adversarial_augment.errors import UserError
+from adversarial_augment.per_example_conv import Conv
 
 # Blocks of each of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1) or basic (3x3, 3x3).
 DEPTHS = {
@@ -23,7 +26,16 @@ DEPTHS = {
 
 
 def preact_resnet(
-  num_classes: int, *, depth: int = 50, width: int = 64, shortcut: str = 'preact', **options: Any
+  num_classes: int,
+  *,
+  depth: int = 50,
+  width: int = 64,
+  shortcut: str = 'preact',
+  batch_norm_decay: float = 0.99,
+  padding: str = 'torch',
+  axis_name: str | None = None,
+  conv: Conv = per_example_conv.conv,
+  dtype: Any = jnp.float32,
 ) -> hk.TransformedWithState:
   """Makes a pre-activation ResNet; the paper's classifier is depth 50, width 64 (arXiv 2104.01086, section 3).
 
@@ -33,7 +45,14 @@ def preact_resnet(
     width: channels of the stem; the stages are 1, 2, 4 and 8 times as wide (bottlenecks: 4 times that).
     shortcut: what the 1x1 projections see: the activated input of the block ('preact', as He et al.) or the raw one
       ('input').
-    **options: see `layers.classifier`, which says what the result does.
+    batch_norm_decay: of the running statistics, per update, in [0, 1).
+    padding: of strided 3x3 convolutions: 'torch' or 'same'; see `layers.classifier`, also for the next three.
+    axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
+    conv: the convolution.
+    dtype: of convolutions and activations, float32 or bfloat16.
+
+  Returns:
+    The transformed function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes]; see `layers.classifier`.
 
   Raises:
     UserError: an argument out of range.
@@ -43,7 +62,10 @@ def preact_resnet(
   counts, bottleneck = DEPTHS[depth]
   stages = [(width * 2**stage, count) for stage, count in enumerate(counts)]
   body = preact_body('preact_resnet', width, stages, bottleneck=bottleneck, shortcut=shortcut)
-  return classifier('preact_resnet', body, num_classes, **options)
+  return classifier(
+      'preact_resnet', body, num_classes,
+      batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
+  )  # fmt: skip
 
 
 def preact_body(name: str, stem: int, stages: Sequence[tuple[int, int]], *, bottleneck: bool, shortcut: str) -> Body:

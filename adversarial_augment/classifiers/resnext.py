@@ -7,14 +7,27 @@ from typing import Any
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 
+from adversarial_augment import per_example_conv
 from adversarial_augment.classifiers.layers import Layers, classifier
 from adversarial_augment.errors import UserError
+from adversarial_augment.per_example_conv import Conv
 
 GROUPS = 4  # of the 3x3 convolutions
 
 
-def resnext(num_classes: int, *, depth: int = 29, width: int = 32, **options: Any) -> hk.TransformedWithState:
+def resnext(
+  num_classes: int,
+  *,
+  depth: int = 29,
+  width: int = 32,
+  batch_norm_decay: float = 0.99,
+  padding: str = 'torch',
+  axis_name: str | None = None,
+  conv: Conv = per_example_conv.conv,
+  dtype: Any = jnp.float32,
+) -> hk.TransformedWithState:
   """Makes a ResNeXt of three stages of bottlenecks with ReLU behind the sum; AugMix has depth 29, width 32 (4x32d).
 
   Args:
@@ -22,7 +35,14 @@ def resnext(num_classes: int, *, depth: int = 29, width: int = 32, **options: An
     depth: 9 * blocks of a stage + 2.
     width: channels of each of the 4 groups in the first stage. All else goes with it: the stem has twice as many, a
       block of the first stage gives 8 times as many, and each stage is twice as wide as the one before.
-    **options: see `layers.classifier`, which says what the result does.
+    batch_norm_decay: of the running statistics, per update, in [0, 1).
+    padding: of strided 3x3 convolutions: 'torch' or 'same'; see `layers.classifier`, also for the next three.
+    axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
+    conv: the convolution.
+    dtype: of convolutions and activations, float32 or bfloat16.
+
+  Returns:
+    The transformed function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes]; see `layers.classifier`.
 
   Raises:
     UserError: an argument out of range.
@@ -31,7 +51,11 @@ def resnext(num_classes: int, *, depth: int = 29, width: int = 32, **options: An
     raise UserError(f'Depth {depth} of resnext must be 9 n + 2 and at least 11.')
   if width < 1:
     raise UserError(f'width={width} of resnext must be at least 1.')
-  return classifier('resnext', functools.partial(_body, depth=depth, width=width), num_classes, **options)
+  body = functools.partial(_body, depth=depth, width=width)
+  return classifier(
+      'resnext', body, num_classes,
+      batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
+  )  # fmt: skip
 
 
 def _body(layers: Layers, x: jax.Array, *, depth: int, width: int) -> jax.Array:

@@ -5,16 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import haiku as hk
+import jax.numpy as jnp
 
+from adversarial_augment import per_example_conv
 from adversarial_augment.classifiers.layers import classifier
 from adversarial_augment.classifiers.preact_resnet import preact_body
 from adversarial_augment.errors import UserError
+from adversarial_augment.per_example_conv import Conv
 
 STEM = 16  # channels
 
 
 def wide_resnet(
-  num_classes: int, *, depth: int = 40, width: int = 2, shortcut: str = 'preact', **options: Any
+  num_classes: int,
+  *,
+  depth: int = 40,
+  width: int = 2,
+  shortcut: str = 'preact',
+  batch_norm_decay: float = 0.99,
+  padding: str = 'torch',
+  axis_name: str | None = None,
+  conv: Conv = per_example_conv.conv,
+  dtype: Any = jnp.float32,
 ) -> hk.TransformedWithState:
   """Makes WRN-depth-width: three stages of pre-activation basic blocks; AugMix has WRN-40-2.
 
@@ -24,7 +36,14 @@ def wide_resnet(
     width: the widening factor; the stages have 16, 32 and 64 times as many channels.
     shortcut: what the 1x1 projections see: the activated input of the block ('preact', as published) or the raw one
       ('input').
-    **options: see `layers.classifier`, which says what the result does.
+    batch_norm_decay: of the running statistics, per update, in [0, 1).
+    padding: of strided 3x3 convolutions: 'torch' or 'same'; see `layers.classifier`, also for the next three.
+    axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
+    conv: the convolution.
+    dtype: of convolutions and activations, float32 or bfloat16.
+
+  Returns:
+    The transformed function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes]; see `layers.classifier`.
 
   Raises:
     UserError: an argument out of range.
@@ -33,4 +52,7 @@ def wide_resnet(
     raise UserError(f'Depth {depth} of wide_resnet must be 6 n + 4 and at least 10.')
   stages = [(STEM * width * 2**stage, (depth - 4) // 6) for stage in range(3)]
   body = preact_body('wide_resnet', STEM, stages, bottleneck=False, shortcut=shortcut)
-  return classifier('wide_resnet', body, num_classes, **options)
+  return classifier(
+      'wide_resnet', body, num_classes,
+      batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
+  )  # fmt: skip

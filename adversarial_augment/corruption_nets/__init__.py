@@ -12,7 +12,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import registry, threefry
+from adversarial_augment import per_example_conv, registry, threefry
 from adversarial_augment.config.fields import show
 from adversarial_augment.corruption_nets import layers
 from adversarial_augment.corruption_nets import weights as weight_files
@@ -39,14 +39,25 @@ _SHAPES: dict[str, Callable[..., layers.Shapes]] = {
 }
 
 
-def load(name: str, weights: str | Path | None = None, **options: Any) -> tuple[hk.Transformed, PyTree]:
+def load(
+  name: str,
+  weights: str | Path | None = None,
+  *,
+  perturb_mean_shift: bool = False,
+  deterministic: bool = False,
+  conv: per_example_conv.Conv = per_example_conv.example_conv,
+  dtype: jnp.dtype | None = None,
+) -> tuple[hk.Transformed, PyTree]:
   """Loads a pretrained corruption network.
 
   Args:
     name: architecture, a key of `CORRUPTION_NETS`.
     weights: a `.safetensors` file, or the name of shipped weights, such as 'edsr_4x16_x1'; by default the
       largest of them.
-    **options: of the architecture's factory, beside those that the weight file sets.
+    perturb_mean_shift: of EDSR alone: phi includes its fixed colour-mean layers.
+    deterministic: of the CAE alone: its bits are rounded instead of drawn.
+    conv: the convolution, see per_example_conv.
+    dtype: of the layers; None is the images' own.
 
   Returns:
     The network and phi: `network.apply(phi, images, key)` maps images [n, h, w, 3] in [0, 1] to images of that shape.
@@ -54,12 +65,14 @@ def load(name: str, weights: str | Path | None = None, **options: Any) -> tuple[
 
   Raises:
     UserError: unknown name, or a file that is missing, damaged, or of another network.
+    TypeError: an option that the network does not have.
   """
   factory = registry.lookup(CORRUPTION_NETS, name, 'corruption_net')
   params, sizes = read(name, weights or _DEFAULTS[name])
-  network = factory(**sizes, **options)
+  options = {'perturb_mean_shift': perturb_mean_shift, 'deterministic': deterministic}
+  network = factory(**sizes, **{name: True for name, is_set in options.items() if is_set}, conv=conv, dtype=dtype)
   initial: Any = jax.eval_shape(network.init, threefry.key(0), jnp.zeros((1, 32, 32, 3)))
-  if options.get('perturb_mean_shift'):  # constants, which no weight file holds
+  if perturb_mean_shift:  # constants, which no weight file holds
     fixed: Any = network.init(threefry.key(0), jnp.zeros((1, 8, 8, 3)))
     params |= {key: value for key, value in fixed.items() if key.endswith('_mean')}
   return network, {module: {key: jnp.asarray(params[module][key]) for key in initial[module]} for module in initial}

@@ -46,12 +46,12 @@ def transform(forward: Callable[[jax.Array], Any], *, multiple: int = 1) -> hk.T
 
 
 def layers_of(network: str, table: Table, conv: per_example_conv.Conv) -> Callable[..., jax.Array]:
-  """Returns `layer(x, name, **options of conv)`, the convolutions of a table."""
+  """Returns `layer(x, name, relu=, stride=, padding=)`, the convolutions of a table."""
 
-  def layer(x: jax.Array, name: str, **options: Any) -> jax.Array:
+  def layer(x: jax.Array, name: str, *, relu: bool = False, stride: int = 1, padding: Any = 'SAME') -> jax.Array:
     size, inputs, channels = table[name]
     weights = Weights(f'{network}/{name}', size)(inputs, channels, x.dtype)
-    return per_example_conv.layer(conv, x, *weights, **options)
+    return per_example_conv.layer(conv, x, *weights, relu=relu, stride=stride, padding=padding)
 
   return layer
 

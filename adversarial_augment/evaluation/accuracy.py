@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import metrics, threefry
+from adversarial_augment import classifiers, metrics, threefry
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.parallel import platforms, sharding
 from adversarial_augment.storage import outcomes
@@ -56,9 +56,7 @@ def accuracy(
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
 
   def local(params, model_state, phi, batch: EvalBatch) -> tuple[dict[str, Array], Array]:
-    def logits_fn(images):
-      return classifier.apply(params, model_state, None, images, is_training=False)[0]
-
+    logits_fn = classifiers.logits_fn(classifier, params, model_state)
     images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
     attack_metrics: dict[str, Array] = {}
     if attack is not None:

@@ -247,11 +247,11 @@ def _progress(
       number, done = int(state.cursor[0]), int(state.cursor[1])
       total = int((state.broken_in >= number).sum())
       progress.log(
-        f'  {stage.name}: restart {restart + 1} of {stage.restarts.number}, {done:,} of {total:,} images  '
+        f'  {stage.name}: restart {restart + 1} of {stage.attack.number}, {done:,} of {total:,} images  '
         f'{images / (now - logged):,.1f} images/s'
       )
       logged, images = now, 0
-    ended = not count and restart == stage.restarts.number - 1
+    ended = not count and restart == stage.attack.number - 1
     yield index, int((state.broken_in == suite_runner.ALIVE).sum()) if ended else None
 
 

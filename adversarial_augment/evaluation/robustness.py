@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 
-from adversarial_augment import metrics, threefry
+from adversarial_augment import classifiers, metrics, threefry
 from adversarial_augment.attacks import inputs, suite_runner, suites, validity
 from adversarial_augment.attacks.restarts import attack_result
 from adversarial_augment.attacks.suite_runner import Problem, Programs, Stage, SuiteState
@@ -58,9 +58,7 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
 
   def attack(make, through, params, model_state, index, inner, examples, images, labels):
     def local(params, model_state, index, inner, examples, images, labels):
-      def logits_fn(images):
-        network = getattr(classifier, through)
-        return network.apply(params, model_state, None, images, is_training=False)[0]
+      logits_fn = classifiers.logits_fn(getattr(classifier, through), params, model_state)
 
       def key_of(example):
         return jax.random.fold_in(jax.random.fold_in(threefry.key(seed), example), index)
@@ -73,7 +71,7 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
 
   def margins(params, model_state, images, labels):
     def local(params, model_state, images, labels):
-      logits = classifier.reference.apply(params, model_state, None, images, is_training=False)[0]
+      logits = classifiers.logits_fn(classifier.reference, params, model_state)(images)
       return attack_result(logits, images, labels).metrics['margin']
 
     return sharded(local, in_specs=(whole, whole, data, data))(params, model_state, images, labels)
@@ -90,7 +88,7 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
   def compiled(through: str, index: int, size: int) -> Callable:
     like = arguments(index, 0, np.zeros(size, np.int32))
     with progress.stage(f'compiling {stages[index].name} for {size} images'):
-      return attack_step.lower(stages[index].restarts.make, through, *like).compile()
+      return attack_step.lower(stages[index].attack.make, through, *like).compile()
 
   def run_attack(through: str, index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images, taken = compiled(through, index, len(part))(*arguments(index, inner, part))
@@ -178,7 +176,7 @@ def num_classes_of(classifier: Classifier, images: np.ndarray) -> int:
 def _logits_fn(classifier: Classifier) -> Callable[[Array], Array]:
   """Returns two programs of one function, called in turn: what one freezes when it is traced, the other has anew."""
   variables = jax.device_get((classifier.state.params, classifier.state.model_state))
-  make = lambda: jax.jit(lambda variables, x: classifier.reference.apply(*variables, None, x, is_training=False)[0])
+  make = lambda: jax.jit(lambda variables, images: classifiers.logits_fn(classifier.reference, *variables)(images))
   programs = itertools.cycle([make(), make()])
   return lambda images: next(programs)(variables, images)
 

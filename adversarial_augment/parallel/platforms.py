@@ -4,14 +4,13 @@ The fast form of a convolution, say, is another one on each platform, and `jax.d
 process that traces.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 from contextvars import ContextVar
 import functools
-from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 _current: ContextVar[str | None] = ContextVar('platform', default=None)
 
@@ -37,12 +36,32 @@ def made_for(mesh: Mesh):
     _current.reset(token)
 
 
-def jit(mesh: Mesh, function: Callable, **options: Any) -> jax.stages.Wrapped:
-  """Returns `jax.jit` of a function, made for the platform of a mesh; `options` are those of `jax.jit`."""
+def jit(
+  mesh: Mesh,
+  function: Callable,
+  *,
+  static_argnums: int | Sequence[int] = (),
+  donate_argnums: int | Sequence[int] = (),
+  out_shardings: Sharding | None = None,
+  compiler_options: dict[str, bool] | None = None,
+) -> jax.stages.Wrapped:
+  """Returns `jax.jit` of a function, traced for the platform of a mesh.
+
+  Args:
+    mesh: the devices.
+    function: to compile.
+    static_argnums: positions of arguments that are constants of the program.
+    donate_argnums: positions of arguments whose buffers it may reuse.
+    out_shardings: where all results live; None leaves it to the compiler.
+    compiler_options: of XLA.
+  """
 
   @functools.wraps(function)
   def traced(*args, **kwargs):
     with made_for(mesh):
       return function(*args, **kwargs)
 
-  return jax.jit(traced, **options)
+  return jax.jit(
+      traced, static_argnums=static_argnums, donate_argnums=donate_argnums, out_shardings=out_shardings,
+      compiler_options=compiler_options,
+  )  # fmt: skip

@@ -63,12 +63,13 @@ def layer(
   bias: jax.Array,
   *,
   relu: bool = False,
-  **options: Any,
+  stride: int = 1,
+  padding='SAME',
 ) -> jax.Array:
-  """Returns `form(images, kernel, **options) + bias`, with a ReLU if `relu`; on TPUs, all of it is one kernel."""
-  y = _on_tpu(images, kernel, bias, relu, **options) if form is example_conv else None
+  """Returns `form(images, kernel) + bias`, with a ReLU if `relu`; on TPUs, all of it is one kernel."""
+  y = _on_tpu(images, kernel, bias, relu, stride=stride, padding=padding) if form is example_conv else None
   if y is None:
-    y = form(images, kernel, **options) + bias.reshape(1, 1, 1, -1)
+    y = form(images, kernel, stride=stride, padding=padding) + bias.reshape(1, 1, 1, -1)
     y = _relu(y) if relu else y
   return y
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import attacks, corruption_nets, registry, threefry
+from adversarial_augment import attacks, classifiers, corruption_nets, registry, threefry
 from adversarial_augment import config as configs
 from adversarial_augment.attacks import trees
 from adversarial_augment.cli import environment, progress
@@ -233,7 +233,7 @@ def draw(
 
   @jax.jit
   def corrupt(params, model_state, phi, clean, labels):
-    logits_fn = lambda x: recipe.classifier.apply(params, model_state, None, x, is_training=False)[0]
+    logits_fn = classifiers.logits_fn(recipe.classifier, params, model_state)
     keys = jax.vmap(lambda i: jax.random.fold_in(threefry.key(0), i))(jnp.arange(clean.shape[0]))
     result = attack(keys, logits_fn, clean, labels, phi)
     seen = tuple(logits_fn(x).argmax(-1) for x in (clean, result.images))

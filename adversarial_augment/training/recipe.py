@@ -16,12 +16,22 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, deepaugment, registry, ssim
+from adversarial_augment import (
+  attacks,
+  augmentations,
+  classifiers,
+  corruption_nets,
+  deepaugment,
+  per_example_conv,
+  registry,
+  ssim,
+)
 from adversarial_augment import config as configs
 from adversarial_augment.config.tables import NETWORK_OPTIONS
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
+from adversarial_augment.per_example_conv import Conv
 from adversarial_augment.training import schedules
 from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
 
@@ -49,14 +59,16 @@ class Recipe(NamedTuple):
   mesh: Mesh
 
 
-def build(config: ConfigDict, dataset: Dataset, mesh: Mesh, **network: Any) -> tuple[Recipe, PyTree]:
+def build(
+  config: ConfigDict, dataset: Dataset, mesh: Mesh, *, conv: Conv = per_example_conv.example_conv
+) -> tuple[Recipe, PyTree]:
   """Returns the recipe of a validated config, and phi.
 
   Args:
     config: of `train`.
     dataset: the training images.
     mesh: the devices.
-    **network: further options of the corruption network, such as `conv`.
+    conv: the convolution of the corruption network, see per_example_conv.
 
   Raises:
     UserError: values that do not go with the data set, the devices, or the weights at hand.
@@ -71,7 +83,7 @@ def build(config: ConfigDict, dataset: Dataset, mesh: Mesh, **network: Any) -> t
   phi: PyTree
   attack, phi = None, {}
   if config.attack.name != 'none':
-    attack, phi = build_attack(config, mesh, training=True, **network)
+    attack, phi = build_attack(config, mesh, training=True, conv=conv)
   recipe = Recipe(
     classifier=classifier(),
     attacked_classifier=attacked_classifier(config, dataset.num_classes),
@@ -156,10 +168,20 @@ def _steps_of(config: ConfigDict, num_steps: int, epochs: float) -> int:
   return int(min(num_steps, num_steps * epochs / config.num_epochs))  # the quotient may be infinite
 
 
-def build_classifier(config: ConfigDict, num_classes: int, **options: Any) -> Network:
-  """Returns the classifier of a config; `options` are further ones of its factory."""
+def build_classifier(
+  config: ConfigDict, num_classes: int, *, dtype: jnp.dtype | None = None, axis_name: str | None = None
+) -> Network:
+  """Returns the classifier of a config.
+
+  Args:
+    config: of `train`.
+    num_classes: number of logits.
+    dtype: of convolutions and activations; None: `config.precision`.
+    axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
+  """
   make = classifiers.CLASSIFIERS[config.classifier.name]
-  return make(num_classes, **classifier_options(config) | {'dtype': jnp.dtype(config.precision)} | options)
+  options = classifier_options(config) | {'dtype': dtype or jnp.dtype(config.precision)}
+  return make(num_classes, axis_name=axis_name, **options)
 
 
 def classifier_options(config: ConfigDict) -> dict[str, Any]:
@@ -177,7 +199,7 @@ def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
 
 
 def build_attack(
-  config: ConfigDict, mesh: Mesh, *, training: bool = False, **network_options: Any
+  config: ConfigDict, mesh: Mesh, *, training: bool = False, conv: Conv = per_example_conv.example_conv
 ) -> tuple[Attack, PyTree]:
   """Returns an adversary, and what it is built around: phi, or {} for an l_p ball.
 
@@ -186,7 +208,7 @@ def build_attack(
     mesh: the devices.
     training: the adversary of the config. Otherwise it is the paper's whatever `attack.name`, `attack.fraction` and
       `attack.beta_mode` say, which attacks every image by itself: an evaluation must not depend on batches.
-    **network_options: further ones of the corruption network.
+    conv: the convolution of the corruption network, see per_example_conv.
 
   Raises:
     UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches or
@@ -199,7 +221,7 @@ def build_attack(
   if training and config.attack.name == 'lp':
     attack, frozen = lp_attack(config), {}
   else:
-    network, phi = load_network(config, **network_options)
+    network, phi = load_network(config, conv=conv)
     shared = _ascent(config) | {'noisy': True, 'group': group, 'axis_name': sharding.AXIS}
     shared |= {name: config.attack[name] for name in ('min_ssim', 'root')}
     if config.attack.init == 'gaussian':  # of l_p balls alone
@@ -225,13 +247,12 @@ def _ascent(config: ConfigDict) -> dict[str, Any]:
   return {name: config.attack[name] for name in ('num_steps', 'step', 'step_fraction', 'init', 'keep_best')}
 
 
-def load_network(config: ConfigDict, **options: Any) -> tuple[Network, PyTree]:
-  """Returns the corruption network and phi; `options` are further ones of its factory."""
+def load_network(config: ConfigDict, *, conv: Conv = per_example_conv.example_conv) -> tuple[Network, PyTree]:
+  """Returns the corruption network and phi; `conv` is its convolution, see per_example_conv."""
   net = config.corruption_net
-  options |= {name: net[name] for name in NETWORK_OPTIONS[net.name]}
-  if config.precision != 'float32':
-    options['dtype'] = jnp.dtype(config.precision)
-  network, phi = corruption_nets.load(net.name, weights_of(config), **options)
+  options = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
+  dtype = None if config.precision == 'float32' else jnp.dtype(config.precision)
+  network, phi = corruption_nets.load(net.name, weights_of(config), conv=conv, dtype=dtype, **options)
   attacks.check_blocks(phi)
   return network, phi
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import attacks, threefry
+from adversarial_augment import attacks, classifiers, threefry
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.lp_ball import lp_ball
 from adversarial_augment.parallel import platforms
@@ -43,11 +43,12 @@ def estimate(
   batch = jax.ShapeDtypeStruct((views * local, *image_shape), jnp.float32)
   held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((state, phi)))
   params, model_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (state.params, state.model_state))
-  apply = lambda params, images, **options: recipe.classifier.apply(params, model_state, None, images, **options)[0]
-  statistics = {'is_training': False, 'test_local_stats': config.attack.batch_norm != 'running'}
-  logits_fn = lambda images: apply(params, images, **statistics)
+  classifier = recipe.classifier
+  logits_fn = classifiers.logits_fn(
+    classifier, params, model_state, batch_statistics=config.attack.batch_norm != 'running'
+  )
   with platforms.made_for(recipe.mesh):
-    loss = lambda params, images: apply(params, images, is_training=True).sum()
+    loss = lambda params, images: classifier.apply(params, model_state, None, images, is_training=True)[0].sum()
     update = kept_bytes(loss, params, batch, dtype=config.precision)
     attack = _attack_of(config, local, recipe.mesh.size, logits_fn, image_shape)
     return held + max(update, attack) + (_OVERHEAD if platforms.current() != 'cpu' else 0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import optax
 
-from adversarial_augment import threefry
+from adversarial_augment import classifiers, threefry
 from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.parallel import platforms, sharding
@@ -131,11 +131,10 @@ def corrupt(
     images = images.astype(jax.tree.leaves(params)[0].dtype) / 255
     images = clean = jax.vmap(recipe.before)(before_keys, images)
 
-    def logits_fn(images):
-      # Batch statistics are those of the global batch, through the mesh axis, or of this device; no state is kept.
-      local_stats = recipe.attack_batch_norm != 'running'
-      apply = recipe.attacked_classifier.apply
-      return apply(params, model_state, None, images, is_training=False, test_local_stats=local_stats)[0]
+    # Batch statistics are those of the global batch, through the mesh axis, or of this device; no state is kept.
+    logits_fn = classifiers.logits_fn(
+      recipe.attacked_classifier, params, model_state, batch_statistics=recipe.attack_batch_norm != 'running'
+    )
 
     def attacked(images):
       assert recipe.attack is not None
