@@ -18,7 +18,6 @@ A network that takes its convolution as an argument runs per example with `over_
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
