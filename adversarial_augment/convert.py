@@ -11,7 +11,7 @@ from pathlib import Path
 from adversarial_augment import cli
 from adversarial_augment.cli import signals
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage.download import sha256_of
+from adversarial_augment.storage import artifact
 
 
 @signals.keeping('no weight file was written, and the same command begins anew')
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
   provenance = {
     'network': {'name': arguments.net, **sizes},
     'source': source.name,
-    'source_sha256': sha256_of(source),
+    'source_sha256': artifact.sha256_of(source),
     'command': 'python -m adversarial_augment.convert',
   }
   weights.save(arguments.target, params, provenance, dtype=arguments.dtype)

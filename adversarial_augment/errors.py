@@ -4,6 +4,7 @@ A command line prints the message as one line on standard error and ends with `e
 names the field or file, its value, the rule, and the way out.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -17,6 +18,31 @@ class UserError(AdversarialAugmentError, ValueError):
   """The input is wrong: a config value, a flag, a data set, a weight file, or a checkpoint of another run."""
 
   exit_code = 2
+
+
+class ArtifactError(UserError):
+  """Something on disk cannot be used as it is: the facts, to which the command that runs adds the way out.
+
+  Attributes:
+    facts: one sentence, without its full stop.
+    path: the file or folder.
+    kind: what it is to be: 'data set', 'cifar10_c', 'deepaugment', 'sweep', or '' for anything.
+    remedy: what would help, in one word, which the command puts into its own words.
+    about: what is known of it, such as its manifest.
+    hint: a sentence to end with.
+    way_out: '', until a command says it.
+  """
+
+  def __init__(
+    self, facts: str, path: Any = '', kind: str = '', remedy: str = '', about: Mapping[str, Any] = {}, hint: str = ''
+  ):
+    super().__init__(facts)
+    self.facts, self.path, self.kind, self.remedy = facts.removesuffix('.'), path, kind, remedy
+    self.about, self.hint = about, hint
+    self.way_out = ''
+
+  def __str__(self) -> str:
+    return f'{self.facts}{"; " if self.way_out else ""}{self.way_out}.{self.hint}'
 
 
 def show(value: Any, limit: int = 80) -> str:

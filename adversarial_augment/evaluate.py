@@ -20,6 +20,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
 from adversarial_augment.evaluation.attack_request import Request
 from adversarial_augment.parallel import devices, launch
+from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import files, results
 from adversarial_augment.types import Attack, Dataset, PyTree
 
@@ -62,6 +63,7 @@ exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --all
 5 disk full or not writable, 75 stopped by a signal (run the same command again, without --overwrite)."""
 
 
+@ways_out.added('--workdir')
 def main(argv: Sequence[str]) -> int | None:
   overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)

@@ -20,7 +20,7 @@ from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import lookup
-from adversarial_augment.storage import files, run_directory
+from adversarial_augment.storage import artifact, files
 
 if TYPE_CHECKING:
   from adversarial_augment.inference import Classifier
@@ -122,13 +122,13 @@ def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequenc
     file: {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest(), 'load': code}
     for file, (data, code) in encoded.items()
   }
-  with files.storage_errors(f"write in '{output}'"):
+  with artifact.storage_errors(f"write in '{output}'"):
     output.mkdir(parents=True, exist_ok=True)
     for file in _FILES:
       (output / file).unlink(missing_ok=True)
     for file, (data, _) in encoded.items():
-      files.replace(output / file, data)
-  run_directory.write_json(output / CARD, {**content, 'files': described, 'not_written': refused})
+      artifact.replace(output / file, data)
+  artifact.write_json(output / CARD, {**content, 'files': described, 'not_written': refused})
   written = [f'{output / file}: {len(data):,} bytes' for file, (data, _) in encoded.items()]
   return [*written, str(output / CARD), *(f'not written: {file}: {reason}' for file, reason in refused.items())]
 
@@ -191,7 +191,7 @@ _FILES = (CARD, *(form.file for form in FORMATS.values()))  # the card is remove
 
 def _check_output(output: Path, overwrite: bool) -> None:
   files.check_folder(output, '--output')
-  with files.storage_errors(f"look into '{output}'"):
+  with artifact.storage_errors(f"look into '{output}'"):
     present = [name for name in _FILES if (output / name).exists()]
   if present and not overwrite:
     raise UserError(f"'{output}' holds {present[0]} already; replace it with --overwrite, or name another --output.")

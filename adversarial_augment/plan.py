@@ -18,7 +18,8 @@ from adversarial_augment.datasets import cifar10, sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.planning import targets
 from adversarial_augment.planning.targets import Target
-from adversarial_augment.storage import files, run_directory
+from adversarial_augment.preparation import ways_out
+from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset
 
 _DESCRIPTION = """Compiles the train step of a config for TPUs or GPUs that are not there, on any CPU, and says whether
@@ -55,6 +56,7 @@ class Plan(NamedTuple):
 
 
 @signals.keeping('nothing was written, and the same command begins anew')
+@ways_out.added('--output')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   overrides, rest = command_line.split_overrides(argv)
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
   for line in _lines(plan, target, assumed):
     print(line, flush=True)
   if output is not None:
-    run_directory.write_json(output, _facts(plan, target))
+    artifact.write_json(output, _facts(plan, target))
     print(f'Wrote {output}', flush=True)
   if not plan.estimate.fits:
     for flags, found in _smaller(plan, planned):

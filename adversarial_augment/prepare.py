@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from adversarial_augment import cli
 from adversarial_augment.cli import signals
-from adversarial_augment.datasets.commands import DATA_DIR
-from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images
+from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images, ways_out
 from adversarial_augment.preparation.command import Command
+from adversarial_augment.preparation.ways_out import DATA_DIR
 
 # A new subcommand is a file in preparation/ and a line here.
 COMMANDS = {
@@ -46,6 +46,7 @@ COMMANDS = {
 }
 
 
+@ways_out.added('--data_dir')
 def main(argv: Sequence[str]) -> None:
   """Runs one subcommand.
 

@@ -21,8 +21,9 @@ from adversarial_augment.cli import progress
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import devices, launch
+from adversarial_augment.preparation import ways_out
 from adversarial_augment.pretraining import sources as image_sources
-from adversarial_augment.storage import files, sharing
+from adversarial_augment.storage import artifact, files, sharing
 from adversarial_augment.types import PyTree, TrainState
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _DESCRIPTION = """Trains a corruption network (an image-to-image network such as
 Writes a .safetensors file that config.corruption_net.weights of adversarial_augment.train takes."""
 
 
+@ways_out.added('--workdir')
 def main(argv: list[str]) -> None:
   arguments = command_line.parse(argv, 'pretrain', _DESCRIPTION, 'configs/pretrain_edsr.py:small')
   processes = launch.find(arguments)
@@ -87,7 +89,7 @@ def _output(config: ConfigDict, workdir: Path) -> Path:
     raise UserError(
       f"config.output={config.output} cannot be made in '{above}', which is no folder; name another file."
     )
-  with files.storage_errors(f'write config.output={config.output}'):
+  with artifact.storage_errors(f'write config.output={config.output}'):
     files.try_to_write(above)
   return path
 
@@ -163,7 +165,6 @@ def _job(
   from adversarial_augment.parallel import platforms, processes
   from adversarial_augment.pretraining import steps
   from adversarial_augment.run.loop import Job
-  from adversarial_augment.storage import run_directory
 
   def evaluate(state: TrainState, step: int, poll: Callable[[], None]) -> None:
     poll()
@@ -171,7 +172,7 @@ def _job(
 
     def write() -> None:
       result = measure(params) | {'step': step, 'data': _provenance(sources)}
-      run_directory.write_json(workdir / 'results' / 'pretrain.json', result)
+      artifact.write_json(workdir / 'results' / 'pretrain.json', result)
       progress.log(f'step {step}: {steps.describe(result)}')
 
     processes.on_process_0(write)
@@ -236,7 +237,7 @@ def _write(
   from adversarial_augment.corruption_nets import weights
   from adversarial_augment.pretraining import steps
 
-  with files.storage_errors(f"write the weight file '{output}'"):
+  with artifact.storage_errors(f"write the weight file '{output}'"):
     output.parent.mkdir(parents=True, exist_ok=True)
   about = {
     'network': {'name': config.corruption_net.name, **configs.network_sizes(config)}, 'data': config.dataset,

@@ -12,7 +12,7 @@ from typing import Any
 from adversarial_augment import cli
 from adversarial_augment.cli import progress, signals
 from adversarial_augment.reporting import page, runs
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact, files
 
 
 def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
@@ -34,8 +34,8 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   default = found[0].folder if len(found) == 1 else Path()
   target = files.output_file(default / 'report.html' if output is None else output, '--output')
   content = page.page(found).encode('utf-8', errors='replace')
-  with files.storage_errors(f"write '{target}'"):
-    files.replace(target, content)
+  with artifact.storage_errors(f"write '{target}'"):
+    artifact.replace(target, content)
   return target
 
 

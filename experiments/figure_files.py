@@ -14,7 +14,7 @@ from PIL import Image
 
 from adversarial_augment import cli
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files, sharing, untrusted
+from adversarial_augment.storage import artifact, files, sharing, untrusted
 from adversarial_augment.types import Dataset
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def place(output: str | None, default: Path, name: str) -> Path:
   """
   folder = default if output is None else files.user_path(output, '--output')
   files.check_folder(folder, '--output')
-  with files.storage_errors(f"make --output='{folder}'"):
+  with artifact.storage_errors(f"make --output='{folder}'"):
     folder.mkdir(parents=True, exist_ok=True)
   return folder / f'{name}.json'
 
@@ -110,8 +110,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
   Raises:
     StorageError: they cannot be written.
   """
-  with files.storage_errors(f"write '{path}'"):
-    files.replace(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + '\n').encode())
+  with artifact.storage_errors(f"write '{path}'"):
+    artifact.replace(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + '\n').encode())
 
 
 def command(name: str) -> str:
@@ -170,5 +170,5 @@ def save(figure: 'Figure', path: Path, about: Sequence[str]) -> None:
   figure.supxlabel('\n'.join(about), fontsize=7, linespacing=1.4)
   picture = io.BytesIO()
   figure.savefig(picture, format='png', dpi=150)
-  with files.storage_errors(f"write '{path}'"):
-    files.replace(path, picture.getvalue())
+  with artifact.storage_errors(f"write '{path}'"):
+    artifact.replace(path, picture.getvalue())

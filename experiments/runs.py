@@ -10,7 +10,7 @@ from adversarial_augment import config as configs
 from adversarial_augment import inference
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import AdversarialAugmentError, Stopped, UserError
-from adversarial_augment.storage import files, untrusted
+from adversarial_augment.storage import artifact, files, untrusted
 from adversarial_augment.types import PyTree
 
 
@@ -85,7 +85,7 @@ def open_table(
   """
   folder = files.user_path(output, '--output')
   path = folder / name
-  with files.storage_errors(f"write in --output='{folder}'"):
+  with artifact.storage_errors(f"write in --output='{folder}'"):
     if not folder.is_dir():
       raise UserError(f"--output='{folder}' must be an existing folder; create it, or name another one.")
     files.try_to_write(folder)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from adversarial_augment import cli, registry
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact, files
 from experiments import figure_files, runs, table1_drawing
 
 # Config -> name of the row in the paper (reporting/published.py); None: not in the paper for CIFAR-10.
@@ -137,10 +137,10 @@ def _texts(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
 
 def _write(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
   texts = _texts(table, path)
-  with files.storage_errors(f"write '{path}'"):
+  with artifact.storage_errors(f"write '{path}'"):
     for suffix, text in texts.items():
-      files.replace(path.with_suffix(suffix), text.encode())
-    files.replace(path.with_suffix('.png'), table1_drawing.picture(table, ROWS))
+      artifact.replace(path.with_suffix(suffix), text.encode())
+    artifact.replace(path.with_suffix('.png'), table1_drawing.picture(table, ROWS))
 
 
 def _seeds(text: str) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from adversarial_augment import cli, registry
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
-from adversarial_augment.storage import files, results
+from adversarial_augment.storage import artifact, results
 from experiments import runs
 from experiments.table1_corruptions import ROWS
 
@@ -65,9 +65,9 @@ def main(argv: Sequence[str]) -> None:
     runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', '--attack=table2', '--allow_suspect', *flags)
     table[workdir] = entry(Path(workdir), row)
     texts = _texts(table, path)
-    with files.storage_errors(f"write '{path}'"):
+    with artifact.storage_errors(f"write '{path}'"):
       for suffix, text in texts.items():
-        files.replace(path.with_suffix(suffix), text.encode())
+        artifact.replace(path.with_suffix(suffix), text.encode())
   print(f'wrote {path}, .csv and .md')
 
 

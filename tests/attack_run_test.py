@@ -20,7 +20,7 @@ from adversarial_augment import datasets, evaluate, train
 from adversarial_augment.attacks import suite_runner
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_run, reuse
-from adversarial_augment.storage import outcomes, results, run_directory
+from adversarial_augment.storage import artifact, outcomes, results
 from adversarial_augment.training import recipe
 from tests import trainer
 
@@ -238,7 +238,7 @@ def test_images_of_another_result_do_not_stay_beside_a_new_one(run):
 def test_a_second_evaluation_of_the_same_attack_is_refused(run, monkeypatch):
   command(run, *FLAGS, '--allow_suspect')
   cursors = only_begin(monkeypatch)
-  with run_directory.lock(run / 'results', name=NAME):  # as another process does
+  with artifact.lock(run / 'results', name=NAME):  # as another process does
     for flags in (('--seed=1', '--overwrite'), ('--overwrite',)):
       with pytest.raises(UserError, match=rf"{NAME}' is in use by process {os.getpid()} on .*; wait") as caught:
         command(run, *FLAGS, *flags)

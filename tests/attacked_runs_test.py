@@ -18,7 +18,7 @@ import pytest
 
 from adversarial_augment import cli, datasets, evaluate, inference, train
 from adversarial_augment import config as configs
-from adversarial_augment.storage import run_directory
+from adversarial_augment.storage import artifact
 from adversarial_augment.training import recipe
 from tests import trainer
 from tests.lp_ball_test import assert_within
@@ -203,6 +203,6 @@ def test_two_processes_find_what_one_does(run, tmp_path):
   one, two = images_of(run), images_of(pair)
   np.testing.assert_array_equal(one['broken'], two['broken'])
   np.testing.assert_allclose(one['images'], two['images'], atol=1e-6)
-  with run_directory.lock(pair / 'results', name=NAME):
+  with artifact.lock(pair / 'results', name=NAME):
     said = finish(start_pair(pair, tmp_path / 'xla', '--overwrite'), 2)
   assert all(f"{NAME}' is in use by process {os.getpid()} on " in text for text in said)

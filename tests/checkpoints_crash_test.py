@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 
 from adversarial_augment.errors import NumericalError, StorageError
-from adversarial_augment.storage import checkpoints, files, manifests
+from adversarial_augment.storage import artifact, checkpoints, newest_checkpoint
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Saving.
 
 
 def test_manifest_says_what_is_saved(three):
-  manifest = manifests.verify(three / '30', 30)
+  manifest = newest_checkpoint.verify(three / '30', 30)
   assert manifest['config_sha256'] == 'c' * 64
   assert manifest['state_sha256'] == checkpoints.state_sha256(make_state(30))
   assert manifest['leaves']['params/net/~/head/w'] == [[2, 2], 'bfloat16']
   assert set(manifest['files']) == {path.relative_to(three / '30').as_posix() for path in files_of(three / '30')} - {
-    manifests.NAME
+    artifact.MANIFEST
   }
 
 
@@ -161,7 +161,7 @@ def test_a_full_disk_and_a_save_after_space_is_freed(three, tmp_path, monkeypatc
     directory = Path(shutil.copytree(three, disk / 'checkpoints'))
     (disk / 'ballast').write_bytes(b'x' * (1 << 20))
     with monkeypatch.context() as patch:
-      patch.setattr(checkpoints, '_check_space', lambda *arguments: None)  # as if another program filled it meanwhile
+      patch.setattr(artifact, 'check_space', lambda *arguments: None)  # as if another program filled it meanwhile
       assert_a_failed_save_leaves_nothing(directory)
     assert_a_failed_save_leaves_nothing(directory)
     (disk / 'ballast').unlink()
@@ -187,12 +187,12 @@ checkpoints.prune(directory, 2)
 @pytest.mark.parametrize(
   'point, newest',
   [
-    ('after_arrays', 30),
-    ('before_manifest', 30),
-    ('after_manifest', 30),
-    ('before_rename', 30),
-    ('after_rename', 40),
-    ('before_prune', 40),
+    ('before_rename@MANIFEST.json', 30),
+    ('after_rename@MANIFEST.json', 30),
+    ('before_rename@40', 30),
+    ('after_rename@40', 40),
+    ('before_rename@20.pruned.tmp', 40),
+    ('after_rename@20.pruned.tmp', 40),
   ],
 )
 def test_a_kill_leaves_a_whole_checkpoint_and_the_next_save_cleans_up(tmp_path, point, newest):
@@ -200,7 +200,7 @@ def test_a_kill_leaves_a_whole_checkpoint_and_the_next_save_cleans_up(tmp_path, 
   state = {'w': np.arange(4, dtype=np.float32)}
   for step in (10, 20, 30):
     save(directory, step, state)
-  environment = {**os.environ, files.CRASH_VARIABLE: f'{point}@40', 'JAX_PLATFORMS': 'cpu'}
+  environment = {**os.environ, artifact.CRASH_VARIABLE: point, 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.run(
     [sys.executable, '-c', CRASH, str(directory)], cwd=ROOT, env=environment, capture_output=True, timeout=60
   )
@@ -216,7 +216,7 @@ def test_an_interrupt_during_a_save_leaves_no_temporary(directory, monkeypatch):
   def interrupted(*arguments):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(manifests, 'hash_files', interrupted)
+  monkeypatch.setattr(artifact, 'entries', interrupted)
   with pytest.raises(KeyboardInterrupt):
     save(directory, 40)
   assert sorted(os.listdir(directory)) == ['10', '20', '30']

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from adversarial_augment.errors import CheckpointError
-from adversarial_augment.storage import checkpoints, manifests
+from adversarial_augment.storage import artifact, checkpoints, newest_checkpoint
 from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, save
 
 # Damage.
@@ -55,24 +55,24 @@ def test_damage_of_any_file_is_found_and_the_older_one_used(three, tmp_path, dam
 
 def test_every_bit_of_the_manifest_counts(three, tmp_path):
   folder = Path(shutil.copytree(three / '30', tmp_path / '30'))
-  content = (folder / manifests.NAME).read_bytes()
-  manifests.verify(folder, 30)
+  content = (folder / artifact.MANIFEST).read_bytes()
+  newest_checkpoint.verify(folder, 30)
   for bit in range(0, 8 * len(content), 61):
     spoilt = bytearray(content)
     spoilt[bit // 8] ^= 1 << (bit % 8)
-    (folder / manifests.NAME).write_bytes(spoilt)
-    with pytest.raises(manifests.Damaged, match=manifests.NAME):
-      manifests.verify(folder, 30)
+    (folder / artifact.MANIFEST).write_bytes(spoilt)
+    with pytest.raises(artifact.Damaged, match=artifact.MANIFEST):
+      newest_checkpoint.verify(folder, 30)
 
 
 @pytest.mark.parametrize('content', [b'[]', b'null', b'{}', b'{"step": 30}', b'\xff\xfe', b'"' * 100])
 def test_a_manifest_that_is_none_is_rejected(directory, content):
-  (directory / '30' / manifests.NAME).write_bytes(content)
+  (directory / '30' / artifact.MANIFEST).write_bytes(content)
   assert_restores(directory, 20, lines=1)
 
 
 def test_manifest_of_another_step_is_rejected(directory):
-  shutil.copy(directory / '20' / manifests.NAME, directory / '30' / manifests.NAME)
+  shutil.copy(directory / '20' / artifact.MANIFEST, directory / '30' / artifact.MANIFEST)
   assert assert_restores(directory, 20, lines=1) == [
     'checkpoint 30 rejected: step 20 in MANIFEST.json; using 20',
   ]
@@ -85,10 +85,10 @@ def test_a_copy_under_another_step_is_rejected(directory):
 
 
 def test_manifest_of_another_format_is_rejected(directory):
-  path = directory / '30' / manifests.NAME
+  path = directory / '30' / artifact.MANIFEST
   manifest = json.loads(path.read_bytes())
   body = {name: value for name, value in manifest.items() if name != 'manifest_sha256'}
-  path.write_bytes(manifests.canonical(manifests.seal({**body, 'format': 99})))
+  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal({**body, 'format': 99})))
   (line,) = assert_restores(directory, 20, lines=1)
   assert 'unknown format 99 in MANIFEST.json' in line
 
@@ -122,14 +122,14 @@ def test_an_unreadable_file_is_rejected(directory, monkeypatch):
   if os.geteuid():
     path.chmod(0)
   else:  # root reads everything
-    sha256 = manifests._sha256
+    sha256 = artifact.sha256_of
 
     def refuses(file: Path) -> str:
       if file == path:
         raise PermissionError(13, 'Permission denied', str(file))
       return sha256(file)
 
-    monkeypatch.setattr(manifests, '_sha256', refuses)
+    monkeypatch.setattr(artifact, 'sha256_of', refuses)
   assert assert_restores(directory, 20, lines=1) == [
     'checkpoint 30 rejected: Permission denied in arrays/_METADATA; using 20'
   ]
@@ -147,10 +147,10 @@ def test_an_empty_folder_and_a_file_are_rejected(directory):
 
 def test_arrays_that_orbax_reads_wrongly_are_rejected(directory):
   """Files and manifest agree, and the state is still not the one that was saved."""
-  path = directory / '30' / manifests.NAME
+  path = directory / '30' / artifact.MANIFEST
   body = json.loads(path.read_bytes())
   del body['manifest_sha256']
-  path.write_bytes(manifests.canonical(manifests.seal({**body, 'state_sha256': '0' * 64})))
+  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal({**body, 'state_sha256': '0' * 64})))
   assert assert_restores(directory, 20, lines=1) == [
     'checkpoint 30 rejected: state_sha256 mismatch in arrays; using 20'
   ]

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from adversarial_augment.errors import CheckpointError, StorageError
-from adversarial_augment.storage import checkpoints, files, manifests, newest_checkpoint, orbax_arrays, state_arrays
+from adversarial_augment.storage import artifact, checkpoints, newest_checkpoint, orbax_arrays, state_arrays
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Beside a run.
@@ -39,8 +39,8 @@ def test_a_checkpoint_is_not_pruned_while_it_is_read(directory, monkeypatch):
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_without_locks_a_reader_takes_the_newest_again(directory, monkeypatch, when):
   """As on some network disks: the checkpoint that is being read vanishes, several times."""
-  monkeypatch.setattr(files.fcntl, 'flock', lambda *_: (_ for _ in ()).throw(OSError(95, 'Operation not supported')))
-  verify, tries = manifests.verify, []
+  monkeypatch.setattr(artifact.fcntl, 'flock', lambda *_: (_ for _ in ()).throw(OSError(95, 'Operation not supported')))
+  verify, tries = newest_checkpoint.verify, []
 
   def vanishes(folder: Path, step: int):
     tries.append(step)
@@ -53,11 +53,13 @@ def test_without_locks_a_reader_takes_the_newest_again(directory, monkeypatch, w
     shutil.copytree(directory / str(step), directory / str(step + 1))
     body = verify(directory / str(step), step) | {'step': step + 1}
     del body['manifest_sha256']
-    (directory / str(step + 1) / manifests.NAME).write_bytes(manifests.canonical(manifests.seal(body)))
+    (directory / str(step + 1) / artifact.MANIFEST).write_bytes(
+      newest_checkpoint.canonical(newest_checkpoint.seal(body))
+    )
     for old in checkpoints.steps(directory)[:-1]:
       shutil.rmtree(directory / str(old))
 
-  monkeypatch.setattr(manifests, 'verify', vanishes)
+  monkeypatch.setattr(newest_checkpoint, 'verify', vanishes)
   step, state, lines = restore(directory)
   assert (step, lines) == (37, [])
   assert checkpoints.state_sha256(state) == checkpoints.state_sha256(make_state(30))
@@ -149,9 +151,9 @@ def test_checkpoints_with_an_array_for_each_leaf_are_read_and_kept(tmp_path):
     'config_sha256': 'c' * 64,
     'leaves': state_arrays.describe(arrays),
     'state_sha256': state_arrays.hash_arrays(arrays),
-    'files': manifests.hash_files(folder),
+    'files': artifact.entries(folder),
   }
-  (folder / manifests.NAME).write_bytes(manifests.canonical(manifests.seal(body)))
+  (folder / artifact.MANIFEST).write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(body)))
   assert_restores(directory, 30)
   inode = folder.stat().st_ino
   save(directory, 30)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from adversarial_augment import corruption_nets, prepare
-from adversarial_augment.datasets import commands, deepaugment_command, mixture, sampling
+from adversarial_augment.datasets import mixture, sampling
 from adversarial_augment.errors import UserError
+from adversarial_augment.preparation import ways_out
 from adversarial_augment.types import Batch, Dataset
 from tests import deepaugment_sets
 
@@ -143,7 +144,7 @@ REFUSED = {
     lambda data_dir: (folder_of(data_dir) / 'images.npy').unlink(),
     "images.npy' is missing; make the set again",
   ),
-  'cut': (cut, "images.npy' has .* bytes, and .* when made; make the set again"),
+  'cut': (cut, "images.npy' has .* bytes, but .* in MANIFEST.json; make the set again"),
   'damaged images': (lambda data_dir: flip_byte(data_dir, 'images.npy'), "images.npy' has SHA-256 .* damaged"),
   'damaged labels': (lambda data_dir: flip_byte(data_dir, 'labels.npy'), "labels.npy' has SHA-256"),
   'damaged index': (lambda data_dir: flip_byte(data_dir, 'index.npy'), "index.npy' has SHA-256"),
@@ -161,23 +162,23 @@ REFUSED = {
 def test_refused(data_dir, change, said):
   change(data_dir)
   with pytest.raises(UserError, match=said) as caught:
-    mixture.load(deepaugment_sets.load(data_dir), str(data_dir), ['some'])
+    deepaugment_sets.open_sets(deepaugment_sets.load(data_dir), data_dir)
   assert '\n' not in str(caught.value)
   assert len(str(caught.value)) < 600
 
 
 def test_too_few_copies(prepared):
-  with pytest.raises(UserError, match=r'has 2 copies, but config.deepaugment.copies=3; .*--copies=3 .*--overwrite'):
-    mixture.load(deepaugment_sets.load(prepared), str(prepared), ['some'], 3)
+  with pytest.raises(UserError, match=r'has 2 copies, but 3 are wanted; lower .*--copies=3 .*--overwrite'):
+    deepaugment_sets.open_sets(deepaugment_sets.load(prepared), prepared, 3)
 
 
 def test_sets_of_other_labels_or_shapes(data_dir):
   train = deepaugment_sets.load(data_dir)
   shifted = lambda index: Batch(train.read(index).images, (train.read(index).labels + 1) % 3)
   with pytest.raises(UserError, match='its labels are not those'):
-    mixture.load(train._replace(read=shifted), str(data_dir), ['some'])
+    deepaugment_sets.open_sets(train._replace(read=shifted), data_dir)
   with pytest.raises(UserError, match=r'has shape .* but must be uint8 \[\d+, 16, 16, 3\]'):
-    mixture.load(train._replace(image_shape=(16, 16, 3)), str(data_dir), ['some'])
+    deepaugment_sets.open_sets(train._replace(image_shape=(16, 16, 3)), data_dir)
 
 
 SMALL, CAE = (
@@ -194,7 +195,7 @@ def test_commands_have_the_flags_of_the_manifest(data_dir):
 
   def refusal(train: Dataset = train, copies: int | None = None) -> str:
     with pytest.raises(UserError) as caught:
-      mixture.load(train, str(data_dir), ['some'], copies)
+      deepaugment_sets.open_sets(train, data_dir, copies)
     return str(caught.value)
 
   shifted = lambda index: Batch(train.read(index).images, (train.read(index).labels + 1) % 3)
@@ -228,8 +229,8 @@ def arguments_of(command: str) -> dict:
   ],
 )  # fmt: skip
 def test_commands_are_understood(about, flags):
-  for dataset, name, where in (('cifar10', 'edsr', commands.DATA_DIR), ('my pets', "it's", 'a folder')):
-    command = deepaugment_command.command(pathlib.Path(where).expanduser() / 'x_deepaugment' / name, dataset, about)
+  for dataset, name, where in (('cifar10', 'edsr', ways_out.DATA_DIR), ('my pets', "it's", 'a folder')):
+    command = ways_out.deepaugment(pathlib.Path(where).expanduser() / 'x_deepaugment' / name, dataset, about)
     found = arguments_of(command)
     expected = arguments_of('python -m adversarial_augment.prepare deepaugment')
     own = {} if name == flags.get('net', 'edsr') else {'name': name}

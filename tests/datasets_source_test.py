@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from adversarial_augment import datasets
 from adversarial_augment.datasets import source, writer
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.storage import run_directory
+from adversarial_augment.preparation import ways_out
+from adversarial_augment.storage import artifact
 
 CLASSES = ('cat', 'dog', 'yak')
 
@@ -106,7 +107,7 @@ def test_remains_of_a_kill_are_removed_and_a_second_writer_is_refused(tmp_path):
   remains = tmp_path / '.incomplete-pets-1.0.0' / 'new'
   remains.mkdir(parents=True)
   (remains / 'pets-train.array_record-00000').write_bytes(b'x')
-  with run_directory.lock(remains.parent), pytest.raises(UserError, match=r'in use by process .*--data_dir'):
+  with artifact.lock(remains.parent), pytest.raises(UserError, match=r'in use by process .*; wait until it ends'):
     write(tmp_path)
   assert remains.exists()
   write(tmp_path)
@@ -167,7 +168,7 @@ def test_newest_version_and_home_folder(tmp_path, monkeypatch):
   ],
 )
 def test_missing(prepared, name, data_dir, split, said):
-  with pytest.raises(UserError, match=said) as caught:
+  with pytest.raises(UserError, match=said) as caught, ways_out.added():
     datasets.load(name, split, data_dir or str(prepared))
   assert '\n' not in str(caught.value)
   assert 'config.' not in str(caught.value)  # the flags of prepare have no such prefix
@@ -275,7 +276,7 @@ def test_exchanged_records_are_noticed(tmp_path):
 
 def test_existing_data_is_kept_unless_overwritten(tmp_path):
   folder = write(tmp_path, n=3)
-  with pytest.raises(UserError, match='exists already.*--overwrite'):
+  with pytest.raises(UserError, match='exists already'):
     write(tmp_path, n=4)
   assert datasets.load('pets', 'train', str(tmp_path)).num_examples == 3
   assert write(tmp_path, overwrite=True, n=4) == folder

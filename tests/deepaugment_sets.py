@@ -8,7 +8,7 @@ import numpy as np
 
 from adversarial_augment import datasets
 from adversarial_augment.datasets import mixture, writer
-from adversarial_augment.preparation import deepaugment_files
+from adversarial_augment.preparation import deepaugment_files, ways_out
 from adversarial_augment.types import Dataset
 
 N = 60
@@ -31,6 +31,12 @@ def load(data_dir: pathlib.Path) -> Dataset:
   return datasets.load('pets', 'train', str(data_dir))
 
 
+def open_sets(train: Dataset, data_dir: pathlib.Path, copies: int | None = None) -> list[Dataset]:
+  """Opens the set 'some', as a command does."""
+  with ways_out.added():
+    return mixture.load(train, str(data_dir), ['some'], copies)
+
+
 def make(images: np.ndarray, index: np.ndarray | None, copy: int) -> np.ndarray:
   """Stands for the network."""
   return images ^ np.uint8(copy + 1)
@@ -50,7 +56,8 @@ def write_some(data_dir: pathlib.Path, *, changes: Mapping[str, Any] = {}, **opt
   """Writes the set 'some' of pets, of two copies if the plan's `changes` do not say otherwise."""
   train = load(data_dir)
   folder = mixture.folder_of('pets', 'some', str(data_dir))
-  return deepaugment_files.write(folder, plan_of(train, **changes), train, **{'make': make} | options)
+  with ways_out.added():
+    return deepaugment_files.write(folder, plan_of(train, **changes), train, **{'make': make} | options)
 
 
 def write(data_dir: pathlib.Path) -> pathlib.Path:

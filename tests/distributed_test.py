@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment.datasets import writer
-from adversarial_augment.storage import run_directory
+from adversarial_augment.storage import artifact
 from tests import trainer
 
 LONG = '--config.num_steps=100000'
@@ -92,7 +92,7 @@ def test_an_error_of_process_0_ends_both_with_its_code(rig, tmp_path):
   """Process 1 knows nothing of the lock, and would wait for ever."""
   workdirs = [tmp_path / 'w0', tmp_path / 'w1']
   workdirs[0].mkdir()
-  with run_directory.lock(workdirs[0]):
+  with artifact.lock(workdirs[0]):
     runs = rig.start_pair(workdirs)
     assert codes(runs) == [2, 2], [run.err for run in runs]
   assert all('is in use by process' in run.err for run in runs)

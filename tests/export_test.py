@@ -17,7 +17,7 @@ import safetensors
 from adversarial_augment import cli, export, inference
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.exporting import jax_artefact
-from adversarial_augment.storage import results, run_directory
+from adversarial_augment.storage import artifact, results
 from tests.checkpoint_cases import files_of, flip
 from tests.classifier_cases import card_of, images, load_by_card, random_classifier, save_run
 from tests.reporting_fixtures import write_run
@@ -148,7 +148,7 @@ def test_card_says_what_it_is_and_what_was_measured(saved, exported, classify):
 
 
 def test_card_of_a_run_without_results_has_the_hashes_of_its_data(tmp_path):
-  run_directory.write_json(tmp_path / 'data.json', {'train': 'abc', 'image_shape': [48, 40, 3], 'class_names': []})
+  artifact.write_json(tmp_path / 'data.json', {'train': 'abc', 'image_shape': [48, 40, 3], 'class_names': []})
   export.export(random_classifier(10, width=4), tmp_path, tmp_path / 'out', ['safetensors'])
   card = card_of(tmp_path / 'out')
   assert card['training']['data'] == {'train': {'name': 'embedded', 'origin': 'unknown', 'sha256': 'abc'}}

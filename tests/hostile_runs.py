@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 
-from adversarial_augment.storage import manifests
+from adversarial_augment.storage import artifact, newest_checkpoint
 from tests import torch_state
 from tests.hostile_archives import members
 from tests.hostile_base import DEEP, ENDLESS, NESTED, ROOT, Base, case, device, endless, pipe
@@ -89,10 +89,10 @@ def _of_each(spoil: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 def _reseal(folder: Path, **changes) -> None:
-  path = folder / manifests.NAME
+  path = folder / artifact.MANIFEST
   content = json.loads(path.read_bytes())
   del content['manifest_sha256']
-  path.write_bytes(manifests.canonical(manifests.seal(content | changes)))
+  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(content | changes)))
 
 
 def _array(folder: Path) -> Path:
@@ -129,9 +129,9 @@ for name in ('clean', 'train', 'eval_3', 'robustness_pgd_linf_8-255'):
 _run_case('a pipe for clean.json', lambda run: pipe(run / 'results' / 'clean.json'), 'report')
 
 for name, spoil in {
-  'deep manifests': lambda folder: (folder / manifests.NAME).write_text(DEEP),
-  'pipes for manifests': lambda folder: pipe(folder / manifests.NAME),
-  'endless manifests': lambda folder: endless(folder / manifests.NAME),
+  'deep manifests': lambda folder: (folder / artifact.MANIFEST).write_text(DEEP),
+  'pipes for manifests': lambda folder: pipe(folder / artifact.MANIFEST),
+  'endless manifests': lambda folder: endless(folder / artifact.MANIFEST),
   'pipes for arrays': lambda folder: pipe(_array(folder)),
   'devices for arrays': lambda folder: device(_array(folder)),
   'manifests of a number': lambda folder: _reseal(folder, files=3),

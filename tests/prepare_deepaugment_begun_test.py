@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 
-from adversarial_augment.datasets import mixture
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.preparation import deepaugment_files
 from tests import deepaugment_sets
@@ -27,7 +26,7 @@ def folder_of(data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def open_it(data_dir: pathlib.Path) -> None:
-  assert len(mixture.load(load(data_dir), str(data_dir), ['some'])) == 2
+  assert len(deepaugment_sets.open_sets(load(data_dir), data_dir)) == 2
 
 
 def test_a_set_stays_whole_when_there_is_no_room_for_another(data_dir, monkeypatch):

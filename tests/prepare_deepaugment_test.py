@@ -19,7 +19,7 @@ from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.preparation import deepaugment_files
 from adversarial_augment.run import train_job
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact
 from adversarial_augment.training import recipe
 from tests import deepaugment_sets
 from tests.corrupted_pets import copy, hashes
@@ -101,6 +101,17 @@ def test_manifest(whole):
     assert manifest['files'][name] == {'bytes': (folder_of(whole) / name).stat().st_size, 'sha256': known[name]}
 
 
+def test_a_set_is_made_by_the_version_of_the_algorithm(pets, tmp_path):
+  """The release before named the hash of its code."""
+  data_dir = copy(pets, tmp_path / 'data')
+  now = {'adversarial_augment': '0.2.0', 'deepaugment': deepaugment.images.VERSION, 'jax': '1'}
+  before = {'adversarial_augment': '0.1.0', 'code_sha256': mixture._CODE[deepaugment.images.VERSION], 'jax': '1'}
+  write(data_dir, changes={'made_with': before})
+  assert write(data_dir, changes={'made_with': now}) == (0, 0)
+  with pytest.raises(UserError, match='made_with.code_sha256 = "401a'):
+    write(data_dir, changes={'made_with': before | {'code_sha256': 'f' * 64}})
+
+
 def test_what_it_says_and_a_second_start(pets, whole, tmp_path, capsys):
   data_dir = run(copy(pets, tmp_path / 'data'), '--name=first')
   said = capsys.readouterr().out
@@ -114,12 +125,14 @@ def test_what_it_says_and_a_second_start(pets, whole, tmp_path, capsys):
   assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize('point', ['before_piece@0', 'before_piece@1', 'after_piece@2', 'before_manifest'])
+@pytest.mark.parametrize(
+  'point', ['before_rename@000000', 'before_rename@000001', 'after_rename@000002', 'before_rename@MANIFEST']
+)
 def test_killed_and_started_again(pets, whole, tmp_path, point):
   data_dir = copy(pets, tmp_path / 'data')
   killed = subprocess.run(
     [sys.executable, '-m', 'adversarial_augment.prepare', *command(data_dir)],
-    env=os.environ | {files.CRASH_VARIABLE: point},
+    env=os.environ | {artifact.CRASH_VARIABLE: f'{point}.json'},
     capture_output=True,
   )
   assert killed.returncode == -signal.SIGKILL

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from adversarial_augment import datasets, prepare
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage.download import sha256_of
+from adversarial_augment.storage import artifact
 
 COUNTS = {'train': 100, 'test': 20}
 
@@ -54,7 +54,7 @@ def test_cifar10_from_an_archive(tmp_path, small, archive, capsys):
     np.testing.assert_array_equal(found.images, batch.images)
     np.testing.assert_array_equal(found.labels, batch.labels)
     assert dataset.provenance['origin'] == 'unverified'
-    assert dataset.provenance['archive_sha256'] == sha256_of(archive)
+    assert dataset.provenance['archive_sha256'] == artifact.sha256_of(archive)
 
 
 def test_tfds_reads_it_as_its_own_cifar10(tmp_path, small, archive):
@@ -83,7 +83,7 @@ def test_cifar10_is_downloaded_once(tmp_path, small, archive, monkeypatch):
     def log_message(self, *_):
       asked.append(self.path)
 
-  monkeypatch.setattr(cifar10, 'ARCHIVE_SHA256', sha256_of(archive))
+  monkeypatch.setattr(cifar10, 'ARCHIVE_SHA256', artifact.sha256_of(archive))
   monkeypatch.setattr(cifar10, 'ARCHIVE_BYTES', archive.stat().st_size)
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

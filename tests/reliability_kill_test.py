@@ -11,15 +11,14 @@ from tests import trainer
 POINTS = (
   'first_compile',
   'mid_log_append@2',
-  'after_arrays@3',
-  'before_manifest@3',
-  'after_manifest@3',
+  'before_rename@MANIFEST.json',
+  'after_rename@MANIFEST.json',
   'before_rename@3',
   'after_rename@3',
   'mid_eval',
   'mid_log_append@6',
-  'mid_log_truncate@3',
-  'before_prune@12',
+  'before_rename@metrics.jsonl',
+  'before_rename@3.pruned.tmp',
 )
 
 
@@ -37,7 +36,7 @@ def test_kills_change_nothing(rig, tmp_path):
   """Two that are aimed at the log, and three at random."""
   straight, rng = rig.straight(), random.Random(0)
   crash_at(rig, tmp_path / 'w', 'mid_log_append@4')
-  crash_at(rig, tmp_path / 'w', 'mid_log_truncate@3')
+  crash_at(rig, tmp_path / 'w', 'before_rename@metrics.jsonl')
   for _ in range(3):
     trainer.kill_at_random(rig, tmp_path / 'w', rng)
   rig.finish(tmp_path / 'w')

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from adversarial_augment.storage import checkpoints, files, log_steps, manifests
+from adversarial_augment.storage import artifact, checkpoints, files, log_steps, newest_checkpoint
 from tests.checkpoint_cases import ROOT
 from tests.train_loop_test import kill, start, steps
 
@@ -132,15 +132,17 @@ def test_the_log_is_on_the_disk_before_the_checkpoint_that_covers_it(tmp_path, m
 def test_the_manifest_says_of_which_steps_the_log_has_lines(tmp_path):
   start(tmp_path / 'w', 50, log_every=10, checkpoint_every=25)
   for step, expected in ((25, [1, 10, 20]), (50, [1, 10, 20, 30, 40, 50])):
-    manifest = manifests.verify(tmp_path / 'w' / 'checkpoints' / str(step), step)
+    manifest = newest_checkpoint.verify(tmp_path / 'w' / 'checkpoints' / str(step), step)
     assert list(log_steps.expand(manifest['log'])) == expected
 
 
 def test_a_checkpoint_without_a_log_is_taken_as_it_is(stopped, capfd):
   """As older versions have written them."""
   folder = stopped / 'checkpoints' / '8'
-  body = {name: value for name, value in manifests.verify(folder, 8).items() if name not in ('manifest_sha256', 'log')}
-  (folder / manifests.NAME).write_bytes(manifests.canonical(manifests.seal(body)))
+  body = {
+    name: value for name, value in newest_checkpoint.verify(folder, 8).items() if name not in ('manifest_sha256', 'log')
+  }
+  (folder / artifact.MANIFEST).write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(body)))
   change(stopped, [1, 2])
   start(stopped)
   assert 'warning' not in capfd.readouterr().err
@@ -151,10 +153,10 @@ def test_a_checkpoint_without_a_log_is_taken_as_it_is(stopped, capfd):
 )
 def test_a_manifest_with_impossible_lines_is_damaged(stopped, log):
   folder = stopped / 'checkpoints' / '8'
-  body = {name: value for name, value in manifests.verify(folder, 8).items() if name != 'manifest_sha256'}
-  (folder / manifests.NAME).write_bytes(manifests.canonical(manifests.seal({**body, 'log': log})))
-  with pytest.raises(manifests.Damaged, match=r'of another type in MANIFEST\.json'):
-    manifests.verify(folder, 8)
+  body = {name: value for name, value in newest_checkpoint.verify(folder, 8).items() if name != 'manifest_sha256'}
+  (folder / artifact.MANIFEST).write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal({**body, 'log': log})))
+  with pytest.raises(artifact.Damaged, match=r'of another type in MANIFEST\.json'):
+    newest_checkpoint.verify(folder, 8)
 
 
 @pytest.mark.parametrize(

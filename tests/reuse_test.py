@@ -8,7 +8,7 @@ import pytest
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.evaluation import reuse
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import results, run_directory
+from adversarial_augment.storage import artifact, results
 from tests.reporting_fixtures import attacked, counted
 
 
@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_for_the_counts_alone_stops_nothing(tmp_path: Path, 
     raise StorageError('the disk is full.')
 
   monkeypatch.setattr(reuse, '_SECONDS', 0)
-  monkeypatch.setattr(run_directory, 'write_json', full)
+  monkeypatch.setattr(artifact, 'write_json', full)
   monkeypatch.setattr(results, 'write_evaluation', lambda *_: None)
   assert reuse.measure_once(Counting(), 'cifar10_c', None, tmp_path, about())['num_correct'] == 1
   assert capsys.readouterr().err == 'warning: the disk is full. The evaluation goes on; a stop would lose it.\n'

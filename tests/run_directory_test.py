@@ -10,18 +10,18 @@ import sys
 import pytest
 
 from adversarial_augment.errors import NumericalError, StorageError, UserError
-from adversarial_augment.storage import files, run_directory
+from adversarial_augment.storage import artifact, run_directory
 
 ROOT = Path(__file__).parents[1]
+PRELUDE = 'import sys\nfrom pathlib import Path\nfrom adversarial_augment.storage import artifact, run_directory\n'
 
 
 def python(code: str, *arguments: object, crash_at: str = '') -> subprocess.Popen:
   """A process that runs `code` with `run_directory`, `Path` and `sys` at hand."""
-  prelude = 'import sys\nfrom pathlib import Path\nfrom adversarial_augment import run_directory\n'
   return subprocess.Popen(
-    [sys.executable, '-c', prelude + code, *map(str, arguments)],
+    [sys.executable, '-c', PRELUDE + code, *map(str, arguments)],
     cwd=ROOT,
-    env={**os.environ, files.CRASH_VARIABLE: crash_at},
+    env={**os.environ, artifact.CRASH_VARIABLE: crash_at},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -123,7 +123,7 @@ def test_kill_in_the_middle_of_a_line_costs_that_line_only(tmp_path):
 def test_kill_in_the_middle_of_a_truncation_leaves_the_log_whole(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   lines = log(path, 1, 2, 3)
-  process = python('run_directory.truncate_log(Path(sys.argv[1]), 1)', path, crash_at='mid_log_truncate')
+  process = python('run_directory.truncate_log(Path(sys.argv[1]), 1)', path, crash_at='before_rename@metrics.jsonl')
   process.communicate(timeout=30)
   assert process.returncode == -signal.SIGKILL
   assert path.read_text().splitlines() == lines
@@ -134,12 +134,12 @@ def test_kill_in_the_middle_of_a_truncation_leaves_the_log_whole(tmp_path):
 
 def test_json_is_sorted_and_refuses_nan_leaving_the_old_file(tmp_path):
   path = tmp_path / 'train.json'
-  run_directory.write_json(path, {'b': 1, 'a': [0.1, None]})
+  artifact.write_json(path, {'b': 1, 'a': [0.1, None]})
   content = path.read_text()
   assert content.index('"a"') < content.index('"b"')
   assert json.loads(content) == {'a': [0.1, None], 'b': 1}
   with pytest.raises(NumericalError, match=r'train\.json'):
-    run_directory.write_json(path, {'b': float('inf')})
+    artifact.write_json(path, {'b': float('inf')})
   assert path.read_text() == content
 
 
@@ -150,20 +150,20 @@ def test_replacement_is_synced_before_and_after_the_rename(tmp_path, monkeypatch
     os, 'fsync', lambda fd: (events.append(('fsync', os.path.basename(os.readlink(f'/proc/self/fd/{fd}')))), fsync(fd))
   )
   monkeypatch.setattr(os, 'replace', lambda a, b: (events.append(('rename', b.name)), replace(a, b)))
-  run_directory.write_json(tmp_path / 'x.json', 1)
+  artifact.write_json(tmp_path / 'x.json', 1)
   assert events == [('fsync', '.x.json.tmp'), ('rename', 'x.json'), ('fsync', tmp_path.name)]
 
 
 def test_failed_replacement_keeps_the_old_file_and_no_temporary(tmp_path, monkeypatch):
   path = tmp_path / 'x.json'
-  run_directory.write_json(path, 1)
+  artifact.write_json(path, 1)
 
   def fails(descriptor: int) -> None:
     raise OSError(5, 'Input/output error')
 
   monkeypatch.setattr(os, 'fsync', fails)
   with pytest.raises(StorageError, match='Input/output error'):
-    run_directory.write_json(path, 2)
+    artifact.write_json(path, 2)
   assert path.read_text() == '1\n'
   assert os.listdir(tmp_path) == ['x.json']
 
@@ -187,7 +187,7 @@ def test_create_refuses_a_folder_that_cannot_be_written():
 
 
 HOLD = """
-with run_directory.lock(Path(sys.argv[1])):
+with artifact.lock(Path(sys.argv[1])):
   print('held', flush=True)
   sys.stdin.read()
 """
@@ -195,8 +195,7 @@ with run_directory.lock(Path(sys.argv[1])):
 
 def test_one_writer_and_takeover_after_a_kill(tmp_path):
   holder = subprocess.Popen(
-    [sys.executable, '-c', 'import sys\nfrom pathlib import Path\nfrom adversarial_augment import run_directory' + HOLD]
-    + [str(tmp_path)],
+    [sys.executable, '-c', PRELUDE + HOLD, str(tmp_path)],
     cwd=ROOT,
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
@@ -206,12 +205,12 @@ def test_one_writer_and_takeover_after_a_kill(tmp_path):
     assert holder.stdout.readline() == 'held\n'
     with (
       pytest.raises(UserError, match=f'in use by process {holder.pid} on ') as caught,
-      run_directory.lock(tmp_path),
+      artifact.lock(tmp_path),
     ):
       pass
     assert '\n' not in str(caught.value)
     holder.kill()
-  with run_directory.lock(tmp_path):
+  with artifact.lock(tmp_path):
     assert (tmp_path / '.lock').read_text().split()[0] == str(os.getpid())
 
 
@@ -220,7 +219,7 @@ def test_of_two_writers_that_start_together_one_runs(tmp_path):
 import time
 refused = Path(sys.argv[1], 'refused')
 try:
-  with run_directory.lock(Path(sys.argv[1])):
+  with artifact.lock(Path(sys.argv[1])):
     for _ in range(200):  # until the other one has tried
       if refused.exists():
         break
@@ -231,11 +230,11 @@ except Exception as error:
   print(type(error).__name__)
 """
   processes = [python(code, tmp_path) for _ in range(2)]
-  assert sorted(process.communicate(timeout=30)[0].strip() for process in processes) == ['UserError', 'ran']
+  assert sorted(process.communicate(timeout=30)[0].strip() for process in processes) == ['ArtifactError', 'ran']
 
 
 def test_lock_is_free_after_the_block_even_after_an_error(tmp_path):
-  with pytest.raises(RuntimeError), run_directory.lock(tmp_path):
+  with pytest.raises(RuntimeError), artifact.lock(tmp_path):
     raise RuntimeError('inside')
-  with run_directory.lock(tmp_path):
+  with artifact.lock(tmp_path):
     pass

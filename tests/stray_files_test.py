@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from adversarial_augment import config, corruption_nets, corruptions, export, inference, report
+from adversarial_augment import config, corruption_nets, export, inference, report
 from adversarial_augment.datasets import cifar10_c, mixture
-from adversarial_augment.deepaugment import images
 from adversarial_augment.errors import UserError
 from adversarial_augment.preparation import deepaugment_files
 from adversarial_augment.storage import files, results
@@ -131,20 +130,6 @@ def test_results_and_the_report(tmp_path):
   report.report([workdir], tmp_path / 'after.html')
   titled = [path.read_text() for path in (tmp_path / 'before.html', tmp_path / 'after.html')]
   assert titled[0] == titled[1]
-
-
-@pytest.mark.parametrize('listed', [corruptions.made_with, images.made_with])
-def test_the_hash_of_the_code_is_of_the_code(monkeypatch, tmp_path, listed):
-  module = corruptions.api if listed is corruptions.made_with else images
-  package = tmp_path / 'package'
-  shutil.copytree(Path(module.__file__).parent, package, ignore=shutil.ignore_patterns('__pycache__'))
-  monkeypatch.setattr(module, '__file__', str(package / Path(module.__file__).name))
-  before = listed.__wrapped__()
-  for path in sorted(package.glob('*.py')):
-    (package / f'._{path.name}').write_bytes(b'\xff')
-    (package / f'.#{path.name}').symlink_to('nobody@nowhere')
-    (package / f'{path.name}~').write_bytes(b'\xff')
-  assert listed.__wrapped__() == before == listed()
 
 
 def test_what_ships(monkeypatch, tmp_path):

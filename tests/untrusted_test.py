@@ -12,7 +12,14 @@ from adversarial_augment import inference
 from adversarial_augment.datasets import mixture
 from adversarial_augment.errors import CheckpointError, StorageError, UserError
 from adversarial_augment.run import opening
-from adversarial_augment.storage import checkpoints, files, manifests, results, run_directory, untrusted
+from adversarial_augment.storage import (
+  artifact,
+  checkpoints,
+  newest_checkpoint,
+  results,
+  run_directory,
+  untrusted,
+)
 from tests import checkpoint_cases
 
 DEEP = '{"format": ' + '[' * 100_000 + ']' * 100_000 + '}'
@@ -132,24 +139,24 @@ def test_every_file_of_json_is_refused_in_one_line(run, name, kind):
 
 
 def _reseal(folder: Path, **changes) -> None:
-  path = folder / manifests.NAME
+  path = folder / artifact.MANIFEST
   content = json.loads(path.read_bytes())
   del content['manifest_sha256']
-  path.write_bytes(manifests.canonical(manifests.seal(content | changes)))
+  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(content | changes)))
 
 
 def _file_of(folder: Path) -> Path:
-  return next(path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != manifests.NAME)
+  return next(path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != artifact.MANIFEST)
 
 
 DAMAGE = {
-  'deep': lambda folder: (folder / manifests.NAME).write_text(DEEP),
-  'pipe for the manifest': lambda folder: pipe(folder / manifests.NAME),
+  'deep': lambda folder: (folder / artifact.MANIFEST).write_text(DEEP),
+  'pipe for the manifest': lambda folder: pipe(folder / artifact.MANIFEST),
   'pipe for a file': lambda folder: pipe(_file_of(folder)),
   'a pipe that the manifest lists': lambda folder: (
     pipe(folder / 'extra') and _reseal(folder, files={'extra': {'bytes': 0, 'sha256': ''}})
   ),
-  'huge': lambda folder: os.truncate(folder / manifests.NAME, 1 << 40),
+  'huge': lambda folder: os.truncate(folder / artifact.MANIFEST, 1 << 40),
   'files is no object': lambda folder: _reseal(folder, files=3),
   'a size that is a text': lambda folder: _reseal(folder, files={'x': {'bytes': '1', 'sha256': ''}}),
   'no leaves': lambda folder: _reseal(folder, leaves=None),
@@ -179,7 +186,7 @@ def test_what_is_written_follows_no_link_and_waits_for_no_pipe(tmp_path):
   (tmp_path / '.a.json.tmp').symlink_to(victim)
   pipe(tmp_path / '.b.json.tmp')
   for name in ('a.json', 'b.json'):
-    files.replace(tmp_path / name, b'{}')
+    artifact.replace(tmp_path / name, b'{}')
     assert (tmp_path / name).read_bytes() == b'{}'
   assert victim.read_text() == 'mine'
   with pytest.raises(StorageError):

@@ -18,7 +18,7 @@ from safetensors.numpy import save as to_bytes
 from adversarial_augment.config.fields import show
 from adversarial_augment.config.tables import NETWORK_SIZES, SIZE_KINDS
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files, untrusted
+from adversarial_augment.storage import artifact, untrusted
 
 FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')
@@ -59,7 +59,7 @@ def save(
     if not np.isfinite(tensors[key]).all():
       raise UserError(
         f"Parameter {key!r} holds values that are not finite in {dtype}; '{path}' was not written: take other weights"
-        f'{", or --dtype=float32" if dtype == "float16" else ""}.'
+        f'{", or store them as float32" if dtype == "float16" else ""}.'
       )
   header = {
     'format': FORMAT,
@@ -67,8 +67,8 @@ def save(
     'provenance': json.dumps(dict(metadata), sort_keys=True),
   }
   target = Path(path)
-  with files.storage_errors(f"write the weight file '{target}'"):
-    files.replace(target, to_bytes(tensors, metadata=header))
+  with artifact.storage_errors(f"write the weight file '{target}'"):
+    artifact.replace(target, to_bytes(tensors, metadata=header))
 
 
 def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:

@@ -10,8 +10,7 @@ import numpy as np
 from adversarial_augment.datasets import archives, npy
 from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import pickles, untrusted
-from adversarial_augment.storage.download import sha256_of
+from adversarial_augment.storage import artifact, pickles, untrusted
 from adversarial_augment.types import Batch
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz'
@@ -60,7 +59,7 @@ def read(path: pathlib.Path, counts: Mapping[str, int] = COUNTS) -> Source:
   elif path.is_file():
     if path.stat().st_size > _MAX_ARCHIVE:
       raise UserError(f"--from='{path}' has {path.stat().st_size:,} bytes, too many for CIFAR-10; {_WAY_OUT}.")
-    archive = sha256_of(path)
+    archive = artifact.sha256_of(path)
     splits = _from_npz(path) if path.suffix == '.npz' else _decode(_from_tar(path), path)
   else:
     problem = 'is neither a file nor a folder that holds CIFAR-10' if path.exists() else 'does not exist'

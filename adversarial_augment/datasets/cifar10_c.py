@@ -15,18 +15,16 @@ import numpy as np
 
 from adversarial_augment.config.fields import optional, text
 from adversarial_augment.datasets import archives, npy
-from adversarial_augment.datasets.commands import prepare
-from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.metrics import CORRUPTIONS_VERSION, GENERATED_OLDER, SEVERITIES, generated_origin
-from adversarial_augment.storage import untrusted
+from adversarial_augment.storage import artifact, untrusted
+from adversarial_augment.storage.artifact import MANIFEST
 from adversarial_augment.types import Dataset
 
-MANIFEST = 'MANIFEST.json'
+KIND = 'cifar10_c'  # of the errors
 FORMAT = 1  # of the manifest
 _ORIGINS = ('official', 'generated', GENERATED_OLDER, 'unverified')
-OF_FILES = ('bytes', 'sha256')  # what the manifest says of every file
 LABELS = 'labels.npy'
 # MD5 of the files in CIFAR-10-C.tar (Zenodo record 2535967; the archive's own is 56bf5dcef84df0e2308c6dcbcbbd8499), as
 # several public loaders list them, for example rai_toolbox/datasets of mit-ll-responsible-ai/responsible-ai-toolbox.
@@ -53,13 +51,8 @@ OFFICIAL_MD5 = {
   'zoom_blur.npy': '6ea8e63f1c5cdee1517533840641641b',
 }
 _FROST = optional(text())
+_CODE = {'2': 'dfd618a228205d3ce1a345bc7ced3d1585f4143bc31b6b64e4f25013d3dad28c'}  # see `artifact.with_code`
 _MAX_MANIFEST = 1 << 20  # bytes
-_CHUNK = 1 << 22  # bytes hashed at once
-
-
-class _Hashes(NamedTuple):
-  sha256: str
-  md5: str
 
 
 class CorruptionSet(NamedTuple):
@@ -71,7 +64,7 @@ class CorruptionSet(NamedTuple):
   read: Callable[[str, int, np.ndarray], np.ndarray]  # name, severity 1..5, indices [k] -> uint8 [k, h, w, 3]
   notes: Mapping[str, Mapping[str, Any]] = {}  # of single corruptions: their constants, the source of frost
   sha256: Mapping[str, str] = {}  # of the files, by name; what is made in memory has none
-  warning: str = ''  # what one who uses it should know
+  warning: ArtifactError | None = None  # what one who uses it should know
 
 
 def folder_name(dataset: str) -> str:
@@ -94,43 +87,206 @@ def open_set(path: pathlib.Path, names: Sequence[str], test: Dataset, *, verify:
       manifest says.
   """
   try:
-    return _open(path, names, test, verify)
+    return _Opened(path, names, test).check(verify)
   except OSError as error:
     raise UserError(f"'{error.filename or path}' cannot be read ({error.strerror or error}); mend it.") from error
 
 
-def _open(path: pathlib.Path, names: Sequence[str], test: Dataset, verify: bool) -> CorruptionSet:
-  parts = _parts(path)
-  wanted = (LABELS, *(f'{name}.npy' for name in names))
-  if missing := [file for file in wanted if file not in parts]:
-    raise UserError(
-      f"'{path}' has no {', '.join(missing)}; it must hold NAME.npy for {', '.join(names)}, and {LABELS}: make them "
-      f'with {command(path, test)}, or get CIFAR-10-C.tar (Zenodo record 2535967).'
+def read_manifest(part: npy.Part, folder: pathlib.Path, dataset: str) -> dict[str, Any]:
+  """Returns what a MANIFEST.json says, with the fields of this module's format.
+
+  Args:
+    part: the file.
+    folder: the set's folder.
+    dataset: whose test split it is of.
+
+  Raises:
+    ArtifactError: it is damaged, or of another format.
+  """
+  where = {'path': folder, 'kind': KIND, 'remedy': 'remake', 'about': {'dataset': dataset}}
+  with untrusted.open_file(part.path) as file:
+    file.seek(part.offset)
+    return artifact.parse(file.read(min(part.size, _MAX_MANIFEST)), part.label, _check_fields, **where)
+
+
+def comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what a manifest says of how the images were made, which equal sets have in common."""
+  made_with = with_code(manifest.get('made_with'))
+  if isinstance(made_with, Mapping):  # this package's version decides nothing
+    made_with = {key: value for key, value in made_with.items() if key != 'adversarial_augment'}
+  return {**without_files(manifest), 'made_with': made_with}
+
+
+def with_code(made_with: Any) -> Any:
+  """Returns `made_with` of a set or a result as the release before had it, so that equal ones compare equal."""
+  return artifact.with_code(made_with, 'corruptions', _CODE)
+
+
+def without_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns all but the files and where they were found."""
+  return {key: value for key, value in manifest.items() if key not in ('files', 'source')}
+
+
+def labels_of(dataset: Dataset) -> np.ndarray:
+  """Returns all labels of a split, int [n]."""
+  return np.concatenate([dataset.read(index).labels for index in batches(dataset.num_examples, 10_000)])
+
+
+def _check_fields(manifest: Mapping[str, Any]) -> None:
+  """Raises ValueError, KeyError or TypeError where a field is not as `prepare` writes it."""
+  if manifest['format'] != FORMAT:
+    raise ValueError(f'format {manifest["format"]}, not {FORMAT}')
+  entries = list(manifest['files'].values())
+  texts = [manifest['origin'], manifest['test_set']['sha256'], *(entry['sha256'] for entry in entries)]
+  numbers = [manifest['num_images'], *(entry['bytes'] for entry in entries)]
+  if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+    raise ValueError('a field of another type')
+  if manifest['origin'] not in _ORIGINS or not isinstance(manifest['seed'], int | None):
+    raise ValueError(f'origin {manifest["origin"]!r} or seed {manifest["seed"]!r}')
+  frost = manifest['files'].get('frost.npy', {}).get('frost')
+  if not _FROST.accepts(frost):
+    raise ValueError(f'frost={frost!r}')
+  manifest['made_with'], tuple(manifest['image_shape'])
+
+
+class _Opened:
+  """A set whose files were found, and what is known of it."""
+
+  def __init__(self, path: pathlib.Path, names: Sequence[str], test: Dataset):
+    self.path, self.names, self.test = path, tuple(names), test
+    self.manifest: dict[str, Any] | None = None
+    self.files = (LABELS, *(f'{name}.npy' for name in names))
+    self.parts = _parts(path)
+    if missing := [file for file in self.files if file not in self.parts]:
+      raise self._error(
+        f"'{path}' has no {', '.join(missing)}; it must hold NAME.npy for {', '.join(names)}, and {LABELS}", 'make'
+      )
+    if MANIFEST in self.parts:
+      self.manifest = read_manifest(self.parts[MANIFEST], path, test.name)
+
+  def check(self, verify: bool) -> CorruptionSet:
+    """Returns the set; raises UserError where a file is not as it must be."""
+    if self.manifest:
+      self._check_manifest(self.manifest)
+    self._check_labels()
+    images = {name: self._images(self.parts[f'{name}.npy']) for name in self.names}
+    sha256 = self._hashes() if verify else {}
+    n = self.test.num_examples
+
+    def read(name: str, severity: int, indices: np.ndarray) -> np.ndarray:
+      return np.asarray(images[name][(severity - 1) * n + np.asarray(indices)])
+
+    known: Mapping[str, Any] = self.manifest or {'origin': 'unverified', 'seed': None, 'made_with': None}
+    origin, notes = known['origin'], {}
+    if self.manifest:
+      entries = {file: self.manifest['files'][file] for file in self.files}
+      sha256 = {file: entry['sha256'] for file, entry in entries.items()}
+      notes = {name: _without_hashes(entries[f'{name}.npy']) for name in self.names}
+      origin = generated_origin(known['made_with'], self.names) if origin == 'generated' else origin
+    elif verify and all(self.parts[file].digest('md5') == OFFICIAL_MD5.get(file) for file in self.files):
+      origin = 'official'
+    provenance = {
+      'seed': known['seed'],
+      'frost': notes.get('frost', {}).get('frost'),
+      'made_with': known['made_with'],
+      # A hash of the used files' hashes, whatever lies beside them.
+      'sha256': hashlib.sha256(json.dumps(sha256, sort_keys=True).encode()).hexdigest() if sha256 else None,
+    }
+    warning = None
+    if origin == GENERATED_OLDER:
+      warning = self._error(
+        f"'{self.path}' was made by version 1 of the corruptions, whose motion_blur and snow are rounded up where "
+        f"CIFAR-10-C's are truncated (now it is version {CORRUPTIONS_VERSION})",
+        'remake',
+      )
+    return CorruptionSet(self.names, origin, provenance, read, notes, sha256, warning)
+
+  def _error(self, facts: str, remedy: str = '') -> ArtifactError:
+    return ArtifactError(facts, self.path, KIND, remedy, {**(self.manifest or {}), 'dataset': self.test.name})
+
+  def _check_manifest(self, manifest: Mapping[str, Any]) -> None:
+    """The manifest must be of this test set and list the wanted files with their sizes."""
+    label, test = self.parts[MANIFEST].label, self.test
+    if manifest['test_set']['sha256'] != test.provenance['sha256']:
+      raise self._error(
+        f"'{label}' is of a test set with SHA-256 {manifest['test_set']['sha256']}, but the test split of "
+        f"'{test.name}' has {test.provenance['sha256']}",
+        'remake',
+      )
+    if manifest['num_images'] != test.num_examples or tuple(manifest['image_shape']) != test.image_shape:
+      raise self._error(
+        f"'{label}' is of {manifest['num_images']} images {manifest['image_shape']}, but '{test.name}' has "
+        f'{test.num_examples} images {list(test.image_shape)}',
+        'remake',
+      )
+    for file in self.files:
+      if file not in manifest['files']:
+        raise self._error(
+          f"'{self.parts[file].label}' is not listed in {MANIFEST}, so that nobody knows what it is", 'resume'
+        )
+      self._check_entry(file, None)
+
+  def _hashes(self) -> dict[str, str]:
+    """Returns the SHA-256 of each file, which is that of the manifest, if there is one."""
+    hashes = {}
+    for file in self.files:
+      hashes[file] = self.parts[file].digest('sha256')
+      if self.manifest:
+        self._check_entry(file, hashes[file])
+    return hashes
+
+  def _check_entry(self, file: str, sha256: str | None) -> None:
+    assert self.manifest is not None
+    try:
+      artifact.check_entry(file, self.manifest['files'][file], self.parts[file].size, sha256)
+    except artifact.Damaged as damage:
+      raise self._error(f"'{self.parts[file].label}' {damage.detail}", 'remove and resume') from damage
+
+  def _check_labels(self) -> None:
+    part, test, n = self.parts[LABELS], self.test, self.test.num_examples
+    labels = npy.open_array(part)
+    if labels.dtype.kind not in 'iu' or labels.ndim != 1:
+      raise self._error(
+        f"'{part.label}' has shape {list(labels.shape)} and type {labels.dtype.name}, but must be integers [{5 * n}]"
+      )
+    self._check_rows(part, len(labels))
+    repeated, expected = labels.reshape(len(SEVERITIES), n), labels_of(test)
+    wrong = np.argwhere(repeated != expected)
+    if not len(wrong):
+      return
+    severity, i = wrong[0]
+    reason, remedy = 'it belongs to another test set', ''
+    if (np.sort(repeated) == np.sort(expected)).all():
+      reason, remedy = 'the same labels stand in another order', 'remake'
+      if test.name.startswith('cifar10'):
+        reason, remedy = f'{reason} (TFDS shuffles CIFAR-10)', 'import in order'
+    raise self._error(
+      f"'{part.label}' has label {repeated[severity, i]} in row {severity * n + i}, but image {i} of the test split of "
+      f"'{test.name}' has {expected[i]}: {reason}",
+      remedy,
     )
-  manifest = _manifest(path, parts, wanted, test) if MANIFEST in parts else None
-  _check_labels(path, parts[LABELS], test)
-  images = {name: _images(parts[f'{name}.npy'], test) for name in names}
-  hashes = _verified(path, parts, wanted, manifest, test) if verify else {}
 
-  def read(name: str, severity: int, indices: np.ndarray) -> np.ndarray:
-    return np.asarray(images[name][(severity - 1) * test.num_examples + np.asarray(indices)])
+  def _images(self, part: npy.Part) -> np.ndarray:
+    images, test = npy.open_array(part), self.test
+    if images.dtype != np.uint8 or images.shape[1:] != test.image_shape:
+      raise self._error(
+        f"'{part.label}' has shape {list(images.shape)} and type {images.dtype.name}, but must be uint8 "
+        f"{[5 * test.num_examples, *test.image_shape]}, as the images of '{test.name}'"
+      )
+    self._check_rows(part, len(images))
+    return images
 
-  if manifest:
-    origin, seed, made_with = manifest['origin'], manifest['seed'], manifest['made_with']
-    if origin == 'generated':
-      origin = generated_origin(made_with, names)
-    entries = {name: manifest['files'][f'{name}.npy'] for name in names}
-    notes = {name: {key: entry[key] for key in entry if key not in OF_FILES} for name, entry in entries.items()}
-    sha256 = {file: manifest['files'][file]['sha256'] for file in wanted}
-  else:
-    official = hashes and all(OFFICIAL_MD5.get(file) == hashed.md5 for file, hashed in hashes.items())
-    origin, seed, made_with, notes = 'official' if official else 'unverified', None, None, {}
-    sha256 = {file: hashed.sha256 for file, hashed in hashes.items()}
-  # A hash of the used files' hashes, whatever lies beside them.
-  digest = hashlib.sha256(json.dumps(sha256, sort_keys=True).encode()).hexdigest() if sha256 else None
-  provenance = {'seed': seed, 'frost': notes.get('frost', {}).get('frost'), 'made_with': made_with, 'sha256': digest}
-  warning = _older(path, test) if origin == GENERATED_OLDER else ''
-  return CorruptionSet(tuple(names), origin, provenance, read, notes, sha256, warning)
+  def _check_rows(self, part: npy.Part, rows: int) -> None:
+    n = self.test.num_examples
+    if rows != len(SEVERITIES) * n:
+      raise self._error(
+        f"'{part.label}' has {rows:,} rows, but must have {len(SEVERITIES) * n:,}: all five severities of each of the "
+        f"{n:,} images in the test split of '{self.test.name}'"
+      )
+
+
+def _without_hashes(entry: Mapping[str, Any]) -> dict[str, Any]:
+  return {key: value for key, value in entry.items() if key not in ('bytes', 'sha256')}
 
 
 def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
@@ -151,174 +307,3 @@ def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
     pathlib.PurePosixPath(member.name).name: npy.Part(f'{path}: {member.name}', path, member.offset, member.size)
     for member in members
   }
-
-
-def _manifest(
-  path: pathlib.Path, parts: Mapping[str, npy.Part], wanted: Sequence[str], test: Dataset
-) -> dict[str, Any]:
-  """Returns the manifest, which must be of this test set and list the wanted files with their sizes."""
-  part = parts[MANIFEST]
-  manifest = read_manifest(part, command(path, test, '--overwrite'))
-  if manifest['test_set']['sha256'] != test.provenance['sha256']:
-    raise UserError(
-      f"'{part.label}' is of a test set with SHA-256 {manifest['test_set']['sha256']}, but the test split of "
-      f"'{test.name}' has {test.provenance['sha256']}; make it again with {command(path, test, '--overwrite')}."
-    )
-  if manifest['num_images'] != test.num_examples or tuple(manifest['image_shape']) != test.image_shape:
-    raise UserError(
-      f"'{part.label}' is of {manifest['num_images']} images {manifest['image_shape']}, but '{test.name}' has "
-      f'{test.num_examples} images {list(test.image_shape)}; make it again with '
-      f'{command(path, test, "--overwrite")}.'
-    )
-  for file in wanted:
-    found = manifest['files'].get(file)
-    if found is None:
-      raise UserError(
-        f"'{parts[file].label}' is not listed in {MANIFEST}, so that nobody knows what it is; start "
-        f'{_again(path, test, manifest)} once more, which goes on where it was interrupted.'
-      )
-    if found['bytes'] != parts[file].size:
-      raise UserError(
-        f"'{parts[file].label}' has {parts[file].size:,} bytes, but {found['bytes']:,} in {MANIFEST}; remove it, and "
-        f'start {_again(path, test, manifest)} once more.'
-      )
-  return manifest
-
-
-def command(path: pathlib.Path, test: Dataset, *flags: str) -> str:
-  """Returns the command line that makes the set at `path`; another folder or archive is there to be imported."""
-  if not _belongs(path, test):
-    return 'the same command without --from'
-  return prepare(path.parent, 'cifar10_c', f'--dataset={test.name}', *flags)
-
-
-def _belongs(path: pathlib.Path, test: Dataset) -> bool:
-  return path.name == folder_name(test.name)
-
-
-def _again(path: pathlib.Path, test: Dataset, manifest: Mapping[str, Any]) -> str:
-  """Returns the command line that goes on with a set that has this manifest."""
-  if not _belongs(path, test):
-    return 'the command that made it'
-  source, seed = manifest.get('source'), manifest['seed']
-  return command(path, test, *([f'--from={source}'] if source else [f'--seed={seed}'] if seed else []))
-
-
-def _older(path: pathlib.Path, test: Dataset) -> str:
-  """Returns what is to be known of a set that an older version has generated."""
-  return (
-    f"'{path}' was made by version 1 of the corruptions, whose motion_blur and snow are rounded up where CIFAR-10-C's "
-    f'are truncated (now it is version {CORRUPTIONS_VERSION}); replace it with {command(path, test, "--overwrite")}.'
-  )
-
-
-def read_manifest(part: npy.Part, remedy: str) -> dict[str, Any]:
-  """Returns what a MANIFEST.json says, with the fields of this module's format.
-
-  Args:
-    part: the file.
-    remedy: the command line that makes the set again.
-
-  Raises:
-    UserError: it is damaged, or of another format.
-  """
-  try:
-    with untrusted.open_file(part.path) as file:
-      file.seek(part.offset)
-      manifest = untrusted.parse_json(file.read(min(part.size, _MAX_MANIFEST)))
-    if manifest['format'] != FORMAT:
-      raise ValueError(f'format {manifest["format"]}, not {FORMAT}')
-    texts = [manifest['origin'], manifest['test_set']['sha256'], *(f['sha256'] for f in manifest['files'].values())]
-    numbers = [manifest['num_images'], *(f['bytes'] for f in manifest['files'].values())]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-      raise ValueError('a field of another type')
-    if manifest['origin'] not in _ORIGINS or not isinstance(manifest['seed'], int | None):
-      raise ValueError(f'origin {manifest["origin"]!r} or seed {manifest["seed"]!r}')
-    frost = manifest['files'].get('frost.npy', {}).get('frost')
-    if not _FROST.accepts(frost):
-      raise ValueError(f'frost={frost!r}')
-    manifest['made_with'], tuple(manifest['image_shape'])
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(
-      f"'{part.label}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set "
-      f'again with {remedy}.'
-    ) from error
-  return manifest
-
-
-def labels_of(dataset: Dataset) -> np.ndarray:
-  """Returns all labels of a split, int [n]."""
-  return np.concatenate([dataset.read(index).labels for index in batches(dataset.num_examples, 10_000)])
-
-
-def _check_labels(path: pathlib.Path, part: npy.Part, test: Dataset) -> None:
-  labels, n = npy.open_array(part), test.num_examples
-  if labels.dtype.kind not in 'iu' or labels.ndim != 1:
-    raise UserError(
-      f"'{part.label}' has shape {list(labels.shape)} and type {labels.dtype.name}, but must be integers [{5 * n}]."
-    )
-  _check_rows(part, len(labels), test)
-  repeated, expected = labels.reshape(len(SEVERITIES), n), labels_of(test)
-  wrong = np.argwhere(repeated != expected)
-  if not len(wrong):
-    return
-  severity, i = wrong[0]
-  order = (np.sort(repeated) == np.sort(expected)).all()
-  reason = (
-    'the same labels stand in another order (TFDS shuffles CIFAR-10: bring it in with '
-    f'{prepare(path.parent, "cifar10", "--overwrite") if _belongs(path, test) else "prepare cifar10"} instead)'
-    if order and test.name.startswith('cifar10')
-    else 'the same labels stand in another order; make it again'
-    if order
-    else 'it belongs to another test set'
-  )
-  raise UserError(
-    f"'{part.label}' has label {repeated[severity, i]} in row {severity * n + i}, but image {i} of the test split of "
-    f"'{test.name}' has {expected[i]}: {reason}."
-  )
-
-
-def _images(part: npy.Part, test: Dataset) -> np.ndarray:
-  images = npy.open_array(part)
-  if images.dtype != np.uint8 or images.shape[1:] != test.image_shape:
-    raise UserError(
-      f"'{part.label}' has shape {list(images.shape)} and type {images.dtype.name}, but must be uint8 "
-      f"{[5 * test.num_examples, *test.image_shape]}, as the images of '{test.name}'."
-    )
-  _check_rows(part, len(images), test)
-  return images
-
-
-def _check_rows(part: npy.Part, rows: int, test: Dataset) -> None:
-  n = test.num_examples
-  if rows != len(SEVERITIES) * n:
-    raise UserError(
-      f"'{part.label}' has {rows:,} rows, but must have {len(SEVERITIES) * n:,}: all five severities of each of the "
-      f"{n:,} images in the test split of '{test.name}'."
-    )
-
-
-def _verified(
-  path: pathlib.Path,
-  parts: Mapping[str, npy.Part],
-  wanted: Sequence[str],
-  manifest: Mapping[str, Any] | None,
-  test: Dataset,
-) -> dict[str, _Hashes]:
-  """Returns the hashes of each file; its SHA-256 is that of the manifest, if there is one."""
-  found = {}
-  for name in wanted:
-    sha256, md5, part = hashlib.sha256(), hashlib.md5(usedforsecurity=False), parts[name]
-    with part.path.open('rb') as file:
-      file.seek(part.offset)
-      for start in range(0, part.size, _CHUNK):
-        block = file.read(min(_CHUNK, part.size - start))
-        sha256.update(block)
-        md5.update(block)
-    found[name] = _Hashes(sha256.hexdigest(), md5.hexdigest())
-    if manifest and found[name].sha256 != manifest['files'][name]['sha256']:
-      raise UserError(
-        f"'{part.label}' has SHA-256 {found[name].sha256}, but {manifest['files'][name]['sha256']} in {MANIFEST}: it "
-        f'was changed or damaged; remove it, and start {_again(path, test, manifest)} once more.'
-      )
-  return found

@@ -6,7 +6,7 @@ Images are memory-mapped, and copies read as data sets in the order of the train
 out of training holds their copies out too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import pathlib
@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment.datasets import cifar10_c, deepaugment_command, npy
-from adversarial_augment.datasets.reasons import one_line
-from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files, untrusted
+from adversarial_augment.datasets import cifar10_c, npy
+from adversarial_augment.errors import ArtifactError, UserError
+from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Batch, Dataset
 
 FORMAT = 'adversarial_augment.deepaugment.1'
-MANIFEST, PLAN = 'MANIFEST.json', 'PLAN.json'  # of a set that is whole, and of one that was begun
+KIND = 'deepaugment'  # of the errors
+_CODE = {'1': '401a052ff54915b636dd78316a6ecd2f0c0f9040fd0ae0e80053e308d55a8762'}  # see `artifact.with_code`
+MANIFEST, PLAN = artifact.MANIFEST, 'PLAN.json'  # of a set that is whole, and of one that was begun
 IMAGES, LABELS, INDEX = FILES = ('images.npy', 'labels.npy', 'index.npy')
-MIXES = ('concat', 'half', 'only')
-_CHUNK = 1 << 24  # bytes hashed at once
 
 
 def folder_of(dataset: str, name: str, data_dir: str) -> pathlib.Path:
@@ -90,46 +89,50 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
 def _open(train: Dataset, data_dir: str, name: str, copies: int | None) -> list[Dataset]:
   folder = folder_of(train.name, name, data_dir)
   if not (folder / MANIFEST).exists():
-    raise UserError(f"The DeepAugment set '{folder}' (config.deepaugment.sets) {_way_to(folder, train.name, copies)}.")
-  manifest = read_manifest(folder / MANIFEST)
-  again = lambda **changes: deepaugment_command.command(folder, train.name, manifest | changes, '--overwrite')
-  if manifest['train_set']['sha256'] != train.provenance['sha256']:
-    raise UserError(
-      f"'{folder}' was made from images with SHA-256 {manifest['train_set']['sha256']}, but the training images of "
-      f"'{train.name}' have {train.provenance['sha256']}; make it again with {again()}."
-    )
-  made = manifest['copies']
+    raise _missing(folder, train.name, copies)
+  manifest = read_manifest(folder / MANIFEST, train.name)
+  made, n = manifest['copies'], train.num_examples
   wanted = made if copies is None else copies
-  if wanted > made:
-    raise UserError(
-      f"'{folder}' has {made} copies, but config.deepaugment.copies={wanted}; lower it, or make more with "
-      f'{again(copies=wanted)}.'
+
+  def wrong(facts: str, remedy: str = 'remake', **about: Any) -> ArtifactError:
+    return ArtifactError(facts, folder, KIND, remedy, {'dataset': train.name, 'made': manifest, **about})
+
+  if manifest['train_set']['sha256'] != train.provenance['sha256']:
+    raise wrong(
+      f"'{folder}' was made from images with SHA-256 {manifest['train_set']['sha256']}, but the training images of "
+      f"'{train.name}' have {train.provenance['sha256']}"
     )
-  check_sizes(folder, manifest, train.name)
-  n = train.num_examples
+  if wanted > made:
+    raise wrong(f"'{folder}' has {made} copies, but {wanted} are wanted", 'more copies', copies=wanted)
+  check_files(folder, manifest, train.name, hashed=False)
   shapes = {IMAGES: (made * n, *train.image_shape), LABELS: (made * n,), INDEX: (made * n,)}
   try:
-    arrays = {file: _checked(folder / file, manifest['files'][file], shapes[file], again) for file in FILES}
+    arrays = {file: npy.open_array(npy.whole(folder / file)) for file in FILES}
+    for file, array in arrays.items():
+      dtype = np.dtype(np.uint8 if file == IMAGES else np.int32)
+      if array.shape != shapes[file] or array.dtype != dtype:
+        raise wrong(
+          f"'{folder / file}' has shape {list(array.shape)} and type {array.dtype.name}, but must be {dtype.name} "
+          f'{list(shapes[file])}'
+        )
   except OSError as error:
     raise UserError(f"'{error.filename or folder}' cannot be read ({error.strerror or error}); mend it.") from error
+  check_files(folder, manifest, train.name)
   if not np.array_equal(arrays[INDEX], np.tile(np.arange(n), made)) or not np.array_equal(
     arrays[LABELS], np.tile(cifar10_c.labels_of(train), made)
   ):
-    raise UserError(f"'{folder}': its labels are not those of '{train.name}'; make it again with {again()}.")
+    raise wrong(f"'{folder}': its labels are not those of '{train.name}'")
   provenance = {'name': name} | {key: value for key, value in manifest.items() if key != 'train_set'}
   return [_copy(train, arrays[IMAGES], arrays[LABELS], number, provenance) for number in range(wanted)]
 
 
-def _way_to(folder: pathlib.Path, dataset: str, copies: int | None) -> str:
-  """Returns what is missing of a set without a manifest, and the command that makes it."""
+def _missing(folder: pathlib.Path, dataset: str, copies: int | None) -> ArtifactError:
+  """Returns what is to be said of a set without a manifest."""
+  about: dict[str, Any] = {'dataset': dataset, 'copies': copies or 1}
+  state, remedy = 'is not finished' if folder.exists() else 'does not exist', 'make'
   if (folder / PLAN).exists():
-    return (
-      f'is not finished; start {deepaugment_command.command(folder, dataset, read_plan(folder / PLAN))}, which goes on '
-      'where it was stopped'
-    )
-  usual = {'copies': copies or 1} | ({'net': folder.name} if folder.name in deepaugment_command.NETS else {})
-  state = 'is not finished' if folder.exists() else 'does not exist'
-  return f'{state}; start {deepaugment_command.command(folder, dataset, usual)}'
+    about['made'], remedy = read_plan(folder / PLAN, dataset), 'resume'
+  return ArtifactError(f"The DeepAugment set '{folder}' {state}", folder, KIND, remedy, about)
 
 
 def _copy(train: Dataset, images: np.ndarray, labels: np.ndarray, number: int, provenance: dict[str, Any]) -> Dataset:
@@ -140,86 +143,53 @@ def _copy(train: Dataset, images: np.ndarray, labels: np.ndarray, number: int, p
   return train._replace(read=read, provenance=provenance)
 
 
-def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what a set's MANIFEST.json says.
+def read_manifest(path: pathlib.Path, dataset: str) -> dict[str, Any]:
+  """Returns what the MANIFEST.json of a set of `dataset` says.
 
   Raises:
-    UserError: it is damaged, or of another format.
+    ArtifactError: it is damaged, or of another format.
+  """
+  return artifact.read(path, _check_fields, **_where(path, dataset))
+
+
+def read_plan(path: pathlib.Path, dataset: str) -> dict[str, Any]:
+  """Returns what a set's PLAN.json says; raises as `read_manifest`."""
+  return artifact.read(path, lambda plan: plan.items(), **_where(path, dataset))
+
+
+def check_files(folder: pathlib.Path, manifest: Mapping[str, Any], dataset: str, *, hashed: bool = True) -> None:
+  """Compares the files of a set of `dataset` with its manifest, by size and, if `hashed`, by SHA-256.
+
+  Raises:
+    ArtifactError: one is missing, or another one.
   """
   try:
-    manifest = untrusted.read_json(path)
-    if manifest['format'] != FORMAT:
-      raise ValueError(f'format {manifest["format"]!r}, not {FORMAT!r}')
-    entries = [manifest['files'][file] for file in FILES]
-    texts = [manifest['train_set']['sha256'], *(entry['sha256'] for entry in entries)]
-    numbers = [manifest['copies'], *(entry['bytes'] for entry in entries)]
-    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-      raise ValueError('a field of another type')
-    if manifest['copies'] < 1:
-      raise ValueError(f'copies={manifest["copies"]}, not at least 1')
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f"'{path}' is damaged or not of this program ({type(error).__name__}: {one_line(error)}); make the set again "
-      'with the flags of its first time and --overwrite.'
-    ) from error
-  return manifest
+    artifact.verify(folder, {name: manifest['files'][name] for name in FILES}, hashed=hashed)
+  except artifact.Damaged as damage:
+    about = {'dataset': dataset, 'made': manifest}
+    raise ArtifactError(f"'{folder / damage.name}' {damage.detail}", folder, KIND, 'remake', about) from damage
 
 
-def read_plan(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what a set's PLAN.json says.
-
-  Raises:
-    UserError: it is damaged.
-  """
-  try:
-    return dict(untrusted.read_json(path))
-  except (OSError, ValueError, TypeError) as error:
-    raise UserError(
-      f"'{path}' is damaged ({one_line(error)}); start anew with the flags of its first time and --overwrite."
-    ) from error
+def comparable(made: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what a manifest or plan says of how the images were made, which equal sets have in common."""
+  made_with = artifact.with_code(made.get('made_with'), 'deepaugment', _CODE)
+  if isinstance(made_with, Mapping):  # this package's version decides nothing
+    made_with = {key: value for key, value in made_with.items() if key != 'adversarial_augment'}
+  return {**{key: value for key, value in made.items() if key != 'files'}, 'made_with': made_with}
 
 
-def check_sizes(folder: pathlib.Path, manifest: Mapping[str, Any], dataset: str) -> None:
-  """Looks whether the files of a set of `dataset` are there.
-
-  Raises:
-    UserError: one is missing or cut off.
-  """
-  for name in FILES:
-    path = folder / name
-    size = path.stat().st_size if path.is_file() else None
-    if size != manifest['files'][name]['bytes']:
-      state = (
-        'is missing' if size is None else f'has {size:,} bytes, and {manifest["files"][name]["bytes"]:,} when made'
-      )
-      again = deepaugment_command.command(folder, dataset, manifest, '--overwrite')
-      raise UserError(f"'{path}' {state}; make the set again with {again}.")
+def _where(path: pathlib.Path, dataset: str) -> dict[str, Any]:
+  return {'path': path.parent, 'kind': KIND, 'remedy': 'remake', 'about': {'dataset': dataset}}
 
 
-def _hash_file(path: pathlib.Path) -> str:
-  """Returns the SHA-256 of a file, which may be larger than the memory."""
-  digest = hashlib.sha256()
-  with path.open('rb') as file:
-    while block := file.read(_CHUNK):
-      digest.update(block)
-  return digest.hexdigest()
-
-
-def _checked(
-  path: pathlib.Path, entry: Mapping[str, Any], shape: tuple[int, ...], again: Callable[[], str]
-) -> np.ndarray:
-  """Returns the array of a file, memory-mapped, which is as the manifest says; the command `again` mends it."""
-  array = npy.open_array(npy.whole(path))
-  dtype = np.uint8 if path.name == IMAGES else np.int32
-  if array.shape != shape or array.dtype != dtype:
-    raise UserError(
-      f"'{path}' has shape {list(array.shape)} and type {array.dtype.name}, but must be {np.dtype(dtype).name} "
-      f'{list(shape)}; make the set again with {again()}.'
-    )
-  found = _hash_file(path)
-  if found != entry['sha256']:
-    raise UserError(
-      f"'{path}' has SHA-256 {found}, but {entry['sha256']} in {MANIFEST}: it was changed or damaged; make the set "
-      f'again with {again()}.'
-    )
-  return array
+def _check_fields(manifest: Mapping[str, Any]) -> None:
+  """Raises ValueError, KeyError or TypeError where a field is not as `prepare` writes it."""
+  if manifest['format'] != FORMAT:
+    raise ValueError(f'format {manifest["format"]!r}, not {FORMAT!r}')
+  entries = [manifest['files'][file] for file in FILES]
+  texts = [manifest['train_set']['sha256'], *(entry['sha256'] for entry in entries)]
+  numbers = [manifest['copies'], *(entry['bytes'] for entry in entries)]
+  if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+    raise ValueError('a field of another type')
+  if manifest['copies'] < 1:
+    raise ValueError(f'copies={manifest["copies"]}, not at least 1')

@@ -1,6 +1,9 @@
 """Arrays in .npy and .npz files, after a look at their headers: what is pickled, cut off or no array is refused."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import functools
+import hashlib
+import io
 import math
 import pathlib
 import re
@@ -28,6 +31,36 @@ class Part(NamedTuple):
   path: pathlib.Path
   offset: int  # of the first byte
   size: int
+
+  def digest(self, algorithm: str) -> str:
+    """Returns the hash of its bytes, such as 'sha256', in hexadecimal digits."""
+    with untrusted.open_file(self.path) as file:
+      file.seek(self.offset)
+      new = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
+      return hashlib.file_digest(_Section(file, self.size), new).hexdigest()  # type: ignore[arg-type]
+
+
+class _Section(io.RawIOBase):
+  """The next bytes of a file as a file of their own."""
+
+  def __init__(self, file: BinaryIO, size: int):
+    self._file, self._left = file, size
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    count = self._file.readinto(memoryview(buffer)[: self._left])  # type: ignore[attr-defined]
+    self._left -= count
+    return count
+
+
+def header(dtype: np.dtype | type, shape: Sequence[int]) -> bytes:
+  """Returns what a .npy file begins with."""
+  written = io.BytesIO()
+  description = {'descr': np.lib.format.dtype_to_descr(np.dtype(dtype)), 'fortran_order': False, 'shape': tuple(shape)}
+  np.lib.format.write_array_header_1_0(written, description)
+  return written.getvalue()
 
 
 def whole(path: pathlib.Path) -> Part:

@@ -12,15 +12,15 @@ from PIL import Image
 
 from adversarial_augment.config.fields import show
 from adversarial_augment.datasets import records
-from adversarial_augment.datasets.commands import prepare
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.reasons import one_line
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.metrics import generated_origin
 from adversarial_augment.registry import did_you_mean
 from adversarial_augment.storage import files, untrusted
 from adversarial_augment.types import Batch, Dataset
 
+KIND = 'data set'  # of the errors
 PROVENANCE = 'provenance.json'  # written by `prepare` beside the data
 _NAME = re.compile(r'[a-z][a-z0-9_]*(/[A-Za-z0-9_.\-]+)?(:\d+\.\d+\.\d+)?')
 _ORIGINS = ('official', 'own', 'generated', 'unverified')  # that `prepare` writes
@@ -93,29 +93,16 @@ def _folder(name: str, data_dir: str) -> pathlib.Path:
   }
   if not versions:
     hint = did_you_mean(stem, [path.name for path in root.glob('*/') if path.name != stem])
-    raise UserError(
-      f"No data set '{stem}' under data_dir='{data_dir}'{'' if root.is_dir() else ', which does not exist'}; make it "
-      f"with {_preparation(stem, data_dir)}, or use the data set 'embedded'.{hint}"
+    nowhere = '' if root.is_dir() else ', which does not exist'
+    raise ArtifactError(
+      f"No data set '{stem}' under data_dir='{data_dir}'{nowhere}",
+      *(root, KIND, 'make', {'name': stem, 'data_dir': data_dir}, hint),
     )
   wanted = tuple(map(int, version.split('.'))) if version else max(versions)
   if wanted not in versions:
     have = ', '.join('.'.join(map(str, known)) for known in sorted(versions))
     raise UserError(f"Data set '{stem}' under '{data_dir}' has no version {version}; it has: {have}.")
   return versions[wanted]
-
-
-def _preparation(stem: str, data_dir: str) -> str:
-  """Returns how a data set that is missing comes about."""
-  base, _, variant = stem.partition('/')
-  if base == 'cifar10':
-    return prepare(data_dir, 'cifar10')
-  if base == 'cifar10_1':
-    return prepare(data_dir, 'cifar10_1', '--from=FOLDER')
-  if base.endswith('_corrupted'):
-    return prepare(data_dir, 'cifar10_c', f'--dataset={base.removesuffix("_corrupted")}', '--format=array_record')
-  if variant:
-    return "tfds's download_and_prepare(file_format='array_record')"
-  return prepare(data_dir, 'images', f'--name={base}', '--from=FOLDER')
 
 
 def _read(shards: tuple[records.Shard, ...], split: str, label: str) -> tuple[np.ndarray, np.ndarray]:

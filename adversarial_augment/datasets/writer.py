@@ -15,8 +15,8 @@ from PIL import Image
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.datasets.source import PROVENANCE
-from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.storage import files, run_directory
+from adversarial_augment.errors import ArtifactError
+from adversarial_augment.storage import artifact
 from adversarial_augment.types import Batch
 
 _CHUNK = 500  # examples serialised at once; TFDS rewrites its JSON files after each chunk
@@ -56,32 +56,16 @@ def check_target(description: Description, data_dir: pathlib.Path, num_examples:
     StorageError: the disk has no room, or cannot be looked at.
   """
   folder = folder_of(description, data_dir)
-  with files.storage_errors(f"write under '{data_dir}'"):
+  with artifact.storage_errors(f"write under '{data_dir}'"):
     exists = folder.exists()
   if exists and not overwrite:
-    raise UserError(f"'{folder}' exists already; use it as it is, or replace it with --overwrite.")
-  check_space(data_dir, space_for(num_examples, description.image_shape))
+    raise ArtifactError(f"'{folder}' exists already", folder, remedy='use or replace')
+  artifact.check_space(data_dir, space_for(num_examples, description.image_shape))
 
 
 def space_for(num_examples: int, image_shape: tuple[int, int, int]) -> int:
   """Returns how many bytes so many examples may need, as if PNG saved nothing."""
   return int(num_examples * (np.prod(image_shape) + 256) * 1.1) + (1 << 20)
-
-
-def check_space(data_dir: pathlib.Path, needed: int) -> None:
-  """Looks whether so many bytes can be written under a folder, which need not exist.
-
-  Raises:
-    StorageError: the disk has no room, or cannot be looked at.
-  """
-  with files.storage_errors(f"write under '{data_dir}'"):
-    place = data_dir.absolute()
-    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
-  if free < needed:
-    raise StorageError(
-      f"'{data_dir}' has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB may be needed; free some space, or "
-      'give another --data_dir.'
-    )
 
 
 def write(
@@ -105,26 +89,19 @@ def write(
   check_target(description, data_dir, sum(split.num_examples for split in splits.values()), overwrite)
   folder = folder_of(description, data_dir)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(files.storage_errors(f"write under '{data_dir}'"))
+    stack.enter_context(artifact.storage_errors(f"write under '{data_dir}'"))
     data_dir.mkdir(parents=True, exist_ok=True)
     scratch = stack.enter_context(_scratch(folder, data_dir))
     fresh = scratch / 'new'
     fresh.mkdir()
     hashes = _write_records(description, splits, fresh)
     content = {'origin': description.origin, 'archive_sha256': description.archive_sha256, 'sha256': hashes}
-    sizes = {path.name: size(path) for path in fresh.iterdir()}
+    sizes = {path.name: artifact.size_of(path) for path in fresh.iterdir()}
     made = {'made': description.made, 'bytes': sizes} if description.made else {}
     (fresh / PROVENANCE).write_text(json.dumps(content | made, indent=2) + '\n')
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-      folder.rename(scratch / 'old')  # removed with the temporary folder
-    fresh.rename(folder)
+    artifact.commit_folder(fresh, folder, scratch / 'old')
   return folder
-
-
-def size(path: pathlib.Path) -> int | None:
-  """Returns the bytes of a file, or None where there is none."""
-  return path.stat().st_size if path.is_file() else None
 
 
 @contextlib.contextmanager
@@ -136,7 +113,7 @@ def _scratch(folder: pathlib.Path, data_dir: pathlib.Path) -> Iterator[pathlib.P
   """
   scratch = data_dir / f'.incomplete-{"-".join(folder.relative_to(data_dir).parts)}'
   scratch.mkdir(exist_ok=True)
-  with run_directory.lock(scratch, '--data_dir'):
+  with artifact.lock(scratch):
     for remains in ('new', 'old'):
       shutil.rmtree(scratch / remains, ignore_errors=True)
     try:

@@ -24,7 +24,7 @@ from adversarial_augment.evaluation import reuse, robustness, sweep_file
 from adversarial_augment.evaluation.attack_request import Ball, Request
 from adversarial_augment.evaluation.robustness import Classifier
 from adversarial_augment.parallel import processes, sharding
-from adversarial_augment.storage import files, results, run_directory
+from adversarial_augment.storage import artifact, results, run_directory
 from adversarial_augment.training import recipe
 from adversarial_augment.types import Dataset
 
@@ -112,7 +112,7 @@ def _attack_once(
 
     def hold() -> None:
       run_directory.create(folder)  # before anything is measured that has no place
-      stack.enter_context(run_directory.lock(folder, name=name))
+      stack.enter_context(artifact.lock(folder, name=name))
       if overwrite:
         reuse.remove(folder / f'{name}.sweep')
 
@@ -279,8 +279,8 @@ def _write_images(path: Path, attacked: Problem, state: SuiteState) -> None:
   content = io.BytesIO()
   broken = state.broken_in < suite_runner.ALIVE
   np.savez_compressed(content, images=state.images, labels=attacked.labels, broken=broken, margins=state.margins)
-  with files.storage_errors(f"write '{path}'"):
-    files.replace(path, content.getvalue())
+  with artifact.storage_errors(f"write '{path}'"):
+    artifact.replace(path, content.getvalue())
 
 
 def _say(*messages: str) -> None:

@@ -14,6 +14,7 @@ from adversarial_augment import registry
 from adversarial_augment.cli import progress
 from adversarial_augment.evaluation.accuracy import AccuracyFn, accuracy
 from adversarial_augment.evaluation.evals import Keep, Outcomes, Poll, Result
+from adversarial_augment.preparation import ways_out
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
 
 
@@ -80,8 +81,8 @@ class Bench:
     self.config, self.opened = config, images.opened
     self.images = self.first(images.images)
     for opened in self.opened.values():
-      if warning := getattr(opened, 'warning', ''):
-        progress.log(f'warning: {warning}')
+      if warning := getattr(opened, 'warning', None):
+        progress.log(f'warning: {ways_out.explained(warning)}')
     make = functools.partial(accuracy, classifier, mesh, config.batch_size)
     self._clean: Callable[[], AccuracyFn] = functools.cache(make)
     self._attacked: Callable[[], AccuracyFn] = functools.cache(functools.partial(make, attack=attack, phi=phi))

@@ -16,7 +16,7 @@ from adversarial_augment.evaluation.evals import Outcomes, Poll
 from adversarial_augment.parallel import processes
 from adversarial_augment.run import summary
 from adversarial_augment.run.retries import Retries
-from adversarial_augment.storage import files, results, run_directory
+from adversarial_augment.storage import artifact, results, run_directory
 from adversarial_augment.types import Dataset, TrainState
 
 _SECONDS = 2  # between writes of what has been found so far, at least
@@ -143,7 +143,7 @@ class _Unfinished:
   def keep(self, found: Outcomes) -> None:
     if jax.process_index() == 0:
       content = {'conditions_sha256': self._conditions, 'correct': found}
-      self._keep(lambda: run_directory.write_json(self._path, content))
+      self._keep(lambda: artifact.write_json(self._path, content))
 
   def remove(self) -> None:
     remove(self._path)
@@ -174,5 +174,5 @@ def remove(path: Path) -> None:
   Raises:
     StorageError: it cannot be removed.
   """
-  with files.storage_errors(f"remove '{path}'"):
+  with artifact.storage_errors(f"remove '{path}'"):
     path.unlink(missing_ok=True)

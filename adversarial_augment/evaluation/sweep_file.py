@@ -11,9 +11,9 @@ import numpy as np
 
 from adversarial_augment.attacks.suite_runner import SuiteState
 from adversarial_augment.datasets import npy
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import ArtifactError
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import files, state_arrays, untrusted
+from adversarial_augment.storage import artifact, state_arrays, untrusted
 
 _ABOUT, _SHA256 = '_about', '_sha256'
 _MAX_ABOUT = 1 << 20  # bytes that a file has beside the state
@@ -36,8 +36,8 @@ def write(path: Path, state: SuiteState, about: Mapping[str, Any]) -> None:
   arrays[_SHA256] = _bytes(state_arrays.hash_arrays(arrays))
   content = io.BytesIO()
   np.savez(content, **arrays)
-  with files.storage_errors(f"write '{path}'"):
-    files.replace(path, content.getvalue())
+  with artifact.storage_errors(f"write '{path}'"):
+    artifact.replace(path, content.getvalue())
 
 
 def read(path: Path, like: SuiteState, about: Mapping[str, Any]) -> SuiteState | None:
@@ -49,58 +49,52 @@ def read(path: Path, like: SuiteState, about: Mapping[str, Any]) -> SuiteState |
     about: what decides the outcome.
 
   Raises:
-    UserError: the file is damaged, or of something else.
+    ArtifactError: the file is damaged, or of something else.
     StorageError: it cannot be read.
   """
-
-  remedy = 'remove it, or begin anew with --overwrite'
   limit = sum(array.nbytes for array in like) + _MAX_ABOUT
-
-  def content() -> bytes:  # empty where there is no file
-    with files.storage_errors(f"read '{path}'"):
-      if not path.exists():
-        return b''
-      try:
-        if found := untrusted.read_bytes(path, limit):
-          return found
-      except untrusted.Unusable as error:
-        raise UserError(f"'{path}' is damaged ({error}); {remedy}.") from error
-    raise UserError(f"'{path}' is damaged (it is empty); {remedy}.")
-
-  if jax.process_count() == 1:
-    found = content()
-  else:
-    held: list[bytes] = []
-    processes.on_process_0(lambda: held.append(content()))  # an error reaches all of them
-    found = processes.broadcast(held[0] if held else b'')
+  found = _content(path, limit)
   if not found:
     return None
   try:
     packed = npy.Npz(io.BytesIO(found), limit)
-    arrays = {name: np.array(packed[name]) for name in packed}  # a suite changes them in place
+    arrays = {name: np.array(packed[name]) for name in packed}  # a suite changes them
     sha256 = arrays.pop(_SHA256).tobytes().decode()
     known = dict(untrusted.parse_json(arrays[_ABOUT].tobytes()))
     whole = sha256 == state_arrays.hash_arrays(arrays)
   except (TypeError, ValueError, KeyError) as error:
-    raise UserError(f"'{path}' is damaged ({type(error).__name__}); {remedy}.") from error
+    raise _damaged(path, type(error).__name__) from error
   if not whole:
-    raise UserError(f"'{path}' is damaged (its SHA-256 is another one); {remedy}.")
-  for name in sorted(about.keys() | known.keys()):
-    if about.get(name) != known.get(name):
-      raise UserError(
-        f"'{path}' is of another {name} ({_short(known.get(name))}, now {_short(about.get(name))}); {remedy}."
-      )
+    raise _damaged(path, 'its SHA-256 is another one')
+  artifact.check_same(path, known, about, remedy='begin anew')
   del arrays[_ABOUT]
   shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
   if shapes != {name: (array.shape, array.dtype) for name, array in like._asdict().items()}:
-    raise UserError(f"'{path}' is damaged (its arrays have other shapes); {remedy}.")
+    raise _damaged(path, 'its arrays have other shapes')
   return SuiteState(**arrays)
+
+
+def _content(path: Path, limit: int) -> bytes:
+  """Returns what process 0 finds in the file, on all processes; nothing where there is none."""
+  held = [b'']
+
+  def read_here() -> None:
+    with artifact.storage_errors(f"read '{path}'"):
+      if path.exists():
+        try:
+          held[0] = untrusted.read_bytes(path, limit)
+        except untrusted.Unusable as error:
+          raise _damaged(path, str(error)) from error
+        if not held[0]:
+          raise _damaged(path, 'it is empty')
+
+  processes.on_process_0(read_here)  # an error reaches all of them
+  return held[0] if jax.process_count() == 1 else processes.broadcast(held[0])
+
+
+def _damaged(path: Path, reason: str) -> ArtifactError:
+  return ArtifactError(f"'{path}' is damaged ({reason})", path, remedy='begin anew')
 
 
 def _bytes(text: str) -> np.ndarray:
   return np.frombuffer(text.encode(), np.uint8)
-
-
-def _short(value: Any) -> str:
-  text = str(value)
-  return text if len(text) <= 20 else f'{text[:12]}...'

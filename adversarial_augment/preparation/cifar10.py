@@ -5,8 +5,8 @@ import pathlib
 
 from adversarial_augment.datasets import cifar10, writer
 from adversarial_augment.preparation import command
-from adversarial_augment.storage import files
-from adversarial_augment.storage.download import download, sha256_of
+from adversarial_augment.storage import artifact
+from adversarial_augment.storage.download import download
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _downloaded(url: str, data_dir: pathlib.Path) -> pathlib.Path:
   """Returns the official binary archive; it is kept, so that it is fetched once."""
   path = data_dir / 'downloads' / 'cifar-10-binary.tar.gz'
-  with files.storage_errors(f"write under '{data_dir}'"):
+  with artifact.storage_errors(f"write under '{data_dir}'"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = path.is_file() and sha256_of(path) == cifar10.ARCHIVE_SHA256
+    known = path.is_file() and artifact.sha256_of(path) == cifar10.ARCHIVE_SHA256
   if not known:
     download(url, path, cifar10.ARCHIVE_SHA256, cifar10.ARCHIVE_BYTES)
   return path

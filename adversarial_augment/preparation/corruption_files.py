@@ -2,11 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
-import hashlib
-import io
 import itertools
-import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -15,16 +11,14 @@ import numpy as np
 from adversarial_augment import metrics
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10_c, npy, writer
-from adversarial_augment.datasets.reasons import one_line
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.datasets.source import PROVENANCE
-from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files, run_directory, untrusted
+from adversarial_augment.errors import ArtifactError, UserError
+from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset
 
 _AT_ONCE = 1 << 24  # bytes of images corrupted at once, so that every core has work
 _FEWEST = 250  # images corrupted at once
-_OF_ONE = ('files', 'source')  # what the manifests of equal sets may have otherwise
 _TFDS_NAMES = {'glass_blur': 'frosted_glass_blur', 'elastic_transform': 'elastic'}  # where TFDS spells them differently
 
 
@@ -67,20 +61,20 @@ def write_npy(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, overw
     raise UserError(f"--from='{folder}' is where the set belongs, and is used as it is; there is nothing to import.")
   n = len(metrics.SEVERITIES) * test.num_examples
   with contextlib.ExitStack() as stack:
-    stack.enter_context(files.storage_errors(f"write in '{folder}'"))
+    stack.enter_context(artifact.storage_errors(f"write in '{folder}'"))
     absent = sum(not (folder / f'{name}.npy').exists() for name in corrupted.images.names)
-    writer.check_space(data_dir, (absent + overwrite) * n * int(np.prod(test.image_shape)) + (1 << 20))
+    artifact.check_space(data_dir, (absent + overwrite) * n * int(np.prod(test.image_shape)) + (1 << 20))
     folder.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(run_directory.lock(folder, '--data_dir'))
+    stack.enter_context(artifact.lock(folder))
     written = _kept(folder, corrupted, test, overwrite)
     missing = [name for name in corrupted.images.names if f'{name}.npy' not in written]
 
     def list_written() -> None:
-      run_directory.write_json(folder / cifar10_c.MANIFEST, corrupted.manifest | {'files': written})
+      artifact.write_json(folder / artifact.MANIFEST, corrupted.manifest | {'files': written})
 
     def add(name: str, dtype: type, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
-      entry = _write(folder / f'{name}.npy', np.dtype(dtype), shape, parts)
-      files.crash_point('before_manifest', len(written))
+      blocks = (np.ascontiguousarray(part).tobytes() for part in parts)
+      entry = artifact.replace(folder / f'{name}.npy', itertools.chain([npy.header(dtype, shape)], blocks))
       written[f'{name}.npy'] = entry | corrupted.notes.get(name, {})
       list_written()
 
@@ -100,57 +94,33 @@ def _cells(
   """Yields a corruption's images in the order of its file."""
   at_once = max(_FEWEST, _AT_ONCE // int(np.prod(test.image_shape)))
   for severity in metrics.SEVERITIES:
-    files.crash_point('mid_corruption', severity)
     for indices in batches(test.num_examples, at_once):
       yield corrupted.read(name, severity, indices)
       advance(f'{name} {severity}', len(indices))
-
-
-def _write(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> dict[str, Any]:
-  """Writes a .npy file whole or not at all; returns its size and hash."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  header = io.BytesIO()
-  description = np.lib.format.dtype_to_descr(dtype)
-  np.lib.format.write_array_header_1_0(header, {'descr': description, 'fortran_order': False, 'shape': shape})
-  digest, size = hashlib.sha256(), 0
-  try:
-    with temporary.open('wb') as file:
-      for block in itertools.chain([header.getvalue()], (np.ascontiguousarray(part).tobytes() for part in parts)):
-        file.write(block)
-        digest.update(block)
-        size += len(block)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
-  files.fsync_path(path.parent)
-  return {'bytes': size, 'sha256': digest.hexdigest()}
 
 
 def _kept(folder: pathlib.Path, corrupted: Corrupted, test: Dataset, overwrite: bool) -> dict[str, Any]:
   """Returns the manifest's entries of the files that stay, and removes what is in the way.
 
   Raises:
-    UserError: files of another set are there, and `overwrite` is False.
+    ArtifactError: files of another set are there, and `overwrite` is False.
   """
   for remains in folder.glob('.*.npy.tmp'):  # of a start that was killed
     remains.unlink()
   try:
     found = _written(folder, corrupted.manifest, test)
-  except UserError:
+  except ArtifactError:
     if not overwrite:
       raise
-    for name in (cifar10_c.MANIFEST, cifar10_c.LABELS, *(f'{name}.npy' for name in metrics.ALL_NAMES)):
+    for name in (artifact.MANIFEST, cifar10_c.LABELS, *(f'{name}.npy' for name in metrics.ALL_NAMES)):
       (folder / name).unlink(missing_ok=True)
     return {}
   for name in corrupted.images.names:
     file = f'{name}.npy'
     entry = found.pop(file, None)
     if entry and not overwrite:
-      same = {key: entry[key] for key in cifar10_c.OF_FILES} | corrupted.hash_of(name)  # generated ones have none yet
-      _check_same(folder, entry, same | corrupted.notes.get(name, {}))
+      same = {key: entry[key] for key in ('bytes', 'sha256')} | corrupted.hash_of(name)  # generated ones have none yet
+      artifact.check_same(folder, entry, same | corrupted.notes.get(name, {}))
       found[file] = entry
   return found
 
@@ -159,36 +129,18 @@ def _written(folder: pathlib.Path, expected: Mapping[str, Any], test: Dataset) -
   """Returns the manifest's entries of the files that are wholly there.
 
   Raises:
-    UserError: they were made otherwise, or nobody knows how.
+    ArtifactError: they were made otherwise, or nobody knows how.
   """
-  path = folder / cifar10_c.MANIFEST
+  path = folder / artifact.MANIFEST
   if not path.exists():
     if files.named(folder, '*.npy'):
-      raise UserError(
-        f"'{folder}' has .npy files and no {path.name}, as the official files would; use them as they are, or remove "
-        'them with --overwrite.'
+      raise ArtifactError(
+        f"'{folder}' has .npy files and no {path.name}, as the official files would", folder, remedy='use or replace'
       )
     return {}
-  manifest = cifar10_c.read_manifest(npy.whole(path), cifar10_c.command(folder, test, '--overwrite'))
-  _check_same(folder, _comparable(manifest), _comparable(expected))
-  return {file: entry for file, entry in manifest['files'].items() if writer.size(folder / file) == entry['bytes']}
-
-
-def _comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
-  return {key: value for key, value in manifest.items() if key not in _OF_ONE}
-
-
-def _check_same(folder: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = '') -> None:
-  """Refuses to mix what was made in different ways."""
-  for key in dict.fromkeys([*wanted, *found]):
-    old, new = found.get(key), wanted.get(key)
-    if isinstance(old, dict) and isinstance(new, dict):
-      _check_same(folder, old, new, f'{prefix}{key}.')
-    elif old != new:
-      raise UserError(
-        f"'{folder}' exists already, with {prefix}{key} = {json.dumps(old)}, and now it would be {json.dumps(new)}; "
-        'use it as it is, or replace it with --overwrite.'
-      )
+  manifest = cifar10_c.read_manifest(npy.whole(path), folder, test.name)
+  artifact.check_same(folder, cifar10_c.comparable(manifest), cifar10_c.comparable(expected))
+  return {name: entry for name, entry in manifest['files'].items() if artifact.size_of(folder / name) == entry['bytes']}
 
 
 def write_records(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, overwrite: bool) -> Done:
@@ -219,11 +171,11 @@ def write_records(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, o
       image_shape=test.image_shape,
       origin=corrupted.images.origin,
       archive_sha256=None,
-      made=_comparable(corrupted.manifest) | corrupted.hash_of(name) | corrupted.notes.get(name, {}),
+      made=cifar10_c.without_files(corrupted.manifest) | corrupted.hash_of(name) | corrupted.notes.get(name, {}),
     )
     if overwrite or not _is_whole(writer.folder_of(description, data_dir), description.made or {}):
       missing.append((name, severity, description))
-  writer.check_space(data_dir, writer.space_for(len(missing) * n, test.image_shape))
+  artifact.check_space(data_dir, writer.space_for(len(missing) * n, test.image_shape))
   at_once = max(_FEWEST, _AT_ONCE // int(np.prod(test.image_shape)))
   with progress.images(len(missing) * n) as advance:
     for name, severity, description in missing:
@@ -240,20 +192,13 @@ def _is_whole(folder: pathlib.Path, made: Mapping[str, Any]) -> bool:
   """Returns whether a data set is there with all its files.
 
   Raises:
-    UserError: it was made otherwise, or nobody knows how.
+    ArtifactError: it was made otherwise, or nobody knows how.
   """
   if not folder.exists():
     return False
   path = folder / PROVENANCE
   if not path.exists():
-    raise UserError(
-      f"'{folder}' has no {path.name}, as where TFDS made it; use it as it is, or replace it with --overwrite."
-    )
-  try:
-    found = untrusted.read_json(path)
-    _check_same(folder, found['made'], made)
-    return all(writer.size(folder / name) == size for name, size in found['bytes'].items())
-  except UserError:
-    raise
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"'{path}' is damaged ({one_line(error)}); replace the data set with --overwrite.") from error
+    raise ArtifactError(f"'{folder}' has no {path.name}, as where TFDS made it", folder, remedy='use or replace')
+  found = artifact.read(path, lambda found: (found['made'].items(), found['bytes'].items()), remedy='replace')
+  artifact.check_same(folder, cifar10_c.comparable(found['made']), cifar10_c.comparable(made))
+  return all(artifact.size_of(folder / name) == size for name, size in found['bytes'].items())

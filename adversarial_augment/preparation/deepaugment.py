@@ -16,10 +16,10 @@ from adversarial_augment import datasets
 from adversarial_augment.cli import signals
 from adversarial_augment.config import fields
 from adversarial_augment.datasets import mixture
-from adversarial_augment.datasets.deepaugment_command import DEFAULTS, NETS
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.parallel import devices
 from adversarial_augment.preparation import command, deepaugment_files
+from adversarial_augment.preparation.ways_out import DEEPAUGMENT, NETS
 from adversarial_augment.types import Dataset
 
 _QUICK = {'edsr': ('--weights=edsr_4x16_x1',), 'cae': ()}  # what the sets of the embedded images are made with
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--num_processes', type=int, default=1, metavar='N', help='that share the work, on one folder')
   parser.add_argument('--process_id', type=int, default=0, metavar='I', help='which of them this is, from 0')
-  parser.set_defaults(**DEFAULTS)
+  parser.set_defaults(**DEEPAUGMENT)
 
 
 def run(arguments: argparse.Namespace) -> None:

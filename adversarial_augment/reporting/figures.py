@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files, results
+from adversarial_augment.storage import artifact, files, results
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -255,9 +255,9 @@ def _save(figure: 'Figure', path: str | os.PathLike, about: Mapping[str, str] | 
     raise UserError(f"path='{target}' must end in one of .{', .'.join(sorted(known))}, which says what is drawn.")
   picture = io.BytesIO()
   figure.savefig(picture, dpi=_DPI, format=form, metadata=dict(about or {}) if form == 'png' else None)
-  with files.storage_errors(f"write the figure '{target}'"):
+  with artifact.storage_errors(f"write the figure '{target}'"):
     target.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(target, picture.getvalue())
+    artifact.replace(target, picture.getvalue())
   return target
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting import figures
-from adversarial_augment.storage import files, results, sharing, untrusted
+from adversarial_augment.storage import artifact, files, results, sharing, untrusted
 
 _MAX_PICTURE = 1 << 26  # bytes
 
@@ -86,7 +86,7 @@ def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
 
 
 def _run(folder: Path, label: str) -> Run:
-  with files.storage_errors(f"look into '{folder}'"):
+  with artifact.storage_errors(f"look into '{folder}'"):
     if not folder.is_dir():
       what = 'is a file' if folder.exists() else 'does not exist'
       raise UserError(f"'{folder}' {what}; name the workdir of a run.")

@@ -14,7 +14,7 @@ from adversarial_augment import registry
 from adversarial_augment.cli import environment, progress, signals
 from adversarial_augment.errors import CheckpointError, UserError, show
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import checkpoints, log_steps, results, run_directory, untrusted
+from adversarial_augment.storage import artifact, checkpoints, log_steps, results, run_directory, untrusted
 from adversarial_augment.types import TrainState
 
 _ENVIRONMENT = 'environment.json'
@@ -38,13 +38,13 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
 
     def prepare() -> None:
       run_directory.create(workdir)
-      stack.enter_context(run_directory.lock(workdir))
+      stack.enter_context(artifact.lock(workdir))
       if note := check_run(workdir, config, data or {}):
         progress.log(note)
       checkpoints.try_to_save(workdir / 'checkpoints')
-      run_directory.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
-      run_directory.write_json(workdir / 'data.json', dict(data or {}))
-      run_directory.write_json(workdir / _ENVIRONMENT, environment.settings())
+      artifact.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
+      artifact.write_json(workdir / 'data.json', dict(data or {}))
+      artifact.write_json(workdir / _ENVIRONMENT, environment.settings())
 
     processes.on_process_0(prepare)
     kept = 'the last checkpoint is kept' if checkpoints.steps(workdir / 'checkpoints') else 'no step has been made'

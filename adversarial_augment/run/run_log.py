@@ -15,7 +15,7 @@ from adversarial_augment.parallel import processes
 from adversarial_augment.run import tensorboard
 from adversarial_augment.run.forecast import Forecast, shown
 from adversarial_augment.run.retries import Retries
-from adversarial_augment.storage import files, log_steps, run_directory
+from adversarial_augment.storage import artifact, log_steps, run_directory
 
 
 class RunLog:
@@ -85,9 +85,9 @@ class RunLog:
     def write() -> None:
       self._append()
       if durable and self._size:
-        with files.storage_errors(f"write '{self._path}'"):
-          files.fsync_path(self._path)
-          files.fsync_path(self._path.parent)
+        with artifact.storage_errors(f"write '{self._path}'"):
+          artifact.fsync(self._path)
+          artifact.fsync(self._path.parent)
 
     processes.on_process_0(write)
     self._unwritten.clear()
@@ -113,7 +113,7 @@ class RunLog:
     self._size = size
 
   def _size_on_disk(self) -> int:
-    with files.storage_errors(f"look at '{self._path}'"):
+    with artifact.storage_errors(f"look at '{self._path}'"):
       return self._path.stat().st_size if self._path.exists() else 0
 
   def _show(self, step: int, line: Mapping[str, Any], left: float) -> None:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact
 
 
 def check_installed() -> None:
@@ -44,7 +44,7 @@ class Board:
     self._event = event_pb2.Event
     # Two starts within a second have different process ids. An absolute path is never taken for one of cloud storage.
     path = folder.absolute() / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
-    with files.storage_errors(f"write TensorBoard files under '{folder}'"):
+    with artifact.storage_errors(f"write TensorBoard files under '{folder}'"):
       folder.mkdir(exist_ok=True)
       self._file = RecordWriter(str(path))
       began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -62,7 +62,7 @@ class Board:
     """
     from tensorboardX import summary
 
-    with files.storage_errors('write the TensorBoard file'):
+    with artifact.storage_errors('write the TensorBoard file'):
       self._write(*({'step': step, 'summary': summary.scalar(name, value)} for name, value in values.items()))
 
   def close(self) -> None:

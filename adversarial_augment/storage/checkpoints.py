@@ -17,7 +17,6 @@ A checkpoint does not depend on the number of devices or processes.
 """
 
 from collections.abc import Iterable, Mapping
-import errno
 import os
 from pathlib import Path
 import re
@@ -29,9 +28,8 @@ import numpy as np
 
 from adversarial_augment.errors import NumericalError, StorageError, UserError
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import log_steps, manifests, newest_checkpoint, orbax_arrays, state_arrays
-from adversarial_augment.storage.files import crash_point, fsync_path, in_use, storage_errors
-from adversarial_augment.storage.manifests import Damaged
+from adversarial_augment.storage import artifact, log_steps, newest_checkpoint, orbax_arrays, state_arrays
+from adversarial_augment.storage.artifact import storage_errors
 from adversarial_augment.storage.newest_checkpoint import Check, Report
 from adversarial_augment.storage.newest_checkpoint import newest_manifest as newest_manifest
 from adversarial_augment.storage.newest_checkpoint import steps as steps
@@ -170,12 +168,12 @@ def try_to_save(directory: Path) -> None:
   with storage_errors(f"save checkpoints under '{directory}'"):
     was_there = directory.exists()
     directory.mkdir(exist_ok=True)
-    _delete(probe)
+    artifact.delete(probe)
     try:
       probe.mkdir()
       _write_arrays(probe / 'arrays', {'probe': np.zeros(1024, np.float32)})
     finally:
-      _delete(probe)
+      artifact.delete(probe)
       if not was_there:
         directory.rmdir()
 
@@ -199,58 +197,33 @@ def _write(
     _remove_unfinished(directory)
     if _holds(directory, step, content):
       return
-    _check_space(directory, step, sum(array.nbytes for array in arrays.values()))
+    # Half as much again is left for Orbax and the log.
+    artifact.check_space(directory, sum(array.nbytes for array in arrays.values()) * 3 // 2 + (1 << 16))
     try:
       temporary.mkdir()
       _write_arrays(temporary / 'arrays', arrays)
-      crash_point('after_arrays', step)
-      hashes = manifests.hash_files(temporary)
-      sealed = manifests.seal({**content, 'format': manifests.FORMAT, 'log': log, 'files': hashes})
-      crash_point('before_manifest', step)
-      (temporary / manifests.NAME).write_bytes(manifests.canonical(sealed))
-      crash_point('after_manifest', step)
-      for root, _, names in os.walk(temporary, topdown=False):
-        for name in names:
-          fsync_path(Path(root, name))
-        fsync_path(Path(root))
-      crash_point('before_rename', step)
-      if os.path.lexists(final):
-        os.rename(final, replaced)
-      os.rename(temporary, final)
-      crash_point('after_rename', step)
-      fsync_path(directory)
-      _delete(replaced)
+      about = {**content, 'format': newest_checkpoint.FORMAT, 'log': log, 'files': artifact.entries(temporary)}
+      artifact.replace(temporary / artifact.MANIFEST, newest_checkpoint.canonical(newest_checkpoint.seal(about)))
+      artifact.commit_folder(temporary, final, replaced)
     except BaseException:  # an interrupt too must not leave half a checkpoint on a disk that may be full
       shutil.rmtree(temporary, ignore_errors=True)
-      if os.path.lexists(replaced) and not os.path.lexists(final):
-        os.rename(replaced, final)
       raise
 
 
 def _holds(directory: Path, step: int, content: Mapping[str, Any]) -> bool:
   """Whether a good checkpoint `step` with this content is there already."""
   try:
-    manifest = manifests.verify(directory / str(step), step)
-  except Damaged:
+    manifest = newest_checkpoint.verify(directory / str(step), step)
+  except artifact.Damaged:
     return False
   return all(manifest[name] == value for name, value in content.items())
-
-
-def _check_space(directory: Path, step: int, size: int) -> None:
-  """Refuses a save of `size` bytes that the disk would not take; half as much again is left for Orbax and the log."""
-  needed, free = size * 3 // 2 + (1 << 16), shutil.disk_usage(directory).free
-  if free < needed:
-    raise StorageError(
-      f"Cannot save checkpoint {step} under '{directory}': {free / 1e6:.1f} MB are free and {needed / 1e6:.1f} MB "
-      'are needed; free space or name another --workdir.'
-    )
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   try:
     orbax_arrays.write(path, arrays)
   except Exception as error:  # Orbax and TensorStore report a full disk as ValueError, and other faults in other ways
-    reason = orbax_arrays.one_line(error)
+    reason = artifact.one_line(error)
     raise StorageError(f"Cannot write the arrays in '{path}': {reason}; older ones are untouched.") from error
 
 
@@ -263,7 +236,7 @@ def _remove_unfinished(directory: Path) -> None:
       if path.name.endswith('.replaced.tmp') and not os.path.lexists(committed):
         os.rename(path, committed)  # killed between the two renames of a replacement: the old one comes back
       else:
-        _delete(path)
+        artifact.delete(path)
 
 
 def _prune(directory: Path, keep: int) -> None:
@@ -275,31 +248,16 @@ def _prune(directory: Path, keep: int) -> None:
       superfluous.append(step)
       continue
     try:
-      manifests.verify(directory / str(step), step)
+      newest_checkpoint.verify(directory / str(step), step)
       good += 1
-    except Damaged:
+    except artifact.Damaged:
       pass  # a restore reports it; it takes no place among the good ones
-  crash_point('before_prune', max(present, default=None))
   with storage_errors(f"delete old checkpoints under '{directory}'"):
     for step in superfluous:
-      with in_use(directory / str(step), exclusive=True) as free:
+      with artifact.in_use(directory / str(step), exclusive=True) as free:
         if not free:
           continue  # somebody reads it; a later prune deletes it
-        # First the rename, so that a kill does not leave half a checkpoint under a committed name.
-        os.rename(directory / str(step), directory / f'{step}.pruned.tmp')
-      _delete(directory / f'{step}.pruned.tmp')
-
-
-def _delete(path: Path) -> None:
-  if not path.is_dir() or path.is_symlink():
-    path.unlink(missing_ok=True)
-    return
-  try:
-    shutil.rmtree(path)
-  except OSError as error:
-    # NFS keeps a file that is deleted while somebody reads it; the next save tries again.
-    if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
-      raise
+        artifact.retire(directory / str(step), directory / f'{step}.pruned.tmp')
 
 
 # Reading.

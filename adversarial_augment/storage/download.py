@@ -15,19 +15,13 @@ import urllib.request
 
 from adversarial_augment.cli import streams
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact
 
 _CHUNK = 1 << 18
 _TIMEOUT = 60.0  # seconds without a byte
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _PASSING_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # cut off; others are of the two sides
 _PASSING_NAMES = (socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM)  # no answer; others are an answer
-
-
-def sha256_of(path: pathlib.Path) -> str:
-  """Returns the SHA-256 of a file, 64 hexadecimal digits."""
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def part_of(path: pathlib.Path, url: str, sha256: str) -> pathlib.Path:
@@ -88,7 +82,7 @@ def download(
       with bar.external_write_mode():
         streams.say(f'{reason}; trying again in {wait:.0f} s, with {now:,} of {size:,} bytes')
       time.sleep(wait)
-  found = sha256_of(part)
+  found = artifact.sha256_of(part)
   if found != sha256:
     part.unlink()
     raise UserError(
@@ -131,7 +125,7 @@ def _fetch(url: str, part: pathlib.Path, have: int, size: int, report: Callable[
     resumed = response.status == 206 and response.headers.get('Content-Range', '').startswith(f'bytes {have}-')
     position = have if resumed else 0
     report(position)
-    with files.storage_errors(f"write '{part}'"):
+    with artifact.storage_errors(f"write '{part}'"):
       file = part.open('ab' if resumed else 'wb')
     with file:
       while block := response.read(_CHUNK):
@@ -139,7 +133,7 @@ def _fetch(url: str, part: pathlib.Path, have: int, size: int, report: Callable[
         if position > size:
           file.truncate(0)
           raise UserError(f"'{url}' is longer than the {size:,} bytes expected; it is not the right file.")
-        with files.storage_errors(f"write '{part}'"):
+        with artifact.storage_errors(f"write '{part}'"):
           file.write(block)
           file.flush()  # so that a full disk is met here
         report(position)

@@ -1,6 +1,11 @@
-"""Reading the newest good checkpoint of a folder, perhaps beside the run that goes on in it; on this process alone."""
+"""Reading the newest good checkpoint of a folder, perhaps beside the run that goes on in it; on this process alone.
+
+A checkpoint's manifest is the canonical JSON of its content with a hash of all of it, so that every byte counts.
+"""
 
 from collections.abc import Callable, Mapping
+import hashlib
+import json
 import math
 import os
 from pathlib import Path
@@ -10,21 +15,23 @@ from typing import Any
 import numpy as np
 
 from adversarial_augment.errors import CheckpointError, UserError
-from adversarial_augment.storage import manifests, orbax_arrays, state_arrays
-from adversarial_augment.storage.files import in_use, storage_errors
-from adversarial_augment.storage.manifests import Damaged
+from adversarial_augment.storage import artifact, orbax_arrays, state_arrays, untrusted
+from adversarial_augment.storage.artifact import MANIFEST, Damaged
 
 Manifest = Mapping[str, Any]
 Report = Callable[[str], None]
 Check = Callable[[Manifest], None]
 
+FORMAT = 2  # 1 had an array for each leaf
+_MAX_LINES = 10**7  # of a log
+_DTYPE = re.compile(r'bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16')
 _WALKS = 100  # until a checkpoint counts as lost that is pruned while it is read
 _MAX_RATIO = 8  # of a state to its parameters; with Adam it is 3
 
 
 def steps(directory: Path) -> list[int]:
   """Returns the steps of the committed checkpoints, rising, damaged ones included; empty without the folder."""
-  with storage_errors(f"read the checkpoints of '{directory}'"):
+  with artifact.storage_errors(f"read the checkpoints of '{directory}'"):
     if not directory.exists():
       return []
     names = [path.name for path in directory.iterdir()]
@@ -56,7 +63,7 @@ def read(
 
   def use(step: int, manifest: Manifest) -> tuple[int, dict[str, np.ndarray], str | None]:
     if _num_bytes(manifest['leaves']) > _MAX_RATIO * _num_bytes(state_arrays.describe(leaves)) + (1 << 20):
-      raise Damaged(f'arrays larger than those of a run in {manifests.NAME}')
+      raise Damaged('arrays larger than those of a run', MANIFEST)
     if mismatch := _mismatch(leaves, manifest['leaves'], names):
       return step, {}, mismatch
     check(manifest)
@@ -78,6 +85,70 @@ def read(
   return found[:2] if found else None
 
 
+def canonical(value: Any) -> bytes:
+  """Returns the one JSON spelling of `value`: sorted keys, no spaces."""
+  return json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False).encode()
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns `content` with the hash of all its fields."""
+  return {**content, 'manifest_sha256': hashlib.sha256(canonical(content)).hexdigest()}
+
+
+def verify(folder: Path, step: int) -> dict[str, Any]:
+  """Returns the manifest of the checkpoint `step` in `folder`, every byte of which is as it was written.
+
+  Raises:
+    Damaged: a byte, a file or the step is not; names the first file.
+  """
+  try:
+    manifest = _parse(untrusted.read_bytes(folder / MANIFEST, untrusted.MAX_JSON))
+  except untrusted.Unusable as error:
+    raise Damaged(str(error), MANIFEST) from error
+  except OSError as error:
+    raise Damaged(str(error.strerror or error), MANIFEST) from error
+  if manifest['format'] not in range(1, FORMAT + 1):
+    raise Damaged(f'unknown format {manifest["format"]}', MANIFEST)
+  if manifest['step'] != step:
+    raise Damaged(f'step {manifest["step"]}', MANIFEST)
+  artifact.verify(folder, manifest['files'])
+  return manifest
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+  """The manifest, if its bytes are the canonical ones of a sealed manifest."""
+  try:
+    manifest = untrusted.parse_json(content)
+    body = {field: value for field, value in manifest.items() if field != 'manifest_sha256'}
+    intact = canonical(seal(body)) == content
+  except (ValueError, AttributeError) as error:  # no JSON, or JSON that is no object
+    raise Damaged('no manifest', MANIFEST) from error
+  if not intact:
+    raise Damaged('sha256 mismatch', MANIFEST)
+  try:
+    _check_fields(manifest)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise Damaged('a field that is missing or of another type', MANIFEST) from error
+  return manifest
+
+
+def _check_fields(manifest: Mapping[str, Any]) -> None:
+  """Looks at the fields of a sealed manifest: whoever sealed it need not have been a run."""
+  right = [isinstance(manifest[name], str) for name in ('config_sha256', 'state_sha256')]
+  right += [isinstance(file['bytes'], int) and isinstance(file['sha256'], str) for file in manifest['files'].values()]
+  for shape, dtype in manifest['leaves'].values():
+    right += [all(type(size) is int and 0 < size < 2**48 for size in shape), bool(_DTYPE.fullmatch(dtype))]
+  before = lines = 0
+  for first, last, distance in manifest.get('log', ()):  # older ones have none
+    right.append(all(type(number) is int for number in (first, last, distance)))
+    right.append(before < first <= last <= manifest['step'] and distance > 0)
+    if not right[-1]:
+      break
+    before, lines = last, lines + (last - first) // distance + 1
+  if not all(right) or lines > _MAX_LINES or type(manifest['format']) is not int:
+    raise ValueError
+
+
 def _newest(directory: Path, read: Callable[[int, Manifest], Any]) -> tuple[Any, list[tuple[int, str]]]:
   """What `read` makes of the newest good checkpoint, None without one; and the damaged ones that are newer."""
   rejected: list[tuple[int, str]] = []
@@ -85,9 +156,9 @@ def _newest(directory: Path, read: Callable[[int, Manifest], Any]) -> tuple[Any,
     rejected.clear()
     for step in reversed(steps(directory)):
       folder = directory / str(step)
-      with in_use(folder):
+      with artifact.in_use(folder):
         try:
-          return read(step, manifests.verify(folder, step)), rejected
+          return read(step, verify(folder, step)), rejected
         except Damaged as error:
           if not os.path.lexists(folder) and walk < _WALKS - 1:
             break  # pruned or replaced by the run that goes on: it has newer ones
@@ -102,9 +173,9 @@ def _read_arrays(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndar
   try:
     arrays = orbax_arrays.read(folder / 'arrays', manifest['leaves'], packed=manifest['format'] > 1)
   except Exception as error:  # whatever Orbax meets, this checkpoint does not load
-    raise Damaged(f'{orbax_arrays.one_line(error)} in arrays') from error
+    raise Damaged(artifact.one_line(error), 'arrays') from error
   if state_arrays.hash_arrays(arrays) != manifest['state_sha256']:
-    raise Damaged('state_sha256 mismatch in arrays')
+    raise Damaged('state_sha256 mismatch', 'arrays')
   return arrays
 
 

@@ -52,11 +52,6 @@ def read(path: Path, leaves: Mapping[str, Any], *, packed: bool) -> dict[str, np
   return arrays
 
 
-def one_line(error: Exception) -> str:
-  """Returns what Orbax raised in one line."""
-  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
-
-
 def _restore(path: Path, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
   import orbax.checkpoint as ocp
 

@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from adversarial_augment import metrics, registry
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.storage import files, outcomes, run_directory, untrusted
+from adversarial_augment.storage import artifact, files, outcomes, untrusted
 
 Result = Mapping[str, Any]
 
@@ -528,9 +528,9 @@ def write(path: Path, result: Result) -> None:
     NumericalError: a value is NaN or infinite.
     StorageError: it cannot be written.
   """
-  with files.storage_errors(f"write '{path}'"):
+  with artifact.storage_errors(f"write '{path}'"):
     path.parent.mkdir(exist_ok=True)
-  run_directory.write_json(path, result)
+  artifact.write_json(path, result)
 
 
 def write_evaluation(folder: Path, name: str, result: Result) -> None:
@@ -540,14 +540,14 @@ def write_evaluation(folder: Path, name: str, result: Result) -> None:
     NumericalError: a value is NaN or infinite.
     StorageError: they cannot be written.
   """
-  with files.storage_errors(f"write '{folder}'"):
+  with artifact.storage_errors(f"write '{folder}'"):
     folder.mkdir(exist_ok=True)
   text = io.StringIO()
   table = csv.writer(text, lineterminator='\n')
   table.writerow(_COLUMNS)
   table.writerows(_rows(name, result))
-  with files.storage_errors(f"write '{folder / name}.csv'"):
-    files.replace(folder / f'{name}.csv', text.getvalue().encode())
+  with artifact.storage_errors(f"write '{folder / name}.csv'"):
+    artifact.replace(folder / f'{name}.csv', text.getvalue().encode())
   write(folder / f'{name}.json', result)
 
 

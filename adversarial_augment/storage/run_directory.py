@@ -5,17 +5,13 @@ on a resume.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-import fcntl
-import json
 import os
 from pathlib import Path
-import socket
 import sys
 from typing import Any
 
-from adversarial_augment.errors import NumericalError, UserError
-from adversarial_augment.storage import files, untrusted
+from adversarial_augment.errors import UserError
+from adversarial_augment.storage import artifact, files, untrusted
 
 
 def create(workdir: Path) -> None:
@@ -25,43 +21,10 @@ def create(workdir: Path) -> None:
     UserError: `workdir` names a file, or something in one.
     StorageError: it cannot be made or written.
   """
-  files.check_folder(workdir, '--workdir')
-  with files.storage_errors(f"write in the workdir '{workdir}'"):
+  files.check_folder(workdir, 'workdir')
+  with artifact.storage_errors(f"write in the workdir '{workdir}'"):
     workdir.mkdir(parents=True, exist_ok=True)
     files.try_to_write(workdir)
-
-
-@contextmanager
-def lock(workdir: Path, flag: str = '--workdir', name: str = '') -> Iterator[None]:
-  """Holds a directory or one thing in it against a second writer; however the process ends, the kernel drops the lock.
-
-  Args:
-    workdir: an existing folder; `.lock` in it carries the holder's process id and host.
-    flag: what names another one, for the message.
-    name: of what alone is held, by `.NAME.lock`; '': all of it.
-
-  Raises:
-    UserError: another process holds it.
-    StorageError: the lock file cannot be written, or the file system knows no locks.
-  """
-  path = workdir / (f'.{name}.lock' if name else '.lock')
-  action = f"lock '{workdir / name}'"
-  with files.storage_errors(action):
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-  try:
-    with files.storage_errors(action):
-      try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        holder = os.pread(descriptor, 1000, 0).decode(errors='replace').split()
-        # The holder writes its name just after it takes the lock, so the file may be empty for an instant.
-        who = f'process {holder[0]} on {holder[1]}' if len(holder) == 2 else 'another process'
-        raise UserError(f"'{workdir / name}' is in use by {who}; wait for its end or name another {flag}.") from error
-      os.ftruncate(descriptor, 0)
-      os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
-    yield
-  finally:
-    os.close(descriptor)
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -73,15 +36,15 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     NumericalError: a value is NaN or infinite, which JSON has not.
     StorageError: the line cannot be written.
   """
-  line = f'{_dumps(record, path, indent=None)}\n'.encode()
-  with files.storage_errors(f"append to '{path}'"):
+  line = f'{artifact.to_json(path, record)}\n'.encode()
+  with artifact.storage_errors(f"append to '{path}'"):
     # Without O_NONBLOCK, a named pipe in its place would wait for a reader.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
       size = os.fstat(descriptor).st_size
-      if files.crash_wanted('mid_log_append', record.get('step')):
+      if artifact.crash_wanted('mid_log_append', record.get('step')):
         os.write(descriptor, line[: len(line) // 2])
-        files.die()
+        artifact.die()
       try:
         _write_all(descriptor, line)
       except OSError:
@@ -106,13 +69,13 @@ def truncate_log(path: Path, step: int) -> tuple[list[int], list[int]]:
     UserError: a line that is to stay is no record.
     StorageError: the file cannot be read or replaced.
   """
-  with files.storage_errors(f"cut '{path}' back to step {step}"):
+  with artifact.storage_errors(f"cut '{path}' back to step {step}"):
     try:
       found = list(_lines_until(untrusted.lines(path), step, path))
     except FileNotFoundError:
       return [], []
     except untrusted.Unusable as error:
-      raise UserError(f"'{path}' cannot be used ({error}); remove it, or name another --workdir.") from error
+      raise UserError(f"'{path}' cannot be used ({error}); remove it, or use another folder.") from error
     kept: dict[int, bytes] = {}
     doubled: list[int] = []
     last = 0
@@ -123,25 +86,13 @@ def truncate_log(path: Path, step: int) -> tuple[list[int], list[int]]:
         doubled.append(line_step)
     content = b''.join(kept.values())
     if len(content) < path.stat().st_size:
-      files.replace(path, content, crash='mid_log_truncate', step=step)
+      artifact.replace(path, content)
     return list(kept), doubled
 
 
 def steps_of_log(path: Path) -> list[int]:
   """Returns the steps of the lines of such a log; raises as `truncate_log`."""
   return truncate_log(path, sys.maxsize)[0]
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes `value` as JSON with sorted keys, in one atomic replacement.
-
-  Raises:
-    NumericalError: a number is NaN or infinite, which JSON has not.
-    StorageError: the file cannot be written.
-  """
-  content = f'{_dumps(value, path, indent=2)}\n'.encode()
-  with files.storage_errors(f"write '{path}'"):
-    files.replace(path, content)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -160,15 +111,7 @@ def _lines_until(lines: Iterator[bytes], step: int, path: Path) -> Iterator[tupl
     if not isinstance(line_step, int):
       if next(lines, None) is None:  # the last one
         return
-      raise UserError(f"'{path}' line {number} is no record with a step; remove the line, or name another --workdir.")
+      raise UserError(f"'{path}' line {number} is no record with a step; remove the line, or use another folder.")
     if line_step > step:
       return
     yield line_step, line
-
-
-def _dumps(value: Any, path: Path, indent: int | None) -> str:
-  """JSON without NaN; keys sorted in files, in the caller's order in a log."""
-  try:
-    return json.dumps(value, indent=indent, sort_keys=indent is not None, allow_nan=False)
-  except ValueError as error:
-    raise NumericalError(f"'{path}' would hold a number that JSON has not: {error}.") from error
