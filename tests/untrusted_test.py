@@ -115,8 +115,8 @@ READERS = {
     lambda run: results.read_log(run / 'metrics.jsonl', ('loss',)),
   ],
   'results/train.json': [lambda run: results.load(run, 'train')],
-  'MANIFEST.json': [lambda run: mixture.read_manifest(run / 'MANIFEST.json')],
-  'PLAN.json': [lambda run: mixture.read_plan(run / 'PLAN.json')],
+  'MANIFEST.json': [lambda run: mixture.read_manifest(run / 'MANIFEST.json', 'pets')],
+  'PLAN.json': [lambda run: mixture.read_plan(run / 'PLAN.json', 'pets')],
 }
 
 
