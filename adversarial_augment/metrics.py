@@ -15,8 +15,8 @@ NAMES = (
 EXTRA_NAMES = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
 ALL_NAMES = (*NAMES, *EXTRA_NAMES)
 SEVERITIES = (1, 2, 3, 4, 5)
-# Of generated corruptions: raise it when a seed gives other bytes. Sets without a version are of version 1, which rounds
-# two that the original truncates.
+# Of generated corruptions: raise it when a seed gives other bytes. Sets without a version are of version 1, which
+# rounds two that the original truncates.
 CORRUPTIONS_VERSION = '2'
 CHANGED_SINCE_VERSION_1 = ('motion_blur', 'snow')
 GENERATED_OLDER = 'generated, version 1'  # their origin
