@@ -1,4 +1,4 @@
-"""Turns a published PyTorch checkpoint of EDSR or the CAE into a weight file of this package; PyTorch is not needed.
+"""Converts a published PyTorch checkpoint of EDSR or the CAE to a weight file of this package; needs no PyTorch.
 
 python -m adversarial_augment.convert edsr_baseline_x4.pt edsr_baseline_x4.safetensors
 python -m adversarial_augment.convert --net=cae model_final.state cae.safetensors
@@ -19,22 +19,22 @@ def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   parser = cli.Parser(
     prog='python -m adversarial_augment.convert',
-    description='Turns a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) or of the CAE into a weight '
+    description='Converts a PyTorch checkpoint of EDSR (baseline family, scale 1, 2 or 4) or of the CAE to a weight '
     'file for config.corruption_net.weights.\nNothing in the checkpoint is executed.',
   )
-  parser.add_argument('source', metavar='CHECKPOINT.pt', help='a checkpoint of any version of PyTorch')
-  parser.add_argument('target', type=Path, metavar='OUT.safetensors', help='the file to write')
-  parser.add_argument('--net', default='edsr', choices=('edsr', 'cae'), help='whose checkpoint it is')
-  parser.add_argument('--dtype', default='float32', choices=('float16', 'float32'), help='how numbers are stored')
+  parser.add_argument('source', metavar='CHECKPOINT.pt', help='checkpoint of any PyTorch version')
+  parser.add_argument('target', type=Path, metavar='OUT.safetensors', help='output file')
+  parser.add_argument('--net', default='edsr', choices=('edsr', 'cae'), help='network of the checkpoint')
+  parser.add_argument('--dtype', default='float32', choices=('float16', 'float32'), help='data type of the weight file')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   arguments = parser.parse_args(argv)
   if not arguments.source:
-    parser.error('the name of CHECKPOINT.pt is empty; name a file')
+    parser.error('CHECKPOINT.pt is empty; name a file')
   source = Path(arguments.source)
   if arguments.target.suffix != '.safetensors':
     parser.error(f"the name of the weight file must end in .safetensors, not '{arguments.target.name}'")
   if not os.path.isdir(arguments.target.parent):
-    parser.error(f"OUT.safetensors='{arguments.target}' must lie in a folder that exists; make it, or name another one")
+    parser.error(f"OUT.safetensors='{arguments.target}' must be in an existing folder; create it, or name another one")
 
   if os.path.exists(source) and os.path.exists(arguments.target) and os.path.samefile(source, arguments.target):
     parser.error(f"OUT.safetensors='{arguments.target}' is the checkpoint itself; name another file to write")

@@ -1,8 +1,8 @@
 """Writes a trained classifier for other programs: python -m adversarial_augment.export --workdir=DIR
 
-classifier.safetensors has the parameters and statistics as this package has them, torch_state_dict.safetensors the
-state dict of RobustBench's PyTorch class, classifier.jax_export a program that JAX runs without this package. card.json
-says what the classifier is, and how to load each.
+classifier.safetensors has the parameters and statistics in this package's layout, torch_state_dict.safetensors the
+state dict of RobustBench's PyTorch class, and classifier.jax_export a program that JAX runs without this package.
+card.json describes the classifier and how to load each file.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 CARD = 'card.json'
 
-_DESCRIPTION = """Writes the newest good checkpoint of a run in forms that other programs read.
+_DESCRIPTION = """Exports the newest intact checkpoint of a run in formats for other programs.
 
-formats (default: all that can hold the classifier; the others are named):
+formats (default: all that can represent the classifier; the others are reported):
   safetensors   classifier.safetensors: parameters and running statistics in this package's layout
-  torch         torch_state_dict.safetensors: state dict of RobustBench's PreActResNet; loads without pickle
-  jax_export    classifier.jax_export: the program, batch size open; runs in JAX on CPU, GPU, TPU without this package
+  torch         torch_state_dict.safetensors: state dict of RobustBench's PreActResNet; no pickle
+  jax_export    classifier.jax_export: program for any batch size; runs in JAX on CPU, GPU, TPU without this package
 
-card.json beside them says what the classifier is, what was measured of it, and how to load each file."""
+card.json describes the classifier, its measured accuracy, and how to load each file."""
 
 _JAX_CODE = """\
 from adversarial_augment.classifiers import CLASSIFIERS
@@ -52,7 +52,7 @@ logits, _ = network.apply(trees['params'], trees['model_state'], None, images, i
 
 class Encoded(NamedTuple):
   content: bytes
-  code: str  # Python lines that load the file
+  code: str  # Python code that loads the file
 
 
 class Format(NamedTuple):
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
   workdir = files.user_path(arguments.workdir, '--workdir')
   inference.read_config(workdir, streams.say)  # or there is nothing to export
   if arguments.output == '':
-    raise UserError('--output is empty; name a folder, or leave the flag out.')
+    raise UserError('--output is empty; name a folder, or omit the flag.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
   _check_output(output, arguments.overwrite)
   with progress.stage('exporting the classifier'):
@@ -83,16 +83,16 @@ def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequenc
   """Writes a classifier and its card, and removes the files of an earlier export.
 
   Args:
-    classifier: what `load_classifier` gave.
-    workdir: of its run, for the results.
-    output: folder; made if missing.
-    formats: names in `FORMATS`; None: all that can hold the classifier.
+    classifier: from `load_classifier`.
+    workdir: of its run, to read results.
+    output: folder; created if missing.
+    formats: names in `FORMATS`; None: all that can represent the classifier.
 
   Returns:
-    One line per file, and per format that cannot hold the classifier.
+    One line per file, and per format that cannot represent the classifier.
 
   Raises:
-    UserError: a format that was named cannot hold the classifier; nothing is written.
+    UserError: a requested format cannot represent the classifier; nothing is written.
     StorageError: a file cannot be written.
   """
   from adversarial_augment.exporting import card
@@ -116,7 +116,7 @@ def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequenc
       encoded[file] = encode(classifier, file, text)
     except UserError as error:
       if formats:
-        raise UserError(f'{error} Leave {name} out of --formats.') from error
+        raise UserError(f'{error} Omit {name} from --formats.') from error
       refused[file] = str(error)
   described = {
     file: {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest(), 'load': code}
@@ -142,7 +142,7 @@ def _safetensors(classifier: Classifier, file: str, card: str) -> Encoded:
 
   tree = {'params': classifier.params, 'model_state': classifier.model_state}
   arrays = state_arrays.to_host(state_arrays.flatten(tree))
-  # safetensors writes the memory of a transposed view as it lies.
+  # safetensors writes the memory of a transposed view in its original order.
   tensors = {path: np.ascontiguousarray(array).reshape(array.shape) for path, array in arrays.items()}
   name, options = classifier.config.classifier.name, recipe.classifier_options(classifier.config)
   words = ', '.join(f'{name}={value!r}' for name, value in options.items())
@@ -174,9 +174,9 @@ def _jax_export(classifier: Classifier, file: str, card: str) -> Encoded:
 
   from adversarial_augment.exporting import jax_artefact
 
-  # Where strided convolutions pad as XLA does, how much depends on whether sides are even.
+  # XLA's padding of strided convolutions depends on whether sides are even.
   multiple_of = 8 if classifier.config.classifier.padding == 'same' else 1
-  # From the host: arrays on a device would tie the program to it.
+  # Host arrays, because device arrays would tie the program to the device.
   function: Any = functools.partial(classifier.apply, *jax.device_get((classifier.params, classifier.model_state)))
   return Encoded(jax_artefact.serialize(function, multiple_of=multiple_of), jax_artefact.code(file, multiple_of))
 
@@ -194,14 +194,14 @@ def _check_output(output: Path, overwrite: bool) -> None:
   with artifact.storage_errors(f"look into '{output}'"):
     present = [name for name in _FILES if (output / name).exists()]
   if present and not overwrite:
-    raise UserError(f"'{output}' holds {present[0]} already; replace it with --overwrite, or name another --output.")
+    raise UserError(f"'{output}' already holds {present[0]}; replace it with --overwrite, or name another --output.")
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = cli.Parser(prog='python -m adversarial_augment.export', description=_DESCRIPTION)
-  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run')
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='working directory of the run')
   parser.add_argument('--output', metavar='DIR', help='folder to write to; default: WORKDIR/export')
-  parser.add_argument('--formats', metavar='NAMES', help='which, separated by commas')
+  parser.add_argument('--formats', metavar='NAMES', help='formats, separated by commas')
   parser.add_argument('--overwrite', action='store_true', help='replace the files of an earlier export')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser

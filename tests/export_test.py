@@ -198,7 +198,7 @@ def test_earlier_export_is_replaced_only_when_asked(copy):
   (copy / 'export' / 'torch_state_dict.safetensors').write_text('of another classifier')
   (copy / 'export' / 'notes.txt').write_text('mine')
   before = {path: path.read_bytes() for path in files_of(copy / 'export')}
-  with pytest.raises(UserError, match='holds card.json already; replace it with --overwrite'):
+  with pytest.raises(UserError, match='already holds card.json; replace it with --overwrite'):
     export.main([f'--workdir={copy}', '--formats=safetensors'])
   assert {path: path.read_bytes() for path in files_of(copy / 'export')} == before
   export.main([f'--workdir={copy}', '--formats=jax_export', '--overwrite'])

@@ -60,7 +60,7 @@ def test_functions_that_the_class_has_not_are_refused(tmp_path, depth, fields, w
   with pytest.raises(UserError) as error:
     export.export(random_classifier(depth, **fields), tmp_path, tmp_path / 'out', ['torch'])
   assert str(error.value).startswith(words)
-  assert 'Leave torch out of --formats' in str(error.value)
+  assert 'Omit torch from --formats' in str(error.value)
   assert not (tmp_path / 'out').exists()
 
 

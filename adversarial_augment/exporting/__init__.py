@@ -1,1 +1,1 @@
-"""Trained classifiers in forms for other programs; the command line is adversarial_augment.export."""
+"""Trained classifiers in formats for other programs; the command is adversarial_augment.export."""

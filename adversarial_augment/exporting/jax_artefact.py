@@ -1,4 +1,4 @@
-"""A function of images, with its parameters, as the bytes of `jax.export`: it runs without this package."""
+"""A function of images, with its parameters, serialized by `jax.export`: it runs without this package."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,17 +22,17 @@ logits = classify(images)  # float32 [n, h, w, 3], RGB in [0, 1]{sizes}
 
 
 def code(file: str, multiple_of: int) -> str:
-  """Returns the Python lines that load what `serialize` gave from `file`."""
+  """Returns the Python code that loads the output of `serialize` from `file`."""
   sizes = f', h and w multiples of {multiple_of}' if multiple_of > 1 else ''
   return _CODE.format(file=file, sizes=sizes)
 
 
 def serialize(function: Callable[[jax.Array], jax.Array], *, multiple_of: int = 1) -> bytes:
-  """Returns the program of `function` for `PLATFORMS`, whatever this machine has.
+  """Serializes `function` for all `PLATFORMS`, whatever devices this machine has.
 
   Args:
-    function: float32 images [b, h, w, 3] -> an array; what it closes over becomes part of the program.
-    multiple_of: what h and w are multiples of; they, and b, may be chosen anew in every call.
+    function: float32 images [b, h, w, 3] -> an array; arrays that it closes over become part of the program.
+    multiple_of: h and w must be multiples of it; they and b may differ in every call.
 
   Raises:
     UserError: the package flatbuffers is not installed.
@@ -49,7 +49,7 @@ def serialize(function: Callable[[jax.Array], jax.Array], *, multiple_of: int = 
 
 @contextmanager
 def _without_source() -> Iterator[None]:
-  """Keeps the files of this machine, from which each operation comes, out of programs."""
+  """Keeps source file paths of this machine out of programs."""
   name = 'jax_traceback_in_locations_limit'
   before = getattr(jax.config, name)
   jax.config.update(name, 0)

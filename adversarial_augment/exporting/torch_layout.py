@@ -1,16 +1,16 @@
-"""A pre-activation ResNet as a state dict of RobustBench's PyTorch class, which computes the same function.
+"""A pre-activation ResNet as a state dict of RobustBench's PyTorch class, with the same function.
 
 The class is `PreActResNet(block, num_blocks, num_classes, bn_before_fc=True)` of robustbench/model_zoo/architectures/
-resnet.py (github.com/RobustBench/robustbench, commit 3c3ee54), with the buffers `mu` and `sigma` by which the models
-there normalise (`Rice2020OverfittingNetL2`, `Kireev2021EffectivenessNet`). Its blocks:
+resnet.py (github.com/RobustBench/robustbench, commit 3c3ee54), with the buffers `mu` and `sigma` that the models there
+use for normalisation (`Rice2020OverfittingNetL2`, `Kireev2021EffectivenessNet`). Its blocks:
 
 - `PreActBlockV2`: two 3x3 convolutions, the projection sees the activated input; config.classifier.shortcut=preact.
 - `PreActBlock`: the same, the projection sees the raw input; config.classifier.shortcut=input.
 - `PreActBottleneck`: 1x1, 3x3, 1x1, the projection sees the activated input.
 
-All have 64 channels in the first stage, pad one pixel on each side, and normalise with epsilon 1e-5, PyTorch's default
-and ours; running variances are taken over as they are. `DMPreActResNet` of dm_wide_resnet.py there is another function:
-its projections are 3x3 convolutions of the raw input, and it pads on the right and below only.
+All have 64 channels in the first stage, pad one pixel on each side, and normalise with epsilon 1e-5, which is PyTorch's
+default and ours; running variances are copied. `DMPreActResNet` in their dm_wide_resnet.py is a different function: its
+projections are 3x3 convolutions of the raw input, and it pads only on the right and below.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from adversarial_augment.classifiers.preact_resnet import DEPTHS
 from adversarial_augment.errors import UserError
 
 WIDTH = 64
-SIDES = (25, 32)  # pixels: the class averages over 4x4 positions, once, whatever is left of the image
+SIDES = (25, 32)  # pixels: the class averages over the first 4x4 positions, whatever the size of the image
 _NAMES = {'stem': 'conv1', 'norm': 'bn', 'head': 'linear'}
 _BLOCK_NAMES = {'conv': 'conv', 'norm': 'bn'}
 _LEAVES = {
@@ -60,33 +60,33 @@ classifier.load_state_dict(load_file({file!r}))
 
 
 def check(*, name: str, depth: int, width: int, shortcut: str, padding: str) -> None:
-  """Refuses a classifier whose function no such class has.
+  """Refuses a classifier that the class cannot represent.
 
   Args:
     name: of the classifier, in `classifiers.CLASSIFIERS`.
     depth: as `width`, `shortcut` and `padding` an argument of `classifiers.preact_resnet`.
 
   Raises:
-    UserError: names the first field that stands in the way.
+    UserError: names the first field that prevents it.
   """
   if name != 'preact_resnet':
-    raise UserError(f"config.classifier.name={name}, but RobustBench's PreActResNet is a preact_resnet.")
+    raise UserError(f"config.classifier.name={name}, but RobustBench's PreActResNet needs preact_resnet.")
   if padding != 'torch':
     raise UserError(f"config.classifier.padding={padding}, but RobustBench's PreActResNet pads as 'torch' does.")
   if width != WIDTH:
     raise UserError(f"config.classifier.width={width}, but RobustBench's PreActResNet always has {WIDTH}.")
   if DEPTHS[depth][1] and shortcut != 'preact':
     raise UserError(
-      f"config.classifier.shortcut={shortcut} with depth {depth}, but RobustBench's bottlenecks have 'preact' only."
+      f"config.classifier.shortcut={shortcut} with depth {depth}, but RobustBench's bottlenecks only support 'preact'."
     )
 
 
 def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns the state dict, float32 but for the counts of batches (int64): convolutions OIHW, the head [classes, c].
+  """Returns the state dict: float32, batch counts int64, convolutions OIHW, the head [classes, c].
 
   Args:
     params: Haiku's, of `classifiers.preact_resnet`.
-    model_state: running statistics, by the same modules.
+    model_state: running statistics, with the same module names.
   """
   tensors: dict[str, np.ndarray] = {
     'mu': np.asarray(MEAN, np.float32).reshape(1, 3, 1, 1),
@@ -103,12 +103,12 @@ def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dic
 
 
 def code(*, depth: int, shortcut: str, num_classes: int, precision: str, file: str) -> str:
-  """Returns the Python lines that make the class and load `file`.
+  """Returns the Python code that defines the class and loads `file`.
 
   Args:
     depth: as `shortcut` and `num_classes` an argument of `classifiers.preact_resnet`.
-    precision: in which the run computed; PyTorch will in float32, and a difference is noted.
-    file: that `state_dict` was written to.
+    precision: of the run; PyTorch computes in float32, and a difference is noted.
+    file: with the state dict.
   """
   num_blocks, bottleneck = DEPTHS[depth]
   basic = 'PreActBlockV2' if shortcut == 'preact' else 'PreActBlock'

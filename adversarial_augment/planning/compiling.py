@@ -1,4 +1,4 @@
-"""Compiles a traced program for devices that are not there, and adds up what the compiler says of it."""
+"""Compiles a traced program for devices that this machine does not have, and adds up the compiler's figures."""
 
 from collections.abc import Callable
 import functools
@@ -17,19 +17,19 @@ from adversarial_augment.planning import targets
 from adversarial_augment.planning.program import Cost, Operation, Program
 from adversarial_augment.planning.targets import Chip, Target
 
-_TRIES = 4  # programs that are compiled to find the largest batch that fits
-# Without a card there is nothing to tune on, and some tilings cannot be chosen.
+_TRIES = 4  # compilations to find the largest batch that fits
+# Without a card, autotuning is impossible and some tilings cannot be chosen.
 _GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_autotune_level': 0}
 
 
 class Estimate(NamedTuple):
-  """What the compiler says of a program."""
+  """The compiler's figures for a program."""
 
   bytes_needed: int  # on each device
   bytes_available: int
   compile_seconds: float
-  step: Cost | None  # of the program; None: the compiler refused it
-  inner_step: Cost | None  # of the loop that was asked for, once over all images; None: also without one
+  step: Cost | None  # of the program; None: the compiler rejected it
+  inner_step: Cost | None  # one iteration of the inner loop, over all images; None: rejected, or there is no such loop
 
   @property
   def fits(self) -> bool:
@@ -52,7 +52,7 @@ def estimate(traced: jax.stages.Traced, target: Target, *, precision: str, inner
     traced: the program.
     target: the devices.
     precision: of products, 'float32' or 'bfloat16'.
-    inner_loop: scope of the loop that is wanted by itself.
+    inner_loop: scope of a loop to report separately.
   """
   start = time.monotonic()
   try:
@@ -84,13 +84,13 @@ def _seconds(operation: Operation, moved: int, flop: int, chip: Chip, precision:
     return max(moved / chip.bandwidth, flop / chip.peak_of(precision))
   if cycles := re.search(r'"estimated_cycles":"(\d+)"', operation.attributes):
     return int(cycles[1]) / chip.clock
-  if operation.opcode == 'custom-call':  # such as a Pallas kernel, of which the compiler knows nothing
+  if operation.opcode == 'custom-call':  # such as a Pallas kernel, which the compiler knows nothing about
     return max(moved / chip.bandwidth, flop / (chip.peak / 4))
   return 0.0
 
 
 def _too_much(message: str) -> tuple[int, int] | None:
-  """Returns the bytes that a program needs and those that there are, from a refusal; None where it is another one."""
+  """Returns the needed and the available bytes from an out-of-memory error; None for other errors."""
   found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message) or re.search(
     r'memory required .* \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)', message
   )
@@ -101,18 +101,18 @@ def _too_much(message: str) -> tuple[int, int] | None:
 def largest(
   whole: int, refused: Estimate, tried: Callable[[int], Estimate], allowed: Callable[[int], bool]
 ) -> tuple[int, Estimate] | None:
-  """Returns about the largest number of images on a device that fits, with its estimate; each guess is compiled.
+  """Returns approximately the largest number of images per device that fits, and its estimate; compiles each guess.
 
   Args:
     whole: the number that does not fit.
     refused: its estimate.
     tried: number -> its estimate.
-    allowed: which numbers can be tried.
+    allowed: whether a number may be tried.
 
   Returns:
-    None where none was found.
+    None if none was found.
   """
-  above, other = (whole, refused.bytes_needed), (0, 0)  # memory is about a straight line through both
+  above, other = (whole, refused.bytes_needed), (0, 0)  # memory is roughly linear
   found: tuple[int, Estimate] | None = None
   for left in reversed(range(_TRIES)):
     slope = (above[1] - other[1]) / (above[0] - other[0])

@@ -1,4 +1,4 @@
-"""FLOP of a traced program: two for each multiplication of its products and convolutions, on all devices together."""
+"""FLOP of a traced program over all devices: two per multiplication of its products and convolutions."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from jax.extend import core
 
 
 def flop(jaxpr: core.Jaxpr) -> int:
-  """Returns the FLOP of a program; a loop of unknown length counts once, a conditional as its dearest branch."""
+  """Returns the FLOP of a program; a loop of unknown length counts once, a conditional as its most expensive branch."""
   return sum(_of(equation) for equation in jaxpr.eqns)
 
 
@@ -27,7 +27,7 @@ def _of(equation: core.JaxprEqn) -> int:
 
 
 def _repeats(name: str, params: dict[str, Any]) -> int:
-  """Returns how often the programs of an operation run."""
+  """Returns how many times the programs of an operation run."""
   if name == 'scan':
     return params['length']
   if name == 'shard_map':

@@ -1,7 +1,7 @@
-"""Reads what a compiled program does on one device: its kernels, their bytes and FLOP, its loops and collectives.
+"""Parses a compiled program of one device: its kernels, their bytes and FLOP, its loops and collectives.
 
 The text is that of `jax.stages.Compiled.as_text()`: XLA's HLO after all passes. Costs are added over the call graph:
-the body of a loop counts as often as it runs, a conditional as its dearest branch.
+the body of a loop counts once per iteration, a conditional as its most expensive branch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ import math
 import re
 from typing import NamedTuple
 
-_ITEM_BYTES = {'pred': 1, 's4': 1, 'u4': 1, 'bf16': 2, 'f16': 2, 'token': 0}  # others say their bits
+_ITEM_BYTES = {'pred': 1, 's4': 1, 'u4': 1, 'bf16': 2, 'f16': 2, 'token': 0}  # others name their bits
 _FREE = frozenset({
   'parameter', 'constant', 'iota', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
   'opt-barrier', 'domain', 'add-dependency',
@@ -19,7 +19,7 @@ _MARKERS = ('AllocateBuffer', 'ConcatBitcast', 'Sharding', 'SPMDFullToShardShape
 _WHOLE = frozenset(
   {'dot', 'convolution', 'sort', 'scatter', 'reduce-window', 'custom-call', 'tuple'}
 )  # need operands whole
-_PARTS = ('dynamic-slice', 'slice', 'gather')  # read what they take of their first operand
+_PARTS = ('dynamic-slice', 'slice', 'gather')  # read only a part of their first operand
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'ragged-all-to-all')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
 _NAME = re.compile(r'%([\w.\-]+)')
@@ -32,7 +32,7 @@ class Operation(NamedTuple):
   shape: str  # of the result; a tuple's is that of its members
   opcode: str
   operands: tuple[str, ...]
-  attributes: str  # what follows the operands, and for constants and parameters their value
+  attributes: str  # the text after the operands; for constants and parameters, their value
 
   def named(self, attribute: str) -> str | None:
     """Returns the computation that an attribute names, such as `body`."""
@@ -41,7 +41,7 @@ class Operation(NamedTuple):
 
 
 class Cost(NamedTuple):
-  """What operations take together."""
+  """The total cost of operations."""
 
   seconds: float = 0.0
   kernels: float = 0
@@ -57,7 +57,7 @@ class Cost(NamedTuple):
     return Cost(self.seconds + other.seconds, self.kernels + other.kernels, self.bytes + other.bytes, collectives)
 
   def times(self, count: int) -> 'Cost':
-    """Returns the cost of so many repetitions."""
+    """Returns the cost of this many repetitions."""
     collectives = tuple((name, count * number, count * size) for name, number, size in self.collectives)
     return Cost(count * self.seconds, count * self.kernels, count * self.bytes, collectives)
 
@@ -65,9 +65,9 @@ class Cost(NamedTuple):
 class Loop(NamedTuple):
   """A loop of the program."""
 
-  name: str  # where it comes from: the scopes of JAX, such as 'jit(step)/ascent/while'
-  trips: int | None  # None: known when it runs alone
-  runs: int  # how often the program comes to it
+  name: str  # its origin: the scopes of JAX, such as 'jit(step)/ascent/while'
+  trips: int | None  # number of iterations; None: only known at run time
+  runs: int  # how many times the program reaches it
   once: Cost  # of its body
 
 
@@ -76,7 +76,7 @@ class Program:
 
   Args:
     text: of one device.
-    seconds_of: seconds that a kernel takes, given the operation, the bytes that it reads and writes, and its FLOP.
+    seconds_of: (operation, bytes read and written, FLOP) -> seconds of a kernel.
   """
 
   def __init__(self, text: str, seconds_of: Callable[[Operation, int, int], float]):
@@ -85,7 +85,7 @@ class Program:
 
   @functools.cached_property
   def cost(self) -> Cost:
-    """Of one run of the program."""
+    """The cost of one run of the program."""
     return self._cost(self._entry)
 
   @functools.cached_property
@@ -104,7 +104,7 @@ class Program:
         for called in _called(operation):
           yield from self._loops(called, runs)
 
-  @functools.cache  # noqa: B019  a program is read once, and lives as long as its plan
+  @functools.cache  # noqa: B019  a program is parsed once, and lives as long as its plan
   def _cost(self, computation: str) -> Cost:
     total = Cost()
     for operation in self._computations[computation].values():
@@ -126,7 +126,7 @@ class Program:
       or any(f'"{name}"' in operation.attributes for name in _MARKERS)
     ):
       return Cost()
-    if opcode == 'async-start':  # a kernel, or several, beside others
+    if opcode == 'async-start':  # one or more kernels, concurrent with others
       return self._cost(_called(operation)[0])
     moved = self._bytes(operation, computation)
     seconds = self._seconds_of(operation, moved, self.flop(operation, computation))
@@ -145,7 +145,7 @@ class Program:
     return sum(shape_bytes(known[name].shape) for name in operation.operands if name in known)
 
   def _bytes(self, operation: Operation, computation: str) -> int:
-    """Returns what a kernel reads and writes; of what it takes a slice of, the slice."""
+    """Returns the bytes that a kernel reads and writes; if it reads a slice of an operand, those of the slice."""
     if operation.opcode == 'fusion':
       return self._fusion_bytes(operation, computation)
     if operation.opcode == 'dynamic-update-slice':
@@ -163,9 +163,9 @@ class Program:
     for inner in body.values():
       for name in inner.operands:
         users.setdefault(name, []).append(inner)
-    used: dict[str, int] = {}  # numbers of each value that the kernel computes or reads
+    used: dict[str, int] = {}  # elements of each value that the kernel computes or reads
 
-    def of(name: str, user: Operation) -> int:  # numbers of a value that one of its users takes
+    def of(name: str, user: Operation) -> int:  # elements of a value that one of its users reads
       whole = _count(body[name].shape)
       if user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
         return 0  # updated in place
@@ -194,7 +194,7 @@ class Program:
     return sum(self.flop(operation, computation) for operation in self._computations[computation].values())
 
   def flop(self, operation: Operation, computation: str) -> int:
-    """Returns the FLOP of products and convolutions of an operation: two for each multiplication."""
+    """Returns the FLOP of products and convolutions of an operation: two per multiplication."""
     if operation.opcode == 'fusion':
       return self._fused_flop(_called(operation)[0])
     if stated := re.search(r'"cost_estimate":\{"flops":"(\d+)"', operation.attributes):
@@ -205,7 +205,7 @@ class Program:
     return _flop(operation, left, right, result) if left and right and result else 0
 
   def _trips(self, operation: Operation) -> int | None:
-    """Returns how often a loop runs, where the text tells: a counter from 0 to a constant."""
+    """Returns the number of iterations of a loop that counts from 0 to a constant; None for other loops."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', operation.attributes):
       return int(known[1])
     condition = self._computations[_required(operation, 'condition')]
@@ -241,7 +241,7 @@ def _dimensions(shape: str) -> list[int] | None:
 
 
 def _count(shape: str) -> int:
-  """Returns how many numbers an array holds; of a tuple, its first member."""
+  """Returns the number of elements of an array, or of a tuple's first member."""
   return math.prod(_dimensions(shape) or [])
 
 
@@ -270,7 +270,7 @@ def _required(operation: Operation, attribute: str) -> str:
 
 
 def _called(operation: Operation) -> list[str]:
-  """Returns the computations that an operation runs; of a loop, none."""
+  """Returns the computations that an operation runs; for a loop, none."""
   if branches := re.search(r'branch_computations=\{([^}]*)\}', operation.attributes):
     return [name.strip().lstrip('%') for name in branches[1].split(',')]
   if operation.opcode == 'conditional':
@@ -281,7 +281,7 @@ def _called(operation: Operation) -> list[str]:
 
 
 def _read(text: str) -> tuple[Mapping[str, dict[str, Operation]], str]:
-  """Returns the operations of each computation, and the name of the first one to run."""
+  """Returns the operations of each computation, and the name of the entry computation."""
   computations: dict[str, dict[str, Operation]] = {}
   current, entry = None, ''
   for line in text.splitlines():
@@ -308,7 +308,7 @@ def _operation(line: str) -> Operation:
 
 
 def _closing(text: str) -> int:
-  """Returns where the bracket closes that text begins with."""
+  """Returns the position at which the first bracket of the text is closed."""
   depth = 0
   for match in re.finditer(r'[()]', text):
     depth += 1 if match[0] == '(' else -1
