@@ -5,7 +5,7 @@ import io
 import os
 from pathlib import Path
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 import warnings
 
 from msgspec import Struct
@@ -31,7 +31,7 @@ class _CorruptionNet(Struct):
 class _Ball(Struct):
   """What a config says of an adversary within an l_p ball."""
 
-  norm: Literal['linf', 'l2']
+  norm: results.Norm
   epsilon: results.Number
   trades: results.Number
 

@@ -13,7 +13,7 @@ import json
 import math
 from pathlib import Path
 import re
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -25,10 +25,6 @@ from adversarial_augment.storage import artifact, files, outcomes, untrusted
 Result = Mapping[str, Any]
 
 ROBUSTNESS = 'robustness_'  # begins the names of the results of l_p attacks
-ORIGINS = (
-  'official', 'generated', metrics.GENERATED_IN_MEMORY, metrics.GENERATED_OLDER, 'own', 'embedded', 'unverified',
-)  # fmt: skip
-NORMS = ('linf', 'l2')
 _COLUMNS = (
   'evaluation', 'corruption', 'severity', 'num_correct', 'num_images', 'error', 'data', 'origin', 'seed', 'step',
   'checkpoint_sha256',
@@ -36,11 +32,23 @@ _COLUMNS = (
 _PRINTABLE = r'^[^\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+\Z'
 _WORDS = {'array': 'a list', 'object': 'a JSON object', 'int': 'an integer', 'float': 'a number', 'str': 'a text'}
 
+
+def _one_of(*names: str) -> Meta:
+  return Meta(pattern=rf'^({"|".join(names)})\Z')
+
+
 Share = Annotated[float, Meta(ge=0, le=1)]
 Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, Meta(ge=0, le=10**12)]
 Positive = Annotated[int, Meta(ge=1, le=10**12)]
 Text = Annotated[str, Meta(pattern=_PRINTABLE)]
+Norm = Annotated[str, _one_of('linf', 'l2')]
+_Origin = Annotated[
+  str,
+  _one_of(
+    'official', 'generated', metrics.GENERATED_IN_MEMORY, metrics.GENERATED_OLDER, 'own', 'embedded', 'unverified'
+  ),
+]  # fmt: skip
 _Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 _Ssim = Annotated[float, Meta(ge=-1.001, le=1.001)]  # of equal images it may round to more than 1
 _Interval = tuple[Share, Share]
@@ -72,11 +80,8 @@ class _Provenance(Struct):
 
 class _Images(Struct, kw_only=True):
   num_images: Positive
-  origin: str
+  origin: _Origin
   subset_of: Positive | UnsetType = UNSET
-
-  def __post_init__(self) -> None:
-    _one_of('origin', self.origin, ORIGINS)
 
 
 class _Accuracy(_Images, kw_only=True):
@@ -86,7 +91,6 @@ class _Accuracy(_Images, kw_only=True):
   correct: str | UnsetType = UNSET  # which images are right; see outcomes.py
 
   def __post_init__(self) -> None:
-    super().__post_init__()
     _agree('accuracy', self.accuracy, self.num_correct / self.num_images)
     _agree_bits('correct', self.correct, self.num_correct, self.num_images)
 
@@ -102,19 +106,18 @@ class _AccuracyUnderAda(_Accuracy, kw_only=True):
 class _Corrupted(_Images, kw_only=True):
   """The base of `_corrupted`, which adds the fields that have a number for each corruption."""
 
+  mean: ClassVar[str]  # the field of the mean error over all corruptions
   interval: _Interval
   severity_error: _Errors
 
   def __post_init__(self) -> None:
-    super().__post_init__()
     by_corruption = {
       field: msgspec.structs.asdict(table)
       for field, table in msgspec.structs.asdict(self).items()
       if isinstance(table, Struct)
     }
     errors, n = by_corruption['error'], self.num_images
-    mean = 'mce' if hasattr(self, 'mce') else 'mean_error'
-    _agree(mean, getattr(self, mean), metrics.mean_corruption_error(errors))
+    _agree(self.mean, getattr(self, self.mean), metrics.mean_corruption_error(errors))
     for index, cells in enumerate(zip(*errors.values(), strict=True)):
       _agree(f'severity_error[{index}]', self.severity_error[index], sum(cells) / len(cells))
     for name, row in errors.items():
@@ -127,12 +130,14 @@ class _Corrupted(_Images, kw_only=True):
 
 
 def _corrupted(mean: str, names: Sequence[str]) -> Any:
-  """Returns the record of an evaluation of corruptions; `mean` is the field of the mean error over all."""
+  """Returns the record of an evaluation of corruptions."""
   table = lambda of: msgspec.defstruct('Table', [(name, of) for name in names])
   counts, bits = table(tuple[Count, Count, Count, Count, Count]), table(tuple[str, str, str, str, str])
   fields = [(mean, Share), ('corruption_error', table(Share)), ('error', table(_Errors))]
   optional = [('num_correct', counts | UnsetType, UNSET), ('correct', bits | UnsetType, UNSET)]
-  return msgspec.defstruct('Corrupted', [*fields, *optional], bases=(_Corrupted,), kw_only=True)
+  return msgspec.defstruct(
+    'Corrupted', [*fields, *optional], bases=(_Corrupted,), kw_only=True, namespace={'mean': mean}
+  )
 
 
 def _numbers(entry: Any) -> Any:
@@ -199,9 +204,9 @@ class _Robustness(_Checkpoint, kw_only=True):
   """The results of an l_p attack; see `robustness_name`."""
 
   num_images: Positive
-  origin: str
+  origin: _Origin
   attack: Text
-  norm: str
+  norm: Norm
   epsilon: _Seconds
   epsilon_text: Text
   num_correct: Count
@@ -221,8 +226,6 @@ class _Robustness(_Checkpoint, kw_only=True):
   robust: str | UnsetType = UNSET
 
   def __post_init__(self) -> None:
-    _one_of('origin', self.origin, ORIGINS)
-    _one_of('norm', self.norm, NORMS)
     n = self.num_images
     for field, count in (
       ('clean_accuracy', self.num_correct),
@@ -253,12 +256,12 @@ class _Robustness(_Checkpoint, kw_only=True):
 
 
 def _details(entry: Any) -> Any:
+  """Returns the record of what the own file of an evaluation holds beside its numbers."""
   if entry.corruptions or entry.parts:
     return _Details
   return _DetailsOfAda if entry.under_attack else _DetailsOfClean
 
 
-# The numbers of each evaluation, and what its own file holds beside them.
 _NUMBERS = {name: _numbers(entry) for name, entry in registry.evaluations().items()}
 _DETAILS = {name: _details(entry) for name, entry in registry.evaluations().items()}
 EVALUATIONS = tuple(_NUMBERS)
@@ -296,11 +299,6 @@ class _Data(Struct):
 
   image_shape: tuple[Positive, Positive, Positive] | UnsetType = UNSET
   class_names: list[str] | UnsetType = UNSET
-
-
-def _one_of(field: str, value: str, known: Sequence[str]) -> None:
-  if value not in known:
-    raise ValueError(f'{field}={show(value)} must be one of {", ".join(known)}')
 
 
 def _parse_fraction(text: str) -> float:
@@ -353,22 +351,27 @@ def check(value: Any, record: Any, source: str, remedy: str) -> Any:
 
 def _explain(message: str, value: Any) -> str:
   """Says what msgspec says, such as "Expected `int` >= 0 - at `$.evals.clean.step`", as a sentence."""
-  rule, at, place = message.rpartition(' - at `$')
-  rule, place = (rule, place.rstrip('`').lstrip('.')) if at else (message, '')
+  rule, place = re.fullmatch(r'(.*?)(?: - at `\$\.?(.*?)`)?', message, re.DOTALL).groups('')  # type: ignore[union-attr]
   inside = f'{place}.' if place else ''
   if missing := re.fullmatch('Object missing required field `(.*)`', rule):
     return f'{inside}{missing[1]} is missing'
-  if not rule.startswith(('Expected', 'Number', 'Integer', 'Invalid')):  # of a record's own checks
+  if not re.match('Expected|Number|Integer', rule):  # it is from a record's own checks
     return f'{inside}{rule}'
   for name, index in re.findall(r'(\w+)|\[(\d+)\]', place.partition('[...]')[0]):
     value = value[name or int(index)]
-  rule = rule.partition(', got')[0].removeprefix('Expected ').replace('<=', 'of at most').replace('>=', 'of at least')
-  rule = 'a printable text that is not empty' if 'regex' in rule else re.sub('`(.*?)`', _in_words, rule)
+  rule = _in_words(rule.partition(', got')[0].removeprefix('Expected '))
   return f'{place}={show(value)} must be {rule}' if place else f'the file must be {rule}, not {show(value)}'
 
 
-def _in_words(kinds: re.Match[str]) -> str:
-  return ' or '.join(_WORDS.get(kind, kind) for kind in kinds[1].split(' | '))
+def _in_words(rule: str) -> str:
+  """Says what a type asks for: "`int` >= 0" -> 'an integer of at least 0'."""
+  if 'out of range' in rule:
+    return 'a number of usual size'
+  if 'regex' in rule:
+    names = re.search(r"'\^\((.*)\)", rule)
+    return f'one of {names[1].replace("|", ", ")}' if names else 'a printable text that is not empty'
+  words = rule.replace('length >=', 'length at least').replace('<=', 'of at most').replace('>=', 'of at least')
+  return re.sub('`(.*?)`', lambda kinds: ' or '.join(_WORDS.get(kind, kind) for kind in kinds[1].split(' | ')), words)
 
 
 # ---- Reading.
