@@ -17,7 +17,7 @@ from tests import reporting_fixtures as fixtures
 
 VOID = ('meta', 'link', 'img', 'br', 'wbr', 'path', 'use')
 ORIGINS = ('official', 'generated', 'own', 'embedded', 'unverified')
-SOURCES = 'Test images of all that follows'
+SOURCES = 'Test images used below'
 WITHOUT_NUMBERS = ('Runs', 'Settings that differ', 'Where the numbers come from', SOURCES)  # captions
 
 
@@ -155,8 +155,8 @@ def test_images_and_their_origin_are_said_once(whole, tmp_path):
   assert whole.table(SOURCES)[1:] == [
     ['clean accuracy', 'embedded, n\xa0=\xa02,000'],
     ['accuracy under AdA', 'embedded, n\xa0=\xa02,000; nu 0.015, 2 steps'],
-    ['corruption errors', 'generated, seed 7, n\xa0=\xa02,000 a cell'],
-    ['extra corruptions', 'generated, seed 7, n\xa0=\xa02,000 a cell'],
+    ['corruption errors', 'generated, seed 7, n\xa0=\xa02,000 per cell'],
+    ['extra corruptions', 'generated, seed 7, n\xa0=\xa02,000 per cell'],
     ['CIFAR-10.1', 'v6: official, n\xa0=\xa02,000; v4: official, n\xa0=\xa02,021'],
   ]
   with_numbers = [one for one in whole.tables if one[0] not in WITHOUT_NUMBERS]
@@ -167,7 +167,7 @@ def test_images_and_their_origin_are_said_once(whole, tmp_path):
   fixtures.write_attacks(second)
   rows = page(first, second, output=tmp_path / 'page.html').table(SOURCES)
   assert rows[0] == ['evaluation', 'first', 'second']
-  expected = ['corruption errors', 'generated, seed 7, n\xa0=\xa02,000 a cell', 'official, n\xa0=\xa02,000 a cell']
+  expected = ['corruption errors', 'generated, seed 7, n\xa0=\xa02,000 per cell', 'official, n\xa0=\xa02,000 per cell']
   assert rows[3] == expected
   assert rows[-1] == ['l_p attacks', '–', 'embedded, n\xa0=\xa01,000']
 
@@ -212,7 +212,7 @@ def published_lines(found: Page) -> bool:
 
 def test_official_images_stand_beside_published_numbers(both):
   assert published_lines(both)
-  assert 'compares with published numbers: its images are the official files' in both.text
+  assert 'is comparable with published numbers: its images are the official CIFAR-10-C files' in both.text
   rows = both.table('Errors in % at severities 1 to 5, mean over 15 corruptions')
   assert ['NoisyMix, WRN-28-4 (RobustBench)', '4.44', '12.42'] in [[row[0], row[1], row[-1]] for row in rows]
 
@@ -220,10 +220,10 @@ def test_official_images_stand_beside_published_numbers(both):
 @pytest.mark.parametrize(
   'options, lines, sentence',
   [
-    ({}, False, 'does not compare with published numbers: its data set is embedded, not CIFAR-10'),
-    ({'dataset': 'cifar10', 'frost': 'procedural'}, False, 'its frost is of procedural textures'),
+    ({}, False, 'is not comparable with published numbers: its data set is embedded, not CIFAR-10'),
+    ({'dataset': 'cifar10', 'frost': 'procedural'}, False, 'its frost is made of procedural textures'),
     ({'dataset': 'cifar10'}, True, 'its CIFAR-10-C is generated from embedded test images, 2,000 images'),
-    ({'dataset': 'cifar10', 'c_origin': 'official'}, True, 'its CIFAR-10-C is official, 2,000 images a cell'),
+    ({'dataset': 'cifar10', 'c_origin': 'official'}, True, 'its CIFAR-10-C is official, 2,000 images per cell'),
   ],
 )
 def test_what_does_not_compare_is_kept_apart(tmp_path, options, lines, sentence):
@@ -240,7 +240,7 @@ def test_one_run_that_does_not_compare_keeps_the_page_free_of_published_lines(tm
   found = page(first, fixtures.write_run(tmp_path / 'second'), output=tmp_path / 'page.html')
   assert not published_lines(found)
   assert (
-    'These runs are of different data sets, whose numbers do not compare (first: cifar10, second: emb' in found.text
+    'These runs use different data sets, so their numbers are not comparable (first: cifar10, second: emb' in found.text
   )
 
 
@@ -336,9 +336,9 @@ def test_older_results_are_pointed_out(tmp_path):
   folder = fixtures.write_run(tmp_path / 'run')
   path = folder / 'results' / 'clean.json'
   fixtures.write(path, json.loads(path.read_text()) | {'step': 30})
-  assert 'run has been trained to step 40, but these results are of other steps: clean of step 30' in page(folder).text
+  assert 'run was trained to step 40, but these results are from other steps: clean from step 30' in page(folder).text
   fixtures.write(path, json.loads(path.read_text()) | {'step': 40, 'checkpoint_sha256': 'f' * 64})
-  assert 'are of different checkpoints' in page(folder).text
+  assert 'come from different checkpoints' in page(folder).text
 
 
 @pytest.mark.parametrize(
@@ -359,10 +359,14 @@ def test_row_of_the_paper_has_no_number_of_other_images_or_another_state(tmp_pat
   fixtures.write(path, clean | change)
   found = page(folder)
   assert found.table('Errors in %, mean over five severities')[2][1:3] == ['–', '16.60']
-  assert f'run has no clean error in this row, for it is of another state or other images: {reason}' in found.text
+  assert (
+    f'run has no clean error in this row, because it is from another checkpoint or other images: {reason}' in found.text
+  )
   assert [row[2] for row in found.table('Headline numbers')[1:3]] == ['96.00', '16.60']
   if 'sha256' in change:
-    assert 'of different test sets (clean: embedded:1.0.0 999999999999, ada: embedded:1.0.0 888888888888' in found.text
+    assert (
+      'from different test sets (clean: embedded:1.0.0 999999999999, ada: embedded:1.0.0 888888888888' in found.text
+    )
 
 
 def test_provenance_has_hashes_and_commands(whole):

@@ -97,7 +97,7 @@ def test_forms_of_one_image_count_as_one(pair):
 @pytest.mark.parametrize(
   'name, fields, reason',
   [
-    ('clean', fixtures.counted(480, 500), 'clean, which is not of the same images: number 2,000 against 500'),
+    ('clean', fixtures.counted(480, 500), 'clean, which used different images: number 2,000 against 500'),
     ('cifar10_c', {'origin': 'generated, in memory'}, None),
     ('cifar10_c', {'subset_of': 10_000}, 'number 2,000 against 2,000 of 10,000, evenly spaced'),
     ('cifar10_c', {'corruptions': {'seed': 8}}, 'seed 7 against 8'),
@@ -105,10 +105,10 @@ def test_forms_of_one_image_count_as_one(pair):
     (
       'cifar10_c',
       {'corruptions': {'seed': 7, 'frost': FROST, 'sha256': 'f'}},
-      'cifar10_c, which is not of the same images: sha256',
+      'cifar10_c, which used different images: sha256',
     ),
     ('cifar10_c', {'corruptions': {'seed': 7, 'frost': FROST}}, None),
-    ('ada', {'nu': 0.5}, 'ada, which is not of the same images: nu 0.015 against 0.5'),
+    ('ada', {'nu': 0.5}, 'ada, which used different images: nu 0.015 against 0.5'),
     ('ada', {'weights': {'sha256': 64 * 'e'}}, 'weights 666666666666 against eeeeeeeeeeee'),
     (
       'clean',
@@ -191,7 +191,7 @@ def test_unequal_numbers_of_images_are_said_beside_every_comparison(pair, what):
   text = report(pair, pair[0].parent / 'page.html').read_text()
   second = {'steps': '640', 'batch_size': '640', 'init_from': '320, after those of base'}[what]
   sentence = (
-    f'Trained on different numbers of images, so that runs differ for that reason, too (one: 320; two: {second}).'
+    f'Trained on different numbers of images, which explains a part of the differences (one: 320; two: {second}).'
   )
   assert sections_with(text, sentence) == SECTIONS - 1  # all but the last one, which compares nothing
   (row,) = [row for row in Page(text).table('Runs') if row[0] == 'images seen in training']
@@ -284,11 +284,11 @@ def test_what_never_happened_in_training_is_said_and_not_drawn(pair, corrected):
 
 def test_reliability_has_counts(pair):
   found = page(pair[:1])
-  rows = found.table('Bins of confidence that hold images, in %')
+  rows = found.table('Confidence bins that contain images, in %')
   clean = json.loads((pair[0] / 'results' / 'clean.json').read_text())['calibration']
   counts = [count for count in clean['count'] if count]
   of_clean = [row for row in rows[1:] if row[1] == 'clean images']
   assert [row[3] for row in of_clean] == [f'{count:,}' for count in counts]
   assert (of_clean[-1][0], of_clean[-1][2]) == ('one', '93 to 100')
   drawings = [attributes['aria-label'] for tag, attributes in found.tags if tag == 'svg']
-  assert sum('how many images each bin holds' in label for label in drawings) == 2
+  assert sum('how many images each bin contains' in label for label in drawings) == 2

@@ -65,7 +65,7 @@ def test_a_suspect_number_is_marked(tmp_path):
   page = page_of(tmp_path, flags=('zero_gradients',))
   rows = table(page, 'Accuracy under l_p attacks in %')
   assert {row[3] for row in rows[1:]} == {'UNRELIABLE: zero_gradients'}
-  assert 'Not to be relied on: run (zero_gradients)' in page.text
+  assert 'Unreliable: run (zero_gradients)' in page.text
 
 
 def test_a_run_that_was_not_attacked_has_no_such_section(tmp_path):

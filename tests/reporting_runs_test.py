@@ -157,7 +157,7 @@ def test_picture_that_is_not_whole_is_named_in_its_place(folder, content):
   path = folder / 'figures' / 'ada_examples.png'
   path.write_bytes(content)
   text = unescape(report.report(folder).read_text())
-  assert "'figures/ada_examples.png' is not shown: it is no whole PNG picture; remove its folder, and run" in text
+  assert "'figures/ada_examples.png' is not shown: it is not a complete PNG; remove its folder, and run" in text
   assert '<img' not in text
   path.unlink()
   path.mkdir()
@@ -257,10 +257,10 @@ def test_help_and_unknown_flags(capsys):
 
 
 @pytest.mark.parametrize('origin, made_with, said', [
-  ('generated, in memory', {'jax': '1'}, 'generated, in memory, version 1, seed 0, n = 9 a cell'),
-  ('generated, in memory', {'jax': '1', 'corruptions': '2'}, 'generated, in memory, seed 0, n = 9 a cell'),
-  ('generated, version 1', {'jax': '1'}, 'generated, version 1, seed 0, n = 9 a cell'),
-  ('official', None, 'official, seed 0, n = 9 a cell'),
+  ('generated, in memory', {'jax': '1'}, 'generated, in memory, version 1, seed 0, n = 9 per cell'),
+  ('generated, in memory', {'jax': '1', 'corruptions': '2'}, 'generated, in memory, seed 0, n = 9 per cell'),
+  ('generated, version 1', {'jax': '1'}, 'generated, version 1, seed 0, n = 9 per cell'),
+  ('official', None, 'official, seed 0, n = 9 per cell'),
 ])  # fmt: skip
 def test_corruptions_of_an_older_version_are_told_apart(origin, made_with, said):
   about = {'corruptions': {'seed': 0, 'made_with': made_with}}

@@ -1,4 +1,4 @@
-"""How runs stand to each other: what they were trained on, and differences between them, image by image."""
+"""Comparisons of runs: how many images they were trained on, and their differences, image by image."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 def images_seen(run: Run) -> str:
-  """Returns how many images the results of a run have been trained on, those that were seen again included."""
+  """Returns how many images a run had seen in training when it was evaluated, repeated ones included."""
   steps = {result['step'] for result in (*run.results.values(), *run.robustness)}
   if not steps:
     steps = {run.closing['step']} if run.closing else {run.metrics[-1]['step']} if run.metrics else set()
@@ -44,16 +44,16 @@ def images_seen(run: Run) -> str:
 
 
 def unequal_training(runs: Sequence[Run]) -> str:
-  """Returns what to say beside every comparison of runs that were trained on different numbers of images, or ''."""
+  """Returns a caution for comparisons of runs that were trained on different numbers of images; else ''."""
   seen = {run.label: images_seen(run) for run in runs}
   if len(set(seen.values())) < 2:
     return ''
   numbers = '; '.join(f'{label}: {number}' for label, number in seen.items())
-  return f'Trained on different numbers of images, so that runs differ for that reason, too ({numbers}).'
+  return f'Trained on different numbers of images, which explains a part of the differences ({numbers}).'
 
 
 def different_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-  """Says what keeps two results of one evaluation from being of the same images; '' where nothing does."""
+  """Says how the images of two results of one evaluation differ; '' where they are the same."""
   mine, its = _images(one), _images(other)
   names = list(mine | its)
   if 'seed' in mine and 'seed' in its and not ('sha256' in mine and 'sha256' in its):
@@ -61,12 +61,12 @@ def different_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
   found = [f'{name} {mine.get(name, NONE)} against {its.get(name, NONE)}' for name in names
            if mine.get(name) != its.get(name)]  # fmt: skip
   if not found and not sources.has_hash(one):
-    found = ['nothing tells, for their test set has no hash']
+    found = ['unknown, because their test set has no hash']
   return ', '.join(found)
 
 
 def _images(result: Mapping[str, Any]) -> dict[str, str]:
-  """Says what decides which images an evaluation shows to a classifier."""
+  """Returns everything that determines which images an evaluation uses."""
   source = result['provenance']
   of = f' of {result["subset_of"]:,}, evenly spaced' if 'subset_of' in result else ''
   about = {'test set': sources.test_set(result), 'split': result['split'], 'number': f'{result["num_images"]:,}{of}'}
@@ -83,7 +83,7 @@ def _images(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def test_images(runs: Sequence[Run]) -> Table | None:
-  """Says, once for all tables and charts, of which images each evaluation is and where they come from."""
+  """Says once, for all tables and charts, which images each evaluation used and where they come from."""
   about = [dict(_images_of(run)) for run in runs]
   names = list(dict.fromkeys(name for one in about for name in one))
   if not names:
@@ -93,11 +93,11 @@ def test_images(runs: Sequence[Run]) -> Table | None:
   columns = ['evaluation', *(run.label for run in runs)]
   if all(len(set(texts)) == 1 for texts in texts_of.values()):
     rows, columns = [Row(row.cells[:2]) for row in rows], ['evaluation', 'images']
-  return Table('Test images of all that follows', columns, rows, words=len(columns))
+  return Table('Test images used below', columns, rows, words=len(columns))
 
 
 def _images_of(run: Run) -> Iterator[tuple[str, str]]:
-  """Yields each evaluation, or all l_p attacks together where they are of the same images, with its images."""
+  """Yields each evaluation with its images; all l_p attacks together where they used the same ones."""
   for name, result in run.results.items():
     evaluation = registry.evaluations()[name]
     texts = [f'{part}: {sources.images(result, result[part])}' for part in evaluation.parts]
@@ -109,7 +109,7 @@ def _images_of(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def differences(runs: Sequence[Run]) -> Section:
-  """What each further run has more or less than the first, with paired intervals."""
+  """The difference of each further run from the first, with paired intervals."""
   parts: list[Part | None] = []
   for other in runs[1:]:
     numbers, corruptions, reasons = _compared(runs[0], other)
@@ -124,9 +124,9 @@ def differences(runs: Sequence[Run]) -> Section:
   if any(parts):
     parts.append(
       Paragraph(
-        'Intervals are paired (95 %, Bonett and Price 2012): both runs saw the same images, and only those count on '
-        'which they differ; the forms of one image under several corruptions count as one. Of twenty such intervals, '
-        'one misses by chance. Another training seed may change more.'
+        'Intervals are paired (95 %, Bonett and Price 2012): both runs saw the same images, and only images on which '
+        'they differ count; the corrupted versions of one image count as one. One in twenty such intervals misses the '
+        'true difference by chance. Another training seed may change more.'
       )
     )
   return section('differences', 'Differences', *parts)
@@ -146,7 +146,7 @@ def _compared(first: Run, other: Run) -> tuple[list[Pair], list[Pair], list[str]
   both = [(name, first.results[name], other.results[name]) for name in first.results if name in other.results]
   for name, one, two in [*both, *_same_attacks(first, other)]:
     if reason := different_images(one, two):
-      reasons.append(f'No difference in {name}, which is not of the same images: {reason}.')
+      reasons.append(f'No difference in {name}, which used different images: {reason}.')
       continue
     found = list(_headlines(name, one, two))
     numbers += found
@@ -155,14 +155,14 @@ def _compared(first: Run, other: Run) -> tuple[list[Pair], list[Pair], list[str]
       old.append(name)
   if old:
     reasons.append(
-      f'No intervals for {", ".join(old)}: results of older versions do not say which images were right; measure them '
-      'again with --overwrite.'
+      f'No intervals for {", ".join(old)}: results of older versions do not record which images were classified '
+      'correctly; evaluate again.'
     )
   return numbers, corruptions, reasons
 
 
 def _headlines(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[Pair]:
-  """Yields the numbers that sum up an evaluation or an attack."""
+  """Yields the headline numbers of an evaluation or an attack."""
   if name in _CORRUPTIONS:
     title, labels = _CORRUPTIONS[name]
     yield _error(title, one, two, tuple(labels))
@@ -194,7 +194,7 @@ def _accuracy(
 
 
 def _error(title: str, one: Mapping[str, Any], two: Mapping[str, Any], corruptions: Sequence[str]) -> Pair:
-  """A mean error over corruptions and their severities; what is wrong counts, so that more is worse."""
+  """A mean error over corruptions and their severities; its bits are errors, so that more is worse."""
   first, other = (float(np.mean([result['error'][name] for name in corruptions])) for result in (one, two))
   bits = None
   if 'correct' in one and 'correct' in two:

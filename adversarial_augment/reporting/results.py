@@ -1,4 +1,4 @@
-"""The sections that say how good the classifiers are."""
+"""The sections on accuracy, corruption errors and calibration."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ def _with_interval(result: dict[str, Any], field: str) -> tuple[str, ...]:
 
 
 class Standing(NamedTuple):
-  """How a run's corruption errors stand to published ones."""
+  """Whether a run's corruption errors are comparable with published ones."""
 
   compares: bool
   caution: bool
@@ -64,20 +64,20 @@ def standing(run: Run, result: dict[str, Any]) -> Standing:
   """
   name = sources.data_set(run, result)
   if name != 'cifar10':
-    sentence = f'{run.label} does not compare with published numbers: its data set is {name}, not CIFAR-10.'
+    sentence = f'{run.label} is not comparable with published numbers: its data set is {name}, not CIFAR-10.'
     return Standing(False, True, sentence)
   if frost := sources.made_up_frost(result):
-    sentence = f'{run.label} does not compare with published numbers: its frost is of {frost}.'
+    sentence = f'{run.label} is not comparable with published numbers: its frost is made of {frost}.'
     return Standing(False, True, sentence)
   origin, n = result['origin'], result['num_images']
   if origin == 'official' and n == 10_000:
-    sentence = f'{run.label} compares with published numbers: its images are the official files of CIFAR-10-C.'
+    sentence = f'{run.label} is comparable with published numbers: its images are the official CIFAR-10-C files.'
     return Standing(True, False, sentence)
   made_of = result['provenance']['data']['test']['origin']
   of = '' if origin == 'official' else f' from {made_of} test images'
   sentence = (
-    f'{run.label} compares only roughly with published numbers: its CIFAR-10-C is {origin}{of}, {n:,} images a cell; '
-    'theirs is official, 10,000 a cell.'
+    f'{run.label} is only roughly comparable with published numbers: its CIFAR-10-C is {origin}{of}, {n:,} images per '
+    'cell; theirs is official, 10,000 per cell.'
   )
   return Standing(True, True, sentence)
 
@@ -93,7 +93,7 @@ def paper_columns(runs: Sequence[Run]) -> Section:
     differs = _difference(clean, result) if clean else ''
     if differs:
       left_out.append(
-        f'{run.label} has no clean error in this row, for it is of another state or other images: {differs}.'
+        f'{run.label} has no clean error in this row, because it is from another checkpoint or other images: {differs}.'
       )
     clean_error = percent(1 - clean['accuracy']) if clean and not differs else NONE
     errors = [percent(result['corruption_error'][name], 1) for name in metrics.NAMES]
@@ -125,7 +125,7 @@ def paper_columns(runs: Sequence[Run]) -> Section:
 
 
 def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
-  """Says what keeps two results out of one row; '' where they are of one state and the same test images."""
+  """Says how the checkpoint or the test images of two results differ; '' where they are the same."""
   about = lambda result: {
     'test set': sources.test_set(result),
     'images': f'{result.get("subset_of", result["num_images"]):,}',
@@ -209,7 +209,7 @@ def _maps(
 
 
 def calibration(runs: Sequence[Run]) -> Section:
-  """How far confidence is from accuracy, on clean images and under attack."""
+  """Confidence against accuracy, on clean images and under attack."""
   drawn, rows, bins = [], [], []
   for name, title in (('clean', 'clean images'), ('ada', 'images under AdA')):
     lines, counts = [], []
@@ -230,7 +230,7 @@ def calibration(runs: Sequence[Run]) -> Section:
     guide = [Series('confidence = accuracy', (0, 100), (0, 100), None)] if lines else []
     about = '; '.join(f'{run.label} {percent(r["calibration"]["ece"])} %' for _, run, r in found)
     alt = (
-      'Accuracy against confidence in 15 bins, and below it how many images each bin holds. '
+      'Accuracy against confidence in 15 bins, and below it how many images each bin contains. '
       f'Expected calibration error: {about}.'
     )
     axes = Axes('confidence in %', 'accuracy in %', from_zero=True, square=True)
@@ -241,7 +241,7 @@ def calibration(runs: Sequence[Run]) -> Section:
   caption = 'Expected calibration error in %, 15 bins of equal width'
   table = Table(caption, ('run', 'of', 'ECE'), rows, words=2)
   columns = ('run', 'of', 'confidence', 'images', 'mean confidence', 'accuracy')
-  folded = Table('Bins of confidence that hold images, in %', columns, bins, words=3)
+  folded = Table('Confidence bins that contain images, in %', columns, bins, words=3)
   return section('calibration', 'Calibration', grid(*drawn, table), Folded('Images in each bin', [folded]))
 
 

@@ -1,4 +1,4 @@
-"""The section on l_p attacks: accuracy over the radius, stage by stage, and whether it can be believed."""
+"""The section on l_p attacks: accuracy over the radius, stage by stage, and whether it is reliable."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def attacked(runs: Sequence[Run]) -> Section:
     for _, run, result in found
   ]  # fmt: skip
   suspects = sorted({f'{run.label} ({", ".join(result["flags"])})' for _, run, result in found if result['flags']})
-  warning = f'Not to be relied on: {"; ".join(suspects)}. These numbers are upper bounds that say little.'
+  warning = f'Unreliable: {"; ".join(suspects)}. These numbers are only loose upper bounds.'
   note = (
     'An image counts as robust if no attack of the suite changed its class within the radius epsilon, for images in '
     '[0, 1]: an upper bound. In 8 bits: the final images, rounded.'

@@ -1,4 +1,4 @@
-"""Reads what runs left in their folders, and refuses what no report should be made of."""
+"""Reads the files of runs for a report, and refuses damaged ones."""
 
 from collections.abc import Iterator, Sequence
 import io
@@ -111,7 +111,7 @@ def _config(folder: Path) -> dict[str, Any]:
   path, remedy = folder / 'config.json', 'bring it back, or run the training again'
   config = results.read_json(path, remedy)
   if config is None:
-    raise UserError(f"'{folder}' is not a run: it has no config.json; name the --workdir of a training run.")
+    raise UserError(f"'{folder}' is not a run: it has no config.json; name the workdir of a training run.")
   if isinstance(config, dict) and 'classifier' not in config and 'output' in config:
     raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
   results.check(config, _Config, f"'{path}'", remedy)
@@ -138,7 +138,7 @@ def _examples(path: Path) -> tuple[bytes, str]:
   except FileNotFoundError:
     return b'', ''
   except Exception as error:  # Pillow's decoders raise many kinds
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else 'it is no whole PNG picture'
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else 'it is not a complete PNG'
     return b'', f"'{path}' is not shown: {reason}; remove its folder, and run the training command again."
   return content, ''
 

@@ -1,4 +1,4 @@
-"""Which images the results of a run are of, and where these come from, in words."""
+"""Which images a result used and where they come from, in words."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from adversarial_augment.storage import sharing
 
 
 def unmeasured(run: Run) -> Paragraph | None:
-  """Returns a quiet line that says which evaluations a run lacks, and what measures them."""
+  """Returns a line that names missing evaluations, with the command that runs them; None without any."""
   dataset = run.config['dataset'].partition(':')[0]
   missing = {
     name: entry.title
@@ -30,12 +30,12 @@ def unmeasured(run: Run) -> Paragraph | None:
 
 
 def having(runs: Sequence[Run], name: str) -> list[tuple[int, Run, dict[str, Any]]]:
-  """Returns the runs that have an evaluation: their number on the page, the run, and the result."""
+  """Returns the runs that have a result of an evaluation: their number on the page, the run, and the result."""
   return [(number, run, run.results[name]) for number, run in enumerate(runs) if name in run.results]
 
 
 def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> str:
-  """Says of which images a number is, and where they come from; a page says it once.
+  """Describes the images of a result and where they come from; a page does so once.
 
   Args:
     result: of an evaluation.
@@ -53,22 +53,22 @@ def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> 
   made_with = about.get('made_with') if origin == GENERATED_IN_MEMORY else None
   older = made_with and generated_origin(made_with, result['error']) == GENERATED_OLDER
   of = f' of {result["subset_of"]:,}' if 'subset_of' in result else ''
-  return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,}{of} a cell'
+  return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,}{of} per cell'
 
 
 def images_in_short(result: Mapping[str, Any]) -> str:
-  """Says how many images a number is of, and their origin, as a reminder of what `images` says whole."""
+  """Returns the origin and number of images: a short form of `images`."""
   return f'{result["origin"]}, n = {result["num_images"]:,}'
 
 
 def corruption_set(result: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns what a result's provenance says of its corruptions; nothing for files that came without a manifest."""
+  """Returns the provenance of a result's corruptions; {} for files without a manifest."""
   about = result['provenance'].get('corruptions')
   return about if isinstance(about, dict) else {}
 
 
 def made_up_frost(result: Mapping[str, Any]) -> str:
-  """Returns what frost is made of where it is not the official photographs, else ''."""
+  """Returns what the frost is made of where it is not the official photographs; else ''."""
   frost = str(corruption_set(result).get('frost') or '')
   return '' if frost.startswith('photographs') else 'procedural textures' if frost == 'procedural' else frost
 
@@ -85,7 +85,7 @@ def test_set(result: Mapping[str, Any]) -> str:
 
 
 def has_hash(result: Mapping[str, Any]) -> bool:
-  """Whether the images of a result are known by their hash, or by that of what they are made from, and a seed."""
+  """Whether the images of a result are identified by a hash, or by the hash of their source and a seed."""
   made = corruption_set(result)
   known = 'error' not in result or made.get('sha256') or made.get('seed') is not None
   return bool(_split(result).get('sha256') and known)

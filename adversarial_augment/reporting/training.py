@@ -1,4 +1,4 @@
-"""The sections that say what was run, how training went, what the adversary does, and where the numbers come from."""
+"""The sections on what was run, training, the adversary, and the provenance of the numbers."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def _about(run: Run) -> dict[str, str]:
     network = ', '.join([net['name'], *(f'{name} {size}' for name, size in sizes.items())])
   if attack['name'] == 'lp':
     network = NONE
-  steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not ended'
+  steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not finished'
   command = sharing.relative(run.closing.get('command', ''), run.folder)
   named = re.search(r'--config[= ](\S+)', command)
   about = {
@@ -81,28 +81,26 @@ def _about(run: Run) -> dict[str, str]:
 
 
 def _warnings(runs: Sequence[Run]) -> list[Paragraph]:
-  """What a reader must know before comparing numbers."""
+  """Cautions for a reader who compares numbers."""
   found = []
   sets = {run.label: run.config['dataset'] for run in runs}
   if len(set(sets.values())) > 1:
     which = ', '.join(f'{label}: {name}' for label, name in sets.items())
-    found.append(f'These runs are of different data sets, whose numbers do not compare ({which}).')
+    found.append(f'These runs use different data sets, so their numbers are not comparable ({which}).')
   for run in runs:
     last = run.closing.get('step')
     old = [
-      f'{name} of step {result["step"]}' for name, result in run.results.items() if last not in (None, result['step'])
+      f'{name} from step {result["step"]}' for name, result in run.results.items() if last not in (None, result['step'])
     ]
     if old:
-      found.append(
-        f'{run.label} has been trained to step {last}, but these results are of other steps: {", ".join(old)}.'
-      )
+      found.append(f'{run.label} was trained to step {last}, but these results are from other steps: {", ".join(old)}.')
     states = {result['checkpoint_sha256'] for result in run.results.values()}
     if len(states) > 1 and not old:
-      found.append(f'The results of {run.label} are of different checkpoints; evaluate them together.')
+      found.append(f'The results of {run.label} come from different checkpoints; evaluate them together.')
     images = {name: sources.test_set(result) for name, result in run.results.items()}
     if len(set(images.values())) > 1:
       which = ', '.join(f'{name}: {test_set}' for name, test_set in images.items())
-      found.append(f'The results of {run.label} are of different test sets ({which}); evaluate them together.')
+      found.append(f'The results of {run.label} come from different test sets ({which}); evaluate them together.')
   return [Paragraph(text, 'note') for text in found]
 
 
@@ -147,7 +145,7 @@ def _split(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[flo
 
 
 def _between(run: Run, label: str, number: int, name: str, field: str) -> list[Series]:
-  """What an evaluation found between steps, on the split that the run evaluates."""
+  """The results of an evaluation during training, on the split that the run evaluates."""
   found = [one for one in run.between if name in one['evals']]
   points = [(one['step'], one['evals'][name][field]) for one in found]
   return [Series(f'{label}{name}, {found[0]["split"]}', *_split(points), number, second=True)] if found else []
@@ -173,8 +171,8 @@ def adversary(runs: Sequence[Run]) -> Section:
   about = '; '.join(f'{run.label}: mean {result["ssim"]:.4f}' for _, run, result in found)
   title = 'SSIM of adversarial and clean images, before the line search'
   density = charts.chart('ssim', title, lines, Axes('SSIM', 'density', from_zero=True), f'Density of SSIM. {about}.')
-  columns = ('run', 'least SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
-  caption = 'The adversary on test images; the line search corrects those below the least SSIM'
+  columns = ('run', 'minimum SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
+  caption = 'The adversary on test images; the line search corrects those below the minimum SSIM'
   table = Table(caption, columns, rows) if rows else None
   return section('adversary', 'The adversary', grid(*pictures, style='pictures'), *damages, grid(density, table))
 
@@ -223,7 +221,7 @@ def provenance(runs: Sequence[Run]) -> Section:
 
 
 def _source(result: Mapping[str, Any]) -> dict[str, str]:
-  """What an evaluation says of itself, as text; not the config, which is that of the run."""
+  """The provenance of an evaluation as text, without the config, which is that of the run."""
   about = {key: value for key, value in result['provenance'].items() if key != 'config'}
   flat = {key: result[key] for key in ('step', 'checkpoint_sha256', 'seconds')} | registry.flatten(about)
   return {key: _plain(value) for key, value in flat.items()}
