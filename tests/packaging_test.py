@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -17,7 +18,6 @@ import adversarial_augment
 from adversarial_augment import config as configs
 
 ROOT = Path(__file__).parent.parent
-COMMENT = re.compile(r'\s*#.*')
 # A distribution's name where it is not that of what is imported.
 IMPORTS = {
   'dm-haiku': 'haiku',
@@ -37,13 +37,7 @@ NOT_IMPORTED = {
 }
 
 
-def setup_tables() -> dict:
-  """The lists of setup.py; everything before the call of `setup`."""
-  tree = ast.parse((ROOT / 'setup.py').read_text())
-  tree.body = [node for node in tree.body if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant)]
-  names = {'__file__': str(ROOT / 'setup.py')}
-  exec(compile(tree, 'setup.py', 'exec'), names)
-  return names
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 
 
 def distribution(requirement: str) -> str:
@@ -61,16 +55,17 @@ def imported_packages() -> set[str]:
   return found - set(sys.stdlib_module_names) - {'adversarial_augment'}
 
 
-def test_requirements_are_those_of_setup():
-  lines = [COMMENT.sub('', line).strip() for line in (ROOT / 'requirements.txt').read_text().splitlines()]
-  assert [line for line in lines if line] == setup_tables()['RUNTIME']
+def test_requirements_are_those_of_the_project():
+  lines = (ROOT / 'requirements.txt').read_text().splitlines()
+  assert [line for line in lines if not line.startswith('#')] == PROJECT['dependencies']
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
-  tables = setup_tables()
   name = lambda requirement: IMPORTS.get(distribution(requirement), distribution(requirement))
-  runtime = {name(requirement) for requirement in tables['RUNTIME']}
-  optional = {name(requirement) for extra in ('plots', 'logging') for requirement in tables['EXTRAS'][extra]}
+  runtime = {name(requirement) for requirement in PROJECT['dependencies']}
+  optional = {
+    name(requirement) for extra in ('plots', 'logging') for requirement in PROJECT['optional-dependencies'][extra]
+  }
   assert imported_packages() - runtime - optional == set()
   assert (runtime | optional) - imported_packages() <= NOT_IMPORTED
 
@@ -82,8 +77,7 @@ def test_metadata_of_this_installation():
     pytest.skip('the package is imported from a folder and not installed')
   assert metadata['Version'] == adversarial_augment.__version__
   assert metadata['Requires-Python'] == '>=3.11'
-  extras = {'dev', 'plots', 'logging', 'frost', 'export', 'autoattack', 'plan-tpu', 'plan-gpu'}
-  assert set(metadata.get_all('Provides-Extra')) == extras
+  assert set(metadata.get_all('Provides-Extra')) == set(PROJECT['optional-dependencies'])
 
 
 def test_version_is_that_of_the_changelog_and_the_citation():
