@@ -1,7 +1,7 @@
 """What can go wrong in a way the user can mend; each kind has its exit code.
 
 A command line prints the message as one line on standard error and ends with `exit_code` (see cli.run). The message
-names the field or file, its value, the rule, and the way out.
+names the argument or file, its value, the rule, and the way out; flags are named by the commands alone.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,20 @@ from typing import Any
 
 
 class AdversarialAugmentError(Exception):
-  """The base of every error that a command line reports as one line."""
+  """The base of every error that a command line reports as one line.
+
+  Args:
+    message: the facts, and the way out where it is the same for every caller.
+    remedy: what offers one more way out, such as 'workdir'. A command knows the flag, and adds it to the message (see
+      cli/ways_out.py).
+    **facts: what it needs for that, in JSON's types.
+  """
 
   exit_code = 1
+
+  def __init__(self, message: str = '', *, remedy: str = '', **facts: Any):
+    super().__init__(message)
+    self.remedy, self.facts = remedy, facts
 
 
 class UserError(AdversarialAugmentError, ValueError):
@@ -90,3 +101,17 @@ class Stopped(AdversarialAugmentError, RuntimeError):
 
 class Interrupted(Stopped):
   """A signal came where nobody listens to it; the message is 'stopped by NAME', without what is kept."""
+
+
+def to_json(error: Exception) -> dict[str, Any]:
+  """Returns an error in JSON's types, for another process of the run."""
+  about = {'remedy': error.remedy, **error.facts} if isinstance(error, AdversarialAugmentError) else {}
+  return {'kind': type(error).__name__, 'message': str(error), **about}
+
+
+def from_json(content: Mapping[str, Any], prefix: str = '') -> Exception:
+  """Returns the error that `to_json` wrote, with `prefix` before its message; a RuntimeError for kinds not of here."""
+  facts = dict(content)
+  kind, message = globals().get(facts.pop('kind')), f'{prefix}{facts.pop("message")}'
+  ours = isinstance(kind, type) and issubclass(kind, AdversarialAugmentError)
+  return kind(message, **facts) if ours else RuntimeError(message)

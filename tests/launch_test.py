@@ -13,7 +13,7 @@ import time
 import pytest
 
 from adversarial_augment import errors, evaluate
-from adversarial_augment.config import command_line
+from adversarial_augment.config import command_line, rules
 from adversarial_augment.parallel import launch
 from tests import trainer
 
@@ -91,10 +91,11 @@ def test_a_bad_number_of_tasks_is_a_user_error(name, text, monkeypatch):
 
 
 def test_processes_have_equal_parts_of_a_batch():
-  assert launch.share_of_batch(None, 7) == 7
-  assert launch.share_of_batch(launch.Processes(2, 0, None, ''), 8) == 4
+  assert launch.number(None) == launch.number(launch.Processes(None, None, None, 'the TPU runtime')) == 1
+  assert launch.number(launch.Processes(2, 0, None, '')) == 2
+  rules.require(rules.of_batch(8, 2, 'processes'))
   with pytest.raises(errors.UserError, match='config.batch_size=1 must be a multiple of the 2 processes'):
-    launch.share_of_batch(launch.Processes(2, 0, None, ''), 1)
+    rules.require(rules.of_batch(1, 2, 'processes'))
 
 
 def start(

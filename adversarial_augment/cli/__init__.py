@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from adversarial_augment.cli import environment, jax_errors, signals, streams
+from adversarial_augment.cli import environment, jax_errors, signals, streams, ways_out
 from adversarial_augment.errors import (
   AdversarialAugmentError,
   Interrupted,
@@ -83,7 +83,7 @@ def _known(error: BaseException) -> tuple[str, int] | None:
   if isinstance(error, Interrupted):
     return f'{error}: {_KEPT}.', error.exit_code
   if isinstance(error, AdversarialAugmentError):
-    return str(error), error.exit_code
+    return ways_out.describe(error), error.exit_code
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output
     streams.discard_output()
     return f'Cannot write: {error.strerror}; free space, or send the output elsewhere.', StorageError.exit_code

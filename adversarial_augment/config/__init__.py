@@ -75,8 +75,7 @@ def validate(config: ConfigDict) -> None:
   broken = rules.of_networks(flat)
   if program == 'train':
     broken = itertools.chain(broken, rules.of_training(flat))
-  for sentence in broken:
-    raise UserError(sentence)
+  rules.require(broken)
 
 
 def network_sizes(config: ConfigDict) -> dict[str, int]:

@@ -1,10 +1,21 @@
-"""The rules between the fields of a config: each is a sentence that says what is broken, and what to set."""
+"""The rules between the fields of a config, and between them and what a run finds: its devices, images and weights.
 
-from collections.abc import Iterator, Mapping
+Each is a sentence that says what is broken, and what to set.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
 from typing import Any
 
 from adversarial_augment import registry
 from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES
+from adversarial_augment.errors import UserError
+
+
+def require(broken: Iterable[str]) -> None:
+  """Raises UserError with the first rule that is broken."""
+  for sentence in broken:
+    raise UserError(sentence)
 
 
 def of_networks(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -144,3 +155,102 @@ def of_training(flat: Mapping[str, Any]) -> Iterator[str]:
     if batch % micro:
       below = next(n for n in range(min(micro, batch), 0, -1) if batch % n == 0)
       yield f'config.attack.microbatch={micro} must divide config.batch_size={batch}; try {below}.'
+
+
+# ---- What a run finds.
+
+
+def of_batch(batch_size: int, count: int, parts: str) -> Iterator[str]:
+  """Yields what is wrong with a batch that is divided over so many devices or processes."""
+  if batch_size % count:
+    below = batch_size // count * count
+    near = ' or '.join(str(size) for size in (below, below + count) if size)
+    yield f'config.batch_size={batch_size} must be a multiple of the {count} {parts}; try {near}.'
+
+
+def no_steps(num_epochs: float, num_examples: int, batch_size: int) -> str:
+  """Refuses a run without a step."""
+  return (
+    f'config.num_epochs={num_epochs} of {num_examples} images make no batch of config.batch_size={batch_size}; lower '
+    'config.batch_size or set config.num_steps.'
+  )
+
+
+def few_steps(field: str, value: float, num_steps: int, enough: int) -> str:
+  """Warns of a run too short to learn from scratch, and says which value of `field` is enough."""
+  return (
+    f'config.{field}={value:g} makes {num_steps:,} updates, too few to learn from scratch; set '
+    f'--config.{field}={enough} or more'
+  )
+
+
+def of_attacked(
+  count: int, size: int, group: int | None, fraction: float, num_local: int, num_devices: int
+) -> Iterator[str]:
+  """Yields what is wrong with the images of a device that are attacked.
+
+  Args:
+    count: how many are attacked.
+    size: how many at a time.
+    group: how many share a perturbation; None: all.
+    fraction: `attack.fraction`.
+    num_local: images of the device.
+    num_devices: devices.
+  """
+  of_each = f'of each of the {num_devices} devices'
+  if not count:
+    yield (
+      f'config.attack.fraction={fraction:g} of the {num_local} images {of_each} is less than one image; '
+      f'set at least {math.ceil(1000 / num_local) / 1000}, or raise config.batch_size.'
+    )
+  elif count % size:
+    yield f'config.attack.microbatch={size} must divide the {count} images {of_each} that are attacked.'
+  elif size % (group or size):
+    yield f'config.attack.group={group} must divide the {size} images {of_each} that are attacked at a time.'
+
+
+def too_small(dataset: str, height: int, width: int, least: int, reader: str) -> str:
+  """Refuses images that are smaller than what reads them needs."""
+  return (
+    f'config.dataset={dataset} has images of {height}x{width}, but {reader} needs at least {least} pixels a side; '
+    'prepare them larger, for example with --size=32.'
+  )
+
+
+def not_cifar10(dataset: str) -> str:
+  """Refuses CIFAR-10.1 for a classifier of other classes."""
+  return f"config.evals has cifar10_1, which has CIFAR-10's classes, but config.dataset={dataset}; leave it out."
+
+
+def no_offsets(network: str, known: Sequence[str]) -> str:
+  """Refuses AdvMix around a network that DeepAugment does not damage."""
+  return (
+    'config.attack.name=advmix mixes what DeepAugment does to weights, which is not defined for '
+    f'config.corruption_net.name={network}; set one of {", ".join(known)}.'
+  )
+
+
+def of_weights(network: str, weights: str | None, held: Mapping[str, int], asked: Mapping[str, int]) -> Iterator[str]:
+  """Yields what is wrong with the sizes that a weight file holds, where the config asks for others."""
+  different = [name for name in held if asked[name] != held[name]]
+  if different:
+    found = ' '.join(f'{name}={size}' for name, size in held.items())
+    wanted = ', '.join(f'config.corruption_net.{name}={asked[name]}' for name in different)
+    flags = ' '.join(f'--config.corruption_net.{name}={held[name]}' for name in different)
+    yield (
+      f"config.corruption_net.weights='{weights}' holds {network} with {found}, but {wanted}; set {flags}, or name "
+      'another file.'
+    )
+
+
+def unusable_weights(weights: str | None, reason: object) -> str:
+  """Refuses a weight file."""
+  return f"config.corruption_net.weights='{weights}': {reason}"
+
+
+def too_much_memory(available: int, microbatch: int, images: int) -> str:
+  """Warns of a step that needs more than the bytes of a device, where `images` are attacked at a time."""
+  return (
+    f'a device has {available / 1e9:.2f} GB; lower config.batch_size, or set config.attack.batch_norm=running and '
+    f'config.attack.microbatch={microbatch} (it must divide {images})'
+  )

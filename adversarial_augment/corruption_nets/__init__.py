@@ -120,7 +120,7 @@ def find(weights: str | Path) -> Path:
     UserError: neither ships nor looks like a path, or a path that no file can have.
   """
   if str(weights).endswith('.safetensors'):
-    return files.user_path(str(weights), 'config.corruption_net.weights')
+    return files.user_path(str(weights), 'weights')
   known = {path.stem: path for path in files.named(_SHIPPED, '*.safetensors')}
   return registry.lookup(known, str(weights), 'shipped weights')
 
@@ -135,8 +135,7 @@ def shipped_name(name: str, sizes: Mapping[str, int]) -> str:
   known = [path.stem for path in files.named(_SHIPPED, '*.safetensors')]
   if stem not in known:
     raise UserError(
-      f'No weights ship for config.corruption_net {name} with {", ".join(f"{k}={v}" for k, v in sizes.items())}; '
-      f'shipped: {", ".join(known)}. Make them with python -m adversarial_augment.pretrain or convert and '
-      'set config.corruption_net.weights.'
+      f'No weights ship for {name} with {", ".join(f"{k}={v}" for k, v in sizes.items())}; shipped: '
+      f'{", ".join(known)}. Make them with python -m adversarial_augment.pretrain or convert, and name their file.'
     )
   return stem

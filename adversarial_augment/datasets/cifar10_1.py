@@ -38,7 +38,7 @@ def read(folder: pathlib.Path, version: str) -> tuple[Batch, dict[str, str]]:
   for path in paths:
     if not path.is_file():
       raise UserError(
-        f"'{path}' does not exist; --from must name the folder with {', '.join(SHA256)}, which is datasets/ of "
+        f"'{path}' does not exist; give the folder with {', '.join(SHA256)}, which is datasets/ of "
         'github.com/modestyachts/CIFAR-10.1.'
       )
   images, labels = (npy.open_array(npy.whole(path)) for path in paths)

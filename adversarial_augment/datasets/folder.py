@@ -64,24 +64,24 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
       or a fraction is given though there is a test folder.
   """
   if not root.is_dir():
-    raise UserError(f"--from='{root}' is not a folder; give the folder that holds one folder for each class.")
+    raise UserError(f"'{root}' is not a folder; give the folder that holds one folder for each class.")
   fraction = 0.2 if test_fraction is None else test_fraction
   if not 0 < fraction < 1:
-    raise UserError(f'--test_fraction={fraction} must lie between 0 and 1, for example 0.2.')
+    raise UserError(f'test_fraction={fraction} must lie between 0 and 1, for example 0.2.')
   rng = np.random.default_rng(seed)
   notes: list[str] = []
   found: dict[str, dict[str, list[pathlib.Path]]]
   folders = _split_folders(root)
   if folders:
     if test_fraction is not None:
-      raise UserError(f"'{root}' has a test folder, so that --test_fraction={fraction} has no meaning; leave it out.")
+      raise UserError(f"'{root}' has a test folder, so that test_fraction={fraction} has no meaning; leave it out.")
     if 'test' not in folders:
       folders['test'] = folders.pop('validation')
       notes.append(f"'{folders['test']}' is taken as the test split; there is no test folder.")
     if 'validation' in folders:
       notes.append(
-        f"'{folders['validation']}' is stored as the split validation, which train does not read; it can keep training "
-        'images aside (config.holdout).'
+        f"'{folders['validation']}' is stored as the split validation, which train does not read; it can hold out "
+        'training images instead.'
       )
     found = {split: _by_class(folders[split], notes) for split in ('train', 'test', 'validation') if split in folders}
     for split, by_class in found.items():
@@ -199,7 +199,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     beside = f"beside it '{others[0].name}', which is no split" if others else 'no other split'
     raise UserError(
       f"'{by_split['train'][0]}' is a split of classes, and there is {beside}; {_KNOWN}. Rename or move folders, or "
-      f"divide one at random with --from='{by_split['train'][0]}'."
+      f"give '{by_split['train'][0]}' alone, which is then split at random."
     )
   return {str(split): paths[0] for split, paths in by_split.items()}
 

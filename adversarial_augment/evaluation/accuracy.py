@@ -93,8 +93,8 @@ def accuracy(
       totals = jax.tree.map(_add, sums, jax.tree.map(np.zeros_like, sums) if totals is None else totals)
     if not np.isfinite(totals['calibration']['confidence']).all():
       raise NumericalError(
-        f'The classifier gives logits that are NaN or infinite on {dataset.name}; train it anew, '
-        'for example with a lower config.optimizer.learning_rate.'
+        f'The classifier gives logits that are NaN or infinite on {dataset.name}; train it again, '
+        'for example with a lower learning rate.'
       )
     means = {name: float(value / totals['num_images']) for name, value in totals.pop('metrics').items()}
     result = jax.tree.map(lambda x: x.tolist(), totals) | means

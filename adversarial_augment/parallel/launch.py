@@ -18,7 +18,7 @@ import threading
 from typing import Any, NamedTuple
 
 from adversarial_augment import errors, registry
-from adversarial_augment.cli import environment, signals, streams
+from adversarial_augment.cli import environment, signals, streams, ways_out
 from adversarial_augment.errors import AdversarialAugmentError, UserError, show
 
 _PATIENCE = 300  # seconds for the others to come; where this process is about to fail, _SHORT
@@ -64,18 +64,9 @@ def find(arguments: Any) -> Processes | None:
   return Processes(None, None, None, 'the TPU runtime') if _tpu() else None
 
 
-def share_of_batch(processes: Processes | None, batch_size: int) -> int:
-  """Returns how many images of a batch are this process's.
-
-  Raises:
-    UserError: the processes cannot have equal parts.
-  """
-  count = processes.number or 1 if processes else 1
-  if batch_size % count:
-    raise UserError(
-      f'config.batch_size={batch_size} must be a multiple of the {count} processes of the run; change it.'
-    )
-  return batch_size // count
+def number(processes: Processes | None) -> int:
+  """Returns how many processes there are, as far as that is known before they meet."""
+  return processes.number or 1 if processes else 1
 
 
 @contextmanager
@@ -104,13 +95,12 @@ def together(processes: Processes | None) -> Iterator[dict[str, Any]]:
   if processes is None or not (own or failure):
     return
   _join(processes, failure)
-  everybody = _exchange({'error': [type(failure).__name__, str(failure)]} if failure else own | _of_program())
+  everybody = _exchange({'error': errors.to_json(failure)} if failure else own | _of_program())
   if failure is not None:
     raise failure
   for index, theirs in everybody.items():
     if 'error' in theirs:
-      kind, message = theirs['error']
-      raise getattr(errors, kind, UserError)(f'process {index}: {message}')
+      raise errors.from_json(theirs['error'], f'process {index}: ')
   _compare(everybody)
 
 
@@ -157,7 +147,7 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
   lost = f'{waited_for} did not come within {patience} s; start all processes of the run, or this one alone.'
 
   def give_up() -> None:
-    streams.say(str(failure) if failure else f'Cannot start: {lost}')
+    streams.say(ways_out.describe(failure) if failure else f'Cannot start: {lost}')
     os._exit(failure.exit_code if failure else UserError.exit_code)
 
   def stop(number: int) -> None:
@@ -195,7 +185,7 @@ def _claim(address: str, index: int | None) -> None:
     claim.bind(f'\0adversarial_augment {hashlib.sha256(address.encode()).hexdigest()} {index}')
   except OSError as error:
     raise UserError(
-      f'Process {index} of the run at {address} has been started already; give each process its own --process_id.'
+      f'Process {index} of the run at {address} has been started already; wait until it ends.', remedy='process_id'
     ) from error
   claim.detach()
 

@@ -18,18 +18,18 @@ def on_process_0(action: Callable[[], Any]) -> Any:
   if jax.process_count() == 1:
     return action()
   failure: Exception | None = None
-  outcome: list[Any] = [None, None]
+  outcome: dict[str, Any] = {}
   if jax.process_index() == 0:
     try:
-      outcome = [None, action()]
+      outcome = {'value': action()}
     except Exception as error:  # the others would wait for ever
-      failure, outcome = error, [type(error).__name__, str(error)]
-  kind, value = json.loads(broadcast(json.dumps(outcome).encode()))
+      failure, outcome = error, {'error': errors.to_json(error)}
+  outcome = json.loads(broadcast(json.dumps(outcome).encode()))
   if failure is not None:
     raise failure
-  if kind is not None:
-    raise getattr(errors, kind, RuntimeError)(value)
-  return value
+  if 'error' in outcome:
+    raise errors.from_json(outcome['error'])
+  return outcome['value']
 
 
 def all_have(digest: str) -> bool:

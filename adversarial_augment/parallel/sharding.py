@@ -27,18 +27,6 @@ def data_mesh() -> Mesh:
   return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(num_devices: int, batch_size: int) -> None:
-  """Refuses a batch that does not divide over the devices.
-
-  Raises:
-    UserError: names the nearest sizes that do.
-  """
-  if batch_size % num_devices:
-    below = batch_size // num_devices * num_devices
-    near = ' or '.join(str(size) for size in (below, below + num_devices) if size)
-    raise UserError(f'config.batch_size={batch_size} must be a multiple of the {num_devices} devices; try {near}.')
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of arrays whose first axis is the batch."""
   return NamedSharding(mesh, PartitionSpec(AXIS))

@@ -24,8 +24,8 @@ def check_installed() -> None:
   """
   if importlib.util.find_spec('tensorboardX') is None:
     raise UserError(
-      "config.tensorboard=True needs tensorboardX, which is not installed; install the extra 'logging': "
-      'pip install tensorboardX.'
+      "TensorBoard files need tensorboardX, which is not installed; install the extra 'logging': pip install "
+      'tensorboardX.'
     )
 
 

@@ -86,8 +86,7 @@ def download(
   if found != sha256:
     part.unlink()
     raise UserError(
-      f"'{url}' has SHA-256 {found}, but {sha256} was expected; the wrong file was removed: try again, or give "
-      'another --url, or --from=PATH.'
+      f"'{url}' has SHA-256 {found}, but {sha256} was expected; the wrong file was removed: try again.", remedy='url'
     )
   part.replace(path)
 
@@ -110,7 +109,7 @@ def _check_url(url: str) -> None:
 
 
 def _bad_url(url: str, problem: object) -> UserError:
-  return UserError(f'--url={url!r} is not an address that can be downloaded ({problem}); give another one, or --from.')
+  return UserError(f'{url!r} cannot be downloaded ({problem}); mend the address.', remedy='url')
 
 
 def _fetch(url: str, part: pathlib.Path, have: int, size: int, report: Callable[[int], None]) -> None:
@@ -162,7 +161,8 @@ def _proxy(url: str) -> str:
     shown = re.sub('//[^/]*@', '//', proxy)  # without the password
     raise UserError(
       f"Cannot download '{url}': the proxy {variable}={shown!r} cannot be used ({problem}); change or unset the "
-      'variable, or give --from=PATH.'
+      'variable.',
+      remedy='from',
     )
   return f' through the proxy {address} ({variable})' if variable else f' through the proxy {address}'
 
@@ -173,7 +173,7 @@ def _explain(error: Exception, url: str, proxy: str) -> str:
   Raises:
     UserError: another one will not help.
   """
-  problem, way_out = '', 'give another --url, or --from=PATH'
+  problem, way_out = '', 'check the address'
   reason = error.reason if isinstance(error, urllib.error.URLError) else error
   text = str(reason) or type(reason).__name__
   if isinstance(error, urllib.error.HTTPError):
@@ -185,7 +185,7 @@ def _explain(error: Exception, url: str, proxy: str) -> str:
     return text
   elif isinstance(reason, ssl.SSLCertVerificationError):
     problem = f'the certificate is not accepted ({reason.verify_message or text})'
-    way_out = 'set SSL_CERT_FILE to a file with the certificates of your network, or give --from=PATH'
+    way_out = 'set SSL_CERT_FILE to a file with the certificates of your network'
   elif isinstance(reason, ssl.SSLError) and not isinstance(reason, _PASSING_TLS):
     problem = f'no TLS connection is possible ({text})'
   elif isinstance(reason, socket.gaierror) and reason.errno not in _PASSING_NAMES:
@@ -194,6 +194,6 @@ def _explain(error: Exception, url: str, proxy: str) -> str:
     problem = f'the proxy refuses ({text})'
   if problem:
     if proxy and not isinstance(reason, ssl.SSLCertVerificationError):
-      way_out = f'mend or unset the proxy of the environment, {way_out}'
-    raise UserError(f"Cannot download '{url}'{proxy}: {problem}; {way_out}.") from error
+      way_out = 'mend or unset the proxy of the environment'
+    raise UserError(f"Cannot download '{url}'{proxy}: {problem}; {way_out}.", remedy='url') from error
   return text

@@ -80,7 +80,8 @@ def read(
   if rejected and not found:
     raise CheckpointError(
       f"No usable checkpoint is left of {len(rejected)} under '{directory}' (the newest: {rejected[0][1]}); bring one "
-      'back from a copy, or start anew with another --workdir.'
+      'back from a copy.',
+      remedy='workdir',
     )
   return found[:2] if found else None
 

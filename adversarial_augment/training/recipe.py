@@ -27,6 +27,7 @@ from adversarial_augment import (
   ssim,
 )
 from adversarial_augment import config as configs
+from adversarial_augment.config import rules
 from adversarial_augment.config.tables import NETWORK_OPTIONS
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
@@ -115,10 +116,7 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
   """
   steps = config.num_steps or sampling.num_steps(config.num_epochs, num_examples, config.batch_size)
   if steps < 1:
-    raise UserError(
-      f'config.num_epochs={config.num_epochs} of {num_examples} images make no batch of config.batch_size='
-      f'{config.batch_size}; lower config.batch_size or set config.num_steps.'
-    )
+    raise UserError(rules.no_steps(config.num_epochs, num_examples, config.batch_size))
   return steps
 
 
@@ -157,10 +155,7 @@ def too_few_steps(config: ConfigDict, num_steps: int, num_examples: int) -> str:
     return ''
   epochs = math.ceil(_FEW_STEPS * config.batch_size / num_examples)
   field, more = ('num_steps', _FEW_STEPS) if config.num_steps else ('num_epochs', epochs)
-  return (
-    f'warning: config.{field}={config[field]:g} makes {num_steps:,} updates, too few to learn from scratch; set '
-    f'--config.{field}={more} or more'
-  )
+  return f'warning: {rules.few_steps(field, config[field], num_steps, more)}'
 
 
 def _steps_of(config: ConfigDict, num_steps: int, epochs: float) -> int:
@@ -275,19 +270,11 @@ def parts_of(config: ConfigDict, local: int, num_devices: int, *, training: bool
   Raises:
     UserError: parts that do not divide, or are empty.
   """
-  attack, of_each = config.attack, f'of each of the {num_devices} devices'
+  attack = config.attack
   count = attacks.attacked_images(attack.fraction if training else 1, local)
-  if not count:
-    raise UserError(
-      f'config.attack.fraction={attack.fraction:g} of the {local} images {of_each} is less than one image; '
-      f'set at least {math.ceil(1000 / local) / 1000}, or raise config.batch_size.'
-    )
   size = attack.microbatch or count
-  if count % size:
-    raise UserError(f'config.attack.microbatch={size} must divide the {count} images {of_each} that are attacked.')
   group = {'example': 1, 'group': attack.group, 'batch': None}[attack.beta_mode] if training else 1
-  if size % (group or size):
-    raise UserError(f'config.attack.group={group} must divide the {size} images {of_each} that are attacked at a time.')
+  rules.require(rules.of_attacked(count, size, group, attack.fraction, local, num_devices))
   return count, size, group
 
 
@@ -297,7 +284,7 @@ def check_parts(config: ConfigDict, num_devices: int) -> None:
   Raises:
     UserError: it does not.
   """
-  sharding.check_batch_size(num_devices, config.batch_size)
+  rules.require(rules.of_batch(config.batch_size, num_devices, 'devices'))
   if config.attack.name != 'none':
     parts_of(config, config.batch_size // num_devices, num_devices, training=True)
   if has_network(config):
@@ -330,33 +317,18 @@ def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> No
   """
   height, width, _ = image_shape
   if (has_network(config) or config.attack.name == 'lp') and min(height, width) < ssim.WINDOW:
-    raise UserError(
-      f'config.dataset={config.dataset} has images of {height}x{width}, but the SSIM of adversarial images needs '
-      f'{ssim.WINDOW} pixels a side; prepare them larger, for example with --size=32.'
-    )
+    raise UserError(rules.too_small(config.dataset, height, width, ssim.WINDOW, 'the SSIM of adversarial images'))
   if not has_network(config):
     return
   net = config.corruption_net
   if config.attack.name == 'advmix' and net.name not in deepaugment.NETS:
-    raise UserError(
-      f'config.attack.name=advmix mixes what DeepAugment does to weights, which is not defined for '
-      f'config.corruption_net.name={net.name}; set one of {", ".join(deepaugment.NETS)}.'
-    )
+    raise UserError(rules.no_offsets(net.name, deepaugment.NETS))
   params, sizes = corruption_nets.read(net.name, weights_of(config))
-  asked_for = configs.network_sizes(config)
-  different = [name for name in sizes if asked_for[name] != sizes[name]]
-  if different:
-    held = ' '.join(f'{name}={size}' for name, size in sizes.items())
-    asked = ', '.join(f'config.corruption_net.{name}={asked_for[name]}' for name in different)
-    flags = ' '.join(f'--config.corruption_net.{name}={sizes[name]}' for name in different)
-    raise UserError(
-      f"config.corruption_net.weights='{net.weights}' holds {net.name} with {held}, but {asked}; "
-      f'set {flags}, or name another file.'
-    )
+  rules.require(rules.of_weights(net.name, net.weights, sizes, configs.network_sizes(config)))
   try:
     attacks.check_blocks(params)
   except UserError as error:
-    raise UserError(f"config.corruption_net.weights='{net.weights}': {error}") from None
+    raise UserError(rules.unusable_weights(net.weights, error)) from None
 
 
 def weights_of(config: ConfigDict) -> str:
