@@ -8,9 +8,7 @@ import pytest
 
 from adversarial_augment.storage import pickles
 
-
-def read(data: bytes):
-  return pickles.run(data, pickles.NumPy(len(data)).find)
+read = pickles.load_numpy
 
 
 @pytest.mark.parametrize('protocol', range(6))
@@ -89,7 +87,7 @@ HOSTILE = FORGED | {
   'encoded for ever': b'X' + (10**6).to_bytes(4, 'little') + b'x' * 10**6 + b'q\0X\x06\0\0\0latin1q\1]q\2'
   + b'c_codecs\nencode\nq\3' + b'h\3h\0h\1\x86R' * 10**5 + b'.',
   'a key of tuples': b'}' + b')q\0' + b'h\0h\0\x86q\0' * 40 + b'Ns.',
-  'opcodes without end': b'N' * (pickles.MAX_OPCODES + 1) + b'.',
+  'opcodes without end': b'N' * (pickles.MAX_READS + 1) + b'.',
 }  # fmt: skip
 
 

@@ -98,10 +98,10 @@ def test_many_factors_of_a_size_are_refused(tmp_path):
 
 
 def test_a_stop_is_no_damage(tmp_path, monkeypatch):
-  def stop(data):
+  def stop(unpickler):
     raise Stopped('stopped')
 
-  monkeypatch.setattr(pickles.pickletools, 'genops', stop)
+  monkeypatch.setattr(pickles._Unpickler, 'load', stop)
   with pytest.raises(Stopped):
     torch_checkpoint.read(write(tmp_path / 'c.pt', mapping({}), {}))
 
@@ -114,4 +114,4 @@ def test_other_protocols_and_what_training_adds_are_read(tmp_path, protocol: int
     'state': {0: {'step': 70000}, 1: {'step': -1}}, 'unit': (1,), 'groups': [{'params': [0, 1]}], 'one': [2],
   }  # fmt: skip
   raw = pickle.dumps(extra, protocol)
-  assert pickles.run(raw, {}.__getitem__, lambda _: np.zeros(1)) == extra
+  assert pickles.load(raw, {}.__getitem__, lambda _: np.zeros(1)) == extra

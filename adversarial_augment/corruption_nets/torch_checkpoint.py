@@ -2,14 +2,14 @@
 
 A checkpoint of PyTorch 1.6 or newer is a zip archive: a pickle that describes the tensors, and their bytes beside it.
 In an older one, as the published networks of 2018 and 2020 are, pickles and bytes stand one after the other.
-The pickle is read by `pickles`, which replaces the few globals that a state dict needs by functions of this module.
+The pickle is read by `pickles` with stand-ins for the few globals that a state dict needs: they describe tensors, whose
+arrays are then made of the bytes.
 """
 
-from collections.abc import Callable
 import io
 import math
 import os
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 import zipfile
 
 import numpy as np
@@ -56,44 +56,59 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
       start = file.read(len(_LEGACY))
       file.seek(0)
       if start == _LEGACY:
-        content = _read_legacy(file, path)
-      elif zipfile.is_zipfile(file):
+        return _read_legacy(file, path)
+      if zipfile.is_zipfile(file):
         with untrusted.open_zip(file) as archive:
-          content = _read_zip(archive, path)
-      elif _LEGACY.startswith(start) or start[:2] in (b'P', b'PK'):
-        raise UserError(f"'{path}' {'is cut off' if start else 'is empty'}; download it, or save it, again.")
-      else:
-        raise UserError(
-          f"'{path}' is no checkpoint of PyTorch, neither a zip archive (1.6 or newer) nor of the older form; where "
-          'PyTorch is installed, torch.load it and torch.save its state_dict again.'
-        )
+          return _read_zip(archive, path)
   except OSError as error:
     raise UserError(f"Cannot read the checkpoint '{path}': {error.strerror or error}; name another file.") from error
   except AdversarialAugmentError:
     raise
-  except Exception as error:  # a hostile or damaged file can make zipfile and the machine raise nearly anything
+  except Exception as error:  # a hostile or damaged file can make zipfile and the unpickler raise nearly anything
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
     raise UserError(f"The checkpoint '{path}' is damaged or not one of PyTorch ({reason}); get it again.") from error
-
-  for name in ('model', 'state_dict'):
-    if isinstance(content, dict) and isinstance(content.get(name), dict):
-      content = content[name]
-  if not isinstance(content, dict) or not content:
-    raise UserError(f"The checkpoint '{path}' holds no state dict; save one with torch.save(model.state_dict(), ...).")
-  for key, value in content.items():
-    if not isinstance(key, str) or not isinstance(value, np.ndarray):
-      raise UserError(f"The checkpoint '{path}' holds no plain state dict: its entry {show(key)} is not a tensor.")
-  return content
+  if _LEGACY.startswith(start) or start[:2] in (b'P', b'PK'):
+    raise UserError(f"'{path}' {'is cut off' if start else 'is empty'}; download it, or save it, again.")
+  raise UserError(
+    f"'{path}' is not a checkpoint of PyTorch, neither a zip archive (1.6 or newer) nor of the older form; where "
+    'PyTorch is installed, torch.load it and torch.save its state_dict again.'
+  )
 
 
-def _read_zip(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
-  """The object that the archive's pickle describes, made of dicts, lists, numbers, strings and arrays only."""
+class _Storage(NamedTuple):
+  """The numbers of one or several tensors, as a pickle names them."""
+
+  key: str
+  kind: str  # of `STORAGES`
+  count: int
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype('<u2' if self.kind == 'bfloat16' else self.kind)
+
+  def numbers(self, raw: bytes | bytearray) -> np.ndarray:
+    """Returns the numbers [count] in these bytes; bfloat16, the upper half of a float32, becomes one."""
+    values = np.frombuffer(raw, self.dtype, self.count)
+    return (values.astype('<u4') << 16).view('<f4') if self.kind == 'bfloat16' else values
+
+
+class _Tensor(NamedTuple):
+  """A view of a storage, as a pickle describes it."""
+
+  storage: _Storage
+  offset: Any
+  size: Any
+  stride: Any
+
+
+def _read_zip(archive: zipfile.ZipFile, path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Returns the tensors of an archive."""
   members = {member.filename: member for member in archive.infolist()}
   # PyTorch does not compress, so the members fit into the file, and reading them cannot take more memory than its size.
   if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()) or (
     sum(member.file_size for member in members.values()) > os.path.getsize(path)
   ):
-    raise UserError(f"'{path}' is compressed, as no checkpoint of PyTorch is; save it again with torch.save.")
+    raise UserError(f"'{path}' is compressed, which PyTorch does not do; save it again with torch.save.")
   roots = [name.removesuffix('data.pkl') for name in members if name.count('/') <= 1 and name.endswith('data.pkl')]
   if len(roots) != 1:
     raise UserError(f"'{path}' is a zip archive, but not a checkpoint of PyTorch: it holds {len(roots)} data.pkl.")
@@ -103,79 +118,43 @@ def _read_zip(archive: zipfile.ZipFile, path: str | os.PathLike) -> Any:
     raise UserError(f"'{path}' {_BIG_ENDIAN}")
   if members[f'{root}data.pkl'].file_size > MAX_PICKLE_BYTES:
     raise UserError(f"'{path}': its pickle is larger than {MAX_PICKLE_BYTES >> 20} MiB, too large for a state dict.")
-  storages: dict[str, np.ndarray] = {}
-
-  def storage(identifier: Any) -> np.ndarray:
-    key, dtype, count = _identified(identifier)
-    if key not in storages:  # tensors may share a storage
-      storages[key] = _numbers(read(f'data/{key}'), dtype, count)
-    return storages[key]
-
-  return pickles.run(bytes(read('data.pkl')), _finder(path), storage)
+  storages: dict[str, _Storage] = {}
+  tensors = _tensors(_load(io.BytesIO(read('data.pkl')), path, storages), path)
+  used = {tensor.storage.key for tensor in tensors.values()}
+  return _arrays(tensors, {key: storages[key].numbers(read(f'data/{key}')) for key in used})
 
 
-def _read_legacy(file: BinaryIO, path: str | os.PathLike) -> Any:
-  """The object in a file of PyTorch before 1.6, made as by `_read_zip`.
+def _read_legacy(file: BinaryIO, path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Returns the tensors in a file of PyTorch before 1.6.
 
   Five pickles come first: a magic number, the version, the machine, the object, and the keys of its storages. Then
-  each storage: its length, int64, and its bytes. How long an entry of it is, the object says; so it is read twice.
+  each storage: its length, int64, and its bytes.
   """
-  size, start, find = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(MAX_PICKLE_BYTES)), _finder(path)
-  kinds: dict[str, tuple[str, int]] = {}
-
-  def note(identifier: Any) -> None:
-    key, dtype, count = _identified(identifier)
-    if kinds.setdefault(key, (dtype, count)) != (dtype, count):
-      raise ValueError('a storage of two kinds')
-
-  def find_kind(name: str) -> Any:
-    found = find(name)
-    return found if isinstance(found, str) else lambda *_: {}
-
-  _, version, machine = (pickles.run(start, find) for _ in range(3))
+  size, start = os.fstat(file.fileno()).st_size, io.BytesIO(file.read(MAX_PICKLE_BYTES))
+  storages: dict[str, _Storage] = {}
+  _, version, machine = (_load(start, path) for _ in range(3))
   if type(version) is not int or version != 1001 or not isinstance(machine, dict):
     raise ValueError('another version')
   if machine.get('little_endian') is not True:
     raise UserError(f"'{path}' {_BIG_ENDIAN}")
-  begin = start.tell()
-  pickles.run(start, find_kind, note)
-  keys = pickles.run(start, find)
-  if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(kinds):
+  content, keys = _load(start, path, storages), _load(start, path)
+  if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
     raise ValueError('the keys of other storages')
   file.seek(start.tell())
-  storages = {}
-  for key in keys:
-    dtype, count = kinds[key]
-    length, expected = file.read(8), count * _type(dtype).itemsize
+  numbers = {}
+  for storage in map(storages.__getitem__, keys):
+    length, expected = file.read(8), storage.count * storage.dtype.itemsize
     if len(length) < 8 or expected > size - file.tell():
       raise UserError(f"'{path}' is cut off; download it, or save it, again.")
-    if int.from_bytes(length, 'little') != count:
+    if int.from_bytes(length, 'little') != storage.count:
       raise ValueError('a storage of another length')
-    storages[key] = _numbers(file.read(expected), dtype, count)
-  start.seek(begin)
-  return pickles.run(start, find, lambda identifier: storages[_identified(identifier)[0]])
+    numbers[storage.key] = storage.numbers(file.read(expected))
+  return _arrays(_tensors(content, path), numbers)
 
 
-def _identified(identifier: Any) -> tuple[str, str, int]:
-  """The key, type and length of a storage by its persistent id."""
-  match identifier:
-    case ('storage', str(dtype), str(key), _, int(count), *view) if dtype in STORAGES.values() and count >= 0:
-      if all(part is None for part in view):  # of the older form; a part of a storage is none of a state dict
-        return key, dtype, count
-  raise ValueError('unknown persistent id')
+def _load(stream: io.BytesIO, path: str | os.PathLike, storages: dict[str, _Storage] | None = None) -> Any:
+  """Returns what the next pickle describes; adds its storages, where it may have any."""
 
-
-def _type(dtype: str) -> np.dtype:
-  return np.dtype('<u2' if dtype == 'bfloat16' else dtype)
-
-
-def _numbers(raw: bytes | bytearray, dtype: str, count: int) -> np.ndarray:
-  """The numbers [count] of a storage; bfloat16, the upper half of a float32, becomes one."""
-  values = np.frombuffer(raw, _type(dtype), count)
-  return (values.astype('<u4') << 16).view('<f4') if dtype == 'bfloat16' else values
-
-
-def _finder(path: str | os.PathLike) -> Callable[[str], Any]:
   def find(name: str) -> Any:
     if name not in _GLOBALS:
       raise UserError(
@@ -184,35 +163,52 @@ def _finder(path: str | os.PathLike) -> Callable[[str], Any]:
       )
     return _GLOBALS[name]
 
-  return find
+  def persistent(identifier: Any) -> _Storage:
+    assert storages is not None
+    match identifier:
+      case ('storage', str(kind), str(key), _, int(count), *view) if kind in STORAGES.values() and count >= 0:
+        # In the older form a storage may be a part of another one, which no state dict needs.
+        storage = _Storage(key, kind, count)
+        if all(part is None for part in view) and storages.setdefault(key, storage) == storage:
+          return storage
+    raise ValueError('an unknown storage, or one of two kinds')
+
+  return pickles.load(stream, find, None if storages is None else persistent)
 
 
-def _empty_dict() -> dict:  # takes no items, whose keys nobody would have looked at
-  return {}
+def _tensors(content: Any, path: str | os.PathLike) -> dict[str, _Tensor]:
+  """Returns the state dict in what a checkpoint describes."""
+  for name in ('model', 'state_dict'):
+    if isinstance(content, dict) and isinstance(content.get(name), dict):
+      content = content[name]
+  if not isinstance(content, dict) or not content:
+    raise UserError(f"The checkpoint '{path}' holds no state dict; save one with torch.save(model.state_dict(), ...).")
+  for key, value in content.items():
+    if not isinstance(key, str) or not isinstance(value, _Tensor):
+      raise UserError(f"The checkpoint '{path}' holds no plain state dict: its entry {show(key)} is not a tensor.")
+  return content
 
 
-def _rebuild_tensor(values, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> np.ndarray:
-  del requires_grad, hooks, metadata
-  return _strided(values, offset, size, stride)
+def _arrays(tensors: dict[str, _Tensor], numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return {key: _strided(numbers[tensor.storage.key], *tensor[1:]) for key, tensor in tensors.items()}
 
 
-def _rebuild_parameter(values, requires_grad, hooks) -> Any:
-  del requires_grad, hooks
-  return values
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
+  if not isinstance(storage, _Storage):
+    raise ValueError('a tensor of what is no storage')
+  return _Tensor(storage, offset, size, stride)
 
 
 _GLOBALS: dict[str, Any] = {
-  'collections.OrderedDict': _empty_dict,
+  'collections.OrderedDict': dict,  # takes no items, whose keys nobody would have looked at
   'torch._utils._rebuild_tensor': _rebuild_tensor,  # of older versions
   'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
-  'torch._utils._rebuild_parameter': _rebuild_parameter,
-} | {f'torch.{name}': dtype for name, dtype in STORAGES.items()}
+  'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
+} | {f'torch.{name}': kind for name, kind in STORAGES.items()}
 
 
-def _strided(values: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
-  """A read-only view of a storage [n] as a tensor; refuses one that leaves it, and what describes none."""
-  if not isinstance(values, np.ndarray) or values.ndim != 1 or not values.flags.c_contiguous:
-    raise ValueError('a tensor of what is no storage')
+def _strided(values: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarray:
+  """Returns a read-only view of a storage [n] as a tensor; refuses one that leaves it, and what describes none."""
   if not all(
     isinstance(numbers, tuple) and len(numbers) <= pickles.MAX_DIMENSIONS for numbers in (size, stride)
   ) or not all(isinstance(number, int) and 0 <= number < 2**63 for number in (offset, *size, *stride)):

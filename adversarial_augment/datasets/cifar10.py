@@ -155,12 +155,12 @@ def _from_binary(data: bytes, where: str) -> Batch:
 
 def _from_pickle(data: bytes, where: str) -> Batch:
   try:
-    content = pickles.run(data, pickles.NumPy(len(data)).find)
+    content = pickles.load_numpy(data)
     content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     pixels, labels = content['data'].values, content['labels']
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
       raise ValueError(f'data has shape {pixels.shape} and type {pixels.dtype}')
-    if isinstance(labels, pickles.NumPy.Array):
+    if isinstance(labels, pickles.Array):
       labels = labels.values
     elif not all(type(label) is int and 0 <= label < 256 for label in labels):
       raise ValueError('labels that are no small numbers')

@@ -1,38 +1,167 @@
 """Reading pickles without running what they ask for.
 
-A pickle is a program. The machine of this module knows only the opcodes that plain data and arrays need. Each global
-is replaced by a stand-in of ours: no class or function that a pickle names is imported or called, NumPy's and PyTorch's
-own among them. Time and memory are in proportion to the pickle's length.
+A pickle is a program. It is run here by the standard library's unpickler, with two restrictions: only the opcodes that
+plain data and arrays need, and an inert stand-in of ours for each global. No class or function that a pickle names is
+imported or called. That includes those of NumPy and PyTorch: a forged `numpy.dtype` state corrupts memory. Arrays are
+made of raw bytes, a checked type and a checked shape.
+
+It is the unpickler in pure Python, because the one in C cannot be bounded: a few bytes nest a tuple so that its hash
+takes forever, and the C code hashes it as the key of a dict before anyone can look at it; memo indices and lengths make
+it allocate gigabytes. Here time and memory are in proportion to the length of the pickle.
 """
 
 from collections.abc import Callable
 import io
+import pickle
 import pickletools
 import re
-from typing import Any
+import struct
+from typing import Any, BinaryIO
 
 import numpy as np
 
-MAX_OPCODES = 1 << 20  # seconds; a file of CIFAR-10 and a state dict of thousands of tensors have a tenth
+MAX_READS = 1 << 21  # take seconds; a file of CIFAR-10 and a state dict of thousands of tensors need a tenth
 MAX_DIMENSIONS = 64  # of NumPy
-_TYPE = re.compile(r'[<>|=]?(b1|[iu][1248]|f[248])')  # of an array: plain numbers
+_TYPE = re.compile(r'[<>|=]?(b1|[iu][1248]|f[248])')  # of arrays of plain numbers
+_MAX_KEY = 1 << 32  # integers below it do not collide as keys of a dict
+
+
+def load(data: bytes | BinaryIO, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None = None) -> Any:
+  """Returns the object that a pickle describes: dicts, lists, tuples, numbers, strings, bytes and stand-ins.
+
+  A value may be a nested tuple whose hash, text or comparison takes forever. Check its type before looking into it.
+
+  Args:
+    data: the pickle, or a stream, which is left behind its end.
+    find: 'module.name' of a global -> its stand-in; raises where there is none.
+    persistent: persistent id -> what it stands for; None: there are none.
+
+  Raises:
+    Exception: of nearly any kind, where the pickle is damaged or asks for more.
+  """
+  return _Unpickler(_File(io.BytesIO(data) if isinstance(data, bytes) else data), find, persistent).load()
+
+
+def load_numpy(data: bytes) -> Any:
+  """Returns the same of a pickle with NumPy's arrays, each as an `Array`; raises as `load`."""
+  return load(data, _NumPy(len(data)).find)
 
 
 class StandIn:
-  """What is made in place of an object that a pickle asks for."""
+  """What is made in place of an object of a class that a pickle names."""
 
   def build(self, state: Any) -> None:
-    """Takes the state that the pickle gives the object; here it is dropped."""
+    """Takes the state that the pickle gives the object."""
+    raise ValueError('a state for what has none')
+
+
+class _File:
+  """A pickle's bytes: never fewer than asked for, and in so many reads only; each opcode takes one or more."""
+
+  def __init__(self, file: BinaryIO):
+    self._file, self._left = file, MAX_READS
+
+  def read(self, size: int) -> bytes:
+    self._left -= 1
+    if self._left < 0:
+      raise ValueError('more opcodes than plain data need')
+    found = self._file.read(size)
+    if len(found) < size:
+      raise EOFError('it is cut off')
+    return found
+
+  def readline(self) -> bytes:
+    found = self._file.readline()
+    if not found.endswith(b'\n'):
+      raise EOFError('it is cut off')
+    return found
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+  """Python's own, but for opcodes that look into values, or call them."""
+
+  def __init__(self, file: _File, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None):
+    super().__init__(file, encoding='latin-1')  # of strings of Python 2, which may be bytes
+    self._find = find
+    if persistent is not None:
+      self.persistent_load = persistent
+
+  def find_class(self, module: str, name: str) -> Any:
+    return self._find(f'{module}.{name}')
+
+  def load_frame(self) -> None:  # a copy of what follows
+    self.read(8)
+
+  def load_bytearray8(self) -> None:  # Python's allocates the length before it reads
+    (length,) = struct.unpack('<Q', self.read(8))
+    self.append(bytearray(self.read(length)))
+
+  def load_dict(self) -> None:
+    items = self.pop_mark()
+    self.append({})
+    self._fill(items)
+
+  def load_setitem(self) -> None:
+    items = self.stack[-2:]
+    del self.stack[-2:]
+    self._fill(items)
+
+  def load_setitems(self) -> None:
+    self._fill(self.pop_mark())
+
+  def _fill(self, items: list[Any]) -> None:
+    """Puts keys and values in turn into the dict on top of the stack."""
+    target = self.stack[-1]
+    if not isinstance(target, dict):
+      raise ValueError('items for what is not a dict')
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      if not isinstance(key, str | bytes) and not (isinstance(key, int) and abs(key) < _MAX_KEY):
+        raise ValueError('a key that is neither a text nor a small number')
+      target[key] = value
+
+  def load_reduce(self) -> None:
+    arguments = self.stack.pop()
+    if not isinstance(arguments, tuple):
+      raise ValueError('arguments that are not a tuple')
+    self.stack[-1] = self.stack[-1](*arguments)
+
+  def load_build(self) -> None:
+    state = self.stack.pop()
+    if isinstance(self.stack[-1], StandIn):  # else attributes, such as the _metadata of a state dict
+      self.stack[-1].build(state)
+
+
+class _Opcodes(dict):
+  def __missing__(self, code: int) -> None:
+    known = pickletools.code2op.get(chr(code))
+    raise ValueError(f'the opcode {known.name if known else code} has no place in plain data')
+
+
+_PLAIN = (
+  'PROTO', 'FRAME', 'STOP', 'NONE', 'NEWTRUE', 'NEWFALSE', 'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1',
+  'LONG4', 'FLOAT', 'BINFLOAT', 'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'STRING', 'BINSTRING',
+  'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8', 'MARK', 'EMPTY_TUPLE', 'TUPLE', 'TUPLE1',
+  'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'LIST', 'APPEND', 'APPENDS', 'EMPTY_DICT', 'DICT', 'SETITEM', 'SETITEMS', 'PUT',
+  'BINPUT', 'LONG_BINPUT', 'MEMOIZE', 'GET', 'BINGET', 'LONG_BINGET', 'GLOBAL', 'STACK_GLOBAL', 'BINPERSID', 'REDUCE',
+  'BUILD',
+)  # fmt: skip
+_CODES = [getattr(pickle, name)[0] for name in _PLAIN]
+_Unpickler.dispatch = _Opcodes(
+  {code: getattr(_Unpickler, pickle._Unpickler.dispatch[code].__name__) for code in _CODES}  # type: ignore[attr-defined]
+)
+
+
+# ---- Arrays.
 
 
 def array_type(text: Any) -> np.dtype:
   """Returns the type of an array's numbers by its name, such as '<i8'.
 
   Raises:
-    ValueError: it is none of plain numbers.
+    ValueError: it is not one of plain numbers.
   """
   if not isinstance(text, str) or not _TYPE.fullmatch(text):
-    raise ValueError('an array of what are no plain numbers')
+    raise ValueError('an array of other things than plain numbers')
   return np.dtype(text)
 
 
@@ -49,7 +178,7 @@ def array(raw: Any, dtype: np.dtype, shape: Any, fortran: bool = False) -> np.nd
     ValueError: they do not fit together.
   """
   if not isinstance(raw, bytes | bytearray) or not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
-    raise ValueError('an array of what are no bytes, or no shape')
+    raise ValueError('an array without bytes or a shape')
   if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
     raise ValueError('an array of an impossible shape')
   values = np.frombuffer(raw, dtype).reshape(shape, order='F' if fortran else 'C')
@@ -57,58 +186,59 @@ def array(raw: Any, dtype: np.dtype, shape: Any, fortran: bool = False) -> np.nd
   return values
 
 
-class NumPy:
-  """The stand-ins of what NumPy's pickles ask for."""
+class Array(StandIn):
+  """An array of NumPy; `values` is None until its state has come."""
 
-  class Array(StandIn):
-    """`values` is None until the state has come."""
+  values: np.ndarray | None = None
 
-    values: np.ndarray | None = None
+  def __init__(self, to_bytes: Callable[[Any], Any]):
+    self._to_bytes = to_bytes
 
-    def __init__(self, bytes_of: Callable[[Any], Any]):
-      self._bytes_of = bytes_of
+  def build(self, state: Any) -> None:  # (version, shape, type, whether Fortran, bytes)
+    if not isinstance(state, tuple) or len(state) != 5:
+      raise ValueError('an array without its state')
+    self.fill(self._to_bytes(state[4]), state[2], state[1], fortran=state[3])
 
-    def build(self, state: Any) -> None:  # (version, shape, type, whether Fortran, bytes)
-      if not isinstance(state, tuple) or len(state) != 5:
-        raise ValueError('an array without its state')
-      self.fill(self._bytes_of(state[4]), state[2], state[1], fortran=state[3])
+  def fill(self, raw: Any, dtype: Any, shape: Any, fortran: Any) -> None:
+    if not isinstance(dtype, _DType) or not isinstance(fortran, bool | int):
+      raise ValueError('an array without a type or an order')
+    self.values = array(raw, dtype.dtype, shape, bool(fortran))
 
-    def fill(self, raw: Any, dtype: Any, shape: Any, fortran: Any) -> None:
-      if not isinstance(dtype, NumPy.DType) or not isinstance(fortran, bool | int):
-        raise ValueError('an array of what are no plain numbers')
-      self.values = array(raw, dtype.dtype, shape, bool(fortran))
 
-  class DType(StandIn):
-    def __init__(self, text: Any, *_: Any):
-      self.dtype = array_type(text.decode('latin-1') if isinstance(text, bytes) else text)
+class _DType(StandIn):
+  def __init__(self, text: Any, *_: Any):
+    self.dtype = array_type(text.decode('latin-1') if isinstance(text, bytes) else text)
 
-    def build(self, state: Any) -> None:  # (version, byte order, subarray, names, fields, ...)
-      if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
-        raise ValueError('an array of what are no plain numbers')
-      order = state[1].decode('latin-1') if isinstance(state[1], bytes) else state[1]
-      if not isinstance(order, str) or order not in '<>|=':
-        raise ValueError('an array of an unknown byte order')
-      self.dtype = array_type(order + self.dtype.str[1:])
+  def build(self, state: Any) -> None:  # (version, byte order, subarray, names, fields, ...)
+    if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
+      raise ValueError('an array of other things than plain numbers')
+    order = state[1].decode('latin-1') if isinstance(state[1], bytes) else state[1]
+    if not isinstance(order, str) or order not in '<>|=':
+      raise ValueError('an array of an unknown byte order')
+    self.dtype = array_type(order + self.dtype.str[1:])
+
+
+class _NumPy:
+  """The stand-ins of what NumPy's pickles name."""
 
   def __init__(self, length: int):
-    self._left = 2 * length  # bytes to be turned from text; a pickle that asks for more has the same text many times
+    self._left = 2 * length  # bytes to be made of text; a pickle that asks for more has the same text many times
     self._known: dict[str, Any] = {
       'numpy.ndarray': None,  # only named, as an argument
-      'numpy.dtype': NumPy.DType,
-      '_codecs.encode': self._encoded,
+      'numpy.dtype': _DType,
+      '_codecs.encode': self._encode,
     }
     for package in ('core', '_core'):
-      self._known[f'numpy.{package}.multiarray._reconstruct'] = lambda *_: NumPy.Array(self._bytes_of)
+      self._known[f'numpy.{package}.multiarray._reconstruct'] = lambda *_: Array(self._to_bytes)
       self._known[f'numpy.{package}.numeric._frombuffer'] = self._from_buffer
 
   def find(self, name: str) -> Any:
-    """Returns the stand-in of a global; raises ValueError where there is none."""
     if name not in self._known:
       raise ValueError(f'{name[:80]} is not allowed')
     return self._known[name]
 
-  def _bytes_of(self, raw: Any) -> Any:
-    """Bytes as they are; they may be text, as in pickles of Python 2, or a bytearray."""
+  def _to_bytes(self, raw: Any) -> Any:
+    """Returns bytes as they are; text, as in pickles of Python 2, and a bytearray become bytes."""
     if not isinstance(raw, str | bytearray):
       return raw
     self._left -= len(raw)
@@ -116,116 +246,14 @@ class NumPy:
       raise ValueError('more bytes of arrays than the pickle has')
     return raw.encode('latin-1') if isinstance(raw, str) else bytes(raw)
 
-  def _encoded(self, text: Any, encoding: Any) -> Any:  # how Python 3 writes bytes in old protocols
+  def _encode(self, text: Any, encoding: Any) -> Any:  # how Python 3 writes bytes in old protocols
     if not isinstance(text, str) or not isinstance(encoding, str) or encoding != 'latin1':
       raise ValueError('bytes in an encoding other than latin1')
-    return self._bytes_of(text)
+    return self._to_bytes(text)
 
-  def _from_buffer(self, raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
+  def _from_buffer(self, raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
     if not isinstance(order, str) or order not in ('C', 'F'):
       raise ValueError('an array of an unknown order')
-    made = NumPy.Array(self._bytes_of)
-    made.fill(self._bytes_of(raw), dtype, shape, fortran=order == 'F')
+    made = Array(self._to_bytes)
+    made.fill(self._to_bytes(raw), dtype, shape, order == 'F')
     return made
-
-
-def run(data: bytes | io.BytesIO, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None = None) -> Any:
-  """Returns what a pickle makes.
-
-  It is made of dicts, lists, tuples, numbers, strings and stand-ins only, but a short pickle can nest a tuple so that
-  its hash, its text or a comparison takes for ever. So nothing here looks into a value before its type is known.
-
-  Args:
-    data: the pickle; of a stream, what follows it is left.
-    find: gives the stand-in of a global, 'module.name'; raises where it has none.
-    persistent: gives what a persistent id stands for; None: there are none.
-
-  Raises:
-    Exception: of nearly any kind, where the pickle is damaged or asks for more.
-  """
-  stack: list[Any] = []
-  marks: list[int] = []
-  memo: dict[int, Any] = {}
-
-  def take(start: int) -> list[Any]:
-    items = stack[start:]
-    del stack[start:]
-    return items
-
-  for number, (opcode, value, _) in enumerate(pickletools.genops(data)):
-    if number >= MAX_OPCODES:
-      raise ValueError(f'more than {MAX_OPCODES:,} opcodes')
-    argument: Any = value
-    match opcode.name:
-      case 'PROTO' | 'FRAME' | 'STOP':
-        pass
-      case 'NONE' | 'NEWTRUE' | 'NEWFALSE':
-        stack.append({'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}[opcode.name])
-      case name if name in _LITERALS:
-        stack.append(argument)
-      case 'MARK':
-        marks.append(len(stack))
-      case 'EMPTY_TUPLE' | 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
-        stack.append(tuple(take(len(stack) - len(opcode.stack_before))))
-      case 'TUPLE':
-        stack.append(tuple(take(marks.pop())))
-      case 'EMPTY_LIST':
-        stack.append([])
-      case 'LIST':
-        stack.append(take(marks.pop()))
-      case 'APPEND' | 'APPENDS':
-        items = take(len(stack) - 1 if opcode.name == 'APPEND' else marks.pop())
-        stack[-1].extend(items)
-      case 'EMPTY_DICT':
-        stack.append({})
-      case 'DICT':
-        stack.append(_filled({}, take(marks.pop())))
-      case 'SETITEM' | 'SETITEMS':
-        items = take(len(stack) - 2 if opcode.name == 'SETITEM' else marks.pop())
-        _filled(stack[-1], items)
-      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
-        memo[argument] = stack[-1]
-      case 'MEMOIZE':
-        memo[len(memo)] = stack[-1]
-      case 'GET' | 'BINGET' | 'LONG_BINGET':
-        stack.append(memo[argument])
-      case 'GLOBAL':
-        stack.append(find(argument.replace(' ', '.')))
-      case 'STACK_GLOBAL':
-        module, name = take(len(stack) - 2)
-        if not isinstance(module, str) or not isinstance(name, str):
-          raise ValueError('the name of a global is no text')
-        stack.append(find(f'{module}.{name}'))
-      case 'BINPERSID' if persistent:
-        stack.append(persistent(stack.pop()))
-      case 'REDUCE':
-        function, arguments = take(len(stack) - 2)
-        if not isinstance(arguments, tuple):
-          raise ValueError('arguments that are no tuple')
-        stack.append(function(*arguments))
-      case 'BUILD':
-        state = stack.pop()
-        if isinstance(stack[-1], StandIn):  # else attributes, such as the _metadata of a state dict
-          stack[-1].build(state)
-      case name:
-        raise ValueError(f'the opcode {name} has no place in plain data')
-  return stack.pop()
-
-
-def _filled(target: Any, items: list[Any]) -> dict[str | bytes | int, Any]:
-  """Puts keys and values in turn into a dict; a key is a text, or a number that is not made to collide."""
-  if not isinstance(target, dict):
-    raise ValueError('items of what is no dict')
-  for key, value in zip(items[::2], items[1::2], strict=True):
-    if not isinstance(key, str | bytes) and not (isinstance(key, int) and abs(key) < 2**32):
-      raise ValueError('a key that is neither a text nor a small number')
-    target[key] = value
-  return target
-
-
-# Opcodes that push their argument.
-_LITERALS = (
-  'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8', 'UNICODE', 'BININT', 'BININT1', 'BININT2', 'INT', 'LONG', 'LONG1',
-  'LONG4', 'BINFLOAT', 'FLOAT', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8', 'BINSTRING',
-  'SHORT_BINSTRING', 'STRING',
-)  # fmt: skip
