@@ -94,7 +94,7 @@ def test_the_surrogate_of_an_attack_has_the_outputs_of_the_run(place, tmp_path, 
   np.testing.assert_array_equal(surrogate.state.params[head]['b'], state.params[head]['b'][[1, 2, 0]])
   assert 'matched by name' in capsys.readouterr().out
   test = test._replace(class_names=('cow', 'owl', 'x'))
-  with pytest.raises(UserError, match="surrogate=.*'cat', 'dog' only in the former, 'cow', 'x' only in the latter"):
+  with pytest.raises(UserError, match="surrogate .*'cat', 'dog' only in the former, 'cow', 'x' only in the latter"):
     attack_run._surrogate(config, tmp_path / 'other', test, None)
 
 

@@ -123,7 +123,7 @@ FAULTS = {
     'has 999 bytes',
     'get or make it again',
   ),
-  'no folder': (lambda folder: folder.rename(folder.with_name('elsewhere')), 'does not exist', '--from'),
+  'no folder': (lambda folder: folder.rename(folder.with_name('elsewhere')), 'does not exist', 'give the folder'),
 }
 
 

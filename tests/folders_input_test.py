@@ -58,7 +58,7 @@ def test_folders_that_are_there_or_can_be_made_pass(tmp_path, monkeypatch):
 
 def test_a_link_to_nothing_is_no_folder(tmp_path):
   (tmp_path / 'link').symlink_to(tmp_path / 'gone')
-  with pytest.raises(UserError, match="--workdir='.*/link' is a link to nothing; name a folder"):
+  with pytest.raises(UserError, match="^workdir='.*/link' is a link to nothing; name a folder"):
     run_directory.create(tmp_path / 'link')
-  with pytest.raises(UserError, match="--workdir='.*/link/w' cannot be a folder, because '.*/link' is a link to noth"):
+  with pytest.raises(UserError, match="^workdir='.*/link/w' cannot be a folder, because '.*/link' is a link to noth"):
     run_directory.create(tmp_path / 'link' / 'w')

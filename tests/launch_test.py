@@ -222,4 +222,4 @@ def test_a_process_that_does_not_see_the_run_tells_the_others(tmp_path, monkeypa
   flags = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
   with pytest.raises(errors.UserError, match='^No run in .* a folder that they share.$') as caught:
     evaluate.main([f'--workdir={tmp_path}', *flags])
-  assert told == [{'error': ['UserError', str(caught.value)]}]
+  assert told == [{'error': errors.to_json(caught.value)}]

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from adversarial_augment.cli import ways_out
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = 'adversarial_augment'
 
@@ -189,6 +191,13 @@ def test_only_commands_speak_of_flags_and_fields():
       continue
     for line, text in messages(path):
       assert not set(FLAG_OR_FIELD.findall(text)) - OF_GIT, f'{path}:{line}: {text}'
+
+
+def test_commands_know_every_way_out_that_errors_name():
+  calls = [node for path in package_files() for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+  keywords = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == 'remedy']
+  named = {value.value for value in keywords if isinstance(value, ast.Constant)} | {'workdir'}  # which a lock names
+  assert named == set(ways_out._WAYS_OUT)
 
 
 def python_files() -> list[Path]:
