@@ -21,9 +21,9 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, cli, datasets, inference, train
+from adversarial_augment import attacks, datasets, inference, train
 from adversarial_augment.exporting import torch_layout
-from adversarial_augment.parallel import sharding
+from adversarial_augment.parallel import devices, sharding
 from adversarial_augment.training import recipe
 from adversarial_augment.types import Attack
 from tests import boxed_linear, trainer
@@ -114,7 +114,7 @@ def their_robust(classifier, name: str, norm: str, epsilon: float, seed: int) ->
 @pytest.mark.parametrize('name', RUNS)
 def test_no_weaker_than_theirs_of_the_same_budget(name, attack, norm, folder, monkeypatch):
   monkeypatch.chdir(trainer.ROOT)
-  monkeypatch.setattr(cli, 'compilation_cache', lambda: None)
+  monkeypatch.setattr(devices, 'compilation_cache', lambda: None)
   apply, variables, classifier = trained(name, folder)
   images, labels = data()
   images_in_torch = torch.from_numpy(images[:64].transpose(0, 3, 1, 2).copy())

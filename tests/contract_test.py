@@ -215,7 +215,7 @@ def test_the_weights_of_every_config_ship(name, variant):
   config.evals = ('ada',)
   if (config.corruption_net.name, variant) == ('cae', ''):  # the published size: to be converted or trained
     with pytest.raises(
-      UserError, match='No weights ship .* cae with features=64; .* set config.corruption_net.weights'
+      UserError, match='No weights ship .* cae with features=64; .* name their file'
     ):
       recipe.check_adversary(config, (32, 32, 3))
     return

@@ -6,6 +6,7 @@ import pytest
 
 from adversarial_augment import cli
 from adversarial_augment.errors import UserError
+from adversarial_augment.parallel import devices
 from adversarial_augment.storage import files, run_directory
 
 SMOKE = '--config=configs/ada_edsr.py:smoke'
@@ -36,7 +37,7 @@ CASES = [
 def test_a_file_where_a_folder_should_be(program, flags, words, tmp_path, capsys, monkeypatch):
   file = tmp_path / 'file'
   file.touch()
-  monkeypatch.setattr(cli, 'virtual_devices', lambda *_: pytest.fail('devices came first'))
+  monkeypatch.setattr(devices, 'virtual_devices', lambda *_: pytest.fail('devices came first'))
   main = importlib.import_module(f'adversarial_augment.{program}').main
   with pytest.raises(SystemExit) as caught:
     cli.run(main, [flag.replace('{}', str(file)) for flag in flags])

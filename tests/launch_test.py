@@ -183,7 +183,7 @@ def test_a_process_that_waits_says_for_whom_and_can_be_stopped(index, words, num
 
 
 def test_a_process_that_waits_in_vain_says_so(monkeypatch):
-  code = MET.replace('errors, launch\n', 'errors, launch; launch._PATIENCE = 2\n')
+  code = MET.replace('import launch\n', 'import launch; launch._PATIENCE = 2\n')
   assert code != MET
   monkeypatch.setitem(globals(), 'MET', code)
   for index, words in ((0, 'process 1 of 2'), (1, 'process 0 at 127.0.0.1')):

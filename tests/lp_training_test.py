@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment import cli, evaluate, train
+from adversarial_augment import evaluate, train
+from adversarial_augment.parallel import devices
 from adversarial_augment.run import summary
 from tests import trainer
 
@@ -19,7 +20,7 @@ BALLS = {
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
   monkeypatch.chdir(trainer.ROOT)
-  monkeypatch.setattr(cli, 'compilation_cache', lambda: None)
+  monkeypatch.setattr(devices, 'compilation_cache', lambda: None)
 
 
 @pytest.fixture(scope='module')

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment import cli, evaluate, export, inference, registry
 from adversarial_augment import config as configs
+from adversarial_augment import evaluate, export, inference, registry
 from adversarial_augment.config.tables import ADDED, RESUMABLE, TABLES
 from adversarial_augment.errors import UserError
+from adversarial_augment.parallel import devices
 from adversarial_augment.reporting import training
 from adversarial_augment.run import opening
 from adversarial_augment.storage import checkpoints
@@ -89,7 +90,7 @@ def test_other_missing_fields_are_damage():
 
 
 def test_an_older_run_is_evaluated_and_exported(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(cli, 'compilation_cache', lambda: None)
+  monkeypatch.setattr(devices, 'compilation_cache', lambda: None)
   sha256 = save_run(tmp_path / 'w')
   classify = inference.load_classifier(tmp_path / 'w')
   assert (classify.config_sha256, classify.step) == (sha256, 2)

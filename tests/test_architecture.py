@@ -197,7 +197,7 @@ def test_commands_know_every_way_out_that_errors_name():
   calls = [node for path in package_files() for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
   keywords = [keyword.value for call in calls for keyword in call.keywords if keyword.arg == 'remedy']
   named = {value.value for value in keywords if isinstance(value, ast.Constant)} | {'workdir'}  # which a lock names
-  assert named == set(ways_out._WAYS_OUT)
+  assert named <= set(ways_out._WAYS_OUT)
 
 
 def python_files() -> list[Path]:
