@@ -113,5 +113,6 @@ def from_json(content: Mapping[str, Any], prefix: str = '') -> Exception:
   """Returns the error that `to_json` wrote, with `prefix` before its message; a RuntimeError for kinds not of here."""
   facts = dict(content)
   kind, message = globals().get(facts.pop('kind')), f'{prefix}{facts.pop("message")}'
-  ours = isinstance(kind, type) and issubclass(kind, AdversarialAugmentError)
-  return kind(message, **facts) if ours else RuntimeError(message)
+  if isinstance(kind, type) and issubclass(kind, AdversarialAugmentError):
+    return kind(message, **facts)
+  return RuntimeError(message)

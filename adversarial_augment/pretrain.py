@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from adversarial_augment import cli
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
-from adversarial_augment.config import command_line
+from adversarial_augment.config import command_line, rules
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.preparation import ways_out
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
     config = command_line.resolve_config(arguments, 'pretrain')
     if config is None:
       return
-    local_batch = launch.share_of_batch(processes, config.batch_size)
+    count = launch.number(processes)
+    rules.require(rules.of_batch(config.batch_size, count, 'processes of the run'))
     with progress.stage('loading JAX'):
-      from adversarial_augment.parallel import sharding
       from adversarial_augment.run import opening
     if processes is None:  # of several, process 0 alone looks at the workdir
       files.check_folder(arguments.workdir, '--workdir')
@@ -54,12 +54,12 @@ def main(argv: list[str]) -> None:
     with progress.stage(f'reading the images of {config.dataset}'):
       sources = _sources(config)
     shared |= launch.facts('pretrain', configs.to_json(config), {'data': _hashes(sources)})
-  num_devices = devices.virtual_devices(local_batch)
+  num_devices = devices.virtual_devices(config.batch_size // count)
   if processes is None:
     _output(config, arguments.workdir)
     opening.check_run(arguments.workdir, config, _hashes(sources))
     if num_devices is not None:
-      sharding.check_batch_size(num_devices, config.batch_size)
+      rules.require(rules.of_batch(config.batch_size, num_devices, 'devices'))
   devices.compilation_cache()
   changes = [f'--config.{name}={value}' for name, value in arguments.overrides.items() if name != 'output']
   flags = [f'--config={arguments.config}', *changes]
@@ -127,7 +127,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
 
   output = Path(processes.on_process_0(lambda: str(_output(config, workdir))))
   mesh = sharding.data_mesh()
-  sharding.check_batch_size(mesh.size, config.batch_size)
+  rules.require(rules.of_batch(config.batch_size, mesh.size, 'devices'))
   parts = steps.build(
     config.corruption_net.name,
     configs.network_sizes(config),

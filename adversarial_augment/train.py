@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from adversarial_augment import cli, datasets, report
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
-from adversarial_augment.config import command_line
+from adversarial_augment.config import command_line, rules
 from adversarial_augment.datasets import cifar10, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.parallel import devices, launch
@@ -32,14 +32,15 @@ def main(argv: list[str]) -> None:
     config = command_line.resolve_config(arguments, derived=_derived)
     if config is None:
       return
-    local_batch = launch.share_of_batch(processes, config.batch_size)
+    count = launch.number(processes)
+    rules.require(rules.of_batch(config.batch_size, count, 'processes of the run'))
     _load_jax()
     if processes is None:  # of several, process 0 alone looks at the workdir
       _check_workdir(config, arguments.workdir, {})
     splits, test = _load(config)
     about = _check(config, arguments.workdir, splits, test)
     shared |= launch.facts('train', configs.to_json(config), about)
-  num_devices = devices.virtual_devices(local_batch)
+  num_devices = devices.virtual_devices(config.batch_size // count)
   if processes is None:
     _check_workdir(config, arguments.workdir, splits)
     _check_devices(config, num_devices)

@@ -214,9 +214,7 @@ def test_the_weights_of_every_config_ship(name, variant):
   config = configs.load(f'configs/{name}:{variant}' if variant else f'configs/{name}')
   config.evals = ('ada',)
   if (config.corruption_net.name, variant) == ('cae', ''):  # the published size: to be converted or trained
-    with pytest.raises(
-      UserError, match='No weights ship .* cae with features=64; .* name their file'
-    ):
+    with pytest.raises(UserError, match='No weights ship .* cae with features=64; .* name their file'):
       recipe.check_adversary(config, (32, 32, 3))
     return
   recipe.check_adversary(config, (32, 32, 3))  # raises where they do not

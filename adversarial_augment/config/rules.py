@@ -3,7 +3,7 @@
 Each is a sentence that says what is broken, and what to set.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 import math
 from typing import Any
 
@@ -217,12 +217,17 @@ def too_small(dataset: str, height: int, width: int, least: int, reader: str) ->
   )
 
 
-def not_cifar10(dataset: str) -> str:
-  """Refuses CIFAR-10.1 for a classifier of other classes."""
-  return f"config.evals has cifar10_1, which has CIFAR-10's classes, but config.dataset={dataset}; leave it out."
+def other_classes(evaluation: str, classes_of: str, dataset: str) -> str:
+  """Refuses an evaluation on images of other classes than the data set's."""
+  return f'config.evals has {evaluation}, with the classes of {classes_of}, but config.dataset={dataset}; leave it out.'
 
 
-def no_offsets(network: str, known: Sequence[str]) -> str:
+def unusable_frost(folder: str, reason: object) -> str:
+  """Refuses a folder of frost photographs."""
+  return f"config.frost_dir='{folder}': {reason}"
+
+
+def no_offsets(network: str, known: Iterable[str]) -> str:
   """Refuses AdvMix around a network that DeepAugment does not damage."""
   return (
     'config.attack.name=advmix mixes what DeepAugment does to weights, which is not defined for '

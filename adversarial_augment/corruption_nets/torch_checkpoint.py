@@ -80,15 +80,15 @@ class _Storage(NamedTuple):
 
   key: str
   kind: str  # of `STORAGES`
-  count: int
+  length: int
 
   @property
   def dtype(self) -> np.dtype:
     return np.dtype('<u2' if self.kind == 'bfloat16' else self.kind)
 
   def numbers(self, raw: bytes | bytearray) -> np.ndarray:
-    """Returns the numbers [count] in these bytes; bfloat16, the upper half of a float32, becomes one."""
-    values = np.frombuffer(raw, self.dtype, self.count)
+    """Returns the numbers [length] in these bytes; bfloat16, the upper half of a float32, becomes one."""
+    values = np.frombuffer(raw, self.dtype, self.length)
     return (values.astype('<u4') << 16).view('<f4') if self.kind == 'bfloat16' else values
 
 
@@ -143,10 +143,10 @@ def _read_legacy(file: BinaryIO, path: str | os.PathLike) -> dict[str, np.ndarra
   file.seek(start.tell())
   numbers = {}
   for storage in map(storages.__getitem__, keys):
-    length, expected = file.read(8), storage.count * storage.dtype.itemsize
+    length, expected = file.read(8), storage.length * storage.dtype.itemsize
     if len(length) < 8 or expected > size - file.tell():
       raise UserError(f"'{path}' is cut off; download it, or save it, again.")
-    if int.from_bytes(length, 'little') != storage.count:
+    if int.from_bytes(length, 'little') != storage.length:
       raise ValueError('a storage of another length')
     numbers[storage.key] = storage.numbers(file.read(expected))
   return _arrays(_tensors(content, path), numbers)

@@ -78,10 +78,10 @@ def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> 
   other = inference.read_config(workdir)
   if other.dataset != config.dataset:
     raise UserError(
-      f"--surrogate='{workdir}' was trained on {other.dataset}, not on {config.dataset}; name a run of these classes."
+      f"The surrogate '{workdir}' was trained on {other.dataset}, not on {config.dataset}; name a run of these classes."
     )
   known, remedy = inference.classes(workdir), 'name a run of these classes'
-  outputs = classes.order(known, test, f"The classifier of --surrogate='{workdir}'", remedy)
+  outputs = classes.order(known, test, f"The surrogate '{workdir}'", remedy)
   other.precision, other.batch_size = config.precision, config.batch_size
   classifier, restored = _restore(other, workdir, test, mesh)
   if note := classes.note(known, test, 'the surrogate'):

@@ -63,7 +63,8 @@ def known(
     return results.load(workdir, name)
   if protected and found.get('checkpoint_sha256') == checkpoint:
     raise UserError(
-      f"'{path}' holds a result of this checkpoint for other images, settings or versions; replace it with --overwrite."
+      f"'{path}' holds a result of this checkpoint for other images, settings or versions; use it as it is.",
+      remedy='overwrite',
     )
   return None
 

@@ -162,5 +162,5 @@ class _Loop:
     raise NumericalError(
       f'Not finite after step {step}: loss {values.get("loss")}, learning rate {values.get("learning_rate")} '
       f'(config {configs.sha256(self._config)[:12]}). {where}, the last checkpoint is kept and the same '
-      'command meets the failure again; a lower config.optimizer.learning_rate often mends it.'
+      'command meets the failure again; a lower learning rate often helps.'
     )

@@ -80,8 +80,7 @@ def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
   last_step = lines[-1]['step'] if lines else 0
   if (workdir / 'results' / 'train.json').exists() or 0 < 2 * checkpoint_every <= last_step:
     raise CheckpointError(
-      f"'{workdir}' holds a run of {last_step:,} steps and none of its checkpoints; bring them back, or name another "
-      '--workdir.'
+      f"'{workdir}' holds a run of {last_step:,} steps and none of its checkpoints; bring them back.", remedy='workdir'
     )
 
 
@@ -91,8 +90,7 @@ def _check_config(path: Path, config: ConfigDict) -> str:
   added = configs.unknown_to(old)
   if changed := configs.differences(registry.flatten(old) | added, json.loads(configs.to_json(config))):
     raise UserError(
-      f"'{path.parent}' holds a run with another config ({'; '.join(changed)}); go back to it, or name another "
-      '--workdir.'
+      f"'{path.parent}' holds a run with another config ({'; '.join(changed)}); use that config.", remedy='workdir'
     )
   return configs.note(path, added) if added else ''
 
@@ -101,8 +99,7 @@ def _check_data(path: Path, new: Mapping[str, Any]) -> None:
   old = _recorded(path) if path.exists() else {}  # runs of older versions may have none, or less in it
   if changed := [name for name in new if old.get(name, new[name]) != new[name]]:
     raise UserError(
-      f"'{path.parent}' holds a run on other data ({', '.join(changed)} in data.json); bring it back, or name another "
-      '--workdir.'
+      f"'{path.parent}' holds a run on other data ({', '.join(changed)} in data.json); use that data.", remedy='workdir'
     )
 
 
@@ -116,7 +113,8 @@ def _check_environment(path: Path) -> None:
       was, now = (f'{name}={show(one[name])}' if name in one else f'{name} unset' for one in (old, new))
       raise UserError(
         f"'{path.parent}' holds a run with {was}, and now there is {now}, which changes its numbers; set the variable "
-        'as it was, or name another --workdir.'
+        'as it was.',
+        remedy='workdir',
       )
 
 
@@ -133,7 +131,7 @@ def _recorded(path: Path, what: str = '') -> dict[str, Any]:
     return found
   except (OSError, ValueError) as error:
     about = f', {what}' if what else ''
-    raise UserError(f"Cannot read '{path}'{about} ({error}); mend it, or name another --workdir.") from error
+    raise UserError(f"Cannot read '{path}'{about} ({error}); repair it.", remedy='workdir') from error
 
 
 def resume(workdir: Path, state: TrainState) -> TrainState:
@@ -154,8 +152,9 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
     if manifest['config_sha256'] not in configs.all_sha256(config):
       raise UserError(
         f"Checkpoint {manifest['step']} in '{workdir}/checkpoints' is of another run: its config has the hash "
-        f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; take it out of the folder, '
-        'or name another --workdir.'
+        f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; move it out of the '
+        'folder.',
+        remedy='workdir',
       )
     logged[:] = manifest.get('log', ())
 

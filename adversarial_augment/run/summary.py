@@ -20,6 +20,7 @@ from adversarial_augment import attacks, classifiers, corruption_nets, registry,
 from adversarial_augment import config as configs
 from adversarial_augment.attacks import trees
 from adversarial_augment.cli import environment, progress
+from adversarial_augment.config import rules
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
@@ -106,10 +107,7 @@ def _memory(config: ConfigDict, recipe: Recipe, needed: int) -> Iterator[str]:
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
   if limit and needed > limit:
     smaller = max(1, int(images * limit / needed / 2))
-    yield (
-      f'warning: a device has {limit / 1e9:.2f} GB; lower config.batch_size, or set config.attack.batch_norm=running '
-      f'and config.attack.microbatch={smaller} (it must divide {images})'
-    )
+    yield f'warning: {rules.too_much_memory(limit, smaller, images)}'
 
 
 def _host_share() -> int:

@@ -77,7 +77,10 @@ class _File:
     return found
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+_PYTHON: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Unpickler(_PYTHON):
   """Python's own, but for opcodes that look into values, or call them."""
 
   def __init__(self, file: _File, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None):
@@ -133,8 +136,8 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 class _Opcodes(dict):
   def __missing__(self, code: int) -> None:
-    known = pickletools.code2op.get(chr(code))
-    raise ValueError(f'the opcode {known.name if known else code} has no place in plain data')
+    name = next((opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)), str(code))
+    raise ValueError(f'the opcode {name} has no place in plain data')
 
 
 _PLAIN = (
@@ -146,9 +149,7 @@ _PLAIN = (
   'BUILD',
 )  # fmt: skip
 _CODES = [getattr(pickle, name)[0] for name in _PLAIN]
-_Unpickler.dispatch = _Opcodes(
-  {code: getattr(_Unpickler, pickle._Unpickler.dispatch[code].__name__) for code in _CODES}  # type: ignore[attr-defined]
-)
+_Unpickler.dispatch = _Opcodes({code: getattr(_Unpickler, _PYTHON.dispatch[code].__name__) for code in _CODES})
 
 
 # ---- Arrays.

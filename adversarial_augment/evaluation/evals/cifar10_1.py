@@ -27,13 +27,11 @@ class Cifar101(Evaluation):
   def open(
     self, config: Any, images: Dataset, relabel: Callable[[Dataset], Dataset], *, prepared: bool = True
   ) -> dict[str, Dataset]:
+    from adversarial_augment.config import rules
     from adversarial_augment.datasets import cifar10, classes, source
 
     if config.dataset.partition(':')[0] not in self.datasets:
-      raise UserError(
-        f"config.evals has {self.name}, the classes of which are CIFAR-10's, but config.dataset={config.dataset}; "
-        'leave it out.'
-      )
+      raise UserError(rules.other_classes(self.name, 'CIFAR-10', config.dataset))
     known = classes.Classes(images.num_classes, images.class_names)
     opened = {}
     for version in self.parts:

@@ -17,17 +17,15 @@ class CorruptionErrors(Evaluation):
   label: str  # of the mean, on the terminal
 
   def open(self, config: Any, images: Dataset, relabel: Callable[[Dataset], Dataset], *, prepared: bool = True) -> Any:
+    from adversarial_augment.config import rules
     from adversarial_augment.datasets import cifar10_c
     from adversarial_augment.evaluation.corrupted import corrupted_in_memory
     from adversarial_augment.storage import files
 
-    if min(images.image_shape[:2]) < metrics.MIN_SIZE:
-      raise UserError(
-        f'config.dataset={config.dataset} has images of {images.image_shape[0]}x{images.image_shape[1]}, but '
-        f'corruptions need {metrics.MIN_SIZE} pixels a side; prepare it larger, or leave {self.name} out of '
-        'config.evals.'
-      )
-    folder = files.user_path(config.data_dir, 'config.data_dir') / cifar10_c.folder_name(config.dataset)
+    height, width, _ = images.image_shape
+    if min(height, width) < metrics.MIN_SIZE:
+      raise UserError(rules.too_small(config.dataset, height, width, metrics.MIN_SIZE, f'the evaluation {self.name}'))
+    folder = files.user_path(config.data_dir, 'data_dir') / cifar10_c.folder_name(config.dataset)
     if prepared and folder.exists():
       return cifar10_c.open_set(folder, self.corruptions, images, verify=True)
     try:
@@ -35,7 +33,7 @@ class CorruptionErrors(Evaluation):
     except UserError as error:
       if config.frost_dir is None:
         raise
-      raise UserError(f"config.frost_dir='{config.frost_dir}': {error}") from error
+      raise UserError(rules.unusable_frost(config.frost_dir, error)) from error
 
   def origin(self, opened: Any) -> Result:
     return {'corruptions': {'origin': opened.origin, **opened.provenance}}
