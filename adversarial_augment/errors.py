@@ -13,16 +13,14 @@ class AdversarialAugmentError(Exception):
 
   Args:
     message: the facts, and the way out where it is the same for every caller.
-    remedy: what offers one more way out, such as 'workdir'. A command knows the flag, and adds it to the message (see
-      cli/ways_out.py).
-    **facts: what it needs for that, in JSON's types.
+    remedy: what offers one more way out, such as 'workdir'; a command knows the flag, and adds it (`cli.describe`).
   """
 
   exit_code = 1
 
-  def __init__(self, message: str = '', *, remedy: str = '', **facts: Any):
+  def __init__(self, message: str = '', *, remedy: str = ''):
     super().__init__(message)
-    self.remedy, self.facts = remedy, facts
+    self.remedy = remedy
 
 
 class UserError(AdversarialAugmentError, ValueError):
@@ -103,16 +101,15 @@ class Interrupted(Stopped):
   """A signal came where nobody listens to it; the message is 'stopped by NAME', without what is kept."""
 
 
-def to_json(error: Exception) -> dict[str, Any]:
-  """Returns an error in JSON's types, for another process of the run."""
-  about = {'remedy': error.remedy, **error.facts} if isinstance(error, AdversarialAugmentError) else {}
-  return {'kind': type(error).__name__, 'message': str(error), **about}
+def to_json(error: Exception) -> list[str]:
+  """Returns an error for another process of the run: its class, message and remedy."""
+  return [type(error).__name__, str(error), getattr(error, 'remedy', '')]
 
 
-def from_json(content: Mapping[str, Any], prefix: str = '') -> Exception:
-  """Returns the error that `to_json` wrote, with `prefix` before its message; a RuntimeError for kinds not of here."""
-  facts = dict(content)
-  kind, message = globals().get(facts.pop('kind')), f'{prefix}{facts.pop("message")}'
-  if isinstance(kind, type) and issubclass(kind, AdversarialAugmentError):
-    return kind(message, **facts)
-  return RuntimeError(message)
+def from_json(content: list[str], prefix: str = '') -> Exception:
+  """Returns the error that `to_json` wrote, its message after `prefix`; a RuntimeError for classes not of here."""
+  name, message, remedy = content
+  known = globals().get(name)
+  if isinstance(known, type) and issubclass(known, AdversarialAugmentError):
+    return known(f'{prefix}{message}', remedy=remedy)
+  return RuntimeError(f'{prefix}{message}')

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from adversarial_augment.cli import ways_out
+from adversarial_augment import cli
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.storage import download as download_lib
 
@@ -134,7 +134,7 @@ def test_404_is_told_at_once(server, tmp_path):
   server.behaviour['status'] = [404]
   with pytest.raises(UserError, match='the server answers 404 Not Found; check the address') as caught:
     _download(server, tmp_path / 'file')
-  assert ways_out.describe(caught.value).endswith(', or give another --url, or a file that you have with --from.')
+  assert cli.describe(caught.value).endswith(', or give another --url, or a file that you have with --from.')
   assert len(server.requests) == 1
 
 

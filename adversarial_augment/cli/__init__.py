@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from adversarial_augment.cli import environment, jax_errors, signals, streams, ways_out
+from adversarial_augment.cli import environment, jax_errors, signals, streams
 from adversarial_augment.errors import (
   AdversarialAugmentError,
   Interrupted,
@@ -25,6 +25,12 @@ from adversarial_augment.errors import (
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _LESS_MEMORY = 'end other programs that use the device, or do less at once: fewer images, or a smaller batch'
+_WAYS_OUT = {  # by the remedy of an error
+  'from': 'give a file or folder that you have with --from',
+  'process_id': 'give each process its own --process_id',
+  'url': 'give another --url, or a file that you have with --from',
+  'workdir': 'name another --workdir',
+}
 _KEPT = 'what was written before is kept, and the same command goes on'
 
 
@@ -76,6 +82,12 @@ def run(
   sys.exit(code)
 
 
+def describe(error: AdversarialAugmentError) -> str:
+  """Returns the message of an error, with the flag that is one more way out."""
+  way_out = _WAYS_OUT.get(error.remedy)
+  return f'{str(error).removesuffix(".")}, or {way_out}.' if way_out else str(error)
+
+
 def _known(error: BaseException) -> tuple[str, int] | None:
   """Returns the message and the exit code of an error that is no defect of the program; None of another one."""
   if isinstance(error, KeyboardInterrupt):
@@ -83,7 +95,7 @@ def _known(error: BaseException) -> tuple[str, int] | None:
   if isinstance(error, Interrupted):
     return f'{error}: {_KEPT}.', error.exit_code
   if isinstance(error, AdversarialAugmentError):
-    return ways_out.describe(error), error.exit_code
+    return describe(error), error.exit_code
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output
     streams.discard_output()
     return f'Cannot write: {error.strerror}; free space, or send the output elsewhere.', StorageError.exit_code

@@ -58,12 +58,12 @@ def read(path: pathlib.Path, counts: Mapping[str, int] = COUNTS) -> Source:
     splits, archive = _decode(_from_folder(path), path), None
   elif path.is_file():
     if path.stat().st_size > _MAX_ARCHIVE:
-      raise UserError(f"--from='{path}' has {path.stat().st_size:,} bytes, too many for CIFAR-10; {_WAY_OUT}.")
+      raise UserError(f"'{path}' has {path.stat().st_size:,} bytes, too many for CIFAR-10; {_WAY_OUT}.")
     archive = artifact.sha256_of(path)
     splits = _from_npz(path) if path.suffix == '.npz' else _decode(_from_tar(path), path)
   else:
     problem = 'is neither a file nor a folder that holds CIFAR-10' if path.exists() else 'does not exist'
-    raise UserError(f"--from='{path}' {problem}; give an archive, a folder or an .npz of CIFAR-10.")
+    raise UserError(f"'{path}' {problem}; give an archive, a folder or an .npz of CIFAR-10.")
   for split, batch in splits.items():
     _check(split, batch, counts[split], path)
   return Source(splits, 'official' if archive in (ARCHIVE_SHA256, PYTHON_ARCHIVE_SHA256) else 'unverified', archive)
@@ -125,7 +125,7 @@ def _from_tar(path: pathlib.Path) -> dict[str, bytes]:
       kind = 'is a zip archive, not a tar archive'
     else:
       kind = f'is not a tar archive, or a damaged one ({one_line(error)})'
-    raise UserError(f"--from='{path}' {kind}; {_WAY_OUT}, or download it again.") from error
+    raise UserError(f"'{path}' {kind}; {_WAY_OUT}, or download it again.") from error
   return found
 
 
@@ -137,7 +137,7 @@ def _decode(files: Mapping[str, bytes], path: pathlib.Path) -> dict[str, Batch]:
     names = [f'{part}.bin' if binary else part for part in parts]
     missing = [name for name in names if name not in files]
     if missing:
-      raise UserError(f"--from='{path}' has no file {missing[0]}; {_WAY_OUT}.")
+      raise UserError(f"'{path}' has no file {missing[0]}; {_WAY_OUT}.")
     batches = [(_from_binary if binary else _from_pickle)(files[name], f'{path}: {name}') for name in names]
     splits[split] = Batch(
       np.concatenate([batch.images for batch in batches]), np.concatenate([batch.labels for batch in batches])
@@ -190,6 +190,6 @@ def _from_npz(path: pathlib.Path) -> dict[str, Batch]:
       return splits
   except (untrusted.Unusable, OSError) as error:
     raise UserError(
-      f"--from='{path}' is not a usable .npz ({one_line(error)}): it must be a zip archive of whole arrays, none of "
+      f"'{path}' is not a usable .npz ({one_line(error)}): it must be a zip archive of whole arrays, none of "
       f'them pickled; {_WAY_OUT}.'
     ) from error

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import inference, registry
 from adversarial_augment.cli import progress
-from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.errors import ArtifactError, StorageError, UserError
 from adversarial_augment.evaluation.bench import Bench
 from adversarial_augment.evaluation.evals import Outcomes, Poll
 from adversarial_augment.parallel import processes
@@ -62,9 +62,10 @@ def known(
   if found.get('conditions_sha256') == conditions:
     return results.load(workdir, name)
   if protected and found.get('checkpoint_sha256') == checkpoint:
-    raise UserError(
-      f"'{path}' holds a result of this checkpoint for other images, settings or versions; use it as it is.",
-      remedy='overwrite',
+    raise ArtifactError(
+      f"'{path}' holds a result of this checkpoint for other images, settings or versions",
+      path,
+      remedy='use or replace',
     )
   return None
 

@@ -17,8 +17,8 @@ import socket
 import threading
 from typing import Any, NamedTuple
 
-from adversarial_augment import errors, registry
-from adversarial_augment.cli import environment, signals, streams, ways_out
+from adversarial_augment import cli, errors, registry
+from adversarial_augment.cli import environment, signals, streams
 from adversarial_augment.errors import AdversarialAugmentError, UserError, show
 
 _PATIENCE = 300  # seconds for the others to come; where this process is about to fail, _SHORT
@@ -147,7 +147,7 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
   lost = f'{waited_for} did not come within {patience} s; start all processes of the run, or this one alone.'
 
   def give_up() -> None:
-    streams.say(ways_out.describe(failure) if failure else f'Cannot start: {lost}')
+    streams.say(cli.describe(failure) if failure else f'Cannot start: {lost}')
     os._exit(failure.exit_code if failure else UserError.exit_code)
 
   def stop(number: int) -> None:
