@@ -11,9 +11,10 @@ import sys
 
 import pytest
 
+from adversarial_augment.datasets import made_with as versions
 from adversarial_augment.errors import ArtifactError, StorageError
 from adversarial_augment.preparation import ways_out
-from adversarial_augment.storage import artifact
+from adversarial_augment.storage import artifact, kills
 from tests.hostile_base import pipe
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +86,7 @@ def test_a_kill_beside_the_rename(tmp_path, action, target, moment, content):
   code = (
     f'import sys\nfrom pathlib import Path\nfrom tests import artifact_test\nartifact_test.{action}(Path(sys.argv[1]))'
   )
-  environment = os.environ | {artifact.CRASH_VARIABLE: f'{moment}_rename@{target}'}
+  environment = os.environ | {kills.CRASH_VARIABLE: f'{moment}_rename@{target}'}
   done = subprocess.run([sys.executable, '-c', code, str(place)], cwd=ROOT, env=environment, capture_output=True)
   assert done.returncode == -signal.SIGKILL, done.stderr
   held = place / target if (place / target).exists() else place / 'aside.tmp'  # between the two renames of a folder
@@ -189,8 +190,9 @@ CODE = {'2': 'b', '1': 'a'}
     ('x', 'x'),
   ],
 )
-def test_a_version_stands_for_the_code_that_it_had(made_with, expected):
-  assert artifact.with_code(made_with, 'x', CODE) == expected
+def test_a_version_stands_for_the_code_that_it_had(monkeypatch, made_with, expected):
+  monkeypatch.setitem(versions._CODE, 'x', CODE)
+  assert versions.with_code(made_with, 'x') == expected
 
 
 def test_space_is_that_of_the_nearest_folder(tmp_path, monkeypatch):

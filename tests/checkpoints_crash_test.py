@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment.errors import NumericalError, StorageError
-from adversarial_augment.storage import artifact, checkpoints, newest_checkpoint
+from adversarial_augment.storage import artifact, checkpoints, kills, newest_checkpoint
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Saving.
@@ -200,7 +200,7 @@ def test_a_kill_leaves_a_whole_checkpoint_and_the_next_save_cleans_up(tmp_path, 
   state = {'w': np.arange(4, dtype=np.float32)}
   for step in (10, 20, 30):
     save(directory, step, state)
-  environment = {**os.environ, artifact.CRASH_VARIABLE: point, 'JAX_PLATFORMS': 'cpu'}
+  environment = {**os.environ, kills.CRASH_VARIABLE: point, 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.run(
     [sys.executable, '-c', CRASH, str(directory)], cwd=ROOT, env=environment, capture_output=True, timeout=60
   )

@@ -13,6 +13,7 @@ import pytest
 
 from adversarial_augment import cli
 from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.storage import artifact
 from adversarial_augment.storage import download as download_lib
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -75,7 +76,7 @@ def test_whole_file(server, tmp_path):
   assert (tmp_path / 'file').read_bytes() == CONTENT
   assert server.requests == [None]
   assert [path.name for path in tmp_path.iterdir()] == ['file']
-  assert download_lib.sha256_of(tmp_path / 'file') == SHA256
+  assert artifact.sha256_of(tmp_path / 'file') == SHA256
 
 
 def test_cut_connections_are_resumed_with_ranges(server, tmp_path):

@@ -16,9 +16,9 @@ import pytest
 
 from adversarial_augment import corruptions, datasets, metrics, prepare
 from adversarial_augment.cli import progress
-from adversarial_augment.datasets import cifar10_c
+from adversarial_augment.datasets import cifar10_c, made_with
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.storage import artifact
+from adversarial_augment.storage import artifact, kills
 from tests.corrupted_pets import NAMES, N, command, copy, hashes, load, manifest_of, run, write_pets
 
 
@@ -74,7 +74,7 @@ def test_killed_and_started_again(pets, whole, tmp_path, point):
   data_dir = copy(pets, tmp_path / 'data')
   killed = subprocess.run(
     [sys.executable, '-m', 'adversarial_augment.prepare', *command(data_dir)],
-    env=os.environ | {artifact.CRASH_VARIABLE: f'{point}.npy'},
+    env=os.environ | {kills.CRASH_VARIABLE: f'{point}.npy'},
     capture_output=True,
   )
   assert killed.returncode == -signal.SIGKILL
@@ -204,12 +204,12 @@ def test_another_set_is_there(whole, tmp_path, change, said):
 def test_a_set_is_made_by_the_version_of_the_algorithm(whole, tmp_path, capsys):
   """The release before named the hash of its code; the version of this package decides nothing."""
   data_dir = copy(whole, tmp_path / 'data')
-  made_with = manifest_of(data_dir)['made_with']
-  before = {'adversarial_augment': '0.0.1', 'code_sha256': cifar10_c._CODE[metrics.CORRUPTIONS_VERSION]}
-  change_manifest(data_dir, made_with=made_with | before)
+  now = manifest_of(data_dir)['made_with']
+  before = {'adversarial_augment': '0.0.1', 'code_sha256': made_with._CODE['corruptions'][metrics.CORRUPTIONS_VERSION]}
+  change_manifest(data_dir, made_with=now | before)
   run(data_dir)
   assert '; 0 images written' in capsys.readouterr().out
-  change_manifest(data_dir, made_with=made_with | {'code_sha256': 'f' * 64})
+  change_manifest(data_dir, made_with=now | {'code_sha256': 'f' * 64})
   with pytest.raises(UserError, match='made_with.code_sha256 = "ffff'):
     run(data_dir)
 

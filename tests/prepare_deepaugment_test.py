@@ -14,12 +14,12 @@ import pytest
 from adversarial_augment import config as configs
 from adversarial_augment import corruption_nets, datasets, deepaugment, prepare, train
 from adversarial_augment.corruption_nets import weights
-from adversarial_augment.datasets import mixture, sampling
+from adversarial_augment.datasets import made_with, mixture, sampling
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.preparation import deepaugment_files
 from adversarial_augment.run import train_job
-from adversarial_augment.storage import artifact
+from adversarial_augment.storage import kills
 from adversarial_augment.training import recipe
 from tests import deepaugment_sets
 from tests.corrupted_pets import copy, hashes
@@ -105,7 +105,11 @@ def test_a_set_is_made_by_the_version_of_the_algorithm(pets, tmp_path):
   """The release before named the hash of its code."""
   data_dir = copy(pets, tmp_path / 'data')
   now = {'adversarial_augment': '0.2.0', 'deepaugment': deepaugment.images.VERSION, 'jax': '1'}
-  before = {'adversarial_augment': '0.1.0', 'code_sha256': mixture._CODE[deepaugment.images.VERSION], 'jax': '1'}
+  before = {
+    'adversarial_augment': '0.1.0',
+    'code_sha256': made_with._CODE['deepaugment'][deepaugment.images.VERSION],
+    'jax': '1',
+  }
   write(data_dir, changes={'made_with': before})
   assert write(data_dir, changes={'made_with': now}) == (0, 0)
   with pytest.raises(UserError, match='made_with.code_sha256 = "401a'):
@@ -132,7 +136,7 @@ def test_killed_and_started_again(pets, whole, tmp_path, point):
   data_dir = copy(pets, tmp_path / 'data')
   killed = subprocess.run(
     [sys.executable, '-m', 'adversarial_augment.prepare', *command(data_dir)],
-    env=os.environ | {artifact.CRASH_VARIABLE: f'{point}.json'},
+    env=os.environ | {kills.CRASH_VARIABLE: f'{point}.json'},
     capture_output=True,
   )
   assert killed.returncode == -signal.SIGKILL

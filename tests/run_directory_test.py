@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from adversarial_augment.errors import NumericalError, StorageError, UserError
-from adversarial_augment.storage import artifact, run_directory
+from adversarial_augment.storage import artifact, kills, run_directory
 
 ROOT = Path(__file__).parents[1]
 PRELUDE = 'import sys\nfrom pathlib import Path\nfrom adversarial_augment.storage import artifact, run_directory\n'
@@ -21,7 +21,7 @@ def python(code: str, *arguments: object, crash_at: str = '') -> subprocess.Pope
   return subprocess.Popen(
     [sys.executable, '-c', PRELUDE + code, *map(str, arguments)],
     cwd=ROOT,
-    env={**os.environ, artifact.CRASH_VARIABLE: crash_at},
+    env={**os.environ, kills.CRASH_VARIABLE: crash_at},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -51,7 +51,6 @@ OFFICIAL_MD5 = {
   'zoom_blur.npy': '6ea8e63f1c5cdee1517533840641641b',
 }
 _FROST = optional(text())
-_CODE = {'2': 'dfd618a228205d3ce1a345bc7ced3d1585f4143bc31b6b64e4f25013d3dad28c'}  # see `artifact.with_code`
 _MAX_MANIFEST = 1 << 20  # bytes
 
 
@@ -107,24 +106,6 @@ def read_manifest(part: npy.Part, folder: pathlib.Path, dataset: str) -> dict[st
   with untrusted.open_file(part.path) as file:
     file.seek(part.offset)
     return artifact.parse(file.read(min(part.size, _MAX_MANIFEST)), part.label, _check_fields, **where)
-
-
-def comparable(manifest: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what a manifest says of how the images were made, which equal sets have in common."""
-  made_with = with_code(manifest.get('made_with'))
-  if isinstance(made_with, Mapping):  # this package's version decides nothing
-    made_with = {key: value for key, value in made_with.items() if key != 'adversarial_augment'}
-  return {**without_files(manifest), 'made_with': made_with}
-
-
-def with_code(made_with: Any) -> Any:
-  """Returns `made_with` of a set or a result as the release before had it, so that equal ones compare equal."""
-  return artifact.with_code(made_with, 'corruptions', _CODE)
-
-
-def without_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns all but the files and where they were found."""
-  return {key: value for key, value in manifest.items() if key not in ('files', 'source')}
 
 
 def labels_of(dataset: Dataset) -> np.ndarray:

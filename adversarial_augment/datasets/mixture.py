@@ -21,7 +21,6 @@ from adversarial_augment.types import Batch, Dataset
 
 FORMAT = 'adversarial_augment.deepaugment.1'
 KIND = 'deepaugment'  # of the errors
-_CODE = {'1': '401a052ff54915b636dd78316a6ecd2f0c0f9040fd0ae0e80053e308d55a8762'}  # see `artifact.with_code`
 MANIFEST, PLAN = artifact.MANIFEST, 'PLAN.json'  # of a set that is whole, and of one that was begun
 IMAGES, LABELS, INDEX = FILES = ('images.npy', 'labels.npy', 'index.npy')
 
@@ -168,14 +167,6 @@ def check_files(folder: pathlib.Path, manifest: Mapping[str, Any], dataset: str,
   except artifact.Damaged as damage:
     about = {'dataset': dataset, 'made': manifest}
     raise ArtifactError(f"'{folder / damage.name}' {damage.detail}", folder, KIND, 'remake', about) from damage
-
-
-def comparable(made: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what a manifest or plan says of how the images were made, which equal sets have in common."""
-  made_with = artifact.with_code(made.get('made_with'), 'deepaugment', _CODE)
-  if isinstance(made_with, Mapping):  # this package's version decides nothing
-    made_with = {key: value for key, value in made_with.items() if key != 'adversarial_augment'}
-  return {**{key: value for key, value in made.items() if key != 'files'}, 'made_with': made_with}
 
 
 def _where(path: pathlib.Path, dataset: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from adversarial_augment import metrics
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10_c, npy, writer
+from adversarial_augment.datasets.made_with import comparable
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.datasets.source import PROVENANCE
 from adversarial_augment.errors import ArtifactError, UserError
@@ -139,7 +140,7 @@ def _written(folder: pathlib.Path, expected: Mapping[str, Any], test: Dataset) -
       )
     return {}
   manifest = cifar10_c.read_manifest(npy.whole(path), folder, test.name)
-  artifact.check_same(folder, cifar10_c.comparable(manifest), cifar10_c.comparable(expected))
+  artifact.check_same(folder, comparable(manifest, 'corruptions'), comparable(expected, 'corruptions'))
   return {name: entry for name, entry in manifest['files'].items() if artifact.size_of(folder / name) == entry['bytes']}
 
 
@@ -171,7 +172,7 @@ def write_records(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, o
       image_shape=test.image_shape,
       origin=corrupted.images.origin,
       archive_sha256=None,
-      made=cifar10_c.without_files(corrupted.manifest) | corrupted.hash_of(name) | corrupted.notes.get(name, {}),
+      made=_without_files(corrupted.manifest) | corrupted.hash_of(name) | corrupted.notes.get(name, {}),
     )
     if overwrite or not _is_whole(writer.folder_of(description, data_dir), description.made or {}):
       missing.append((name, severity, description))
@@ -188,6 +189,10 @@ def write_records(corrupted: Corrupted, test: Dataset, data_dir: pathlib.Path, o
   return Done(data_dir / dataset, len(missing) * n)
 
 
+def _without_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
+  return {key: value for key, value in manifest.items() if key not in ('files', 'source')}
+
+
 def _is_whole(folder: pathlib.Path, made: Mapping[str, Any]) -> bool:
   """Returns whether a data set is there with all its files.
 
@@ -200,5 +205,5 @@ def _is_whole(folder: pathlib.Path, made: Mapping[str, Any]) -> bool:
   if not path.exists():
     raise ArtifactError(f"'{folder}' has no {path.name}, as where TFDS made it", folder, remedy='use or replace')
   found = artifact.read(path, lambda found: (found['made'].items(), found['bytes'].items()), remedy='replace')
-  artifact.check_same(folder, cifar10_c.comparable(found['made']), cifar10_c.comparable(made))
+  artifact.check_same(folder, comparable(found['made'], 'corruptions'), comparable(made, 'corruptions'))
   return all(artifact.size_of(folder / name) == size for name, size in found['bytes'].items())

@@ -15,6 +15,7 @@ import numpy as np
 
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10_c, mixture, npy
+from adversarial_augment.datasets.made_with import comparable
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.storage import artifact, untrusted
 from adversarial_augment.types import Dataset
@@ -191,7 +192,7 @@ class _Set:
 
   def _check_same(self, found: Mapping[str, Any], remedy: str) -> None:
     """Refuses a set that was made, or begun, otherwise."""
-    was, now = mixture.comparable(found), mixture.comparable(self.plan)
+    was, now = (comparable(one, 'deepaugment') for one in (found, self.plan))
     differing = [other.field for other in artifact.differences(was, now)]
     about = {'dataset': self.train.name, 'made': found, 'differing': differing}
     artifact.check_same(self.folder, was, now, kind=mixture.KIND, remedy=remedy, about=about)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adversarial_augment import metrics, registry
-from adversarial_augment.datasets import cifar10_c
+from adversarial_augment.datasets.made_with import with_code
 from adversarial_augment.reporting import published, sources
 from adversarial_augment.reporting.parts import Paragraph, Part, Section, grid, section
 from adversarial_augment.reporting.robustness import NORMS
@@ -73,7 +73,7 @@ def _images(result: Mapping[str, Any]) -> dict[str, str]:
   own: dict[str, Any] = {}
   if 'error' in result:
     own = {name: value for name, value in sources.corruption_set(result).items() if name in _CORRUPTION_SET}
-    own['made_with'] = cifar10_c.with_code(own.get('made_with'))
+    own['made_with'] = with_code(own.get('made_with'), 'corruptions')
   elif 'ssim' in result:
     own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
     own['weights'] = str((source.get('weights') or {}).get('sha256'))[:12]

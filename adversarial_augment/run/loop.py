@@ -20,7 +20,7 @@ from adversarial_augment.errors import NumericalError, Stopped
 from adversarial_augment.run.forecast import Forecast
 from adversarial_augment.run.retries import Retries
 from adversarial_augment.run.run_log import RunLog
-from adversarial_augment.storage import artifact, checkpoints, state_arrays
+from adversarial_augment.storage import checkpoints, kills, state_arrays
 from adversarial_augment.types import TrainState
 
 
@@ -136,7 +136,7 @@ class _Loop:
         self.stop_if_requested(step)
 
   def _poll(self) -> None:
-    artifact.crash_point('mid_eval')
+    kills.crash_point('mid_eval')
     if self._stop.requested():
       raise _StopRequested
 

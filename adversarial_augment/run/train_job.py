@@ -15,7 +15,7 @@ from adversarial_augment.datasets import sampling
 from adversarial_augment.parallel import sharding
 from adversarial_augment.run.forecast import Forecast
 from adversarial_augment.run.loop import Job
-from adversarial_augment.storage import artifact
+from adversarial_augment.storage import kills
 from adversarial_augment.training import train_step
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Dataset, PyTree, TrainState
@@ -82,7 +82,7 @@ def compile_step(recipe: Recipe, state: TrainState, read: Callable[[int], Any], 
   start = time.monotonic()
   progress.log('compiling the train step...')
   lowered = train_step.jitted(recipe).lower(state, np.int32(0), *read(0), phi)
-  artifact.crash_point('first_compile')
+  kills.crash_point('first_compile')
   compiled = lowered.compile()
   progress.log(f'compiled in {time.monotonic() - start:.1f} s')
   return compiled

@@ -18,16 +18,14 @@ import json
 import os
 from pathlib import Path
 import shutil
-import signal
 import socket
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 from adversarial_augment import registry
 from adversarial_augment.errors import ArtifactError, NumericalError, StorageError
-from adversarial_augment.storage import untrusted
+from adversarial_augment.storage import kills, untrusted
 
 MANIFEST = 'MANIFEST.json'
-CRASH_VARIABLE = 'ADA_CRASH_AT'
 
 Entry = dict[str, Any]  # of a file in a manifest: bytes, sha256, and what an adapter adds
 
@@ -44,7 +42,7 @@ class Damaged(Exception):
     self.name, self.detail = name, detail or f'cannot be used ({reason})'
 
 
-# Errors of the disk, and kills that tests ask for.
+# Errors of the disk.
 
 
 @contextmanager
@@ -71,23 +69,6 @@ def one_line(error: BaseException) -> str:
   return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
-def crash_wanted(name: str, place: object = None) -> bool:
-  """Whether a test asks for a kill here: `ADA_CRASH_AT=name`, or `name@place`."""
-  return os.environ.get(CRASH_VARIABLE) in (name, f'{name}@{place}')
-
-
-def crash_point(name: str, place: object = None) -> None:
-  """Dies as by `kill -9` where a test asks for it."""
-  if crash_wanted(name, place):
-    die()
-
-
-def die() -> NoReturn:
-  """Ends the process as `kill -9` does."""
-  os.kill(os.getpid(), signal.SIGKILL)
-  raise SystemExit('SIGKILL did not end the process')
-
-
 # Writing. Every commit is one of `_commit`.
 
 
@@ -106,11 +87,16 @@ def writing(path: Path) -> Iterator[BinaryIO]:
   try:
     with open(temporary, 'xb') as file:
       yield file
-      sync(file)
-    _commit(temporary, path, os.replace)
+    put(temporary, path)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def put(source: Path, path: Path) -> None:
+  """Puts a file of the same folder at `path` when all of it is on the disk. Raises as `writing`."""
+  fsync(source)
+  _commit(source, path, os.replace)
   fsync(path.parent)
 
 
@@ -227,9 +213,9 @@ def check_space(place: Path, needed: int) -> None:
 
 
 def _commit(source: Path, target: Path, rename: Callable[[Path, Path], None]) -> None:
-  crash_point('before_rename', target.name)
+  kills.crash_point('before_rename', target.name)
   rename(source, target)
-  crash_point('after_rename', target.name)
+  kills.crash_point('after_rename', target.name)
 
 
 # Verifying.
@@ -247,7 +233,7 @@ def entry(path: Path) -> Entry:
 
 
 def entries(folder: Path) -> dict[str, Entry]:
-  """Returns the entries, by relative path, of every file below `folder` but the manifest."""
+  """Returns the entries of every file below `folder` but the manifest, by relative path."""
   paths = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
   named = {path.relative_to(folder).as_posix(): path for path in paths}
   return {name: entry(path) for name, path in named.items() if name != MANIFEST}
@@ -264,7 +250,7 @@ def check_entry(name: str, expected: Entry, size: int | None, sha256: str | None
   Args:
     name: of the file.
     expected: the entry.
-    size: its bytes, None where there is no file.
+    size: None where there is no file.
     sha256: None: it is not compared.
 
   Raises:
@@ -335,28 +321,6 @@ class Difference(NamedTuple):
   now: Any
 
 
-def with_code(made_with: Any, algorithm: str, code: Mapping[str, str]) -> Any:
-  """Returns the versions of what made something, with that of the algorithm and with the hash of its code.
-
-  Older releases named the code's SHA-256 in place of a version, which the author raises when the outcome changes.
-
-  Args:
-    made_with: as a manifest has it.
-    algorithm: the key of the algorithm's version.
-    code: the hash (`code_sha256`) by version, of those that older releases had.
-  """
-  if not isinstance(made_with, Mapping):
-    return made_with
-  version, sha256 = made_with.get(algorithm), made_with.get('code_sha256')
-  if version is None:
-    version = next((known for known, hashed in code.items() if hashed == sha256), None)
-  if sha256 is None:
-    sha256 = code.get(str(version))
-  found = {algorithm: version, **dict(sorted(made_with.items())), 'code_sha256': sha256}
-  found[algorithm] = version
-  return {key: value for key, value in found.items() if value is not None}
-
-
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
   """Returns the fields in which two things were made otherwise; a field that one lacks is None there."""
   was, now = registry.flatten(found), registry.flatten(wanted)
@@ -425,26 +389,3 @@ def lock(folder: Path, name: str = '', *, wait: bool = False) -> Iterator[None]:
     yield
   finally:
     os.close(descriptor)
-
-
-@contextmanager
-def in_use(folder: Path, *, exclusive: bool = False) -> Iterator[bool]:
-  """Holds a folder against programs that would delete it (shared), or would read it (exclusive), for the block.
-
-  Yields:
-    False where others hold it otherwise. True also where the file system has no such locks.
-  """
-  descriptor = -1
-  try:
-    free = True
-    try:
-      descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-      fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-      free = False
-    except OSError:  # not there, or no locks
-      pass
-    yield free
-  finally:
-    if descriptor >= 0:
-      os.close(descriptor)

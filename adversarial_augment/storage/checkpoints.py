@@ -254,7 +254,7 @@ def _prune(directory: Path, keep: int) -> None:
       pass  # a restore reports it; it takes no place among the good ones
   with storage_errors(f"delete old checkpoints under '{directory}'"):
     for step in superfluous:
-      with artifact.in_use(directory / str(step), exclusive=True) as free:
+      with newest_checkpoint.in_use(directory / str(step), exclusive=True) as free:
         if not free:
           continue  # somebody reads it; a later prune deletes it
         artifact.retire(directory / str(step), directory / f'{step}.pruned.tmp')

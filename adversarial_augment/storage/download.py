@@ -88,7 +88,8 @@ def download(
     raise UserError(
       f"'{url}' has SHA-256 {found}, but {sha256} was expected; the wrong file was removed: try again.", remedy='url'
     )
-  part.replace(path)
+  with artifact.storage_errors(f"write '{path}'"):
+    artifact.put(part, path)
 
 
 def _check_url(url: str) -> None:

@@ -3,7 +3,9 @@
 A checkpoint's manifest is the canonical JSON of its content with a hash of all of it, so that every byte counts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+import fcntl
 import hashlib
 import json
 import math
@@ -86,6 +88,29 @@ def read(
   return found[:2] if found else None
 
 
+@contextmanager
+def in_use(folder: Path, *, exclusive: bool = False) -> Iterator[bool]:
+  """Holds a folder against programs that would delete it (shared), or would read it (exclusive), for the block.
+
+  Yields:
+    False where others hold it otherwise. True also where the file system has no such locks.
+  """
+  descriptor = -1
+  try:
+    free = True
+    try:
+      descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+      fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+      free = False
+    except OSError:  # not there, or no locks
+      pass
+    yield free
+  finally:
+    if descriptor >= 0:
+      os.close(descriptor)
+
+
 def canonical(value: Any) -> bytes:
   """Returns the one JSON spelling of `value`: sorted keys, no spaces."""
   return json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False).encode()
@@ -157,7 +182,7 @@ def _newest(directory: Path, read: Callable[[int, Manifest], Any]) -> tuple[Any,
     rejected.clear()
     for step in reversed(steps(directory)):
       folder = directory / str(step)
-      with artifact.in_use(folder):
+      with in_use(folder):
         try:
           return read(step, verify(folder, step)), rejected
         except Damaged as error:

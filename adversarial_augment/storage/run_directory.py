@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import artifact, files, untrusted
+from adversarial_augment.storage import artifact, files, kills, untrusted
 
 
 def create(workdir: Path) -> None:
@@ -42,9 +42,9 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
       size = os.fstat(descriptor).st_size
-      if artifact.crash_wanted('mid_log_append', record.get('step')):
+      if kills.crash_wanted('mid_log_append', record.get('step')):
         os.write(descriptor, line[: len(line) // 2])
-        artifact.die()
+        kills.die()
       try:
         _write_all(descriptor, line)
       except OSError:

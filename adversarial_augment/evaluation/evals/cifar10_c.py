@@ -45,10 +45,10 @@ class CorruptionErrors(Evaluation):
     return len(self.corruptions) if opened.origin == metrics.GENERATED_IN_MEMORY else 1  # one each
 
   def conditions(self, bench: Any) -> Result:
-    from adversarial_augment.datasets import cifar10_c
+    from adversarial_augment.datasets.made_with import with_code
 
     made = self.origin(bench.opened[self.name])['corruptions']
-    return {'corruptions': made | {'made_with': cifar10_c.with_code(made['made_with'])}, **bench.subset()}
+    return {'corruptions': made | {'made_with': with_code(made['made_with'], 'corruptions')}, **bench.subset()}
 
   def measure(self, bench: Any, state: TrainState, poll: Poll, known: Outcomes, keep: Keep) -> Result:
     from adversarial_augment.evaluation import corrupted
