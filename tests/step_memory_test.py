@@ -4,11 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from adversarial_augment import attacks, corruption_nets
 from adversarial_augment import config as configs
-from adversarial_augment.attacks import trees
 from adversarial_augment.parallel import platforms
 from adversarial_augment.training import recipe, step_memory, train_step
 from adversarial_augment.types import Dataset
@@ -76,6 +76,6 @@ def test_activations_in_half_precision_take_half(monkeypatch):
   logits_fn = lambda images: images.reshape(len(images), -1)
   monkeypatch.setattr(platforms, 'current', lambda: 'gpu')
   bytes_of = lambda dtype: step_memory.attack_bytes(ball, phi, logits_fn, (32, 32, 3), 4, dtype=dtype)
-  beta = 4 * 4 * trees.count(phi)
+  beta = 4 * 4 * optax.tree.size(phi)
   whole, half = bytes_of('float32') - beta, bytes_of('bfloat16') - beta
   assert 0.5 * whole <= half < 0.6 * whole  # masks have a byte in both

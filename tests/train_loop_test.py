@@ -15,10 +15,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment.attacks import trees
 from adversarial_augment.errors import NumericalError, Stopped, StorageError
 from adversarial_augment.run import loop, opening, retries
 from adversarial_augment.storage import checkpoints
@@ -48,7 +48,7 @@ def multiply(state: TrainState, made: jax.Array, batch: jax.Array) -> tuple[Trai
   loss = params['w'].sum()
   is_finite = jnp.isfinite(loss) & (state.step == made)
   metrics = {'loss': loss, 'attack_loss_end': batch, 'learning_rate': jnp.ones(()), 'finite': is_finite}
-  return trees.where(is_finite, state._replace(step=state.step + 1, params=params), state), metrics
+  return optax.tree.where(is_finite, state._replace(step=state.step + 1, params=params), state), metrics
 
 
 def start(

@@ -158,11 +158,6 @@ def test_median_is_over_blocks_that_can_move(radii):
   assert trees.median_radius({str(i): jnp.float32(r) for i, r in enumerate(radii)}) == expected
 
 
-def test_count_takes_arrays_and_shapes():
-  tree = {'w': jnp.zeros((3, 4)), 'b': jax.ShapeDtypeStruct((5,), jnp.float32), 's': jnp.zeros(())}
-  assert trees.count(tree) == 18
-
-
 def test_stacks_hold_blocks_of_one_shape_whose_names_differ_in_numbers_in_the_order_of_these():
   tree = {
     f'net/block_{i}/conv_{j}': {'w': np.full((2, 3), 10 * i + j), 'b': np.ones(3)} for i in (0, 2, 10) for j in (0, 1)

@@ -7,7 +7,6 @@ are [k]: then norms and projections of all k are one operation. All functions ta
 
 from collections.abc import Sequence
 import functools
-import math
 import re
 
 import jax
@@ -141,13 +140,3 @@ def _norm(x: jax.Array, stacked: int = 0) -> jax.Array:
   is_zero = squares == 0
   root = jnp.sqrt(jnp.where(is_zero, 1, squares))  # it has no gradient at zero
   return jnp.where(is_zero, 0, scale.reshape(squares.shape) * root)
-
-
-def where(condition: jax.Array, tree: PyTree, other: PyTree) -> PyTree:
-  """Returns `tree` where the scalar `condition` holds, else `other`."""
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
-
-
-def count(tree: PyTree) -> int:
-  """Returns the number of scalars in a pytree of arrays or shapes."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

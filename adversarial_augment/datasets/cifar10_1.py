@@ -3,13 +3,13 @@
 v6 (2,000 images, 200 of each class) is the recommended version, and the one of arXiv 2104.01086; v4 has 2,021 images.
 """
 
-import hashlib
 import pathlib
 
 import numpy as np
 
 from adversarial_augment.datasets import npy
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import artifact
 from adversarial_augment.types import Batch
 
 COUNTS = {'v6': 2000, 'v4': 2021}  # images of each version
@@ -64,5 +64,5 @@ def read(folder: pathlib.Path, version: str) -> tuple[Batch, dict[str, str]]:
       f"'{paths[1]}' has {histogram.tolist()} images of the classes, but {version} has {n // _CLASSES} of each; get "
       'the file again.'
     )
-  hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+  hashes = {path.name: artifact.sha256_of(path) for path in paths}
   return Batch(np.array(images), labels.astype(np.int32)), hashes

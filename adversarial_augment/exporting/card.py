@@ -6,9 +6,10 @@ from pathlib import Path
 import platform
 from typing import Any
 
+import optax
+
 from adversarial_augment import __version__, registry
 from adversarial_augment import config as configs
-from adversarial_augment.attacks import trees
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.storage import results, sharing
 from adversarial_augment.types import PyTree
@@ -57,7 +58,7 @@ def make(
   return {
     'format': FORMAT,
     'title': f'{name}, trained on {config["dataset"]} {method}',
-    'architecture': {**classifier, 'precision': config['precision'], 'num_parameters': trees.count(params)},
+    'architecture': {**classifier, 'precision': config['precision'], 'num_parameters': optax.tree.size(params)},
     'input': {
       'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch',
       'size': _size(workdir),

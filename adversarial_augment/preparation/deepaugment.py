@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-import hashlib
 import json
 import re
 import subprocess
@@ -20,6 +19,7 @@ from adversarial_augment.errors import UserError, show
 from adversarial_augment.parallel import devices
 from adversarial_augment.preparation import command, deepaugment_files
 from adversarial_augment.preparation.ways_out import DEEPAUGMENT, NETS
+from adversarial_augment.storage import artifact
 from adversarial_augment.types import Dataset
 
 _QUICK = {'edsr': ('--weights=edsr_4x16_x1',), 'cae': ()}  # what the sets of the embedded images are made with
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
   from adversarial_augment import deepaugment
 
   settings = deepaugment.Settings(arguments.net, arguments.seed, arguments.bug_compatible, arguments.scale)
-  origin = {'network': {'name': arguments.net} | sizes, 'sha256': hashlib.sha256(weights.read_bytes()).hexdigest()}
+  origin = {'network': {'name': arguments.net} | sizes, 'sha256': artifact.sha256_of(weights)}
   plan = _plan(train, arguments.copies, settings._asdict() | {'weights': origin}, deepaugment.made_with())
   folder = mixture.folder_of(train.name, name, arguments.data_dir)
 

@@ -6,7 +6,6 @@ do. The command lines work as they are printed.
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import hashlib
 import os
 import pathlib
 import shlex
@@ -15,7 +14,7 @@ from typing import Any
 from adversarial_augment import registry
 from adversarial_augment.datasets import cifar10_c, mixture, source
 from adversarial_augment.errors import ArtifactError
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact, files
 
 DATA_DIR = '~/tensorflow_datasets'  # where `prepare` writes by default, and `train` reads
 NETS = {'edsr': 'edsr_16x64_x4', 'cae': 'cae_16'}  # of which DeepAugment sets are made, and the largest that ship
@@ -97,7 +96,7 @@ def _flag(name: str, value: str | int) -> str:
 def _shipped(sha256: str) -> str | None:
   """Returns the name of the weights that ship and have this hash, or None."""
   shipped = files.named(_SHIPPED, '*.safetensors')
-  return next((file.stem for file in shipped if hashlib.sha256(file.read_bytes()).hexdigest() == sha256), None)
+  return next((file.stem for file in shipped if artifact.sha256_of(file) == sha256), None)
 
 
 def _corruptions(error: ArtifactError) -> str:

@@ -1,7 +1,6 @@
 """What a run says of itself: the opening lines, the provenance of its results, the closing table and the figure."""
 
 from collections.abc import Iterator, Mapping
-import hashlib
 import importlib.util
 import json
 import math
@@ -15,16 +14,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 
 from adversarial_augment import attacks, classifiers, corruption_nets, registry, threefry
 from adversarial_augment import config as configs
-from adversarial_augment.attacks import trees
 from adversarial_augment.cli import environment, progress
 from adversarial_augment.config import rules
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
-from adversarial_augment.storage import sharing
+from adversarial_augment.storage import artifact, sharing
 from adversarial_augment.training import recipe as recipes
 from adversarial_augment.training import step_memory
 from adversarial_augment.training.recipe import Recipe
@@ -47,7 +46,7 @@ def opening(
     mixed = data.provenance['deepaugment']
     copies = ', '.join(f'{name} x {count}' for name, count in mixed['copies'].items())
     yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
-  yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {trees.count(state.params):,} parameters'
+  yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {optax.tree.size(state.params):,} parameters'
   if recipe.attack is not None:
     yield f'adversary: {_network(config, phi)}{configs.strength(config.attack)}'
     yield from _departures(config, recipe)
@@ -77,7 +76,7 @@ def _network(config: ConfigDict, phi: PyTree) -> str:
     return ''
   phi = phi.phi if isinstance(phi, attacks.Hull) else phi
   network = corruption_nets.label(config.corruption_net.name, configs.network_sizes(config)).replace('_', ' ')
-  return f'{network}, {trees.count(phi):,} parameters in {len(jax.tree.leaves(phi))} blocks, '
+  return f'{network}, {optax.tree.size(phi):,} parameters in {len(jax.tree.leaves(phi))} blocks, '
 
 
 def _departures(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
@@ -158,7 +157,7 @@ def _weights(config: ConfigDict) -> dict[str, Any] | None:
   path = corruption_nets.find(recipes.weights_of(config))
   _, origin = weights.load(path)
   known = {name: origin.get(name) for name in ('network', 'data', 'steps', 'command')}
-  return {'file': path.name, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(), **known}
+  return {'file': path.name, 'sha256': artifact.sha256_of(path), **known}
 
 
 def evals(result: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adversarial_augment.attacks import trees
 from adversarial_augment.types import Array, TrainState
 
 
@@ -23,4 +22,4 @@ def update_if_finite(
   numbers = [x for x in jax.tree.leaves((new.params, new.model_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
   is_finite = jnp.isfinite(jnp.stack([*metrics.values(), optax.tree.norm(numbers)])).all()
   is_finite &= state.step == step
-  return trees.where(is_finite, new, state), metrics | {'finite': is_finite}
+  return optax.tree.where(is_finite, new, state), metrics | {'finite': is_finite}

@@ -5,7 +5,6 @@ What follows from other values (number of steps, effective learning rate) is wor
 
 from collections.abc import Mapping
 import functools
-import hashlib
 import math
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.per_example_conv import Conv
+from adversarial_augment.storage import artifact
 from adversarial_augment.training import schedules
 from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
 
@@ -343,7 +343,7 @@ def weights_sha256(config: ConfigDict) -> str | None:
   """Returns the hash of that file; None for a run that has nothing to do with an adversary around a network."""
   if not has_network(config):
     return None
-  return hashlib.sha256(corruption_nets.find(weights_of(config)).read_bytes()).hexdigest()
+  return artifact.sha256_of(corruption_nets.find(weights_of(config)))
 
 
 def sgd(
