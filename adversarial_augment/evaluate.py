@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int | None:
       return None
     from adversarial_augment.evaluation import attack_run
 
-    return attack_run.run(config, workdir, images.images, request, overwrite=arguments.overwrite)
+    return attack_run.run(config, workdir, images.dataset, request, overwrite=arguments.overwrite)
 
 
 def _resolve(trained: ConfigDict, arguments: argparse.Namespace, overrides: dict[str, str]) -> ConfigDict:
@@ -118,10 +118,10 @@ def _check(config: ConfigDict, images: 'Images', request: Request | None) -> dic
   """Checks what can be checked before any device is touched; returns what must be equal on all processes."""
   from adversarial_augment.training import recipe
 
-  about = {'data': {'test': images.images.provenance}, **images.origins()}
+  about = {'data': {'test': images.dataset.provenance}, **images.origins()}
   if request is not None:
     return about | {'attack': request._replace(surrogate=None)._asdict()}
-  recipe.check_adversary(config, images.images.image_shape)
+  recipe.check_adversary(config, images.dataset.image_shape)
   return about | {'weights': recipe.weights_sha256(config)}
 
 
@@ -202,7 +202,7 @@ def evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: 
   from adversarial_augment.run import summary
   from adversarial_augment.training import recipe
 
-  mesh, test = sharding.data_mesh(), images.images
+  mesh, test = sharding.data_mesh(), images.dataset
   with progress.stage('reading the newest checkpoint'):
     restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
   attack: Attack | None = None

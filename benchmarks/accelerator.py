@@ -39,7 +39,8 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.per_example_conv import triton_conv
 from adversarial_augment.planning import operations, targets
-from adversarial_augment.training import recipe, step_memory, train_step
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import step_memory, train_step
 from benchmarks import timing
 
 SECONDS = 3.0  # of timing, per measurement
@@ -227,16 +228,16 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
   values = {'dataset': 'embedded', 'batch_size': batch_size, 'precision': precision}
   config.update_from_flattened_dict(values | {'attack.batch_norm': batch_norm, 'optimizer.warmup_epochs': 0.0})
   data, mesh = datasets.load('embedded', 'train', ''), sharding.data_mesh()
-  static, phi = recipe.build(config, data, mesh, **({} if form == 'auto' else {'conv': FORMS[form]}))
+  recipe, phi = recipes.build(config, data, mesh, **({} if form == 'auto' else {'conv': FORMS[form]}))
   flops = flop_of(config, data, mesh)
   phi = sharding.replicate(mesh, phi)
-  init = lambda: train_step.init_state(static, data.image_shape)
+  init = lambda: train_step.init_state(recipe, data.image_shape)
   state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
   attacked = config.attack.name != 'none'
-  estimate = step_memory.estimate(config, static, state, phi, data.image_shape) / 1e9 if attacked else None
+  estimate = step_memory.estimate(config, recipe, state, phi, data.image_shape) / 1e9 if attacked else None
   batch = sharding.shard_batch(mesh, tuple(data.read(np.arange(batch_size))))
   start = time.monotonic()
-  compiled = train_step.jitted(static).lower(state, np.int32(0), *batch, phi).compile()
+  compiled = train_step.jitted(recipe).lower(state, np.int32(0), *batch, phi).compile()
   compile_seconds = time.monotonic() - start
   made = 0
 
@@ -261,7 +262,7 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
 
 def flop_of(config: Any, data: Any, mesh: Any) -> int:
   """Returns the FLOP of a step over all devices, counted as ordinary convolutions."""
-  plain, phi = recipe.build(config, data, mesh, conv=per_example_conv.conv)
+  plain, phi = recipes.build(config, data, mesh, conv=per_example_conv.conv)
   return operations.flop(train_step.traced(plain, phi, data.image_shape).jaxpr.jaxpr)
 
 

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 
 from adversarial_augment import augmentations, classifiers, datasets
 from adversarial_augment.parallel import sharding
-from adversarial_augment.training import recipe, schedules
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import schedules
 from adversarial_augment.training import train_step as training
 from benchmarks import timing
 
@@ -102,7 +103,7 @@ def nominal_step(mesh, images: np.ndarray):
   make = functools.partial(classifiers.CLASSIFIERS['preact_resnet'], 10, depth=18, width=64)
   schedule = schedules.warmup_cosine(0.1, 1000, 10)
   nothing = augmentations.chain(())
-  static = recipe.Recipe(
+  recipe = recipes.Recipe(
     classifier=make(),
     attacked_classifier=make(axis_name=sharding.AXIS),
     attack_batch_norm='batch',
@@ -112,21 +113,21 @@ def nominal_step(mesh, images: np.ndarray):
     after=nothing,
     jsd=0.0,
     trades=0.0,
-    optimizer=recipe.sgd(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_batch_norm=False),
+    optimizer=recipes.sgd(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_batch_norm=False),
     schedule=schedule,
     num_steps=1000,
     batch_size=len(images),
     seed=0,
     mesh=mesh,
   )
-  state = sharding.replicate(mesh, training.init_state(static, (SIDE, SIDE, 3)))
+  state = sharding.replicate(mesh, training.init_state(recipe, (SIDE, SIDE, 3)))
   batch = sharding.shard_batch(mesh, (images, np.arange(len(images), dtype=np.int32) % 10))
-  step, made = training.jitted(static), 0
+  step, index = training.jitted(recipe), 0
 
   def run():
-    nonlocal state, made
-    state, metrics = step(state, np.int32(made), *batch, {})
-    made += 1
+    nonlocal state, index
+    state, metrics = step(state, np.int32(index), *batch, {})
+    index += 1
     return metrics
 
   return run

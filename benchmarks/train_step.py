@@ -24,7 +24,8 @@ from adversarial_augment import attacks, augmentations, classifiers, per_example
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.corruption_nets import CORRUPTION_NETS
 from adversarial_augment.parallel import sharding
-from adversarial_augment.training import recipe, schedules, train_step
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import schedules, train_step
 from benchmarks import timing
 
 
@@ -73,7 +74,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   conv = per_example_conv.conv if kind == 'naive' else per_example_conv.example_conv
   net = network(setting, conv, 'layers' if kind == 'layers' else 'composed')
   schedule = schedules.warmup_cosine(0.1, 1000, 10)
-  static = recipe.Recipe(
+  recipe = recipes.Recipe(
     classifier=classifier(),
     attacked_classifier=classifier(axis_name=sharding.AXIS),
     attack_batch_norm='batch',
@@ -83,14 +84,14 @@ def make_step(setting: Setting, num_devices: int, kind: str):
     after=augmentations.chain(()),
     jsd=0.0,
     trades=0.0,
-    optimizer=recipe.sgd(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_batch_norm=False),
+    optimizer=recipes.sgd(schedule, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_batch_norm=False),
     schedule=schedule,
     num_steps=1000,
     batch_size=setting.batch_size,
     seed=0,
     mesh=mesh,
   )
-  state = sharding.replicate(mesh, train_step.init_state(static, (32, 32, 3)))
+  state = sharding.replicate(mesh, train_step.init_state(recipe, (32, 32, 3)))
   phi = {} if kind == 'nominal' else net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (setting.batch_size, 32, 32, 3), dtype=np.uint8)
@@ -98,7 +99,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   batch = sharding.shard_batch(mesh, (images, labels))
   phi = sharding.replicate(mesh, phi)
   start = time.perf_counter()
-  compiled = train_step.jitted(static).lower(state, np.int32(0), *batch, phi).compile()
+  compiled = train_step.jitted(recipe).lower(state, np.int32(0), *batch, phi).compile()
   seconds = time.perf_counter() - start
   made = 0
 

@@ -146,11 +146,11 @@ def test_the_attack_is_alive_from_the_first_step_on(tmp_path, num_devices, batch
   """On a fresh classifier, in the stage of the train step that runs sharded; a smaller EDSR compiles faster."""
   sizes = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 1}
   weights.save(tmp_path / 'phi.safetensors', random_edsr(), {'network': sizes})
-  _, static, phi, state = tiny.make(
+  _, recipe, phi, state = tiny.make(
     num_devices, attack__batch_norm=batch_norm, corruption_net__weights=str(tmp_path / 'phi.safetensors')
   )
-  images, labels = tiny.batch(static, 0)
-  corrupt = jax.jit(lambda *arrays: train_step.corrupt(static, *arrays))
+  images, labels = tiny.batch(recipe, 0)
+  corrupt = jax.jit(lambda *arrays: train_step.corrupt(recipe, *arrays))
   corrupted, metrics = corrupt(keys_of(np.arange(8)), images, labels, state, phi)
   assert (np.asarray(metrics['gradient_norm']) > 0).all()
   assert (np.asarray(metrics['radius_fraction']) > 0.5).all()

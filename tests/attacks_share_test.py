@@ -87,17 +87,17 @@ def test_one_device_gives_what_four_give_in_the_stage_of_the_train_step(tmp_path
   overrides = small(tmp_path, batch_size='16', **{f'attack__{name}': value for name, value in options.items()})
   found = []
   for num_devices in (1, 4):
-    _, static, phi, state = tiny.make(num_devices, **overrides)
+    _, recipe, phi, state = tiny.make(num_devices, **overrides)
     keys = jax.random.split(jax.random.key(1), 16)
-    corrupt = jax.jit(lambda *arrays, static=static: train_step.corrupt(static, *arrays))
-    found.append(jax.device_get(corrupt(keys, *tiny.batch(static, 0), state, phi)))
+    corrupt = jax.jit(lambda *arrays, recipe=recipe: train_step.corrupt(recipe, *arrays))
+    found.append(jax.device_get(corrupt(keys, *tiny.batch(recipe, 0), state, phi)))
   (one, one_metrics), (four, four_metrics) = found
   np.testing.assert_allclose(one, four, atol=1e-9)
   for name, values in one_metrics.items():
     assert values.shape == (8,), name
     np.testing.assert_allclose(values, four_metrics[name], atol=1e-9, err_msg=name)
   assert one_metrics['attack_loss_end'].sum() > one_metrics['attack_loss_start'].sum()
-  before = np.asarray(jax.vmap(static.before)(keys_of_before(keys), tiny.batch(static, 0)[0].astype(jnp.float64) / 255))
+  before = np.asarray(jax.vmap(recipe.before)(keys_of_before(keys), tiny.batch(recipe, 0)[0].astype(jnp.float64) / 255))
   clean = (np.abs(one[:, 0] - before) < 1e-12).all((1, 2, 3))
   np.testing.assert_array_equal(clean, np.arange(16) % 2 == 0)
 
@@ -150,8 +150,8 @@ def test_fields_that_do_not_go_together_are_refused(overrides, words):
 
 
 def opening(num_devices, **overrides) -> str:
-  config, static, phi, state = tiny.make(num_devices, **overrides)
-  return '\n'.join(summary.opening(config, static, {'train': tiny.dataset()}, state, phi))
+  config, recipe, phi, state = tiny.make(num_devices, **overrides)
+  return '\n'.join(summary.opening(config, recipe, {'train': tiny.dataset()}, state, phi))
 
 
 def test_a_run_says_in_what_it_departs_from_the_paper(tmp_path):

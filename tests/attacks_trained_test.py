@@ -7,7 +7,8 @@ import pytest
 from adversarial_augment import config as configs
 from adversarial_augment import datasets, train
 from adversarial_augment.parallel import sharding
-from adversarial_augment.training import recipe, train_step
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import train_step
 from tests import tiny
 
 SHORT = {'num_steps': '150', 'evals': '', 'checkpoint_every': '0'}
@@ -45,11 +46,11 @@ def test_the_loss_rises_on_nearly_all_images(trained, splits, num_devices, batch
     batch_size='256',
   )
   mesh = tiny.make_mesh(num_devices)
-  static, phi = recipe.build(config, splits['train'], mesh)
+  recipe, phi = recipes.build(config, splits['train'], mesh)
   state, phi = sharding.replicate(mesh, trained), sharding.replicate(mesh, phi)
   keys = jax.random.split(jax.random.key(1), 256)
   images, labels = splits['test'].read(np.arange(256))
-  corrupt = jax.jit(lambda *arrays: train_step.corrupt(static, *arrays))
+  corrupt = jax.jit(lambda *arrays: train_step.corrupt(recipe, *arrays))
   corrupted, metrics = corrupt(keys, *sharding.shard_batch(mesh, (images, labels)), state, phi)
   start, end = (np.asarray(metrics[f'attack_loss_{when}']) for when in ('start', 'end'))
   assert (end > start).mean() >= 0.95

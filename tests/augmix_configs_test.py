@@ -58,9 +58,9 @@ def test_the_divergence_needs_augmix_alone(after):
 @pytest.mark.parametrize('after, warnings', [('augmix', 0), ('augmix_all_ops', 1)])
 def test_operations_like_the_test_corruptions_are_warned_of(after, warnings):
   config = configs.override(configs.load('configs/nominal.py'), {'augment.after': after})
-  static = types.SimpleNamespace(attack=None, num_steps=200, batch_size=8, mesh=tiny.make_mesh(1))
+  recipe = types.SimpleNamespace(attack=None, num_steps=200, batch_size=8, mesh=tiny.make_mesh(1))
   state = types.SimpleNamespace(params={'w': np.zeros(3)}, step=0)
-  lines = list(summary.opening(config, static, {'train': tiny.dataset()}, state, {}))
+  lines = list(summary.opening(config, recipe, {'train': tiny.dataset()}, state, {}))
   found = [line for line in lines if line.startswith('warning: ')]
   assert len(found) == warnings
   assert all('augmix_all_ops' in line and 'contrast' in line for line in found)

@@ -19,13 +19,13 @@ def main(address: str, num_processes: int, process_id: int, output: Path) -> Non
   jax.config.update('jax_enable_x64', True)
   if num_processes > 1:
     jax.distributed.initialize(address, num_processes, process_id)
-  _, static, phi, state = tiny.make(num_processes)
-  step = train_step.jitted(static)
+  _, recipe, phi, state = tiny.make(num_processes)
+  step = train_step.jitted(recipe)
   losses = []
   for index in range(5):
     # This process's equal part of the batch, as datasets.sampling has it.
-    examples = np.array_split(np.arange(static.batch_size) + static.batch_size * index, num_processes)[process_id]
-    batch = sharding.shard_batch(static.mesh, tuple(tiny.dataset().read(examples)))
+    examples = np.array_split(np.arange(recipe.batch_size) + recipe.batch_size * index, num_processes)[process_id]
+    batch = sharding.shard_batch(recipe.mesh, tuple(tiny.dataset().read(examples)))
     state, metrics = step(state, np.int32(index), *batch, phi)
     losses.append(float(metrics['loss']))
   leaves = jax.tree_util.tree_leaves_with_path((state.params, state.model_state))

@@ -16,7 +16,7 @@ from adversarial_augment import corruption_nets, corruptions, inference, metrics
 from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.evaluation.accuracy import accuracy
-from adversarial_augment.training import recipe
+from adversarial_augment.training import recipe as recipes
 from experiments import (
   figure1_drawing,
   figure1_ssim,
@@ -77,8 +77,8 @@ def test_numbers_of_other_conditions_are_kept(tmp_path):
 @pytest.fixture(scope='module')
 def run():
   """A nominal run of one device, whose adversary is that of figure 1."""
-  config, static, _, state = tiny.make(attack__name='none', batch_size='4', attack__num_steps='1')
-  return config, static.mesh, state
+  config, recipe, _, state = tiny.make(attack__name='none', batch_size='4', attack__num_steps='1')
+  return config, recipe.mesh, state
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   values = found['nus']['0.03']
 
   adversary = configs.override(config, {'attack.nu': '0.03', 'attack.name': 'ada'})
-  attack, phi = recipe.build_attack(adversary, mesh)
-  evaluate = accuracy(recipe.attacked_classifier(config, 10), mesh, 4, attack=attack, phi=phi)
+  attack, phi = recipes.build_attack(adversary, mesh)
+  evaluate = accuracy(recipes.attacked_classifier(config, 10), mesh, 4, attack=attack, phi=phi)
   expected = evaluate(state, test, lambda: None)
   assert [values['mean'], np.mean(values['ssim'])] == pytest.approx([expected['ssim']] * 2, abs=1e-6)
   assert len(values['ssim']) == 7

@@ -141,8 +141,8 @@ def test_figure_1_takes_its_own_adversary():
 
 def test_opening_lines_name_the_ball_and_no_network():
   overrides = {name.replace('.', '__'): value for name, value in LINF.items()}
-  config, static, phi, state = tiny.make(2, **overrides, attack__fraction='0.5')
-  text = '\n'.join(summary.opening(config, static, {'train': tiny.dataset()}, state, phi))
+  config, recipe, phi, state = tiny.make(2, **overrides, attack__fraction='0.5')
+  text = '\n'.join(summary.opening(config, recipe, {'train': tiny.dataset()}, state, phi))
   assert 'adversary: linf epsilon 8/255, 2 steps\n' in text
   assert '2 of the 4 images on each device are attacked' in text
   assert 'with 2 images under attack at a time' in text

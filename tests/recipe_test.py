@@ -14,7 +14,7 @@ from adversarial_augment import corruption_nets
 from adversarial_augment.classifiers import CLASSIFIERS
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
-from adversarial_augment.training import recipe
+from adversarial_augment.training import recipe as recipes
 from tests import tiny
 
 
@@ -22,7 +22,7 @@ def build(num_devices=1, **overrides):
   changed = tiny.OVERRIDES | {name.replace('__', '.'): value for name, value in overrides.items()}
   config = configs.override(configs.base_config(), changed)
   configs.validate(config)
-  return recipe.build(config, tiny.dataset(), tiny.make_mesh(num_devices))
+  return recipes.build(config, tiny.dataset(), tiny.make_mesh(num_devices))
 
 
 @pytest.mark.parametrize(
@@ -31,16 +31,16 @@ def build(num_devices=1, **overrides):
 def test_steps_follow_from_epochs_across_their_ends(epochs, num, batch, steps):
   config = configs.base_config()
   config.num_epochs, config.batch_size = epochs, batch
-  assert recipe.num_steps_of(config, num) == steps
+  assert recipes.num_steps_of(config, num) == steps
   config.num_steps = 7
-  assert recipe.num_steps_of(config, num) == 7
+  assert recipes.num_steps_of(config, num) == 7
 
 
 def test_a_run_without_a_step_is_refused():
   config = configs.base_config()
   config.num_epochs = 0.1
   with pytest.raises(UserError, match='config.num_epochs=0.1 of 64 images make no batch of config.batch_size=256'):
-    recipe.num_steps_of(config, 64)
+    recipes.num_steps_of(config, 64)
 
 
 def test_derived_values_follow_the_overrides():
@@ -62,8 +62,8 @@ def test_derived_values_follow_the_overrides():
 def test_a_warm_up_of_any_length_ends_with_the_run():
   config = configs.override(configs.base_config(), tiny.OVERRIDES | {'attack.name': 'none', 'num_epochs': '1e-320'})
   config.attack.warmup_epochs, config.optimizer.warmup_epochs = 1e6, 0.0  # their quotient is infinite
-  static, _ = recipe.build(config, tiny.dataset(), tiny.make_mesh(1))
-  assert static.warmup_steps == static.num_steps
+  recipe, _ = recipes.build(config, tiny.dataset(), tiny.make_mesh(1))
+  assert recipe.warmup_steps == recipe.num_steps
 
 
 def test_the_batch_must_divide_over_the_devices():
@@ -79,11 +79,11 @@ def test_a_microbatch_must_divide_a_device_s_images():
 
 def test_phi_is_what_ships_and_missing_weights_are_refused():
   config = configs.override(configs.base_config(), tiny.OVERRIDES)
-  assert recipe.weights_of(config) == 'edsr_4x16_x1'
+  assert recipes.weights_of(config) == 'edsr_4x16_x1'
   with pytest.raises(UserError, match='No weights ship .*blocks=5'):
-    recipe.weights_of(configs.override(config, {'corruption_net.blocks': '5'}))
+    recipes.weights_of(configs.override(config, {'corruption_net.blocks': '5'}))
   with pytest.raises(UserError, match='nowhere.safetensors'):
-    recipe.check_adversary(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}), (32, 32, 3))
+    recipes.check_adversary(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}), (32, 32, 3))
 
 
 NETWORK = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 2}
@@ -102,16 +102,16 @@ def asking_for(tmp_path, network=NETWORK, change=lambda params: None, **sizes):
 
 
 def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
-  recipe.check_adversary(asking_for(tmp_path), (32, 32, 3))
+  recipes.check_adversary(asking_for(tmp_path), (32, 32, 3))
   with pytest.raises(UserError) as error:
-    recipe.check_adversary(asking_for(tmp_path, blocks=16, scale=4), (32, 32, 3))
+    recipes.check_adversary(asking_for(tmp_path, blocks=16, scale=4), (32, 32, 3))
   assert str(error.value) == (
     f"config.corruption_net.weights='{tmp_path}/phi.safetensors' holds edsr with blocks=1 features=4 scale=2, but "
     'config.corruption_net.blocks=16, config.corruption_net.scale=4; set --config.corruption_net.blocks=1 '
     '--config.corruption_net.scale=2, or name another file.'
   )
   nominal = configs.override(asking_for(tmp_path, blocks=16), {'attack.name': 'none', 'evals': 'clean'})
-  recipe.check_adversary(nominal, (32, 32, 3))  # has nothing to do with the file
+  recipes.check_adversary(nominal, (32, 32, 3))  # has nothing to do with the file
 
 
 @pytest.mark.parametrize(
@@ -129,15 +129,15 @@ def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
 )
 def test_weights_of_another_network_are_refused_before_the_run(tmp_path, harm, words):
   with pytest.raises(UserError, match=words) as error:
-    recipe.check_adversary(asking_for(tmp_path, **harm), (32, 32, 3))
+    recipes.check_adversary(asking_for(tmp_path, **harm), (32, 32, 3))
   assert 'phi.safetensors' in str(error.value)
   assert '\n' not in str(error.value)
 
 
 def test_files_are_checked_without_devices():
   code = (
-    'from adversarial_augment import config; from adversarial_augment.training import recipe; '
-    'recipe.check_adversary(config.base_config(), (32, 32, 3)); '
+    'from adversarial_augment import config; from adversarial_augment.training import recipe as recipes; '
+    'recipes.check_adversary(config.base_config(), (32, 32, 3)); '
     'from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
@@ -152,7 +152,7 @@ def test_twenty_steps_are_those_of_torch_sgd(nesterov, decay_norms):
   params = {'conv': {'w': rng.normal(size=(3, 4))}, 'norm_0': {'scale': rng.normal(size=4)}}
   gradients = [jax.tree.map(lambda p: rng.normal(size=p.shape), params) for _ in range(20)]
   rates = lambda count: 0.1 / (1 + count)
-  optimizer = recipe.sgd(rates, momentum=0.9, nesterov=nesterov, weight_decay=0.01, decay_batch_norm=decay_norms)
+  optimizer = recipes.sgd(rates, momentum=0.9, nesterov=nesterov, weight_decay=0.01, decay_batch_norm=decay_norms)
   ours = jax.tree.map(jnp.asarray, params)
   state = optimizer.init(ours)
   velocity = jax.tree.map(np.zeros_like, params)
@@ -170,7 +170,7 @@ def test_twenty_steps_are_those_of_torch_sgd(nesterov, decay_norms):
 
 def decayed(params) -> set[str]:
   """The arrays that weight decay shrinks."""
-  optimizer = recipe.sgd(lambda _: 1.0, momentum=0.0, nesterov=False, weight_decay=0.5, decay_batch_norm=False)
+  optimizer = recipes.sgd(lambda _: 1.0, momentum=0.0, nesterov=False, weight_decay=0.5, decay_batch_norm=False)
   ones = jax.tree.map(jnp.ones_like, params)
   updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(ones), ones)
   return {jax.tree_util.keystr(path) for path, value in jax.tree.leaves_with_path(updates) if (value != 0).any()}
@@ -205,9 +205,9 @@ def test_weight_decay_knows_norms_by_their_parameters_and_not_by_names():
 
 
 def test_the_first_update_of_a_warm_up_moves():
-  static, _ = build(attack__name='none', optimizer__warmup_epochs='30')
+  recipe, _ = build(attack__name='none', optimizer__warmup_epochs='30')
   params = {'w': jnp.ones(3)}
-  updates, _ = static.optimizer.update({'w': jnp.ones(3)}, static.optimizer.init(params), params)
+  updates, _ = recipe.optimizer.update({'w': jnp.ones(3)}, recipe.optimizer.init(params), params)
   assert (np.asarray(updates['w']) < 0).all()
   # Nesterov's first step is (1 + momentum) times the gradient, at a tenth of the peak: 100 * 30 / 300 steps.
   np.testing.assert_allclose(updates['w'], -0.01 * 1.9 * (1 + 1e-4), rtol=1e-5)

@@ -35,12 +35,12 @@ def change(workdir: Path, kept: list[int]) -> None:
   'kept, said',
   [
     ([1, 2, 3, 4, 5, 6, 7, 8], None),
-    ([], 'has no line of steps 1 to 8 (8 lines) any more;'),
-    ([1, 2, 3, 4, 5], 'has no line of steps 6, 7, 8 any more;'),
-    ([1, 2, 4, 5, 8], 'has no line of steps 3, 6, 7 any more;'),
-    ([2, 3, 4, 5, 6, 7, 8], 'has no line of step 1 any more;'),
-    ([1, 2, 3, 3, 4, 5, 6, 7, 8], 'had a second line of step 3;'),
-    ([1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8], 'had a second line of steps 4, 5, 6;'),
+    ([], 'is missing steps 1 to 8 (8 lines);'),
+    ([1, 2, 3, 4, 5], 'is missing steps 6, 7, 8;'),
+    ([1, 2, 4, 5, 8], 'is missing steps 3, 6, 7;'),
+    ([2, 3, 4, 5, 6, 7, 8], 'is missing step 1;'),
+    ([1, 2, 3, 3, 4, 5, 6, 7, 8], 'had duplicates of step 3;'),
+    ([1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8], 'had duplicates of steps 4, 5, 6;'),
   ],
 )
 def test_a_resume_says_which_lines_are_missing_or_double_and_goes_on(stopped, capfd, kept, said):
@@ -55,7 +55,7 @@ def test_a_resume_says_which_lines_are_missing_or_double_and_goes_on(stopped, ca
 def test_a_log_that_is_gone_is_said_to_be(stopped, capfd):
   (stopped / 'metrics.jsonl').unlink()
   start(stopped)
-  assert 'has no line of steps 1 to 8 (8 lines) any more;' in capfd.readouterr().err
+  assert 'is missing steps 1 to 8 (8 lines);' in capfd.readouterr().err
   assert steps(stopped) == [9, 10, 11, 12]
 
 
@@ -93,7 +93,7 @@ def test_lines_that_are_deleted_under_a_run_are_named_by_the_next_start(tmp_path
     start(workdir, at={6: cut, 10: kill(15)})
   capfd.readouterr()
   start(workdir)
-  assert re.search('has no line of steps 3, 4, 5', capfd.readouterr().err)
+  assert re.search('is missing steps 3, 4, 5', capfd.readouterr().err)
 
 
 def test_lines_deleted_after_the_last_step_are_noticed_when_the_run_is_started_again(tmp_path, capfd):
@@ -102,7 +102,7 @@ def test_lines_deleted_after_the_last_step_are_noticed_when_the_run_is_started_a
   change(workdir, [1, 2, 12])
   capfd.readouterr()
   start(workdir)
-  assert 'has no line of steps 3 to 11 (9 lines) any more;' in capfd.readouterr().err
+  assert 'is missing steps 3 to 11 (9 lines);' in capfd.readouterr().err
 
 
 def test_the_log_is_on_the_disk_before_the_checkpoint_that_covers_it(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import pytest
 from adversarial_augment import attacks, corruption_nets
 from adversarial_augment import config as configs
 from adversarial_augment.parallel import platforms
-from adversarial_augment.training import recipe, step_memory, train_step
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import step_memory, train_step
 from adversarial_augment.types import Dataset
 from tests import tiny, trainer
 
@@ -34,9 +35,9 @@ def test_the_estimate_is_within_a_quarter_of_the_compiler_s(platform, name, imag
   monkeypatch.setattr(platforms, 'of', lambda mesh: platform)
   config = configs.override(configs.load(name), {'batch_size': str(images)} | values)
   dataset = Dataset('cifar10', 50_000, 10, (32, 32, 3), None, {})
-  static, phi = recipe.build(config, dataset, tiny.make_mesh(1))
-  state = jax.eval_shape(lambda: train_step.init_state(static, dataset.image_shape))
-  needed = step_memory.estimate(config, static, state, phi, dataset.image_shape)
+  recipe, phi = recipes.build(config, dataset, tiny.make_mesh(1))
+  state = jax.eval_shape(lambda: train_step.init_state(recipe, dataset.image_shape))
+  needed = step_memory.estimate(config, recipe, state, phi, dataset.image_shape)
   assert needed / 1e9 == pytest.approx(said, rel=0.25)
 
 

@@ -16,12 +16,12 @@ AUGMENTED = {'attack__nu': '0.03', 'attack__num_steps': '7'}
 
 def caption(tmp_path, monkeypatch, **overrides: str) -> str:
   """The title of the picture of examples."""
-  config, static, phi, state = tiny.make(1, **AUGMENTED, **overrides)
+  config, recipe, phi, state = tiny.make(1, **AUGMENTED, **overrides)
   titles = []
   monkeypatch.setattr(figures, 'training_curves', lambda *_: None)
   monkeypatch.setattr(figures, 'ada_examples', lambda *_, title, **more: titles.append(title))
   same = lambda keys, logits_fn, images, labels, frozen: AttackResult(images, {'ssim': jnp.ones(len(images))})
-  summary.draw(tmp_path / 'figures' / 'e.png', config, static, tiny.dataset(), state, same, phi)
+  summary.draw(tmp_path / 'figures' / 'e.png', config, recipe, tiny.dataset(), state, same, phi)
   return titles[0]
 
 
@@ -60,10 +60,10 @@ def test_reports_say_nu_where_it_plays_a_part(name, said):
   ],
 )
 def test_a_run_says_what_its_products_are_rounded_to(monkeypatch, platform, precision, asked, said):
-  config, static, phi, state = tiny.make(1, attack__name='none', precision=precision)
+  config, recipe, phi, state = tiny.make(1, attack__name='none', precision=precision)
   monkeypatch.setattr(platforms, 'of', lambda mesh: platform)
   with jax.default_matmul_precision(asked):
-    lines = list(summary.opening(config, static, {'train': tiny.dataset()}, state, phi))
+    lines = list(summary.opening(config, recipe, {'train': tiny.dataset()}, state, phi))
   (line,) = [line for line in lines if line.startswith('precision')] or ['']
   assert bool(line) == bool(said)
   assert line.startswith(said)

@@ -9,7 +9,8 @@ import numpy as np
 
 from adversarial_augment import config as configs
 from adversarial_augment.parallel import sharding
-from adversarial_augment.training import recipe, train_step
+from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import train_step
 from adversarial_augment.types import Batch, Dataset, TrainState
 
 OVERRIDES = {
@@ -47,10 +48,10 @@ def make(num_devices: int = 1, **overrides: str):
   config = configs.override(configs.base_config(), changed)
   configs.validate(config)
   mesh = make_mesh(num_devices)
-  static, phi = recipe.build(config, dataset(), mesh)
-  state = train_step.init_state(static, (32, 32, 3))
+  recipe, phi = recipes.build(config, dataset(), mesh)
+  state = train_step.init_state(recipe, (32, 32, 3))
   state, phi = (sharding.replicate(mesh, to_default_float(tree)) for tree in (state, phi))
-  return config, static, phi, state
+  return config, recipe, phi, state
 
 
 def to_default_float(tree):
@@ -59,17 +60,17 @@ def to_default_float(tree):
   return jax.tree.map(cast, tree)
 
 
-def batch(static: recipe.Recipe, step: int):
+def batch(recipe: recipes.Recipe, step: int):
   """Returns the images and labels of a step, sharded."""
-  index = (np.arange(static.batch_size) + step * static.batch_size) % dataset().num_examples
-  return sharding.shard_batch(static.mesh, tuple(dataset().read(index)))
+  index = (np.arange(recipe.batch_size) + step * recipe.batch_size) % dataset().num_examples
+  return sharding.shard_batch(recipe.mesh, tuple(dataset().read(index)))
 
 
-def run(static: recipe.Recipe, phi, state: TrainState, num_steps: int):
+def run(recipe: recipes.Recipe, phi, state: TrainState, num_steps: int):
   """Makes some updates; returns the last state and the metrics of every one."""
-  step = jax.jit(functools.partial(train_step.train_step, static))
+  step = jax.jit(functools.partial(train_step.train_step, recipe))
   metrics = []
   for index in range(num_steps):
-    state, values = step(state, np.int32(index), *batch(static, index), phi)
+    state, values = step(state, np.int32(index), *batch(recipe, index), phi)
     metrics.append(jax.device_get(values))
   return state, metrics

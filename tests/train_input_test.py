@@ -10,6 +10,7 @@ import pytest
 
 from adversarial_augment import cli, corruption_nets, train
 from adversarial_augment.datasets import writer
+from adversarial_augment.parallel import devices
 from adversarial_augment.run import loop, train_job
 from tests import trainer
 
@@ -75,7 +76,7 @@ FLAGS = [
 
 def refusal(argv: list[str], capsys, monkeypatch) -> str:
   """Returns the only line that the trainer prints."""
-  monkeypatch.setattr(cli, 'compilation_cache', lambda: None)
+  monkeypatch.setattr(devices, 'compilation_cache', lambda: None)
   monkeypatch.setattr(loop, 'run', lambda *_: pytest.fail('it trained'))
   monkeypatch.setattr(train_job, 'compile_step', lambda *_: pytest.fail('it compiled'))
   with pytest.raises(SystemExit) as caught:

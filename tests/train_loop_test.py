@@ -171,13 +171,6 @@ def test_every_line_up_to_a_checkpoint_is_written_before_it(tmp_path, monkeypatc
   assert before == {step: list(range(1, step + 1)) for step in (4, 8, 12)}
 
 
-def test_a_finished_run_makes_no_step(tmp_path):
-  start(tmp_path / 'w')
-  content = (tmp_path / 'w' / 'metrics.jsonl').read_bytes()
-  start(tmp_path / 'w', at={step: lambda: pytest.fail('it trained') for step in range(12)})
-  assert (tmp_path / 'w' / 'metrics.jsonl').read_bytes() == content
-
-
 # Stopping. (Signals that find nothing unsaved end the process: reliability_stop_test.py.)
 
 

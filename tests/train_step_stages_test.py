@@ -26,27 +26,27 @@ def test_the_stages_have_the_papers_order(monkeypatch):
   for name, augment in augmentations.AUGMENTATIONS.items():
     monkeypatch.setitem(augmentations.AUGMENTATIONS, name, noting(seen, name, augment))
   monkeypatch.setattr(ssim, 'correct', noting(seen, 'line search', ssim.correct))
-  _, static, phi, state = tiny.make(augment__after='augmix')
-  static = static._replace(
-    attack=noting(seen, 'AdA', static.attack),
-    classifier=static.classifier._replace(apply=noting(seen, 'classifier', static.classifier.apply)),
+  _, recipe, phi, state = tiny.make(augment__after='augmix')
+  recipe = recipe._replace(
+    attack=noting(seen, 'AdA', recipe.attack),
+    classifier=recipe.classifier._replace(apply=noting(seen, 'classifier', recipe.classifier.apply)),
   )
-  jax.eval_shape(lambda *args: train_step.train_step(static, *args), state, 0, *tiny.batch(static, 0), phi)
+  jax.eval_shape(lambda *args: train_step.train_step(recipe, *args), state, 0, *tiny.batch(recipe, 0), phi)
   assert seen == ['pad_crop', 'flip', 'AdA', 'line search', 'augmix', 'classifier']
 
 
 @pytest.mark.parametrize('jsd', [0.0, 12.0])
 def test_each_stage_gets_what_the_one_before_gave(jsd):
-  _, static, _, state = tiny.make(attack__name='none')
-  images, labels = tiny.batch(static, 0)
-  static = static._replace(
+  _, recipe, _, state = tiny.make(attack__name='none')
+  images, labels = tiny.batch(recipe, 0)
+  recipe = recipe._replace(
     before=lambda key, image: image + 1,
     attack=lambda keys, logits_fn, images, labels, phi: AttackResult(2 * images, {'spoilt': images[:, 0, 0, 0]}),
     after=lambda key, image: image + jax.random.uniform(key),
     jsd=jsd,
   )
   keys = jax.random.split(jax.random.key(0), 8)
-  views, metrics = train_step.corrupt(static, keys, images, labels, state, {})
+  views, metrics = train_step.corrupt(recipe, keys, images, labels, state, {})
   clean = np.asarray(images, np.float64) / 255 + 1
   np.testing.assert_allclose(metrics['spoilt'], clean[:, 0, 0, 0], atol=1e-5)
   added = np.asarray(views) - 2 * clean[:, None]
@@ -61,20 +61,20 @@ def test_each_stage_gets_what_the_one_before_gave(jsd):
 
 @pytest.mark.usefixtures('x64')
 def test_the_loss_of_trades_is_that_of_the_clean_image_and_the_divergence_from_it():
-  _, static, _, state = tiny.make(attack__name='none')
-  images, labels = tiny.batch(static, 0)
+  _, recipe, _, state = tiny.make(attack__name='none')
+  images, labels = tiny.batch(recipe, 0)
   darker = lambda keys, logits_fn, images, labels, phi: AttackResult(images / 2, {'met': images[:, 0, 0, 0]})
-  static = static._replace(before=lambda key, image: image, attack=darker, trades=6.0)
+  recipe = recipe._replace(before=lambda key, image: image, attack=darker, trades=6.0)
   keys = jax.random.split(jax.random.key(0), 8)
-  views, _ = train_step.corrupt(static, keys, images, labels, state, {})
+  views, _ = train_step.corrupt(recipe, keys, images, labels, state, {})
   clean = np.asarray(images, np.float64) / 255
   np.testing.assert_allclose(views, np.stack([clean, clean / 2], 1), atol=1e-12)
   whole = jnp.concatenate([views[:, 0], views[:, 1]])
-  logits, _ = static.classifier.apply(state.params, state.model_state, None, whole, is_training=True)
+  logits, _ = recipe.classifier.apply(state.params, state.model_state, None, whole, is_training=True)
   p, q = scipy.special.softmax(np.asarray(logits), -1).reshape(2, 8, -1)
   divergence = scipy.special.rel_entr(p, q).sum(-1).mean()
   assert divergence > 1e-6
-  _, (metrics,) = tiny.run(static, {}, state, 1)
+  _, (metrics,) = tiny.run(recipe, {}, state, 1)
   assert metrics['kl'] == pytest.approx(divergence, rel=1e-9)
   cross_entropy = -np.log(p[np.arange(8), np.asarray(labels)]).mean()
   assert metrics['loss'] == pytest.approx(cross_entropy + 6 * divergence, rel=1e-9)
@@ -84,27 +84,27 @@ def test_the_loss_of_trades_is_that_of_the_clean_image_and_the_divergence_from_i
 @pytest.mark.usefixtures('x64')
 def test_the_loss_on_three_views_and_the_update_are_those_of_augmix_on_one_device_also_on_four():
   options = {'attack__name': 'none', 'augment__after': 'augmix', 'augment__jsd': '12'}
-  _, static, _, state = tiny.make(1, **options)
-  step_key = jax.random.fold_in(jax.random.key(static.seed), 0)
+  _, recipe, _, state = tiny.make(1, **options)
+  step_key = jax.random.fold_in(jax.random.key(recipe.seed), 0)
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(8))
-  images, labels = tiny.batch(static, 0)
-  views, _ = jax.jit(lambda *args: train_step.corrupt(static, *args))(keys, images, labels, state, {})
+  images, labels = tiny.batch(recipe, 0)
+  views, _ = jax.jit(lambda *args: train_step.corrupt(recipe, *args))(keys, images, labels, state, {})
   whole = jnp.concatenate([views[:, 0], views[:, 1], views[:, 2]])  # the order in AugMix's code
 
   def loss_of(params):
-    logits, model_state = static.classifier.apply(params, state.model_state, None, whole, is_training=True)
+    logits, model_state = recipe.classifier.apply(params, state.model_state, None, whole, is_training=True)
     log_p = jax.nn.log_softmax(logits).reshape(3, 8, -1)
     log_m = jnp.log(jnp.clip(jnp.exp(log_p).mean(0), 1e-7, 1))
     terms = [(jnp.exp(log_p[i]) * (log_p[i] - log_m)).sum() / 8 for i in range(3)]
     return -log_p[0][jnp.arange(8), labels].mean() + 12 * sum(terms) / 3, (logits, model_state)
 
   (loss, (logits, model_state)), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(state.params)
-  updates, _ = static.optimizer.update(gradient, state.opt_state, state.params)
+  updates, _ = recipe.optimizer.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   p = scipy.special.softmax(np.asarray(logits).reshape(3, 8, -1), -1)
   divergence = scipy.special.rel_entr(p, p.mean(0, keepdims=True)).sum(-1).mean()
-  _, static, phi, state = tiny.make(4, **options)
-  end, (metrics,) = tiny.run(static, phi, state, 1)
+  _, recipe, phi, state = tiny.make(4, **options)
+  end, (metrics,) = tiny.run(recipe, phi, state, 1)
   assert metrics['loss'] == pytest.approx(float(loss), abs=1e-9)
   assert metrics['jsd'] == pytest.approx(float(divergence), rel=1e-6)
   assert metrics['accuracy'] == (np.asarray(logits)[:8].argmax(-1) == np.asarray(labels)).mean()

@@ -28,12 +28,12 @@ def largest_difference(a, b) -> float:
 @pytest.mark.parametrize('num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), (8, 'device')])
 def test_five_steps_equal_the_oracle(num_devices, batch_norm):
   size = 16 if batch_norm == 'device' else 8  # two images on a device have statistics worth the name
-  _, static, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm, batch_size=str(size))
-  end, metrics = tiny.run(static, phi, state, NUM_STEPS)
+  _, recipe, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm, batch_size=str(size))
+  end, metrics = tiny.run(recipe, phi, state, NUM_STEPS)
   expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
   step = jax.jit(
       functools.partial(
-          oracle.train_step, classifier=static.classifier, before=static.before, seed=0, momentum=0.9, decay=1e-4,
+          oracle.train_step, classifier=recipe.classifier, before=recipe.before, seed=0, momentum=0.9, decay=1e-4,
           adversary=functools.partial(oracle.attack, blocks=4, nu=0.015, num_steps=2),
           parts=num_devices if batch_norm == 'device' else 1,
       )
@@ -52,10 +52,10 @@ def test_five_steps_equal_the_oracle(num_devices, batch_norm):
 
 @pytest.mark.parametrize('batch_norm, waits', [('batch', True), ('device', False), ('running', False)])
 def test_devices_wait_for_each_other_in_an_attack_with_statistics_of_the_whole_batch_alone(batch_norm, waits):
-  _, static, phi, state = tiny.make(4, attack__batch_norm=batch_norm)
-  corrupt = jax.jit(functools.partial(train_step.corrupt, static))
+  _, recipe, phi, state = tiny.make(4, attack__batch_norm=batch_norm)
+  corrupt = jax.jit(functools.partial(train_step.corrupt, recipe))
   keys = jax.random.split(jax.random.key(0), 8)
-  text = corrupt.lower(keys, *tiny.batch(static, 0), state, phi).compile().as_text()
+  text = corrupt.lower(keys, *tiny.batch(recipe, 0), state, phi).compile().as_text()
   collectives = ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute', 'reduce-scatter')
   assert any(name in text for name in collectives) == waits
 
@@ -64,8 +64,8 @@ def test_devices_wait_for_each_other_in_an_attack_with_statistics_of_the_whole_b
 def test_statistics_of_one_device_are_those_of_the_batch():
   ends = []
   for batch_norm in ('batch', 'device'):
-    _, static, phi, state = tiny.make(1, attack__batch_norm=batch_norm)
-    ends.append(tiny.run(static, phi, state, 1))
+    _, recipe, phi, state = tiny.make(1, attack__batch_norm=batch_norm)
+    ends.append(tiny.run(recipe, phi, state, 1))
   assert largest_difference(*ends) < 1e-9
 
 
@@ -77,14 +77,14 @@ TRADES = LINF | {'attack__trades': '6', 'attack__init': 'gaussian', 'attack__bat
 @pytest.mark.parametrize('options', [LINF, TRADES], ids=['linf', 'trades'])
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_steps_of_adversarial_training_equal_the_oracle(num_devices, options):
-  _, static, phi, state = tiny.make(num_devices, **options)
+  _, recipe, phi, state = tiny.make(num_devices, **options)
   assert phi == {}
-  end, metrics = tiny.run(static, phi, state, 3)
+  end, metrics = tiny.run(recipe, phi, state, 3)
   trades = 6.0 if options is TRADES else 0.0
   expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
   step = jax.jit(
       functools.partial(
-          oracle.train_step, classifier=static.classifier, before=static.before, seed=0, momentum=0.9, decay=1e-4,
+          oracle.train_step, classifier=recipe.classifier, before=recipe.before, seed=0, momentum=0.9, decay=1e-4,
           adversary=functools.partial(oracle.linf_attack, epsilon=8 / 255, num_steps=2, trades=bool(trades)),
           local_stats=not trades, trades=trades,
       )
@@ -102,34 +102,34 @@ def test_steps_of_adversarial_training_equal_the_oracle(num_devices, options):
 
 
 def test_an_update_that_is_not_finite_leaves_the_state_and_so_do_those_after_it():
-  _, static, phi, state = tiny.make(2)
-  step = train_step.jitted(static)
-  state, _ = step(state, np.int32(0), *tiny.batch(static, 0), phi)
+  _, recipe, phi, state = tiny.make(2)
+  step = train_step.jitted(recipe)
+  state, _ = step(state, np.int32(0), *tiny.batch(recipe, 0), phi)
   before = jax.device_get(state)
   broken = jax.tree.map(lambda p: p * jnp.nan, phi)  # the adversary's images are no numbers
-  state, metrics = step(state, np.int32(1), *tiny.batch(static, 1), broken)
+  state, metrics = step(state, np.int32(1), *tiny.batch(recipe, 1), broken)
   assert not metrics['finite']
-  state, metrics = step(state, np.int32(2), *tiny.batch(static, 2), phi)  # was on its way already
+  state, metrics = step(state, np.int32(2), *tiny.batch(recipe, 2), phi)  # was on its way already
   assert not metrics['finite']
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
-  state, metrics = step(state, np.int32(1), *tiny.batch(static, 1), phi)
+  state, metrics = step(state, np.int32(1), *tiny.batch(recipe, 1), phi)
   assert metrics['finite']
   assert int(state.step) == 2
 
 
 def test_long_runs_stay_finite():
   """The square of the number of updates leaves int32 after 46,340 of them; the paper's run has 58,593."""
-  _, static, phi, state = tiny.make(1)
+  _, recipe, phi, state = tiny.make(1)
   late = jax.tree.map(lambda x: jnp.full_like(x, 2**30) if x.dtype == jnp.int32 else x, state)
-  end, metrics = train_step.jitted(static)(late, np.int32(2**30), *tiny.batch(static, 0), phi)
+  end, metrics = train_step.jitted(recipe)(late, np.int32(2**30), *tiny.batch(recipe, 0), phi)
   assert metrics['finite']
   assert int(end.step) == 2**30 + 1
 
 
 def test_the_step_is_compiled_once():
-  _, static, phi, state = tiny.make(2)
-  step = train_step.jitted(static)
+  _, recipe, phi, state = tiny.make(2)
+  step = train_step.jitted(recipe)
   for index in range(3):
-    state, _ = step(state, np.int32(index), *tiny.batch(static, index), phi)
+    state, _ = step(state, np.int32(index), *tiny.batch(recipe, index), phi)
   assert step._cache_size() == 1
   assert int(state.step) == 3

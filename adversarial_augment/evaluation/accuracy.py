@@ -53,7 +53,23 @@ def accuracy(
     and of an attack the means of its metrics, and `ssim_histogram`, the images in each bin of `SSIM_EDGES`. It is
     compiled once for all data sets of one image size. `poll` is called before every batch.
   """
-  data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
+  program = _program(classifier, mesh, attack)
+
+  def measure(state: TrainState, dataset: Dataset, poll: Callable[[], None]) -> dict[str, Any]:
+    totals: Any = None
+    correct: list[np.ndarray] = []  # of the batches, in the order of the data set; padding comes last
+    for batch in batches(dataset, mesh, batch_size):
+      poll()
+      sums, right = jax.device_get(program(state.params, state.model_state, phi, batch))
+      correct.append(right)
+      totals = jax.tree.map(_add, sums, jax.tree.map(np.zeros_like, sums) if totals is None else totals)
+    return _result(totals, np.concatenate(correct)[: dataset.num_examples], dataset)
+
+  return measure
+
+
+def _program(classifier: Network, mesh: Mesh, attack: Attack | None) -> Callable:
+  """Returns the jitted sums over one batch: (params, model_state, phi, batch) -> sums, which images are correct."""
 
   def local(params, model_state, phi, batch: EvalBatch) -> tuple[dict[str, Array], Array]:
     logits_fn = classifiers.logits_fn(classifier, params, model_state)
@@ -64,54 +80,54 @@ def accuracy(
       images, attack_metrics = attack(keys, logits_fn, images, batch.labels, phi)
     logits = logits_fn(images)
     correct = (logits.argmax(-1) == batch.labels) & batch.mask
-    confidence = jax.nn.softmax(logits).max(-1)
-    binned = functools.partial(_binned, confidence, CONFIDENCE_EDGES)
-    sums: dict[str, Any] = {
-      'num_correct': correct.sum(),
-      'num_images': batch.mask.sum(),
-      'calibration': {
-        'count': binned(batch.mask.astype(jnp.int32)),
-        'num_correct': binned(correct.astype(jnp.int32)),
-        'confidence': binned(jnp.where(batch.mask, confidence, 0)),
-      },
-      'metrics': {name: jnp.where(batch.mask, value, 0).sum() for name, value in attack_metrics.items()},
-    }
-    if 'ssim' in attack_metrics:
-      sums['ssim_histogram'] = {'count': _binned(attack_metrics['ssim'], SSIM_EDGES, batch.mask.astype(jnp.int32))}
+    sums = _sums(logits, correct, batch.mask, attack_metrics)
     return jax.lax.psum(sums, sharding.AXIS), jax.lax.all_gather(correct, sharding.AXIS, tiled=True)
 
+  data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
   specs = (whole, whole, whole, data)
-  step = platforms.jit(mesh, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
+  return platforms.jit(mesh, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
 
-  def evaluate(state: TrainState, dataset: Dataset, poll: Callable[[], None]) -> dict[str, Any]:
-    totals: Any = None
-    correct: list[np.ndarray] = []  # of the batches, in the order of the data set; padding comes last
-    for batch in batches(dataset, mesh, batch_size):
-      poll()
-      sums, right = jax.device_get(step(state.params, state.model_state, phi, batch))
-      correct.append(right)
-      totals = jax.tree.map(_add, sums, jax.tree.map(np.zeros_like, sums) if totals is None else totals)
-    if not np.isfinite(totals['calibration']['confidence']).all():
-      raise NumericalError(
-        f'The classifier gives logits that are NaN or infinite on {dataset.name}; train it again, '
-        'for example with a lower learning rate.'
-      )
-    means = {name: float(value / totals['num_images']) for name, value in totals.pop('metrics').items()}
-    result = jax.tree.map(lambda x: x.tolist(), totals) | means
-    assert result['num_images'] == dataset.num_examples
-    result['correct'] = outcomes.pack(np.concatenate(correct)[: dataset.num_examples])
-    assert result['num_correct'] == outcomes.count(result['correct'])
-    result['accuracy'] = result['num_correct'] / result['num_images']
-    result['interval'] = metrics.binomial_interval(result['num_correct'], result['num_images'])
-    bins = result['calibration']
-    bins['ece'] = metrics.calibration(bins['count'], bins['num_correct'], bins['confidence'])
-    bins['edges'] = CONFIDENCE_EDGES.tolist()
-    result['origin'] = dataset.provenance.get('origin', 'unverified')
-    if 'ssim_histogram' in result:
-      result['ssim_histogram']['edges'] = SSIM_EDGES.tolist()
-    return result
 
-  return evaluate
+def _sums(logits: Array, correct: Array, mask: Array, attack_metrics: dict[str, Array]) -> dict[str, Any]:
+  """Returns the sums over the images of a batch that count, from which `_result` makes means."""
+  confidence = jax.nn.softmax(logits).max(-1)
+  binned = functools.partial(_binned, confidence, CONFIDENCE_EDGES)
+  sums: dict[str, Any] = {
+    'num_correct': correct.sum(),
+    'num_images': mask.sum(),
+    'calibration': {
+      'count': binned(mask.astype(jnp.int32)),
+      'num_correct': binned(correct.astype(jnp.int32)),
+      'confidence': binned(jnp.where(mask, confidence, 0)),
+    },
+    'metrics': {name: jnp.where(mask, value, 0).sum() for name, value in attack_metrics.items()},
+  }
+  if 'ssim' in attack_metrics:
+    sums['ssim_histogram'] = {'count': _binned(attack_metrics['ssim'], SSIM_EDGES, mask.astype(jnp.int32))}
+  return sums
+
+
+def _result(totals: Any, correct: np.ndarray, dataset: Dataset) -> dict[str, Any]:
+  """Returns what `accuracy` promises, from the sums over all batches and which images are correct."""
+  if not np.isfinite(totals['calibration']['confidence']).all():
+    raise NumericalError(
+      f'The classifier gives logits that are NaN or infinite on {dataset.name}; train it again, '
+      'for example with a lower learning rate.'
+    )
+  means = {name: float(value / totals['num_images']) for name, value in totals.pop('metrics').items()}
+  result = jax.tree.map(lambda x: x.tolist(), totals) | means
+  assert result['num_images'] == dataset.num_examples
+  result['correct'] = outcomes.pack(correct)
+  assert result['num_correct'] == outcomes.count(result['correct'])
+  result['accuracy'] = result['num_correct'] / result['num_images']
+  result['interval'] = metrics.binomial_interval(result['num_correct'], result['num_images'])
+  bins = result['calibration']
+  bins['ece'] = metrics.calibration(bins['count'], bins['num_correct'], bins['confidence'])
+  bins['edges'] = CONFIDENCE_EDGES.tolist()
+  if 'ssim_histogram' in result:
+    result['ssim_histogram']['edges'] = SSIM_EDGES.tolist()
+  result['origin'] = dataset.provenance.get('origin', 'unverified')
+  return result
 
 
 def batches(dataset: Dataset, mesh: Mesh, batch_size: int) -> Iterator[EvalBatch]:

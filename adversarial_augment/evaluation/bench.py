@@ -21,8 +21,8 @@ from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainSta
 class Images(NamedTuple):
   """What a classifier is judged on."""
 
-  images: Dataset
-  opened: dict[str, Any]  # by evaluation, what it reads beside these images
+  dataset: Dataset
+  opened: dict[str, Any]  # by evaluation, what it reads beside this data set
 
   def origins(self) -> dict[str, Result]:
     """Returns where all images but those of the test set itself come from, by evaluation."""
@@ -79,7 +79,7 @@ class Bench:
       phi: parameters of its corruption network, on the devices.
     """
     self.config, self.opened = config, images.opened
-    self.images = self.first(images.images)
+    self.images = self.first(images.dataset)
     for opened in self.opened.values():
       if warning := getattr(opened, 'warning', None):
         progress.log(f'warning: {ways_out.explained(warning)}')

@@ -37,7 +37,7 @@ def problem(dataset: Dataset, norm: str, epsilon: float) -> Problem:
   """Returns the images and labels of a data set, checked, on the host of every process.
 
   Raises:
-    UserError: labels that there are not.
+    UserError: out-of-range labels.
   """
   images, labels = dataset.read(np.arange(dataset.num_examples))
   inputs.check_labels(labels, dataset.num_examples, dataset.num_classes)
@@ -53,58 +53,71 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
     attacked: the images, on every process.
     seed: the random numbers of an image are of this, its index, the stage and the restart.
   """
-  data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
-  sharded = functools.partial(jax.shard_map, mesh=classifier.mesh, out_specs=data, check_vma=False)
-
-  def attack(make, through, params, model_state, index, inner, examples, images, labels):
-    def local(params, model_state, index, inner, examples, images, labels):
-      logits_fn = classifiers.logits_fn(getattr(classifier, through), params, model_state)
-
-      def key_of(example):
-        return jax.random.fold_in(jax.random.fold_in(threefry.key(seed), example), index)
-
-      result = make(inner)(jax.vmap(key_of)(examples), logits_fn, images, labels)
-      return result.images, result.metrics['success']
-
-    specs = (whole, whole, whole, whole, data, data, data)
-    return sharded(local, in_specs=specs)(params, model_state, index, inner, examples, images, labels)
-
-  def margins(params, model_state, images, labels):
-    def local(params, model_state, images, labels):
-      logits = classifiers.logits_fn(classifier.reference, params, model_state)(images)
-      return attack_result(logits, images, labels).metrics['margin']
-
-    return sharded(local, in_specs=(whole, whole, data, data))(params, model_state, images, labels)
-
-  jit = functools.partial(platforms.jit, classifier.mesh)
-  attack_step, margins_step = jit(attack, static_argnums=(0, 1)), jit(margins)
-  variables, mesh = (classifier.state.params, classifier.state.model_state), classifier.mesh
-
-  def arguments(index: int, inner: int, part: np.ndarray) -> tuple[PyTree, ...]:
-    batch = _shard(mesh, part.astype(np.int32), attacked.images[part], attacked.labels[part])
-    return *variables, np.int32(index), np.int32(inner), *batch
-
-  @functools.cache
-  def compiled(through: str, index: int, size: int) -> Callable:
-    like = arguments(index, 0, np.zeros(size, np.int32))
-    with progress.stage(f'compiling {stages[index].name} for {size} images'):
-      return attack_step.lower(stages[index].attack.make, through, *like).compile()
-
-  def run_attack(through: str, index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    images, taken = compiled(through, index, len(part))(*arguments(index, inner, part))
-    return _to_host(images), _to_host(taken)
-
-  def run_margins(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return _to_host(margins_step(*variables, *_shard(mesh, images, labels)))
-
+  on_devices, mesh = _SuitePrograms(classifier, stages, attacked, seed), classifier.mesh
   return Programs(
-    attack=functools.partial(run_attack, 'attacked'),
-    margins=run_margins,
+    attack=functools.partial(on_devices.attack, 'attacked'),
+    margins=on_devices.margins,
     batch_size=-(-classifier.batch_size // mesh.size) * mesh.size,
     multiple=mesh.size,
-    compile=functools.partial(compiled, 'attacked'),
-    again=functools.partial(run_attack, 'reference'),
+    compile=functools.partial(on_devices.compile, 'attacked'),
+    again=functools.partial(on_devices.attack, 'reference'),
   )
+
+
+class _SuitePrograms:
+  """The programs of a suite on all devices; `network` is a field of `Classifier`. Arrays are on the host."""
+
+  def __init__(self, classifier: Classifier, stages: Sequence[Stage], attacked: Problem, seed: int):
+    self._classifier, self._stages, self._attacked, self._seed = classifier, stages, attacked, seed
+    self._variables = classifier.state.params, classifier.state.model_state
+    self._attack_step = platforms.jit(classifier.mesh, self._attack, static_argnums=(0, 1))
+    self._margins_step = platforms.jit(classifier.mesh, self._margins)
+    self._compiled: dict[tuple[str, int, int], Callable] = {}
+
+  def attack(self, network: str, index: int, restart: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs a restart of a stage on the images `part`; returns what it finds, and which it takes for adversarial."""
+    images, taken = self.compile(network, index, len(part))(*self._arguments(index, restart, part))
+    return _to_host(images), _to_host(taken)
+
+  def compile(self, network: str, index: int, size: int) -> Callable:
+    """Returns the program of a stage for so many images."""
+    name = network, index, size
+    if name not in self._compiled:
+      like = self._arguments(index, 0, np.zeros(size, np.int32))
+      with progress.stage(f'compiling {self._stages[index].name} for {size} images'):
+        self._compiled[name] = self._attack_step.lower(self._stages[index].attack.make, network, *like).compile()
+    return self._compiled[name]
+
+  def margins(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the margins of images, by the reference."""
+    return _to_host(self._margins_step(*self._variables, *_shard(self._classifier.mesh, images, labels)))
+
+  def _arguments(self, index: int, restart: int, part: np.ndarray) -> tuple[PyTree, ...]:
+    arrays = part.astype(np.int32), self._attacked.images[part], self._attacked.labels[part]
+    return *self._variables, np.int32(index), np.int32(restart), *_shard(self._classifier.mesh, *arrays)
+
+  def _attack(self, make, network, params, model_state, index, restart, examples, images, labels):
+    def local(params, model_state, index, restart, examples, images, labels):
+      key_of = lambda example: jax.random.fold_in(jax.random.fold_in(threefry.key(self._seed), example), index)
+      logits_fn = classifiers.logits_fn(getattr(self._classifier, network), params, model_state)
+      result = make(restart)(jax.vmap(key_of)(examples), logits_fn, images, labels)
+      return result.images, result.metrics['success']
+
+    return self._sharded(local, 4, params, model_state, index, restart, examples, images, labels)
+
+  def _margins(self, params, model_state, images, labels):
+    def local(params, model_state, images, labels):
+      logits = classifiers.logits_fn(self._classifier.reference, params, model_state)(images)
+      return attack_result(logits, images, labels).metrics['margin']
+
+    return self._sharded(local, 2, params, model_state, images, labels)
+
+  def _sharded(self, local: Callable, num_whole: int, *arguments: PyTree) -> PyTree:
+    """Calls `local` on every device, with the first arguments whole and its part of the others."""
+    data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
+    specs = tuple(whole if index < num_whole else data for index in range(len(arguments)))
+    on_devices = jax.shard_map(local, mesh=self._classifier.mesh, in_specs=specs, out_specs=data, check_vma=False)
+    return on_devices(*arguments)
 
 
 def outcome(classifier: Classifier, suite: str, attacked: Problem, state: SuiteState, *, seed: int) -> dict[str, Any]:

@@ -135,9 +135,9 @@ def _recorded(path: Path, what: str = '') -> dict[str, Any]:
 
 
 def resume(workdir: Path, state: TrainState) -> TrainState:
-  """Returns the newest good checkpoint's state, or `state` where there is none, and cuts the log back to it.
+  """Returns the state of the newest good checkpoint, or `state` if there is none, and cuts the log back to it.
 
-  Says which lines of the log are missing or double; the run goes on without them.
+  Warns of lines of the log that are missing or duplicated; the run goes on without them.
 
   Raises:
     CheckpointError: there are checkpoints and all are damaged.
@@ -166,12 +166,10 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
   def cut() -> None:
     kept, doubled = run_directory.truncate_log(path, step)
     if missing := sorted(set(log_steps.expand(logged)).difference(kept)):
-      progress.log(
-        f"warning: '{path}' has no line of {log_steps.spell(missing)} any more; the curves have a gap there."
-      )
+      progress.log(f"warning: '{path}' is missing {log_steps.spell(missing)}; the curves have a gap there.")
     if doubled:
       progress.log(
-        f"warning: '{path}' had a second line of {log_steps.spell(sorted(set(doubled)))}; the first ones stay."
+        f"warning: '{path}' had duplicates of {log_steps.spell(sorted(set(doubled)))}; the first lines are kept."
       )
 
   processes.on_process_0(cut)

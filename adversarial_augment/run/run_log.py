@@ -30,7 +30,7 @@ class RunLog:
     board: bool,
     forecast: Forecast | None = None,
   ):
-    """Goes on with the log of `workdir`, which a resume has cut back to `start`."""
+    """Opens the log of `workdir`, which a resume has cut back to `start`."""
     from tqdm import tqdm
 
     self._path = workdir / 'metrics.jsonl'
@@ -103,7 +103,7 @@ class RunLog:
     if size != self._size:
       what = 'lost' if size < self._size else 'gained'
       progress.log(
-        f"warning: '{self._path}' has {what} {abs(size - self._size):,} bytes that are not of this run: lines of its "
+        f"warning: '{self._path}' has {what} {abs(size - self._size):,} bytes through another program: lines of its "
         'curves are missing or double; the run goes on.'
       )
     while self._unwritten:
@@ -117,23 +117,27 @@ class RunLog:
       return self._path.stat().st_size if self._path.exists() else 0
 
   def _show(self, step: int, line: Mapping[str, Any], left: float) -> None:
-    rate = line['images_per_second']
+    """Draws the points of a line, and shows how far the run is: in the bar, or where there is none as a line."""
     known = {name: value for name, value in line.items() if value is not None}  # in the warm-up there is no attack
+    self._draw(step, known)
     text = '  '.join(f'{name} {known[name]:.3g}' for name in ('loss', 'accuracy', 'ssim_mean') if name in known)
-    if self._board is not None:
-      try:
-        self._board.add(step, {name: value for name, value in known.items() if name != 'step'})
-      except StorageError as error:
-        progress.log(f'warning: {error} The run goes on without TensorBoard files.')
-        self._board.close()
-        self._board = None
-    if not self._bar.disable:
-      # The bar's own time left is by the steps so far.
-      left_fmt = self._bar.format_interval(left)
-      self._bar.bar_format = (
-        f'{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{left_fmt}, {{rate_fmt}}{{postfix}}]'
-      )
-      self._bar.set_postfix_str(f'{text}  {rate:.0f} images/s', refresh=False)
-      self._bar.update(step - self._bar.n)
+    text += f'  {line["images_per_second"]:.0f} images/s'
+    if self._bar.disable:
+      progress.log(f'step {step}/{self._num_steps}  {text}  ETA {shown(left)}')
       return
-    progress.log(f'step {step}/{self._num_steps}  {text}  {rate:.0f} images/s  ETA {shown(left)}')
+    remaining = self._bar.format_interval(left)  # the bar's own estimate knows the steps so far only
+    self._bar.bar_format = (
+      f'{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{elapsed}}<{remaining}, {{rate_fmt}}{{postfix}}]'
+    )
+    self._bar.set_postfix_str(text, refresh=False)
+    self._bar.update(step - self._bar.n)
+
+  def _draw(self, step: int, values: Mapping[str, float]) -> None:
+    if self._board is None:
+      return
+    try:
+      self._board.add(step, {name: value for name, value in values.items() if name != 'step'})
+    except StorageError as error:
+      progress.log(f'warning: {error} The run goes on without TensorBoard files.')
+      self._board.close()
+      self._board = None

@@ -195,8 +195,8 @@ def draw(
   attack: Attack | None,
   phi: PyTree,
 ) -> str | None:
-  """Draws the curves of the run, and Figure 1a with its classifier: the first test images, before and after, and what
-  the classifier took them for.
+  """Draws the curves of the run, and Figure 1a for its classifier: test images before and after the attack, and what
+  the classifier takes them for.
 
   Args:
     path: the picture of the examples; the curves go beside it.
@@ -225,6 +225,17 @@ def draw(
   if attack is None:
     return None
   images, labels = dataset.read(np.arange(min(_EXAMPLES, dataset.num_examples)))
+  clean, attacked, ssim, seen = _attacked_examples(recipe, state, attack, phi, images, labels)
+  named = lambda labels: [dataset.class_names[i] if dataset.class_names else str(i) for i in labels]
+  title = f'{_shown(config)}, step {int(state.step)}'
+  figures.ada_examples(path, clean, attacked, ssim, named(labels), seen=(named(seen[0]), named(seen[1])), title=title)
+  return str(path)
+
+
+def _attacked_examples(
+  recipe: Recipe, state: TrainState, attack: Attack, phi: PyTree, images: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Returns images before and after an attack, their SSIM, and what the classifier takes them for, before and after."""
   params, model_state, phi = jax.device_get((state.params, state.model_state, phi))
   clean = jnp.asarray(images, jax.tree.leaves(params)[0].dtype) / 255
 
@@ -233,15 +244,11 @@ def draw(
     logits_fn = classifiers.logits_fn(recipe.classifier, params, model_state)
     keys = jax.vmap(lambda i: jax.random.fold_in(threefry.key(0), i))(jnp.arange(clean.shape[0]))
     result = attack(keys, logits_fn, clean, labels, phi)
-    seen = tuple(logits_fn(x).argmax(-1) for x in (clean, result.images))
+    seen = jnp.stack([logits_fn(x).argmax(-1) for x in (clean, result.images)])
     return result.images, result.metrics['ssim'], seen
 
   corrupted, ssim, seen = corrupt(params, model_state, phi, clean, jnp.asarray(labels))
-  named = lambda labels: [dataset.class_names[i] if dataset.class_names else str(i) for i in np.asarray(labels)]
-  title = f'{_shown(config)}, step {int(state.step)}'
-  pictures = np.asarray(clean), np.asarray(corrupted), np.asarray(ssim)
-  figures.ada_examples(path, *pictures, named(labels), seen=(named(seen[0]), named(seen[1])), title=title)
-  return str(path)
+  return np.asarray(clean), np.asarray(corrupted), np.asarray(ssim), np.asarray(seen)
 
 
 def _shown(config: ConfigDict) -> str:
