@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from adversarial_augment import registry
 from adversarial_augment.datasets import DATASETS, folder, writer
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.preparation import command
@@ -16,7 +17,8 @@ from adversarial_augment.preparation import command
 _SIZES = (16, 512)  # SSIM needs 11 pixels, and the classifiers halve the side several times
 _LONGEST_NAME = 100  # it becomes a part of file names, which hold 255
 _SHOWN = 8  # files or sizes in a line
-_TAKEN = ('cifar10', 'cifar10_1', 'cifar10_corrupted', *DATASETS)
+_OF_EVALUATIONS = (name for name, evaluation in registry.evaluations().items() if evaluation.prepare)
+_TAKEN = ('cifar10', *_OF_EVALUATIONS, 'cifar10_corrupted', *DATASETS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -152,10 +152,11 @@ def _data_set(error: ArtifactError) -> str:
     return ''
   stem, data_dir = error.about['name'], error.about['data_dir']
   base, _, variant = stem.partition('/')
+  evaluation = registry.evaluations().get(base)
   if base == 'cifar10':
     how = prepare(data_dir, 'cifar10')
-  elif base == 'cifar10_1':
-    how = prepare(data_dir, 'cifar10_1', '--from=FOLDER')
+  elif evaluation and evaluation.prepare:
+    how = prepare(data_dir, *evaluation.prepare)
   elif base.endswith('_corrupted'):
     how = prepare(data_dir, 'cifar10_c', f'--dataset={base.removesuffix("_corrupted")}', '--format=array_record')
   elif variant:
