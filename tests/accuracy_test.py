@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adversarial_augment import metrics
 from adversarial_augment.errors import NumericalError
 from adversarial_augment.evaluation.accuracy import accuracy, batches
 from adversarial_augment.storage import outcomes
@@ -24,7 +25,8 @@ STATE = TrainState(jnp.zeros((), jnp.int32), {'w': WEIGHTS}, {}, ())
 
 
 def dataset(num=NUM) -> Dataset:
-  return Dataset('some', num, CLASSES, (4, 4, 3), lambda index: Batch(BYTES[:num][index], LABELS[:num][index]), {})
+  return Dataset('some', num, CLASSES, (4, 4, 3), lambda index: Batch(BYTES[:num][index], LABELS[:num][index]),
+                 {'origin': 'own'})  # fmt: skip
 
 
 def apply(params, model_state, key, images, *, is_training):
@@ -43,6 +45,8 @@ def test_every_image_counts_once(num_devices, batch_size):
   assert 0 < CORRECT < NUM
   assert (result['num_correct'], result['num_images'], result['accuracy']) == (CORRECT, NUM, CORRECT / NUM)
   assert isinstance(result['num_correct'], int)
+  assert result['interval'] == metrics.binomial_interval(CORRECT, NUM)
+  assert result['origin'] == 'own'
   np.testing.assert_array_equal(outcomes.unpack(result['correct'], NUM), LOGITS.argmax(-1) == LABELS)
 
 
@@ -57,6 +61,14 @@ def test_the_reliability_bins_hold_every_image_once():
   )
   assert sum(result['confidence']) == pytest.approx(probability.max(-1).sum(), rel=1e-5)
   np.testing.assert_allclose(result['edges'], np.arange(16) / 15)
+  gaps = [right[bin].mean() - probability.max(-1)[bin].mean() for bin in bins_of(probability.max(-1)) if bin.any()]
+  shares = [bin.mean() for bin in bins_of(probability.max(-1)) if bin.any()]
+  assert result['ece'] == pytest.approx(np.dot(shares, np.abs(gaps)), rel=1e-5) > 0
+
+
+def bins_of(confidence: np.ndarray) -> list[np.ndarray]:
+  """Which images are in each of the 15 bins."""
+  return [(confidence >= i / 15) & (confidence < (i + 1) / 15) for i in range(15)]
 
 
 def test_similarities_are_counted_in_bins():

