@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from adversarial_augment.storage import artifact, checkpoints, files, log_steps, newest_checkpoint
+from adversarial_augment.errors import StorageError
+from adversarial_augment.storage import artifact, checkpoints, log_steps, newest_checkpoint
 from tests.checkpoint_cases import ROOT
 from tests.train_loop_test import kill, start, steps
 
@@ -223,7 +224,7 @@ def test_a_folder_that_no_checkpoint_fits_in_is_refused_before_the_first_step(tm
   while len(str(deep)) < 4096 - 200:
     deep = deep / ('d' * 80)
   deep = deep / ('e' * (4096 - 60 - len(str(deep)) - 1))
-  with pytest.raises(files.StorageError, match='save checkpoints under|Cannot write the arrays'):
+  with pytest.raises(StorageError, match='save checkpoints under|Cannot write the arrays'):
     start(deep, at={0: lambda: pytest.fail('a step was made')})
   assert not (deep / 'checkpoints').exists()
 
