@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment.report import report
-from adversarial_augment.reporting import charts, published
+from adversarial_augment.reporting import published
 from tests import reporting_fixtures as fixtures
 
 VOID = ('meta', 'link', 'img', 'br', 'wbr', 'path', 'use')
@@ -101,16 +101,8 @@ def both(tmp_path_factory) -> Page:
 
 def test_page_needs_nothing_but_itself(whole, both):
   for found in (whole, both):
-    assert not {tag for tag, _ in found.tags} & {
-      'script',
-      'iframe',
-      'object',
-      'embed',
-      'base',
-      'form',
-      'image',
-      'video',
-    }
+    active = {'script', 'iframe', 'object', 'embed', 'base', 'form', 'image', 'video'}
+    assert not {tag for tag, _ in found.tags} & active
     links = found.attributes('href') + found.attributes('xlink:href')
     assert all(link.startswith('#') or link in ('data:,', 'https://arxiv.org/abs/2104.01086') for link in links)
     assert all(source.startswith('data:image/png;base64,') for source in found.attributes('src'))
@@ -151,7 +143,7 @@ def test_headline_numbers(whole):
   assert '14.60 to 18.60 %' in whole.text
 
 
-def test_images_and_their_origin_are_said_once(whole, tmp_path):
+def test_images_and_their_origin_are_said_once(whole, tmp_path, charts_of):
   assert whole.table(SOURCES)[1:] == [
     ['clean accuracy', 'embedded, n\xa0=\xa02,000'],
     ['accuracy under AdA', 'embedded, n\xa0=\xa02,000; nu 0.015, 2 steps'],
@@ -206,12 +198,13 @@ def test_published_rows_agree_with_themselves():
   assert sum(span for _, span in published.GROUPS) == 15
 
 
-def published_lines(found: Page) -> bool:
-  return any('(published)' in attributes['aria-label'] for tag, attributes in found.tags if tag == 'svg')
+@pytest.fixture
+def charts_of(monkeypatch) -> dict:
+  return fixtures.record_charts(monkeypatch)
 
 
 def test_official_images_stand_beside_published_numbers(both):
-  assert published_lines(both)
+  assert any('(published)' in attributes['aria-label'] for tag, attributes in both.tags if tag == 'svg')
   assert 'is comparable with published numbers: its images are the official CIFAR-10-C files' in both.text
   rows = both.table('Errors in % at severities 1 to 5, mean over 15 corruptions')
   assert ['NoisyMix, WRN-28-4 (RobustBench)', '4.44', '12.42'] in [[row[0], row[1], row[-1]] for row in rows]
@@ -226,19 +219,19 @@ def test_official_images_stand_beside_published_numbers(both):
     ({'dataset': 'cifar10', 'c_origin': 'official'}, True, 'its CIFAR-10-C is official, 2,000 images per cell'),
   ],
 )
-def test_what_does_not_compare_is_kept_apart(tmp_path, options, lines, sentence):
+def test_what_does_not_compare_is_kept_apart(tmp_path, charts_of, options, lines, sentence):
   found = page(fixtures.write_run(tmp_path / 'run', **options))
-  assert published_lines(found) is lines
+  assert ('(published)' in charts_of['severity'][1]) is lines
   assert sentence in found.text
   apart = [caption for caption, _, _ in found.tables if caption.startswith('Published.')]
   assert apart == ([] if lines else ['Published. Errors in %, mean over five severities'])
   assert ('frost of procedural textures' in found.text) is ('frost' in options)
 
 
-def test_one_run_that_does_not_compare_keeps_the_page_free_of_published_lines(tmp_path):
+def test_one_run_that_does_not_compare_keeps_the_page_free_of_published_lines(tmp_path, charts_of):
   first = fixtures.write_run(tmp_path / 'first', dataset='cifar10', c_origin='official')
   found = page(first, fixtures.write_run(tmp_path / 'second'), output=tmp_path / 'page.html')
-  assert not published_lines(found)
+  assert '(published)' not in charts_of['severity'][1]
   assert (
     'These runs use different data sets, so their numbers are not comparable (first: cifar10, second: emb' in found.text
   )
@@ -252,17 +245,9 @@ def test_heat_map(whole):
   assert rows[16] == ['mCE', '8.1', '11.6', '15.0', '20.0', '28.3', '16.6']
 
 
-@pytest.fixture
-def drawn(tmp_path, monkeypatch) -> dict[str, list]:
-  """What each chart of two runs was given."""
-  found: dict[str, list] = {}
-  monkeypatch.setattr(charts, 'chart', lambda key, caption, series, *_, **more: found.setdefault(key, series) and '')
-  folders = [fixtures.write_run(tmp_path / name) for name in ('first', 'second')]
-  report(folders, output=tmp_path / 'page.html')
-  return found
-
-
-def test_charts_show_the_numbers_of_the_run(drawn):
+def test_charts_show_the_numbers_of_the_run(tmp_path, charts_of):
+  report([fixtures.write_run(tmp_path / name) for name in ('first', 'second')], output=tmp_path / 'page.html')
+  drawn = {key: series for key, (series, _) in charts_of.items()}
   lines = [json.loads(line) for line in fixtures.metrics_lines(40)]
   (loss, other) = drawn['curve0']
   assert (list(loss.x), list(loss.y)) == ([line['step'] for line in lines], [line['loss'] for line in lines])
@@ -273,23 +258,19 @@ def test_charts_show_the_numbers_of_the_run(drawn):
   assert [line.second for line in drawn['curve2']] == [False, True, False, True]
   severity = drawn['severity'][0]
   np.testing.assert_allclose(severity.y, [8.0667, 11.6, 15.0, 20.0, 28.3333], atol=1e-3)
-
-
-def test_density_has_area_one(drawn):
+  # The density of SSIM has area 1.
   x, y = np.asarray(drawn['ssim'][0].x), np.asarray(drawn['ssim'][0].y)
   assert np.trapezoid(y, x) == pytest.approx(1)
   assert (x[0], y[0], x[-1], y[-1]) == (pytest.approx(0.9), 0, 1, 0)
   assert y.max() == pytest.approx(50)  # half of the images in a bin of 0.01
-
-
-def test_reliability_is_of_filled_bins(drawn):
+  # The reliability diagram shows bins that contain images.
   one = drawn['calibrationclean'][0]
   ratio = np.asarray(one.y[4:]) / np.asarray(one.x[4:])  # earlier bins hold few images
   np.testing.assert_allclose(ratio, 1 / 1.2, atol=0.03)
   assert drawn['calibrationclean'][-1][1:3] == ((0, 100), (0, 100))
 
 
-def test_text_of_a_run_cannot_become_markup(tmp_path):
+def test_text_of_a_run_cannot_become_markup(tmp_path, charts_of):
   name = '<b onclick="x">&amp; $x^$'
   folder = fixtures.write_run(tmp_path / name, dataset='<script>alert(1)</script>')
   train = json.loads((folder / 'results' / 'train.json').read_text())
@@ -300,11 +281,7 @@ def test_text_of_a_run_cannot_become_markup(tmp_path):
   assert name in found.text
   assert train['command'] in found.text
   assert '<script>alert(1)</script>' in found.text
-
-
-def test_names_that_no_text_can_hold_are_replaced(tmp_path):
-  found = page(fixtures.write_run(tmp_path / 'a\x07b\udc80c'))
-  assert 'a\ufffdb\ufffdc' in found.text
+  assert 'a\ufffdb\ufffdc' in page(fixtures.write_run(tmp_path / 'a\x07b\udc80c')).text  # no text can hold these
 
 
 def test_same_runs_give_the_same_bytes(tmp_path):
@@ -322,7 +299,7 @@ def test_without_matplotlib_there_are_tables_and_no_charts(tmp_path, monkeypatch
   assert [caption for caption, _, _ in found.tables] == [caption for caption, _, _ in whole.tables]
 
 
-def test_settings_that_differ_and_shared_names(tmp_path):
+def test_settings_that_differ_and_shared_names(tmp_path, charts_of):
   first = fixtures.write_run(tmp_path / 'a' / 'run')
   second = fixtures.write_run(tmp_path / 'b' / 'run', variant='laptop')
   found = page(first, second, output=tmp_path / 'page.html')
@@ -332,12 +309,11 @@ def test_settings_that_differ_and_shared_names(tmp_path):
   assert differing['config'] == ['a/run', 'b/run']
 
 
-def test_older_results_are_pointed_out(tmp_path):
+def test_older_results_are_pointed_out(tmp_path, charts_of):
   folder = fixtures.write_run(tmp_path / 'run')
-  path = folder / 'results' / 'clean.json'
-  fixtures.write(path, json.loads(path.read_text()) | {'step': 30})
+  fixtures.change(folder, 'clean', step=30)
   assert 'run was trained to step 40, but these results are from other steps: clean from step 30' in page(folder).text
-  fixtures.write(path, json.loads(path.read_text()) | {'step': 40, 'checkpoint_sha256': 'f' * 64})
+  fixtures.change(folder, 'clean', step=40, checkpoint_sha256='f' * 64)
   assert 'come from different checkpoints' in page(folder).text
 
 
@@ -350,7 +326,7 @@ def test_older_results_are_pointed_out(tmp_path):
     ({'sha256': '9' * 64}, 'test set embedded:1.0.0 999999999999 against embedded:1.0.0 888888888888'),
   ],
 )
-def test_row_of_the_paper_has_no_number_of_other_images_or_another_state(tmp_path, change, reason):
+def test_row_of_the_paper_has_no_number_of_other_images_or_another_state(tmp_path, charts_of, change, reason):
   folder = fixtures.write_run(tmp_path / 'run')
   path = folder / 'results' / 'clean.json'
   clean = json.loads(path.read_text())

@@ -17,9 +17,9 @@ FROST = 'photographs of imagecorruptions 1.1.2'  # as in the other run
 SECTIONS = 12  # of a page that has everything
 
 
-def change(run: Path, name: str, **fields: object) -> None:
-  path = run / 'results' / f'{name}.json'
-  fixtures.write(path, json.loads(path.read_text()) | fields)
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch) -> dict:
+  return fixtures.record_charts(monkeypatch)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_difference_of_accuracies_has_the_interval_of_its_discordant_images(pair
   """Where which images are right decides: equal counts, other images."""
   n = fixtures.N
   for shift in (0, 30, 900):
-    change(pair[1], 'clean', **(fixtures.counted(1900) | {'correct': fixtures.right_images(1900, n, shift)}))
+    fixtures.change(pair[1], 'clean', **(fixtures.counted(1900) | {'correct': fixtures.right_images(1900, n, shift)}))
     one, two = (json.loads((run / 'results' / 'clean.json').read_text()) for run in pair)
     right = [outcomes.unpack(result['correct'], n) for result in (one, two)]
     gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
@@ -87,7 +87,7 @@ def test_forms_of_one_image_count_as_one(pair):
   for run, wrong in zip(pair, (400, 300), strict=True):
     found = json.loads((run / 'results' / 'cifar10_c.json').read_text())
     errors = dict.fromkeys(found['error'], (100 * wrong / n,) * 5)
-    change(run, 'cifar10_c', **fixtures.table(errors, n, 1.0, 'mce'))
+    fixtures.change(run, 'cifar10_c', **fixtures.table(errors, n, 1.0, 'mce'))
   expected = [100 * bound for bound in bonett_price(0, 100, n)]
   found = page(pair)
   for row in (differences(found, 'headline')['mCE, mean corruption error'], differences(found, 'corruption')['Fog']):
@@ -272,23 +272,19 @@ def test_examples_are_cut_for_a_phone(pair):
 
 
 @pytest.mark.parametrize('corrected', [0.0, 0.25])
-def test_what_never_happened_in_training_is_said_and_not_drawn(pair, corrected):
+def test_what_never_happened_in_training_is_said_and_not_drawn(pair, drawn, corrected):
   path = pair[0] / 'metrics.jsonl'
   path.write_text(path.read_text().replace('"ssim_corrected": 0.0', f'"ssim_corrected": {corrected}'))
   found = page(pair[:1])
   title = 'Images below the SSIM threshold'
-  labels = [attributes['aria-label'] for tag, attributes in found.tags if tag == 'svg']
-  assert any(label.startswith(title) for label in labels) is (corrected > 0)
+  assert any(alt.startswith(title) for _, alt in drawn.values()) is (corrected > 0)
   assert (f'{title}: none.' in found.text) is (corrected == 0)
 
 
-def test_reliability_has_counts(pair):
-  found = page(pair[:1])
-  rows = found.table('Confidence bins that contain images, in %')
+def test_reliability_has_counts(pair, drawn):
+  rows = page(pair[:1]).table('Confidence bins that contain images, in %')
   clean = json.loads((pair[0] / 'results' / 'clean.json').read_text())['calibration']
-  counts = [count for count in clean['count'] if count]
   of_clean = [row for row in rows[1:] if row[1] == 'clean images']
-  assert [row[3] for row in of_clean] == [f'{count:,}' for count in counts]
+  assert [row[3] for row in of_clean] == [f'{count:,}' for count in clean['count'] if count]
   assert (of_clean[-1][0], of_clean[-1][2]) == ('one', '93 to 100')
-  drawings = [attributes['aria-label'] for tag, attributes in found.tags if tag == 'svg']
-  assert sum('how many images each bin contains' in label for label in drawings) == 2
+  assert sum('how many images each bin contains' in alt for _, alt in drawn.values()) == 2

@@ -9,6 +9,7 @@ from PIL import Image
 
 from adversarial_augment import config as configs
 from adversarial_augment import metrics
+from adversarial_augment.reporting import charts
 from adversarial_augment.storage import outcomes
 
 ROOT = Path(__file__).parent.parent
@@ -168,6 +169,24 @@ def picture() -> bytes:
   content = io.BytesIO()
   Image.fromarray(np.arange(40 * 90 * 3, dtype=np.uint8).reshape(40, 90, 3)).save(content, 'PNG')
   return content.getvalue()
+
+
+def record_charts(monkeypatch) -> dict[str, tuple]:
+  """Replaces the drawing of charts, which takes most of a page's time; returns (series, alt) of each chart, by key."""
+  found: dict[str, tuple] = {}
+
+  def chart(key, caption, series, axes, alt, **_):
+    if series := [one for one in series if len(one.x)]:
+      found[key] = series, alt
+
+  monkeypatch.setattr(charts, 'chart', chart)
+  return found
+
+
+def change(run: Path, name: str, **fields: object) -> None:
+  """Replaces fields of results/NAME.json."""
+  path = run / 'results' / f'{name}.json'
+  write(path, json.loads(path.read_text()) | fields)
 
 
 def write(path: Path, content: object) -> None:

@@ -16,6 +16,11 @@ from adversarial_augment.reporting import runs, sources
 from tests import reporting_fixtures as fixtures
 
 
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch) -> dict:
+  return fixtures.record_charts(monkeypatch)
+
+
 @pytest.fixture(scope='module')
 def original(tmp_path_factory) -> Path:
   return fixtures.write_run(tmp_path_factory.mktemp('runs') / 'run')
@@ -43,7 +48,7 @@ def test_evaluations_between_steps_are_in_the_order_of_steps(folder):
   assert [one['step'] for one in runs.collect([folder])[0].between] == [20, 40, 100]
 
 
-def test_config_alone_makes_a_page_that_says_what_is_missing(folder):
+def test_config_alone_makes_a_page_that_says_what_is_missing(folder, drawn):
   for part in ('results', 'figures'):
     shutil.rmtree(folder / part)
   (folder / 'metrics.jsonl').unlink()
@@ -51,7 +56,7 @@ def test_config_alone_makes_a_page_that_says_what_is_missing(folder):
   command = 'python -m adversarial_augment.evaluate --workdir=run --evals=clean,ada,cifar10_c,cifar10_c_extra'
   assert f'<code>{command}</code>' in text  # CIFAR-10.1 is for classifiers of CIFAR-10
   assert 'No metrics.jsonl in run' in text
-  assert '<svg' not in text
+  assert drawn == {}
   assert '<img' not in text
   assert 'id="severity"' not in text
 

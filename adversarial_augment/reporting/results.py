@@ -138,7 +138,9 @@ def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
 
 def by_severity(runs: Sequence[Run]) -> Section:
   """Errors by corruption and severity, one map for each run, all in the same colours; and their means."""
-  found = sources.having(runs, 'cifar10_c')
+  title, found = 'Errors by corruption and severity', sources.having(runs, 'cifar10_c')
+  if not found:
+    return section('severity', title)
   compares = all(standing(run, result).compares for _, run, result in found)
   known = [model for model in published.MODELS if model.severity and compares]
   lines = [
@@ -164,9 +166,8 @@ def by_severity(runs: Sequence[Run]) -> Section:
   ]
   columns = ('setup', *map(str, metrics.SEVERITIES))
   caption = 'Errors in % at severities 1 to 5, mean over 15 corruptions'
-  table = Table(caption, columns, rows) if found else None
   maps = _maps(runs, 'cifar10_c', published.COLUMNS, ('mCE', 'mce'), curve)
-  return section('severity', 'Errors by corruption and severity', *maps, table)
+  return section('severity', title, *maps, Table(caption, columns, rows))
 
 
 def extra(runs: Sequence[Run]) -> Section:
