@@ -16,7 +16,7 @@ from adversarial_augment.storage import artifact, files
 
 
 def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
-  """Writes the page of some runs, whole or not at all. The same runs give the same bytes.
+  """Writes the report of some runs atomically. The same runs give the same bytes.
 
   Args:
     folders: workdir of `train`, or several; results of `evaluate` in them are shown.
@@ -39,7 +39,7 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   return target
 
 
-@signals.keeping('no page was written, and the same command begins anew')
+@signals.keeping('no page was written; run the same command again')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   arguments = _parser().parse_args(argv)

@@ -129,7 +129,7 @@ def damage(folder: Path, name: str, change: object) -> None:
     ('results/clean.json', {'correct': 'AAAA'}, 'correct is damaged: it holds 3 bytes, which are not the bits of 2000'),
     ('results/clean.json', {'correct': 7}, 'correct=7 must be a text; remove it'),
     ('results/ada.json', {'correct': 334 * 'A' + '=='}, 'correct has 0 right images, but must have 1800 by'),
-    ('results/cifar10_c.json', {'correct.fog.4': 'no'}, 'correct.fog[4] is damaged: it is no base64'),
+    ('results/cifar10_c.json', {'correct.fog.4': 'no'}, 'correct.fog[4] is damaged: it is not base64'),
     ('results/cifar10_c.json', {'correct.fog': None}, 'correct.fog is missing'),
     ('results/cifar10_c.json', {'correct': []}, 'correct=[] must be a JSON object'),
     ('results/cifar10_1.json', {'v4.correct': ''}, 'v4.correct is damaged'),

@@ -31,7 +31,7 @@ class Panel(NamedTuple):
 
   title: str
   fields: Mapping[str, str]  # of metrics.jsonl, with their labels
-  of_events: bool = False  # counts what may never happen; then there is nothing in it
+  of_events: bool = False  # counts events that may never happen; without any, the panel is empty
 
   def is_empty(self, values: Iterable[float]) -> bool:
     """Whether there is nothing to show."""
@@ -88,7 +88,7 @@ def ada_examples(
       f'not {list(images.shape)}, {list(corrupted.shape)} and {list(values.shape)}.'
     )
   if seen is not None and labels is None:
-    raise UserError('What a classifier saw was given without the true labels; give both.')
+    raise UserError('`seen` was given without the true labels; give `labels` as well.')
   for names in [] if labels is None else [labels, *(seen or ())]:
     if len(names) != n:
       raise UserError(f'{len(names)} labels were given for {n} images; give one for each.')

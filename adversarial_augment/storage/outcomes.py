@@ -1,4 +1,4 @@
-"""Which images a classifier gets right, a bit for each, as text in a file of results: what paired comparisons need."""
+"""Which images a classifier gets right, one bit each, as text for results files; paired comparisons need it."""
 
 import base64
 import binascii
@@ -21,7 +21,7 @@ def unpack(text: str, n: int) -> np.ndarray:
   try:
     content = base64.b64decode(text, validate=True)
   except (binascii.Error, ValueError) as error:  # the latter of letters beyond ASCII
-    raise ValueError(f'it is no base64: {error}') from error
+    raise ValueError(f'it is not base64: {error}') from error
   bits = np.unpackbits(np.frombuffer(content, np.uint8)).astype(bool)
   if len(content) != -(-n // 8) or bits[n:].any():
     raise ValueError(f'it holds {len(content)} bytes, which are not the bits of {n} images')

@@ -1,7 +1,7 @@
-"""What a run has found, on disk: results/NAME.json and NAME.csv for each evaluation, and the log of its training.
+"""Results of a run on disk: results/NAME.json and NAME.csv of each evaluation, and the training log.
 
-A file of results may have been damaged or edited: it is read into records, which msgspec checks, and whose numbers must
-not contradict each other. It may hold other fields as well; what only newer versions write is optional.
+A results file may have been damaged or edited. So it is read into records, which msgspec checks and whose numbers must
+not contradict each other. It may contain other fields as well; fields that only newer versions write are optional.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,7 +159,7 @@ class _Checkpoint(Struct, kw_only=True):
 
 
 class _Details(_Checkpoint, kw_only=True):
-  """What the own file of an evaluation holds beside its numbers, and the summary of several does not repeat."""
+  """Fields of an evaluation's own file that the summary of several does not repeat."""
 
   eval: str
   seconds: _Seconds
@@ -256,7 +256,7 @@ class _Robustness(_Checkpoint, kw_only=True):
 
 
 def _details(entry: Any) -> Any:
-  """Returns the record of what the own file of an evaluation holds beside its numbers."""
+  """Returns the record of the other fields in an evaluation's own file."""
   if entry.corruptions or entry.parts:
     return _Details
   return _DetailsOfAda if entry.under_attack else _DetailsOfClean
@@ -320,7 +320,7 @@ def _agree(field: str, stated: float, computed: float) -> None:
 
 
 def _agree_bits(field: str, bits: str | UnsetType, count: float, n: int) -> None:
-  """Checks which images are right against how many; results of older versions do not say which."""
+  """Checks the images that are right against their number; older versions did not record them."""
   if isinstance(bits, UnsetType):
     return
   try:
@@ -341,7 +341,7 @@ def check(value: Any, record: Any, source: str, remedy: str) -> Any:
     remedy: ends the message.
 
   Raises:
-    UserError: names the first field that is missing or wrong, its value, and what it must hold.
+    UserError: names the first field that is missing or wrong, its value, and the rule.
   """
   try:
     return msgspec.convert(value, record)
@@ -383,7 +383,7 @@ def robustness_name(attack: str, norm: str, epsilon: str) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-  """Returns the results in a file, unchecked, to see what they are of; {} where there is none that can be read."""
+  """Returns the content of a results file without checking it; {} if it cannot be read."""
   try:
     result = untrusted.read_json(path)
   except (OSError, ValueError):
@@ -399,7 +399,7 @@ def load(workdir: Path, name: str) -> dict[str, Any]:
     name: of an evaluation, an attack (see `robustness_name`), or 'train' or 'eval_STEP', which sum up several.
 
   Raises:
-    UserError: the file cannot be read, does not hold what it must, or contradicts itself.
+    UserError: the file cannot be read, a field is missing or wrong, or its numbers contradict each other.
   """
   path, is_attack = workdir / 'results' / f'{name}.json', name.startswith(ROBUSTNESS)
   again = 'evaluate again' if name in EVALUATIONS else f'run the {"attack" if is_attack else "training command"} again'
@@ -438,7 +438,7 @@ def load_data(workdir: Path) -> dict[str, Any]:
   """Returns data.json of a run, checked: the hash of each split, `image_shape`, `class_names`; {} where there is none.
 
   Raises:
-    UserError: the file cannot be read, or does not hold what it must.
+    UserError: the file cannot be read, or a field is wrong.
   """
   path, remedy = workdir / 'data.json', 'bring it back, or remove it'
   data = read_json(path, remedy)
@@ -455,14 +455,14 @@ def split_hashes(data: Result) -> dict[str, str]:
 
 
 def read_json(path: Path, remedy: str) -> Any:
-  """Returns the content of a JSON file; None where there is no such file.
+  """Returns the content of a JSON file; None if it does not exist.
 
   Args:
     path: the file.
     remedy: ends the message.
 
   Raises:
-    UserError: it cannot be read, or is no JSON; NaN and infinity are none.
+    UserError: it cannot be read, or is not JSON; NaN and infinity are not.
   """
   try:
     return untrusted.read_json(path)
@@ -475,16 +475,16 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def read_log(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-  """Returns of each line of metrics.jsonl the step and some metrics; nothing where there is no such file.
+  """Returns the step and some metrics of each line of metrics.jsonl; [] without such a file.
 
-  A last line that a kill has cut off is left out, as a resume leaves it out.
+  An incomplete last line, which a kill may leave, is ignored, as on resume.
 
   Args:
     path: the file.
-    names: of the metrics to be read: each a finite number, null, or not there.
+    names: of the metrics to read; each is a finite number, null, or missing.
 
   Raises:
-    UserError: the file cannot be read, or a line does not hold what it must.
+    UserError: the file cannot be read, or a field of a line is missing or wrong.
   """
   fields = {'step': Count} | dict.fromkeys(names, NotRequired[Number | None])  # type: ignore[operator, valid-type]
   decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TypedDict('Line', fields))  # type: ignore
@@ -507,7 +507,7 @@ def read_log(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _checked_line(line: bytes, line_type: Any, source: str) -> dict[str, Any]:
-  """Says what is wrong with a line that msgspec refuses."""
+  """Raises the error of a line that msgspec refuses."""
   try:
     value = untrusted.parse_json(line)
   except untrusted.Unusable as error:
@@ -519,13 +519,13 @@ def _checked_line(line: bytes, line_type: Any, source: str) -> dict[str, Any]:
 
 
 def without_details(result: Result) -> dict[str, Any]:
-  """Returns what the summary of several evaluations repeats of one."""
+  """Returns the part of a result that the summary of several evaluations repeats."""
   details = {*_DetailsOfAda.__struct_fields__, 'conditions_sha256', 'correct'} - {'num_images'}
   return {field: value for field, value in result.items() if field not in details}
 
 
 def write(path: Path, result: Result) -> None:
-  """Writes a file of results, whole or not at all.
+  """Writes a results file atomically.
 
   Raises:
     NumericalError: a value is NaN or infinite.
@@ -570,5 +570,5 @@ def _rows(name: str, result: Result) -> Iterator[tuple]:
 
 
 def digest(conditions: Any) -> str:
-  """Returns the hash of what a result depends on: equal for evaluations that must find the same."""
+  """Returns the hash of everything that determines a result."""
   return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
