@@ -1,5 +1,6 @@
 """Files of results: what is read without question, and what is held to its rules."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -48,6 +49,36 @@ def test_file_of_several_holds_each_to_its_rules(run):
   path.write_text(json.dumps(content))
   with pytest.raises(UserError, match="train.json': evals.clean.accuracy is 0.96, but must be 0.0025 .*remove it, and"):
     results.load(run, 'train')
+
+
+def places(value, within=()):
+  """Yields where each field is, and of each list the first item."""
+  for key in value if isinstance(value, dict) else [0] if isinstance(value, list) and value else []:
+    yield (*within, key)
+    yield from places(value[key], (*within, key))
+
+
+OTHERS = (None, True, -1, 0.5, 10**400, 'x\n', [], [1], {}, {'a': 1}, 'x')
+NAMES = ('clean', 'ada', 'cifar10_c', 'cifar10_1', 'train', 'eval_20', 'robustness_pgd_l2_0.5')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_whatever_a_field_holds_is_refused_in_one_line_or_does_no_harm(run, name):
+  fixtures.write_attacks(run)
+  path = run / 'results' / f'{name}.json'
+  whole, said = path.read_text(), []
+  for place, value in zip(places(json.loads(whole)), itertools.cycle(OTHERS), strict=False):
+    content = inside = json.loads(whole)
+    for key in place[:-1]:
+      inside = inside[key]
+    inside[place[-1]] = value
+    path.write_text(json.dumps(content))
+    try:
+      results.load(run, name)
+    except UserError as error:
+      said.append(str(error))
+  assert len(said) > 10
+  assert not [text for text in said if '\n' in text]
 
 
 def test_data_of_older_runs_is_hashes_alone(tmp_path):
