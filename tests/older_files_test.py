@@ -17,9 +17,12 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import corruption_nets, evaluate, inference, pretrain, report, train
+from adversarial_augment import corruption_nets, evaluate, inference, prepare, pretrain, report, train
+from adversarial_augment.datasets import load, mixture
+from adversarial_augment.evaluation import robustness
 
 OLDER = Path(__file__).parent / 'older_files'
+SMALL_EDSR = ('--dataset=tiny', '--net=edsr', '--weights=pretrained/weights.safetensors', '--data_dir=data')
 TRAIN = (
   '--config=configs/ada_edsr.py:smoke',
   '--config.dataset=tiny',
@@ -42,6 +45,7 @@ PRETRAIN = (
   '--config.checkpoint_every=2',
   '--workdir=pretraining',
 )
+IN_MEMORY = ('--workdir=finished', '--evals=cifar10_c_extra', '--config.data_dir=alone')
 
 
 @pytest.fixture
@@ -79,6 +83,11 @@ def hashes(folder: str) -> dict[str, str]:
   """The SHA-256 of each file below a folder, but of the locks."""
   paths = [path for path in Path(folder).rglob('*') if path.is_file() and not path.name.endswith('.lock')]
   return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def times(folder: str) -> dict[str, int]:
+  """When each array below a folder was written."""
+  return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in Path(folder).rglob('*.npy')}
 
 
 def test_no_file_names_the_machine_that_made_it():
@@ -138,7 +147,57 @@ def test_a_classifier_and_weights_are_loaded(older):
   assert ((corrupted >= 0) & (corrupted <= 1)).all()
 
 
-def test_an_unfinished_attack_goes_on(older):
+def test_results_on_images_made_in_memory_are_shown_again(older):
+  before = hashes('finished')
+  evaluate.main(IN_MEMORY)
+  assert hashes('finished') == before
+
+
+def test_sets_are_not_made_again_and_their_results_stay(older):
+  sets, results = times('data'), hashes('finished')
+  names = sorted(Path(name).stem for name in times('data/tiny_c'))
+  chosen = [name for name in names if name not in ('frost', 'labels')]  # not every machine has photographs of frost
+  prepare.main(['cifar10_c', '--dataset=tiny', '--data_dir=data', f'--names={",".join(chosen)}'])
+  prepare.main(['deepaugment', *SMALL_EDSR])
+  assert times('data') == sets
+  evaluate.main(['--workdir=finished', '--evals=cifar10_c'])
+  assert hashes('finished') == results
+
+
+def test_an_unfinished_deepaugment_set_goes_on(older):
+  first = np.load(older / 'data' / 'tiny_deepaugment' / 'two' / 'images.npy')[:8]
+  prepare.main(['deepaugment', *SMALL_EDSR, '--name=two', '--copies=2'])
+  copies = mixture.load(load('tiny', 'train', 'data'), 'data', ['two'])
+  assert len(copies) == 2
+  np.testing.assert_array_equal(copies[0].read(np.arange(8)).images, first)
+  assert copies[1].read(np.arange(8)).images.any()
+
+
+def test_an_unfinished_corrupted_set_goes_on(older):
+  before = times('begun')
+  prepare.main(['cifar10_c', '--dataset=tiny', '--data_dir=begun', '--names=brightness,contrast,fog'])
+  made = {name for name, time in times('begun').items() if before.get(name) != time}
+  assert made == {'tiny_c/contrast.npy', 'tiny_c/fog.npy'}  # contrast was there, and not listed yet
+  listed = {name: entry['sha256'] for name, entry in read('begun/tiny_c/MANIFEST.json')['files'].items()}
+  assert {'MANIFEST.json', *listed} == hashes('begun/tiny_c').keys()
+  assert listed.items() < hashes('begun/tiny_c').items()
+
+
+def test_an_unfinished_evaluation_goes_on(older):
+  path = older / 'finished' / 'results' / 'cifar10_c_extra.partial'
+  known = read(path)
+  known['correct']['speckle_noise'] = ['AA=='] * 5  # the image is wrong now, so that measuring it again would show
+  path.write_text(json.dumps(known))
+  evaluate.main([*IN_MEMORY, '--overwrite'])
+  found = read('finished/results/cifar10_c_extra.json')
+  assert found['error']['speckle_noise'] == [1] * 5
+  assert found['error'].keys() == known['correct'].keys()
+  assert not path.exists()
+
+
+def test_an_unfinished_attack_goes_on(older, monkeypatch):
+  for number in ('_LONGER', '_FAR'):  # of images that its checks attack further, which takes long to compile
+    monkeypatch.setattr(robustness, number, 0)
   name = 'robustness_pgd_l2_0.5'
   path = older / 'finished' / 'results' / f'{name}.sweep'
   with np.load(path) as sweep:
