@@ -167,7 +167,7 @@ def test_an_unfinished_sweep_goes_on_and_a_stale_one_is_refused(run, monkeypatch
   unfinished = stop_within(run, monkeypatch)
   kept = unfinished.read_bytes()
   for other, what in (('--seed=1', 'seed'), ('--num_examples=5', 'number of images')):
-    with pytest.raises(UserError, match=rf"{NAME}.sweep' is of another {what} ") as caught:
+    with pytest.raises(UserError, match=rf"{NAME}.sweep' exists already, with {what} = .*--overwrite") as caught:
       command(run, *flags, other)
     assert '\n' not in str(caught.value)
   unfinished.write_bytes(kept[:1000])
