@@ -148,6 +148,17 @@ def test_two_sets_without_a_hash_are_not_taken_for_the_same(pair, name, source):
   assert 'test set has no hash' in result.text
 
 
+def test_a_report_does_without_the_provenance_of_images_and_weights(tmp_path):
+  runs = [fixtures.write_run(tmp_path / name, dataset='cifar10') for name in ('one', 'two')]
+  for name in ('cifar10_c', 'ada'):
+    about = json.loads((runs[1] / 'results' / f'{name}.json').read_text())['provenance']
+    del about['data']['test']
+    fixtures.change(runs[1], name, provenance=about | {'weights': 'none'})
+  text = page(runs).text
+  assert 'two is only roughly comparable with published numbers: its CIFAR-10-C is generated from unverified' in text
+  assert 'No difference in ada, which used different images: test set' in text
+
+
 def test_older_results_are_read_and_have_a_difference_without_an_interval(pair):
   for path in (pair[0] / 'results').iterdir():
     found = json.loads(path.read_text())

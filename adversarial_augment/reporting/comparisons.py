@@ -76,7 +76,7 @@ def _images(result: Mapping[str, Any]) -> dict[str, str]:
     own['made_with'] = with_code(own.get('made_with'), 'corruptions')
   elif 'ssim' in result:
     own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
-    own['weights'] = str((source.get('weights') or {}).get('sha256'))[:12]
+    own['weights'] = str(sources.weights(result).get('sha256'))[:12]
   elif result.get('eval') in source:  # it reads sets of its own
     own = {'data sets': source[result['eval']]}
   return about | {name: str(value) for name, value in own.items() if value is not None}

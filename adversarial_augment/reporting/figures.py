@@ -31,12 +31,12 @@ class Panel(NamedTuple):
 
   title: str
   fields: Mapping[str, str]  # of metrics.jsonl, with their labels
-  of_events: bool = False  # counts events that may never happen; without any, the panel is empty
+  counts_events: bool = False  # of a kind that may never happen; without any, the panel is empty
 
   def is_empty(self, values: Iterable[float]) -> bool:
     """Whether there is nothing to show."""
     found = list(values)
-    return not found or (self.of_events and not any(found))
+    return not found or (self.counts_events and not any(found))
 
 
 PANELS = (
@@ -45,7 +45,9 @@ PANELS = (
   Panel('Loss under attack', {'attack_loss_start': 'at the random start', 'attack_loss_end': 'after the last step'}),
   Panel('Mean SSIM, before any line search', {'ssim_mean': 'mean'}),
   Panel(
-    'Images below the SSIM threshold', {'ssim_corrected': 'corrected', 'ssim_below_min': 'left below'}, of_events=True
+    'Images below the SSIM threshold',
+    {'ssim_corrected': 'corrected', 'ssim_below_min': 'left below'},
+    counts_events=True,
   ),
   Panel('Learning rate', {'learning_rate': 'learning rate'}),
 )

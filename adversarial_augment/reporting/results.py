@@ -47,39 +47,33 @@ def _with_interval(result: dict[str, Any], field: str) -> tuple[str, ...]:
   return percent(result[field]), *map(percent, result['interval']), str(result['step'])
 
 
-class Standing(NamedTuple):
+class Comparability(NamedTuple):
   """Whether a run's corruption errors are comparable with published ones."""
 
-  compares: bool
+  comparable: bool
   caution: bool
   sentence: str
 
 
-def standing(run: Run, result: dict[str, Any]) -> Standing:
-  """Returns whether published numbers may stand beside a run's.
-
-  Args:
-    run: which.
-    result: of `cifar10_c`.
-  """
+def comparability(run: Run, result: dict[str, Any]) -> Comparability:
+  """Returns whether a run's result of `cifar10_c` is comparable with published numbers."""
   name = sources.data_set(run, result)
   if name != 'cifar10':
     sentence = f'{run.label} is not comparable with published numbers: its data set is {name}, not CIFAR-10.'
-    return Standing(False, True, sentence)
+    return Comparability(False, True, sentence)
   if frost := sources.made_up_frost(result):
     sentence = f'{run.label} is not comparable with published numbers: its frost is made of {frost}.'
-    return Standing(False, True, sentence)
+    return Comparability(False, True, sentence)
   origin, n = result['origin'], result['num_images']
   if origin == 'official' and n == 10_000:
     sentence = f'{run.label} is comparable with published numbers: its images are the official CIFAR-10-C files.'
-    return Standing(True, False, sentence)
-  made_of = result['provenance']['data']['test']['origin']
-  of = '' if origin == 'official' else f' from {made_of} test images'
+    return Comparability(True, False, sentence)
+  of = '' if origin == 'official' else f' from {sources.split(result).get("origin", "unverified")} test images'
   sentence = (
     f'{run.label} is only roughly comparable with published numbers: its CIFAR-10-C is {origin}{of}, {n:,} images per '
     'cell; theirs is official, 10,000 per cell.'
   )
-  return Standing(True, True, sentence)
+  return Comparability(True, True, sentence)
 
 
 def paper_columns(runs: Sequence[Run]) -> Section:
@@ -104,23 +98,22 @@ def paper_columns(runs: Sequence[Run]) -> Section:
     for model in published.MODELS
   ]  # fmt: skip
   columns = ('setup', 'clean error', 'mCE', *published.COLUMNS.values())
-  standings = [standing(run, result) for _, run, result in found]
+  comparabilities = [comparability(run, result) for _, run, result in found]
   notes = [
-    Paragraph(' '.join(one.sentence for one in standings if one.caution is caution), kind)
+    Paragraph(' '.join(one.sentence for one in comparabilities if one.caution is caution), kind)
     for caution, kind in ((True, 'note'), (False, 'quiet'))
-    if any(one.caution is caution for one in standings)
+    if any(one.caution is caution for one in comparabilities)
   ]
   below = Paragraph(
     'Rows that say “paper” (its Tables 1 and 2) or “RobustBench” are published numbers of others, on the official '
     'CIFAR-10-C, 10,000 images per cell. They were not measured here.'
   )
   caption = 'Errors in %, mean over five severities'
-
-  compares = all(one.compares for one in standings)
-  table = Table(caption, columns, [*rows, *known] if compares else rows, groups=published.GROUPS)
+  comparable = all(one.comparable for one in comparabilities)
+  table = Table(caption, columns, [*rows, *known] if comparable else rows, groups=published.GROUPS)
   missing = [Paragraph(text, 'note') for text in left_out]
   apart = Table(f'Published. {caption}', columns, known, groups=published.GROUPS)
-  folded = None if compares else Folded('Published numbers, which are not comparable to these', [apart])
+  folded = None if comparable else Folded('Published numbers, which are not comparable to these', [apart])
   return section('corruptions', 'Corruption errors, as in the paper', *notes, table, *missing, folded, below)
 
 
@@ -141,8 +134,8 @@ def by_severity(runs: Sequence[Run]) -> Section:
   title, found = 'Errors by corruption and severity', sources.having(runs, 'cifar10_c')
   if not found:
     return section('severity', title)
-  compares = all(standing(run, result).compares for _, run, result in found)
-  known = [model for model in published.MODELS if model.severity and compares]
+  comparable = all(comparability(run, result).comparable for _, run, result in found)
+  known = [model for model in published.MODELS if model.severity and comparable]
   lines = [
     Series(run.label, metrics.SEVERITIES, [100 * e for e in result['severity_error']], number)
     for number, run, result in found

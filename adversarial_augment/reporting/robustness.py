@@ -48,10 +48,10 @@ def attacked(runs: Sequence[Run]) -> Section:
 
 def _curves(found: Sequence[tuple[int, Run, dict[str, Any]]], norm: str) -> Chart | None:
   """Returns the accuracies over epsilon within the balls of one norm, from that without an attack on."""
-  of_norm = [item for item in found if item[2]['norm'] == norm]
+  same_norm = [item for item in found if item[2]['norm'] == norm]
   num_runs, attacks = 1 + max((number for number, _, _ in found), default=0), Counter[int]()
   lines = []
-  for (number, label, attack), group in itertools.groupby(of_norm, lambda x: (x[0], x[1].label, x[2]['attack'])):
+  for (number, label, attack), group in itertools.groupby(same_norm, lambda x: (x[0], x[1].label, x[2]['attack'])):
     results = sorted((result for _, _, result in group), key=lambda result: result['epsilon'])
     x = [0.0, *(result['epsilon'] for result in results)]
     y = [100 * results[0]['clean_accuracy'], *(100 * result['robust_accuracy'] for result in results)]

@@ -63,8 +63,7 @@ def images_in_short(result: Mapping[str, Any]) -> str:
 
 def corruption_set(result: Mapping[str, Any]) -> Mapping[str, Any]:
   """Returns the provenance of a result's corruptions; {} for files without a manifest."""
-  about = result['provenance'].get('corruptions')
-  return about if isinstance(about, dict) else {}
+  return _dict(result['provenance'].get('corruptions'))
 
 
 def made_up_frost(result: Mapping[str, Any]) -> str:
@@ -75,22 +74,31 @@ def made_up_frost(result: Mapping[str, Any]) -> str:
 
 def data_set(run: Run, result: Mapping[str, Any]) -> str:
   """Returns the name of the data set that a result is of, without its version."""
-  return str(_split(result).get('name') or run.config['dataset']).partition(':')[0]
+  return str(split(result).get('name') or run.config['dataset']).partition(':')[0]
 
 
 def test_set(result: Mapping[str, Any]) -> str:
   """Returns the name of the data set that a result is of, and what begins the hash of its images."""
-  split = _split(result)
-  return f'{split.get("name")} {str(split.get("sha256") or "")[:12]}'.strip()
+  about = split(result)
+  return f'{about.get("name")} {str(about.get("sha256") or "")[:12]}'.strip()
 
 
 def has_hash(result: Mapping[str, Any]) -> bool:
   """Whether the images of a result are identified by a hash, or by the hash of their source and a seed."""
   made = corruption_set(result)
   known = 'error' not in result or made.get('sha256') or made.get('seed') is not None
-  return bool(_split(result).get('sha256') and known)
+  return bool(split(result).get('sha256') and known)
 
 
-def _split(result: Mapping[str, Any]) -> Mapping[str, Any]:
-  split = result['provenance']['data'].get(result['split'])
-  return split if isinstance(split, dict) else {}
+def split(result: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the provenance of the split that a result is of; {} without any."""
+  return _dict(result['provenance']['data'].get(result['split']))
+
+
+def weights(result: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the provenance of the weights that a result depends on; {} without any."""
+  return _dict(result['provenance'].get('weights'))
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+  return value if isinstance(value, dict) else {}
