@@ -147,7 +147,7 @@ def test_a_folder_that_lacks_a_photograph_is_refused(folder):
 
 def test_a_photograph_that_is_none_is_refused(folder):
   (folder / 'frost2.png').write_text('snow')
-  with pytest.raises(UserError, match=r"^frost: '.*frost2\.png' is not an image that can be read [^\n]*$"):
+  with pytest.raises(UserError, match=r"^frost: '.*frost2\.png' cannot be read as an image [^\n]*$"):
     weather.frost(folder).constants(1, (32, 32))
 
 

@@ -1,7 +1,7 @@
 """Augmentations: one key and one image [h, w, c] in [0, 1] in, one image of the same shape out.
 
-`vmap` happens once, in train_step.py, with one key per image: a draw for the whole batch would be a silent loss of
-diversity.
+`vmap` is applied once, in train_step.py, with one key per image; a single draw for the whole batch would silently
+reduce diversity.
 """
 
 import jax
@@ -21,7 +21,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def chain(names: tuple[str, ...]) -> Augmentation:
-  """Returns the named augmentations, one after the other, each with a key of its own.
+  """Composes the named augmentations, each with its own key.
 
   Raises:
     UserError: an unknown name.

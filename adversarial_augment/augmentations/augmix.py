@@ -1,6 +1,6 @@
-"""AugMix (Hendrycks et al., arXiv 1912.02781): an image mixed with chains of small operations on it, and its loss.
+"""AugMix (Hendrycks et al., arXiv 1912.02781): mixes an image with chains of simple operations on it; and its loss.
 
-Constants and laws are those of the authors' code for CIFAR-10 (github.com/google-research/augmix).
+Constants and distributions are those of the authors' code for CIFAR-10 (github.com/google-research/augmix).
 """
 
 import functools
@@ -17,11 +17,11 @@ from adversarial_augment.types import Array, Augmentation, Key
 SEVERITY = 3.0  # an operation's level is uniform from LEAST to this
 LEAST = 0.1
 WIDTH = 3  # chains
-DEPTH = 3  # operations of a chain, at most
+DEPTH = 3  # largest number of operations in a chain
 
 
 def _whole(level: Array, limit: float) -> Array:
-  """Returns the share `level` / 10 of `limit` without its fraction, as an integer."""
+  """Returns `level` / 10 of `limit`, truncated to an integer."""
   return (level * (limit / 10)).astype(jnp.int32)
 
 
@@ -41,7 +41,7 @@ def _enhance(operation, image: Array, level: Array) -> Array:
   return operation(image, jnp.abs(level) * (1.8 / 10) + 0.1)
 
 
-# (image, level) -> image. The sign of a level is the direction of those that have one.
+# (image, level) -> image. The sign of a level is the direction, for operations that have one.
 OPS = (
   lambda image, level: augmix_ops.autocontrast(image),
   lambda image, level: augmix_ops.equalize(image),
@@ -53,7 +53,7 @@ OPS = (
   functools.partial(_move, augmix_ops.translate_x, 1),
   functools.partial(_move, augmix_ops.translate_y, 0),
 )
-# Four more, which are like some of the corruptions that a classifier is tested on.
+# Four more, which resemble corruptions of the test sets.
 ALL_OPS = (
   *OPS,
   functools.partial(_enhance, augmix_ops.color),
@@ -69,15 +69,15 @@ class Draws(NamedTuple):
   ops: Array  # int32 [WIDTH, DEPTH]: which operation
   levels: Array  # float32 [WIDTH, DEPTH]: LEAST to SEVERITY, of either sign
   depths: Array  # int32 [WIDTH]: operations of each chain, 1 to DEPTH
-  weights: Array  # float32 [WIDTH] of the chains: Dirichlet(1, ..., 1)
-  share: Array  # float32 [] of the chains in the result: Beta(1, 1)
+  weights: Array  # float32 [WIDTH], weights of the chains: Dirichlet(1, ..., 1)
+  share: Array  # float32 [], share of the chains in the result: Beta(1, 1)
 
 
 def draw(key: Key, num_ops: int) -> Draws:
   """Returns the random numbers of one image."""
   keys, shape = jax.random.split(threefry.own(key), 5), (WIDTH, DEPTH)
   levels = jax.random.uniform(keys[1], shape, jnp.float32, LEAST - SEVERITY, SEVERITY - LEAST)
-  weights = jax.random.exponential(keys[3], (WIDTH,), jnp.float32)  # over its sum it is of the Dirichlet law
+  weights = jax.random.exponential(keys[3], (WIDTH,), jnp.float32)  # divided by its sum, it is Dirichlet distributed
   return Draws(
     ops=jax.random.randint(keys[0], shape, 0, num_ops, jnp.int32),
     levels=levels + jnp.copysign(LEAST, levels),
@@ -102,10 +102,10 @@ def mix(draws: Draws, image: Array, ops: tuple = OPS) -> Array:
 
 
 def _augmix(ops: tuple, key: Key, image: Array) -> Array:
-  """AugMix of one image [h, w, 3] in [0, 1], 3 pixels a side or more."""
+  """AugMix of one image [h, w, 3] in [0, 1], with at least 3 pixels per side."""
   one = functools.partial(mix, ops=ops)
   if platforms.current() == 'cpu':
-    # One image after the other: what is mapped computes every operation for every image, and picks.
+    # One image after the other: under vmap, a switch computes every operation for every image.
     one = jax.custom_batching.sequential_vmap(one)
   return one(draw(key, len(ops)), image)
 
@@ -115,9 +115,9 @@ augmix_all_ops: Augmentation = functools.partial(_augmix, ALL_OPS)
 
 
 def jensen_shannon(logits: Array) -> Array:
-  """Returns the Jensen-Shannon divergence of the views of every image: [n, views, classes] -> [n], in nats.
+  """Returns the Jensen-Shannon divergence of the views of each image: [n, views, classes] -> [n], in nats.
 
-  As in the authors' code, the mixture of the probabilities is kept within [1e-7, 1] before its logarithm.
+  As in the authors' code, the mixture of the probabilities is clipped to [1e-7, 1] before the logarithm.
   """
   log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
   p = jnp.exp(log_p)

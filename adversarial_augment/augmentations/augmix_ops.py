@@ -1,7 +1,7 @@
-"""The operations of AugMix, as Pillow does them: grey levels in, grey levels out.
+"""The operations of AugMix, as in Pillow: grey levels in, grey levels out.
 
-An image is int32 [h, w, c] with levels from 0 to 255. Operations that change levels alone give Pillow's very levels;
-those that resample or blend are within one level of them, because Pillow computes positions in float64.
+An image is int32 [h, w, c] with levels from 0 to 255. Operations on levels give exactly Pillow's results; those that
+resample or blend are within one level, because Pillow computes positions in float64.
 """
 
 import functools
@@ -25,7 +25,7 @@ def solarize(image: Array, threshold: Array) -> Array:
 
 
 def autocontrast(image: Array) -> Array:
-  """Stretches each channel to the whole range; a constant channel stays as it is."""
+  """Stretches each channel to the full range; a constant channel is unchanged."""
   low, high = image.min((0, 1))[:, None], image.max((0, 1))[:, None]
   span = jnp.maximum(high - low, 1)
   levels = jnp.arange(LEVELS, dtype=jnp.int32)[None]
@@ -37,7 +37,7 @@ def autocontrast(image: Array) -> Array:
 def _falls_short(low: Array, span: Array, above: Array) -> Array:
   """Returns 1 where (low + above) * (255 / span) - low * (255 / span) in float64 stays below 255 * above / span.
 
-  Pillow truncates that float to a level. It can come out too small only where the true value is whole.
+  Pillow truncates that float to a level. It can only be too small where the true value is an integer.
   """
   starts, bits = _shortfalls()
   divisor = jnp.asarray(np.gcd(np.arange(LEVELS), LEVELS - 1), jnp.int32)[span]
@@ -48,8 +48,8 @@ def _falls_short(low: Array, span: Array, above: Array) -> Array:
 
 @functools.cache
 def _shortfalls() -> tuple[np.ndarray, np.ndarray]:
-  """Returns the shortfall of every whole value: where those of a span begin, and a flat array by (span, low, value)."""
-  bits = [np.zeros(0, bool)]  # of the span 0, which has none
+  """Returns where the values of each span begin, and the shortfalls as a flat array over (span, low, value)."""
+  bits = [np.zeros(0, bool)]  # of span 0, which has none
   for span in range(1, LEVELS):
     divisor = np.gcd(span, LEVELS - 1)
     low = np.arange(LEVELS - span)[:, None]
@@ -62,7 +62,7 @@ def _shortfalls() -> tuple[np.ndarray, np.ndarray]:
 
 
 def equalize(image: Array) -> Array:
-  """Makes the histogram of each channel flat; one with hardly more than one level stays as it is."""
+  """Equalizes the histogram of each channel; a nearly constant channel is unchanged."""
   height, width, channels = image.shape
   offsets = LEVELS * jnp.arange(channels, dtype=jnp.int32)[None, None]
   histogram = jnp.zeros(channels * LEVELS, jnp.int32).at[(image + offsets).ravel()].add(1).reshape(channels, LEVELS)
@@ -73,40 +73,40 @@ def equalize(image: Array) -> Array:
 
 
 def _look_up(table: Array, image: Array) -> Array:
-  """Replaces levels by the entries of a table [c, 256]."""
+  """Looks levels up in a table [c, 256]."""
   offsets = LEVELS * jnp.arange(image.shape[-1], dtype=jnp.int32)[None, None]
   return table.ravel().at[image + offsets].get(mode='promise_in_bounds')
 
 
 def rotate(image: Array, degrees: Array) -> Array:
-  """Turns counter-clockwise around the centre."""
+  """Rotates counter-clockwise around the centre."""
   x, y = image.shape[1] / 2, image.shape[0] / 2
   cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
   return _affine(image, (cos, -sin, x - x * cos + y * sin), (sin, cos, y - x * sin - y * cos))
 
 
 def shear_x(image: Array, slope: Array) -> Array:
-  """Takes from `slope` * y further right."""
+  """Shears: reads `slope` * y further to the right."""
   return _affine(image, (1.0, slope, 0.0), (0.0, 1.0, 0.0))
 
 
 def shear_y(image: Array, slope: Array) -> Array:
-  """Takes from `slope` * x further down."""
+  """Shears: reads `slope` * x further down."""
   return _affine(image, (1.0, 0.0, 0.0), (slope, 1.0, 0.0))
 
 
 def translate_x(image: Array, pixels: Array) -> Array:
-  """Moves to the left."""
+  """Translates to the left."""
   return _affine(image, (1.0, 0.0, pixels), (0.0, 1.0, 0.0))
 
 
 def translate_y(image: Array, pixels: Array) -> Array:
-  """Moves up."""
+  """Translates up."""
   return _affine(image, (1.0, 0.0, 0.0), (0.0, 1.0, pixels))
 
 
 def _affine(image: Array, x_row: tuple, y_row: tuple) -> Array:
-  """Resamples bilinearly; black outside.
+  """Resamples bilinearly, with black outside the image.
 
   Args:
     image: [h, w, c].
@@ -124,30 +124,30 @@ def _affine(image: Array, x_row: tuple, y_row: tuple) -> Array:
   rows = [jnp.clip(top.astype(jnp.int32) + i, 0, height - 1) * width for i in (0, 1)]
   pixels = image.reshape(height * width, channels)
   at = lambda row, column: pixels.at[row + column].get(mode='promise_in_bounds').astype(jnp.float32)
-  # As Pillow has it, not (1 - t) * a + t * b: between equal levels, the level is exact.
+  # As in Pillow, not (1 - t) * a + t * b: exact between equal levels.
   between = lambda a, b, t: a + (b - a) * t
   upper, lower = (between(at(row, columns[0]), at(row, columns[1]), across) for row in rows)
   return jnp.where(inside[..., None], between(upper, lower, down), 0).astype(jnp.int32)
 
 
 def color(image: Array, factor: Array) -> Array:
-  """Goes from grey (factor 0) to the image (1)."""
+  """Blends from grey (factor 0) to the image (1)."""
   return _blend(_grey(image)[..., None], image, factor)
 
 
 def contrast(image: Array, factor: Array) -> Array:
-  """Goes from the mean grey level to the image."""
+  """Blends from the mean grey level to the image."""
   mean = _grey(image).sum() / np.float32(image.shape[0] * image.shape[1])
   return _blend(jnp.floor(mean + 0.5).astype(jnp.int32), image, factor)
 
 
 def brightness(image: Array, factor: Array) -> Array:
-  """Goes from black to the image."""
+  """Blends from black to the image."""
   return _blend(jnp.int32(0), image, factor)
 
 
 def sharpness(image: Array, factor: Array) -> Array:
-  """Goes from the image smoothed over 3x3 pixels, but for its border, to the image."""
+  """Blends from the image, smoothed over 3x3 pixels except at its border, to the image."""
   height, width, _ = image.shape
   shifted = (image[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
   total = sum(shifted) + 4 * image[1:-1, 1:-1]
@@ -155,7 +155,7 @@ def sharpness(image: Array, factor: Array) -> Array:
 
 
 def _grey(image: Array) -> Array:
-  """Returns the luma [h, w] of RGB (ITU-R 601-2), in the fixed point that Pillow has."""
+  """Returns the luma [h, w] of RGB (ITU-R 601-2), in Pillow's fixed-point arithmetic."""
   red, green, blue = jnp.moveaxis(image, -1, 0)
   return (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
 

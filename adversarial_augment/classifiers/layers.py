@@ -1,4 +1,4 @@
-"""What the classifiers are made of: convolutions, batch norm, the linear head, and the frame around a network."""
+"""Layers of the classifiers: convolutions, batch norm, the linear head, and the wrapper around a network body."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPSILON = 1e-5  # of batch normalisation
 
 
 class Layers(NamedTuple):
-  """The layers of one call of a network, with what they have in common; see `classifier`."""
+  """The layers of one call of a network, with their common options; see `classifier`."""
 
   batch_norm_decay: float
   padding: str
@@ -31,22 +31,22 @@ class Layers(NamedTuple):
   test_local_stats: bool
 
   def convolve(self, x: jax.Array, channels: int, size: int, stride: int, name: str, groups: int = 1) -> jax.Array:
-    """Convolves [n, h, w, c] with a kernel of `size` pixels a side, without a bias.
+    """Convolves [n, h, w, c] with a kernel of `size` pixels per side, without a bias.
 
-    With several groups, the input and output channels fall into as many equal parts, each seeing its own. They are
-    convolutions of their own: the gradient of a grouped one is slow on CPUs.
+    With several groups, input and output channels are divided into equal parts that are convolved separately, because
+    the gradient of a grouped convolution is slow on CPUs.
     """
     with hk.name_scope(name):
       w = hk.get_parameter('w', (size, size, x.shape[-1] // groups, channels), jnp.float32, _he_normal)
     w = w.astype(x.dtype)
-    explicit = self.padding == 'torch' and size == 3 and stride > 1  # elsewhere the two rules agree
+    explicit = self.padding == 'torch' and size == 3 and stride > 1  # otherwise the two rules agree
     padding: Any = [(1, 1), (1, 1)] if explicit else 'SAME'
     parts = zip(jnp.split(x, groups, -1), jnp.split(w, groups, -1), strict=True) if groups > 1 else [(x, w)]
     outputs = [self.conv(part, kernel, stride=stride, padding=padding) for part, kernel in parts]
     return jnp.concatenate(outputs, -1) if groups > 1 else outputs[0]
 
   def norm(self, x: jax.Array, name: str, *, relu: bool = True) -> jax.Array:
-    """Normalises [n, h, w, c] over all but the channels; by default with a ReLU behind."""
+    """Normalises [n, h, w, c] over all axes but the channels; by default followed by a ReLU."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     with hk.name_scope(name):
       wide = _batch_norm(wide, self.batch_norm_decay, self.axis_name, self.is_training, self.test_local_stats)
@@ -72,14 +72,14 @@ def classifier(
   `apply(params, state, None, images, is_training=..., test_local_stats=False)` takes images [n, h, w, 3] in [0, 1],
   normalises them itself, and returns (logits [n, num_classes], new state). `is_training=True` normalises by batch
   statistics and updates the running ones. `is_training=False` normalises by the running statistics, or, with
-  `test_local_stats=True`, by those of the batch; the state stays as it is. Float64 images give float64 logits.
+  `test_local_stats=True`, by those of the batch, and does not change the state. Float64 images give float64 logits.
 
   Args:
-    name: of the architecture; begins the names of its parameters.
-    body: all between normalisation and mean.
+    name: of the architecture, the prefix of its parameter names.
+    body: everything between normalisation and mean.
     num_classes: number of logits.
     batch_norm_decay: of the running statistics, per update, in [0, 1).
-    padding: of strided 3x3 convolutions: 'torch' pads one pixel on each side, 'same' is TensorFlow's.
+    padding: of strided 3x3 convolutions: 'torch' pads one pixel on each side, 'same' as TensorFlow does.
     axis_name: the mapped axis (of shard_map or vmap) over which batch statistics are averaged; None: those of `images`.
     conv: `conv(x, w, *, stride, padding)` with padding 'SAME' or [(before, after), (before, after)].
     dtype: of convolutions and activations, float32 or bfloat16. Parameters, statistics and logits stay float32.
@@ -123,7 +123,7 @@ def logits_fn(classifier: Network, params: PyTree, model_state: PyTree, *, batch
 
 
 def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:
-  """Returns parameters whose output j is that of the given ones at outputs[j].
+  """Returns parameters whose output j is output outputs[j] of the given ones.
 
   Args:
     params: of a classifier.
@@ -137,10 +137,10 @@ def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:
 def _batch_norm(
   x: jax.Array, decay: float, axis_name: str | None, is_training: bool, test_local_stats: bool
 ) -> jax.Array:
-  """Normalises [n, h, w, c] over all but the channels.
+  """Normalises [n, h, w, c] over all axes but the channels.
 
-  Not `hk.BatchNorm`: its running variance is 0 before the first update, and the adversary of the first step, if it uses
-  running statistics, would see activations multiplied by 1 / sqrt(epsilon) in every layer, hence NaN.
+  `hk.BatchNorm` is not used: its running variance is 0 before the first update. An adversary with running statistics
+  would then see activations multiplied by 1 / sqrt(epsilon) in every layer, hence NaN.
   """
   channels = (x.shape[-1],)
   scale = hk.get_parameter('scale', channels, jnp.float32, jnp.ones)
@@ -150,15 +150,15 @@ def _batch_norm(
   count = hk.get_state('count', (), jnp.int32, jnp.zeros)
 
   mean, var = running_mean, running_var
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # bfloat16 would leave nothing of the variance
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # in bfloat16, the variance would be lost
   if is_training or test_local_stats:
     moments = jnp.stack([jnp.mean(wide, axis=(0, 1, 2)), jnp.mean(jnp.square(wide), axis=(0, 1, 2))])
     if axis_name is not None and not hk.running_init():
-      moments = jax.lax.pmean(moments, axis_name)  # of one array: on a CPU devices wait for each other at each
+      moments = jax.lax.pmean(moments, axis_name)  # one all-reduce for both; devices wait at each
     mean, mean_square = moments
     var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
   if is_training:
-    # The zero-debiased moving average, written for the debiased value: weight 1 at first, then down to 1 - decay.
+    # The debiased moving average, updated in debiased form: weight 1 at first, decreasing to 1 - decay.
     weight = (1.0 - decay) / (1.0 - decay ** (count + 1).astype(wide.dtype))
     hk.set_state('mean', (running_mean + weight * (mean - running_mean)).astype(running_mean.dtype))
     hk.set_state('var', (running_var + weight * (var - running_var)).astype(running_var.dtype))
@@ -170,7 +170,7 @@ def _batch_norm(
 
 
 def _head(x: jax.Array, num_classes: int) -> jax.Array:
-  """The linear layer. It starts small but not at zero, which would give the adversary no gradient."""
+  """The linear layer. It starts small but not at zero, because a zero head gives the adversary no gradient."""
   with hk.name_scope('head'):
     shape = (x.shape[-1], num_classes)
     w = hk.get_parameter('w', shape, jnp.float32, _small_normal)
@@ -179,19 +179,19 @@ def _head(x: jax.Array, num_classes: int) -> jax.Array:
 
 
 def _he_normal(shape: Sequence[int], dtype: Any) -> jax.Array:
-  """He's initialisation by the fan-out, for ReLU (arXiv 1502.01852), of a kernel [kh, kw, c, k]."""
-  # Drawn flat: the numbers are the same, and XLA compiles the random bits of a vector five times faster.
+  """He initialisation with fan-out, for ReLU (arXiv 1502.01852), of a kernel [kh, kw, c, k]."""
+  # Drawn as a vector: the numbers are the same, and XLA compiles its random bits five times faster.
   draw = jax.random.normal(hk.next_rng_key(), (math.prod(shape),), dtype)
   return draw.reshape(shape) * math.sqrt(2.0 / (shape[0] * shape[1] * shape[3]))
 
 
 def _small_normal(shape: Sequence[int], dtype: Any) -> jax.Array:
-  """A normal of standard deviation 0.01, cut at two of them."""
+  """Normal with standard deviation 0.01, truncated at two standard deviations."""
   return 0.01 * jax.random.truncated_normal(hk.next_rng_key(), -2.0, 2.0, (math.prod(shape),), dtype).reshape(shape)
 
 
 def _check(name: str, num_classes: int, batch_norm_decay: float, padding: str, dtype: np.dtype) -> None:
-  """Raises UserError where an argument of `classifier` is out of range."""
+  """Raises UserError if an argument of `classifier` is out of range."""
   if num_classes < 1:
     raise UserError(f'num_classes={num_classes} of {name} must be at least 1.')
   if not 0.0 <= batch_norm_decay < 1.0:

@@ -1,4 +1,4 @@
-"""Pre-activation ResNet (He et al., arXiv 1603.05027) in the variant for 32x32 images: a 3x3 stem, and no pooling."""
+"""Pre-activation ResNet (He et al., arXiv 1603.05027) for 32x32 images: a 3x3 stem, no pooling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def preact_resnet(
   conv: Conv = per_example_conv.conv,
   dtype: Any = jnp.float32,
 ) -> hk.TransformedWithState:
-  """Makes a pre-activation ResNet; the paper's classifier is depth 50, width 64 (arXiv 2104.01086, section 3).
+  """Builds a pre-activation ResNet; the paper's classifier has depth 50 and width 64 (arXiv 2104.01086, section 3).
 
   Args:
     num_classes: number of logits.
@@ -58,7 +58,7 @@ def preact_resnet(
     UserError: an argument out of range.
   """
   if depth not in DEPTHS:
-    raise UserError(f'Depth {depth} of preact_resnet must be one of {", ".join(map(str, DEPTHS))}.')
+    raise UserError(f'depth={depth} of preact_resnet must be one of {", ".join(map(str, DEPTHS))}.')
   counts, bottleneck = DEPTHS[depth]
   stages = [(width * 2**stage, count) for stage, count in enumerate(counts)]
   body = preact_body('preact_resnet', width, stages, bottleneck=bottleneck, shortcut=shortcut)
@@ -74,7 +74,7 @@ def preact_body(name: str, stem: int, stages: Sequence[tuple[int, int]], *, bott
   Args:
     name: of the network, for errors.
     stem: channels.
-    stages: channels (bottlenecks: a quarter of them) and number of blocks of each; all but the first halve the size.
+    stages: channels (bottlenecks: a quarter of them) and number of blocks; all stages but the first halve the size.
     bottleneck: whether a block is 1x1, 3x3, 1x1 or 3x3, 3x3.
     shortcut: as in `preact_resnet`.
 

@@ -1,4 +1,4 @@
-"""ResNeXt (Xie et al., arXiv 1611.05431) for 32x32 images, as AugMix (arXiv 1912.02781) trains it."""
+"""ResNeXt (Xie et al., arXiv 1611.05431) for 32x32 images, as trained by AugMix (arXiv 1912.02781)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def resnext(
   conv: Conv = per_example_conv.conv,
   dtype: Any = jnp.float32,
 ) -> hk.TransformedWithState:
-  """Makes a ResNeXt of three stages of bottlenecks with ReLU behind the sum; AugMix has depth 29, width 32 (4x32d).
+  """Builds a ResNeXt: three stages of bottlenecks with ReLU after the sum; AugMix uses depth 29, width 32 (4x32d).
 
   Args:
     num_classes: number of logits.
     depth: 9 * blocks of a stage + 2.
-    width: channels of each of the 4 groups in the first stage. All else goes with it: the stem has twice as many, a
-      block of the first stage gives 8 times as many, and each stage is twice as wide as the one before.
+    width: channels of each of the 4 groups in the first stage. The stem has twice as many, a block of the first stage
+      outputs 8 times as many, and each stage is twice as wide as the previous one.
     batch_norm_decay: of the running statistics, per update, in [0, 1).
     padding: of strided 3x3 convolutions: 'torch' or 'same'; see `layers.classifier`, also for the next three.
     axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
@@ -48,7 +48,7 @@ def resnext(
     UserError: an argument out of range.
   """
   if depth < 11 or depth % 9 != 2:
-    raise UserError(f'Depth {depth} of resnext must be 9 n + 2 and at least 11.')
+    raise UserError(f'depth={depth} of resnext must be 9 n + 2 and at least 11.')
   if width < 1:
     raise UserError(f'width={width} of resnext must be at least 1.')
   body = functools.partial(_body, depth=depth, width=width)

@@ -1,4 +1,4 @@
-"""Wide ResNet (Zagoruyko and Komodakis, arXiv 1605.07146), as AugMix (arXiv 1912.02781) trains it: without dropout."""
+"""Wide ResNet (Zagoruyko and Komodakis, arXiv 1605.07146), as trained by AugMix (arXiv 1912.02781): without dropout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wide_resnet(
   conv: Conv = per_example_conv.conv,
   dtype: Any = jnp.float32,
 ) -> hk.TransformedWithState:
-  """Makes WRN-depth-width: three stages of pre-activation basic blocks; AugMix has WRN-40-2.
+  """Builds WRN-depth-width: three stages of pre-activation basic blocks; AugMix uses WRN-40-2.
 
   Args:
     num_classes: number of logits.
@@ -49,7 +49,7 @@ def wide_resnet(
     UserError: an argument out of range.
   """
   if depth < 10 or depth % 6 != 4:
-    raise UserError(f'Depth {depth} of wide_resnet must be 6 n + 4 and at least 10.')
+    raise UserError(f'depth={depth} of wide_resnet must be 6 n + 4 and at least 10.')
   stages = [(STEM * width * 2**stage, (depth - 4) // 6) for stage in range(3)]
   body = preact_body('wide_resnet', STEM, stages, bottleneck=False, shortcut=shortcut)
   return classifier(

@@ -64,7 +64,7 @@ def load(
     Only the CAE, unless it is `deterministic`, needs the key.
 
   Raises:
-    UserError: unknown name, or a file that is missing, damaged, or of another network.
+    UserError: an unknown name, or a file that is missing, damaged, or for another network.
     TypeError: an option that the network does not have.
   """
   factory = registry.lookup(CORRUPTION_NETS, name, 'corruption_net')
@@ -72,14 +72,14 @@ def load(
   options = {'perturb_mean_shift': perturb_mean_shift, 'deterministic': deterministic}
   network = factory(**sizes, **{name: True for name, is_set in options.items() if is_set}, conv=conv, dtype=dtype)
   initial: Any = jax.eval_shape(network.init, threefry.key(0), jnp.zeros((1, 32, 32, 3)))
-  if perturb_mean_shift:  # constants, which no weight file holds
+  if perturb_mean_shift:  # constants, which weight files do not contain
     fixed: Any = network.init(threefry.key(0), jnp.zeros((1, 8, 8, 3)))
     params |= {key: value for key, value in fixed.items() if key.endswith('_mean')}
   return network, {module: {key: jnp.asarray(params[module][key]) for key in initial[module]} for module in initial}
 
 
 def read(name: str, weights: str | Path) -> tuple[weight_files.Params, dict[str, int]]:
-  """Reads and checks a weight file with NumPy alone: no device is touched.
+  """Reads and checks a weight file with NumPy only; uses no device.
 
   Args:
     name: architecture, a key of `CORRUPTION_NETS`.
@@ -89,7 +89,7 @@ def read(name: str, weights: str | Path) -> tuple[weight_files.Params, dict[str,
     Parameters with the names and shapes of the architecture, and its sizes.
 
   Raises:
-    UserError: a file that is missing, damaged, or of another network.
+    UserError: the file is missing, damaged, or for another network.
   """
   path = find(weights)
   params, metadata = weight_files.load(path)
@@ -104,17 +104,17 @@ def read(name: str, weights: str | Path) -> tuple[weight_files.Params, dict[str,
 
 
 def shapes(name: str, sizes: Mapping[str, int]) -> layers.Shapes:
-  """Returns the names and shapes of a network's parameters, as a weight file holds them; no device is touched."""
+  """Returns the names and shapes of a network's parameters in a weight file; uses no device."""
   return _SHAPES[name](**sizes)
 
 
 def label(name: str, sizes: Mapping[str, int]) -> str:
-  """Returns the name of weights of an architecture, such as 'edsr_4x16_x1' or 'cae_16'."""
+  """Returns the name of shipped weights, such as 'edsr_4x16_x1' or 'cae_16'."""
   return f'{name}_{_SIZES_IN_NAMES[name].format(**sizes)}'
 
 
 def find(weights: str | Path) -> Path:
-  """Returns the file of shipped weights, or a path as it is.
+  """Returns the file of shipped weights, or the given path.
 
   Raises:
     UserError: neither ships nor looks like a path, or a path that no file can have.
@@ -126,10 +126,10 @@ def find(weights: str | Path) -> Path:
 
 
 def shipped_name(name: str, sizes: Mapping[str, int]) -> str:
-  """Returns the name that weights of this architecture have among those that ship.
+  """Returns the name of the shipped weights of an architecture.
 
   Raises:
-    UserError: none ship for it.
+    UserError: no weights ship for it.
   """
   stem = label(name, sizes)
   known = [path.stem for path in files.named(_SHIPPED, '*.safetensors')]

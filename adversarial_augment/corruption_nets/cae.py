@@ -1,8 +1,8 @@
 """CAE, the compressive autoencoder of DeepAugment (Theis et al. 2017, arXiv 1703.00395, as alexandru-dinu/cae has it).
 
-An encoder makes 32 bits of every 4 x 4 pixels, a decoder an image of the bits. With the published widths it has
-2,241,859 parameters in 21 layers. A bit is drawn: it is +1 with probability (1 + z) / 2 and else -1, where z in [-1, 1]
-is the encoder's output. The gradient passes it as if it were z (straight-through).
+An encoder maps every 4 x 4 pixels to 32 bits, and a decoder maps the bits to an image. With the published widths it has
+2,241,859 parameters in 21 layers. Bits are random: +1 with probability (1 + z) / 2, otherwise -1, where z in [-1, 1] is
+the encoder's output. Their gradient is that of z (straight-through).
 """
 
 import haiku as hk
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from adversarial_augment import per_example_conv
 from adversarial_augment.corruption_nets import layers
 
-BITS = 32  # of each latent position, whatever the width: they decide how much of an image is kept
+BITS = 32  # per latent position, whatever the width: they determine how much of an image is kept
 
 
 def cae(
@@ -23,17 +23,17 @@ def cae(
   conv: per_example_conv.Conv = per_example_conv.example_conv,
   dtype: jnp.dtype | None = None,
 ) -> hk.Transformed:
-  """Makes the CAE: `init(key, images) -> phi`, `apply(phi, images, key) -> images`.
+  """Builds the CAE: `init(key, images) -> phi`, `apply(phi, images, key) -> images`.
 
   Args:
-    features: channels of the first layer; those of the others are in proportion.
-    deterministic: bits are the sign of z; `apply` then needs no key.
-    native: returns images in [0, 1]; otherwise in [-1, 1], before they are clipped.
+    features: channels of the first layer; the other layers scale with it.
+    deterministic: whether bits are the sign of z; `apply` then needs no key.
+    native: whether to return images in [0, 1]; otherwise in [-1, 1], before clipping.
     conv: the convolution, see per_example_conv.
-    dtype: of the layers; None is the images' own.
+    dtype: of the layers; None: that of the images.
 
   Returns:
-    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and the noise of a batch is drawn from its
+    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size; the noise of a batch is drawn from the
     key. phi is a dict of {'w': [kh, kw, c, k], 'b': [k]}.
   """
   table = cae_table(features)
@@ -61,7 +61,7 @@ def cae(
       threshold = jax.random.uniform(hk.next_rng_key(), (z.size,), z.dtype, -1.0, 1.0).reshape(z.shape)
     return jnp.where(z > threshold, 1.0, -1.0).astype(z.dtype)
 
-  def double(x: jax.Array, name: str) -> jax.Array:  # the valid convolution before it left out a border
+  def double(x: jax.Array, name: str) -> jax.Array:  # the preceding valid convolution removed a border
     return layers.Doubling(table[name][2], f'cae/{name}')(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
   return layers.transform(forward, multiple=4)

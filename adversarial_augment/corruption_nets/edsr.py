@@ -1,11 +1,11 @@
 """EDSR, the super-resolution network of Lim et al. 2017 (arXiv 1707.02921), as an image-to-image network.
 
 The baseline (16 blocks of 64 features, x4) has 1,517,571 parameters in 37 convolutions. Its layers see grey levels
-0..255 with the mean colour of DIV2K removed; scaling inputs to [0, 1] instead would change the size of biases against
-weights, and with it the meaning of the relative radii nu_i. Every convolution has a weight and a bias block.
+0..255 with the mean colour of DIV2K removed; scaling inputs to [0, 1] would change the size of biases relative to
+weights, and so the meaning of the relative radii nu_i. Every convolution has a weight and a bias block.
 
-How a x4 network gives an image of its input's size the paper leaves open. Here it runs at the native size and its
-output is averaged over `scale` x `scale` pixels, which gives the SSIM of .99 that the paper reports (docs/design.md).
+The paper does not say how a x4 network returns an image of the input's size. Here it runs at the native size, and its
+output is averaged over `scale` x `scale` pixels, which gives the SSIM of .99 that the paper reports (docs/choices.md).
 """
 
 import math
@@ -32,18 +32,18 @@ def edsr(
   conv: per_example_conv.Conv = per_example_conv.example_conv,
   dtype: jnp.dtype | None = None,
 ) -> hk.Transformed:
-  """Makes EDSR: `init(key, images) -> phi`, `apply(phi, images) -> images`.
+  """Builds EDSR: `init(key, images) -> phi`, `apply(phi, images) -> images`.
 
   Args:
     blocks: residual blocks, at least 1.
-    features: channels of every layer but the last.
+    features: channels of all layers but the last.
     scale: 1, 2 or 4; 2 and 4 add one and two pixel-shuffle stages of factor 2.
-    perturb_mean_shift: makes the removal of the mean colour a layer with blocks of its own (not in the paper's count).
-    native: returns images of the input's size in [0, 1]; otherwise the super-resolved images, not clipped.
-    tail: how native images are made after the last residual sum: 'composed', see linear_tail.py, or 'layers', one after
-      the other. Equal up to rounding.
+    perturb_mean_shift: whether the mean colour is a layer with its own blocks (not in the paper's count).
+    native: whether to return images of the input's size in [0, 1]; otherwise super-resolved ones, not clipped.
+    tail: how native images are computed after the last residual sum: 'composed', see linear_tail.py, or 'layers', one
+      after the other. Equal up to rounding.
     conv: the convolution, see per_example_conv.
-    dtype: of the convolutions; None is the images' own.
+    dtype: of the convolutions; None: that of the images.
 
   Returns:
     A pair of pure functions; images are [n, h, w, 3] in [0, 1], and phi a dict of {'w': [3, 3, c, k], 'b': [k]}.

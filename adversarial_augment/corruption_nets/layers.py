@@ -1,6 +1,6 @@
-"""Layers that the corruption networks share, and the tables of layers from which their parameters' shapes follow.
+"""Layers of the corruption networks, and the tables of layers that determine the shapes of their parameters.
 
-Every layer has a weight and a bias block, drawn as PyTorch does by default, which leaves no bias block at zero.
+Every layer has a weight and a bias block, initialised as in PyTorch by default, so that no bias block is zero.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,20 +18,20 @@ Shapes = dict[str, dict[str, tuple[int, ...]]]
 
 
 def shapes(network: str, table: Table) -> Shapes:
-  """Returns the names and shapes of a network's parameters, as a weight file holds them."""
+  """Returns the names and shapes of a network's parameters in a weight file."""
   return {f'{network}/{name}': {'w': (size, size, n, k), 'b': (k,)} for name, (size, n, k) in table.items()}
 
 
 def transform(forward: Callable[[jax.Array], Any], *, multiple: int = 1) -> hk.Transformed:
-  """Makes `init(key, images) -> phi` and `apply(phi, images, key=None) -> images` of a function that calls layers.
+  """Builds `init(key, images) -> phi` and `apply(phi, images, key=None) -> images` from a function that calls layers.
 
   Args:
     forward: images [n, h, w, 3] in [0, 1] -> images of the same size.
-    multiple: h and w must be multiples of it; other images are reflected at their right and lower edges, and what was
-      added is cut off again.
+    multiple: h and w must be multiples of it; other images are padded by reflection at their right and lower edges,
+      and the result is cropped.
 
   Returns:
-    A pair of pure functions; `key` is for networks that draw noise, and others do not look at it.
+    A pair of pure functions; `key` is for networks that draw noise; others ignore it.
   """
 
   def fitted(images: jax.Array) -> Any:
@@ -102,7 +102,7 @@ def _parameters(shape: tuple[int, int, int, int], fan_in: int, dtype) -> tuple[j
   """The weight [kh, kw, c, k] and the bias [k] of the current module."""
   bound = 1 / math.sqrt(fan_in)
 
-  def uniform(shape, dtype):  # drawn flat: XLA takes a second to compile random bits of each 4-D shape
+  def uniform(shape, dtype):  # drawn as a vector: XLA takes a second to compile random bits for each 4-D shape
     return jax.random.uniform(hk.next_rng_key(), (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
   w = hk.get_parameter('w', shape, init=uniform)

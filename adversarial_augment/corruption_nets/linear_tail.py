@@ -1,13 +1,12 @@
-"""The tail of EDSR as one small convolution for each image.
+"""The tail of EDSR as one small convolution per image.
 
 Between the last residual sum and the average over `scale` x `scale` pixels, EDSR has no non-linearity: convolutions and
 pixel shuffles, an output convolution and the mean are one linear map. Away from the border it is a 5x5 convolution from
 the features to 3 channels at the native size. Its kernel is composed from the weights of the layers, from the last one
-backwards, so that no array of the enlarged size ever exists. At the border every layer pads with zeros of its own,
-which makes the outermost ring of pixels another map: the first and the last row and column have kernels of their own,
-which leave out what lies outside of the enlarged image.
+backwards, so that no array of the enlarged size ever exists. At the border, every layer pads with zeros, so the first
+and last row and column have other kernels, which omit positions outside the enlarged image.
 
-Equal to the layers one after the other up to rounding, in values and gradients (`edsr(tail='layers')` is the oracle).
+Equal to the layers up to rounding, in values and gradients (`edsr(tail='layers')` is the oracle).
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from adversarial_augment import per_example_conv
 Layer = tuple[jax.Array, jax.Array]  # weight [3, 3, c, k] and bias [k]
 
 _WINDOW = 5  # side of the composed kernel
-_PLACES = 3  # of a row or a column in the image: first, between, last
+_PLACES = 3  # of a row or column in the image: first, between, last
 
 
 def composed(ups: Sequence[Layer], out: Layer) -> tuple[jax.Array, jax.Array]:
@@ -30,15 +29,15 @@ def composed(ups: Sequence[Layer], out: Layer) -> tuple[jax.Array, jax.Array]:
 
   Args:
     ups: the layers before each shuffle, c -> 4 c channels; at least one.
-    out: the last layer, c -> k channels, whose output is averaged over blocks of 2 ** len(ups) pixels a side.
+    out: the last layer, c -> k channels, whose output is averaged over blocks of 2 ** len(ups) pixels per side.
 
   Returns:
-    Kernels [3, 3, 5, 5, c, k] and biases [3, 3, k], by the row's and the column's place: first, between, last.
+    Kernels [3, 3, 5, 5, c, k] and biases [3, 3, k], indexed by the place of row and column: first, between, last.
   """
   scale = 2 ** len(ups)
   (weight, bias), k = out, out[0].shape[-1]
-  # What each position before the layer at hand, in a window around one native pixel, adds to the output of that pixel:
-  # [row's place, column's place, h, w, k, c]; the places are alike until something lies outside.
+  # The effect of each position before the current layer, in a window around a native pixel, on the output of that
+  # pixel: [row's place, column's place, h, w, k, c]; places are equal until a position lies outside.
   effect = jnp.broadcast_to(jnp.eye(k, dtype=weight.dtype) / scale**2, (1, 1, scale, scale, k, k))
   effect, below = _through(effect, weight, np.ones((1, scale), np.float32)), 1
   total = jnp.broadcast_to(bias, (3, 3, k))
@@ -53,18 +52,18 @@ def composed(ups: Sequence[Layer], out: Layer) -> tuple[jax.Array, jax.Array]:
 
 
 def _through(effect: jax.Array, weight: jax.Array, inside: np.ndarray) -> jax.Array:
-  """Takes effects of a layer's outputs [a, b, h, w, o, k] to those of its inputs [3, 3, h + 2, w + 2, o, c].
+  """Maps effects of a layer's outputs [a, b, h, w, o, k] to those of its inputs [3, 3, h + 2, w + 2, o, c].
 
   Args:
-    effect: a and b are 3, or 1 where all places are alike.
+    effect: a and b are 3, or 1 if all places are equal.
     weight: of the layer, [3, 3, c, k].
-    inside: [3, h], which of the outputs exist; h = w.
+    inside: [3, h], whether each output exists; h = w.
   """
-  # A plain matrix product: gradients of one with several summed axes crash in XLA's CPU backend (jaxlib 0.10.2).
+  # A plain matrix product: gradients with several summed axes crash in XLA's CPU backend (jaxlib 0.10.2).
   c, k = weight.shape[2:]
   taps = effect.reshape(-1, k) @ weight.transpose(3, 0, 1, 2).reshape(k, -1)
   taps = jnp.moveaxis(taps.reshape(*effect.shape[:5], 3, 3, c), 4, 6)
-  # Output p sees input p + d - 1 by tap d.
+  # Output p sees input p + d - 1 through tap d.
   taps *= _along(inside, 0, 2, 8)
   rows = _sum(jnp.pad(taps[:, :, :, :, d], _at(d, axis=2, ndim=7)) for d in range(3))
   rows *= _along(inside, 1, 3, 7)
@@ -87,7 +86,7 @@ def _at(d: int, *, axis: int, ndim: int) -> list[tuple[int, int]]:
 
 
 def _before_shuffle(effect: jax.Array, below: int) -> jax.Array:
-  """Takes effects on positions after a pixel shuffle [a, b, h, w, o, c] to those before it, with 4 c channels."""
+  """Maps effects on positions after a pixel shuffle [a, b, h, w, o, c] to those before it, with 4 c channels."""
   low = below % 2
   high = (effect.shape[2] + low) % 2
   effect = jnp.pad(effect, [(0, 0), (0, 0), (low, high), (low, high), (0, 0), (0, 0)])
@@ -97,16 +96,16 @@ def _before_shuffle(effect: jax.Array, below: int) -> jax.Array:
 
 
 def _inside(size: int, below: int, scale: int) -> np.ndarray:
-  """[3, size]: 1 where a position of the window lies in the image: for the first row, one between, and the last."""
+  """[3, size]: 1 where a position of the window lies in the image, for the first, a middle, and the last row."""
   position = np.arange(size) - below
   return np.stack([position >= 0, np.ones(size, bool), position < scale]).astype(np.float32)
 
 
 def apply(x: jax.Array, kernels: jax.Array, biases: jax.Array, conv: per_example_conv.Conv) -> jax.Array:
-  """Returns the tail of [n, h, w, c], of at least 2 pixels a side: [n, h, w, k].
+  """Returns the tail of [n, h, w, c], with at least 2 pixels per side: [n, h, w, k].
 
-  One convolution computes all places for every pixel, of which one is taken: its few more channels cost less than nine
-  operations would.
+  One convolution computes all places for every pixel, and one of them is selected: the extra channels cost less than
+  nine operations.
 
   Args:
     x: the features.

@@ -1,8 +1,8 @@
 """A U-Net (Ronneberger et al. 2015, arXiv 1505.04597) that adds a correction to its input, for filling in holes.
 
 Three resolutions of 64, 128 and 256 channels, two 3x3 convolutions with ReLU in each, average pooling, upsampling by
-repetition, no batch norm. That the later version of arXiv 2104.01086 trains a U-Net on a task like inpainting is all
-that is known of it: the architecture is a choice of this package.
+repetition, no batch norm. The later version of arXiv 2104.01086 only says that it trains a U-Net on a task like
+inpainting; the architecture is a choice of this package.
 """
 
 import haiku as hk
@@ -22,13 +22,13 @@ def unet(
   conv: per_example_conv.Conv = per_example_conv.example_conv,
   dtype: jnp.dtype | None = None,
 ) -> hk.Transformed:
-  """Makes the U-Net: `init(key, images) -> phi`, `apply(phi, images) -> images`.
+  """Builds the U-Net: `init(key, images) -> phi`, `apply(phi, images) -> images`.
 
   Args:
-    features: channels at full resolution; each of the two levels below doubles them.
-    native: returns images in [0, 1]; otherwise they are not clipped.
+    features: channels at full resolution; each of the two lower resolutions doubles them.
+    native: whether to clip the images to [0, 1].
     conv: the convolution, see per_example_conv.
-    dtype: of the layers; None is the images' own.
+    dtype: of the layers; None: that of the images.
 
   Returns:
     A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and phi a dict of

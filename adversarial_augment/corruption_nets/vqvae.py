@@ -1,10 +1,10 @@
 """VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937) as an image-to-image network.
 
-An encoder gives a vector for every 4 x 4 pixels, each is replaced by the nearest of a codebook's, and a decoder makes
-an image of them. The gradient passes the quantiser as if it were not there (straight-through). The codebook is a
-constant to the adversary, as are all parameters of that name (attacks/weight_ball.py): moving it would move all images'
-codes together, and no gradient reaches it. Widths and blocks are those of the paper's experiments with 128 channels;
-that the decoder upsamples by pixel shuffle, not by transposed convolutions, is a choice of this package.
+An encoder returns a vector for every 4 x 4 pixels, each is replaced by the nearest vector of a codebook, and a decoder
+maps them to an image. The gradient ignores the quantiser (straight-through). The codebook is a constant to the
+adversary, as are all parameters of that name (attacks/weight_ball.py): no gradient reaches it, and moving it would move
+the codes of all patches together. Widths and blocks are those of the paper's experiments with 128 channels. The decoder
+upsamples by pixel shuffle instead of transposed convolutions, a choice of this package.
 """
 
 from typing import NamedTuple
@@ -21,10 +21,10 @@ CODEBOOK = 'vqvae/quantiser'  # the module whose parameter 'codebook' is [codes,
 
 
 class Coded(NamedTuple):
-  """What training needs beside the images."""
+  """The outputs that training needs."""
 
   images: jax.Array  # [n, h, w, 3], not clipped
-  latents: jax.Array  # [n, h / 4, w / 4, features], before they are quantised
+  latents: jax.Array  # [n, h / 4, w / 4, features], before quantisation
   codes: jax.Array  # int32 [n, h / 4, w / 4]
 
 
@@ -36,18 +36,18 @@ def vqvae(
   conv: per_example_conv.Conv = per_example_conv.example_conv,
   dtype: jnp.dtype | None = None,
 ) -> hk.Transformed:
-  """Makes the VQ-VAE: `init(key, images) -> phi`, `apply(phi, images) -> images`.
+  """Builds the VQ-VAE: `init(key, images) -> phi`, `apply(phi, images) -> images`.
 
   Args:
     features: channels of the first layer and length of a code; the layers between have twice as many.
     codes: vectors in the codebook.
-    native: returns images in [0, 1]; otherwise a `Coded`, of images whose sides are multiples of 4.
+    native: whether to return images in [0, 1]; otherwise a `Coded`, for images whose sides are multiples of 4.
     conv: the convolution, see per_example_conv.
-    dtype: of the layers; None is the images' own. Distances to codes are in the images' own.
+    dtype: of the layers; None: that of the images, which distances to codes always use.
 
   Returns:
     A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and phi a dict of
-    {'w': [kh, kw, c, k], 'b': [k]}, and of the codebook.
+    {'w': [kh, kw, c, k], 'b': [k]}, and the codebook.
   """
   layer = layers.layers_of('vqvae', vqvae_table(features), conv)
 

@@ -1,7 +1,7 @@
-"""Corrupts uint8 images, the same bytes whatever batch, subset, device or process an image is in.
+"""Corrupts uint8 images; the bytes do not depend on the batch, subset, device or process of an image.
 
-Every image is corrupted by a loop whose body sees that image alone, on the host's processor: a batch of another size,
-or an accelerator, would round differently, and truncation to grey levels turns the last bit into a level.
+Images are corrupted one at a time in a loop on the host CPU. Another batch size or an accelerator would round
+differently, and truncation to grey levels turns the last bit into a level.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ CORRUPTIONS: dict[str, Corruption | HostCorruption] = {
   'saturate': color.SATURATE,
 }
 
-_CHUNK = 32  # images for one call of the compiled loop; a batch is spread over the devices
+_CHUNK = 32  # images per call of the compiled loop; a batch is distributed over the devices
 
 
 def corrupt(
@@ -57,22 +57,22 @@ def corrupt(
   *,
   frost: str | None = None,
 ) -> np.ndarray:
-  """Corrupts images as CIFAR-10-C does.
+  """Corrupts images as in CIFAR-10-C.
 
   Args:
-    images: uint8 [n, h, w, 3], at least 32 pixels a side.
+    images: uint8 [n, h, w, 3], at least 32 pixels per side.
     name: one of `NAMES` or `EXTRA_NAMES`.
     severity: 1 to 5.
     seed: of all draws.
-    indices: [n], of the images in their data set: the draws of an image follow from (seed, name, severity, index);
-      0 to n - 1 by default.
-    frost: folder of the photographs for the corruption 'frost', see frost_textures.py.
+    indices: [n], of the images in their data set; the draws of an image depend on (seed, name, severity, index). By
+      default 0 to n - 1.
+    frost: folder of the photographs for 'frost', see frost_textures.py.
 
   Returns:
     uint8, in the shape of `images`.
 
   Raises:
-    UserError: an argument is not as above.
+    UserError: an argument is invalid.
   """
   corruption = registry.lookup(CORRUPTIONS, str(name), 'corruption')
   if name == 'frost' and frost is not None:
@@ -89,7 +89,7 @@ def corrupt(
     count = min(_CHUNK, len(images) - start)
     rows = np.minimum(np.arange(start, start + _CHUNK), len(images) - 1)  # one shape, one compilation
     device = next(devices)
-    # Whatever the program that calls has set: the same bytes.
+    # The same bytes whatever the calling program has configured.
     with jax.default_device(device), jax.enable_x64(False), jax.threefry_partitionable(True):
       constants = _constants(corruption.constants, severity, size, device)
       done.append((run(images[rows], index[rows], count, (seed, number, severity), constants), count))
@@ -104,10 +104,10 @@ def made_with() -> dict[str, str]:
 
 
 def describe_frost(folder: str | None = None) -> str:
-  """Returns which photographs `corrupt` takes for 'frost', or 'procedural'.
+  """Returns which photographs `corrupt` uses for 'frost', or 'procedural'.
 
   Raises:
-    UserError: the folder lacks one.
+    UserError: the folder lacks a photograph.
   """
   return frost_textures.describe(None if folder is None else files.user_path(folder, 'frost'))
 
@@ -152,14 +152,14 @@ def _checked(
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
     raise UserError(f'images of shape {images.shape} and type {images.dtype} must be uint8 [n, height, width, 3].')
   if not len(images) or min(images.shape[1:3]) < MIN_SIZE:
-    raise UserError(f'images of shape {images.shape} must be at least one, of {MIN_SIZE} pixels a side or more.')
+    raise UserError(f'images of shape {images.shape} must be one or more, of at least {MIN_SIZE} pixels per side.')
   if not _is_integer(severity) or severity not in SEVERITIES:
     raise UserError(f'severity={severity!r} must be an integer from 1 to 5.')
   if not _is_integer(seed) or not 0 <= seed < 2**31:
     raise UserError(f'seed={seed!r} must be an integer from 0 to 2**31 - 1.')
   index = np.arange(len(images)) if indices is None else np.asarray(indices)
   if index.shape != (len(images),) or index.dtype.kind not in 'iu' or index.min() < 0 or index.max() >= 2**31:
-    raise UserError(f'indices must be {len(images)} integers from 0 to 2**31 - 1, one for each image.')
+    raise UserError(f'indices must be {len(images)} integers from 0 to 2**31 - 1, one per image.')
   return images, index.astype(np.int32)
 
 

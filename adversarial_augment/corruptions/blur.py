@@ -1,8 +1,8 @@
 """Blurs. Constants and formulas are those of CIFAR-10-C.
 
-The official code works in float64 and truncates. Flat patches under any blur, and all patches under a box, give whole
-levels, from which float32's rounding errors must not take a level. So what a filter *changes* is computed, which is
-small and has small errors, and is truncated after a slack about as large as those errors was added.
+The official code works in float64 and truncates. Flat patches under any blur, and all patches under a box filter, give
+integer levels, which rounding errors of float32 must not decrease by one. So only the *change* by a filter is computed,
+which is small and has small errors, and a slack of about the size of these errors is added before truncation.
 """
 
 from typing import NamedTuple
@@ -18,10 +18,10 @@ from adversarial_augment.corruptions.motion import motion_blur, motion_kernel
 from adversarial_augment.types import Array, Key
 
 _GAUSSIAN = (0.4, 0.6, 0.7, 0.8, 1.0)  # sigma, in pixels
-_DEFOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))  # radius of a disk, sigma of a blur of it
+_DEFOCUS = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))  # radius of a disk, sigma of its blur
 _GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # sigma, rounds of displacements
 _MOTION = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))  # radius, sigma
-_ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # factors run from 1 to here, in steps of 0.01
+_ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # largest zoom factor; factors increase from 1 in steps of 0.01
 
 _DEFOCUS_REACH = 2  # pixels to each side
 _GLASS_ROUNDS = 2
@@ -33,7 +33,7 @@ _ZOOM_SLACK = 1e-4
 
 
 class _Gaussian(NamedTuple):
-  """A Gaussian filter without the identity: what it changes."""
+  """A Gaussian filter minus the identity."""
 
   rows: np.ndarray  # float32 [h, h]
   columns: np.ndarray  # float32 [w, w]
@@ -52,7 +52,7 @@ class _Zooms(NamedTuple):
 
 def _gaussian(sigma: float, size: Size) -> _Gaussian:
   matrices = (filters.gaussian_matrix(n, sigma, mode='nearest', truncate=4).astype(np.float64) for n in size)
-  rows, columns = (matrix - np.diag(matrix.sum(axis=1)) for matrix in matrices)  # the sums are 1, but for rounding
+  rows, columns = (matrix - np.diag(matrix.sum(axis=1)) for matrix in matrices)  # the sums are 1 up to rounding
   largest_change = 2 * 255 * abs(rows).sum(axis=1).max()
   return _Gaussian(rows.astype(np.float32), columns.astype(np.float32), np.float32(largest_change * 2**-24))
 
@@ -65,7 +65,7 @@ def _gaussian_blur(image: Array, draws: tuple[()], gaussian: _Gaussian) -> Array
 
 
 def _defocus(severity: int, size: Size) -> np.ndarray:
-  """Returns the kernel, float32 [5, 5]: the pixels of a disk, then blurred over 3 x 3 pixels."""
+  """Returns the kernel, float32 [5, 5]: a disk, blurred over 3 x 3 pixels."""
   del size
   radius, sigma = _DEFOCUS[severity - 1]
   steps = np.arange(-_DEFOCUS_REACH, _DEFOCUS_REACH + 1)
@@ -91,7 +91,7 @@ def _glass(severity: int, size: Size) -> _Glass:
 
 
 def _displacements(key: Key, size: Size, constants: _Glass) -> Array:
-  """Returns how far up and how far to the left a pixel's source is, 0 or 1, int32 [rounds, 2, h, w]."""
+  """Returns how far up and to the left each pixel's source is, 0 or 1, int32 [rounds, 2, h, w]."""
   del constants
   bits = jax.random.bits(key, size)[None, None]
   places = jnp.arange(2 * _GLASS_ROUNDS, dtype=bits.dtype).reshape(_GLASS_ROUNDS, 2, 1, 1)
@@ -101,9 +101,9 @@ def _displacements(key: Key, size: Size, constants: _Glass) -> Array:
 def _glass_blur(image: Array, displacements: Array, glass: _Glass) -> Array:
   """Replaces pixels by neighbours, between two blurs.
 
-  The official code means to swap every pixel, from the last to the first, with one up to a pixel above and to the left;
-  but its swap copies that one into both. Nothing was copied into the source yet, so that the order does not matter. The
-  first two rows and columns stay.
+  The official code means to swap every pixel, from the last to the first, with one at most a pixel above and to the
+  left, but its swap copies that one into both. The source has not been overwritten at that point, so the order does not
+  matter. The first two rows and columns are unchanged.
   """
   image = _gaussian_blur(image, (), glass.gaussian)
   row, column = jnp.indices(image.shape[:2], sparse=True)
@@ -119,7 +119,7 @@ def _angle(key: Key, size: Size, kernel: Array) -> Array:
 
 
 def _zooms(severity: int, size: Size) -> _Zooms:
-  """The mean of the image and its clipped zooms, the first of which is the image again; the rest is zeros."""
+  """The mean of the image and its clipped zooms, the first of which is the image itself; padded with zeros."""
   factors = np.arange(1, _ZOOM[severity - 1], 0.01)
   matrices = [np.stack([filters.zoom_matrix(n, factor) for factor in (1, *factors)]) for n in size]
   rows, columns = (np.pad(m, ((0, _ZOOM_FACTORS + 1 - len(m)), (0, 0), (0, 0))) for m in matrices)

@@ -1,8 +1,8 @@
 """Brightness, saturation and contrast. Constants and formulas are those of CIFAR-10-C.
 
-The first two change value or saturation in the space HSV. That scales the distances of a pixel's three levels from
-each other or from black, so that no hue has to be worked out, and few of the numbers depend on more than two levels:
-those are in tables, made in float64 as in the official code, whose truncation turns the last bit into a level.
+The first two change the value or saturation in HSV. This scales the distances of a pixel's three levels from each other
+or from black, so the hue need not be computed, and most numbers depend on at most two levels. These are in tables, made
+in float64 as in the official code, because truncation turns the last bit into a level.
 """
 
 import jax.numpy as jnp
@@ -11,17 +11,17 @@ import numpy as np
 from adversarial_augment.corruptions.corruption import Corruption, Size, no_draw
 from adversarial_augment.types import Array
 
-_BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)  # is added to the value
+_BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)  # added to the value
 _SATURATE = ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))  # factor of the saturation, addend
 _CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)  # factor of the distance from the mean
 
-_GREY = np.array([0, 1, 1], np.float32)  # a pixel without hue counts as red
+_GREY = np.array([0, 1, 1], np.float32)  # a pixel without hue is treated as red
 
-_ABOVE = 1e-4  # grey levels; a flat channel is its own mean, and rounding must not take a level away
+_ABOVE = 1e-4  # grey levels; a flat channel equals its mean, and rounding must not decrease a level
 
 
 def _value_and_saturation() -> tuple[np.ndarray, np.ndarray]:
-  """Returns both in [0, 1], of a pixel with largest level i and smallest level j, [256, 1] and [256, 256]."""
+  """Returns value and saturation in [0, 1] for largest level i and smallest level j, [256, 1] and [256, 256]."""
   level = np.arange(256) / 255
   value = level[:, None]
   spread = np.maximum(value - level, 0)
@@ -29,7 +29,7 @@ def _value_and_saturation() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _brightness(severity: int, size: Size) -> np.ndarray:
-  """Returns what level j becomes in a pixel whose largest level is i, uint8 [256, 256]."""
+  """Returns the new level for level j in a pixel whose largest level is i, uint8 [256, 256]."""
   del size
   value, saturation = _value_and_saturation()
   brighter = np.clip(value + _BRIGHTNESS[severity - 1], 0, 1)
@@ -43,7 +43,7 @@ def _brighten(image: Array, draws: tuple[()], table: Array) -> Array:
 
 
 def _saturate(severity: int, size: Size) -> np.ndarray:
-  """Returns what the smallest level j becomes in a pixel whose largest level is i, float32 [256, 256]."""
+  """Returns the new smallest level for smallest level j and largest level i, float32 [256, 256]."""
   del size
   factor, addend = _SATURATE[severity - 1]
   value, saturation = _value_and_saturation()
@@ -53,7 +53,7 @@ def _saturate(severity: int, size: Size) -> np.ndarray:
 
 
 def _stretch(image: Array, draws: tuple[()], smallest: Array) -> Array:
-  """Moves the smallest level to that of the table; the largest stays, and the one between keeps its share."""
+  """Moves the smallest level to that of the table; the largest stays, the middle one keeps its relative position."""
   del draws
   high, low = image.max(axis=2, keepdims=True), image.min(axis=2, keepdims=True)
   share = jnp.where(high > low, (high - image) / jnp.maximum(high - low, 1), _GREY[None, None])

@@ -1,4 +1,4 @@
-"""What a corruption is: random numbers of one image, and a deterministic function of the image and those numbers."""
+"""A corruption: random numbers for one image, and a deterministic function of the image and these numbers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,23 +11,23 @@ Size = tuple[int, int]  # height, width
 
 
 class Corruption(NamedTuple):
-  """A corruption at all five severities, compiled once: what a severity changes are numbers in `constants`."""
+  """A corruption at all five severities, compiled once: severities differ only in the numbers in `constants`."""
 
-  severities: tuple[Any, ...]  # the published numbers of each, which the module explains
+  severities: tuple[Any, ...]  # the published numbers of each severity, explained in the module
   constants: Callable[[int, Size], PyTree]  # severity 1..5 -> NumPy arrays, of the same shapes for every severity
   draw: Callable[[Key, Size, PyTree], PyTree]  # key of one image, its size, constants -> its random numbers
-  # Grey levels 0..255, float32 [h, w, 3], the draws, constants -> grey levels, which are then clipped and truncated.
+  # Grey levels 0..255, float32 [h, w, 3], draws, constants -> grey levels, to be clipped and truncated.
   apply: Callable[[Array, PyTree, PyTree], Array]
 
 
 class HostCorruption(NamedTuple):
-  """A corruption by a library that runs outside JAX, without chance."""
+  """A deterministic corruption by a library, outside JAX."""
 
   severities: tuple[Any, ...]
   apply: Callable[[np.ndarray, int], np.ndarray]  # uint8 [h, w, 3], severity -> uint8 [h, w, 3]
 
 
 def no_draw(key: Key, size: Size, constants: PyTree) -> tuple[()]:
-  """The `draw` of a corruption without chance."""
+  """The `draw` of a deterministic corruption."""
   del key, size, constants
   return ()

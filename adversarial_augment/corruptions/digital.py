@@ -12,18 +12,18 @@ from adversarial_augment.corruptions import filters
 from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size, no_draw
 from adversarial_augment.types import Array, Key
 
-# In parts of the shorter side: length of the displacements, their smoothness, range of an affine map's three points.
+# As fractions of the shorter side: displacement length, its smoothness, range of the affine map's three points.
 _ELASTIC = ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
-_PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)  # part of the pixels that remain along a side
+_PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)  # fraction of pixels kept along a side
 _JPEG_QUALITY = (80, 65, 58, 50, 40)
 
-_PRECISION = 22  # bits after the point in Pillow's weights of 8-bit channels
-_TAPS = 3  # a pixel of a side that keeps at least 0.6 of its pixels covers no more
+_PRECISION = 22  # fractional bits of Pillow's weights for 8-bit channels
+_TAPS = 3  # most source pixels of a new pixel, if at least 0.6 of a side is kept
 
 
 class _Elastic(NamedTuple):
   shift: Any  # float32 [], in pixels
-  rows: Any  # float32 [h, h], smooths the displacements and gives them their length
+  rows: Any  # float32 [h, h], smooths and scales the displacements
   columns: Any  # float32 [w, w], smooths them
 
 
@@ -33,7 +33,7 @@ class _Draws(NamedTuple):
 
 
 class _Taps(NamedTuple):
-  """Which pixels of a row or column a new one is made of."""
+  """The source pixels of each new pixel in a row or column."""
 
   places: Any  # int32 [3, n]
   weights: Any  # int32 [3, n], in units of 2**-22
@@ -53,9 +53,9 @@ def _uniform(key: Key, size: Size, elastic: _Elastic) -> _Draws:
 
 
 def _deform(image: Array, draws: _Draws, elastic: _Elastic) -> Array:
-  """An affine map, then displacements of single pixels; each interpolates linearly between four pixels.
+  """An affine map, then per-pixel displacements; each interpolates linearly between four pixels.
 
-  The affine map reads at exact places, as OpenCV 5 does; older versions round them to 1/32 pixel.
+  The affine map samples exact positions, as OpenCV 5 does; older versions round them to 1/32 pixel.
   """
   h, w = image.shape[:2]
   row, column = (a.astype(jnp.float32) for a in jnp.mgrid[:h, :w])
@@ -65,7 +65,7 @@ def _deform(image: Array, draws: _Draws, elastic: _Elastic) -> Array:
 
 
 def _affine_source(row: Array, column: Array, shifts: Array) -> tuple[Array, Array]:
-  """Returns the places that an affine map sends to the pixels.
+  """Returns the source positions of the pixels under an affine map.
 
   The map moves three corners of a square around the centre: lower right, upper right, upper left.
 
@@ -85,13 +85,13 @@ def _affine_source(row: Array, column: Array, shifts: Array) -> tuple[Array, Arr
 
 
 def _sample(image: Array, row: Array, column: Array, *, edge_twice: bool) -> Array:
-  """Interpolates linearly in an image that mirrors beyond its edges repeat for ever.
+  """Interpolates linearly in an image that is repeated by reflection beyond its edges.
 
   Args:
     image: [h, w, c].
-    row: of the places, [h, w].
+    row: of the positions, [h, w].
     column: [h, w].
-    edge_twice: the mirror lies on the outer side of the last pixel, and not on its centre.
+    edge_twice: whether the edge pixel is repeated, that is, the axis of reflection is its outer side, not its centre.
 
   Returns:
     [h, w, c]
@@ -133,9 +133,9 @@ def _box(size: int, kept: int) -> _Taps:
 
 
 def _average(image: Array, draws: tuple[()], taps: tuple[_Taps, _Taps]) -> Array:
-  """Along rows, then along columns, in Pillow's integers: a whole level after each of the two steps.
+  """Filters rows, then columns, in Pillow's integer arithmetic: integer levels after each step.
 
-  Pillow 13 takes the columns first where an image is more than twice as high as wide; not so here.
+  Unlike Pillow 13, which filters columns first if an image is more than twice as high as wide.
   """
   del draws
   rows, columns = taps

@@ -1,4 +1,4 @@
-"""Linear filters of small images as matrices: one for the rows and one for the columns."""
+"""Linear filters of small images as matrices, one for rows and one for columns."""
 
 import math
 
@@ -10,15 +10,15 @@ from adversarial_augment.types import Array
 
 
 def gaussian_matrix(size: int, sigma: float, *, mode: str, truncate: float) -> np.ndarray:
-  """Returns the [size, size] matrix of SciPy's `gaussian_filter1d`, float32; `mode` says what lies beyond the edges."""
+  """Returns the [size, size] matrix of SciPy's `gaussian_filter1d`, float32, with its edge `mode`."""
   columns = ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode=mode, truncate=truncate)
   return columns.astype(np.float32)
 
 
 def zoom_matrix(size: int, factor: float) -> np.ndarray:
-  """Returns the matrix of a clipped zoom along one axis: the centre is cropped, enlarged and trimmed to its old size.
+  """Returns the matrix of a clipped zoom along one axis: the centre is cropped, enlarged, and trimmed to size.
 
-  The crop has ceil(size / factor) pixels, and its first and last pixel stay the first and last when it is enlarged to
+  The crop has ceil(size / factor) pixels, and its first and last pixel remain the first and last when it is enlarged to
   round(crop * factor) by linear interpolation (SciPy's `zoom` of order 1).
 
   Args:

@@ -1,7 +1,7 @@
-"""The photographs behind the corruption 'frost': the official ones where they are to be had, else a stand-in.
+"""The photographs of the corruption 'frost': the official ones if available, otherwise procedural textures.
 
-They are not part of this package. The distribution `imagecorruptions` (optional) has them, byte for byte those of the
-authors' repository; it is read as files, because importing it would need OpenCV and numba.
+They are not part of this package. The optional distribution `imagecorruptions` contains them, byte for byte as in the
+authors' repository. Its files are read without importing it, which would need OpenCV and numba.
 """
 
 import functools
@@ -19,15 +19,15 @@ from adversarial_augment.errors import UserError
 FILES = ('frost1.png', 'frost2.png', 'frost3.png', 'frost4.jpg', 'frost5.jpg')  # frost6.jpg is never drawn
 _OFFICIAL = 'c146cff9eab2397f71c47ee7c727e2f8a36cf7445b8daf1dad63a0ce34140861'  # SHA-256 of all five
 _DISTRIBUTION = 'imagecorruptions'
-_SHRINK = 0.2  # of the photographs, for images of 32 pixels a side
+_SHRINK = 0.2  # of the photographs, for images of 32 pixels per side
 _STAND_IN = (120, 180)  # height, width, in pixels
 
 
 def describe(folder: Path | None) -> str:
-  """Returns what frost is made of, for a result's origin.
+  """Returns the origin of the frost textures, for results.
 
   Raises:
-    UserError: as `textures`.
+    UserError: as in `textures`.
   """
   folder = folder if folder is not None else _distribution()
   if folder is None:
@@ -40,13 +40,13 @@ def describe(folder: Path | None) -> str:
 
 @functools.lru_cache(maxsize=4)
 def textures(folder: Path | None, size: Size) -> tuple[np.ndarray, ...]:
-  """Returns five textures, each at least a pixel higher and wider than an image.
+  """Returns five textures, each at least one pixel higher and wider than an image.
 
-  Photographs are shrunk to a fifth, as for CIFAR-10-C, or less where the images are too large for that.
+  Photographs are reduced to a fifth, as for CIFAR-10-C, or less if the images are too large for that.
 
   Args:
-    folder: holds the photographs `FILES`. None stands for those of the distribution `imagecorruptions` or, where that
-      is not installed, for ridged noise, which is not comparable with published results.
+    folder: with the photographs `FILES`. None: those of the distribution `imagecorruptions` or, if it is not installed,
+      ridged noise, which is not comparable with published results.
     size: of the images.
 
   Returns:
@@ -62,7 +62,7 @@ def textures(folder: Path | None, size: Size) -> tuple[np.ndarray, ...]:
 
 
 def resize(image: np.ndarray, factor: float) -> np.ndarray:
-  """Interpolates linearly between the centres of pixels, as OpenCV's INTER_LINEAR: without smoothing first.
+  """Interpolates linearly between pixel centres, as OpenCV's INTER_LINEAR, without antialiasing.
 
   Args:
     image: uint8 [h, w, c].
@@ -97,8 +97,8 @@ def _photograph(path: Path) -> np.ndarray:
   try:
     with Image.open(path) as image:
       return np.asarray(image.convert('RGB'))
-  except Exception as error:  # of whatever kind Pillow's decoders raise
-    raise UserError(f"frost: '{path}' is not an image that can be read ({error}); replace the file.") from error
+  except Exception as error:  # of any type that Pillow's decoders raise
+    raise UserError(f"frost: '{path}' cannot be read as an image ({error}); replace the file.") from error
 
 
 def _content(path: Path) -> bytes:
@@ -112,7 +112,7 @@ def _content(path: Path) -> bytes:
 
 
 def _ridges(number: int) -> np.ndarray:
-  """Returns ridged fractal noise, pale blue, uint8 [height, width, 3]; the same for the same number."""
+  """Returns ridged fractal noise, pale blue, uint8 [height, width, 3], determined by `number`."""
   random = np.random.default_rng(number)
   ridges = np.zeros(_STAND_IN)
   for octave in range(5):

@@ -1,4 +1,4 @@
-"""Motion blur as ImageMagick's `MotionBlurImage` has it: a line of pixels on one side, weighted as half a Gaussian."""
+"""Motion blur as in ImageMagick's `MotionBlurImage`: a line of pixels on one side, weighted by half a Gaussian."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ from adversarial_augment.types import Array
 
 
 def motion_kernel(radius: int, sigma: float, taps: int) -> np.ndarray:
-  """Returns the weights of 2 * radius + 1 pixels, and zeros up to `taps`, float32 [taps]."""
+  """Returns the weights of 2 * radius + 1 pixels, zero-padded to `taps`, float32 [taps]."""
   steps = np.arange(taps)
   kernel = np.exp(-(steps**2) / (2 * sigma**2)) * (steps < 2 * radius + 1)
   return (kernel / kernel.sum()).astype(np.float32)
 
 
 def motion_blur(image: Array, degrees: Array, kernel: Array) -> Array:
-  """Blurs an image along a line, and gives the grey levels that ImageMagick's PNG writer would.
+  """Blurs an image along a line, and returns the grey levels that ImageMagick's PNG writer writes.
 
-  Its pixels have 16 bits, where level v is 257 v. A sum of weighted pixels is rounded to such a value q, and the file
-  has floor(q / 257); with q = floor(257 x + 0.5) that is floor(x + 0.5 / 257).
+  ImageMagick's pixels have 16 bits; level v is 257 v. A weighted sum is rounded to such a value q, and the file has
+  floor(q / 257). With q = floor(257 x + 0.5), this is floor(x + 0.5 / 257).
 
   Args:
     image: grey levels, float32 [h, w, c].
@@ -26,7 +26,7 @@ def motion_blur(image: Array, degrees: Array, kernel: Array) -> Array:
     kernel: weights of the pixels 0, 1, 2 ... steps away, [taps].
 
   Returns:
-    Whole grey levels, [h, w, c]; pixels beyond an edge are those of the edge.
+    Integer grey levels, [h, w, c]; edge pixels are repeated beyond the edges.
   """
   reach = len(kernel)
   steps = jnp.arange(reach, dtype=jnp.float32)

@@ -1,4 +1,4 @@
-"""Noise: every pixel and channel changes on its own. Constants and formulas are those of CIFAR-10-C."""
+"""Noise: every pixel and channel changes independently. Constants and formulas are those of CIFAR-10-C."""
 
 from typing import Any, NamedTuple
 
@@ -13,17 +13,17 @@ from adversarial_augment.types import Array, Key
 _GAUSSIAN = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation, white is 1
 _SPECKLE = (0.06, 0.1, 0.12, 0.16, 0.2)  # the same, in units of the pixel's value
 _IMPULSE = (0.01, 0.02, 0.03, 0.05, 0.07)  # share of salt and pepper
-_PHOTONS = (500, 250, 100, 75, 50)  # that a pixel of level 255 gets on average
+_PHOTONS = (500, 250, 100, 75, 50)  # mean count of a pixel of level 255
 _STEPS = (128, 64, 32, 16, 8, 4, 2, 1)  # of the binary search in 255 counts
-_BITS = 24  # of the random number whose Poisson quantile is taken
+_BITS = 24  # of the uniform number whose Poisson quantile is taken
 
 
 class _Poisson(NamedTuple):
-  """The Poisson law of every grey level; a count is `first` plus the number of `bounds` that the draw reaches."""
+  """The Poisson distribution of each grey level; a count is `first` plus the number of `bounds` up to the draw."""
 
   first: np.ndarray  # int32 [256], the smallest count that occurs
   bounds: np.ndarray  # int32 [256 * 256], of level l from 256 l on: the cumulative probabilities times 2**24
-  levels: np.ndarray  # float32 [501], grey level of a count, larger counts being 255
+  levels: np.ndarray  # float32 [501], grey level of each count; larger counts are 255
 
 
 def _pick(values: tuple[float, ...]) -> Any:
@@ -65,7 +65,7 @@ def _poisson(severity: int, size: Size) -> _Poisson:
   photons = _PHOTONS[severity - 1]
   counts = np.arange(2 * _PHOTONS[0])
   mean = np.arange(256)[:, None] * photons / 255
-  # The draw b stands for the number (b + 1/2) / 2**24, which exceeds P(count <= k) where b reaches this.
+  # The draw b represents (b + 1/2) / 2**24, which exceeds P(count <= k) if b is at least this.
   reached = np.ceil(stats.poisson.cdf(counts, mean) * 2**_BITS - 0.5)
   first = (reached <= 0).sum(axis=1)
   bounds = np.take_along_axis(reached, first[:, None] + np.arange(256), axis=1)

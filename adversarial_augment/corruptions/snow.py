@@ -1,4 +1,4 @@
-"""Snow: blurred flakes over a brightened image. Constants and formulas are those of CIFAR-10-C."""
+"""Snow: blurred flakes on a brightened image. Constants and formulas are those of CIFAR-10-C."""
 
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ from adversarial_augment.corruptions.corruption import Corruption, Size
 from adversarial_augment.corruptions.motion import motion_blur, motion_kernel
 from adversarial_augment.types import Array, Key
 
-# Mean and standard deviation of the noise, its zoom, the smallest value that is a flake, radius and sigma of the
-# motion, share of the image that is not brightened.
+# Mean and standard deviation of the noise, its zoom, the threshold of a flake, radius and sigma of the motion, weight
+# of the image that is not brightened.
 _SNOW = (
   (0.1, 0.2, 1.0, 0.6, 8, 3, 0.95),
   (0.1, 0.2, 1.0, 0.5, 10, 4, 0.9),
@@ -25,7 +25,7 @@ _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue
 
 
 class _Snow(NamedTuple):
-  """The table's numbers, with filters for the zoom and the motion: NumPy's at first, JAX's inside `apply`; float32."""
+  """The table's numbers, and filters for zoom and motion, float32; NumPy arrays, or JAX arrays inside `apply`."""
 
   mean: np.float32
   deviation: np.float32
@@ -38,7 +38,7 @@ class _Snow(NamedTuple):
 
 class _Draws(NamedTuple):
   normal: Array  # [h, w]
-  degrees: Array  # of the motion: upwards, and up to 45 to either side
+  degrees: Array  # degrees of the motion: upwards, and up to 45 to either side
 
 
 def _constants(severity: int, size: Size) -> _Snow:

@@ -1,8 +1,8 @@
 """Spatter: drops of water (severities 1 to 3) or mud (4 and 5). Constants and formulas are those of CIFAR-10-C.
 
-Water is shaded by OpenCV's edges, distances and histogram equalisation, in 8-bit integers: a last bit of the noise can
-flip a level, move an edge and change the whole picture. The noise is therefore smoothed in float64, and the rest is in
-integers, as in OpenCV.
+Water is shaded by OpenCV's edges, distances and histogram equalisation, in 8-bit integers. The last bit of the noise
+can flip a level, move an edge and change the whole image. The noise is therefore smoothed in float64, and the rest is
+computed in integers, as in OpenCV.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from adversarial_augment.corruptions import filters
 from adversarial_augment.corruptions.corruption import Corruption, Size
 from adversarial_augment.types import Array, Key
 
-# Mean and deviation of the noise, its smoothness, the threshold above which there is liquid, then the opacity of water
-# or the smoothness of mud.
+# Mean and deviation of the noise, its smoothness, the threshold of liquid, then the opacity of water or the smoothness
+# of mud.
 _SPATTER = (
   (0.62, 0.1, 0.7, 0.7, 0.5), (0.65, 0.1, 0.8, 0.7, 0.5), (0.65, 0.3, 1.0, 0.69, 0.5),
   (0.65, 0.1, 0.7, 0.69, 0.6), (0.65, 0.1, 0.5, 0.68, 0.6),
@@ -27,14 +27,14 @@ _FIRST_MUD = 4  # severity
 
 _WATER = np.array([175, 238, 238], np.float32)  # grey levels of red, green, blue
 _MUD = np.array([63, 42, 20], np.float32)
-_THIN_MUD = 0.8  # mud less opaque than this is not there
+_THIN_MUD = 0.8  # mud less opaque than this is omitted
 
 _CANNY_LOW, _CANNY_HIGH = 50, 150
 _TANGENT_22_5 = 13573  # of 22.5 degrees, in units of 2**-15
 
-_UNIT = 10_000  # of distances in a pixel, so that the lengths of all steps are whole
+_UNIT = 10_000  # distance units per pixel, so that the lengths of all steps are integers
 _FARTHEST = 20  # pixels
-# Lengths of the steps of OpenCV's 5 x 5 distance transform, by their squares: a side, a diagonal, a knight's move.
+# Step lengths of OpenCV's 5 x 5 distance transform, by squared length: side, diagonal, knight's move.
 _LENGTHS = {1: round(1 * _UNIT), 2: round(1.4 * _UNIT), 5: round(2.1969 * _UNIT)}
 _STEPS = {(y, x): _LENGTHS[y * y + x * x] for y in range(-2, 3) for x in range(-2, 3) if y * y + x * x in _LENGTHS}
 
@@ -42,7 +42,7 @@ _EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
 class _Spatter(NamedTuple):
-  """Numbers that enter in float64 are sums of two halves in float32."""
+  """Float64 numbers are stored as sums of two float32 halves."""
 
   noise: Any  # mean and deviation, float32 [2 halves, 2]
   threshold: Any  # float32 [2 halves]
@@ -55,13 +55,13 @@ class _Spatter(NamedTuple):
 
 
 def _halves(x: np.ndarray) -> np.ndarray:
-  """float64 [...] -> float32 [2, ...] of the same sum."""
+  """Splits float64 [...] into float32 [2, ...] with the same sum."""
   high = x.astype(np.float32)
   return np.stack([high, (x - high).astype(np.float32)])
 
 
 def _sum(halves: Array) -> Array:
-  """The inverse of `_halves`, in a context of 64 bits."""
+  """The inverse of `_halves`, in a 64-bit context."""
   return halves[0].astype(jnp.float64) + halves[1].astype(jnp.float64)
 
 
@@ -93,41 +93,41 @@ def _splash(image: Array, normal: Array, spatter: _Spatter) -> Array:
     noise = filters.separable(noise, _sum(spatter.rows), _sum(spatter.columns))
     threshold = _sum(spatter.threshold)
     wet = noise > threshold
-    levels = jnp.where(noise < threshold, 0, noise * 255).astype(jnp.int32) & 255  # from 256 on, it starts again at 0
+    levels = jnp.where(noise < threshold, 0, noise * 255).astype(jnp.int32) & 255  # wraps around at 256
   return jax.lax.cond(
     spatter.is_mud, lambda: _with_mud(image, wet, spatter), lambda: _with_water(image, levels, spatter.opacity)
   )
 
 
 def _with_mud(image: Array, wet: Array, spatter: _Spatter) -> Array:
-  """Smooths what is dry, which stays zero in the middle of mud, and thus whole levels there."""
+  """Smooths the mask of dry pixels; inside mud it stays zero, which keeps levels integer there."""
   dry = filters.separable(1 - wet.astype(jnp.float32), spatter.mud_rows, spatter.mud_columns)[..., None]
   return jnp.where(1 - dry < _THIN_MUD, image, image * dry + _MUD[None, None] * (1 - dry))
 
 
 def _with_water(image: Array, levels: Array, opacity: Array) -> Array:
-  """Adds light where drops are; without any drop, the image stays (the official code would divide by zero)."""
+  """Brightens drops; without any drop, the image is unchanged (the official code would divide by zero)."""
   light = (levels * _shading(levels)).astype(jnp.float32)
   light *= opacity / jnp.maximum(light.max(), 1)
   return image + light[..., None] * _WATER[None, None]
 
 
 def _shading(levels: Array) -> Array:
-  """Returns how bright drops are, integers from 0 to 255: distance from their edges, equalised, lit from one side."""
+  """Returns the brightness of drops, integers 0 to 255: the distance from their edges, equalised, lit from one side."""
   distance = _sum_of_nine(_distances(_edges(levels))) // (9 * _UNIT)
   embossed = jnp.clip(_correlate(_equalised(distance), _EMBOSS), 0, 255)
   return (2 * _sum_of_nine(embossed) + 9) // 18  # rounded
 
 
 def _edges(levels: Array) -> Array:
-  """Canny's edges of integers 0..255 [h, w], as booleans: Sobel's gradients, the sum of both as their length."""
+  """Canny edges of integers 0..255 [h, w], as booleans: Sobel gradients, with the l_1 norm as their length."""
   replicated = jnp.pad(levels, 1, mode='edge')
   right = _correlate(replicated, ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)), pad=False)
   down = _correlate(replicated, ((-1, -2, -1), (0, 0, 0), (1, 2, 1)), pad=False)
   length = abs(right) + abs(down)
   around = jnp.pad(length, 1)
   at = lambda y, x: _shifted(around, 1, y, x)
-  # An edge is a ridge of the length across its direction, which is one of four.
+  # An edge is a local maximum of the length across its direction, which is one of four.
   flat = abs(right) * _TANGENT_22_5
   steep = flat + (abs(right) << 16)
   height = abs(down) << 15
@@ -148,7 +148,7 @@ def _edges(levels: Array) -> Array:
 
 
 def _distances(edges: Array) -> Array:
-  """Returns the lengths of the shortest paths to an edge, at most 20 pixels, in pixels / _UNIT, int32 [h, w]."""
+  """Returns the lengths of the shortest paths to an edge, at most 20 pixels, in 1 / _UNIT pixel, int32 [h, w]."""
   far = _FARTHEST * _UNIT
 
   def step(distances: Array) -> Array:
@@ -167,7 +167,7 @@ def _fixed_point(step: Callable[[Array], Array], start: Array) -> Array:
 
 
 def _equalised(distance: Array) -> Array:
-  """Spreads integers 0..20 over 0..255 by their ranks."""
+  """Equalises the histogram of integers 0..20 to 0..255."""
   levels = jnp.arange(_FARTHEST + 1)
   up_to = (distance[None] <= levels[:, None, None]).sum((1, 2))
   fewest = up_to[distance.min()]
@@ -181,7 +181,7 @@ def _sum_of_nine(x: Array) -> Array:
 
 
 def _correlate(x: Array, kernel: tuple[tuple[int, ...], ...], *, pad: bool = True) -> Array:
-  """Correlates integers with a 3 x 3 kernel; beyond the edge is the mirror image, or with `pad` off, x is padded."""
+  """Correlates integers with a 3 x 3 kernel, padding by reflection; without `pad`, x is already padded."""
   padded = jnp.pad(x, 1, mode='reflect') if pad else x
   terms = [
     kernel[y + 1][x + 1] * _shifted(padded, 1, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if kernel[y + 1][x + 1]
@@ -190,7 +190,7 @@ def _correlate(x: Array, kernel: tuple[tuple[int, ...], ...], *, pad: bool = Tru
 
 
 def _shifted(padded: Array, pad: int, y: int, x: int) -> Array:
-  """Returns the pixels y below and x to the right, from an image padded by at least as many, without the padding."""
+  """Shifts a padded image by (y, x) and removes the padding, which must be at least as wide."""
   h, w = padded.shape
   return padded[pad + y : h - pad + y, pad + x : w - pad + x]
 

@@ -20,7 +20,7 @@ _FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))  # thickne
 class _Frost(NamedTuple):
   sums: Any  # uint8 [256, 256], of level i of the image and level j of the frost
   textures: Any  # uint8 [5, height, width, 3], padded to one shape
-  sizes: Any  # int32 [5, 2], without the padding
+  sizes: Any  # int32 [5, 2], sizes without the padding
 
 
 class _Fog(NamedTuple):
@@ -30,10 +30,10 @@ class _Fog(NamedTuple):
 
 @functools.cache
 def frost(folder: Path | None) -> Corruption:
-  """Returns the corruption that adds a piece of one of five photographs, or of `frost_textures`' stand-ins.
+  """Returns the corruption that blends in a crop of one of five photographs, or of procedural textures.
 
   Args:
-    folder: see `frost_textures.textures`, which also says what can be wrong with it.
+    folder: see `frost_textures.textures`, also for errors.
   """
   return Corruption(_FROST, functools.partial(_frost, folder), _place, _add_frost)
 
@@ -51,7 +51,7 @@ def _frost(folder: Path | None, severity: int, size: Size) -> _Frost:
 
 
 def _place(key: Key, size: Size, frost: _Frost) -> tuple[Array, Array]:
-  """Returns the number of a texture, and the row and column of its first pixel; the last of each is never drawn."""
+  """Draws a texture, and the row and column of its first pixel; as in the original, never the last of each."""
   which, where = jax.random.split(key)
   number = jax.random.randint(which, (), 0, len(frost.sizes))
   return number, jax.random.randint(where, (2,), 0, frost.sizes[number] - jnp.array(size))
@@ -64,19 +64,19 @@ def _add_frost(image: Array, place: tuple[Array, Array], frost: _Frost) -> Array
 
 
 def _fog(severity: int, size: Size) -> _Fog:
-  """The wibble enters squared: it is both the range of the draws and their factor."""
+  """The amplitude enters squared: it is both the range of the draws and their factor."""
   thickness, decay = _FOG[severity - 1]
   wibbles = 100 / decay ** np.arange(_doublings(size))
   return _Fog(np.float32(thickness), (wibbles**2).astype(np.float32))
 
 
 def _doublings(size: Size) -> int:
-  """Returns log2 of the side of the map: the least power of two that covers the image."""
+  """Returns log2 of the side of the map: the smallest power of two that covers the image."""
   return math.ceil(math.log2(max(size)))
 
 
 def _uniform(key: Key, size: Size, fog: _Fog) -> Array:
-  """Returns one number in [-1, 1) for each point of the map but the first, in the order in which they are set."""
+  """Draws a number in [-1, 1) for each point of the map except the first, in the order in which they are set."""
   del fog
   return jax.random.uniform(key, (4 ** _doublings(size) - 1,), minval=-1)
 
@@ -89,11 +89,11 @@ def _add_fog(image: Array, uniform: Array, fog: _Fog) -> Array:
 
 
 def _plasma(uniform: Array, amplitudes: Array) -> Array:
-  """Diamond-square on a torus: each step doubles the map, setting new points to the mean of four, and a draw.
+  """Diamond-square on a torus: each step doubles the map, setting new points to the mean of four plus a draw.
 
   Args:
-    uniform: [4**k - 1]. A step from n to 2n points a side takes the centres of squares, then the points between
-      neighbours of a row, then those between neighbours of a column, n * n each.
+    uniform: [4**k - 1]. A step from n to 2n points per side uses n * n draws each for the centres of squares, the
+      points between neighbours of a row, and those between neighbours of a column.
     amplitudes: factors of the draws, [k].
 
   Returns:

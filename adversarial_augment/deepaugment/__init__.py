@@ -1,4 +1,4 @@
-"""DeepAugment (Hendrycks et al., arXiv 2006.16241): images through a network with damaged weights and features."""
+"""DeepAugment (Hendrycks et al., arXiv 2006.16241): images processed by a network with damaged weights and features."""
 
 from adversarial_augment.deepaugment.images import (
   NETS,

@@ -1,4 +1,4 @@
-"""The CAE with DeepAugment's damage to its latent image: one image, one draw."""
+"""The CAE with DeepAugment's damage to the latent image: one draw per image."""
 
 from collections.abc import Mapping
 
@@ -20,14 +20,14 @@ def apply(
   bug_compatible: bool,
   conv: per_example_conv.Conv = per_example_conv.example_conv,
 ) -> Array:
-  """Returns the image that is decoded from damaged bits.
+  """Returns the image decoded from damaged bits.
 
   Args:
     params: of the CAE, of any width.
-    levels: [h, w, 3] in 0..255; other sides than multiples of 4 are reflected, and what was added is cut off again.
-    key: of the image's draws, those of the stochastic bits included.
-    bug_compatible: whether the first kind of damage multiplies the bits by 3 + 4 u U, as the published code does by a
-      slip of a parenthesis, or by 3 + 2 u (2 U - 1), as it reads.
+    levels: [h, w, 3] in 0..255; sides that are not multiples of 4 are padded by reflection, and the result is cropped.
+    key: of the image's draws, including those of the stochastic bits.
+    bug_compatible: whether the first kind of damage multiplies the bits by 3 + 4 u U, as the published code does by
+      mistake (a misplaced parenthesis), or by 3 + 2 u (2 U - 1), as it reads.
     conv: the convolution, see per_example_conv.
 
   Returns:
@@ -68,7 +68,7 @@ def apply(
 
 
 def damage(option: Array, key: Key, z: Array, conv: per_example_conv.Conv) -> Array:
-  """Damages a latent image [1, h, w, c] in [-1, 1] in one of nine ways, of which the first leaves it to the bits."""
+  """Damages a latent image [1, h, w, c] in [-1, 1] in one of nine ways; the first is applied to the bits instead."""
   ways = [
     lambda _, z: z,
     lambda key, z: jnp.where(jax.random.bernoulli(key, 0.8, (1, *z.shape[1:3], 1)), z, 0),
@@ -95,7 +95,7 @@ def _permute(key: Key, z: Array) -> Array:
 
 
 def _mirror(key: Key, z: Array) -> Array:
-  """Mirrors in height, in width, or in both: two of three axes, of which the published code's third is the batch."""
+  """Flips height, width, or both: two of three axes; in the published code, the third is the batch."""
   ways = [lambda z: z[:, ::-1], lambda z: z[:, :, ::-1], lambda z: z[:, ::-1, ::-1]]
   return jax.lax.switch(jax.random.randint(key, (), 0, 3), ways, z)
 
@@ -105,7 +105,7 @@ def _mirror_all(key: Key, z: Array) -> Array:
 
 
 def _mirror_some(key: Key, z: Array) -> Array:
-  """Mirrors 5 channels (of 32) drawn with replacement; one that is drawn twice is mirrored back."""
+  """Flips 5 channels (of 32) drawn with replacement; one that is drawn twice is flipped back."""
   way, channels = jax.random.split(key)
   c = z.shape[-1]
   drawn = jax.random.randint(channels, (scaled(5, c, LATENTS),), 0, c)
@@ -122,7 +122,7 @@ def _identity(z: Array) -> Array:
 
 
 def _extra_taps(key: Key, z: Array) -> Array:
-  """The identity, and in half of the outputs one more tap; the published code's -1, 0, 1 are taps 2, 0, 1."""
+  """The identity, with one more tap in half of the outputs; the published code's -1, 0, 1 are taps 2, 0, 1."""
   half, inputs, taps = jax.random.split(key, 3)
   c = z.shape[-1]
   extra = jnp.where(jax.random.bernoulli(half, 0.5, (c,)), 1, 0).astype(z.dtype)
@@ -132,7 +132,7 @@ def _extra_taps(key: Key, z: Array) -> Array:
 
 
 def _shifts(key: Key, z: Array) -> Array:
-  """Shifts every channel by at most a pixel: like the channel before it or, with probability 0.2, anew."""
+  """Shifts every channel by at most one pixel: like the previous channel or, with probability 0.2, by a new draw."""
   taps, changes = jax.random.split(key)
   c = z.shape[-1]
   anew = jax.random.bernoulli(changes, 0.2, (c,))

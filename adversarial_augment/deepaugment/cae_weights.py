@@ -1,8 +1,8 @@
 """DeepAugment's ways to damage the weights of the CAE (Hendrycks et al., arXiv 2006.16241; hendrycks/imagenet-r).
 
-The 21 layers have the numbers of the published file. Kernels are turned to PyTorch's order here, in which the options
-are defined: [out, in, height, width], and [in, out, height, width] for the two transposed convolutions, so that what
-is done to "filters" of these is done to their inputs. Numbers of filters scale with the network's width.
+The 21 layers are numbered as in the published file. Kernels are converted to PyTorch's order, in which the options are
+defined: [out, in, height, width], and [in, out, height, width] for the two transposed convolutions, whose "filters" are
+therefore their inputs. Numbers of filters scale with the network's width.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ LAYERS = tuple(_PUBLISHED)
 
 
 class Weights:
-  """A copy of the CAE's weights; its arrays are only replaced."""
+  """A copy of the CAE's weights; arrays are replaced, never modified."""
 
   def __init__(self, params: Mapping[str, Mapping[str, np.ndarray]]):
     self.params: Params = copy_of(params)
@@ -58,11 +58,10 @@ def distort(params: Mapping[str, Mapping[str, np.ndarray]], rng: np.random.Gener
   """Returns weights damaged by one option.
 
   Args:
-    params: of the CAE, as a weight file holds them; left as they are.
-    rng: of all draws.
-    bug_compatible: as the published code does, which reverses the second layer of option 0 twice, multiplies by
-      1 + 8 u U in option 4 by a slip of a parenthesis, and never draws the last option; or as it reads, with
-      1 + 2 u (4 U - 1).
+    params: of the CAE, as in a weight file; not modified.
+    rng: for all draws.
+    bug_compatible: whether to do as the published code, which reverses the second layer of option 0 twice, multiplies
+      by 1 + 8 u U in option 4 (a misplaced parenthesis) instead of 1 + 2 u (4 U - 1), and never draws the last option.
   """
   weights = Weights(params)
   option, layers = OPTIONS[rng.integers(len(OPTIONS) - 1 if bug_compatible else len(OPTIONS))]
@@ -84,7 +83,7 @@ def _filters(rng: np.random.Generator, kernel: np.ndarray, i: int, count: int) -
 
 
 def _change_filters(change: Callable[[np.ndarray], np.ndarray], count: int) -> Option:
-  """Changes filters and biases, those that are drawn several times again and again."""
+  """Changes filters and biases, once for each time that they are drawn."""
 
   def option(weights: Weights, rng: np.random.Generator, i: int, j: int, bug_compatible: bool) -> None:
     kernel, bias = (array.copy() for array in weights.get(i))
@@ -115,7 +114,7 @@ def _rotate(weights: Weights, rng: np.random.Generator, i: int, j: int, bug_comp
 def _negate_fifth(weights: Weights, rng: np.random.Generator, i: int, j: int, bug_compatible: bool) -> None:
   kernel, _ = weights.get(i)
   factor = np.ones((len(kernel), 1, 1, 1), np.float32)
-  factor[rng.integers(len(kernel), size=max(1, len(kernel) // 5))] = -1  # each that was drawn, once
+  factor[rng.integers(len(kernel), size=max(1, len(kernel) // 5))] = -1  # each drawn one once
   weights.put(i, kernel * factor)
 
 
@@ -124,7 +123,7 @@ def _keep_largest_taps(weights: Weights, rng: np.random.Generator, i: int, j: in
 
 
 _MIDDLE = range(8, 14)
-OPTIONS: tuple[tuple[Option, range], ...] = (  # and the layers from which i and j are drawn
+OPTIONS: tuple[tuple[Option, range], ...] = (  # and the layers that i and j are drawn from
   (_reverse, range(11, 16)),
   (_change_filters(np.negative, 12), _MIDDLE),
   (_change_filters(np.zeros_like, 25), _MIDDLE),

@@ -1,4 +1,4 @@
-"""EDSR with DeepAugment's damage to what flows through it: one image, one draw before the body and one in it."""
+"""EDSR with DeepAugment's damage to features: per image, one draw before the body and one inside it."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,7 +12,7 @@ from adversarial_augment.deepaugment.edsr_weights import BLOCKS, FEATURES
 from adversarial_augment.deepaugment.kernels import scaled
 from adversarial_augment.types import Array, Key, PyTree
 
-_LEAST_SKIPPED = 2  # modules 2 to 16 may be skipped: 0 to 15 are the blocks, 16 is the convolution after them
+_LEAST_SKIPPED = 2  # modules 2 to 16 can be skipped: 0 to 15 are the blocks, 16 is the convolution after them
 
 
 def apply(
@@ -23,7 +23,7 @@ def apply(
   bug_compatible: bool,
   conv: per_example_conv.Conv = per_example_conv.example_conv,
 ) -> Array:
-  """Returns the super-resolved image, damaged.
+  """Returns the damaged super-resolved image.
 
   Args:
     params: of EDSR, of any size.
@@ -58,7 +58,7 @@ def apply(
 
 
 def _before_body(key: Key, x: Array, bug_compatible: bool) -> Array:
-  """Swaps channels, drops 5 % of the values, negates 2.5 % of them, or does nothing: one of the four."""
+  """Does one of four things: swaps channels, drops 5 % of the values, negates 2.5 % of them, or nothing."""
   which, draws = jax.random.split(key)
   mask = lambda key, x: jnp.where(jax.random.bernoulli(key, 0.95, x.shape), x, 0)
   sign = lambda key, x: jnp.where(jax.random.bernoulli(key, 0.025, x.shape), -x, x)
@@ -67,9 +67,9 @@ def _before_body(key: Key, x: Array, bug_compatible: bool) -> Array:
 
 
 def _swapped(key: Key, channels: int, bug_compatible: bool) -> Array:
-  """Returns the order of the channels after 5 swaps of random ones (of 64).
+  """Returns the order of the channels after 5 random swaps (of 64 channels).
 
-  In the published code both sides of the swap are views of one array, so that it copies the second into the first.
+  In the published code, both sides of the swap are views of one array, so the second is copied into the first.
   """
   pairs = jax.random.randint(key, (scaled(5, channels, FEATURES), 2), 0, channels)
   order = jnp.arange(channels)
@@ -80,17 +80,17 @@ def _swapped(key: Key, channels: int, bug_compatible: bool) -> Array:
 
 
 def _body(key: Key, x: Array, module: Callable[[Array, int], Array], blocks: int, bug_compatible: bool) -> Array:
-  """Runs the body with one of five kinds of damage: after 5 of its 17 modules the features are negated, go through
-  ReLU or GELU, or are mirrored, channels included; or modules are skipped; or nothing happens.
+  """Runs the body with one of five kinds of damage: after 5 of its 17 modules, features are negated, passed through
+  ReLU or GELU, or flipped, including channels; or modules are skipped; or nothing happens.
 
-  The published code means to skip three modules, but gives each of the others the body's input, so that the last of
-  them alone counts.
+  The published code means to skip three modules, but gives the body's input to each of the others, so only the last
+  one has an effect.
   """
   which, draws, skipping = jax.random.split(key, 3)
   option = jax.random.randint(which, (), 0, 5)
   skips = option == 3
   drawn = jax.random.randint(skipping, (3,), _LEAST_SKIPPED, BLOCKS + 1)
-  ours = lambda i: jnp.where(i == BLOCKS, blocks, i * blocks // BLOCKS)  # the number of a module in this network
+  ours = lambda i: jnp.where(i == BLOCKS, blocks, i * blocks // BLOCKS)  # index of a module in this network
   modules = jnp.arange(BLOCKS + 1)
   last = ours(jnp.max(jnp.where((modules[:, None] == drawn[None]).any(1), -1, modules)))
   y = x

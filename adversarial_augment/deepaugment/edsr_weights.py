@@ -1,8 +1,8 @@
 """DeepAugment's 17 ways to damage the weights of EDSR (Hendrycks et al., arXiv 2006.16241; hendrycks/imagenet-r).
 
-The numbers of blocks are those of the published network of 16 blocks with 64 features. In a network of another size,
-block i is block floor(i * blocks / 16), so that several numbers may mean one block, and numbers of filters scale with
-the features. Weights are turned to PyTorch's order here, [out, in, height, width], in which the options are defined.
+Blocks are numbered as in the published network of 16 blocks with 64 features. In a network of another size, block i is
+block floor(i * blocks / 16), so several numbers may refer to one block, and numbers of filters scale with the features.
+Weights are converted to PyTorch's order, [out, in, height, width], in which the options are defined.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from adversarial_augment.deepaugment.kernels import (
 )
 
 BLOCKS, FEATURES = 16, 64  # of the published network
-NUM_DRAWS = 3  # options for one set of weights
+NUM_DRAWS = 3  # options applied to one set of weights
 
 _THIRDS = (0, 3, 6, 9)
 _FIRST, _SECOND = 0, 1  # convolutions of a block
@@ -33,7 +33,7 @@ _EDGES = np.array([[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]], np.float32)
 
 
 class Weights:
-  """A copy of EDSR's weights whose blocks have the numbers of the published network; its arrays are only replaced."""
+  """A copy of EDSR's weights, with the published numbering of blocks; arrays are replaced, never modified."""
 
   def __init__(self, params: Mapping[str, Mapping[str, np.ndarray]]):
     self.params: Params = copy_of(params)
@@ -54,17 +54,17 @@ class Weights:
     return f'edsr/block_{i * self._blocks // BLOCKS}/conv_{conv}'
 
 
-Option = Callable[[Weights, np.random.Generator, bool], None]  # the last argument: bug-compatible
+Option = Callable[[Weights, np.random.Generator, bool], None]  # the last argument is `bug_compatible`
 
 
 def distort(params: Mapping[str, Mapping[str, np.ndarray]], rng: np.random.Generator, bug_compatible: bool) -> Params:
-  """Returns weights damaged by three options, drawn with replacement and applied one after the other.
+  """Returns weights damaged by three options, drawn with replacement and applied in turn.
 
   Args:
-    params: of EDSR, as a weight file holds them; left as they are.
-    rng: of all draws.
-    bug_compatible: whether option 6 multiplies by 1 + 4 u U, as the published code does by a slip of a parenthesis,
-      or by 1 + 2 u (2 U - 1), as it reads.
+    params: of EDSR, as in a weight file; not modified.
+    rng: for all draws.
+    bug_compatible: whether option 6 multiplies by 1 + 4 u U, as the published code does (a misplaced parenthesis),
+      or by 1 + 2 u (2 U - 1), as it means.
   """
   weights = Weights(params)
   for option in rng.integers(len(OPTIONS), size=NUM_DRAWS):
@@ -131,7 +131,7 @@ def _shift_inputs(weights: Weights, rng: np.random.Generator, _: bool) -> None:
   i = pick(rng, (1, 5, 9))
   kernel, _unused = weights.get(i, _FIRST)
   by = np.zeros_like(kernel)
-  for j in range(by.shape[1]):  # the same for all outputs, so that all inputs of a filter become equal
+  for j in range(by.shape[1]):  # the same for all outputs, so all inputs of a filter become equal
     row, column = rng.integers(3, size=2)
     by[:, j, row, column] = rng.choice((1.0, -1.0))
   weights.put(i, _FIRST, _convolve(kernel, by))
@@ -181,7 +181,7 @@ def _negate_filters(weights: Weights, rng: np.random.Generator, _: bool) -> None
   for i in _five(rng):
     kernel, _unused = weights.get(i, _FIRST)
     factor = np.ones((len(kernel), 1, 1, 1), np.float32)
-    factor[rng.integers(len(kernel), size=scaled(32, len(kernel), FEATURES))] = -1  # each that was drawn, once
+    factor[rng.integers(len(kernel), size=scaled(32, len(kernel), FEATURES))] = -1  # each drawn one once
     weights.put(i, _FIRST, kernel * factor)
 
 

@@ -1,11 +1,11 @@
-"""DeepAugment's images: the same bytes whatever subset, device or process an image is in.
+"""DeepAugment's images; the bytes do not depend on the subset, device or process of an image.
 
-All draws of an image follow from (seed, copy, index). The weights that it goes through are damaged anew with
-probability 0.05 before each image, always from the pristine ones; between two such draws images share them, so that
-the weights of image i follow from (seed, copy, the last index up to i that drew).
+All draws of an image depend on (seed, copy, index). Before each image, new damaged weights are drawn with probability
+0.05, always from the undamaged ones. Images between two such draws share weights, so the weights of image i depend on
+(seed, copy, the last index up to i with a draw).
 
-On a CPU every image goes through a loop whose body sees that image alone, which is faster there than a batch of
-convolutions (docs/design.md) and rounds the same wherever the image stands; elsewhere a chunk is one batch.
+On a CPU, images are processed one at a time in a loop, which is faster there than a batch (docs/performance.md) and
+rounds the same for any position of an image; elsewhere, a chunk is one batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,14 +27,14 @@ from adversarial_augment.types import Array, Key
 VERSION = '1'  # raise it when the same seed gives other bytes
 SCALES = ('native32', 'published')
 _ANEW = 0.05  # probability of new weights before an image
-_CHUNK = 8  # images with the same weights on one device in one call; runs of them have 20 on average
+_CHUNK = 8  # images with the same weights per device and call; 20 images share weights on average
 _AXIS = 'device'
-_UPSCALED = 4  # 32 -> 128 pixels, to which the published script resizes what goes into EDSR
+_UPSCALED = 4  # 32 -> 128 pixels, the input size of EDSR in the published script
 _RESAMPLING, _DAMAGE = 0, 1  # streams of random numbers
 
 
 class Net(NamedTuple):
-  """A network under DeepAugment."""
+  """A network of DeepAugment."""
 
   distort: Callable[..., Params]  # (weights, rng, bug_compatible) -> weights
   apply: Callable[..., Array]  # (weights, levels [h, w, 3], key, ...) -> levels [s * h, s * w, 3]
@@ -47,7 +47,7 @@ NETS = {
 
 
 class Settings(NamedTuple):
-  """What decides the bytes beside the images and the pristine weights."""
+  """Everything that determines the bytes besides the images and the undamaged weights."""
 
   net: str  # of NETS
   seed: int
@@ -56,7 +56,7 @@ class Settings(NamedTuple):
 
 
 def first_of_run(seed: int, copy: int, num_examples: int) -> np.ndarray:
-  """Returns, for each image, the index up to it at which weights were last drawn: int64 [num_examples]."""
+  """Returns, for each image, the last index up to it at which weights are drawn: int64 [num_examples]."""
   rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_RESAMPLING, seed, copy))))
   anew = rng.random(num_examples) < _ANEW
   anew[:1] = True
@@ -66,7 +66,7 @@ def first_of_run(seed: int, copy: int, num_examples: int) -> np.ndarray:
 def damaged_weights(
   params: Mapping[str, Mapping[str, np.ndarray]], settings: Settings, copy: int, first: int
 ) -> Params:
-  """Returns the weights of the images whose run begins at index `first`; `params` are left as they are."""
+  """Returns the weights of the images whose run begins at index `first`; `params` is not modified."""
   rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((_DAMAGE, settings.seed, copy, first))))
   return NETS[settings.net].distort(params, rng, settings.bug_compatible)
 
@@ -82,16 +82,16 @@ def generate(
 
   Args:
     images: uint8 [n, h, w, 3].
-    indices: [n], of the images in their data set, rising.
+    indices: [n], of the images in their data set, increasing.
     copy: which pass over the data set.
-    params: the pristine weights, as a weight file holds them.
-    settings: the network and the rest.
+    params: the undamaged weights, as in a weight file.
+    settings: the network and other settings.
 
   Returns:
     uint8 [n, h, w, 3], truncated to levels.
   """
   chunks = list(_chunks(indices, copy, params, settings))
-  chunks.sort(key=lambda chunk: len(chunk.rows), reverse=True)  # so that devices that work together end together
+  chunks.sort(key=lambda chunk: len(chunk.rows), reverse=True)  # so that devices finish at the same time
   devices, out, done = tuple(jax.local_devices()), np.empty_like(images), []
   run = _compiled(devices, settings.net, settings.bug_compatible, settings.scale)
   for start in range(0, len(chunks), len(devices)):
@@ -100,7 +100,7 @@ def generate(
     rows = np.stack([np.resize(chunk.rows, _CHUNK) for chunk in group + idle])  # one shape, one compilation
     counts = np.array([len(chunk.rows) for chunk in group + idle], np.int32)
     weights = jax.tree.map(lambda *arrays: np.stack(arrays), *(chunk.weights for chunk in group + idle))
-    # Whatever the program that calls has set: the same bytes.
+    # The same bytes whatever the calling program has configured.
     with jax.enable_x64(False), jax.threefry_partitionable(True):
       made = run(weights, images[rows], indices[rows].astype(np.int32), counts, (settings.seed, copy))
     done.append((group, made))
@@ -111,7 +111,7 @@ def generate(
 
 
 class _Chunk(NamedTuple):
-  rows: np.ndarray  # at most _CHUNK, of images that share their weights
+  rows: np.ndarray  # at most _CHUNK images with common weights
   weights: Params
 
 
@@ -136,7 +136,7 @@ def made_with() -> dict[str, str]:
 
 @functools.cache
 def _compiled(devices: tuple[jax.Device, ...], net: str, bug_compatible: bool, scale: str) -> Callable[..., Array]:
-  """Returns the jitted program that sends a chunk through each device, of which the first `count` images count."""
+  """Returns the jitted program that processes a chunk on each device, using the first `count` images."""
   on_cpu = devices[0].platform == 'cpu'
   conv = per_example_conv.example_conv if on_cpu else per_example_conv.conv
   apply = functools.partial(NETS[net].apply, bug_compatible=bug_compatible, conv=conv)
@@ -161,7 +161,7 @@ def _compiled(devices: tuple[jax.Device, ...], net: str, bug_compatible: bool, s
 
 
 def _through(apply: Callable[[Array, Key], Array], image: Array, key: Key, scale: str) -> Array:
-  """Returns an image, uint8 [h, w, 3], after the network, averaged down to its size."""
+  """Applies the network to an image, uint8 [h, w, 3], and averages the output down to its size."""
   h, w, _ = image.shape
   x = image.astype(jnp.float32)
   if scale == 'published':

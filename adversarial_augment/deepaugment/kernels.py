@@ -1,4 +1,4 @@
-"""Kernels in the order of the published networks, in whose terms DeepAugment is defined, and what is drawn for them."""
+"""Kernels in PyTorch's order, in which DeepAugment is defined, and random draws for them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ Params = dict[str, dict[str, np.ndarray]]
 
 
 def copy_of(params: Mapping[str, Mapping[str, np.ndarray]]) -> Params:
-  """Returns dicts of their own over the same arrays, which may be replaced there and must not be written to."""
+  """Copies the dicts but not the arrays, which may be replaced but must not be modified."""
   return {module: dict(layer) for module, layer in params.items()}
 
 
@@ -24,12 +24,12 @@ def from_published(kernel: np.ndarray) -> np.ndarray:
 
 
 def scaled(count: int, channels: int, published_channels: int) -> int:
-  """Returns a number of channels of the published network in proportion to a network of another width; at least 1."""
+  """Scales a number of channels of the published network to a network of another width; at least 1."""
   return max(1, count * channels // published_channels)
 
 
 def pick(rng: np.random.Generator, values: Sequence[int]) -> int:
-  """Returns one of some integers."""
+  """Draws one of the given integers."""
   return values[int(rng.integers(len(values)))]
 
 
@@ -39,22 +39,22 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns -1 and 1, equally often."""
+  """Draws -1 and 1 with equal probability."""
   return bits(rng, shape) * 2 - 1
 
 
 def bits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns 0 and 1, equally often."""
+  """Draws 0 and 1 with equal probability."""
   return rng.integers(2, size=shape).astype(np.float32)
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...] = ()) -> np.ndarray:
-  """Returns numbers in [0, 1), float32."""
+  """Draws numbers in [0, 1), float32."""
   return np.asarray(rng.random(shape, np.float32))
 
 
 def largest_tap(kernel: np.ndarray) -> np.ndarray:
-  """Keeps of each plane of [out, in, height, width] the largest value (with its sign) alone."""
+  """Keeps only the largest value (in magnitude, with sign) of each plane of [out, in, height, width]."""
   flat = kernel.reshape(*kernel.shape[:2], -1)
   taps = np.arange(flat.shape[2]) == flat.argmax(2)[..., None]
   return np.where(taps, flat, np.float32(0)).reshape(kernel.shape)
