@@ -193,8 +193,7 @@ class _Set:
   def _check_same(self, found: Mapping[str, Any], remedy: str) -> None:
     """Refuses a set that was made, or begun, otherwise."""
     was, now = (comparable(one, 'deepaugment') for one in (found, self.plan))
-    differing = [other.field for other in artifact.differences(was, now)]
-    about = {'dataset': self.train.name, 'made': found, 'differing': differing}
+    about = {'dataset': self.train.name, 'made': found, 'differing': list(artifact.differences(was, now))}
     artifact.check_same(self.folder, was, now, kind=mixture.KIND, remedy=remedy, about=about)
 
   def _begin(self) -> None:

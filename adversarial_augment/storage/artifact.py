@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 import shutil
 import socket
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from adversarial_augment import registry
 from adversarial_augment.errors import ArtifactError, NumericalError, StorageError
@@ -315,16 +315,10 @@ def read(file: Path, check: Callable[[dict[str, Any]], object], **where: Any) ->
 # Comparing.
 
 
-class Difference(NamedTuple):
-  field: str  # dotted
-  was: Any
-  now: Any
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
-  """Returns the fields in which two things were made otherwise; a field that one lacks is None there."""
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """Returns {dotted field: (was, now)} where two things were made otherwise; a field that one lacks is None there."""
   was, now = registry.flatten(found), registry.flatten(wanted)
-  return [Difference(key, was.get(key), now.get(key)) for key in {**now, **was} if was.get(key) != now.get(key)]
+  return {key: (was.get(key), now.get(key)) for key in {**now, **was} if was.get(key) != now.get(key)}
 
 
 def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], **where: Any) -> None:
@@ -339,7 +333,7 @@ def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], 
   Raises:
     ArtifactError: names the first field that differs, with both values.
   """
-  for field, was, now in differences(found, wanted)[:1]:
+  for field, (was, now) in differences(found, wanted).items():
     raise ArtifactError(
       f"'{path}' exists already, with {field} = {_short(was)}, and now it would be {_short(now)}",
       path,
