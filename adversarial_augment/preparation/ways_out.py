@@ -155,8 +155,8 @@ def _data_set(error: ArtifactError) -> str:
   evaluation = registry.evaluations().get(base)
   if base == 'cifar10':
     how = prepare(data_dir, 'cifar10')
-  elif evaluation and evaluation.prepare:
-    how = prepare(data_dir, *evaluation.prepare)
+  elif evaluation and evaluation.imported_from:
+    how = prepare(data_dir, base, f'--from={evaluation.imported_from}')
   elif base.endswith('_corrupted'):
     how = prepare(data_dir, 'cifar10_c', f'--dataset={base.removesuffix("_corrupted")}', '--format=array_record')
   elif variant:

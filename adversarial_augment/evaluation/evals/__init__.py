@@ -38,7 +38,7 @@ class Evaluation:
   under_attack = False  # whether AdA attacks each image
   on_validation = True  # whether it can be made on validation images, between steps
   datasets: tuple[str, ...] = ()  # the data sets that it makes sense for; (): all
-  prepare: tuple[str, ...] = ()  # subcommand of prepare, and its flags, that write the data set of this very name
+  imported_from = ''  # what `prepare` imports the data set of this very name from, such as FOLDER
   parts: tuple[str, ...] = ()  # fields of its result that are accuracies on images of their own
   corruptions: tuple[str, ...] = ()  # what it finds is an error for each of these and each severity; (): an accuracy
   mean_error = ''  # field of the mean of those errors

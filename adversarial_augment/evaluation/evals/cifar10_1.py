@@ -22,7 +22,7 @@ class Cifar101(Evaluation):
   headline = 3, 'CIFAR-10.1 v6 accuracy', 'accuracy'
   on_validation = False  # its images are test images, all of them
   datasets = ('cifar10',)
-  prepare = (name, '--from=FOLDER')
+  imported_from = 'FOLDER'
   parts = ('v6', 'v4')
 
   def open(
