@@ -209,7 +209,7 @@ def test_images_of_other_sizes():
     ),
     ({'images': np.zeros((2, 32, 32, 3), np.float32)}, 'type float32 must be uint8'),
     ({'images': np.zeros((32, 32, 3), np.uint8)}, r'must be uint8 \[n'),
-    ({'images': np.zeros((2, 32, 31, 3), np.uint8)}, 'at least 32 pixels per side'),
+    ({'images': np.zeros((2, 32, 31, 3), np.uint8)}, '32 pixels per side or more'),
     ({'images': np.zeros((0, 32, 32, 3), np.uint8)}, 'at least one'),
     ({'indices': [0]}, 'indices must be 2 integers'),
     ({'indices': [0, -1]}, 'indices must be 2 integers from 0'),
