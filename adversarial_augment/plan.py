@@ -1,6 +1,6 @@
-"""What a training needs on TPUs or GPUs that are not there: python -m adversarial_augment.plan --topology=v5e:2x4
+"""Estimates memory and time on TPUs or GPUs that you do not have: python -m adversarial_augment.plan --topology=v5e:2x4
 
-The train step of a config is compiled ahead of time by the compiler of those devices, which runs on any CPU.
+The train step of a config is compiled ahead of time by the compiler of these devices, which runs on any CPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,19 +22,18 @@ from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset
 
-_DESCRIPTION = """Compiles the train step of a config for TPUs or GPUs that are not there, on any CPU, and says whether
-it fits, and about how long a step and the run take. Nothing is trained, and no device is touched.
+_DESCRIPTION = """Estimates whether a config fits on TPUs or GPUs that you do not have, and how long a step takes, by
+compiling the train step on any CPU. Nothing is trained, and no device is used.
 
-All figures are estimates of the compiler. The seconds of a TPU are the cycles that its compiler expects; those of a GPU
-are the least that the bytes and the operations of each kernel take, so that a card is slower. Evaluations are not
-counted."""
+Times on a TPU are the cycles that its compiler expects. Times on a GPU are the least that the bytes and operations of
+each kernel take, so a real card is slower. Evaluations are not included."""
 
 _EPILOG = f"""examples:
   python -m adversarial_augment.plan --config=configs/ada_edsr.py --topology=v5e:2x4
   python -m adversarial_augment.plan --config=configs/ada_edsr.py:laptop --topology=h100 --output=plan.json
   python -m adversarial_augment.plan --config=configs/ada_edsr.py --topology=h100:8 --config.precision=bfloat16
 
-topologies: {targets.EXAMPLES}; TPUs by the sides of their slice, GPUs by their number.
+topologies: {targets.EXAMPLES}; for TPUs the sides of the slice, for GPUs their number.
 
 exit codes: 0 planned, whether it fits or not; 2 wrong input, or no such compiler."""
 
@@ -45,14 +44,14 @@ _OF_CPUS = ('JAX_NUM_CPU_DEVICES', 'xla_force_host_platform_device_count')
 
 
 class Plan(NamedTuple):
-  """What a config takes on some devices."""
+  """The estimate of a config on given devices."""
 
   config: ConfigDict
   devices: int
   num_steps: int
-  warmup_steps: int  # of these, without the adversary
-  flop: int  # of a step, on all devices
-  estimate: 'Estimate'  # of one step with the adversary
+  warmup_steps: int  # of these, those without the adversary
+  flop: int  # per step, over all devices
+  estimate: 'Estimate'  # for one step with the adversary
 
 
 @signals.keeping('nothing was written, and the same command begins anew')
@@ -92,26 +91,26 @@ def main(argv: Sequence[str]) -> None:
 def _parser() -> cli.Parser:
   parser = cli.Parser(prog='python -m adversarial_augment.plan', description=_DESCRIPTION, epilog=_EPILOG)
   parser.add_argument('--config', metavar='PATH.py[:VARIANT]', help='config file of `train`; required')
-  parser.add_argument('--config.FIELD', dest='_', metavar='VALUE', help='replace a field of the config')
-  parser.add_argument('--topology', metavar='CHIP[:SIZE]', help='the devices, such as v5e:2x4 or h100:8; required')
-  parser.add_argument('--output', metavar='FILE', help='write the plan as JSON too')
+  parser.add_argument('--config.FIELD', dest='_', metavar='VALUE', help='override a field of the config')
+  parser.add_argument('--topology', metavar='CHIP[:SIZE]', help='devices, such as v5e:2x4 or h100:8; required')
+  parser.add_argument('--output', metavar='FILE', help='also write the plan as JSON')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 
 
 def _check_environment() -> None:
-  """Refuses a number of CPU devices, which a plan would not follow."""
+  """Refuses settings for the number of CPU devices, which would have no effect on a plan."""
   if os.environ.get(_OF_CPUS[0]) or _OF_CPUS[1] in os.environ.get('XLA_FLAGS', ''):
     name = _OF_CPUS[0] if os.environ.get(_OF_CPUS[0]) else 'XLA_FLAGS'
     raise UserError(
-      f'{name}={os.environ[name]} asks for devices of the CPU, but those of a plan are named by --topology; unset it.'
+      f'{name}={os.environ[name]} sets the number of CPU devices, but --topology names the devices of a plan; unset it.'
     )
 
 
 def _images(config: ConfigDict) -> tuple[Dataset, str]:
-  """Returns the training images as numbers and sizes, and what was taken for granted; CIFAR-10 need not be there."""
+  """Returns number and size of the training images, and a note of assumptions; CIFAR-10 need not be prepared."""
   if config.dataset.partition(':')[0] == 'cifar10':
-    count, note = cifar10.COUNTS['train'], 'CIFAR-10 need not be here: 50,000 images of 32 x 32, 10 classes'
+    count, note = cifar10.COUNTS['train'], 'assuming CIFAR-10: 50,000 images of 32 x 32, 10 classes'
     if config.deepaugment.sets:
       note += '; nor need DeepAugment sets, whose images take the place of some'
     read: Any = None  # nothing is read
@@ -128,7 +127,7 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
 
   Args:
     config: of `train`.
-    dataset: the training images, of which only numbers and sizes are asked.
+    dataset: the training images; only their number and size are used.
     target: the devices.
     mesh: over them.
   """
@@ -139,7 +138,7 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
   from adversarial_augment.training import train_step
 
   size, microbatch = config.batch_size, config.attack.microbatch
-  parts = f', {microbatch} of a device under attack at a time' if microbatch else ''
+  parts = f', {microbatch} per device attacked at a time' if microbatch else ''
   streams.say(f'compiling the train step of {size:,} images{parts} for {mesh.size} x {target.chip.title}...')
   recipe, phi = recipes.build(config, dataset, mesh)
   traced = train_step.traced(recipe, phi, dataset.image_shape)
@@ -150,14 +149,14 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
 
 
 def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tuple[str, Plan | None]]:
-  """Yields the nearest settings that fit where a plan does not, each compiled.
+  """Yields the nearest settings that fit if a plan does not, after compiling them.
 
   Args:
-    plan: that one.
+    plan: that does not fit.
     planned: config -> its plan.
 
   Yields:
-    The flags, and their plan; None where not even the least of them fits.
+    The flags and their plan; None if even the smallest does not fit.
   """
   from adversarial_augment import attacks
   from adversarial_augment.planning import compiling
@@ -205,16 +204,16 @@ def _with(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 def _lines(plan: Plan, target: Target, assumed: str) -> Iterator[str]:
   size, found = plan.config.batch_size, plan.estimate
-  yield f'{plan.devices} x {target.chip.title}, {size:,} images a step, {size // plan.devices:,} on each; estimated:'
+  yield f'{plan.devices} x {target.chip.title}, {size:,} images per step, {size // plan.devices:,} on each; estimated:'
   yield _line('memory', _memory(plan))
   if found.step is not None:
-    yield _line('a step', f'{found.step.seconds:.4g} s' + _inner(plan))
+    yield _line('step', f'{found.step.seconds:.4g} s' + _inner(plan))
     warmup = f'; its first {plan.warmup_steps:,} steps, without the adversary, take less' if plan.warmup_steps else ''
     yield _line('the run', f'{plan.num_steps:,} steps, {_duration(plan)} without evaluations{warmup}')
     peak = {'float32': 'TF32' if target.is_gpu else 'bfloat16'}.get(plan.config.precision, plan.config.precision)
-    yield _line('work', f'{plan.flop / 1e12:.4g} TFLOP a step, {_share(plan, target):.2%} of the {peak} peak')
+    yield _line('work', f'{plan.flop / 1e12:.4g} TFLOP per step, {_share(plan, target):.2%} of the {peak} peak')
     of = [f'{count:,.0f} {name} ({size / 1e6:,.1f} MB)' for name, count, size in found.step.collectives]
-    yield _line('collectives', (', '.join(of) or 'none') + (' a step' if of else ''))
+    yield _line('collectives', (', '.join(of) or 'none') + (' per step' if of else ''))
   yield _line('compiled in', f'{found.compile_seconds:.0f} s')
   yield _line('source', _source(target))
   if assumed:
@@ -242,7 +241,7 @@ def _inner(plan: Plan) -> str:
 def _fitting(plan: Plan | None) -> str:
   if plan is None or plan.estimate.step is None:
     return 'does not fit either'
-  return f'{_memory(plan)}, {plan.estimate.step.seconds:.4g} s a step'
+  return f'{_memory(plan)}, {plan.estimate.step.seconds:.4g} s per step'
 
 
 def _hours(plan: Plan) -> float:
@@ -274,7 +273,7 @@ def _source(target: Target) -> str:
 
 
 def _facts(plan: Plan, target: Target) -> dict[str, Any]:
-  """Returns the plan as JSON has it; null where the compiler refused it, and where there is no loop of inner steps."""
+  """Returns the plan for JSON; null where the compiler rejected it, or without a loop of inner steps."""
   found = plan.estimate
   step, inner = found.step, found.inner_step
   return {

@@ -152,7 +152,7 @@ def _checked(
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
     raise UserError(f'images of shape {images.shape} and type {images.dtype} must be uint8 [n, height, width, 3].')
   if not len(images) or min(images.shape[1:3]) < MIN_SIZE:
-    raise UserError(f'images of shape {images.shape} must be at least one image, of {MIN_SIZE} pixels per side or more.')
+    raise UserError(f'images of shape {images.shape} must be at least one image of {MIN_SIZE} pixels per side or more.')
   if not _is_integer(severity) or severity not in SEVERITIES:
     raise UserError(f'severity={severity!r} must be an integer from 1 to 5.')
   if not _is_integer(seed) or not 0 <= seed < 2**31:

@@ -1,4 +1,4 @@
-"""The card of an exported classifier: what it is, what it was trained on, what was measured, as JSON."""
+"""The card of an exported classifier, as JSON: what it is, its training data, and its results."""
 
 from collections.abc import Mapping
 import importlib.metadata
@@ -36,13 +36,13 @@ def make(
   """Returns the card, without its files.
 
   Args:
-    workdir: of the run, whose results are looked up; those of another checkpoint are left out.
+    workdir: of the run; results of other checkpoints are left out.
     config: of the run, as in its config.json; the card names files relative to `workdir`.
     config_sha256: its hash.
     step: updates made.
     checkpoint_sha256: of the checkpoint's state.
     num_classes: outputs.
-    class_names: what they stand for.
+    class_names: of the outputs.
     params: of the network.
   """
   classifier = config['classifier']
@@ -86,8 +86,8 @@ def _size(workdir: Path) -> str:
 
 
 def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
-  """The data and the weights of the adversary, as the run's results have them, or its hashes of the data alone."""
-  known = sharing.relative(results.load(workdir, 'train'), workdir)  # those of older versions, too
+  """The data and the adversary's weights from the results of the run, or only its hashes of the data."""
+  known = sharing.relative(results.load(workdir, 'train'), workdir)  # also those of older versions
   if known:
     return {'data': known['data'], 'corruption_net_weights': known.get('weights')}
   hashes = results.split_hashes(results.load_data(workdir))
@@ -96,14 +96,14 @@ def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
 
 
 def _conditions(name: str, result: dict[str, Any]) -> dict[str, Any]:
-  """Which images, and which adversary."""
+  """The images and the adversary of a result."""
   about = result['provenance']
   conditions = {key: about.get(key) for key in ('data', 'corruptions')}
   return conditions | ({'attack': about['config']['attack']} if registry.evaluations()[name].under_attack else {})
 
 
 def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:
-  """What was measured of this checkpoint, by evaluation."""
+  """The results of this checkpoint, by evaluation."""
   known = {name: sharing.relative(results.load(workdir, name), workdir) for name in results.EVALUATIONS}
   return {
     name: results.without_details(result) | _conditions(name, result)
