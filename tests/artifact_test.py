@@ -208,5 +208,8 @@ def test_space_is_that_of_the_nearest_folder(tmp_path, monkeypatch):
 def test_an_error_says_the_facts_and_the_command_adds_the_way_out():
   error = ArtifactError('It is wrong', remedy='elsewhere', hint=' Did you mean it?')
   assert str(error) == 'It is wrong. Did you mean it?'
-  assert ways_out.explained(error, '--workdir') == 'It is wrong; or name another --workdir. Did you mean it?'
+  assert (
+    ways_out.explained(error, '--workdir')
+    == 'It is wrong; wait until it ends, or name another --workdir. Did you mean it?'
+  )
   assert str(ArtifactError(str(ArtifactError('It is wrong')))) == 'It is wrong.'

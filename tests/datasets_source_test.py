@@ -107,7 +107,7 @@ def test_remains_of_a_kill_are_removed_and_a_second_writer_is_refused(tmp_path):
   remains = tmp_path / '.incomplete-pets-1.0.0' / 'new'
   remains.mkdir(parents=True)
   (remains / 'pets-train.array_record-00000').write_bytes(b'x')
-  with artifact.lock(remains.parent), pytest.raises(UserError, match=r'in use by process .*; wait until it ends'):
+  with artifact.lock(remains.parent), pytest.raises(UserError, match='in use by process '):
     write(tmp_path)
   assert remains.exists()
   write(tmp_path)

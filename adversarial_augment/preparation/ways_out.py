@@ -42,7 +42,7 @@ def explained(error: ArtifactError, elsewhere: str = '--data_dir') -> str:
   """Returns the message with its way out, which the error keeps."""
   ways = {cifar10_c.KIND: _corruptions, mixture.KIND: _deepaugment, source.KIND: _data_set}
   usual = {
-    'elsewhere': f'or name another {elsewhere}',
+    'elsewhere': f'wait until it ends, or name another {elsewhere}',
     'use or replace': 'use it as it is, or replace it with --overwrite',
     'replace': 'replace it with --overwrite',
     'begin anew': 'remove it, or begin anew with --overwrite',

@@ -374,9 +374,7 @@ def lock(folder: Path, name: str = '', *, wait: bool = False) -> Iterator[None]:
         holder = os.pread(descriptor, 1000, 0).decode(errors='replace').split()
         # The holder writes its name just after it takes the lock, so the file may be empty for an instant.
         who = f'process {holder[0]} on {holder[1]}' if len(holder) == 2 else 'another process'
-        raise ArtifactError(
-          f"'{folder / name}' is in use by {who}; wait until it ends", folder, remedy='elsewhere'
-        ) from error
+        raise ArtifactError(f"'{folder / name}' is in use by {who}", folder, remedy='elsewhere') from error
       if not wait:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
