@@ -3,7 +3,7 @@
     classify = load_classifier('runs/first')
     logits = classify(images)  # uint8 [n, h, w, 3] -> float32 [n, num_classes]
 
-The run's directory is enough: the data that it was trained on need not be there.
+It needs only the directory of the run, not the training data.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from adversarial_augment.types import Array, PyTree, TrainState
 if TYPE_CHECKING:  # wrong input is reported before JAX is imported
   from jax.sharding import Mesh
 
-# Of the data sets whose classes are always the same, for runs that have not recorded them.
+# Of data sets with fixed classes, for runs that did not record them.
 _CLASS_NAMES = {'cifar10': cifar10.CLASS_NAMES, 'embedded': tuple('0123456789')}
 
 
 class Restored(NamedTuple):
-  """What a checkpoint holds of a classifier."""
+  """The classifier of a checkpoint."""
 
   step: int  # updates made
   sha256: str  # of the whole state, as in the checkpoint's manifest and in results/*.json
-  config_sha256: str  # of the run's config, as the version that saved it had it
+  config_sha256: str  # of the run's config, as saved by the version that wrote it
   state: TrainState  # `params` and `model_state`; the other fields are None
 
 
@@ -46,10 +46,10 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
 
   Args:
     workdir: of the run.
-    say: takes the line that tells of fields which the version that wrote it did not know.
+    say: called with a line about fields that the version that wrote it did not have.
 
   Raises:
-    UserError: no run of `train` is there, or its config.json is damaged.
+    UserError: the directory has no run of `train`, or its config.json is damaged.
   """
   path = workdir / 'config.json'
   try:
@@ -71,20 +71,20 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
 def restore(
   config: ConfigDict, workdir: Path, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> Restored:
-  """Restores the classifier of a run from its newest good checkpoint.
+  """Restores the classifier of a run from its newest intact checkpoint.
 
-  Only reads. Damaged checkpoints that are newer are named on standard error. Every process calls it; process 0 reads.
+  Read-only. Newer, damaged checkpoints are named on standard error. All processes call this; process 0 reads.
 
   Args:
-    config: of the run; only what decides the classifier counts.
+    config: of the run; only the classifier's fields are used.
     workdir: of a run of `train`, finished or not.
     num_classes: of the classifier.
     image_shape: (height, width, 3) of an image.
-    mesh: the devices on each of which the arrays are put.
+    mesh: the devices; each gets a copy of the arrays.
 
   Raises:
-    UserError: there is no checkpoint yet, it is of another classifier, or config.json is not that of the checkpoint.
-    CheckpointError: there are checkpoints and all are damaged.
+    UserError: there is no checkpoint yet, or it has another classifier or config than config.json.
+    CheckpointError: all checkpoints are damaged.
   """
   import jax
   import jax.numpy as jnp
@@ -114,7 +114,7 @@ def restore(
 
 
 def check_config(workdir: Path, manifest: Mapping[str, Any]) -> None:
-  """Refuses a checkpoint that is not of the run whose config.json lies in `workdir`.
+  """Refuses a checkpoint that does not belong to the config.json in `workdir`.
 
   Raises:
     UserError: its manifest has the hash of another config.
@@ -127,21 +127,21 @@ def check_config(workdir: Path, manifest: Mapping[str, Any]) -> None:
 
 
 class Classifier:
-  """A function of images, with what is known of it as attributes.
+  """A trained classifier: a function of images, with its metadata as attributes.
 
   Attributes:
     num_classes: outputs.
-    class_names: what the outputs stand for, in order; None where the run does not know.
-    image_shape: (None, None, 3): the network averages over positions and takes any height and width. It was trained on
-      one size only, which data.json records (cifar10 and embedded: 32x32); resize other images to it.
+    class_names: of the outputs, in order; None if the run did not record them.
+    image_shape: (None, None, 3): the network averages over positions and accepts any height and width. It was trained
+      on one size, which data.json records (cifar10 and embedded: 32x32); resize other images to it.
     step: updates made.
     checkpoint_sha256: of the checkpoint's state, as in results/*.json.
     config: of the run.
     config_sha256: its hash, as in the checkpoint.
     params: of the network.
     model_state: its running statistics.
-    logits_fn: images [n, h, w, 3] in [0, 1] -> logits [n, num_classes], for JAX to trace and differentiate: what the
-      attacks of `adversarial_augment.attacks` take.
+    logits_fn: images [n, h, w, 3] in [0, 1] -> logits [n, num_classes], which JAX can trace and differentiate; the
+      argument `logits_fn` of `adversarial_augment.attacks`.
   """
 
   image_shape = (None, None, 3)
@@ -154,7 +154,7 @@ class Classifier:
     batch_size: int,
     class_names: Sequence[str] = (),
   ):
-    """Compiles nothing yet; `batch_size` is as in `load_classifier`, `class_names` as the run has recorded them."""
+    """Compiles nothing yet; `batch_size` is as in `load_classifier`, `class_names` as recorded by the run."""
     import jax
 
     from adversarial_augment.training import recipe
@@ -169,24 +169,24 @@ class Classifier:
     self._jitted = jax.jit(self.apply)
 
   def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:
-    """Returns logits [n, num_classes] of images [n, h, w, 3] in [0, 1], by running statistics; pure, for transforms."""
+    """Returns logits [n, num_classes] of images [n, h, w, 3] in [0, 1], with running statistics; a pure function."""
     from adversarial_augment import classifiers
 
     return classifiers.logits_fn(self._network, params, model_state)(images)
 
   def __call__(self, images: Any) -> np.ndarray:
-    """Returns logits, float32 [n, num_classes]; those of an image are the same bits in whatever batch it comes.
+    """Returns logits, float32 [n, num_classes]; those of an image are bit-identical in every batch.
 
     Args:
       images: uint8 [n, h, w, 3], or floats in [0, 1]; RGB, not normalised. Each new size h, w is compiled once.
 
     Raises:
-      UserError: other images.
+      UserError: the images have another type, shape or range.
     """
     images = np.asarray(images)
     _check_images(images)
     logits = np.empty((len(images), self.num_classes), np.float32)
-    # One size of batch, filled up with black: batches of other sizes are other programs, which round otherwise.
+    # One batch size, padded with black: other batch sizes would be other programs, which round differently.
     for start in range(0, len(images), self._batch_size):
       part = images[start : start + self._batch_size]
       batch = np.zeros((self._batch_size, *images.shape[1:]), np.float32)
@@ -196,16 +196,16 @@ class Classifier:
 
 
 def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Classifier:
-  """Returns the classifier of a run, from its newest good checkpoint, on the first device.
+  """Returns the classifier of a run, from its newest intact checkpoint, on the first device.
 
   Args:
     workdir: of a run of `train`, finished or not.
-    batch_size: images classified at once, at least 1. Fewer are filled up to it, so that 1 is fastest for single
-      images; logits of different batch sizes agree to about six digits.
+    batch_size: images per call of the program, at least 1. Smaller batches are padded, so 1 is fastest for single
+      images. Logits of different batch sizes agree to about six digits.
 
   Raises:
-    UserError: as in `read_config` and `restore`, a damaged data.json, or no batch size.
-    CheckpointError: there are checkpoints and all are damaged.
+    UserError: as in `read_config` and `restore`, a damaged data.json, or an invalid batch size.
+    CheckpointError: all checkpoints are damaged.
   """
   if not isinstance(batch_size, int) or batch_size < 1:
     raise UserError(f'batch_size={batch_size} must be an integer of at least 1.')
@@ -215,15 +215,15 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
 
   from adversarial_augment.parallel import sharding
 
-  num_classes = _num_classes(folder / 'checkpoints') or 1  # where there is none, `restore` says so
+  num_classes = _num_classes(folder / 'checkpoints') or 1  # `restore` reports a missing checkpoint
   mesh = jax.make_mesh((1,), (sharding.AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
-  # The size of an image decides nothing about the parameters.
+  # The parameters do not depend on the image size.
   restored = restore(config, folder, num_classes, (32, 32, 3), mesh)
   return Classifier(config, num_classes, restored, batch_size, class_names)
 
 
 def classes(workdir: Path) -> Classes:
-  """Returns what the outputs of a run's classifier stand for, as far as its folder tells.
+  """Returns the class names of a run's classifier, if its directory has them.
 
   Raises:
     UserError: a damaged data.json.
@@ -239,7 +239,7 @@ def _names_of(dataset: str) -> tuple[str, ...]:
 
 
 def _num_classes(directory: Path) -> int | None:
-  """The outputs of the last layer in the newest good checkpoint; None where there is none."""
+  """The number of outputs in the newest intact checkpoint; None if there is no checkpoint."""
   from adversarial_augment.storage import checkpoints
 
   leaves = (checkpoints.newest_manifest(directory) or {}).get('leaves', {})
@@ -247,7 +247,7 @@ def _num_classes(directory: Path) -> int | None:
 
 
 def _check_images(images: np.ndarray) -> None:
-  """Refuses what is no batch of images."""
+  """Checks a batch of images."""
   import jax.numpy as jnp
 
   floats = jnp.issubdtype(images.dtype, jnp.floating)  # bfloat16 too

@@ -13,7 +13,7 @@ T = TypeVar('T')
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """Returns " Did you mean 'x'?", or nothing where no known name is close."""
+  """Returns " Did you mean 'x'?", or nothing if no known name is close."""
   close = difflib.get_close_matches(name, list(known), n=1)
   return f" Did you mean '{close[0]}'?" if close else ''
 
@@ -22,7 +22,7 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
   """Returns `table[name]`.
 
   Raises:
-    UserError: no such name; the message lists the known ones and the closest.
+    UserError: there is no such name; the message lists the known ones and the closest.
   """
   if not isinstance(name, str) or name not in table:
     known = ', '.join(sorted(table))

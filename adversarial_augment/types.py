@@ -1,4 +1,4 @@
-"""The types that modules share. Images are NHWC float32 in [0, 1] unless a name says uint8; labels are int32."""
+"""Types shared by modules. Images are NHWC float32 in [0, 1] unless a name says uint8; labels are int32."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ class Dataset(NamedTuple):
   read: Callable[[np.ndarray], Batch]  # indices [n] -> n examples
   provenance: dict[str, Any]  # name, split, origin, archive_sha256 (or None), sha256; goes into every result
   epoch_size: int | None = None  # examples in an epoch; None: all
-  class_names: tuple[str, ...] = ()  # in the order of the labels; () where nobody knows them
+  class_names: tuple[str, ...] = ()  # in the order of the labels; () if unknown
 
   def __len__(self) -> int:
     return self.num_examples
 
 
 class PerturbationSet(NamedTuple):
-  """What an adversary may do to one image: C(x) of Eq. 1 (arXiv 2104.01086), as pure functions of one example.
+  """The perturbations of one image: C(x) of Eq. 1 (arXiv 2104.01086), as pure functions of one example.
 
   `frozen` holds the parameters that the set is built around (phi for AdA; None for l_p balls). The key of `apply` is
-  that of `init`, and the same in every step: noise of c, where it has any, is a constant of the ascent.
+  that of `init`, and the same in every step, so the noise of c, if any, is constant during the ascent.
   """
 
   init: Callable[[Key, PyTree, Array], PyTree]  # (key, frozen, image) -> a random feasible perturbation
@@ -70,14 +70,14 @@ class PerturbationSet(NamedTuple):
 @counts_images
 class AttackResult(NamedTuple):
   images: Array  # [n, h, w, c] in [0, 1]
-  metrics: dict[str, Array]  # one value per attacked image: [n], or fewer where some stay clean
+  metrics: dict[str, Array]  # one value per attacked image: [n], or fewer if some stay clean
 
   def __len__(self) -> int:
     return len(self.images)
 
 
 class Attack(Protocol):
-  """An adversary: one key per image; `frozen` is what its set is built around."""
+  """An adversary: one key per image; `frozen` is the centre of its set, as in `PerturbationSet`."""
 
   def __call__(
     self, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None
@@ -85,7 +85,7 @@ class Attack(Protocol):
 
 
 class Network(Protocol):
-  """A network with state as its pair of pure functions; what Haiku's `transform_with_state` returns is one."""
+  """A network with state, as a pair of pure functions, like the result of Haiku's `transform_with_state`."""
 
   @property
   def init(self) -> Callable[..., Any]: ...  # (key, images, ...) -> params, state
@@ -95,7 +95,7 @@ class Network(Protocol):
 
 
 class TrainState(NamedTuple):
-  """All that changes while training; arrays only. A checkpoint holds exactly this."""
+  """Everything that changes during training; arrays only. A checkpoint contains exactly this."""
 
   step: Array  # int32 [], updates made so far
   params: PyTree
