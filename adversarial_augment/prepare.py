@@ -1,4 +1,4 @@
-"""Puts data in place: CIFAR-10, its corrupted and its new test sets, or a folder of images, as `train` reads them.
+"""Prepares data sets for `train`: CIFAR-10, its corrupted and new test sets, or a folder of images.
 
     python -m adversarial_augment.prepare cifar10
     python -m adversarial_augment.prepare cifar10 --from=cifar-10-python.tar.gz
@@ -8,9 +8,9 @@
     python -m adversarial_augment.prepare cifar10_1 --from=FOLDER
     python -m adversarial_augment.prepare deepaugment --net=edsr --copies=10
 
-Data sets are written as TFDS writes them (ArrayRecord), so `tfds.data_source` reads them too; corrupted test sets as
-.npy files in the layout of CIFAR-10-C, DeepAugment copies as .npy files too. An interrupted command leaves no
-half-written data set; the same command goes on with a download, corruptions, or copies, where it stopped.
+Data sets are written in the format of TFDS (ArrayRecord), so `tfds.data_source` can read them. Corrupted test sets are
+.npy files in the layout of CIFAR-10-C, and DeepAugment copies are .npy files, too. An interrupted command leaves no
+half-written data set; repeating it resumes downloads, corruptions and copies.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ COMMANDS = {
   ),
   'images': Command('import a folder of images, one folder for each class', images.add_arguments, images.run),
   'cifar10_c': Command(
-    'corrupt the test split of a data set as CIFAR-10-C is, or import CIFAR-10-C itself',
+    'corrupt the test split of a data set as in CIFAR-10-C, or import CIFAR-10-C itself',
     corruptions.add_arguments,
     corruptions.run,
     kept='what was made before is kept, and the same command goes on',
@@ -69,7 +69,7 @@ def _parser() -> cli.Parser:
   for name, command in COMMANDS.items():
     sub = commands.add_parser(name, help=command.help, description=command.help)
     command.add_arguments(sub)
-    sub.add_argument('--data_dir', default=DATA_DIR, help='the folder of prepared data sets (default: %(default)s)')
+    sub.add_argument('--data_dir', default=DATA_DIR, help='folder of prepared data sets (default: %(default)s)')
     sub.add_argument('--overwrite', action='store_true', help='replace the data set if it exists')
     sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser

@@ -76,7 +76,7 @@ def test_shipped_configs_are_found_from_elsewhere_and_listed(tmp_path, monkeypat
 
 
 def test_shipped_folder_is_in_the_package_or_beside_it():
-  package = Path(configs.__file__).parent
+  package = Path(configs.__file__).parent.parent
   assert configs._shipped() in (package / 'configs', package.parent / 'configs')
 
 

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--frost',
     metavar='FOLDER',
     help="holds frost1.png and so on, the photographs of CIFAR-10-C; default: those of the package 'imagecorruptions' "
-    'or, where it is not installed, made-up textures, which compare with nothing published',
+    'or, if it is not installed, procedural textures, which are not comparable with published results',
   )
   parser.add_argument(
     '--from',
