@@ -116,20 +116,20 @@ def _load(workdir: Path, trained: ConfigDict, config: ConfigDict, request: Reque
 
 def _check(config: ConfigDict, images: 'Images', request: Request | None) -> dict[str, Any]:
   """Checks what can be checked before any device is touched; returns what must be equal on all processes."""
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders
 
   about = {'data': {'test': images.dataset.provenance}, **images.origins()}
   if request is not None:
     return about | {'attack': request._replace(surrogate=None)._asdict()}
-  recipe.check_adversary(config, images.dataset.image_shape)
-  return about | {'weights': recipe.weights_sha256(config)}
+  builders.check_adversary(config, images.dataset.image_shape)
+  return about | {'weights': builders.weights_sha256(config)}
 
 
 def _check_devices(config: ConfigDict, num_devices: int | None) -> None:
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders
 
-  if num_devices is not None and recipe.has_evaluation_under_attack(config):
-    recipe.check_evaluation_parts(config, num_devices)
+  if num_devices is not None and builders.has_evaluation_under_attack(config):
+    builders.evaluation_split(config, num_devices)
 
 
 def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
@@ -200,15 +200,15 @@ def evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: 
   from adversarial_augment.evaluation.bench import Bench
   from adversarial_augment.parallel import sharding
   from adversarial_augment.run import summary
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders, recipe
 
   mesh, test = sharding.data_mesh(), images.dataset
   with progress.stage('reading the newest checkpoint'):
     restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
   attack: Attack | None = None
   phi: PyTree = {}
-  if recipe.has_evaluation_under_attack(config):
-    attack, phi = recipe.build_attack(config, mesh)
+  if builders.has_evaluation_under_attack(config):
+    attack, phi = builders.evaluation_adversary(config, mesh)
   classifier = recipe.attacked_classifier(config, test.num_classes)
   bench = Bench(config, classifier, mesh, images, attack, sharding.replicate(mesh, phi))
   about = reuse.source_of(config, workdir, test, restored)

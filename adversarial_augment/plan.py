@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from adversarial_augment import cli, datasets
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
-from adversarial_augment.config import command_line
+from adversarial_augment.config import adversaries, command_line
 from adversarial_augment.datasets import cifar10, sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.planning import targets
@@ -72,10 +72,10 @@ def main(argv: Sequence[str]) -> None:
   targets.prepare_environment()
   with progress.stage('loading JAX'):
     from adversarial_augment.planning import compiling
-    from adversarial_augment.training import recipe
-  recipe.check_adversary(config, dataset.image_shape)
+    from adversarial_augment.training import builders
+  builders.check_adversary(config, dataset.image_shape)
   mesh = compiling.mesh_of(target)
-  recipe.check_parts(config, mesh.size)
+  builders.check_parts(config, mesh.size)
   planned = functools.partial(_planned, dataset=dataset, target=target, mesh=mesh)
   plan = planned(config)
   for line in _lines(plan, target, assumed):
@@ -160,14 +160,14 @@ def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tupl
   """
   from adversarial_augment import attacks
   from adversarial_augment.planning import compiling
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders
 
   config, each = plan.config, plan.config.batch_size // plan.devices
   fewer = lambda images: _with(config, {'batch_size': images * plan.devices})
 
   def can_be(make: Callable[[int], ConfigDict], number: int) -> bool:
     try:
-      recipe.check_parts(make(number), plan.devices)
+      builders.check_parts(make(number), plan.devices)
     except UserError:
       return False
     return True
@@ -179,7 +179,7 @@ def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tupl
     images = found[0] if found else min(plans)
     yield f'--config.batch_size={images * plan.devices}', plans[images] if found else None
   attack = config.attack
-  if attack.name == 'none' or attack.beta_mode == 'batch':
+  if attack.name not in adversaries.ADVERSARIES or attack.beta_mode == 'batch':
     return
   split = lambda part: _with(config, {'attack.batch_norm': 'running', 'attack.microbatch': part})
   whole = attack.microbatch or attacks.attacked_images(attack.fraction, each)

@@ -103,21 +103,21 @@ def _check_workdir(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]
 def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images') -> dict[str, Any]:
   """Checks what can be checked before any device is touched; returns what must be equal on all processes."""
   from adversarial_augment.run import tensorboard
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders
 
-  recipe.check_adversary(config, splits['train'].image_shape)
+  builders.check_adversary(config, splits['train'].image_shape)
   _check_start(config.init_from, workdir, splits['train'])
   if config.tensorboard:
     tensorboard.check_installed()
   origins = {split: dataset.provenance for split, dataset in splits.items()}
-  return {'data': _data(splits) | origins, **test.origins(), 'weights': recipe.weights_sha256(config)}
+  return {'data': _data(splits) | origins, **test.origins(), 'weights': builders.weights_sha256(config)}
 
 
 def _check_devices(config: ConfigDict, num_devices: int | None) -> None:
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders
 
   if num_devices is not None:
-    recipe.check_parts(config, num_devices)
+    builders.check_parts(config, num_devices)
 
 
 def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images | None' = None) -> TrainState:

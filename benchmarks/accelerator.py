@@ -233,7 +233,7 @@ def step(row: str, precision: str, batch_size: int, batch_norm: str = 'batch', f
   phi = sharding.replicate(mesh, phi)
   init = lambda: train_step.init_state(recipe, data.image_shape)
   state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
-  attacked = config.attack.name != 'none'
+  attacked = recipe.attack is not None
   estimate = step_memory.estimate(config, recipe, state, phi, data.image_shape) / 1e9 if attacked else None
   batch = sharding.shard_batch(mesh, tuple(data.read(np.arange(batch_size))))
   start = time.monotonic()

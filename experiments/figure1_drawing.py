@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adversarial_augment import config as configs
+from adversarial_augment.config import adversaries
 from adversarial_augment.reporting.figures import GAIN
 from experiments import figure_files
 
@@ -67,7 +67,7 @@ def about(found: Mapping[str, Any]) -> list[str]:
   data, config, weights = origin['data']['test'], origin['config'], origin['weights']
   size = ' '.join(f'{name}={value}' for name, value in weights['network'].items() if name != 'name')
   attack = found['trained_with']
-  trained = 'nominally' if attack['name'] == 'none' else f'with {attack["name"]}, {configs.strength(attack)}'
+  trained = f'with {adversaries.describe(attack)}' if attack['name'] in adversaries.ADVERSARIES else 'nominally'
   return [
     f'{data["name"]} ({data["origin"]}), test; checkpoint {found["checkpoint_sha256"][:12]} (step {found["step"]:,}); '
     f'n = {found["num_images"]:,}; seed {found["seed"]}',

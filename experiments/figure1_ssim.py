@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
   test = classes.in_order(test, inference.classes(workdir), f"The run '{workdir}'")
   figure_files.check_num_images(arguments.num_images, 2, test)
   test = test._replace(num_examples=arguments.num_images)
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders
 
-  recipe.check_adversary(config, test.image_shape)
+  builders.check_adversary(config, test.image_shape)
   path = figure_files.place(arguments.output, workdir / 'figures', NAME)
   devices.virtual_devices(devices.usable_cores())
   devices.compilation_cache()
@@ -173,9 +173,9 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
 
   from adversarial_augment import classifiers, threefry
   from adversarial_augment.parallel import sharding
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders, recipe
 
-  attack, phi = recipe.build_attack(config, mesh)
+  attack, phi = builders.evaluation_adversary(config, mesh)
   classifier = recipe.attacked_classifier(config, test.num_classes)
 
   def local(params, model_state, phi, batch):

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import cli, inference, metrics
-from adversarial_augment import config as configs
+from adversarial_augment.config import adversaries
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import files, results
 from experiments import figure_files
@@ -168,9 +168,7 @@ def about(found: Mapping[str, Any]) -> list[str]:
   """Returns the lines of the caption."""
   origin = found['provenance']
   data, config = origin['data'][found['split']], origin['config']
-  attack, net = config['attack'], config['corruption_net']
-  through = '' if attack['name'] == 'lp' else f' through {net["name"]}'
-  adversary = 'no adversary' if attack['name'] == 'none' else f'{attack["name"]}{through}, {configs.strength(attack)}'
+  adversary = adversaries.describe(config['attack'], config['corruption_net']['name'])
   return [
     f'{data["name"]} ({data["origin"]}), {found["split"]}, corruptions {found["origin"]}; n = {found["num_images"]:,} '
     f'images per severity, mean of five severities; last column: checkpoint {found["checkpoint_sha256"][:12]} '

@@ -12,6 +12,8 @@ from adversarial_augment import attacks, deepaugment
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.ascent import ascend
 from adversarial_augment.attacks.steps import STEPS
+from adversarial_augment.config.adversaries import NUM_OFFSETS
+from adversarial_augment.config.tables import NETWORK_SIZES
 from adversarial_augment.errors import UserError
 from adversarial_augment.training import recipe
 from tests import tiny
@@ -100,21 +102,25 @@ def test_a_run_draws_its_offsets_from_its_seed():
   build = lambda seed: recipe.build(configs.override(config, {'seed': seed}), tiny.dataset(), tiny.make_mesh(1))[1]
   hull, again, other = build('3'), build('3'), build('4')
   jax.tree.map(np.testing.assert_array_equal, hull, again)
-  assert all(len(leaf) == recipe.NUM_OFFSETS for leaf in jax.tree.leaves(hull.offsets))
+  assert all(len(leaf) == NUM_OFFSETS for leaf in jax.tree.leaves(hull.offsets))
   jax.tree.map(np.testing.assert_array_equal, hull.phi, other.phi)
   norms = lambda hull: np.sqrt(sum((leaf.reshape(8, -1) ** 2).sum(1) for leaf in jax.tree.leaves(hull.offsets)))
   assert not np.array_equal(norms(hull), norms(other))
-  assert len(np.unique(norms(hull))) > recipe.NUM_OFFSETS // 2
+  assert len(np.unique(norms(hull))) > NUM_OFFSETS // 2
   pristine = jax.tree.map(np.asarray, hull.phi)
   third = deepaugment.damaged_weights(pristine, deepaugment.Settings('edsr', 3), 2, 0)
   moved = jax.tree.map(lambda p, offsets: p + offsets[2], pristine, hull.offsets)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved, third)
 
 
-def test_networks_that_deepaugment_does_not_know_are_refused():
-  config = configs.override(configs.base_config(), {'attack.name': 'advmix', 'corruption_net.name': 'unet'})
-  with pytest.raises(UserError, match=r'name=advmix .* config.corruption_net.name=unet; set one of edsr, cae\.'):
-    recipe.check_adversary(config, (32, 32, 3))
+@pytest.mark.parametrize('name', NETWORK_SIZES)
+def test_networks_that_deepaugment_does_not_know_are_refused(name):
+  config = configs.override(configs.base_config(), {'attack.name': 'advmix', 'corruption_net.name': name})
+  if name in deepaugment.NETS:
+    configs.validate(config)
+    return
+  with pytest.raises(UserError, match=rf'name=advmix .* config.corruption_net.name={name}; set one of edsr, cae\.'):
+    configs.validate(config)
 
 
 def test_severe_mixtures_are_pulled_back():

@@ -10,9 +10,9 @@ import pytest
 
 from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, ssim
 from adversarial_augment import config as configs
-from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.attacks.steps import STEPS
 from adversarial_augment.classifiers import layers
+from adversarial_augment.config.adversaries import ADVERSARIES
 from adversarial_augment.config.tables import (
   AUGMIX,
   CLASSIFIER_DEPTHS,
@@ -24,10 +24,10 @@ from adversarial_augment.config.tables import (
 )
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
-from adversarial_augment.training import recipe
+from adversarial_augment.training import builders
 
 TABLE_OF = {
-  'attack.name': {*attacks.ATTACKS, 'none'},
+  'attack.name': {*ADVERSARIES, 'none'},
   'attack.step': STEPS,
   'attack.root': ssim.ROOTS,
   'augment.before': augmentations.AUGMENTATIONS.keys() - set(AUGMIX),  # which is not to be attacked
@@ -52,9 +52,9 @@ def options_of(prefix: str, *runs: str) -> dict[str, object]:
   return {name: value for name, value in fields.items() if name not in ('name', *runs)}
 
 
-@pytest.mark.parametrize('name', list(attacks.ATTACKS))
+@pytest.mark.parametrize('name', list(ADVERSARIES))
 def test_an_attack_takes_every_field_and_has_its_default(name):
-  known = {**inspect.signature(adversary).parameters, **inspect.signature(attacks.ATTACKS[name]).parameters}
+  known = inspect.signature(getattr(attacks, name)).parameters
   of_the_batch = ('batch_norm', 'warmup_epochs', 'microbatch', 'fraction', 'beta_mode', 'trades')
   of_balls = ('norm', 'epsilon')
   unknown = {'ada': of_balls, 'advmix': (*of_balls, 'nu'), 'lp': ('nu', 'min_ssim', 'root')}[name]
@@ -151,7 +151,7 @@ def test_a_root_rule_keeps_range_and_the_mild(name):
   np.testing.assert_array_equal(out[2:], corrupted[2:])
 
 
-@pytest.mark.parametrize('name', list(attacks.ATTACKS))
+@pytest.mark.parametrize('name', list(ADVERSARIES))
 def test_an_attack_returns_images_in_range_and_metrics_of_each(name):
   tint = lambda phi, images: jnp.clip(images @ phi['w'] + phi['b'].reshape(1, 1, 1, 3), 0, 1)
   phi = {'w': jnp.eye(3), 'b': jnp.float32([0.1, -0.1, 0.2])}
@@ -161,7 +161,7 @@ def test_an_attack_returns_images_in_range_and_metrics_of_each(name):
   options, frozen = {
     'ada': (of_networks | {'nu': 0.2}, phi), 'advmix': (of_networks, hull), 'lp': (of_balls, {})
   }[name]  # fmt: skip
-  attack = attacks.ATTACKS[name](**options)
+  attack = getattr(attacks, name)(**options)
   result = jax.jit(lambda keys: attack(keys, logits_fn, IMAGES, jnp.array([0, 1, 2, 0]), frozen))(KEYS)
   assert (result.images.shape, result.images.dtype) == (IMAGES.shape, jnp.float32)
   assert float(result.images.min()) >= 0
@@ -215,7 +215,7 @@ def test_the_weights_of_every_config_ship(name, variant):
   config.evals = ('ada',)
   if (config.corruption_net.name, variant) == ('cae', ''):  # the published size: to be converted or trained
     with pytest.raises(UserError, match='No weights ship .* cae with features=64; .* name their file'):
-      recipe.check_adversary(config, (32, 32, 3))
+      builders.check_adversary(config, (32, 32, 3))
     return
-  recipe.check_adversary(config, (32, 32, 3))  # raises where they do not
-  assert corruption_nets.find(recipe.weights_of(config)).is_file()
+  builders.check_adversary(config, (32, 32, 3))  # raises where they do not
+  assert corruption_nets.find(builders.weights_of(config)).is_file()

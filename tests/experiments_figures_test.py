@@ -16,6 +16,7 @@ from adversarial_augment import corruption_nets, corruptions, inference, metrics
 from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.evaluation.accuracy import accuracy
+from adversarial_augment.training import builders
 from adversarial_augment.training import recipe as recipes
 from experiments import (
   figure1_drawing,
@@ -102,7 +103,7 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   values = found['nus']['0.03']
 
   adversary = configs.override(config, {'attack.nu': '0.03', 'attack.name': 'ada'})
-  attack, phi = recipes.build_attack(adversary, mesh)
+  attack, phi = builders.evaluation_adversary(adversary, mesh)
   evaluate = accuracy(recipes.attacked_classifier(config, 10), mesh, 4, attack=attack, phi=phi)
   expected = evaluate(state, test, lambda: None)
   assert [values['mean'], np.mean(values['ssim'])] == pytest.approx([expected['ssim']] * 2, abs=1e-6)

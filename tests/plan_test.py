@@ -196,14 +196,14 @@ def test_smaller_settings_are_tried(values, available, smaller, monkeypatch):
   """An image takes 1, and 10 more while it is attacked, on each of two devices."""
   from adversarial_augment import attacks
   from adversarial_augment.planning import compiling
-  from adversarial_augment.training import recipe
+  from adversarial_augment.training import builders
 
   monkeypatch.chdir(trainer.ROOT)
   compiled = []
 
   def planned(changed):
     config.validate(changed)
-    recipe.check_parts(changed, 2)
+    builders.check_parts(changed, 2)
     each = changed.batch_size // 2
     attacked = changed.attack.microbatch or attacks.attacked_images(changed.attack.fraction, each)
     compiled.append((each, attacked))

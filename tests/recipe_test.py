@@ -14,6 +14,7 @@ from adversarial_augment import corruption_nets
 from adversarial_augment.classifiers import CLASSIFIERS
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
+from adversarial_augment.training import builders
 from adversarial_augment.training import recipe as recipes
 from tests import tiny
 
@@ -79,11 +80,11 @@ def test_a_microbatch_must_divide_a_device_s_images():
 
 def test_phi_is_what_ships_and_missing_weights_are_refused():
   config = configs.override(configs.base_config(), tiny.OVERRIDES)
-  assert recipes.weights_of(config) == 'edsr_4x16_x1'
+  assert builders.weights_of(config) == 'edsr_4x16_x1'
   with pytest.raises(UserError, match='No weights ship .*blocks=5'):
-    recipes.weights_of(configs.override(config, {'corruption_net.blocks': '5'}))
+    builders.weights_of(configs.override(config, {'corruption_net.blocks': '5'}))
   with pytest.raises(UserError, match='nowhere.safetensors'):
-    recipes.check_adversary(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}), (32, 32, 3))
+    builders.check_adversary(configs.override(config, {'corruption_net.weights': 'nowhere.safetensors'}), (32, 32, 3))
 
 
 NETWORK = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 2}
@@ -102,16 +103,16 @@ def asking_for(tmp_path, network=NETWORK, change=lambda params: None, **sizes):
 
 
 def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
-  recipes.check_adversary(asking_for(tmp_path), (32, 32, 3))
+  builders.check_adversary(asking_for(tmp_path), (32, 32, 3))
   with pytest.raises(UserError) as error:
-    recipes.check_adversary(asking_for(tmp_path, blocks=16, scale=4), (32, 32, 3))
+    builders.check_adversary(asking_for(tmp_path, blocks=16, scale=4), (32, 32, 3))
   assert str(error.value) == (
     f"config.corruption_net.weights='{tmp_path}/phi.safetensors' holds edsr with blocks=1 features=4 scale=2, but "
     'config.corruption_net.blocks=16, config.corruption_net.scale=4; set --config.corruption_net.blocks=1 '
     '--config.corruption_net.scale=2, or name another file.'
   )
   nominal = configs.override(asking_for(tmp_path, blocks=16), {'attack.name': 'none', 'evals': 'clean'})
-  recipes.check_adversary(nominal, (32, 32, 3))  # has nothing to do with the file
+  builders.check_adversary(nominal, (32, 32, 3))  # has nothing to do with the file
 
 
 @pytest.mark.parametrize(
@@ -129,15 +130,15 @@ def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
 )
 def test_weights_of_another_network_are_refused_before_the_run(tmp_path, harm, words):
   with pytest.raises(UserError, match=words) as error:
-    recipes.check_adversary(asking_for(tmp_path, **harm), (32, 32, 3))
+    builders.check_adversary(asking_for(tmp_path, **harm), (32, 32, 3))
   assert 'phi.safetensors' in str(error.value)
   assert '\n' not in str(error.value)
 
 
 def test_files_are_checked_without_devices():
   code = (
-    'from adversarial_augment import config; from adversarial_augment.training import recipe as recipes; '
-    'recipes.check_adversary(config.base_config(), (32, 32, 3)); '
+    'from adversarial_augment import config; from adversarial_augment.training import builders; '
+    'builders.check_adversary(config.base_config(), (32, 32, 3)); '
     'from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()'
   )
   subprocess.run([sys.executable, '-c', code], check=True)

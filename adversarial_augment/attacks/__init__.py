@@ -16,10 +16,8 @@ from adversarial_augment.attacks.pgd import pgd
 from adversarial_augment.attacks.square import square
 from adversarial_augment.attacks.weight_ball import check_blocks, weight_ball
 
-ATTACKS = {'ada': ada, 'advmix': advmix, 'lp': lp}
-
 __all__ = [
-  'ATTACKS', 'Hull', 'ada', 'advmix', 'apgd', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
+  'Hull', 'ada', 'advmix', 'apgd', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
   'in_microbatches', 'lp', 'multitargeted', 'on_share', 'pgd', 'square', 'validity', 'weight_ball',
   'weight_hull',
 ]  # fmt: skip

@@ -43,10 +43,8 @@ def check_ball(norm: str, epsilon: float) -> float:
     radius = math.inf
   if not 0 <= radius < math.inf:
     raise UserError(f'epsilon={epsilon} must be a finite number, at least 0; images are in [0, 1].')
-  if norm == 'linf' and radius > 1:
-    raise UserError(
-      f'epsilon={epsilon} of norm linf must be at most 1, because images are in [0, 1]; did you mean {radius:g}/255?'
-    )
+  if wrong := registry.too_large_radius(norm, radius):
+    raise UserError(f'epsilon={epsilon} of norm {norm} {wrong}')
   return radius
 
 

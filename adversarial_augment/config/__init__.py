@@ -84,17 +84,6 @@ def network_sizes(config: ConfigDict) -> dict[str, int]:
   return {size: net[size] or published for size, published in NETWORK_SIZES[net.name].items()}
 
 
-def strength(attack: Mapping[str, Any]) -> str:
-  """Returns in words how strong the adversary is that the fields `attack.*` name; `advmix` has no radius."""
-  radius = f'nu {attack["nu"]:g}, ' if attack['name'] == 'ada' else ''
-  trades = ''
-  if attack['name'] == 'lp':
-    epsilon = f'{255 * attack["epsilon"]:g}/255' if attack['norm'] == 'linf' else f'{attack["epsilon"]:g}'
-    radius = f'{attack["norm"]} epsilon {epsilon}, '
-    trades = f', TRADES {attack["trades"]:g}' if attack['trades'] else ''
-  return f'{radius}{attack["num_steps"]} steps{trades}'
-
-
 def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
   """Returns a copy with fields replaced.
 

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from adversarial_augment import registry
+from adversarial_augment.config import adversaries
 from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES
 from adversarial_augment.errors import UserError
 
@@ -49,67 +50,12 @@ def _of_classifiers(flat: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _of_balls(flat: Mapping[str, Any]) -> Iterator[str]:
-  """Yields what is wrong with the l_p ball of `attack.name=lp`, or with its fields where another adversary acts."""
-  name, norm, epsilon, trades, init, step, beta_mode = (
-    flat[f'attack.{field}'] for field in ('name', 'norm', 'epsilon', 'trades', 'init', 'step', 'beta_mode')
-  )
-  if name != 'lp':
-    given = {'norm': norm, 'epsilon': epsilon, 'trades': trades or None}
-    given['init'] = init if init == 'gaussian' else None
-    without = {'norm': 'none', 'epsilon': 'none', 'trades': '0', 'init': 'ball'}
-    for field, value in given.items():
-      if value is not None:
-        yield (
-          f'config.attack.{field}={value} cannot go with config.attack.name={name}, but only with lp, training within '
-          f'l_p balls; set --config.attack.{field}={without[field]}, or start from configs/linf_adversarial.py.'
-        )
-    return
-  if norm is None or epsilon is None:
-    yield (
-      f'config.attack.name=lp must have a ball, but config.attack.norm={str(norm).lower()} and config.attack.epsilon='
-      f'{str(epsilon).lower()}; set for example --config.attack.norm=linf --config.attack.epsilon=8/255.'
-    )
-    return
-  if norm == 'linf' and epsilon > 1:
-    yield (
-      f'config.attack.epsilon={epsilon:g} of config.attack.norm=linf must be at most 1, because images are in [0, 1]; '
-      f'did you mean {epsilon:g}/255?'
-    )
-  steps = {'linf': ('sign', 'adam', 'sgd'), 'l2': ('l2', 'sign_l2')}[norm]
-  if step not in steps:
-    yield (
-      f'config.attack.step={step} cannot go with config.attack.norm={norm}, whose steps are '
-      f'{"of each pixel" if norm == "linf" else "of a length over all pixels"}; set one of {", ".join(steps)}.'
-    )
-  if init == 'uniform':
-    yield (
-      'config.attack.init=uniform cannot go with config.attack.name=lp; set config.attack.init=ball, gaussian or zero.'
-    )
-  if beta_mode != 'example':
-    yield (
-      f'config.attack.beta_mode={beta_mode} cannot go with config.attack.name=lp, where each image has a ball of its '
-      'own; set config.attack.beta_mode=example.'
-    )
-  after = flat['augment.after']
-  if trades and init == 'zero':
-    yield (
-      f'config.attack.init=zero cannot go with config.attack.trades={trades:g}, whose divergence is flat at the image '
-      'itself; set config.attack.init=gaussian.'
-    )
-  if trades and after:
-    yield (
-      f'config.augment.after={",".join(after)} cannot go with config.attack.trades={trades:g}, which compares an image '
-      'with its adversarial one; set --config.augment.after= to nothing, or --config.attack.trades=0.'
-    )
-
-
 def of_training(flat: Mapping[str, Any]) -> Iterator[str]:
   """Yields what is wrong between the fields of `train`."""
   yield from _of_classifiers(flat)
   for evaluation in registry.evaluations().values():
     yield from evaluation.check(flat)
-  yield from _of_balls(flat)
+  yield from adversaries.broken_rules(flat)
   jsd, after = flat['augment.jsd'], tuple(flat['augment.after'])
   if jsd and after not in ((name,) for name in AUGMIX):
     yield (
@@ -123,15 +69,10 @@ def of_training(flat: Mapping[str, Any]) -> Iterator[str]:
       f'--config.optimizer.warmup_epochs={epochs / 10:g}.'
     )
   clean = flat['attack.warmup_epochs']
-  if flat['attack.name'] != 'none' and clean >= epochs:
+  if flat['attack.name'] in adversaries.ADVERSARIES and clean >= epochs:
     yield (
       f'config.attack.warmup_epochs={clean} must be below config.num_epochs={epochs}, or the adversary never acts; '
       f'lower it, for example --config.attack.warmup_epochs={epochs / 3:g}.'
-    )
-  if flat['attack.name'] == 'advmix' and flat['attack.init'] == 'uniform':
-    yield (
-      'config.attack.init=uniform cannot go with config.attack.name=advmix, whose mixtures have no balls; '
-      'set config.attack.init=ball, a uniform draw from all mixtures, or zero.'
     )
   group, beta_mode = flat['attack.group'], flat['attack.beta_mode']
   if group > 1 and beta_mode != 'group':
@@ -225,14 +166,6 @@ def other_classes(evaluation: str, classes_of: str, dataset: str) -> str:
 def unusable_frost(folder: str, reason: object) -> str:
   """Refuses a folder of frost photographs."""
   return f"config.frost_dir='{folder}': {reason}"
-
-
-def no_offsets(network: str, known: Iterable[str]) -> str:
-  """Refuses AdvMix around a network that DeepAugment does not damage."""
-  return (
-    'config.attack.name=advmix mixes what DeepAugment does to weights, which is not defined for '
-    f'config.corruption_net.name={network}; set one of {", ".join(known)}.'
-  )
 
 
 def of_weights(network: str, weights: str | None, held: Mapping[str, int], asked: Mapping[str, int]) -> Iterator[str]:

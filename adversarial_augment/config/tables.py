@@ -8,6 +8,7 @@ from typing import Any
 
 from adversarial_augment import registry
 from adversarial_augment.config import fields
+from adversarial_augment.config.adversaries import ADVERSARIES, Adversary
 from adversarial_augment.config.fields import Field
 
 _PAPER = 'arXiv 2104.01086'  # AdversarialAugment
@@ -52,6 +53,12 @@ _CORRUPTION_NET: dict[str, Field] = {
 } | {
   f'corruption_net.{name}': Field(None, fields.optional(SIZE_KINDS[name]), meaning) for name, meaning in _SIZES.items()
 }
+
+
+def _attack_names() -> Field:
+  meanings = '; '.join(f'{name} {adversary.meaning}' for name, adversary in ADVERSARIES.items())
+  return Field('ada', fields.choice(*ADVERSARIES, 'none'), f'the adversary: {meanings}; none is nominal')
+
 
 TRAIN: dict[str, Field] = {
   'dataset': Field('cifar10', fields.text('a name'), "a data set under data_dir, or 'embedded' (needs no download)"),
@@ -116,12 +123,7 @@ TRAIN: dict[str, Field] = {
   'corruption_net.deterministic': Field(
     False, fields.boolean(), 'bits of the CAE are rounded; otherwise drawn, once for all steps of an attack'
   ),
-  'attack.name': Field(
-    'ada',
-    fields.choice('ada', 'advmix', 'lp', 'none'),
-    'the adversary; advmix mixes DeepAugment offsets of phi (AdvMix-style, no disentangled generator); lp moves pixels '
-    'within an l_p ball; none is nominal',
-  ),
+  'attack.name': _attack_names(),
   'attack.nu': Field(0.015, fields.number(0, 1e3), f'relative radius: nu_i = nu * ||phi_i||_2 ({_PAPER}, section 2)'),
   'attack.num_steps': Field(10, fields.integer(0, 10_000), f'ascent steps per batch ({_PAPER}, App. A)'),
   'attack.step': Field(
@@ -155,18 +157,7 @@ TRAIN: dict[str, Field] = {
     fields.choice('literal', 'first_crossing', 'strict'),
     'line search: as the paper has it, its first crossing, or guaranteed to reach min_ssim',
   ),
-  'attack.norm': Field(
-    None, fields.optional(fields.choice('linf', 'l2')), 'of the ball of lp, over pixels and channels'
-  ),
-  'attack.epsilon': Field(
-    None, fields.optional(fields.fraction(0, 1e3)), 'radius of the ball of lp, for images in [0, 1]'
-  ),
-  'attack.trades': Field(
-    0.0,
-    fields.number(0, 1e3),
-    'weight of KL(clean || adversarial), which lp then climbs, beside the loss of clean images; there 6; 0: the loss '
-    f'is that of adversarial images ({_TRADES})',
-  ),
+  **{name: field for adversary in ADVERSARIES.values() for name, field in adversary.fields.items()},
   'attack.fraction': Field(
     1.0,
     fields.number(0, 1, above=True),
@@ -243,6 +234,14 @@ PRETRAIN: dict[str, Field] = {
 }
 
 TABLES: dict[str, fields.Table] = {'train': TRAIN, 'pretrain': PRETRAIN}  # by the program that reads such a config
+
+
+def register(name: str, adversary: Adversary) -> None:
+  """Adds an adversary: `attack.name` takes its name, and configs of `train` have its fields."""
+  ADVERSARIES[name] = adversary
+  TRAIN.update(adversary.fields)
+  TRAIN['attack.name'] = _attack_names()
+
 
 # Fields that came after the first runs, oldest first, with what a config.json without one means. A new field goes to
 # the end, with the value that leaves things as they were before it.

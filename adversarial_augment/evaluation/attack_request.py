@@ -88,13 +88,9 @@ def first_examples(request: Request, test: Dataset) -> Dataset:
   Raises:
     UserError: it has not as many images, or an l_2 ball is larger than the box [0, 1] of all pixels.
   """
-  diameter = math.sqrt(math.prod(test.image_shape))
   for ball in request.balls:
-    if ball.norm == 'l2' and ball.epsilon > diameter:
-      raise UserError(
-        f'--epsilon={ball.text} with --norm=l2 must be at most {diameter:.4g}, the distance of a black image from a '
-        f'white one; images are in [0, 1]: did you mean {ball.text}/255?'
-      )
+    if wrong := registry.too_large_radius(ball.norm, ball.epsilon, math.prod(test.image_shape)):
+      raise UserError(f'--epsilon={ball.text} with --norm={ball.norm} {wrong}')
   number = request.num_examples or test.num_examples
   if number > test.num_examples:
     raise UserError(f'--num_examples={number} must be at most {test.num_examples}, which {test.name} has.')

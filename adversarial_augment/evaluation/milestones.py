@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import registry
 from adversarial_augment.cli import progress
+from adversarial_augment.config import adversaries
 from adversarial_augment.evaluation import bench, reuse
 from adversarial_augment.evaluation.bench import Bench
 from adversarial_augment.evaluation.evals import Poll
@@ -19,7 +20,7 @@ from adversarial_augment.parallel import processes, sharding
 from adversarial_augment.run import summary
 from adversarial_augment.run.retries import Retries
 from adversarial_augment.storage import checkpoints, results
-from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import builders
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Dataset, TrainState
 
@@ -52,8 +53,8 @@ class Milestones:
     """
     self._config, self._workdir, self._recipe, self._splits, self._began = config, workdir, recipe, splits, began
     self._attack, self._phi = None, {}
-    if recipes.has_network(config):
-      attack, phi = recipes.build_attack(config, recipe.mesh)
+    if builders.has_network(config):
+      attack, phi = builders.evaluation_adversary(config, recipe.mesh)
       self._attack, self._phi = attack, sharding.replicate(recipe.mesh, phi)
     make = functools.partial(Bench, config, recipe.attacked_classifier, recipe.mesh, attack=self._attack, phi=self._phi)
     self._test = self._between = make(test)
@@ -154,7 +155,8 @@ class Milestones:
     """The figure of the last state; one that is there already stays, unless the results are new too."""
     path = self._workdir / 'figures' / 'ada_examples.png'
     if anew or not path.with_name('training_curves.png').exists():
-      within_ball = self._config.attack.name == 'lp'  # then it is the adversary of the training that is shown
-      shown = (recipes.lp_attack(self._config), {}) if within_ball else (self._attack, self._phi)
+      trained = adversaries.ADVERSARIES.get(self._config.attack.name)
+      moves_pixels = trained is not None and trained.moves == 'pixels'  # then it is shown; otherwise AdA
+      shown = builders.build(self._config, self._config.attack.name) if moves_pixels else (self._attack, self._phi)
       return summary.draw(path, self._config, self._recipe, self._splits['test'], state, *shown)
     return str(path) if path.exists() else None

@@ -9,8 +9,8 @@ from typing import Any
 import optax
 
 from adversarial_augment import __version__, registry
-from adversarial_augment import config as configs
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
+from adversarial_augment.config import adversaries
 from adversarial_augment.storage import results, sharing
 from adversarial_augment.types import PyTree
 
@@ -47,12 +47,8 @@ def make(
   """
   classifier = config['classifier']
   attack = config['attack']
-  method = 'with AdversarialAugment (arXiv 2104.01086)'
-  if attack['name'] == 'none':
-    method = 'without an adversary'
-  elif attack['name'] == 'lp':
-    paper = 'TRADES (arXiv 1901.08573)' if attack['trades'] else 'adversarial training (arXiv 1706.06083)'
-    method = f'by {paper}, {configs.strength(attack)}'
+  adversary = adversaries.ADVERSARIES.get(attack['name'])
+  method = adversary.method(attack) if adversary else 'without an adversary'
   config = sharing.relative(config, workdir)
   name = f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}'
   return {

@@ -11,7 +11,8 @@ import warnings
 from msgspec import Struct
 from PIL import Image
 
-from adversarial_augment.errors import UserError
+from adversarial_augment.config import adversaries
+from adversarial_augment.errors import UserError, show
 from adversarial_augment.reporting import figures
 from adversarial_augment.storage import artifact, files, results, sharing, untrusted
 
@@ -26,14 +27,6 @@ class _Classifier(Struct):
 
 class _CorruptionNet(Struct):
   name: results.Text
-
-
-class _Ball(Struct):
-  """What a config says of an adversary within an l_p ball."""
-
-  norm: results.Norm
-  epsilon: results.Number
-  trades: results.Number
 
 
 class _Config(Struct):
@@ -115,8 +108,11 @@ def _config(folder: Path) -> dict[str, Any]:
   if isinstance(config, dict) and 'classifier' not in config and 'output' in config:
     raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
   results.check(config, _Config, f"'{path}'", remedy)
-  if config['attack']['name'] == 'lp':
-    results.check(config['attack'], _Ball, f"'{path}': attack", remedy)
+  if adversary := adversaries.ADVERSARIES.get(config['attack']['name']):
+    for name, field in adversary.fields.items():  # which describe it
+      value = config['attack'].get(name.removeprefix('attack.'))
+      if value is None or not field.kind.accepts(value):
+        raise UserError(f"'{path}': {name}={show(value)} is not {field.kind.expected}; {remedy}.")
   return config
 
 

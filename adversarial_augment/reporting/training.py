@@ -9,6 +9,7 @@ from typing import Any
 
 from adversarial_augment import config as configs
 from adversarial_augment import registry
+from adversarial_augment.config import adversaries
 from adversarial_augment.config.tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, comparisons, figures, sources
 from adversarial_augment.reporting.charts import Axes, Series
@@ -46,20 +47,16 @@ def what_was_run(runs: Sequence[Run]) -> Section:
 def _about(run: Run) -> dict[str, str]:
   config, results = run.config, list(run.results.values())
   attack, net, classifier = config['attack'], config['corruption_net'], config['classifier']
-  if attack['name'] == 'none':
-    method, network = 'no adversary', NONE
-  else:
-    method = f'{attack["name"]}, {configs.strength(attack)}'
+  network = NONE
+  if adversaries.moves_weights(attack):
     sizes = {name: net[name] for name in SIZE_KINDS if net.get(name) is not None}
     network = ', '.join([net['name'], *(f'{name} {size}' for name, size in sizes.items())])
-  if attack['name'] == 'lp':
-    network = NONE
   steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not finished'
   command = sharing.relative(run.closing.get('command', ''), run.folder)
   named = re.search(r'--config[= ](\S+)', command)
   about = {
     'config': named[1] if named else NONE,
-    'training': method,
+    'training': adversaries.describe(attack),
     'corruption network': network,
     'classifier': f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}',
     'data set': config['dataset'],

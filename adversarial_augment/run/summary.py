@@ -19,13 +19,13 @@ import optax
 from adversarial_augment import attacks, classifiers, corruption_nets, registry, threefry
 from adversarial_augment import config as configs
 from adversarial_augment.cli import environment, progress
-from adversarial_augment.config import rules
+from adversarial_augment.config import adversaries, rules
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
 from adversarial_augment.storage import artifact, sharing
+from adversarial_augment.training import builders, step_memory
 from adversarial_augment.training import recipe as recipes
-from adversarial_augment.training import step_memory
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Attack, Dataset, PyTree, TrainState
 
@@ -48,7 +48,7 @@ def opening(
     yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
   yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {optax.tree.size(state.params):,} parameters'
   if recipe.attack is not None:
-    yield f'adversary: {_network(config, phi)}{configs.strength(config.attack)}'
+    yield f'adversary: {_network(config, phi)}{adversaries.strength(config.attack)}'
     yield from _departures(config, recipe)
     yield from _memory(config, recipe, step_memory.estimate(config, recipe, state, phi, data.image_shape))
   if 'augmix_all_ops' in config.augment.after:
@@ -72,7 +72,7 @@ def _precision(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
 
 def _network(config: ConfigDict, phi: PyTree) -> str:
   """Returns what the adversary moves the weights of; nothing where it moves pixels."""
-  if config.attack.name == 'lp':
+  if not adversaries.moves_weights(config.attack):
     return ''
   phi = phi.phi if isinstance(phi, attacks.Hull) else phi
   network = corruption_nets.label(config.corruption_net.name, configs.network_sizes(config)).replace('_', ' ')
@@ -82,11 +82,8 @@ def _network(config: ConfigDict, phi: PyTree) -> str:
 def _departures(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
   """Yields in what the adversary is not that of Eq. 3 (arXiv 2104.01086)."""
   attack, local = config.attack, recipe.batch_size // recipe.mesh.size
-  if attack.name == 'advmix':
-    yield (
-      f'departs from Eq. 3: mixtures of {recipes.NUM_OFFSETS} DeepAugment offsets instead of balls of radius nu, '
-      'AdvMix-style, no disentangled generator (attack.name=advmix)'
-    )
+  if departure := adversaries.ADVERSARIES[attack.name].departure:
+    yield f'departs from Eq. 3: {departure} (attack.name={attack.name})'
   count = attacks.attacked_images(attack.fraction, local)
   if count < local:
     yield (
@@ -152,9 +149,9 @@ def _revision() -> str | None:
 
 def _weights(config: ConfigDict) -> dict[str, Any] | None:
   """Returns the origin of phi; None for a run that has nothing to do with an adversary."""
-  if not recipes.has_network(config):
+  if not builders.has_network(config):
     return None
-  path = corruption_nets.find(recipes.weights_of(config))
+  path = corruption_nets.find(builders.weights_of(config))
   _, origin = weights.load(path)
   known = {name: origin.get(name) for name in ('network', 'data', 'steps', 'command')}
   return {'file': path.name, 'sha256': artifact.sha256_of(path), **known}
@@ -252,9 +249,10 @@ def _attacked_examples(
 
 
 def _shown(config: ConfigDict) -> str:
-  """Returns the adversary of the picture: an l_p ball is that of the training, a network is moved by AdA in any run."""
-  if config.attack.name == 'lp':
-    return configs.strength(config.attack)
-  settings = f'AdA, nu {config.attack.nu:g}, {config.attack.num_steps} steps'
-  trained = '' if config.attack.name in ('ada', 'none') else f' (trained with {config.attack.name})'
-  return f'{config.corruption_net.name}, {settings}{trained}'
+  """Returns the adversary of the picture: of the training, if it moves pixels; otherwise AdA through the network."""
+  known = adversaries.ADVERSARIES.get(config.attack.name)
+  if known and known.moves == 'pixels':
+    return known.strength(config.attack)
+  shown = builders.EVALUATED
+  trained = f' (trained with {config.attack.name})' if known and config.attack.name != shown else ''
+  return f'{config.corruption_net.name}, AdA, {adversaries.ADVERSARIES[shown].strength(config.attack)}{trained}'

@@ -17,8 +17,9 @@ import numpy as np
 from adversarial_augment import attacks, classifiers, threefry
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.lp_ball import lp_ball
+from adversarial_augment.config import adversaries
 from adversarial_augment.parallel import platforms
-from adversarial_augment.training import recipe as recipes
+from adversarial_augment.training import builders
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree, TrainState
 
@@ -50,20 +51,20 @@ def estimate(
   with platforms.made_for(recipe.mesh):
     loss = lambda params, images: classifier.apply(params, model_state, None, images, is_training=True)[0].sum()
     update = kept_bytes(loss, params, batch, dtype=config.precision)
-    attack = _attack_of(config, local, recipe.mesh.size, logits_fn, image_shape)
+    attack = _attack_bytes_of_run(config, recipe.mesh.size, logits_fn, image_shape)
     return held + max(update, attack) + (_OVERHEAD if platforms.current() != 'cpu' else 0)
 
 
-def _attack_of(config: ConfigDict, local: int, num_devices: int, logits_fn: LogitsFn, image_shape: tuple) -> int:
-  _, size, group = recipes.parts_of(config, local, num_devices, training=True)
+def _attack_bytes_of_run(config: ConfigDict, num_devices: int, logits_fn: LogitsFn, image_shape: tuple) -> int:
+  split = builders.training_split(config, num_devices)
   phi: PyTree
-  if config.attack.name == 'lp':
-    perturbation_set, phi = lp_ball(config.attack.norm, config.attack.epsilon), {}
-  else:  # the weights that an AdvMix-style attack mixes for an image take the memory of a beta
-    network, phi = recipes.load_network(config)
+  if adversaries.moves_weights(config.attack):  # those that an adversary mixes for an image take the memory of a beta
+    network, phi = builders.load_network(config)
     perturbation_set = attacks.weight_ball(network.apply, nu=1.0, noisy=True)
-  options: dict[str, Any] = {'group': group or size, 'dtype': config.precision}
-  return attack_bytes(perturbation_set, phi, logits_fn, image_shape, size, **options)
+  else:
+    perturbation_set, phi = lp_ball('linf', 1.0), {}
+  options: dict[str, Any] = {'group': split.group or split.at_a_time, 'dtype': config.precision}
+  return attack_bytes(perturbation_set, phi, logits_fn, image_shape, split.at_a_time, **options)
 
 
 def attack_bytes(

@@ -1,0 +1,178 @@
+"""The adversaries of training: one entry of `ADVERSARIES` holds all that tells one from another.
+
+Configs are checked before JAX starts, so nothing here imports it: an entry names the function that builds its attack.
+`register` adds an entry; docs/design.md has an example.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from adversarial_augment.config import fields
+from adversarial_augment.config.fields import Field
+from adversarial_augment.registry import too_large_radius
+
+NUM_OFFSETS = 8  # of phi, whose mixtures `advmix` searches
+_BUILDERS = 'adversarial_augment.training.builders'
+_TRADES = 'arXiv 1901.08573'
+
+
+def _steps(attack: Mapping[str, Any]) -> str:
+  return f'{attack["num_steps"]} steps'
+
+
+class Adversary(NamedTuple):
+  """One adversary. An `attack` below is the fields `attack.*` of a config, without that prefix."""
+
+  meaning: str  # in the help of attack.name
+  builder: str  # 'package.module:function', see training/builders.py
+  moves: str  # what its perturbations are: 'weights' of the corruption network, or 'pixels'
+  method: Callable[[Mapping[str, Any]], str]  # attack -> how it trains, as model cards say it: 'by ...', 'with ...'
+  strength: Callable[[Mapping[str, Any]], str] = _steps  # attack -> radius and steps, as logs and reports say it
+  departure: str = ''  # in what it is not the adversary of Eq. 3 (arXiv 2104.01086), for the log of a run
+  fields: Mapping[str, Field] = {}  # of its own, 'attack.NAME'; any other adversary needs their defaults
+  starts: tuple[str, ...] = ('ball', 'uniform', 'zero')  # the values of attack.init that it knows
+  broken_rules: Callable[[Mapping[str, Any]], Iterator[str]] = lambda flat: iter(())  # config -> what is wrong, to set
+
+
+def _broken_rules_of_advmix(flat: Mapping[str, Any]) -> Iterator[str]:
+  name, damaged = flat['corruption_net.name'], ('edsr', 'cae')
+  if name not in damaged:
+    yield (
+      f'config.attack.name=advmix mixes what DeepAugment does to weights, which is not defined for '
+      f'config.corruption_net.name={name}; set one of {", ".join(damaged)}.'
+    )
+
+
+def _strength_of_lp(attack: Mapping[str, Any]) -> str:
+  epsilon = f'{255 * attack["epsilon"]:g}/255' if attack['norm'] == 'linf' else f'{attack["epsilon"]:g}'
+  trades = f', TRADES {attack["trades"]:g}' if attack['trades'] else ''
+  return f'{attack["norm"]} epsilon {epsilon}, {_steps(attack)}{trades}'
+
+
+def _method_of_lp(attack: Mapping[str, Any]) -> str:
+  paper = f'TRADES ({_TRADES})' if attack['trades'] else 'adversarial training (arXiv 1706.06083)'
+  return f'by {paper}, {_strength_of_lp(attack)}'
+
+
+def _broken_rules_of_lp(flat: Mapping[str, Any]) -> Iterator[str]:
+  norm, epsilon, trades, init, step, beta_mode = (
+    flat[f'attack.{field}'] for field in ('norm', 'epsilon', 'trades', 'init', 'step', 'beta_mode')
+  )
+  if norm is None or epsilon is None:
+    yield (
+      f'config.attack.name=lp must have a ball, but config.attack.norm={str(norm).lower()} and config.attack.epsilon='
+      f'{str(epsilon).lower()}; set for example --config.attack.norm=linf --config.attack.epsilon=8/255.'
+    )
+    return
+  if wrong := too_large_radius(norm, epsilon):
+    yield f'config.attack.epsilon={epsilon:g} of config.attack.norm={norm} {wrong}'
+  steps = {'linf': ('sign', 'adam', 'sgd'), 'l2': ('l2', 'sign_l2')}[norm]
+  if step not in steps:
+    yield (
+      f'config.attack.step={step} cannot go with config.attack.norm={norm}, whose steps are '
+      f'{"of each pixel" if norm == "linf" else "of a length over all pixels"}; set one of {", ".join(steps)}.'
+    )
+  if beta_mode != 'example':
+    yield (
+      f'config.attack.beta_mode={beta_mode} cannot go with config.attack.name=lp, where each image has a ball of its '
+      'own; set config.attack.beta_mode=example.'
+    )
+  after = flat['augment.after']
+  if trades and init == 'zero':
+    yield (
+      f'config.attack.init=zero cannot go with config.attack.trades={trades:g}, whose divergence is flat at the image '
+      'itself; set config.attack.init=gaussian.'
+    )
+  if trades and after:
+    yield (
+      f'config.augment.after={",".join(after)} cannot go with config.attack.trades={trades:g}, which compares an image '
+      'with its adversarial one; set --config.augment.after= to nothing, or --config.attack.trades=0.'
+    )
+
+
+ADVERSARIES: dict[str, Adversary] = {
+  'ada': Adversary(
+    meaning='moves the weights of the corruption network within balls (Eq. 3, arXiv 2104.01086)',
+    builder=f'{_BUILDERS}:ada',
+    moves='weights',
+    method=lambda attack: 'with AdversarialAugment (arXiv 2104.01086)',
+    strength=lambda attack: f'nu {attack["nu"]:g}, {_steps(attack)}',
+  ),
+  'advmix': Adversary(
+    meaning='mixes DeepAugment offsets of those weights (AdvMix-style, no disentangled generator)',
+    builder=f'{_BUILDERS}:advmix',
+    moves='weights',
+    method=lambda attack: 'with an AdvMix-style adversary (arXiv 2104.01086, appendix C)',
+    departure=(
+      f'mixtures of {NUM_OFFSETS} DeepAugment offsets instead of balls of radius nu, AdvMix-style, no disentangled '
+      'generator'
+    ),
+    starts=('ball', 'zero'),
+    broken_rules=_broken_rules_of_advmix,
+  ),
+  'lp': Adversary(
+    meaning='moves pixels within an l_p ball',
+    builder=f'{_BUILDERS}:lp',
+    moves='pixels',
+    method=_method_of_lp,
+    strength=_strength_of_lp,
+    fields={
+      'attack.norm': Field(
+        None, fields.optional(fields.choice('linf', 'l2')), 'of the ball of lp, over pixels and channels'
+      ),
+      'attack.epsilon': Field(
+        None, fields.optional(fields.fraction(0, 1e3)), 'radius of the ball of lp, for images in [0, 1]'
+      ),
+      'attack.trades': Field(
+        0.0,
+        fields.number(0, 1e3),
+        'weight of KL(clean || adversarial), which lp then climbs, beside the loss of clean images; there 6; 0: the '
+        f'loss is that of adversarial images ({_TRADES})',
+      ),
+    },
+    starts=('ball', 'gaussian', 'zero'),
+    broken_rules=_broken_rules_of_lp,
+  ),
+}
+
+
+def strength(attack: Mapping[str, Any]) -> str:
+  """Returns in words how strong the adversary is that the fields `attack.*` name."""
+  known = ADVERSARIES.get(attack['name'])
+  return known.strength(attack) if known else _steps(attack)
+
+
+def describe(attack: Mapping[str, Any], network: str = '') -> str:
+  """Returns the name and strength of the adversary that the fields `attack.*` name, and what network it moves."""
+  if attack['name'] == 'none':
+    return 'no adversary'
+  through = f' through {network}' if network and moves_weights(attack) else ''
+  return f'{attack["name"]}{through}, {strength(attack)}'
+
+
+def moves_weights(attack: Mapping[str, Any]) -> bool:
+  """Returns whether the adversary that the fields `attack.*` name moves weights of the corruption network."""
+  known = ADVERSARIES.get(attack['name'])
+  return known is not None and known.moves == 'weights'
+
+
+def broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what is wrong with the adversary of a config, or with the fields of another one."""
+  name, init = flat['attack.name'], flat['attack.init']
+  for other, adversary in ADVERSARIES.items():
+    for field, about in adversary.fields.items():
+      if other != name and flat[field] != about.default:
+        default = 'none' if about.default is None else f'{about.default:g}'
+        yield (
+          f'config.{field}={flat[field]} cannot go with config.attack.name={name}, but only with {other}; set '
+          f'--config.{field}={default}, or --config.attack.name={other}.'
+        )
+  known = ADVERSARIES.get(name)
+  starts = known.starts if known else Adversary._field_defaults['starts']
+  if init not in starts:
+    yield (
+      f'config.attack.init={init} cannot go with config.attack.name={name}; set config.attack.init='
+      f'{", ".join(starts[:-1])} or {starts[-1]}.'
+    )
+  if known:
+    yield from known.broken_rules(flat)

@@ -1,0 +1,232 @@
+"""From a config to its adversary: the corruption network, the attack, and how a batch is split under it.
+
+A builder makes the attack of one entry of `config.adversaries.ADVERSARIES`, which names it:
+(config, group, conv) -> `Adversary`.
+"""
+
+import pkgutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import attacks, corruption_nets, deepaugment, per_example_conv, registry, ssim
+from adversarial_augment import config as configs
+from adversarial_augment.config import adversaries, rules
+from adversarial_augment.config.adversaries import NUM_OFFSETS
+from adversarial_augment.config.tables import NETWORK_OPTIONS
+from adversarial_augment.errors import UserError
+from adversarial_augment.parallel import sharding
+from adversarial_augment.per_example_conv import Conv
+from adversarial_augment.storage import artifact
+from adversarial_augment.types import Attack, Network, PyTree
+
+EVALUATED = 'ada'  # the adversary of evaluations, whatever that of the training
+
+
+class Adversary(NamedTuple):
+  """An attack, and what its perturbation set is built around."""
+
+  attack: Attack | None  # None: training is nominal
+  frozen: PyTree  # phi, a `Hull`, or {} for an l_p ball
+
+
+class Split(NamedTuple):
+  """How a device's images are attacked."""
+
+  attacked: int  # images; the others stay clean
+  at_a_time: int  # of those
+  group: int | None  # that share a perturbation; None: all do, with those of every device
+
+
+def ada(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
+  """The builder of AdA."""
+  network, phi = load_network(config, conv=conv)
+  return Adversary(attacks.ada(network.apply, nu=config.attack.nu, **_weights(config, group)), phi)
+
+
+def advmix(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
+  """The builder of the AdvMix-style adversary, whose offsets are drawn from the seed of the run."""
+  network, phi = load_network(config, conv=conv)
+  settings = deepaugment.Settings(net=config.corruption_net.name, seed=config.seed)
+  pristine = jax.tree.map(np.asarray, phi)
+  damaged = [deepaugment.damaged_weights(pristine, settings, copy, 0) for copy in range(NUM_OFFSETS)]
+  hull = attacks.Hull(phi, jax.tree.map(lambda p, *others: np.stack(others) - p, pristine, *damaged))
+  return Adversary(attacks.advmix(network.apply, **_weights(config, group)), hull)
+
+
+def lp(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
+  """The builder of the adversary within an l_p ball, whose images share nothing."""
+  del group, conv
+  loss = 'kl' if config.attack.trades else 'cross_entropy'
+  ball = {name: config.attack[name] for name in ('norm', 'epsilon', 'init')}
+  return Adversary(attacks.lp(loss=loss, **ball, **_ascent(config)), {})
+
+
+def _ascent(config: ConfigDict) -> dict[str, Any]:
+  return {name: config.attack[name] for name in ('num_steps', 'step', 'step_fraction', 'keep_best')}
+
+
+def _weights(config: ConfigDict, group: int | None) -> dict[str, Any]:
+  """Returns what adversaries that move weights have in common."""
+  # A start that only others know is replaced where this one evaluates a run of theirs.
+  init = config.attack.init if config.attack.init in adversaries.ADVERSARIES[EVALUATED].starts else 'ball'
+  search = {name: config.attack[name] for name in ('min_ssim', 'root')} | _ascent(config)
+  return search | {'init': init, 'noisy': True, 'group': group, 'axis_name': sharding.AXIS}
+
+
+def build(
+  config: ConfigDict, name: str, *, group: int | None = 1, conv: Conv = per_example_conv.example_conv
+) -> Adversary:
+  """Returns an adversary with the settings of a config, for any number of images.
+
+  Args:
+    config: of `train`.
+    name: of `config.adversaries.ADVERSARIES`.
+    group: images that share a perturbation; None: all, with those of every device.
+    conv: the convolution of the corruption network, see per_example_conv.
+
+  Raises:
+    UserError: no such weights, or weights without a norm.
+  """
+  return pkgutil.resolve_name(adversaries.ADVERSARIES[name].builder)(config, group, conv)
+
+
+def training_adversary(config: ConfigDict, mesh: Mesh, *, conv: Conv = per_example_conv.example_conv) -> Adversary:
+  """Returns the adversary of a run, for the batches of its devices.
+
+  Raises:
+    UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches or
+      groups, or of which the fraction is none.
+  """
+  if config.attack.name not in adversaries.ADVERSARIES:
+    return Adversary(None, {})
+  split = training_split(config, mesh.size)
+  return _split(build(config, config.attack.name, group=split.group, conv=conv), split, _local(config, mesh.size))
+
+
+def evaluation_adversary(config: ConfigDict, mesh: Mesh) -> Adversary:
+  """Returns the adversary of the evaluation under attack: AdA on every image by itself, whatever the training has.
+
+  So that an outcome does not depend on batches, and runs that were trained otherwise compare.
+
+  Raises:
+    UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches.
+  """
+  split = evaluation_split(config, mesh.size)
+  return _split(build(config, EVALUATED), split, _local(config, mesh.size))
+
+
+def _split(adversary: Adversary, split: Split, local: int) -> Adversary:
+  attack = adversary.attack
+  assert attack is not None
+  if split.at_a_time < split.attacked:
+    attack = attacks.in_microbatches(attack, split.at_a_time)
+  if split.attacked < local:
+    attack = attacks.on_share(attack, split.attacked, local)
+  return adversary._replace(attack=attack)
+
+
+def _local(config: ConfigDict, num_devices: int) -> int:
+  return -(-config.batch_size // num_devices)  # the batches of an evaluation are filled up
+
+
+def training_split(config: ConfigDict, num_devices: int) -> Split:
+  """Returns how the images of each device are attacked in training.
+
+  Raises:
+    UserError: parts that do not divide, or are empty.
+  """
+  attack = config.attack
+  group = {'example': 1, 'group': attack.group, 'batch': None}[attack.beta_mode]
+  return _checked_split(config, num_devices, attack.fraction, group)
+
+
+def evaluation_split(config: ConfigDict, num_devices: int) -> Split:
+  """Returns the same for the evaluation under attack, which attacks every image by itself.
+
+  Raises:
+    UserError: microbatches that do not divide.
+  """
+  return _checked_split(config, num_devices, 1, 1)
+
+
+def _checked_split(config: ConfigDict, num_devices: int, fraction: float, group: int | None) -> Split:
+  local = _local(config, num_devices)
+  count = attacks.attacked_images(fraction, local)
+  size = config.attack.microbatch or count
+  rules.require(rules.of_attacked(count, size, group, fraction, local, num_devices))
+  return Split(count, size, group)
+
+
+def check_parts(config: ConfigDict, num_devices: int) -> None:
+  """Checks that a batch, and what of it is attacked at a time, divides over devices, which need not exist yet.
+
+  Raises:
+    UserError: it does not.
+  """
+  rules.require(rules.of_batch(config.batch_size, num_devices, 'devices'))
+  if config.attack.name in adversaries.ADVERSARIES:
+    training_split(config, num_devices)
+  if has_network(config):
+    evaluation_split(config, num_devices)
+
+
+def has_network(config: ConfigDict) -> bool:
+  """Returns whether a run uses its corruption network: it trains against it, and shows that, or evaluates with it."""
+  return adversaries.moves_weights(config.attack) or has_evaluation_under_attack(config)
+
+
+def has_evaluation_under_attack(config: ConfigDict) -> bool:
+  """Returns whether an evaluation of a run needs AdA."""
+  return any(registry.evaluations()[name].under_attack for name in config.evals)
+
+
+def load_network(config: ConfigDict, *, conv: Conv = per_example_conv.example_conv) -> tuple[Network, PyTree]:
+  """Returns the corruption network and phi; `conv` is its convolution, see per_example_conv."""
+  net = config.corruption_net
+  options = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
+  dtype = None if config.precision == 'float32' else jnp.dtype(config.precision)
+  network, phi = corruption_nets.load(net.name, weights_of(config), conv=conv, dtype=dtype, **options)
+  attacks.check_blocks(phi)
+  return network, phi
+
+
+def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
+  """Checks, before any device is touched, that a config that needs an adversary can have it.
+
+  Raises:
+    UserError: images too small for SSIM; no such weights, a damaged file, weights of another network than the config's,
+      or none but zeros.
+  """
+  height, width, _ = image_shape
+  is_attacked = has_network(config) or config.attack.name in adversaries.ADVERSARIES
+  if is_attacked and min(height, width) < ssim.WINDOW:
+    raise UserError(rules.too_small(config.dataset, height, width, ssim.WINDOW, 'the SSIM of adversarial images'))
+  if not has_network(config):
+    return
+  net = config.corruption_net
+  params, sizes = corruption_nets.read(net.name, weights_of(config))
+  rules.require(rules.of_weights(net.name, net.weights, sizes, configs.network_sizes(config)))
+  try:
+    attacks.check_blocks(params)
+  except UserError as error:
+    raise UserError(rules.unusable_weights(net.weights, error)) from None
+
+
+def weights_of(config: ConfigDict) -> str:
+  """Returns the weight file that a config asks for, or the name of the weights that ship for its architecture."""
+  net = config.corruption_net
+  if net.weights is not None:
+    return net.weights
+  return corruption_nets.shipped_name(net.name, configs.network_sizes(config))
+
+
+def weights_sha256(config: ConfigDict) -> str | None:
+  """Returns the hash of that file; None for a run that has nothing to do with an adversary around a network."""
+  if not has_network(config):
+    return None
+  return artifact.sha256_of(corruption_nets.find(weights_of(config)))
