@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
+from adversarial_augment import checks
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10
@@ -184,7 +185,7 @@ class Classifier:
       UserError: the images have another type, shape or range.
     """
     images = np.asarray(images)
-    _check_images(images)
+    checks.check_images(images, ('uint8', 'floats'), channels=3, min_images=0)
     logits = np.empty((len(images), self.num_classes), np.float32)
     # One batch size, padded with black: other batch sizes would be other programs, which round differently.
     for start in range(0, len(images), self._batch_size):
@@ -244,18 +245,3 @@ def _num_classes(directory: Path) -> int | None:
 
   leaves = (checkpoints.newest_manifest(directory) or {}).get('leaves', {})
   return next((shape[0] for path, (shape, _) in leaves.items() if path.endswith('/head/b') and shape), None)
-
-
-def _check_images(images: np.ndarray) -> None:
-  """Checks a batch of images."""
-  import jax.numpy as jnp
-
-  floats = jnp.issubdtype(images.dtype, jnp.floating)  # bfloat16 too
-  if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:] or not (floats or images.dtype == np.uint8):
-    raise UserError(
-      f'The images are {images.dtype} of shape {list(images.shape)}; they must be uint8 or floats, [n, h, w, 3].'
-    )
-  if floats and images.size and not (images.min() >= 0 and images.max() <= 1):  # NaN too
-    raise UserError(
-      f'The images run from {images.min():g} to {images.max():g}; floats must lie in [0, 1], without normalisation.'
-    )

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 import difflib
 import functools
 import importlib
-import math
 import pkgutil
 from typing import Any, TypeVar
 
@@ -17,20 +16,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   """Returns " Did you mean 'x'?", or nothing if no known name is close."""
   close = difflib.get_close_matches(name, list(known), n=1)
   return f" Did you mean '{close[0]}'?" if close else ''
-
-
-def too_large_radius(norm: str, epsilon: float, num_values: int | None = None) -> str:
-  """Returns why an l_p ball is too large, and the radius that may have been meant; '' where it is not.
-
-  Args:
-    norm: 'linf' or 'l2'.
-    epsilon: radius of the ball.
-    num_values: of an image, pixels times channels, which bound the radius of l_2; None: not known.
-  """
-  largest = 1.0 if norm == 'linf' else math.sqrt(num_values) if num_values else math.inf
-  if epsilon <= largest:
-    return ''
-  return f'must be at most {largest:.4g}, because images are in [0, 1]; did you mean {epsilon:g}/255?'
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from adversarial_augment import checks
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Key, LogitsFn
 
@@ -21,22 +22,12 @@ def check(keys: Key, logits_fn: LogitsFn, images: Array | np.ndarray, labels: Ar
 
 
 def check_images(images: Array | np.ndarray) -> None:
-  """Refuses what is no batch of images in [0, 1]; of a tracer, what has not the shape and dtype of one.
+  """Checks a batch of images [n, h, w, c] in [0, 1], of dtypes that can keep to a small ball; of a tracer, the form.
 
   Raises:
     UserError: another shape or dtype, no image, a value beyond [0, 1], or NaN.
   """
-  if images.ndim != 4 or 0 in images.shape or images.dtype not in (np.float32, np.float64):
-    raise UserError(
-      f'images are {images.dtype} of shape {list(images.shape)}; they must be float32 or float64 [n, h, w, c], n at '
-      'least 1: others cannot keep to a small ball.'
-    )
-  if isinstance(images, jax.core.Tracer):
-    return
-  if not (images.min() >= 0 and images.max() <= 1):  # NaN too
-    raise UserError(
-      f'images run from {images.min():g} to {images.max():g}; they must lie in [0, 1]: normalise inside logits_fn.'
-    )
+  checks.check_images(images, ('float32', 'float64'), values=not isinstance(images, jax.core.Tracer))
 
 
 def check_labels(labels: Array | np.ndarray, num_images: int, num_classes: int) -> None:

@@ -11,7 +11,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import registry
+from adversarial_augment import checks, registry
 from adversarial_augment.attacks import losses, trees
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.errors import UserError, show
@@ -43,7 +43,7 @@ def check_ball(norm: str, epsilon: float) -> float:
     radius = math.inf
   if not 0 <= radius < math.inf:
     raise UserError(f'epsilon={epsilon} must be a finite number, at least 0; images are in [0, 1].')
-  if wrong := registry.too_large_radius(norm, radius):
+  if wrong := checks.too_large_radius(norm, radius):
     raise UserError(f'epsilon={epsilon} of norm {norm} {wrong}')
   return radius
 

@@ -7,9 +7,9 @@ Configs are checked before JAX starts, so nothing here imports it: an entry name
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from adversarial_augment.checks import too_large_radius
 from adversarial_augment.config import fields
 from adversarial_augment.config.fields import Field
-from adversarial_augment.registry import too_large_radius
 
 NUM_OFFSETS = 8  # of phi, whose mixtures `advmix` searches
 _BUILDERS = 'adversarial_augment.training.builders'

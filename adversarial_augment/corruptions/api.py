@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import __version__, registry, threefry
+from adversarial_augment import __version__, checks, registry, threefry
 from adversarial_augment.corruptions import blur, color, digital, frost_textures, noise, snow, spatter, weather
 from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
 from adversarial_augment.errors import UserError
@@ -149,10 +149,7 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the images, and the indices as an int32 array."""
   images = np.asarray(images)
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-    raise UserError(f'images of shape {images.shape} and type {images.dtype} must be uint8 [n, height, width, 3].')
-  if not len(images) or min(images.shape[1:3]) < MIN_SIZE:
-    raise UserError(f'images of shape {images.shape} must be at least one image of {MIN_SIZE} pixels per side or more.')
+  checks.check_images(images, ('uint8',), channels=3, min_side=MIN_SIZE)
   if not _is_integer(severity) or severity not in SEVERITIES:
     raise UserError(f'severity={severity!r} must be an integer from 1 to 5.')
   if not _is_integer(seed) or not 0 <= seed < 2**31:

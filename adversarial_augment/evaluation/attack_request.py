@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from adversarial_augment import registry
+from adversarial_augment import checks, registry
 from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files
@@ -89,7 +89,7 @@ def first_examples(request: Request, test: Dataset) -> Dataset:
     UserError: it has not as many images, or an l_2 ball is larger than the box [0, 1] of all pixels.
   """
   for ball in request.balls:
-    if wrong := registry.too_large_radius(ball.norm, ball.epsilon, math.prod(test.image_shape)):
+    if wrong := checks.too_large_radius(ball.norm, ball.epsilon, math.prod(test.image_shape)):
       raise UserError(f'--epsilon={ball.text} with --norm={ball.norm} {wrong}')
   number = request.num_examples or test.num_examples
   if number > test.num_examples:

@@ -123,10 +123,10 @@ def write_json(path: Path, value: Any) -> None:
     replace(path, content)
 
 
-def to_json(path: Path, value: Any, **how: Any) -> str:
+def to_json(path: Path, value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
   """Returns the JSON text that is to be written to `path`; raises NumericalError as `write_json`."""
   try:
-    return json.dumps(value, allow_nan=False, **how)
+    return json.dumps(value, allow_nan=False, indent=indent, sort_keys=sort_keys)
   except ValueError as error:
     raise NumericalError(f"'{path}' would hold a number that JSON has not: {error}.") from error
 
