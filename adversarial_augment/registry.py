@@ -10,11 +10,18 @@ from typing import Any, TypeVar
 from adversarial_augment.errors import UserError
 
 T = TypeVar('T')
+_CLOSE = 0.75  # similarity, in [0, 1]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """Returns " Did you mean 'x'?", or nothing if no known name is close."""
-  close = difflib.get_close_matches(name, list(known), n=1)
+  """Returns " Did you mean 'x'?", or nothing if no known name is close; 'nu' is close to the dotted 'attack.nu'."""
+  known = list(known)
+  last = lambda dotted: dotted.rpartition('.')[2]
+  same = [other for other in known if last(other) == last(name)]
+  close = same if len(same) == 1 else difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
+  if not close and not same:
+    parts = difflib.get_close_matches(last(name), map(last, known), n=1, cutoff=_CLOSE)
+    close = [other for other in known if last(other) in parts]
   return f" Did you mean '{close[0]}'?" if close else ''
 
 

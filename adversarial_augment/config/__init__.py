@@ -278,7 +278,7 @@ def _explain(path: Path, error: BaseException) -> str:
   if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
     unknown = unknown or re.match(r'\W*([\w.]+)', str(error))
   if unknown:
-    return f'{place}: unknown field {unknown[1]!r}.{fields.closest(unknown[1], TRAIN | PRETRAIN)}'
+    return f'{place}: unknown field {unknown[1]!r}.{did_you_mean(unknown[1], TRAIN | PRETRAIN)}'
   message = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
   return f'{place}: {type(error).__name__}: {message[:300]}'
 

@@ -10,6 +10,7 @@ from adversarial_augment import config as configs
 from adversarial_augment.cli import Parser, add_process_flags, check_processes
 from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError
+from adversarial_augment.registry import did_you_mean
 from adversarial_augment.storage import files
 
 _TRAIN = """Trains an image classifier with AdversarialAugment (AdA) or without an adversary.
@@ -127,7 +128,7 @@ def _unknown_flag(argument: str, options: Sequence[str]) -> str:
   if not name.startswith('-'):
     return f'Unexpected argument {fields.show(argument)}; flags begin with --.'
   bare = name.lstrip('-')
-  guess = fields.closest(name, known) or fields.closest(f'--config.{bare}', known)
+  guess = did_you_mean(name, known) or did_you_mean(f'--config.{bare}', known)
   return f'Unknown flag {fields.show(name)}.{guess}'
 
 

@@ -1,11 +1,11 @@
 """What a config field may hold: kinds of values, and tables of fields. `config.py` has the tables themselves."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-import difflib
+from collections.abc import Callable, Iterator, Mapping
 import re
 from typing import Any, NamedTuple
 
 from adversarial_augment.errors import UserError, show
+from adversarial_augment.registry import did_you_mean
 
 
 class Kind(NamedTuple):
@@ -141,19 +141,6 @@ def _parse_boolean(text: str) -> bool:
     raise ValueError(text) from None
 
 
-def closest(name: str, table: Iterable[str]) -> str:
-  """Returns " Did you mean 'a.b'?" for a dotted or a bare name, or nothing where no field is close."""
-  known = list(table)
-  leaf = name.rpartition('.')[2]
-  match = [other for other in known if other.rpartition('.')[2] == leaf]
-  if len(match) != 1:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-  if not match:
-    leaves = difflib.get_close_matches(leaf, [other.rpartition('.')[2] for other in known], n=1, cutoff=0.75)
-    match = [other for other in known if other.rpartition('.')[2] in leaves]
-  return f" Did you mean '{match[0]}'?" if match else ''
-
-
 def require_names(table: Table, flat: Mapping[str, Any], source: str) -> None:
   """Checks that `flat` has the fields of `table`, no more and no fewer.
 
@@ -162,7 +149,7 @@ def require_names(table: Table, flat: Mapping[str, Any], source: str) -> None:
   """
   for name in flat:
     if name not in table:
-      raise UserError(f'{source}: unknown field {show(name)}.{closest(name, table)}')
+      raise UserError(f'{source}: unknown field {show(name)}.{did_you_mean(name, table)}')
   for name in table:
     if name not in flat:
       raise UserError(f'{source}: the field {name!r} is missing; its default is {show(table[name].default)}.')
@@ -173,7 +160,7 @@ def refusal(table: Table, name: str, value: Any) -> str:
   kind = table[name].kind
   wrong = value.split(',') if isinstance(value, str) else value if isinstance(value, tuple | list) else ()
   guesses = (
-    closest(item.strip(), kind.choices) for item in wrong if isinstance(item, str) and item not in kind.choices
+    did_you_mean(item.strip(), kind.choices) for item in wrong if isinstance(item, str) and item not in kind.choices
   )
   return f'config.{name}={show(value)} must be {kind.expected}.{next((guess for guess in guesses if guess), "")}'
 
@@ -199,7 +186,7 @@ def parse(table: Table, name: str, value: str) -> Any:
     inside = [other for other in table if other.startswith(f'{name}.')]
     if inside:
       raise UserError(f'config.{name} is a group of fields; set one of them, for example config.{inside[0]}.')
-    raise UserError(f'Unknown config field {show(name)}.{closest(name, table)} (--print_config lists all fields.)')
+    raise UserError(f'Unknown config field {show(name)}.{did_you_mean(name, table)} (--print_config lists all fields.)')
   try:
     return table[name].kind.parse(value)
   except (ValueError, OverflowError):
