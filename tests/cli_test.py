@@ -21,7 +21,7 @@ def python(code: str, *arguments: str, **env: str) -> subprocess.CompletedProces
     [sys.executable, '-c', textwrap.dedent(code), *arguments],
     capture_output=True,
     text=True,
-    env=clean | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(Path(cli.__file__).parents[1])} | env,
+    env=clean | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(Path(cli.__file__).parents[2])} | env,
     timeout=120,
     check=False,
   )
@@ -202,6 +202,7 @@ def test_wrong_input_is_reported_before_jax_is_imported(tmp_path):
   code = """
     import sys
     from adversarial_augment import cli
+    from adversarial_augment.config import command_line
     def main(argv):
       try:
         command_line.resolve_config(command_line.parse_train(argv))
@@ -220,7 +221,7 @@ def test_wrong_input_is_reported_before_jax_is_imported(tmp_path):
 
 DEVICES = """
   import sys
-  from adversarial_augment import cli
+  from adversarial_augment.parallel import devices
   devices.usable_cores = lambda: 4
   known = devices.virtual_devices(int(sys.argv[1]))
   import jax
@@ -259,12 +260,12 @@ def test_devices_that_exist_stand():
 
 @pytest.mark.parametrize('platforms, known', [('cpu', True), ('cuda,cpu', False), ('tpu', False)])
 def test_how_many_devices_there_will_be_is_known_on_a_cpu_alone(platforms, known):
-  code = 'from adversarial_augment import cli; print(devices._cpu_only())'
+  code = 'from adversarial_augment.parallel import devices; print(devices._cpu_only())'
   assert python(code, JAX_PLATFORMS=platforms).stdout == f'{known}\n'
 
 
 CACHE = """
-  from adversarial_augment import cli
+  from adversarial_augment.parallel import devices
   devices.compilation_cache()
   import jax
   print(jax.config.jax_compilation_cache_dir)

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import artifact
 
 COUNTS = {'train': 100, 'test': 20}
 NAMES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
@@ -105,10 +106,10 @@ def test_all_forms_hold_the_same(tmp_path, arrays, form):
 @pytest.mark.parametrize('name', ['ARCHIVE_SHA256', 'PYTHON_ARCHIVE_SHA256'])
 def test_the_published_archives_are_official(tmp_path, arrays, monkeypatch, name):
   path = FORMS['binary archive'](tmp_path, arrays)
-  monkeypatch.setattr(cifar10, name, cifar10.sha256_of(path))
+  monkeypatch.setattr(cifar10, name, artifact.sha256_of(path))
   content = cifar10.read(path, COUNTS)
   assert content.origin == 'official'
-  assert content.archive_sha256 == cifar10.sha256_of(path)
+  assert content.archive_sha256 == artifact.sha256_of(path)
 
 
 def test_published_hash_and_size_are_those_of_tfds():

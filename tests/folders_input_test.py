@@ -29,7 +29,7 @@ CASES = [
   ('export', ['--workdir={}'], "No run in '{}'"),
   ('report', ['{}/x'], "'{}/x' does not exist; name the workdir of a run."),
   ('report', ['{}'], "'{}' is a file; name the workdir of a run."),
-  ('convert', ['a.pt', '{}/x.safetensors'], "OUT.safetensors='{}/x.safetensors' must lie in a folder that exists"),
+  ('convert', ['a.pt', '{}/x.safetensors'], "OUT.safetensors='{}/x.safetensors' must be in an existing folder"),
 ]  # fmt: skip
 
 
