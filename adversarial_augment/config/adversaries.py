@@ -1,7 +1,7 @@
 """The adversaries of training: one entry of `ADVERSARIES` holds all that tells one from another.
 
 Configs are checked before JAX starts, so nothing here imports it: an entry names the function that builds its attack.
-`register` adds an entry; docs/design.md has an example.
+`tables.register` adds an entry; docs/design.md says what it declares.
 """
 
 from collections.abc import Callable, Iterator, Mapping
