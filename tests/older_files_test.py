@@ -17,7 +17,17 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import corruption_nets, evaluate, inference, prepare, pretrain, report, train
+from adversarial_augment import (
+  corruption_nets,
+  corruptions,
+  deepaugment,
+  evaluate,
+  inference,
+  prepare,
+  pretrain,
+  report,
+  train,
+)
 from adversarial_augment.datasets import load, mixture
 from adversarial_augment.evaluation import robustness
 
@@ -61,9 +71,13 @@ def older(tmp_path, monkeypatch) -> Iterator[Path]:
   for name, module in list(sys.modules.items()):
     if name.partition('.')[0] == 'adversarial_augment' and hasattr(module, '__version__'):
       monkeypatch.setattr(module, '__version__', then['adversarial_augment'])
+  for made_with in (corruptions.made_with, deepaugment.made_with):  # the versions of now may be known
+    made_with.cache_clear()
   switched_on = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)  # commands would put one into the user's folder
   yield tmp_path
+  for made_with in (corruptions.made_with, deepaugment.made_with):
+    made_with.cache_clear()
   jax.config.update('jax_enable_compilation_cache', switched_on)
 
 
@@ -162,6 +176,16 @@ def test_sets_are_not_made_again_and_their_results_stay(older):
   assert times('data') == sets
   evaluate.main(['--workdir=finished', '--evals=cifar10_c'])
   assert hashes('finished') == results
+
+
+def test_a_set_made_again_is_that_of_the_training(older):
+  path = older / 'data' / 'tiny_deepaugment' / 'edsr' / 'MANIFEST.json'
+  made_with = deepaugment.made_with()
+  path.write_text(json.dumps(read(path) | {'made_with': made_with}))  # where its files have the same bytes
+  images = load('tiny', 'train', 'data')
+  mixed = mixture.mix(images, mixture.load(images, 'data', ['edsr']), 'concat')
+  assert 'code_sha256' not in made_with
+  assert mixed.provenance['sha256'] == read('stopped/data.json')['train']
 
 
 def test_an_unfinished_deepaugment_set_goes_on(older):

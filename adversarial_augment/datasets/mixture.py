@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from adversarial_augment.datasets import cifar10_c, npy
+from adversarial_augment.datasets.made_with import with_code
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Batch, Dataset
@@ -76,13 +77,22 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
   sets = {part['name']: part for part in parts[1:]}
   counts = {name: sum(part['name'] == name for part in parts[1:]) for name in sets}
   about = {'mix': how, 'copies': counts, 'sets': list(sets.values()), 'train_sha256': train.provenance['sha256']}
-  digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+  hashed = about | {'sets': [_as_first_recorded(part) for part in sets.values()]}
+  digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
   return train._replace(
     num_examples=clean + made,
     read=read,
     provenance=train.provenance | {'sha256': digest, 'deepaugment': about},
     epoch_size=n,
   )
+
+
+def _as_first_recorded(part: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the provenance of a set as release 0.1.0 had it: a run of then goes on with the same set made again."""
+  made_with = with_code(part.get('made_with'), 'deepaugment')
+  if not isinstance(made_with, Mapping) or 'code_sha256' not in made_with:
+    return dict(part)
+  return {**part, 'made_with': {key: value for key, value in made_with.items() if key != 'deepaugment'}}
 
 
 def _open(train: Dataset, data_dir: str, name: str, copies: int | None) -> list[Dataset]:
