@@ -102,7 +102,7 @@ def read_manifest(part: npy.Part, folder: pathlib.Path, dataset: str) -> dict[st
   Raises:
     ArtifactError: it is damaged, or of another format.
   """
-  where = {'path': folder, 'kind': KIND, 'remedy': 'remake', 'about': {'dataset': dataset}}
+  where: dict[str, Any] = {'path': folder, 'kind': KIND, 'remedy': 'remake', 'about': {'dataset': dataset}}
   with untrusted.open_file(part.path) as file:
     file.seek(part.offset)
     return artifact.parse(file.read(min(part.size, _MAX_MANIFEST)), part.label, _check_fields, **where)

@@ -283,14 +283,26 @@ def verify(folder: Path, files: Mapping[str, Entry], *, hashed: bool = True) -> 
       raise Damaged(str(error.strerror or error), name) from error
 
 
-def parse(content: bytes, label: object, check: Callable[[dict[str, Any]], object], **where: Any) -> dict[str, Any]:
+def parse(
+  content: bytes,
+  label: object,
+  check: Callable[[dict[str, Any]], object],
+  *,
+  path: Any = '',
+  kind: str = '',
+  remedy: str = '',
+  about: Mapping[str, Any] = {},
+) -> dict[str, Any]:
   """Returns the JSON object in a manifest.
 
   Args:
     content: of the file.
     label: its name, for messages.
     check: raises ValueError, KeyError, TypeError or AttributeError where a field is not as this program writes it.
-    where: `path`, `kind` and `remedy` of the error.
+    path: of the error, as the next three: what is damaged.
+    kind: what it is to be.
+    remedy: what would help.
+    about: what is known of it.
 
   Raises:
     ArtifactError: it is damaged, or of another format.
@@ -299,17 +311,29 @@ def parse(content: bytes, label: object, check: Callable[[dict[str, Any]], objec
     value = untrusted.parse_json(content)
     check(value)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ArtifactError(f"'{label}' is damaged or not of this program ({one_line(error)})", **where) from error
+    raise ArtifactError(
+      f"'{label}' is damaged or not of this program ({one_line(error)})", path, kind, remedy, about
+    ) from error
   return value
 
 
-def read(file: Path, check: Callable[[dict[str, Any]], object], **where: Any) -> dict[str, Any]:
+def read(
+  file: Path,
+  check: Callable[[dict[str, Any]], object],
+  *,
+  path: Any = '',
+  kind: str = '',
+  remedy: str = '',
+  about: Mapping[str, Any] = {},
+) -> dict[str, Any]:
   """Returns the JSON object in a file; see `parse`."""
   try:
     content = untrusted.read_bytes(file, untrusted.MAX_JSON)
   except (OSError, untrusted.Unusable) as error:
-    raise ArtifactError(f"'{file}' is damaged or not of this program ({one_line(error)})", **where) from error
-  return parse(content, file, check, **where)
+    raise ArtifactError(
+      f"'{file}' is damaged or not of this program ({one_line(error)})", path, kind, remedy, about
+    ) from error
+  return parse(content, file, check, path=path, kind=kind, remedy=remedy, about=about)
 
 
 # Comparing.
@@ -321,14 +345,24 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
   return {key: (was.get(key), now.get(key)) for key in {**now, **was} if was.get(key) != now.get(key)}
 
 
-def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], **where: Any) -> None:
+def check_same(
+  path: Path,
+  found: Mapping[str, Any],
+  wanted: Mapping[str, Any],
+  *,
+  kind: str = '',
+  remedy: str = 'use or replace',
+  about: Mapping[str, Any] = {},
+) -> None:
   """Refuses to go on with what was made otherwise.
 
   Args:
     path: of what exists.
     found: how it was made.
     wanted: how it would be made now.
-    where: `kind`, `remedy` and `about` of the error.
+    kind: what it is to be, for the error.
+    remedy: what would help.
+    about: what is known of it.
 
   Raises:
     ArtifactError: names the first field that differs, with both values.
@@ -337,7 +371,9 @@ def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], 
     raise ArtifactError(
       f"'{path}' exists already, with {field} = {_short(was)}, and now it would be {_short(now)}",
       path,
-      **({'remedy': 'use or replace'} | where),
+      kind,
+      remedy,
+      about,
     )
 
 
