@@ -101,7 +101,7 @@ def test_a_surrogate_that_is_no_run_of_the_same_classes_is_refused(run, tmp_path
   other = Path(shutil.copytree(run, tmp_path / 'other'))
   config = json.loads((other / 'config.json').read_text())
   (other / 'config.json').write_text(json.dumps(config | {'dataset': 'cifar10'}))
-  with pytest.raises(UserError, match="--surrogate='.*other' was trained on cifar10, not on embedded"):
+  with pytest.raises(UserError, match="The surrogate '.*other' was trained on cifar10, not on embedded"):
     command(run, *FLAGS, f'--surrogate={other}')
 
 
