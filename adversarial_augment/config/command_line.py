@@ -15,8 +15,8 @@ from adversarial_augment.storage import files
 
 _TRAIN = """Trains an image classifier with AdversarialAugment (AdA) or without an adversary.
 
-The config file gives every setting; --config.FIELD=VALUE replaces one. The same command goes on with a run that was
-stopped. Results, checkpoints and figures are written to the working directory."""
+The config file gives every setting; --config.FIELD=VALUE replaces one. The same command resumes a stopped run.
+Results, checkpoints and figures are written to the working directory."""
 
 _EXAMPLES = """examples:
   python -m adversarial_augment.{program} --config={example} --workdir=runs/first
@@ -109,17 +109,8 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
     parser.error('--workdir is empty; name a folder, or leave the flag out')
   check_processes(values)
   workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
-  return Arguments(
-    values.config,
-    overrides,
-    workdir,
-    values.debug,
-    values.print_config,
-    values.list_configs,
-    values.coordinator_address,
-    values.num_processes,
-    values.process_id,
-  )
+  others = {name: getattr(values, name) for name in Arguments._fields[3:]}
+  return Arguments(values.config, overrides, workdir, **others)
 
 
 def _unknown_flag(argument: str, options: Sequence[str]) -> str:
