@@ -16,7 +16,7 @@ import pytest
 from adversarial_augment import config as configs
 from adversarial_augment import corruptions, datasets, evaluate, metrics, train
 from adversarial_augment.datasets import cifar10_c
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.evaluation import corrupted, reuse
 from adversarial_augment.evaluation.accuracy import accuracy
 from adversarial_augment.evaluation.bench import Bench, Images, open_images
@@ -92,9 +92,9 @@ def test_files_and_memory_give_the_same_outcomes(tmp_path):
 
 
 def test_a_set_of_an_older_version_is_warned_of(capsys):
-  warned = corrupted_in_memory(some_images(), NAMES, 0, None)._replace(warning='of an older version')
+  warned = corrupted_in_memory(some_images(), NAMES, 0, None)._replace(warning=ArtifactError('of an older version', ''))
   make_bench(opened={'cifar10_c': warned})
-  assert capsys.readouterr().err == 'warning: of an older version\n'
+  assert capsys.readouterr().err.startswith('warning: of an older version')
 
 
 # Results of a run.
@@ -281,7 +281,7 @@ def test_other_images_are_measured_and_replace_the_result(run, tmp_path):
   'flags, message',
   [
     (['--evals=clan'], "Did you mean 'clean'"),
-    (['--evals=cifar10_1'], "classes of which are CIFAR-10's"),
+    (['--evals=cifar10_1'], 'with the classes of CIFAR-10, but'),
     (['--evals='], 'names no evaluation'),
     (['--config.seed=5'], 'config.seed says how the classifier was trained'),
     (['--config.classifier.padding=same'], 'config.classifier.padding says how'),
@@ -313,7 +313,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_images_too_small_for_corruptions_are_refused():
   small = some_images()._replace(image_shape=(28, 28, 3))
-  with pytest.raises(UserError, match='28x28, but corruptions need 32'):
+  with pytest.raises(UserError, match='28x28, but the evaluation cifar10_c needs at least 32'):
     make_bench(small)
 
 
