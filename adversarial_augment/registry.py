@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from adversarial_augment.errors import UserError
 
 T = TypeVar('T')
-_CLOSE = 0.75  # similarity, in [0, 1]
+_CLOSE = 0.65  # similarity, in [0, 1]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
