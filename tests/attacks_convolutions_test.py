@@ -216,7 +216,7 @@ def test_autoattack_runs_it_fast():
   assert len(stages) == 4
   for stage in stages:
     numbers = np.int32(0), np.int32(0)
-    check_fast(functools.partial(compiled.attack_batch, stage.rounds.make), *numbers, KEYS, images, LABELS)
+    check_fast(functools.partial(compiled.attack_batch, stage.attack.make), *numbers, KEYS, images, LABELS)
 
 
 def test_attacks_inside_other_transforms():
