@@ -142,7 +142,7 @@ def test_a_layer_of_any_other_form_is_that_form_and_a_bias(monkeypatch):
 
   y = per_example_conv.layer(form, x, w, b, relu=True, stride=2)
   np.testing.assert_array_equal(y, jax.nn.relu(per_example_conv.conv(x, w, stride=2) + b.reshape(1, 1, 1, -1)))
-  assert options == [{'stride': 2}]
+  assert options == [{'stride': 2, 'padding': 'SAME'}]
   assert per_example_conv.side_by_side(x, form) is x
 
 
