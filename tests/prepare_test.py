@@ -104,7 +104,7 @@ def test_cifar10_is_downloaded_once(tmp_path, small, archive, monkeypatch):
 
 
 def test_a_bad_address_or_a_folder_in_place_of_the_archive(tmp_path):
-  with pytest.raises(UserError, match='--url='):
+  with pytest.raises(UserError, match='cannot be downloaded'):
     prepare.main(['cifar10', f'--data_dir={tmp_path}', '--url=file:///etc/hostname'])
   (tmp_path / 'downloads' / 'cifar-10-binary.tar.gz').mkdir()
   with pytest.raises(UserError, match='is a folder'):
@@ -176,7 +176,7 @@ def test_damaged_image_leaves_no_data_set(tmp_path):
     (['images', '--name=pets', '--from={tmp}', '--size=513'], '--size=513'),
     (['images', '--name=pets', '--from={tmp}', '--size=x'], '--size'),
     (['images', '--name=pets', '--from={tmp}', '--seed=-1'], '--seed=-1'),
-    (['images', '--name=pets', '--from={tmp}', '--test_fraction=1'], '--test_fraction=1'),
+    (['images', '--name=pets', '--from={tmp}', '--test_fraction=1'], 'test_fraction=1.0'),
     (['images', '--name=pets', '--from={tmp}/missing'], 'is not a folder'),
     (['images', '--name=pets', '--from={tmp}'], 'has no folders'),
   ],
@@ -192,7 +192,7 @@ def test_bad_flags(tmp_path, flags, said):
 def test_test_fraction_and_test_folder_exclude_each_other(tmp_path):
   _pets(tmp_path / 'train')
   _pets(tmp_path / 'test')
-  with pytest.raises(UserError, match='--test_fraction'):
+  with pytest.raises(UserError, match='test_fraction=0.5'):
     prepare.main(['images', '--name=pets', f'--from={tmp_path}', '--test_fraction=0.5', f'--data_dir={tmp_path}'])
 
 

@@ -149,7 +149,7 @@ def test_a_layer_of_any_other_form_is_that_form_and_a_bias(monkeypatch):
 @pytest.mark.parametrize('width', [32, 12])  # 32 pixels keep side by side through the body, 12 do not
 def test_edsr_is_the_same_function_in_this_form(monkeypatch, width):
   rounded = lambda x: x + jax.lax.stop_gradient(x.astype(jnp.bfloat16).astype(x.dtype) - x)
-  form = lambda images, kernel: per_example_conv.conv(rounded(images), rounded(kernel))
+  form = lambda images, kernel, **given: per_example_conv.conv(rounded(images), rounded(kernel), **given)
   oracle, network = (edsr(blocks=1, features=16, scale=1, **conv) for conv in ({'conv': form}, {}))
   images = jax.random.uniform(jax.random.key(1), (1, 6, width, 3))
   phi = network.init(jax.random.key(0), images)
