@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from adversarial_augment import cli, train
 from adversarial_augment import config as configs
-from adversarial_augment import train
 from adversarial_augment.errors import CheckpointError, NumericalError, UserError
 from adversarial_augment.evaluation.milestones import Milestones
 from adversarial_augment.run import train_job
@@ -185,7 +185,7 @@ def test_another_config_is_refused_with_the_difference(copy, field, value, shown
   with pytest.raises(UserError) as caught:
     start(copy, **{field: value})
   assert shown in str(caught.value)
-  assert '--workdir' in str(caught.value)
+  assert '--workdir' in cli.describe(caught.value)
   assert json.loads((copy / 'config.json').read_text()) == result(copy)['config']
 
 
