@@ -151,7 +151,7 @@ def test_convert_leaves_its_source_alone(tmp_path, capsys):
     assert f"OUT.safetensors='{target}' is the checkpoint itself" in capsys.readouterr().err
   assert source.read_bytes() == held
   assert run_convert('', tmp_path / 'z.safetensors') == 2
-  assert 'the name of CHECKPOINT.pt is empty' in capsys.readouterr().err
+  assert 'CHECKPOINT.pt is empty' in capsys.readouterr().err
 
 
 @pytest.mark.slow
