@@ -75,7 +75,7 @@ def test_another_config_is_refused_before_data_are_read(tmp_path, capsys, monkey
   monkeypatch.setattr(train, '_load', lambda *_: pytest.fail('data came first'))
   write_run(tmp_path / 'w', configs.load('configs/ada_edsr.py:smoke'), {})
   line = refused(train.main, [SMOKE, '--config.seed=7', f'--workdir={tmp_path}/w'], capsys)
-  assert 'holds a run with another config (seed: 0 -> 7); go back to it, or name another --workdir.' in line
+  assert 'holds a run with another config (seed: 0 -> 7); use that config, or name another --workdir.' in line
   monkeypatch.setattr(pretrain, '_sources', lambda *_: pytest.fail('data came first'))
   write_run(tmp_path / 'p', configs.load(PRETRAIN.removeprefix('--config='), 'pretrain'), {})
   line = refused(pretrain.main, [PRETRAIN, '--config.seed=7', f'--workdir={tmp_path}/p'], capsys)
