@@ -173,3 +173,8 @@ def kill_at_random(rig: Rig, workdir: Path, rng: random.Random, base: Sequence[s
   run.wait_for(lambda: any(f'step {later}/' in run.err for later in range(step, NUM_STEPS + 1)))
   time.sleep(rng.uniform(0, 1.5 if step == NUM_STEPS else 0.15))
   run.kill()
+
+
+def complaints(err: str) -> list[str]:
+  """Returns the lines of standard error without those that a slow machine prints of its progress."""
+  return [line for line in err.splitlines() if not line.endswith('...')]
