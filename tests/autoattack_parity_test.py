@@ -12,6 +12,7 @@ Robust images of 512, ours / the reference's (pyautoattack 0.2.0, torch 2.13, JA
 """
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,8 @@ def their_robust(stage: str, norm: str, seed: int) -> int:
 @pytest.fixture
 def windows_of_the_reference(monkeypatch):
   """There, no window of Square ends at the lower or the right edge: its draw leaves out the last place."""
-  monkeypatch.setattr('adversarial_augment.attacks.square.places', lambda size, side: jnp.maximum(size - side, 1))
+  module = importlib.import_module('adversarial_augment.attacks.square')  # `attacks.square` is the function
+  monkeypatch.setattr(module, 'places', lambda size, side: jnp.maximum(size - side, 1))
 
 
 @pytest.mark.slow
