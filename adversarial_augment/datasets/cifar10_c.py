@@ -105,7 +105,7 @@ def read_manifest(part: npy.Part, folder: pathlib.Path, dataset: str) -> dict[st
   where: dict[str, Any] = {'path': folder, 'kind': KIND, 'remedy': 'remake', 'about': {'dataset': dataset}}
   with untrusted.open_file(part.path) as file:
     file.seek(part.offset)
-    return artifact.parse(file.read(min(part.size, _MAX_MANIFEST)), part.label, _check_fields, **where)
+    return artifact.read(part.label, _check_fields, file.read(min(part.size, _MAX_MANIFEST)), **where)
 
 
 def labels_of(dataset: Dataset) -> np.ndarray:

@@ -1,12 +1,11 @@
 """The one store: whatever lasts on disk is written, committed, verified, compared and locked here.
 
-A file or a folder is made beside its place and put there by one rename, after its bytes are on the disk. So a kill, a
-full disk or an error leaves what was there, or what is new, whole; and beside it at most something whose name ends in
-`.tmp`, which the next writer removes. What a manifest lists is verified by size and SHA-256; what it does not, such as
-the files of a file manager or an editor, is nobody's business.
+A file or folder is written beside its place and put there by one rename, after its bytes are on the disk. So a kill, a
+full disk or an error leaves either what was there or what is new, whole, and at most something beside it whose name
+ends in `.tmp`, which the next writer removes. Files that a manifest lists are verified by size and SHA-256; others,
+such as those of a file manager or an editor, are ignored.
 
-The kinds of things are adapters: checkpoints, corrupted and DeepAugment sets, data sets, sweeps, weights. Their errors
-say what is wrong with which file (`ArtifactError`, `Damaged`); the command that runs adds the way out.
+Errors state what is wrong with which file (`ArtifactError`, `Damaged`); the command that runs adds the way out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,11 +30,7 @@ Entry = dict[str, Any]  # of a file in a manifest: bytes, sha256, and what an ad
 
 
 class Damaged(Exception):
-  """A file is not as its manifest says; the message is `<reason> in <file>`.
-
-  Attributes:
-    detail: the same with numbers, to follow the file's name.
-  """
+  """A file is not as its manifest says: `<reason> in <file>`; `detail`, with numbers, continues the file's name."""
 
   def __init__(self, reason: str, name: str, detail: str = ''):
     super().__init__(f'{reason} in {name}')
@@ -47,11 +42,7 @@ class Damaged(Exception):
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-  """Turns an OSError of the block into `Cannot <action>: <reason>`.
-
-  Raises:
-    StorageError: the block raised an OSError.
-  """
+  """Raises an OSError of the block as a StorageError, `Cannot <action>: <reason>`."""
   try:
     yield
   except StorageError:
@@ -64,26 +55,28 @@ def storage_errors(action: str) -> Iterator[None]:
     ) from error
 
 
+@contextmanager
+def damage_in(name: str) -> Iterator[None]:
+  """Raises what reading the file `name` raises in the block as `Damaged`."""
+  try:
+    yield
+  except (OSError, untrusted.Unusable) as error:
+    raise Damaged(getattr(error, 'strerror', None) or str(error), name) from error
+
+
 def one_line(error: BaseException) -> str:
-  """Returns the kind and the text of any exception in one line, at most 200 characters of it."""
+  """Returns the type and the text of any exception in one line, at most 200 characters of it."""
   return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
-# Writing. Every commit is one of `_commit`.
+# Writing. Each commit is one call of `_commit`; whatever raises an OSError before it leaves what was there.
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-  """Gives a new file to write to, which takes the place of `path` at the end of the block.
-
-  Args:
-    path: in an existing folder.
-
-  Raises:
-    OSError: it cannot be written; `path` is as it was.
-  """
+  """Gives a new file to write to, which replaces `path`, in an existing folder, at the end of the block."""
   temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.unlink(missing_ok=True)  # of a kill; what is a link or a pipe is not written to
+  temporary.unlink(missing_ok=True)  # left by a kill; a link or a pipe is not written to
   try:
     with open(temporary, 'xb') as file:
       yield file
@@ -94,14 +87,14 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def put(source: Path, path: Path) -> None:
-  """Puts a file of the same folder at `path` when all of it is on the disk. Raises as `writing`."""
+  """Renames a file of the same folder to `path` when all of it is on the disk."""
   fsync(source)
   _commit(source, path, os.replace)
   fsync(path.parent)
 
 
 def replace(path: Path, content: bytes | Iterable[bytes]) -> Entry:
-  """Puts a whole file at `path` in one instant; returns its entry for a manifest. Raises as `writing`."""
+  """Replaces a file atomically; returns its entry for a manifest."""
   digest, size = hashlib.sha256(), 0
   with writing(path) as file:
     for block in [content] if isinstance(content, bytes) else content:
@@ -112,36 +105,22 @@ def replace(path: Path, content: bytes | Iterable[bytes]) -> Entry:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Replaces a file by `value` as JSON with sorted keys.
-
-  Raises:
-    NumericalError: a number is NaN or infinite, which JSON has not.
-    StorageError: the file cannot be written.
-  """
+  """Replaces a file by JSON with sorted keys; raises NumericalError as `to_json`, or StorageError."""
   content = f'{to_json(path, value, indent=2, sort_keys=True)}\n'.encode()
   with storage_errors(f"write '{path}'"):
     replace(path, content)
 
 
-def to_json(path: Path, value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
-  """Returns the JSON text that is to be written to `path`; raises NumericalError as `write_json`."""
+def to_json(path: Path, value: Any, **how: Any) -> str:
+  """Returns the JSON for `path`; raises NumericalError for NaN and infinity, which JSON does not have."""
   try:
-    return json.dumps(value, allow_nan=False, indent=indent, sort_keys=sort_keys)
+    return json.dumps(value, allow_nan=False, **how)
   except ValueError as error:
-    raise NumericalError(f"'{path}' would hold a number that JSON has not: {error}.") from error
+    raise NumericalError(f"'{path}' would hold a number that JSON does not have: {error}.") from error
 
 
 def commit_folder(fresh: Path, path: Path, aside: Path) -> None:
-  """Puts the folder `fresh` at `path` when all of it is on the disk.
-
-  Args:
-    fresh: a folder on the same disk.
-    path: its place.
-    aside: where what is at `path` goes before it is deleted.
-
-  Raises:
-    OSError: `path` is as it was.
-  """
+  """Renames a folder to `path` when all of it is on the disk; what was there goes to `aside`, and is then deleted."""
   for root, _, names in os.walk(fresh, topdown=False):
     for name in names:
       fsync(Path(root, name))
@@ -159,13 +138,13 @@ def commit_folder(fresh: Path, path: Path, aside: Path) -> None:
 
 
 def retire(path: Path, aside: Path) -> None:
-  """Deletes a folder; a kill does not leave half of it under its name, but at `aside`."""
+  """Deletes a folder; a kill never leaves half of it under its own name, but under `aside`."""
   _commit(path, aside, os.rename)
   delete(aside)
 
 
 def delete(path: Path) -> None:
-  """Deletes a file, or a folder with what is in it, which need not exist."""
+  """Deletes a file or a folder, if it exists."""
   if not path.is_dir() or path.is_symlink():
     path.unlink(missing_ok=True)
     return
@@ -189,7 +168,7 @@ def fsync(path: Path) -> None:
   try:
     os.fsync(descriptor)
   except OSError as error:
-    # Some network file systems have no fsync of folders, and say so; a rename there is as durable as it gets.
+    # Some network file systems cannot sync folders; a rename there is as durable as it gets.
     if error.errno != errno.EINVAL or not path.is_dir():
       raise
   finally:
@@ -197,11 +176,7 @@ def fsync(path: Path) -> None:
 
 
 def check_space(place: Path, needed: int) -> None:
-  """Looks whether so many bytes can be written under a folder, which need not exist.
-
-  Raises:
-    StorageError: the disk has no room, or cannot be looked at.
-  """
+  """Raises StorageError where fewer than `needed` bytes are free under a folder, which need not exist."""
   with storage_errors(f"write under '{place}'"):
     existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -228,12 +203,12 @@ def sha256_of(path: Path) -> str:
 
 
 def entry(path: Path) -> Entry:
-  """Returns what a manifest says of a file."""
+  """Returns a file's entry for a manifest."""
   return {'bytes': path.stat().st_size, 'sha256': sha256_of(path)}
 
 
 def entries(folder: Path) -> dict[str, Entry]:
-  """Returns the entries of every file below `folder` but the manifest, by relative path."""
+  """Returns the entries of all files below `folder` but the manifest, by relative path."""
   paths = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
   named = {path.relative_to(folder).as_posix(): path for path in paths}
   return {name: entry(path) for name, path in named.items() if name != MANIFEST}
@@ -245,17 +220,7 @@ def size_of(path: Path) -> int | None:
 
 
 def check_entry(name: str, expected: Entry, size: int | None, sha256: str | None = None) -> None:
-  """Compares a file with its entry in a manifest.
-
-  Args:
-    name: of the file.
-    expected: the entry.
-    size: None where there is no file.
-    sha256: None: it is not compared.
-
-  Raises:
-    Damaged: it is missing, or another one.
-  """
+  """Raises `Damaged` where a file is missing (size None) or another than its entry says; no hash, no comparison."""
   if size is None:
     raise Damaged('missing file', name, 'is missing')
   if size != expected['bytes']:
@@ -266,115 +231,50 @@ def check_entry(name: str, expected: Entry, size: int | None, sha256: str | None
 
 
 def verify(folder: Path, files: Mapping[str, Entry], *, hashed: bool = True) -> None:
-  """Compares files with their entries in a manifest, by size and, if `hashed`, by SHA-256; others are not looked at.
-
-  Raises:
-    Damaged: a file is missing, another one, or cannot be read; names the first.
-  """
+  """Raises `Damaged` for the first file that is not as its entry says, by size and, if `hashed`, by SHA-256."""
   for name in sorted(files):
     path = folder / name
-    try:
+    with damage_in(name):
       check_entry(name, files[name], size_of(path))
       if hashed:
         check_entry(name, files[name], size_of(path), sha256_of(path))
-    except untrusted.Unusable as error:
-      raise Damaged(str(error), name) from error
-    except OSError as error:
-      raise Damaged(str(error.strerror or error), name) from error
 
 
-def parse(
-  content: bytes,
-  label: object,
-  check: Callable[[dict[str, Any]], object],
-  *,
-  path: Any = '',
-  kind: str = '',
-  remedy: str = '',
-  about: Mapping[str, Any] = {},
+def read(
+  file: str | os.PathLike, check: Callable[[dict[str, Any]], object], content: bytes | None = None, **error: Any
 ) -> dict[str, Any]:
   """Returns the JSON object in a manifest.
 
   Args:
+    file: its path, or what messages call it if `content` is given.
+    check: raises ValueError, KeyError, TypeError or AttributeError if a field is wrong.
     content: of the file.
-    label: its name, for messages.
-    check: raises ValueError, KeyError, TypeError or AttributeError where a field is not as this program writes it.
-    path: of the error, as the next three: what is damaged.
-    kind: what it is to be.
-    remedy: what would help.
-    about: what is known of it.
-
-  Raises:
-    ArtifactError: it is damaged, or of another format.
+    error: further arguments of the ArtifactError that is raised where the manifest is damaged.
   """
   try:
-    value = untrusted.parse_json(content)
+    value = untrusted.read_json(file) if content is None else untrusted.parse_json(content)
     check(value)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ArtifactError(
-      f"'{label}' is damaged or not of this program ({one_line(error)})", path, kind, remedy, about
-    ) from error
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
+    raise ArtifactError(f"'{file}' is damaged or not of this program ({one_line(reason)})", **error) from reason
   return value
-
-
-def read(
-  file: Path,
-  check: Callable[[dict[str, Any]], object],
-  *,
-  path: Any = '',
-  kind: str = '',
-  remedy: str = '',
-  about: Mapping[str, Any] = {},
-) -> dict[str, Any]:
-  """Returns the JSON object in a file; see `parse`."""
-  try:
-    content = untrusted.read_bytes(file, untrusted.MAX_JSON)
-  except (OSError, untrusted.Unusable) as error:
-    raise ArtifactError(
-      f"'{file}' is damaged or not of this program ({one_line(error)})", path, kind, remedy, about
-    ) from error
-  return parse(content, file, check, path=path, kind=kind, remedy=remedy, about=about)
 
 
 # Comparing.
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-  """Returns {dotted field: (was, now)} where two things were made otherwise; a field that one lacks is None there."""
+  """Returns {dotted field: (was, now)} of the fields that differ; a field that is missing on one side is None there."""
   was, now = registry.flatten(found), registry.flatten(wanted)
   return {key: (was.get(key), now.get(key)) for key in {**now, **was} if was.get(key) != now.get(key)}
 
 
 def check_same(
-  path: Path,
-  found: Mapping[str, Any],
-  wanted: Mapping[str, Any],
-  *,
-  kind: str = '',
-  remedy: str = 'use or replace',
-  about: Mapping[str, Any] = {},
+  path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, remedy: str = 'use or replace', **error: Any
 ) -> None:
-  """Refuses to go on with what was made otherwise.
-
-  Args:
-    path: of what exists.
-    found: how it was made.
-    wanted: how it would be made now.
-    kind: what it is to be, for the error.
-    remedy: what would help.
-    about: what is known of it.
-
-  Raises:
-    ArtifactError: names the first field that differs, with both values.
-  """
+  """Raises ArtifactError, with `error`, if `path` was made from other conditions; names the first that differs."""
   for field, (was, now) in differences(found, wanted).items():
-    raise ArtifactError(
-      f"'{path}' exists already, with {field} = {_short(was)}, and now it would be {_short(now)}",
-      path,
-      kind,
-      remedy,
-      about,
-    )
+    facts = f"'{path}' exists already, with {field} = {_short(was)}, and now it would be {_short(now)}"
+    raise ArtifactError(facts, path, remedy=remedy, **error)
 
 
 def _short(value: Any) -> str:
@@ -387,33 +287,26 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def lock(folder: Path, name: str = '', *, wait: bool = False) -> Iterator[None]:
-  """Holds a folder or one thing in it against a second writer; however the process ends, the kernel drops the lock.
+  """Locks a folder, or one thing in it, against a second writer; the kernel drops the lock when the process ends.
 
   Args:
-    folder: an existing folder; `.lock` in it carries the holder's process id and host.
-    name: of what alone is held, by `.NAME.lock`; '': all of it.
-    wait: whether to wait for the other writer's end, who holds it for an instant.
-
-  Raises:
-    ArtifactError: another process holds it.
-    StorageError: the lock file cannot be written, or the file system knows no locks.
+    folder: an existing folder; `.lock` in it holds the owner's process id and host.
+    name: of what is locked, by `.NAME.lock`; '': the whole folder.
+    wait: whether to wait for the other writer, who holds it for an instant, instead of raising ArtifactError.
   """
   path = folder / (f'.{name}.lock' if name else '.lock')
-  action = f"lock '{folder / name}'"
-  with storage_errors(action):
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-  try:
-    with storage_errors(action):
+  with storage_errors(f"lock '{folder / name}'"):
+    file = path.open('a+', errors='replace')
+  with file:
+    with storage_errors(f"lock '{folder / name}'"):
       try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:
-        holder = os.pread(descriptor, 1000, 0).decode(errors='replace').split()
-        # The holder writes its name just after it takes the lock, so the file may be empty for an instant.
-        who = f'process {holder[0]} on {holder[1]}' if len(holder) == 2 else 'another process'
+        file.seek(0)
+        owner = file.read(1000).split()  # the owner writes its name just after it takes the lock
+        who = f'process {owner[0]} on {owner[1]}' if len(owner) == 2 else 'another process'
         raise ArtifactError(f"'{folder / name}' is in use by {who}", folder, remedy='elsewhere') from error
       if not wait:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
+        file.truncate(0)
+        print(os.getpid(), socket.gethostname(), file=file, flush=True)
     yield
-  finally:
-    os.close(descriptor)

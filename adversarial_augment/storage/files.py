@@ -11,12 +11,8 @@ from adversarial_augment.errors import UserError
 def user_path(text: str | os.PathLike, what: str) -> Path:
   """Returns a path that a user gave, with `~` expanded; it need not exist.
 
-  Args:
-    text: the path.
-    what: the flag or field that holds it, for the message.
-
   Raises:
-    UserError: the home folder of no user, a name that no file system takes, or no path at all.
+    UserError: it cannot be a path, or has an unknown user's home; `what` names the flag or field that holds it.
   """
   try:
     path = Path(text).expanduser()
@@ -30,11 +26,7 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
 
 
 def output_file(text: str | os.PathLike, flag: str) -> Path:
-  """Returns the path of a file to write, or to write anew.
-
-  Raises:
-    UserError: a link, a folder or a pipe is there, or no folder to hold it.
-  """
+  """Returns the path of a file to write; raises UserError unless it is a regular file or a new one in a folder."""
   path = user_path(text, flag)
   if (os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path))) or not os.path.isdir(path.parent):
     raise UserError(f"{flag}='{path}' must be a regular file, or a new one, in a folder that exists; name another one.")
@@ -42,15 +34,7 @@ def output_file(text: str | os.PathLike, flag: str) -> Path:
 
 
 def check_folder(path: Path, flag: str) -> None:
-  """Refuses a folder that cannot be there or be made, because a file is in its place or above it, or for its name.
-
-  Args:
-    path: the folder, which need not exist.
-    flag: what holds it, for the message.
-
-  Raises:
-    UserError: names the file; or the folder's name is no UTF-8.
-  """
+  """Raises UserError where a folder neither exists nor can be made: a file is in its way, or its name is not UTF-8."""
   try:
     os.fspath(path.absolute()).encode()
   except UnicodeEncodeError as error:  # JSON, HTML and Orbax know no other names
@@ -66,19 +50,12 @@ def check_folder(path: Path, flag: str) -> None:
 
 
 def named(folder: Path, pattern: str) -> list[Path]:
-  """Returns the files of a folder whose names match a pattern, sorted, without hidden ones.
-
-  A file manager or an editor leaves '._NAME' and '.#NAME' beside a file, which is not one of ours.
-  """
+  """Returns the files of a folder that match a pattern, sorted, without hidden ones: editors leave '.#NAME' there."""
   return sorted(path for path in folder.glob(pattern) if not path.name.startswith('.'))
 
 
 def try_to_write(folder: Path) -> None:
-  """Writes a file in an existing folder, and removes it.
-
-  Raises:
-    OSError: that is not possible.
-  """
+  """Writes a file in an existing folder, and removes it; raises OSError if that is not possible."""
   with tempfile.TemporaryFile(dir=folder) as probe:
     probe.write(b'\0' * 4096)
     probe.flush()

@@ -1,7 +1,7 @@
 """Reading files that somebody else may have written: regular files only, of bounded size; JSON of bounded depth; zip.
 
-A size or a depth is bounded before anything is made of it, so that a small file cannot ask for much time or memory, and
-what is no file (a named pipe, a device) is neither waited for nor read without end.
+Sizes and depths are bounded before anything is made of a file, so that a small one cannot ask for much time or memory.
+What is not a file (a named pipe, a device) is neither waited for nor read without end.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import zipfile
 
 MAX_JSON = 16 << 20  # bytes; a report's largest file has less than one hundredth of it
-MAX_DEPTH = 64  # of nested lists and objects; the deepest of ours have ten
+MAX_DEPTH = 64  # of nested lists and objects; ours have at most ten
 MAX_LINE = 1 << 20  # bytes
 MAX_DIRECTORY = 2 << 20  # bytes of a zip archive's list of members
 _PIECE = 1 << 20  # bytes read at once
@@ -24,15 +24,15 @@ _KINDS = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket', stat.S_IFCHR:
 
 
 class Unusable(ValueError):
-  """What a file holds, or is, cannot be used; the message is the reason alone, without the file's name."""
+  """A file cannot be used; the message is the reason alone, without the file's name."""
 
 
 def open_file(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
-  """Opens a regular file of at most `limit` bytes for reading; links are followed.
+  """Opens a regular file, or a link to one, for reading.
 
   Raises:
-    Unusable: it is a pipe, a device or another thing that is no file, or it is larger.
-    OSError: it cannot be opened; it is a folder.
+    Unusable: it is a pipe, a device or the like, or has more than `limit` bytes.
+    OSError: it cannot be opened, or is a folder.
   """
   # Without O_NONBLOCK, opening a named pipe waits for a writer.
   descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -52,53 +52,42 @@ def open_file(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike, limit: int) -> bytes:
-  """Returns the content of a regular file of at most `limit` bytes.
-
-  Raises:
-    Unusable, OSError: as of `open_file`.
-  """
+  """Returns the content of a file; raises as `open_file`."""
   with open_file(path, limit) as file:
     return file.read(limit)
 
 
 def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
-  """Returns the value in a JSON file.
-
-  Raises:
-    Unusable, OSError: as of `open_file` and `parse_json`.
-  """
+  """Returns the value in a JSON file; raises as `open_file` and `parse_json`."""
   return parse_json(read_bytes(path, limit))
 
 
 def parse_json(content: bytes | str, *, finite: bool = True) -> Any:
-  """Returns the value of a JSON text in UTF-8; NaN and infinity are none, unless `finite` is False.
+  """Returns the value of JSON in UTF-8.
 
   Raises:
-    Unusable: it is no JSON, or nested deeper than MAX_DEPTH.
+    Unusable: it is not JSON, is nested deeper than MAX_DEPTH or, if `finite`, has a number that is not finite.
   """
+  number = _finite if finite else float
   try:
     text = content if isinstance(content, str) else content.decode()
-    number = _finite if finite else float
     value = json.loads(text, parse_float=number, parse_constant=number)
   except RecursionError:
     raise Unusable('it is nested too deep') from None
-  except ValueError as error:  # of the encoding and of very long integers too
+  except ValueError as error:  # also of the encoding and of very long integers
     raise Unusable(f'{error}') from None
   level, depth = [value], 0
   while level:
     if depth > MAX_DEPTH:
       raise Unusable('it is nested too deep')
-    level = [item for node in level if isinstance(node, dict | list) for item in _items(node)]
+    nodes = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)]
+    level = [item for node in nodes for item in node]
     depth += 1
   return value
 
 
 def lines(path: Path) -> Iterator[bytes]:
-  """Yields the lines of a regular file, with their ends, one after the other.
-
-  Raises:
-    Unusable, OSError: as of `open_file`; or a line has more than MAX_LINE bytes.
-  """
+  """Yields the lines of a file, with their ends; raises as `open_file`, or Unusable for one beyond MAX_LINE bytes."""
   with open_file(path) as file:
     number = 1
     while line := file.readline(MAX_LINE + 1):
@@ -106,10 +95,6 @@ def lines(path: Path) -> Iterator[bytes]:
         raise Unusable(f'line {number} has more than {MAX_LINE:,} bytes')
       yield line
       number += 1
-
-
-def _items(node: dict[str, Any] | list[Any]) -> Any:
-  return node.values() if isinstance(node, dict) else node
 
 
 def _finite(text: str) -> float:
@@ -120,11 +105,7 @@ def _finite(text: str) -> float:
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-  """Opens a zip archive whose list of members has at most MAX_DIRECTORY bytes.
-
-  Raises:
-    Unusable: it is none, or a damaged one.
-  """
+  """Opens a zip archive whose list of members has at most MAX_DIRECTORY bytes; raises Unusable if it is damaged."""
   try:
     return zipfile.ZipFile(_Piecewise(file))  # type: ignore[arg-type]
   except Unusable:
@@ -134,10 +115,10 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
 
 
 def unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytearray:
-  """Returns the bytes of a member, of which there are at most `limit`.
+  """Returns the bytes of a member.
 
   Raises:
-    Unusable: it is larger, encrypted, packed by another method than NumPy and PyTorch use, or damaged.
+    Unusable: it has more than `limit` bytes, is encrypted, packed by an unusual method, or damaged.
   """
   name = member.filename[:80]
   if member.file_size > limit:
@@ -157,7 +138,7 @@ def unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> byte
 
 
 class _Piecewise:
-  """A file that refuses to be read in one go, as zipfile reads the list of members however long it says it is."""
+  """A file that refuses large reads: zipfile reads the list of members at once, however long it claims to be."""
 
   def __init__(self, file: BinaryIO):
     self._file = file
