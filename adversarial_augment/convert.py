@@ -9,12 +9,10 @@ import os
 from pathlib import Path
 
 from adversarial_augment import cli
-from adversarial_augment.cli import signals
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import artifact
 
 
-@signals.keeping('no weight file was written, and the same command begins anew')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   parser = cli.Parser(
@@ -60,4 +58,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, kept='no weight file was written; run the same command again')

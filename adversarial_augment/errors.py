@@ -1,10 +1,11 @@
 """What can go wrong in a way the user can mend; each kind has its exit code.
 
 A command line prints the message as one line on standard error and ends with `exit_code` (see cli.run). The message
-names the argument or file, its value, the rule, and the way out; flags are named by the commands alone.
+names the argument or file, its value, the rule, and the way out; only commands name flags.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -13,7 +14,7 @@ class AdversarialAugmentError(Exception):
 
   Args:
     message: the facts, and the way out where it is the same for every caller.
-    remedy: what offers one more way out, such as 'workdir'; a command knows the flag, and adds it (`cli.describe`).
+    remedy: names one more way out, such as 'workdir'; a command knows its flag, and adds it (cli/ways_out.py).
   """
 
   exit_code = 1
@@ -30,28 +31,19 @@ class UserError(AdversarialAugmentError, ValueError):
 
 
 class ArtifactError(UserError):
-  """Something on disk cannot be used as it is: the facts, to which the command that runs adds the way out.
+  """Something on disk cannot be used as it is.
 
   Attributes:
-    facts: one sentence, without its full stop.
     path: the file or folder.
-    kind: what it is to be: 'data set', 'cifar10_c', 'deepaugment', 'sweep', or '' for anything.
-    remedy: what would help, in one word, which the command puts into its own words.
+    kind: what it should be: 'data set', 'cifar10_c', 'deepaugment', or '' for anything.
     about: what is known of it, such as its manifest.
-    hint: a sentence to end with.
-    way_out: '', until a command says it.
   """
 
   def __init__(
-    self, facts: str, path: Any = '', kind: str = '', remedy: str = '', about: Mapping[str, Any] = {}, hint: str = ''
+    self, facts: str, path: Any = '', kind: str = '', remedy: str = '', about: Mapping[str, Any] = MappingProxyType({})
   ):
-    super().__init__(facts)
-    self.facts, self.path, self.kind, self.remedy = facts.removesuffix('.'), path, kind, remedy
-    self.about, self.hint = about, hint
-    self.way_out = ''
-
-  def __str__(self) -> str:
-    return f'{self.facts}{"; " if self.way_out else ""}{self.way_out}.{self.hint}'
+    super().__init__(f'{facts.removesuffix(".")}.', remedy=remedy)
+    self.path, self.kind, self.about = path, kind, about
 
 
 def show(value: Any, limit: int = 80) -> str:
@@ -101,15 +93,9 @@ class Interrupted(Stopped):
   """A signal came where nobody listens to it; the message is 'stopped by NAME', without what is kept."""
 
 
-def to_json(error: Exception) -> list[str]:
-  """Returns an error for another process of the run: its class, message and remedy."""
-  return [type(error).__name__, str(error), getattr(error, 'remedy', '')]
-
-
-def from_json(content: list[str], prefix: str = '') -> Exception:
-  """Returns the error that `to_json` wrote, its message after `prefix`; a RuntimeError for classes not of here."""
-  name, message, remedy = content
+def rebuilt(name: str, message: str) -> Exception:
+  """Returns the error of another process by its class name and message; a RuntimeError for classes not of here."""
   known = globals().get(name)
   if isinstance(known, type) and issubclass(known, AdversarialAugmentError):
-    return known(f'{prefix}{message}', remedy=remedy)
-  return RuntimeError(f'{prefix}{message}')
+    return known(message)
+  return RuntimeError(message)

@@ -20,7 +20,6 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
 from adversarial_augment.evaluation.attack_request import Request
 from adversarial_augment.parallel import devices, launch
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import files, results
 from adversarial_augment.types import Attack, Dataset, PyTree
 
@@ -63,7 +62,6 @@ exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --all
 5 disk full or not writable, 75 stopped by a signal (run the same command again, without --overwrite)."""
 
 
-@ways_out.added('--workdir')
 def main(argv: Sequence[str]) -> int | None:
   overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
@@ -82,8 +80,8 @@ def main(argv: Sequence[str]) -> int | None:
     _check_devices(config, num_devices)
   devices.compilation_cache()
   kept = f"what has been found so far is kept in '{workdir / 'results'}'"  # but for the last few seconds
-  again = 'and the same command' + (' without --overwrite' if request and arguments.overwrite else '') + ' goes on'
-  with signals.listen(several_processes=False, kept=kept, again=again):
+  resume = f'run the same command again{" without --overwrite" if request and arguments.overwrite else ""} to resume'
+  with signals.listen(several_processes=False, kept=kept, resume=resume):
     if request is None:
       evaluate(config, workdir, images, overwrite=arguments.overwrite)
       return None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adversarial_augment import cli, inference
 from adversarial_augment import config as configs
-from adversarial_augment.cli import progress, signals, streams
+from adversarial_augment.cli import progress, streams
 from adversarial_augment.errors import UserError
 from adversarial_augment.registry import lookup
 from adversarial_augment.storage import artifact, files
@@ -60,7 +60,6 @@ class Format(NamedTuple):
   encode: Callable[[Classifier, str, str], Encoded]  # classifier, file name, card as JSON; raises UserError
 
 
-@signals.keeping('files may be missing, and the same command with --overwrite begins anew')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   arguments = _parser().parse_args(argv)
@@ -208,4 +207,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, kept='files may be missing; run the same command again with --overwrite')

@@ -12,13 +12,12 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import cli, datasets
 from adversarial_augment import config as configs
-from adversarial_augment.cli import progress, signals, streams
+from adversarial_augment.cli import progress, streams
 from adversarial_augment.config import adversaries, command_line
 from adversarial_augment.datasets import cifar10, sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.planning import targets
 from adversarial_augment.planning.targets import Target
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset
 
@@ -54,8 +53,6 @@ class Plan(NamedTuple):
   estimate: 'Estimate'  # for one step with the adversary
 
 
-@signals.keeping('nothing was written, and the same command begins anew')
-@ways_out.added('--output')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   overrides, rest = command_line.split_overrides(argv)
@@ -297,4 +294,4 @@ def _facts(plan: Plan, target: Target) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, kept='nothing was written; run the same command again')

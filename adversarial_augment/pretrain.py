@@ -21,7 +21,6 @@ from adversarial_augment.cli import progress
 from adversarial_augment.config import command_line, rules
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import devices, launch
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.pretraining import sources as image_sources
 from adversarial_augment.storage import artifact, files, sharing
 from adversarial_augment.types import PyTree, TrainState
@@ -36,7 +35,6 @@ _DESCRIPTION = """Trains a corruption network (an image-to-image network such as
 Writes a .safetensors file that config.corruption_net.weights of adversarial_augment.train takes."""
 
 
-@ways_out.added('--workdir')
 def main(argv: list[str]) -> None:
   arguments = command_line.parse(argv, 'pretrain', _DESCRIPTION, 'configs/pretrain_edsr.py:small')
   processes = launch.find(arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adversarial_augment import cli
-from adversarial_augment.cli import progress, signals
+from adversarial_augment.cli import progress
 from adversarial_augment.reporting import page, runs
 from adversarial_augment.storage import artifact, files
 
@@ -39,7 +39,6 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   return target
 
 
-@signals.keeping('no page was written; run the same command again')
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   arguments = _parser().parse_args(argv)
@@ -60,4 +59,4 @@ def _parser() -> cli.Parser:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, kept='no page was written; run the same command again')

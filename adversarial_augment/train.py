@@ -16,7 +16,7 @@ from adversarial_augment.config import command_line, rules
 from adversarial_augment.datasets import cifar10, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.parallel import devices, launch
-from adversarial_augment.preparation import deepaugment, ways_out
+from adversarial_augment.preparation import deepaugment
 from adversarial_augment.storage import files
 from adversarial_augment.types import Dataset, TrainState
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
   from adversarial_augment.evaluation.bench import Images
 
 
-@ways_out.added('--workdir')
 def main(argv: list[str]) -> None:
   arguments = command_line.parse_train(argv)
   processes = launch.find(arguments)

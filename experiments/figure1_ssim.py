@@ -24,7 +24,6 @@ from adversarial_augment.config import command_line
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.parallel import devices
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import files, results
 from adversarial_augment.types import Dataset
 from experiments import figure1_drawing, figure_files
@@ -37,7 +36,6 @@ _GRID = 2001  # points of a density
 _FIELDS, _GROUPS = ('data_dir', 'batch_size', 'precision'), ('attack', 'corruption_net')
 
 
-@ways_out.added()
 def main(argv: Sequence[str]) -> None:
   overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)

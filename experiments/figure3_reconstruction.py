@@ -37,7 +37,6 @@ from adversarial_augment.cli import progress, signals
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.parallel import devices, sharding
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import results
 from adversarial_augment.types import Array, Dataset, PyTree
 from experiments import figure3_drawing, figure_files
@@ -48,7 +47,6 @@ WEIGHTS = {'edsr': 'edsr_4x16_x1', 'cae': 'cae_16', 'unet': 'unet_16', 'vqvae': 
 _MICROBATCH = 16  # images at a time on each device
 
 
-@ways_out.added()
 def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   nets = _nets(arguments.nets, arguments.weights)

@@ -88,7 +88,7 @@ def test_what_is_known_is_shown_and_other_conditions_are_refused(run, monkeypatc
   assert 'robust accuracy' in capsys.readouterr().out
   assert (run / 'results' / f'{NAME}.json').read_bytes() == before
   for other in ('--seed=1', '--num_examples=5'):
-    with pytest.raises(UserError, match=rf"{NAME}.json' holds a result of this checkpoint for other .*--overwrite"):
+    with pytest.raises(UserError, match=rf"{NAME}.json' holds a result of this checkpoint for other "):
       command(run, *FLAGS, other)
     with pytest.raises(pytest.fail.Exception, match='it attacked'):
       command(run, *FLAGS, other, '--overwrite')
@@ -167,7 +167,7 @@ def test_an_unfinished_sweep_goes_on_and_a_stale_one_is_refused(run, monkeypatch
   unfinished = stop_within(run, monkeypatch)
   kept = unfinished.read_bytes()
   for other, what in (('--seed=1', 'seed'), ('--num_examples=5', 'number of images')):
-    with pytest.raises(UserError, match=rf"{NAME}.sweep' exists already, with {what} = .*--overwrite") as caught:
+    with pytest.raises(UserError, match=rf"{NAME}.sweep' exists already, with {what} = ") as caught:
       command(run, *flags, other)
     assert '\n' not in str(caught.value)
   unfinished.write_bytes(kept[:1000])
@@ -235,7 +235,7 @@ def test_a_second_evaluation_of_the_same_attack_is_refused(run, monkeypatch):
   cursors = only_begin(monkeypatch)
   with artifact.lock(run / 'results', name=NAME):  # as another process does
     for flags in (('--seed=1', '--overwrite'), ('--overwrite',)):
-      with pytest.raises(UserError, match=rf"{NAME}' is in use by process {os.getpid()} on .*; wait") as caught:
+      with pytest.raises(UserError, match=rf"{NAME}' is in use by process {os.getpid()} on ") as caught:
         command(run, *FLAGS, *flags)
       assert '\n' not in str(caught.value)
       assert caught.value.exit_code == 2

@@ -285,7 +285,7 @@ def test_other_images_are_measured_and_replace_the_result(run, tmp_path):
     (['--evals='], 'names no evaluation'),
     (['--config.seed=5'], 'config.seed says how the classifier was trained'),
     (['--config.classifier.padding=same'], 'config.classifier.padding says how'),
-    (['--evals=clean', '--config.eval_images=3'], 'clean.json.*--overwrite'),
+    (['--evals=clean', '--config.eval_images=3'], "clean.json' holds a result of this checkpoint for other"),
     (['--config.dataset=cifar'], "No data set 'cifar'"),
     (['--config.eval_images=0'], 'config.eval_images'),
     (['--config.frost_dir=/nowhere/at/all', '--evals=cifar10_c'], '/nowhere/at/all'),

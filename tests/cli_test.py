@@ -56,7 +56,8 @@ def raising(error):
 )
 def test_known_errors_are_one_line_with_their_exit_code(error, code, capsys):
   message = (
-    ' '.join(str(error).split()) or 'interrupted: what was written before is kept, and the same command goes on.'
+    ' '.join(str(error).split())
+    or 'interrupted: what was written before is kept; run the same command again to resume.'
   )
   assert run(raising(error), [], capsys) == (code, f'{Path(sys.argv[0]).stem}: {message}\n')
   assert run(raising(error), ['--debug'], capsys)[0] == code
@@ -303,7 +304,7 @@ def test_a_stop_before_the_run_says_how_to_go_on():
   ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
   assert ended.returncode == 75
   assert ended.stderr.count('\n') == 1
-  assert 'the same command goes on' in ended.stderr
+  assert 'run the same command again' in ended.stderr
 
 
 @pytest.mark.parametrize('name', ['~nouser/x', 'a' * 300, 'a\0b'])

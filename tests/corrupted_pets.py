@@ -10,6 +10,7 @@ import numpy as np
 from adversarial_augment import datasets, prepare
 from adversarial_augment.datasets import writer
 from adversarial_augment.types import Dataset
+from tests.described import described
 
 N = 40
 NAMES = ('brightness', 'gaussian_noise')
@@ -33,7 +34,8 @@ def command(data_dir: pathlib.Path, *flags: str) -> list[str]:
 
 
 def run(data_dir: pathlib.Path, *flags: str) -> pathlib.Path:
-  prepare.main(command(data_dir, *flags))
+  with described():
+    prepare.main(command(data_dir, *flags))
   return data_dir
 
 

@@ -10,12 +10,12 @@ import tarfile
 import numpy as np
 import pytest
 
-from adversarial_augment import metrics
+from adversarial_augment import cli, metrics
 from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.datasets.fingerprint import fingerprint
 from adversarial_augment.errors import UserError
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.types import Batch, Dataset
+from tests.described import described
 
 N = 40
 NAMES = ('fog', 'frost')
@@ -55,7 +55,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
 
 def open_set(path: pathlib.Path, names, test: Dataset, **how) -> cifar10_c.CorruptionSet:
   """Opens a set as a command does, which adds the way out to an error."""
-  with ways_out.added():
+  with described():
     return cifar10_c.open_set(path, names, test, **how)
 
 
@@ -108,7 +108,7 @@ def test_a_set_of_an_older_version_says_so_where_its_bytes_are_others(tmp_path, 
   assert found.provenance['made_with'] == made_with
   assert (found.warning is not None) == (origin != 'generated')
   if found.warning:
-    assert 'prepare cifar10_c --dataset=pets --overwrite' in ways_out.explained(found.warning)
+    assert 'prepare cifar10_c --dataset=pets --overwrite' in cli.describe(found.warning)
 
 
 def test_all_missing_files_are_named_in_one_run(tmp_path):

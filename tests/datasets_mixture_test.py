@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from adversarial_augment import corruption_nets, prepare
+from adversarial_augment.cli import ways_out
 from adversarial_augment.datasets import mixture, sampling
 from adversarial_augment.errors import UserError
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.types import Batch, Dataset
 from tests import deepaugment_sets
 
@@ -138,8 +138,8 @@ def cut(data_dir: pathlib.Path) -> None:
 
 
 REFUSED = {
-  'missing': (lambda data_dir: shutil.rmtree(folder_of(data_dir)), r'does not exist; start python -m .*--name=some'),
-  'unfinished': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').unlink(), 'is not finished; start'),
+  'missing': (lambda data_dir: shutil.rmtree(folder_of(data_dir)), r'does not exist; run python -m .*--name=some'),
+  'unfinished': (lambda data_dir: (folder_of(data_dir) / 'MANIFEST.json').unlink(), 'is not finished; run'),
   'no images': (
     lambda data_dir: (folder_of(data_dir) / 'images.npy').unlink(),
     "images.npy' is missing; make the set again",
@@ -235,6 +235,6 @@ def test_commands_are_understood(about, flags):
     expected = arguments_of('python -m adversarial_augment.prepare deepaugment')
     own = {} if name == flags.get('net', 'edsr') else {'name': name}
     assert found == expected | flags | own | {'dataset': dataset, 'data_dir': where}
-    assert ('(FILE.safetensors being what has SHA-256 abc)' in command) == ('FILE' in flags.get('weights', ''))
+    assert ('(FILE.safetensors is the file with SHA-256 abc)' in command) == ('FILE' in flags.get('weights', ''))
     if not flags and not own:
       assert command == 'python -m adversarial_augment.prepare deepaugment'

@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 from adversarial_augment import datasets
 from adversarial_augment.datasets import source, writer
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import artifact
+from tests.described import described
 
 CLASSES = ('cat', 'dog', 'yak')
 
@@ -152,7 +152,7 @@ def test_newest_version_and_home_folder(tmp_path, monkeypatch):
       'train',
       r"'cifar10' under data_dir='/nowhere'.*not exist.*cifar10 --data_dir=/nowhere, or",
     ),
-    ('pts', None, 'train', "prepare images --name=pts.* Did you mean 'pets'"),
+    ('pts', None, 'train', r"Did you mean 'pets'\?\); make it with .*prepare images --name=pts"),
     ('pets', None, 'validation', "no split 'validation'; it has: test, train"),
     ('../pets', None, 'train', 'must look like'),
     ('', None, 'train', 'must look like'),
@@ -168,7 +168,7 @@ def test_newest_version_and_home_folder(tmp_path, monkeypatch):
   ],
 )
 def test_missing(prepared, name, data_dir, split, said):
-  with pytest.raises(UserError, match=said) as caught, ways_out.added():
+  with pytest.raises(UserError, match=said) as caught, described():
     datasets.load(name, split, data_dir or str(prepared))
   assert '\n' not in str(caught.value)
   assert 'config.' not in str(caught.value)  # the flags of prepare have no such prefix

@@ -8,8 +8,9 @@ import numpy as np
 
 from adversarial_augment import datasets
 from adversarial_augment.datasets import mixture, writer
-from adversarial_augment.preparation import deepaugment_files, ways_out
+from adversarial_augment.preparation import deepaugment_files
 from adversarial_augment.types import Dataset
+from tests.described import described
 
 N = 60
 
@@ -33,7 +34,7 @@ def load(data_dir: pathlib.Path) -> Dataset:
 
 def open_sets(train: Dataset, data_dir: pathlib.Path, copies: int | None = None) -> list[Dataset]:
   """Opens the set 'some', as a command does."""
-  with ways_out.added():
+  with described():
     return mixture.load(train, str(data_dir), ['some'], copies)
 
 
@@ -56,7 +57,7 @@ def write_some(data_dir: pathlib.Path, *, changes: Mapping[str, Any] = {}, **opt
   """Writes the set 'some' of pets, of two copies if the plan's `changes` do not say otherwise."""
   train = load(data_dir)
   folder = mixture.folder_of('pets', 'some', str(data_dir))
-  with ways_out.added():
+  with described():
     return deepaugment_files.write(folder, plan_of(train, **changes), train, **{'make': make} | options)
 
 

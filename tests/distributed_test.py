@@ -85,7 +85,7 @@ def test_a_ctrl_c_that_arrives_twice_saves_the_same_step_of_both(rig, tmp_path):
   assert codes(runs) == [75, 75], [run.err for run in runs]
   assert trainer.newest(workdirs[0]) == trainer.last_step(workdirs[0]) >= 1
   for run in runs:
-    assert run.err.count('SIGINT: saving after a step of all processes; another Ctrl-C') == 1
+    assert run.err.count('SIGINT: saving after a step of all processes; press Ctrl-C again') == 1
 
 
 def test_an_error_of_process_0_ends_both_with_its_code(rig, tmp_path):

@@ -179,7 +179,7 @@ def test_a_process_that_waits_says_for_whom_and_can_be_stopped(index, words, num
   process.send_signal(number)
   ((code, _, err),) = finish([process], patience=10)
   assert code == 75
-  assert err == [f'stopped by {number.name}: no step has been made, and the same command goes on.']
+  assert err == [f'stopped by {number.name}: no step has been made; run the same command again to resume.']
 
 
 def test_a_process_that_waits_in_vain_says_so(monkeypatch):
@@ -222,4 +222,4 @@ def test_a_process_that_does_not_see_the_run_tells_the_others(tmp_path, monkeypa
   flags = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
   with pytest.raises(errors.UserError, match='^No run in .* a folder that they share.$') as caught:
     evaluate.main([f'--workdir={tmp_path}', *flags])
-  assert told == [{'error': errors.to_json(caught.value)}]
+  assert told == [{'error': ['UserError', str(caught.value)]}]

@@ -101,7 +101,7 @@ def test_stopped_by_a_signal_and_started_again(pets, whole, tmp_path, number):
   assert time.monotonic() - began < 10
   assert started.returncode == 75
   kept = f"the corruptions that are whole are kept in '{data_dir}'"
-  assert said == [f'stopped by {number.name}: {kept}, and the same command goes on.']
+  assert said == [f'stopped by {number.name}: {kept}; run the same command again to resume.']
   run(data_dir)
   assert hashes(data_dir / 'pets_c') == hashes(whole / 'pets_c')
 
@@ -243,7 +243,7 @@ def test_a_second_start_at_the_same_time_is_refused(whole, tmp_path):
   data_dir = copy(whole, tmp_path / 'data')
   with (
     artifact.lock(data_dir / 'pets_c'),
-    pytest.raises(UserError, match=rf"pets_c' is in use by process {os.getpid()} .*--data_dir"),
+    pytest.raises(UserError, match=rf"pets_c' is in use by process {os.getpid()} .*use another folder"),
   ):
     run(data_dir)
 

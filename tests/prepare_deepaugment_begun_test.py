@@ -59,11 +59,13 @@ def begin(data_dir: pathlib.Path) -> pathlib.Path:
 
 def test_a_set_that_was_begun_otherwise_goes_on_by_the_command_of_its_plan(data_dir):
   folder = begin(data_dir)
-  with pytest.raises(UserError, match=r'copies = 2, and now it would be 3; go on with it by (.*), choose') as caught:
+  with pytest.raises(UserError, match=r'copies = 2, and now it would be 3; resume it with (.*), choose') as caught:
     write(data_dir, changes={'copies': 3})
   command = f'prepare deepaugment --dataset=pets --copies=2 --name=some --data_dir={data_dir}'
   assert f'{command}, choose' in str(caught.value)
-  with pytest.raises(UserError, match=f'is not finished; start python -m adversarial_augment.{command}, which goes on'):
+  with pytest.raises(
+    UserError, match=f'is not finished; run python -m adversarial_augment.{command}, which resumes it'
+  ):
     open_it(data_dir)
   (folder / 'PLAN.json').write_text('[')
   with pytest.raises(UserError, match=r"PLAN.json' is damaged .*flags of its first time and --overwrite"):
@@ -83,7 +85,7 @@ def test_a_set_that_was_begun_and_damaged_starts_anew_with_overwrite(data_dir, d
     images.mkdir()
   if damage in ('cut', 'header'):
     images.write_bytes(content[:-1] if damage == 'cut' else b'x' + content[1:])
-  with pytest.raises(UserError, match='missing or damaged; start anew with the same command and --overwrite') as caught:
+  with pytest.raises(UserError, match='missing or damaged; start over with the same command and --overwrite') as caught:
     write(data_dir)
   assert '\n' not in str(caught.value)
   assert write(data_dir, overwrite=True) == (2 * N, 0)

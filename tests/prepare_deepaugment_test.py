@@ -349,7 +349,7 @@ def test_train_refuses_a_missing_set_in_one_line(whole, tmp_path):
   assert wrong.returncode == 2, wrong.stderr
   assert wrong.stderr.splitlines() == [wrong.stderr.strip()]
   assert 'cae' in wrong.stderr
-  assert 'does not exist; start python -m adversarial_augment.prepare deepaugment' in wrong.stderr
+  assert 'does not exist; run python -m adversarial_augment.prepare deepaugment' in wrong.stderr
 
 
 def test_names_of_sets_are_checked():

@@ -32,7 +32,7 @@ def test_stopped_at_every_stage_a_run_ends_the_same(rig, tmp_path):
   run = rig.start(workdir)
   run.wait_for_line('compiling the train step...')
   assert stop(run, signal.SIGTERM) < SOON
-  assert run.err.splitlines()[-1] == 'stopped by SIGTERM: no step has been made, and the same command goes on.'
+  assert run.err.splitlines()[-1] == 'stopped by SIGTERM: no step has been made; run the same command again to resume.'
   assert not (workdir / 'checkpoints').exists()
   assert not (workdir / 'metrics.jsonl').exists()
 
@@ -59,8 +59,8 @@ def test_a_signal_while_training_saves_the_current_step_and_a_second_run_goes_on
   assert saved >= reached
   assert [line['step'] for line in trainer.lines(tmp_path / 'w')] == list(range(1, saved + 1))
   said = run.err.splitlines()
-  assert any(line.startswith('SIGTERM: saving after this step; another signal, a second or more') for line in said)
-  end = f'stopped by SIGTERM after step {saved} of 100000, which is saved; the same command goes on.'
+  assert any(line.startswith('SIGTERM: saving after this step; send another signal after a second') for line in said)
+  end = f'stopped by SIGTERM after step {saved} of 100000, which is saved; run the same command again to resume.'
   assert said[-1] == f'train: {end}'
 
   run = rig.start(tmp_path / 'w', LONG, '--config.checkpoint_every=0', '--config.eval_every=0')

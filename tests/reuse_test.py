@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from adversarial_augment import cli
 from adversarial_augment.errors import ArtifactError, StorageError, UserError
 from adversarial_augment.evaluation import reuse
 from adversarial_augment.parallel import processes
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.storage import artifact, results
 from tests.reporting_fixtures import attacked, counted
 
@@ -66,7 +66,7 @@ def test_what_was_found_under_other_conditions_is_kept(tmp_path: Path):
   fake.images = 'those'
   with pytest.raises(ArtifactError) as caught:
     find()
-  assert re.search('clean.json.*--overwrite', ways_out.explained(caught.value))
+  assert re.search('clean.json.*--overwrite', cli.describe(caught.value))
   assert find(overwrite=True)['num_correct'] == 2
   assert reuse.measure_once(fake, 'clean', None, tmp_path, about(sha256='b'), protected=True)['num_correct'] == 3
 

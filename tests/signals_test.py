@@ -28,15 +28,13 @@ UNDER_WAY = """
 IDLE = """
   import time
   from adversarial_augment import cli
-  from adversarial_augment.cli import signals
-  @signals.keeping('nothing was written, and the same command begins anew')
   def main(argv):
     try:
       print('under way', flush=True)
       time.sleep(60)
     finally:
       time.sleep(float(argv[0]))
-  cli.run(main)
+  cli.run(main, kept='nothing was written; run the same command again')
 """
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]  # the last one: the terminal has gone
 
@@ -63,9 +61,7 @@ def test_a_signal_that_arrives_twice_saves(first, second, saving):
   send(process, first, second, first)
   out, err = process.communicate(timeout=60)
   assert (process.returncode, out) == (75, 'saved\n'), err
-  said = (
-    f'{first.name}: saving after this step; another signal, a second or more from now, ends at once without saving.'
-  )
+  said = f'{first.name}: saving after this step; send another signal after a second to exit without saving.'
   assert err.splitlines() == [said, '-c: stopped.']
 
 
@@ -77,7 +73,7 @@ def test_a_second_signal_after_a_second_ends_at_once_and_says_so(second):
   send(process, second)
   out, err = process.communicate(timeout=10)
   assert (process.returncode, out) == (128 + second, '')
-  end = f'second signal ({second.name}): ending at once without saving; step 3 is saved, and the same command goes on.'
+  end = f'second signal ({second.name}): exiting without saving; step 3 is saved; run the same command again to resume.'
   assert err.splitlines()[-1] == end
 
 
@@ -86,7 +82,7 @@ def test_where_nothing_is_unsaved_the_first_one_says_what_is_kept():
   send(process, signal.SIGTERM, signal.SIGTERM)
   _, err = process.communicate(timeout=10)
   assert process.returncode == 75
-  assert err == 'stopped by SIGTERM: step 3 is saved, and the same command goes on.\n'
+  assert err == 'stopped by SIGTERM: step 3 is saved; run the same command again to resume.\n'
 
 
 @pytest.mark.parametrize(
@@ -102,14 +98,14 @@ def test_outside_of_runs_too(number, code, word):
   send(process, number, number, number)
   _, err = process.communicate(timeout=10)
   assert process.returncode == code
-  assert err == f'-c: {word}: nothing was written, and the same command begins anew.\n'
+  assert err == f'-c: {word}: nothing was written; run the same command again.\n'
   process = start(IDLE, '60')
   send(process, number)
   time.sleep(1.2)
   send(process, number)
   _, err = process.communicate(timeout=10)
   assert process.returncode == 128 + number
-  assert err == f'second signal ({number.name}): ending at once.\n'
+  assert err == f'second signal ({number.name}): exiting at once.\n'
 
 
 @pytest.mark.parametrize('state', ['unsaved', 'saved'])

@@ -182,7 +182,7 @@ def test_a_signal_saves_the_step_that_is_under_way(tmp_path, number, capfd):
   assert Stopped.exit_code == 75
   assert checkpoints.steps(tmp_path / 'w' / 'checkpoints')[-1] == 7
   assert steps(tmp_path / 'w') == [1, 2, 3, 4, 5, 6, 7]
-  assert f'{number.name}: saving after this step; another signal, a second or more from now' in capfd.readouterr().err
+  assert f'{number.name}: saving after this step; send another signal after a second' in capfd.readouterr().err
   assert checkpoints.state_sha256(start(tmp_path / 'w')) == checkpoints.state_sha256(whole)
   assert steps(tmp_path / 'w') == list(range(1, 13))
 

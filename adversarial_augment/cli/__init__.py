@@ -1,6 +1,6 @@
 """What the command lines share: the parser, one-line errors, exit codes, and the flags of several processes.
 
-JAX is imported inside the functions that need it, so that wrong input is reported before that costs time.
+JAX is imported inside the functions that need it, so that wrong input is reported before JAX starts.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import traceback
 from typing import Any, NoReturn
 
 from adversarial_augment.cli import environment, jax_errors, signals, streams
+from adversarial_augment.cli.ways_out import describe
 from adversarial_augment.errors import (
   AdversarialAugmentError,
   Interrupted,
@@ -24,14 +25,8 @@ from adversarial_augment.errors import (
 )
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
-_LESS_MEMORY = 'end other programs that use the device, or do less at once: fewer images, or a smaller batch'
-_WAYS_OUT = {  # by the remedy of an error
-  'from': 'give a file or folder that you have with --from',
-  'process_id': 'give each process its own --process_id',
-  'url': 'give another --url, or a file that you have with --from',
-  'workdir': 'name another --workdir',
-}
-_KEPT = 'what was written before is kept, and the same command goes on'
+_LESS_MEMORY = 'close other programs that use the device, or use fewer images or a smaller batch'
+_KEPT = 'what was written before is kept; run the same command again to resume'
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,17 +40,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(
-  main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None, *, less_memory: str = _LESS_MEMORY
+  main: Callable[[list[str]], int | None],
+  argv: Sequence[str] | None = None,
+  *,
+  less_memory: str = _LESS_MEMORY,
+  kept: str = _KEPT,
 ) -> NoReturn:
   """Calls `main` and ends the process: known errors as one line on standard error, others with their traceback.
 
   Args:
     main: takes the arguments, returns the exit code (None is 0).
     argv: defaults to those of the process; with `--debug` among them, known errors show their traceback too.
-    less_memory: what lowers the memory that the program needs, for the message where it was too much.
+    less_memory: what to do if memory runs out.
+    kept: what remains after a signal, and what to do next.
   """
   arguments = list(sys.argv[1:] if argv is None else argv)
-  program = Path(sys.argv[0]).stem
   streams.secure()
   signals.raise_once()
   try:
@@ -63,37 +62,30 @@ def run(
     environment.pin()
     code = main(arguments) or 0
     sys.stdout.flush()
-  except BrokenPipeError:  # whoever read what was printed, such as `head`, has gone
+  except BrokenPipeError:  # the reader of the output, such as `head`, has gone
     streams.discard_output()
     code = 128 + signal.SIGPIPE
   except (Exception, KeyboardInterrupt) as error:
-    known = _known(error) or jax_errors.explain(error, less_memory)
+    known = _known(error, kept) or jax_errors.explain(error, less_memory)
     if known is None:
       raise
     if '--debug' in arguments:
       traceback.print_exc()
-    line = ' '.join(known[0].split())
-    # Text of a file that somebody else has written must not steer the terminal.
-    printable = ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in line)
-    streams.say(f'{program}: {printable}')
-    code = known[1]
+    message, code = known
+    # Text from a file that somebody else wrote must not control the terminal.
+    escaped = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in ' '.join(message.split()))
+    streams.say(f'{Path(sys.argv[0]).stem}: {"".join(escaped)}')
   if argv is None:  # this is the end of the process
     signals.ignore()
   sys.exit(code)
 
 
-def describe(error: AdversarialAugmentError) -> str:
-  """Returns the message of an error, with the flag that is one more way out."""
-  way_out = _WAYS_OUT.get(error.remedy)
-  return f'{str(error).removesuffix(".")}, or {way_out}.' if way_out else str(error)
-
-
-def _known(error: BaseException) -> tuple[str, int] | None:
-  """Returns the message and the exit code of an error that is no defect of the program; None of another one."""
+def _known(error: BaseException, kept: str) -> tuple[str, int] | None:
+  """Returns the message and the exit code of an error that is not a bug; None for others."""
   if isinstance(error, KeyboardInterrupt):
-    return f'interrupted: {str(error) or _KEPT}.', _INTERRUPTED
+    return f'interrupted: {kept}.', _INTERRUPTED
   if isinstance(error, Interrupted):
-    return f'{error}: {_KEPT}.', error.exit_code
+    return f'{error}: {kept}.', error.exit_code
   if isinstance(error, AdversarialAugmentError):
     return describe(error), error.exit_code
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output
@@ -104,26 +96,27 @@ def _known(error: BaseException) -> tuple[str, int] | None:
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of a program that runs as several processes."""
-  group = parser.add_argument_group('several processes (found by themselves on TPU pods and under SLURM)')
-  group.add_argument('--coordinator_address', metavar='HOST:PORT', help='of process 0')
-  group.add_argument('--num_processes', type=int, metavar='N', help='how many')
-  group.add_argument('--process_id', type=int, metavar='I', help='which one this is, from 0')
+  group = parser.add_argument_group('several processes (detected on TPU pods and under SLURM)')
+  group.add_argument('--coordinator_address', metavar='HOST:PORT', help='address of process 0')
+  group.add_argument('--num_processes', type=int, metavar='N', help='number of processes')
+  group.add_argument('--process_id', type=int, metavar='I', help='index of this process, from 0')
 
 
 def check_processes(arguments: argparse.Namespace) -> None:
-  """Checks those flags.
-
-  Raises:
-    UserError: some are missing, or out of range.
-  """
-  address, count, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
-  if address is None and count is None and index is None:
+  """Checks those flags; raises UserError if some are missing or out of range."""
+  given = address, count, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
+  if given == (None, None, None):
     return
-  if address is None or count is None or index is None:
+  if None in given:
     raise UserError('--coordinator_address, --num_processes and --process_id go together; give all three, or none.')
   port = re.fullmatch(r'.+:([0-9]{1,5})', address)
   if not port or not 0 < int(port[1]) < 65536:
     raise UserError(f'--coordinator_address={show(address)} must be HOST:PORT, for example localhost:12321.')
+  check_process_id(count, index)
+
+
+def check_process_id(count: int, index: int) -> None:
+  """Raises UserError if --num_processes or --process_id is out of range."""
   if count < 1:
     raise UserError(f'--num_processes={count} must be at least 1.')
   if not 0 <= index < count:

@@ -1,12 +1,12 @@
-"""Stopping from outside. Ctrl-C, SIGTERM and SIGHUP (the terminal has gone) become a question, asked between steps.
+"""Stopping a program. SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal has closed) stop a run between two steps.
 
-One process owns its signals itself: while nothing is unsaved, as in the first compilation, in `evaluate` and in
-`prepare`, it ends at once; else the loop saves first. Several processes leave SIGTERM to JAX's preemption service,
-whose sync point makes all of them stop after the same step; a handler of our own would switch that service off.
+A single process handles its signals itself. While nothing is unsaved, as during the first compilation, in `evaluate`
+and in `prepare`, it exits at once; otherwise the loop saves first. Several processes leave SIGTERM to the preemption
+service of JAX, which stops all of them after the same step; a handler of our own would disable it.
 
-Launchers and schedulers send a signal to a process and to its group, so that it arrives twice. What follows within a
-second of the first one is taken for the same; a later one ends the process without saving (with several processes a
-Ctrl-C does; JAX's service ignores a second SIGTERM).
+Launchers and schedulers send a signal to a process and to its group, so it arrives twice. Signals within a second of
+the first one count as the same; a later one exits without saving. With several processes only a Ctrl-C does, because
+JAX's service ignores a second SIGTERM.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +19,25 @@ import threading
 import time
 from typing import Any
 
-from adversarial_augment.errors import Interrupted, Stopped
+from adversarial_augment.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SAME = 1.0  # seconds within which a second signal is taken for the first one
+_SAME = 1.0  # seconds within which a second signal counts as the first one
+RESUME = 'run the same command again to resume'
 
 
 class Stop:
-  """Whether the run was asked to stop."""
+  """Whether the run was asked to stop.
 
-  def __init__(self, several_processes: bool, kept: str, again: str):
-    self.unsaved = False  # whether steps have been made that no checkpoint holds; the loop keeps it up to date
-    self.kept = kept  # what a stop leaves; likewise
-    self._several_processes, self._again = several_processes, again
+  Attributes:
+    unsaved: whether steps have been made that no checkpoint holds; the loop keeps it up to date.
+    kept: what a stop leaves, for the message: 'no step has been made'; likewise.
+    resume: how to resume after a stop, for the message.
+  """
+
+  def __init__(self, several_processes: bool, kept: str, resume: str):
+    self.unsaved, self.kept, self.resume = False, kept, resume
+    self._several_processes = several_processes
     self._polls = 0
     self._asked: float | None = None  # when
     self._name = ''
@@ -47,56 +53,46 @@ class Stop:
     return self._name
 
   def receive(self, number: int) -> None:
-    """Takes a signal: notes the first one, or ends where nothing is unsaved; a later one ends without saving."""
+    """Handles a signal: notes the first one, or exits if nothing is unsaved; a later one exits without saving."""
     name = signal.Signals(number).name
     if self._asked is not None:
       if time.monotonic() - self._asked >= _SAME:
-        _exit(f'second signal ({name}): ending at once without saving; {self.kept}, {self._again}.', 128 + number)
+        _exit(f'second signal ({name}): exiting without saving; {self.kept}; {self.resume}.', 128 + number)
       return
     if not self.unsaved and not self._several_processes:
-      _exit(f'stopped by {name}: {self.kept}, {self._again}.', 75)
+      _exit(f'stopped by {name}: {self.kept}; {self.resume}.', 75)
     self._asked = time.monotonic()
     if self._several_processes:
-      os.kill(os.getpid(), signal.SIGTERM)  # which JAX's preemption service takes
-      _say(f'{name}: saving after a step of all processes; another Ctrl-C, a second or more from now, does not save.')
+      os.kill(os.getpid(), signal.SIGTERM)  # which JAX's preemption service handles
+      _say(f'{name}: saving after a step of all processes; press Ctrl-C again after a second to exit without saving.')
     else:
       self._name = name
-      _say(f'{name}: saving after this step; another signal, a second or more from now, ends at once without saving.')
-
-  def settle(self) -> None:
-    """Waits, where a signal came, until its twin must have come, too."""
-    if self._asked is not None:
-      time.sleep(max(0.0, self._asked + _SAME - time.monotonic()))
+      _say(f'{name}: saving after this step; send another signal after a second to exit without saving.')
 
 
 @contextmanager
-def listen(several_processes: bool, kept: str, again: str = 'and the same command goes on') -> Iterator[Stop]:
-  """Takes these signals for the block. Outside the main thread (notebooks' workers) it leaves them alone.
-
-  Args:
-    several_processes: whether the run has others.
-    kept: what a stop leaves, for the message: 'no step has been made'.
-    again: how to go on after a stop, likewise.
-  """
-  stop = Stop(several_processes, kept, again)
+def listen(several_processes: bool, kept: str, resume: str = RESUME) -> Iterator[Stop]:
+  """Handles the signals during the block; see `Stop`. Outside the main thread (notebooks' workers) it does nothing."""
+  stop = Stop(several_processes, kept, resume)
   numbers = [number for number in _SIGNALS if not (several_processes and number == signal.SIGTERM)]
   with watched(numbers, stop.receive):
     try:
       yield stop
     finally:
-      stop.settle()
+      if stop._asked is not None:  # the signal's twin must have arrived too
+        time.sleep(max(0.0, stop._asked + _SAME - time.monotonic()))
 
 
 @contextmanager
 def watched(
   numbers: Sequence[signal.Signals], receive: Callable[[int], None], restored: Sequence[signal.Signals] = _SIGNALS
 ) -> Iterator[None]:
-  """Has a thread call `receive` with each of these signals: Python's own handlers would wait for a compilation to end.
+  """Has a thread call `receive` for each of these signals: Python's own handlers would wait for a compilation to end.
 
   Args:
-    numbers: the signals; SIGHUP is left alone where it is ignored, as under nohup.
-    receive: called on the thread.
-    restored: those that get their former handlers back; the others have been taken by somebody else meanwhile.
+    numbers: the signals; SIGHUP is left alone if it is ignored, as under nohup.
+    receive: called in the thread.
+    restored: those that get their former handlers back; for the others, something else has set one meanwhile.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
@@ -118,23 +114,21 @@ def watched(
     yield
   finally:
     signal.set_wakeup_fd(previous_fd)
-    for number, handler in previous.items():
-      if number in restored:
-        signal.signal(number, handler)
+    _restore({number: handler for number, handler in previous.items() if number in restored})
     writer.close()  # ends the thread
     thread.join()
     reader.close()
 
 
 def raise_once() -> None:
-  """Makes SIGTERM and SIGHUP raise Interrupted, and SIGINT KeyboardInterrupt, where nobody listens; once only."""
+  """Makes the first signal raise Interrupted, or KeyboardInterrupt for SIGINT, outside `listen`."""
 
   def first(number: int, _: object) -> None:
     began = time.monotonic()
 
     def again(number: int, _: object) -> None:
       if time.monotonic() - began >= _SAME:
-        _exit(f'second signal ({signal.Signals(number).name}): ending at once.', 128 + number)
+        _exit(f'second signal ({signal.Signals(number).name}): exiting at once.', 128 + number)
 
     _handle(again)
     if number == signal.SIGINT:
@@ -145,36 +139,28 @@ def raise_once() -> None:
 
 
 def ignore() -> None:
-  """Lets nothing that comes from here on change how the process ends; at its exit, Python gives handlers back."""
+  """Makes signals change nothing from here on; at its exit, Python restores handlers."""
   _handle(signal.SIG_IGN)
-
-
-def _handle(handler: Any) -> None:
-  for number in _SIGNALS:
-    if signal.getsignal(number) != signal.SIG_IGN:  # as of jobs in the background of a script
-      signal.signal(number, handler)
-
-
-@contextmanager
-def keeping(kept: str) -> Iterator[None]:
-  """Says what stays and what goes on where a signal ends the block, in which nobody listens; a decorator, too."""
-  try:
-    yield
-  except Interrupted as error:
-    raise Stopped(f'{error}: {kept}.') from None
-  except KeyboardInterrupt as error:
-    raise KeyboardInterrupt(str(error) or kept) from None
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-  """Lets signals end the process while the block runs, which looks at none, as a compiler; nothing may be unsaved."""
+  """Lets signals kill the process during the block, which may be a compiler that looks at none."""
   before = {number: signal.signal(number, signal.SIG_DFL) for number in _SIGNALS}
   try:
     yield
   finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    _restore(before)
+
+
+def _handle(handler: Any) -> None:
+  # Jobs in the background of a script ignore some signals.
+  _restore({number: handler for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN})
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+  for number, handler in handlers.items():
+    signal.signal(number, handler)
 
 
 def _say(message: str) -> None:

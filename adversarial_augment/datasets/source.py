@@ -92,11 +92,12 @@ def _folder(name: str, data_dir: str) -> pathlib.Path:
     if re.fullmatch(r'\d+\.\d+\.\d+', path.name) and (path / 'dataset_info.json').is_file()
   }
   if not versions:
-    hint = did_you_mean(stem, [path.name for path in root.glob('*/') if path.name != stem])
+    near = did_you_mean(stem, [path.name for path in root.glob('*/') if path.name != stem])
+    hint = f' ({near.strip()})' if near else ''
     nowhere = '' if root.is_dir() else ', which does not exist'
     raise ArtifactError(
-      f"No data set '{stem}' under data_dir='{data_dir}'{nowhere}",
-      *(root, KIND, 'make', {'name': stem, 'data_dir': data_dir}, hint),
+      f"No data set '{stem}' under data_dir='{data_dir}'{nowhere}{hint}",
+      *(root, KIND, 'make', {'name': stem, 'data_dir': data_dir}),
     )
   wanted = tuple(map(int, version.split('.'))) if version else max(versions)
   if wanted not in versions:

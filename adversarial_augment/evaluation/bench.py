@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import registry
+from adversarial_augment import cli, registry
 from adversarial_augment.cli import progress
 from adversarial_augment.evaluation.accuracy import AccuracyFn, accuracy
 from adversarial_augment.evaluation.evals import Keep, Outcomes, Poll, Result
-from adversarial_augment.preparation import ways_out
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
 
 
@@ -82,7 +81,7 @@ class Bench:
     self.images = self.first(images.dataset)
     for opened in self.opened.values():
       if warning := getattr(opened, 'warning', None):
-        progress.log(f'warning: {ways_out.explained(warning)}')
+        progress.log(f'warning: {cli.describe(warning)}')
     make = functools.partial(accuracy, classifier, mesh, config.batch_size)
     self._clean: Callable[[], AccuracyFn] = functools.cache(make)
     self._attacked: Callable[[], AccuracyFn] = functools.cache(functools.partial(make, attack=attack, phi=phi))

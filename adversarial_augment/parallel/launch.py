@@ -1,7 +1,7 @@
 """The processes of one run: how they find each other, and whether all of them were started alike.
 
-Each process looks at its own config and data first, and then meets the others. They show each other what they found,
-wrong input included, so that all end with the same line where they differ, and none waits for one that has left.
+Each process looks at its own config and data first, and then meets the others. They exchange what they found, errors
+included, so that all of them end with the same line if they differ, and none waits for one that has left.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from adversarial_augment import cli, errors, registry
 from adversarial_augment.cli import environment, signals, streams
 from adversarial_augment.errors import AdversarialAugmentError, UserError, show
 
-_PATIENCE = 300  # seconds for the others to come; where this process is about to fail, _SHORT
+_PATIENCE = 300  # seconds to wait for the others; _SHORT if this process has failed
 _SHORT = 30
 _KEY = 'adversarial_augment/start'
 _PATHS = ('data_dir', 'frost_dir', 'init_from', 'corruption_net.weights', 'output')  # each process has its own
@@ -30,23 +30,23 @@ _PATHS = ('data_dir', 'frost_dir', 'init_from', 'corruption_net.weights', 'outpu
 class Processes(NamedTuple):
   """The processes of a run, as far as the flags and the environment tell."""
 
-  number: int | None  # None: TPU hosts tell it when they meet
+  number: int | None  # None: TPU hosts learn it when they meet
   process: int | None  # which one this is
-  address: str | None  # of process 0; None where JAX finds it
-  source: str  # what tells it
+  address: str | None  # of process 0; None if JAX finds it
+  source: str  # of this knowledge
 
 
 def find(arguments: Any) -> Processes | None:
-  """Returns the processes of this run; None where this is the only one.
+  """Returns the processes of this run; None if this is the only one.
 
-  The flags decide; without them, the environment: JAX_COORDINATOR_ADDRESS, a SLURM step of more than one task, whatever
-  the job has, or a TPU pod.
+  The flags decide; without them, the environment: JAX_COORDINATOR_ADDRESS, a SLURM step of more than one task, or a
+  TPU pod.
 
   Args:
     arguments: with coordinator_address, num_processes and process_id.
 
   Raises:
-    UserError: the environment has no number where there should be one.
+    UserError: a variable is not a number.
   """
   env = os.environ
   if arguments.coordinator_address is not None:
@@ -56,7 +56,7 @@ def find(arguments: Any) -> Processes | None:
     index = _number('JAX_PROCESS_ID', 0) if 'JAX_PROCESS_ID' in env else None
     if count > 1:
       return Processes(count, index, env['JAX_COORDINATOR_ADDRESS'], 'JAX_NUM_PROCESSES')
-  # SLURM_STEP_NODELIST is set by srun alone: in a batch script there is one process, whatever SLURM_NTASKS says.
+  # Only srun sets SLURM_STEP_NODELIST: a batch script is one process, whatever SLURM_NTASKS says.
   if 'SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env:
     name = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in env else 'SLURM_NTASKS'
     count = _number(name, 1) if name in env else 1
@@ -73,16 +73,13 @@ def number(processes: Processes | None) -> int:
 def together(processes: Processes | None) -> Iterator[dict[str, Any]]:
   """Runs the block, and then meets the other processes. Call before any array is made.
 
-  Args:
-    processes: what `find` gave.
-
   Yields:
-    A dict, in which the block leaves what must be equal on all processes, as JSON by the names of users (see `facts`).
-    Where it leaves nothing it does not meet anybody.
+    A dict, in which the block stores what must be equal on all processes (see `facts`). If it stays empty, and the
+    block raises no error, the processes do not meet.
 
   Raises:
     UserError: the processes differ, or cannot meet.
-    AdversarialAugmentError: that of this block, or of another process's.
+    AdversarialAugmentError: the block raised it here or on another process.
   """
   own: dict[str, Any] = {}
   failure: AdversarialAugmentError | None = None
@@ -95,32 +92,30 @@ def together(processes: Processes | None) -> Iterator[dict[str, Any]]:
   if processes is None or not (own or failure):
     return
   _join(processes, failure)
-  everybody = _exchange({'error': errors.to_json(failure)} if failure else own | _of_program())
-  if failure is not None:
+  if failure:
+    _exchange({'error': [type(failure).__name__, cli.describe(failure)]})
     raise failure
+  versions = {f'the version of {name}': version for name, version in environment.versions().items()}
+  program = {**versions, 'the code (SHA-256)': environment.source_sha256(), **environment.settings()}
+  everybody = _exchange(own | program)
   for index, theirs in everybody.items():
     if 'error' in theirs:
-      raise errors.from_json(theirs['error'], f'process {index}: ')
+      name, message = theirs['error']
+      raise errors.rebuilt(name, f'process {index}: {message}')
   _compare(everybody)
 
 
 def facts(program: str, config: str, about: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what all processes of a run must have alike.
+  """Returns what must be equal on all processes of a run.
 
   Args:
     program: its name.
     config: as JSON; fields that name files and folders are left out.
     about: further facts, such as the hashes of data, as nested dicts.
   """
-  fields_of_config = {f'config.{name}': value for name, value in registry.flatten(json.loads(config)).items()}
-  rest = {name: value for name, value in fields_of_config.items() if name.removeprefix('config.') not in _PATHS}
-  return {'the program': program, **rest, **registry.flatten(json.loads(json.dumps(about)))}
-
-
-def _of_program() -> dict[str, Any]:
-  """Returns what does not depend on the run."""
-  versions = {f'the version of {name}': version for name, version in environment.versions().items()}
-  return {**versions, 'the code (SHA-256)': environment.source_sha256(), **environment.settings()}
+  flat = registry.flatten(json.loads(config))
+  compared = {f'config.{name}': value for name, value in flat.items() if name not in _PATHS}
+  return {'the program': program, **compared, **registry.flatten(json.loads(json.dumps(about)))}
 
 
 def _compare(everybody: Mapping[int, Mapping[str, Any]]) -> None:
@@ -129,18 +124,15 @@ def _compare(everybody: Mapping[int, Mapping[str, Any]]) -> None:
     for name in {**first, **theirs}:
       here, there = (json.dumps(one[name]) if name in one else 'not set' for one in (first, theirs))
       if here != there:
+        here, there = (text if len(text) <= 80 else f'{text[:77]}...' for text in (here, there))
         raise UserError(
-          f'The processes of the run differ: {name} is {_short(here)} on process 0 and {_short(there)} on process '
-          f'{index}; start all of them with the same command, data, packages and variables.'
+          f'The processes of the run differ: {name} is {here} on process 0 and {there} on process {index}; start all '
+          'of them with the same command, data, packages and variables.'
         )
 
 
-def _short(text: str) -> str:
-  return text if len(text) <= 80 else f'{text[:77]}...'
-
-
 def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None:
-  """Meets the others; ends the process, with a line, where they do not come: JAX itself would abort."""
+  """Meets the others; exits with a line if they do not come: JAX itself would abort."""
   import jax
 
   patience, waited_for = (_SHORT if failure else _PATIENCE), _waited_for(processes)
@@ -151,16 +143,14 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
     os._exit(failure.exit_code if failure else UserError.exit_code)
 
   def stop(number: int) -> None:
-    streams.say(f'stopped by {signal.Signals(number).name}: no step has been made, and the same command goes on.')
+    streams.say(f'stopped by {signal.Signals(number).name}: no step has been made; {signals.RESUME}.')
     os._exit(75)
 
   if processes.address:
-    _claim(processes.address, processes.process)
-  if processes.address and processes.process == 0:
-    _check_port(processes.address)
+    _check_address(processes.address, processes.process)
   timer = threading.Timer(patience, give_up)
   timer.daemon = True
-  # What waits in C++ does not see Python's handlers. SIGTERM is JAX's from then on.
+  # Python's handlers are not called while C++ waits. From then on, SIGTERM is JAX's.
   with signals.watched((signal.SIGINT, signal.SIGHUP, signal.SIGTERM), stop, restored=(signal.SIGINT, signal.SIGHUP)):
     if processes.number != 1:
       streams.say(f'waiting for {waited_for} (for up to {patience} s)...')
@@ -171,15 +161,15 @@ def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None
       )
     except (RuntimeError, ValueError, OSError) as error:
       raise UserError(
-        f'Cannot join the processes of the run ({processes.source}): {str(error).splitlines()[0]}; mend that, and '
-        'start all of them again.'
+        f'Cannot join the processes of the run ({processes.source}): {str(error).splitlines()[0]}; fix that, and start '
+        'all of them again.'
       ) from error
     finally:
       timer.cancel()
 
 
-def _claim(address: str, index: int | None) -> None:
-  """Refuses a second process of the same index on this machine, until this one ends: JAX would abort others, too."""
+def _check_address(address: str, index: int | None) -> None:
+  """Refuses what would make JAX abort: a second process of this index on this machine, or a port in use."""
   claim = socket.socket(socket.AF_UNIX)
   try:
     claim.bind(f'\0adversarial_augment {hashlib.sha256(address.encode()).hexdigest()} {index}')
@@ -187,17 +177,14 @@ def _claim(address: str, index: int | None) -> None:
     raise UserError(
       f'Process {index} of the run at {address} has been started already; wait until it ends.', remedy='process_id'
     ) from error
-  claim.detach()
-
-
-def _check_port(address: str) -> None:
-  """Refuses a port that another program holds: JAX's service may crash on it."""
+  claim.detach()  # held until this process ends
   try:
-    socket.create_server(('', int(address.rpartition(':')[2]))).close()
+    if index == 0:
+      socket.create_server(('', int(address.rpartition(':')[2]))).close()
   except OSError as error:
     raise UserError(
       f'Cannot join the processes of the run: the port of {address} cannot be opened ({error.strerror}); name another '
-      'one, or end the program that holds it.'
+      'one, or end the program that uses it.'
     ) from error
 
 
@@ -213,22 +200,22 @@ def _waited_for(processes: Processes) -> str:
 
 
 def _exchange(own: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-  """Returns what every process shows, by its index; asks for no device, because devices may differ."""
+  """Returns what each process shares, by its index; uses no device, because devices may differ."""
   from jax._src import distributed  # the only way to the service by which processes meet
 
   state = distributed.global_state
   client: Any = state.client
   number, count = 'the number of processes', state.num_processes
-  shown: dict[int, Mapping[str, Any]] = {state.process_id: {number: count, **own}}
-  client.key_value_set(f'{_KEY}/{state.process_id}', json.dumps(shown[state.process_id]))
+  shared: dict[int, Mapping[str, Any]] = {state.process_id: {number: count, **own}}
+  client.key_value_set(f'{_KEY}/{state.process_id}', json.dumps(shared[state.process_id]))
   for index in range(count):
     try:
-      shown[index] = json.loads(client.blocking_key_value_get(f'{_KEY}/{index}', _SHORT * 1000))
+      shared[index] = json.loads(client.blocking_key_value_get(f'{_KEY}/{index}', _SHORT * 1000))
     except RuntimeError as error:
       raise UserError(f'Process {index} left before the run began; start all processes again.') from error
-    if shown[index][number] != count:  # the others may never come
+    if shared[index][number] != count:  # the others may never come
       break
-  return shown
+  return shared
 
 
 def _number(name: str, least: int) -> int:
@@ -241,8 +228,8 @@ def _number(name: str, least: int) -> int:
 def _tpu() -> bool:
   """Returns whether this may be one host of a TPU pod.
 
-  A Cloud TPU VM can tell whether it is one of several only by asking Google's metadata server, which
-  `jax.distributed.initialize` does; on a single host that finds one process, which does no harm.
+  Only Google's metadata server knows whether a Cloud TPU VM is one of several. `jax.distributed.initialize` asks it; on
+  a single host it finds one process, which is harmless.
   """
   env = os.environ
   platforms = env.get('JAX_PLATFORMS', '')

@@ -8,7 +8,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from adversarial_augment import errors
+from adversarial_augment import cli, errors
 
 _CHUNK = 1 << 24  # bytes
 
@@ -23,12 +23,12 @@ def on_process_0(action: Callable[[], Any]) -> Any:
     try:
       outcome = {'value': action()}
     except Exception as error:  # the others would wait for ever
-      failure, outcome = error, {'error': errors.to_json(error)}
+      failure, outcome = error, {'error': [type(error).__name__, cli.describe(error)]}
   outcome = json.loads(broadcast(json.dumps(outcome).encode()))
   if failure is not None:
     raise failure
   if 'error' in outcome:
-    raise errors.from_json(outcome['error'])
+    raise errors.rebuilt(*outcome['error'])
   return outcome['value']
 
 

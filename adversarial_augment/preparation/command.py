@@ -1,22 +1,14 @@
 """What the subcommands of `prepare` share: flags that name folders, and the closing lines."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import pathlib
 import shlex
-from typing import NamedTuple
 
 from adversarial_augment.datasets import writer
 from adversarial_augment.errors import StorageError, UserError, show
 from adversarial_augment.storage import files
-
-
-class Command(NamedTuple):
-  help: str
-  add_arguments: Callable[[argparse.ArgumentParser], None]
-  run: Callable[[argparse.Namespace], None]
-  kept: str = 'no data set was written, and the same command begins anew'  # what a signal leaves, and what goes on
 
 
 def data_dir(arguments: argparse.Namespace) -> pathlib.Path:

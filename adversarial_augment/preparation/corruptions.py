@@ -29,8 +29,6 @@ _FORMATS = {  # who writes it, and what to do with it
   ),
 }
 
-_AGAIN = {False: 'and the same command goes on', True: 'and the same command without --overwrite goes on'}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--dataset', default='cifar10', help='whose test split it is (default: %(default)s)')
@@ -76,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
   write, use = _FORMATS[arguments.format]
   # Python's own handlers may be called where JAX swallows what they raise.
   kept = f"the corruptions that are whole are kept in '{data_dir}'"
-  with signals.listen(several_processes=False, kept=kept, again=_AGAIN[arguments.overwrite]):
+  resume = f'run the same command again{" without --overwrite" if arguments.overwrite else ""} to resume'
+  with signals.listen(several_processes=False, kept=kept, resume=resume):
     corrupted = _generated(names, test, seed, arguments.frost) if source is None else _imported(names, test, source)
     began = time.monotonic()
     done = write(corrupted, test, data_dir, arguments.overwrite)

@@ -13,12 +13,12 @@ import numpy as np
 
 from adversarial_augment import datasets
 from adversarial_augment.cli import signals
+from adversarial_augment.cli.ways_out import DEEPAUGMENT, NETS
 from adversarial_augment.config import fields
 from adversarial_augment.datasets import mixture
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.parallel import devices
 from adversarial_augment.preparation import command, deepaugment_files
-from adversarial_augment.preparation.ways_out import DEEPAUGMENT, NETS
 from adversarial_augment.storage import artifact
 from adversarial_augment.types import Dataset
 
@@ -109,7 +109,7 @@ def make_embedded(data_dir: str, names: Sequence[str], copies: int) -> None:
       print(f'making the DeepAugment set {net} of the embedded images...', flush=True)
       module = [sys.executable, '-m', 'adversarial_augment.prepare', 'deepaugment']
       if subprocess.run([*module, *flags], check=False).returncode:
-        raise UserError(f'config.deepaugment.sets={net} could not be made, see above; the same command goes on.')
+        raise UserError(f'config.deepaugment.sets={net} could not be made, see above; run the same command again.')
 
 
 def _check(arguments: argparse.Namespace, name: str) -> None:

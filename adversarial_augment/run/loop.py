@@ -145,7 +145,8 @@ class _Loop:
     if name := self._stop.requested():
       self.save(step, final=True)
       raise Stopped(
-        f'stopped by {name} after step {step} of {self._job.num_steps}, which is saved; the same command goes on.'
+        f'stopped by {name} after step {step} of {self._job.num_steps}, which is saved; run the same command again '
+        'to resume.'
       )
 
   def _fail(self, step: int, values: Mapping[str, float]) -> None:
