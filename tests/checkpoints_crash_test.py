@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 from adversarial_augment.errors import NumericalError, StorageError
-from adversarial_augment.storage import artifact, checkpoints, kills, newest_checkpoint
+from adversarial_augment.storage import artifact, checkpoints, kills
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Saving.
 
 
 def test_manifest_says_what_is_saved(three):
-  manifest = newest_checkpoint.verify(three / '30', 30)
+  manifest = checkpoints.verify(three / '30', 30)
   assert manifest['config_sha256'] == 'c' * 64
   assert manifest['state_sha256'] == checkpoints.state_sha256(make_state(30))
   assert manifest['leaves']['params/net/~/head/w'] == [[2, 2], 'bfloat16']

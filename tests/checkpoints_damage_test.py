@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from adversarial_augment.errors import CheckpointError
-from adversarial_augment.storage import artifact, checkpoints, newest_checkpoint
+from adversarial_augment.storage import artifact, checkpoints
 from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, save
 
 # Damage.
@@ -56,13 +56,13 @@ def test_damage_of_any_file_is_found_and_the_older_one_used(three, tmp_path, dam
 def test_every_bit_of_the_manifest_counts(three, tmp_path):
   folder = Path(shutil.copytree(three / '30', tmp_path / '30'))
   content = (folder / artifact.MANIFEST).read_bytes()
-  newest_checkpoint.verify(folder, 30)
+  checkpoints.verify(folder, 30)
   for bit in range(0, 8 * len(content), 61):
     spoilt = bytearray(content)
     spoilt[bit // 8] ^= 1 << (bit % 8)
     (folder / artifact.MANIFEST).write_bytes(spoilt)
     with pytest.raises(artifact.Damaged, match=artifact.MANIFEST):
-      newest_checkpoint.verify(folder, 30)
+      checkpoints.verify(folder, 30)
 
 
 @pytest.mark.parametrize('content', [b'[]', b'null', b'{}', b'{"step": 30}', b'\xff\xfe', b'"' * 100])
@@ -88,7 +88,7 @@ def test_manifest_of_another_format_is_rejected(directory):
   path = directory / '30' / artifact.MANIFEST
   manifest = json.loads(path.read_bytes())
   body = {name: value for name, value in manifest.items() if name != 'manifest_sha256'}
-  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal({**body, 'format': 99})))
+  path.write_bytes(checkpoints.sealed({**body, 'format': 99}))
   (line,) = assert_restores(directory, 20, lines=1)
   assert 'unknown format 99 in MANIFEST.json' in line
 
@@ -150,7 +150,7 @@ def test_arrays_that_orbax_reads_wrongly_are_rejected(directory):
   path = directory / '30' / artifact.MANIFEST
   body = json.loads(path.read_bytes())
   del body['manifest_sha256']
-  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal({**body, 'state_sha256': '0' * 64})))
+  path.write_bytes(checkpoints.sealed({**body, 'state_sha256': '0' * 64}))
   assert assert_restores(directory, 20, lines=1) == [
     'checkpoint 30 rejected: state_sha256 mismatch in arrays; using 20'
   ]

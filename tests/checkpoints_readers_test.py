@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from adversarial_augment.errors import CheckpointError, StorageError
-from adversarial_augment.storage import artifact, checkpoints, newest_checkpoint, orbax_arrays, state_arrays
+from adversarial_augment.storage import artifact, checkpoints, state_arrays
 from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
 
 # Beside a run.
@@ -21,7 +21,7 @@ from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_s
 
 def test_a_checkpoint_is_not_pruned_while_it_is_read(directory, monkeypatch):
   """The reader is slow: meanwhile, the run saves and prunes ten times."""
-  read = orbax_arrays.read
+  read = state_arrays.read
 
   def slowly(path: Path, *arguments, **how):
     for step in range(40, 50):
@@ -30,7 +30,7 @@ def test_a_checkpoint_is_not_pruned_while_it_is_read(directory, monkeypatch):
     assert checkpoints.steps(directory) == [30, 48, 49]
     return read(path, *arguments, **how)
 
-  monkeypatch.setattr(orbax_arrays, 'read', slowly)
+  monkeypatch.setattr(state_arrays, 'read', slowly)
   assert_restores(directory, 30)
   checkpoints.prune(directory, 2)
   assert checkpoints.steps(directory) == [48, 49]
@@ -40,7 +40,7 @@ def test_a_checkpoint_is_not_pruned_while_it_is_read(directory, monkeypatch):
 def test_without_locks_a_reader_takes_the_newest_again(directory, monkeypatch, when):
   """As on some network disks: the checkpoint that is being read vanishes, several times."""
   monkeypatch.setattr(artifact.fcntl, 'flock', lambda *_: (_ for _ in ()).throw(OSError(95, 'Operation not supported')))
-  verify, tries = newest_checkpoint.verify, []
+  verify, tries = checkpoints.verify, []
 
   def vanishes(folder: Path, step: int):
     tries.append(step)
@@ -53,20 +53,18 @@ def test_without_locks_a_reader_takes_the_newest_again(directory, monkeypatch, w
     shutil.copytree(directory / str(step), directory / str(step + 1))
     body = verify(directory / str(step), step) | {'step': step + 1}
     del body['manifest_sha256']
-    (directory / str(step + 1) / artifact.MANIFEST).write_bytes(
-      newest_checkpoint.canonical(newest_checkpoint.seal(body))
-    )
+    (directory / str(step + 1) / artifact.MANIFEST).write_bytes(checkpoints.sealed(body))
     for old in checkpoints.steps(directory)[:-1]:
       shutil.rmtree(directory / str(old))
 
-  monkeypatch.setattr(newest_checkpoint, 'verify', vanishes)
+  monkeypatch.setattr(checkpoints, 'verify', vanishes)
   step, state, lines = restore(directory)
   assert (step, lines) == (37, [])
   assert checkpoints.state_sha256(state) == checkpoints.state_sha256(make_state(30))
 
 
 def test_a_checkpoint_that_always_vanishes_ends(directory, monkeypatch):
-  monkeypatch.setattr(newest_checkpoint, 'steps', lambda directory: [70])
+  monkeypatch.setattr(checkpoints, 'steps', lambda directory: [70])
   with pytest.raises(CheckpointError, match='No usable checkpoint'):
     restore(directory)
 
@@ -153,7 +151,7 @@ def test_checkpoints_with_an_array_for_each_leaf_are_read_and_kept(tmp_path):
     'state_sha256': state_arrays.hash_arrays(arrays),
     'files': artifact.entries(folder),
   }
-  (folder / artifact.MANIFEST).write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(body)))
+  (folder / artifact.MANIFEST).write_bytes(checkpoints.sealed(body))
   assert_restores(directory, 30)
   inode = folder.stat().st_ino
   save(directory, 30)

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 
-from adversarial_augment.storage import artifact, newest_checkpoint
+from adversarial_augment.storage import artifact, checkpoints
 from tests import torch_state
 from tests.hostile_archives import members
 from tests.hostile_base import DEEP, ENDLESS, NESTED, ROOT, Base, case, device, endless, pipe
@@ -92,7 +92,7 @@ def _reseal(folder: Path, **changes) -> None:
   path = folder / artifact.MANIFEST
   content = json.loads(path.read_bytes())
   del content['manifest_sha256']
-  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(content | changes)))
+  path.write_bytes(checkpoints.sealed(content | changes))
 
 
 def _array(folder: Path) -> Path:

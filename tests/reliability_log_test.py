@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from adversarial_augment.errors import StorageError
-from adversarial_augment.storage import artifact, checkpoints, log_steps, newest_checkpoint
+from adversarial_augment.storage import artifact, checkpoints, run_directory
 from tests.checkpoint_cases import ROOT
 from tests.train_loop_test import kill, start, steps
 
@@ -133,17 +133,17 @@ def test_the_log_is_on_the_disk_before_the_checkpoint_that_covers_it(tmp_path, m
 def test_the_manifest_says_of_which_steps_the_log_has_lines(tmp_path):
   start(tmp_path / 'w', 50, log_every=10, checkpoint_every=25)
   for step, expected in ((25, [1, 10, 20]), (50, [1, 10, 20, 30, 40, 50])):
-    manifest = newest_checkpoint.verify(tmp_path / 'w' / 'checkpoints' / str(step), step)
-    assert list(log_steps.expand(manifest['log'])) == expected
+    manifest = checkpoints.verify(tmp_path / 'w' / 'checkpoints' / str(step), step)
+    assert list(run_directory.steps_of(manifest['log'])) == expected
 
 
 def test_a_checkpoint_without_a_log_is_taken_as_it_is(stopped, capfd):
   """As older versions have written them."""
   folder = stopped / 'checkpoints' / '8'
   body = {
-    name: value for name, value in newest_checkpoint.verify(folder, 8).items() if name not in ('manifest_sha256', 'log')
+    name: value for name, value in checkpoints.verify(folder, 8).items() if name not in ('manifest_sha256', 'log')
   }
-  (folder / artifact.MANIFEST).write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(body)))
+  (folder / artifact.MANIFEST).write_bytes(checkpoints.sealed(body))
   change(stopped, [1, 2])
   start(stopped)
   assert 'warning' not in capfd.readouterr().err
@@ -154,18 +154,18 @@ def test_a_checkpoint_without_a_log_is_taken_as_it_is(stopped, capfd):
 )
 def test_a_manifest_with_impossible_lines_is_damaged(stopped, log):
   folder = stopped / 'checkpoints' / '8'
-  body = {name: value for name, value in newest_checkpoint.verify(folder, 8).items() if name != 'manifest_sha256'}
-  (folder / artifact.MANIFEST).write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal({**body, 'log': log})))
+  body = {name: value for name, value in checkpoints.verify(folder, 8).items() if name != 'manifest_sha256'}
+  (folder / artifact.MANIFEST).write_bytes(checkpoints.sealed({**body, 'log': log}))
   with pytest.raises(artifact.Damaged, match=r'of another type in MANIFEST\.json'):
-    newest_checkpoint.verify(folder, 8)
+    checkpoints.verify(folder, 8)
 
 
 @pytest.mark.parametrize(
   'steps', [[], [7], [1, 10, 20, 30], [1, 2, 3, 7, 9, 11, 20], list(range(5, 500, 5)), [1, 3, 4]]
 )
 def test_runs_of_steps_say_the_steps(steps):
-  runs = log_steps.of(steps)
-  assert list(log_steps.expand(runs)) == steps
+  runs = run_directory.to_runs(steps)
+  assert list(run_directory.steps_of(runs)) == steps
   assert len(runs) <= max(1, len(steps))
 
 
@@ -181,11 +181,11 @@ def test_runs_of_steps_say_the_steps(steps):
   ],
 )  # fmt: skip
 def test_steps_in_words(steps, words):
-  assert log_steps.spell(steps) == words
+  assert run_directory.in_words(steps) == words
 
 
 def test_a_log_of_many_lines_has_a_short_manifest():
-  assert log_steps.of([1, *range(50, 60_001, 50)]) == [[1, 50, 49], [100, 60_000, 50]]
+  assert run_directory.to_runs([1, *range(50, 60_001, 50)]) == [[1, 50, 49], [100, 60_000, 50]]
 
 
 # A checkpoint of another run.

@@ -15,7 +15,6 @@ from adversarial_augment.run import opening
 from adversarial_augment.storage import (
   artifact,
   checkpoints,
-  newest_checkpoint,
   results,
   run_directory,
   untrusted,
@@ -142,7 +141,7 @@ def _reseal(folder: Path, **changes) -> None:
   path = folder / artifact.MANIFEST
   content = json.loads(path.read_bytes())
   del content['manifest_sha256']
-  path.write_bytes(newest_checkpoint.canonical(newest_checkpoint.seal(content | changes)))
+  path.write_bytes(checkpoints.sealed(content | changes))
 
 
 def _file_of(folder: Path) -> Path:

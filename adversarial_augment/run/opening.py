@@ -14,7 +14,7 @@ from adversarial_augment import registry
 from adversarial_augment.cli import environment, progress, signals
 from adversarial_augment.errors import CheckpointError, UserError, show
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import artifact, checkpoints, log_steps, results, run_directory, untrusted
+from adversarial_augment.storage import artifact, checkpoints, results, run_directory, untrusted
 from adversarial_augment.types import TrainState
 
 _ENVIRONMENT = 'environment.json'
@@ -165,11 +165,11 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
 
   def cut() -> None:
     kept, doubled = run_directory.truncate_log(path, step)
-    if missing := sorted(set(log_steps.expand(logged)).difference(kept)):
-      progress.log(f"warning: '{path}' is missing {log_steps.spell(missing)}; the curves have a gap there.")
+    if missing := sorted(set(run_directory.steps_of(logged)).difference(kept)):
+      progress.log(f"warning: '{path}' is missing {run_directory.in_words(missing)}; the curves have a gap there.")
     if doubled:
       progress.log(
-        f"warning: '{path}' had duplicates of {log_steps.spell(sorted(set(doubled)))}; the first lines are kept."
+        f"warning: '{path}' had duplicates of {run_directory.in_words(sorted(set(doubled)))}; the first lines are kept."
       )
 
   processes.on_process_0(cut)

@@ -15,7 +15,7 @@ from adversarial_augment.parallel import processes
 from adversarial_augment.run import tensorboard
 from adversarial_augment.run.forecast import Forecast, shown
 from adversarial_augment.run.retries import Retries
-from adversarial_augment.storage import artifact, log_steps, run_directory
+from adversarial_augment.storage import artifact, run_directory
 
 
 class RunLog:
@@ -36,7 +36,9 @@ class RunLog:
     self._path = workdir / 'metrics.jsonl'
     self._num_steps, self._images_per_step = num_steps, images_per_step
     self._forecast = forecast or Forecast(num_steps)
-    known = processes.on_process_0(lambda: [self._size_on_disk(), log_steps.of(run_directory.steps_of_log(self._path))])
+    known = processes.on_process_0(
+      lambda: [self._size_on_disk(), run_directory.to_runs(run_directory.truncate_log(self._path)[0])]
+    )
     self._size, self.steps = known  # `steps` are those of all lines; on process 0
     self._unwritten: list[dict[str, Any]] = []
     self._retries = Retries()
@@ -108,7 +110,7 @@ class RunLog:
       )
     while self._unwritten:
       run_directory.append_line(self._path, self._unwritten[0])
-      log_steps.append(self.steps, self._unwritten.pop(0)['step'])
+      run_directory.append_step(self.steps, self._unwritten.pop(0)['step'])
       size = self._size_on_disk()
     self._size = size
 

@@ -1,10 +1,10 @@
-"""Writing a run's directory so that a kill at any instant, a full disk, or a second trainer does not spoil it.
+"""A run's directory, which neither a kill at any instant nor a full disk spoils.
 
 Files are replaced whole; `metrics.jsonl` is only ever appended to, one line per call, and cut back to the restored step
-on a resume.
+on a resume. Checkpoints say which steps it has lines of, as a few runs of equal distance: [first, last, distance].
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import os
 from pathlib import Path
 import sys
@@ -13,14 +13,11 @@ from typing import Any
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import artifact, files, kills, untrusted
 
+Runs = list[list[int]]
+
 
 def create(workdir: Path) -> None:
-  """Makes the run's directory and proves that a file can be written in it.
-
-  Raises:
-    UserError: `workdir` names a file, or something in one.
-    StorageError: it cannot be made or written.
-  """
+  """Makes the directory and writes a file in it for a test; raises UserError if it is a file, or StorageError."""
   files.check_folder(workdir, 'workdir')
   with artifact.storage_errors(f"write in the workdir '{workdir}'"):
     workdir.mkdir(parents=True, exist_ok=True)
@@ -28,12 +25,10 @@ def create(workdir: Path) -> None:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-  """Appends `record` as one line of JSON; a reader sees it when this returns.
-
-  The folder must exist. A line that could not be written whole is taken back, so that a later one starts clean.
+  """Appends `record` as one line of JSON, or nothing at all; a reader sees it when this returns.
 
   Raises:
-    NumericalError: a value is NaN or infinite, which JSON has not.
+    NumericalError: a value is NaN or infinite.
     StorageError: the line cannot be written.
   """
   line = f'{artifact.to_json(path, record)}\n'.encode()
@@ -46,7 +41,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         os.write(descriptor, line[: len(line) // 2])
         kills.die()
       try:
-        _write_all(descriptor, line)
+        while line:  # one `write` may take a part only
+          line = line[os.write(descriptor, line) :]
       except OSError:
         if os.fstat(descriptor).st_size > size:
           os.ftruncate(descriptor, size)
@@ -55,15 +51,15 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
       os.close(descriptor)
 
 
-def truncate_log(path: Path, step: int) -> tuple[list[int], list[int]]:
-  """Keeps the lines of steps up to `step`, in one atomic replacement; a half-written last line goes, and a second one.
+def truncate_log(path: Path, step: int = sys.maxsize) -> tuple[list[int], list[int]]:
+  """Drops the lines after `step`, a half-written last line, and second lines of a step, in one atomic replacement.
 
   Args:
-    path: a log of `append_line`, records with an int `step`, in rising order; a missing file is an empty log.
-    step: the step that a resume goes on from; 0 for a run that starts.
+    path: a log of `append_line`, whose records have an int `step`; a missing file is an empty log.
+    step: the last step to keep; 0 for a run that starts.
 
   Returns:
-    The steps of the lines that stay, and of those that went because their step had a line before.
+    The steps of the lines that stay, and of the second lines that went.
 
   Raises:
     UserError: a line that is to stay is no record.
@@ -90,19 +86,8 @@ def truncate_log(path: Path, step: int) -> tuple[list[int], list[int]]:
     return list(kept), doubled
 
 
-def steps_of_log(path: Path) -> list[int]:
-  """Returns the steps of the lines of such a log; raises as `truncate_log`."""
-  return truncate_log(path, sys.maxsize)[0]
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-  """Writes all of `data`; one `write` may take a part only."""
-  while data:
-    data = data[os.write(descriptor, data) :]
-
-
 def _lines_until(lines: Iterator[bytes], step: int, path: Path) -> Iterator[tuple[int, bytes]]:
-  """The whole lines, and their steps, up to the first whose step is larger than `step`."""
+  """Yields the whole lines, and their steps, up to the first whose step is larger than `step`."""
   for number, line in enumerate(lines, start=1):
     try:
       line_step = untrusted.parse_json(line)['step'] if line.endswith(b'\n') else None
@@ -115,3 +100,42 @@ def _lines_until(lines: Iterator[bytes], step: int, path: Path) -> Iterator[tupl
     if line_step > step:
       return
     yield line_step, line
+
+
+# The steps of a log.
+
+
+def append_step(runs: Runs, step: int) -> None:
+  """Adds a step that is larger than those of `runs`, in place."""
+  if runs:
+    first, last, distance = runs[-1]
+    if first == last or last + distance == step:
+      runs[-1] = [first, step, step - last]
+      return
+  runs.append([step, step, 1])
+
+
+def to_runs(steps: Iterable[int]) -> Runs:
+  """Returns the runs of rising steps."""
+  runs: Runs = []
+  for step in steps:
+    append_step(runs, step)
+  return runs
+
+
+def steps_of(runs: Iterable[Sequence[int]]) -> Iterator[int]:
+  """Yields every step."""
+  for first, last, distance in runs:
+    yield from range(first, last + 1, distance)
+
+
+def in_words(steps: Sequence[int]) -> str:
+  """Returns rising steps in words: 'step 3', 'steps 10, 40', 'steps 10 to 90 (9 lines) and 7 more'."""
+  if len(steps) <= 5:
+    return f'step{"s" if len(steps) > 1 else ""} {", ".join(map(str, steps))}'
+  parts = [(first, last, (last - first) // distance + 1) for first, last, distance in to_runs(steps)]
+  shown = ', '.join(
+    f'{first} to {last} ({count} lines)' if count > 1 else f'{first}' for first, last, count in parts[:5]
+  )
+  left = sum(count for _, _, count in parts[5:])
+  return f'steps {shown}' + (f' and {left} more' if left else '')
