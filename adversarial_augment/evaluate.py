@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, inference, registry
+from adversarial_augment import cli, datasets, inference, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.config import command_line
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
 from adversarial_augment.evaluation.attack_request import Request
 from adversarial_augment.parallel import devices, launch
-from adversarial_augment.storage import files, results
+from adversarial_augment.storage import files
 from adversarial_augment.types import Attack, Dataset, PyTree
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # What an evaluation may have otherwise than the training.
 _FIELDS = (
   'evals', 'eval_images', 'batch_size', 'data_dir', 'dataset', 'precision',
-  *(field for entry in registry.evaluations().values() for field in entry.fields()),
+  *(field for entry in EVALUATIONS.values() for field in entry.fields),
 )  # fmt: skip
 _GROUPS = ('attack', 'corruption_net')
 _OF_ATTACKED = ('batch_size', 'data_dir', 'dataset', 'precision')  # with --attack
@@ -44,7 +45,7 @@ With --attack the classifier is attacked within l_p balls instead: survivors are
 accuracy goes to WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json. A number that checks of the classifier or of the
 attacks speak against is marked UNRELIABLE, and the program ends with 3."""
 
-_EVALUATIONS = ', '.join(f'{name} ({entry.meaning})' for name, entry in registry.evaluations().items())
+_EVALUATIONS = ', '.join(f'{name} ({entry.meaning})' for name, entry in EVALUATIONS.items())
 _EPILOG = f"""examples:
   python -m adversarial_augment.evaluate --workdir=runs/ada
   python -m adversarial_augment.evaluate --workdir=runs/ada --evals=clean,cifar10_c,ada

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import checks
+from adversarial_augment import checks, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import cifar10
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files, results, untrusted
+from adversarial_augment.storage import files, untrusted
 from adversarial_augment.types import Array, PyTree, TrainState
 
 if TYPE_CHECKING:  # wrong input is reported before JAX is imported

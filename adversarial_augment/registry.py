@@ -1,10 +1,7 @@
-"""Names: look-up in plain dicts with a helpful error, entries that are files, and dotted names of nested dicts."""
+"""Names: look-up in plain dicts with a helpful error, and dotted names of nested dicts."""
 
 from collections.abc import Iterable, Mapping
 import difflib
-import functools
-import importlib
-import pkgutil
 from typing import Any, TypeVar
 
 from adversarial_augment.errors import UserError
@@ -35,21 +32,6 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     known = ', '.join(sorted(table))
     raise UserError(f"Unknown {kind} '{name}'; known: {known}.{did_you_mean(str(name), table)}")
   return table[name]
-
-
-@functools.cache
-def evaluations() -> dict[str, Any]:
-  """Returns the evaluations that `config.evals` can name, each an `Evaluation` (evaluation/evals/__init__.py), by name.
-
-  A module of evaluation/evals/ is one. They are found by their files, and not imported by name, because config, results
-  and reports read what they declare and lie below them.
-  """
-  folder = importlib.import_module('adversarial_augment.evaluation.evals')
-  modules = (
-    importlib.import_module(f'{folder.__name__}.{name}') for _, name, _ in pkgutil.iter_modules(folder.__path__)
-  )
-  entries = sorted((module.ENTRY for module in modules), key=lambda entry: entry.order)
-  return {entry.name: entry for entry in entries}
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = '') -> dict[str, Any]:

@@ -17,14 +17,14 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, inference
+from adversarial_augment import cli, datasets, inference, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals
 from adversarial_augment.config import command_line
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.parallel import devices
-from adversarial_augment.storage import files, results
+from adversarial_augment.storage import files
 from adversarial_augment.types import Dataset
 from experiments import figure1_drawing, figure_files
 

@@ -17,10 +17,10 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, inference, metrics
+from adversarial_augment import cli, inference, metrics, results
 from adversarial_augment.config import adversaries
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files, results
+from adversarial_augment.storage import files
 from experiments import figure_files
 
 NAME = 'figure2_training'

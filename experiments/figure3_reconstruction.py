@@ -30,6 +30,7 @@ from adversarial_augment import (
   metrics,
   per_example_conv,
   registry,
+  results,
   ssim,
   threefry,
 )
@@ -37,7 +38,6 @@ from adversarial_augment.cli import progress, signals
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.parallel import devices, sharding
-from adversarial_augment.storage import results
 from adversarial_augment.types import Array, Dataset, PyTree
 from experiments import figure3_drawing, figure_files
 

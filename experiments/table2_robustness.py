@@ -16,10 +16,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adversarial_augment import cli, registry
+from adversarial_augment import cli, registry, results
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
-from adversarial_augment.storage import artifact, results
+from adversarial_augment.storage import artifact
 from experiments import runs
 from experiments.table1_corruptions import ROWS
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from adversarial_augment import evaluate
+from adversarial_augment import evaluate, results
 from adversarial_augment.attacks import suites
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request, attack_run
-from adversarial_augment.storage import results
 from tests import classifier_cases
 
 

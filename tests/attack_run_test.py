@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import datasets, evaluate, train
+from adversarial_augment import datasets, evaluate, results, train
 from adversarial_augment.attacks import suite_runner
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_run, reuse
-from adversarial_augment.storage import artifact, outcomes, results
+from adversarial_augment.storage import artifact, outcomes
 from adversarial_augment.training import recipe
 from tests import trainer
 

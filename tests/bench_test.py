@@ -20,7 +20,7 @@ from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.evaluation import corrupted, reuse
 from adversarial_augment.evaluation.accuracy import accuracy
 from adversarial_augment.evaluation.bench import Bench, Images, open_images
-from adversarial_augment.evaluation.corrupted import corrupted_in_memory
+from adversarial_augment.evaluation.corrupted import in_memory
 from adversarial_augment.run import summary
 from adversarial_augment.storage import outcomes
 from adversarial_augment.types import TrainState
@@ -77,7 +77,7 @@ def outcomes_of(test, forms: cifar10_c.CorruptionSet, num_devices: int, batch_si
 @pytest.mark.parametrize('num_devices, batch_size', [(1, 1), (1, 7), (2, 7), (8, 1), (8, 250)])
 def test_outcomes_depend_on_neither_batches_nor_devices(num_devices, batch_size):
   test = some_images()
-  found = outcomes_of(test, corrupted_in_memory(test, NAMES, 0, None), num_devices, batch_size)
+  found = outcomes_of(test, in_memory(test, NAMES), num_devices, batch_size)
   assert found == expected()
   assert len({outcomes.count(cell) for row in found.values() for cell in row}) > 1
 
@@ -92,7 +92,7 @@ def test_files_and_memory_give_the_same_outcomes(tmp_path):
 
 
 def test_a_set_of_an_older_version_is_warned_of(capsys):
-  warned = corrupted_in_memory(some_images(), NAMES, 0, None)._replace(warning=ArtifactError('of an older version', ''))
+  warned = in_memory(some_images(), NAMES)._replace(warning=ArtifactError('of an older version', ''))
   make_bench(opened={'cifar10_c': warned})
   assert capsys.readouterr().err.startswith('warning: of an older version')
 
@@ -281,7 +281,7 @@ def test_other_images_are_measured_and_replace_the_result(run, tmp_path):
   'flags, message',
   [
     (['--evals=clan'], "Did you mean 'clean'"),
-    (['--evals=cifar10_1'], 'with the classes of CIFAR-10, but'),
+    (['--evals=cifar10_1'], 'with the classes of cifar10, but'),
     (['--evals='], 'names no evaluation'),
     (['--config.seed=5'], 'config.seed says how the classifier was trained'),
     (['--config.classifier.padding=same'], 'config.classifier.padding says how'),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import datasets, evaluate, inference, train
+from adversarial_augment import datasets, evaluate, inference, results, train
 from adversarial_augment.classifiers import reorder_outputs
 from adversarial_augment.datasets import classes, writer
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_run
-from adversarial_augment.storage import checkpoints, results
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import TrainState
 from tests import tiny
 from tests.classifier_cases import images as random_images

@@ -1,19 +1,16 @@
-"""Evaluations are entries: what a file in evaluation/evals/ declares is all that there is to add."""
+"""Evaluations are entries: what one declares is all that there is to add."""
 
 import json
 import subprocess
 import sys
 
-import pytest
-
 from adversarial_augment import config as configs
-from adversarial_augment import registry
-from adversarial_augment.storage import results
+from adversarial_augment.config.evaluations import EVALUATIONS
 from tests import classifier_cases
 from tests.test_architecture import ROOT, package_files
 
 # The entry, the data set, and the subcommand of prepare that imports it.
-ALLOWED = {'evaluation/evals/cifar10_1.py', 'datasets/cifar10_1.py', 'preparation/cifar10_1.py', 'prepare.py'}
+ALLOWED = {'config/evaluations.py', 'datasets/cifar10_1.py', 'preparation/cifar10_1.py', 'prepare.py'}
 
 
 def test_an_evaluation_is_named_in_its_entry_alone():
@@ -21,80 +18,53 @@ def test_an_evaluation_is_named_in_its_entry_alone():
   assert {str(path.relative_to(ROOT / 'adversarial_augment')) for path in naming} == ALLOWED
 
 
-def test_entries_have_the_names_of_their_files_and_all_readers_know_them():
-  names = list(registry.evaluations())
-  assert names == ['clean', 'ada', 'cifar10_c', 'cifar10_c_extra', 'cifar10_1']
-  assert names == list(configs.TRAIN['evals'].kind.choices) == list(results.EVALUATIONS)
-  for name, entry in registry.evaluations().items():
-    assert type(entry).__module__ == f'adversarial_augment.evaluation.evals.{name}'
+def test_evaluations_keep_their_names_and_order():
+  names = ['clean', 'ada', 'cifar10_c', 'cifar10_c_extra', 'cifar10_1']
+  assert list(EVALUATIONS) == list(configs.TRAIN['evals'].kind.choices) == names
 
 
-UPSIDE_DOWN = """
-from adversarial_augment.evaluation.evals import Evaluation
-
-
-class UpsideDown(Evaluation):
-  name, order = 'upside_down', 5
-  title, meaning = 'upside-down accuracy', 'images upside down'
-  headline = 9, 'Accuracy upside down', 'accuracy'
-
-  def fields(self):
-    from adversarial_augment.config import fields
-
-    return {'num_upside_down': fields.Field(5, fields.integer(1, 100), 'how many images are turned')}
-
-  def check(self, flat):
-    if flat['num_upside_down'] > flat['batch_size']:
-      yield f'config.num_upside_down={flat["num_upside_down"]} must be at most config.batch_size.'
-
-  def num_images(self, bench):
-    return bench.config.num_upside_down
-
-  def conditions(self, bench):
-    return {'turned': bench.config.num_upside_down}
-
-  def measure(self, bench, state, poll, known, keep):
-    def read(index):
-      images, labels = bench.images.read(index)
-      return type(bench.images.read(index))(images[:, ::-1], labels)
-
-    return bench.accuracy(state, bench.images._replace(num_examples=self.num_images(bench), read=read), poll)
-
-  def sections(self, runs):
-    from adversarial_augment.reporting.parts import Paragraph, section
-
-    return [section(self.name, 'Upside down', Paragraph('turned by the toy'))]
-
-
-ENTRY = UpsideDown()
-"""
-
-# A file in another folder, as if it lay among the entries.
+# Registers one more evaluation, and runs a command.
 PROGRAM = """
 import importlib, sys
-from adversarial_augment.evaluation import evals
-
-evals.__path__.append(sys.argv[1])
 from adversarial_augment import cli
+from adversarial_augment.config import fields, tables
+from adversarial_augment.config.evaluations import Evaluation
 
-cli.run(importlib.import_module(f'adversarial_augment.{sys.argv[2]}').main, sys.argv[3:])
+
+def broken_rules(flat):
+  if flat['num_upside_down'] > flat['batch_size']:
+    yield f'config.num_upside_down={flat["num_upside_down"]} must be at most config.batch_size.'
+
+
+def images(config, dataset):
+  def read(index):
+    images, labels = dataset.read(index)
+    return type(dataset.read(index))(images[:, ::-1], labels)
+
+  return dataset._replace(num_examples=config.num_upside_down, read=read)
+
+
+tables.register('upside_down', Evaluation(
+  title='upside-down accuracy',
+  meaning='images upside down',
+  headline=(9, 'Accuracy upside down'),
+  section='Upside down',
+  published={'Toy': 12.34},
+  datasets=('embedded',),
+  fields={'num_upside_down': fields.Field(5, fields.integer(1, 100), 'how many images are turned')},
+  broken_rules=broken_rules,
+  images=images,
+  conditions=('num_upside_down',),
+))
+cli.run(importlib.import_module(f'adversarial_augment.{sys.argv[1]}').main, sys.argv[2:])
 """
 
 
-@pytest.fixture(scope='module')
-def toy(tmp_path_factory):
-  """Runs a command that knows one more evaluation."""
-  folder = tmp_path_factory.mktemp('entries')
-  (folder / 'upside_down.py').write_text(UPSIDE_DOWN)
-
-  def run(command: str, *flags: str) -> subprocess.CompletedProcess:
-    program = [sys.executable, '-c', PROGRAM, str(folder), command, *flags]
-    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
-
-  return run
+def toy(command: str, *flags: str) -> subprocess.CompletedProcess:
+  return subprocess.run([sys.executable, '-c', PROGRAM, command, *flags], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_a_file_adds_an_evaluation_with_its_fields_rules_lines_and_section(toy, tmp_path):
+def test_an_entry_adds_an_evaluation_with_its_fields_rules_lines_and_section(tmp_path):
   workdir = tmp_path / 'w'
   classifier_cases.save_run(workdir)  # by a version that did not know the evaluation
   evaluate = lambda *flags: toy('evaluate', f'--workdir={workdir}', '--evals=upside_down', *flags)
@@ -120,5 +90,5 @@ def test_a_file_adds_an_evaluation_with_its_fields_rules_lines_and_section(toy, 
   reported = toy('report', str(workdir))
   assert reported.returncode == 0, reported.stderr
   page = (workdir / 'report.html').read_text()
-  for said in ('Accuracy upside down', 'turned by the toy', '<h2>Upside down</h2>'):
+  for said in ('Accuracy upside down', 'Toy (paper)', '<h2>Upside down</h2>'):
     assert said in page

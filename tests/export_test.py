@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import safetensors
 
-from adversarial_augment import cli, export, inference
+from adversarial_augment import cli, export, inference, results
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.exporting import jax_artefact
-from adversarial_augment.storage import artifact, results
+from adversarial_augment.storage import artifact
 from tests.checkpoint_cases import files_of, flip
 from tests.classifier_cases import card_of, images, load_by_card, random_classifier, save_run
 from tests.reporting_fixtures import write_run

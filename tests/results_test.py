@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adversarial_augment import results
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import results
 from tests import reporting_fixtures as fixtures
 
 

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from adversarial_augment import cli
+from adversarial_augment import cli, results
 from adversarial_augment.errors import ArtifactError, StorageError, UserError
 from adversarial_augment.evaluation import reuse
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import artifact, results
+from adversarial_augment.storage import artifact
 from tests.reporting_fixtures import attacked, counted
 
 

@@ -7,11 +7,11 @@ import types
 
 import pytest
 
+from adversarial_augment import results
 from adversarial_augment.cli import progress
 from adversarial_augment.reporting import figures
 from adversarial_augment.run import train_job
 from adversarial_augment.run.run_log import RunLog
-from adversarial_augment.storage import results
 
 ATTACKED = ('attack_loss_start', 'attack_loss_end', 'ssim_mean', 'ssim_corrected', 'ssim_below_min')
 VALUES = {

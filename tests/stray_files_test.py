@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from adversarial_augment import config, corruption_nets, export, inference, report
+from adversarial_augment import config, corruption_nets, export, inference, report, results
 from adversarial_augment.datasets import cifar10_c, mixture
 from adversarial_augment.errors import UserError
 from adversarial_augment.preparation import deepaugment_files
-from adversarial_augment.storage import files, results
+from adversarial_augment.storage import files
 from tests import deepaugment_sets
 from tests.classifier_cases import save_run
 from tests.corrupted_pets import NAMES, copy, hashes, load, run

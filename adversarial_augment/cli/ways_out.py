@@ -11,7 +11,6 @@ from pathlib import Path
 import shlex
 from typing import Any
 
-from adversarial_augment import registry
 from adversarial_augment.errors import ArtifactError
 
 DATA_DIR = '~/tensorflow_datasets'  # where `prepare` writes by default, and `train` reads
@@ -116,11 +115,10 @@ def _data_set(error: ArtifactError) -> dict[str, str]:
   """Returns how a missing data set is made."""
   name, data_dir = error.about['name'], error.about['data_dir']
   base, _, variant = name.partition('/')
-  evaluation = registry.evaluations().get(base)
   if base == 'cifar10':
     how = prepare(data_dir, base)
-  elif evaluation and evaluation.imported_from:
-    how = prepare(data_dir, base, f'--from={evaluation.imported_from}')
+  elif error.about['imported_from']:
+    how = prepare(data_dir, base, f'--from={error.about["imported_from"]}')
   elif base.endswith('_corrupted'):
     how = prepare(data_dir, 'cifar10_c', f'--dataset={base.removesuffix("_corrupted")}', '--format=array_record')
   elif variant:

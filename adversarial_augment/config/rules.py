@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import math
 from typing import Any
 
-from adversarial_augment import registry
-from adversarial_augment.config import adversaries
+from adversarial_augment.config import adversaries, evaluations
 from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES
 from adversarial_augment.errors import UserError
 
@@ -53,8 +52,8 @@ def _of_classifiers(flat: Mapping[str, Any]) -> Iterator[str]:
 def of_training(flat: Mapping[str, Any]) -> Iterator[str]:
   """Yields what is wrong between the fields of `train`."""
   yield from _of_classifiers(flat)
-  for evaluation in registry.evaluations().values():
-    yield from evaluation.check(flat)
+  for evaluation in evaluations.EVALUATIONS.values():
+    yield from evaluation.broken_rules(flat)
   yield from adversaries.broken_rules(flat)
   jsd, after = flat['augment.jsd'], tuple(flat['augment.after'])
   if jsd and after not in ((name,) for name in AUGMIX):

@@ -6,9 +6,9 @@ line, is checked, and is printed by `--print_config`.
 
 from typing import Any
 
-from adversarial_augment import registry
 from adversarial_augment.config import fields
 from adversarial_augment.config.adversaries import ADVERSARIES, Adversary
+from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
 from adversarial_augment.config.fields import Field
 
 _PAPER = 'arXiv 2104.01086'  # AdversarialAugment
@@ -60,6 +60,11 @@ def _attack_names() -> Field:
   return Field('ada', fields.choice(*ADVERSARIES, 'none'), f'the adversary: {meanings}; none is nominal')
 
 
+def _evals() -> Field:
+  meanings = ', '.join(entry.meaning for entry in EVALUATIONS.values())
+  return Field(('clean',), fields.names(*EVALUATIONS), f'evaluations to run: {meanings}')
+
+
 TRAIN: dict[str, Field] = {
   'dataset': Field('cifar10', fields.text('a name'), "a data set under data_dir, or 'embedded' (needs no download)"),
   'data_dir': Field('~/tensorflow_datasets', fields.text('a folder'), 'folder of the prepared data sets'),
@@ -81,15 +86,11 @@ TRAIN: dict[str, Field] = {
   'checkpoint_every': Field(1000, fields.integer(0, _STEPS), 'steps between checkpoints; 0 saves at the end only'),
   'eval_every': Field(0, fields.integer(0, _STEPS), 'steps between evaluations; 0 evaluates at the end only'),
   'keep_checkpoints': Field(3, fields.integer(2, 1000), 'newest checkpoints kept'),
-  'evals': Field(
-    ('clean',),
-    fields.names(*registry.evaluations()),
-    f'evaluations to run: {", ".join(entry.meaning for entry in registry.evaluations().values())}',
-  ),
+  'evals': _evals(),
   'eval_images': Field(
     None, fields.optional(fields.integer(1, _STEPS)), 'how many images they use, the first of the set; None: all'
   ),
-  **{name: field for entry in registry.evaluations().values() for name, field in entry.fields().items()},
+  **{name: field for entry in EVALUATIONS.values() for name, field in entry.fields.items()},
   'tensorboard': Field(False, fields.boolean(), 'write TensorBoard files too; needs the extra [logging]'),
   'classifier.name': Field('preact_resnet', fields.choice(*CLASSIFIER_DEPTHS), 'architecture of the classifier'),
   'classifier.depth': Field(
@@ -236,13 +237,6 @@ PRETRAIN: dict[str, Field] = {
 TABLES: dict[str, fields.Table] = {'train': TRAIN, 'pretrain': PRETRAIN}  # by the program that reads such a config
 
 
-def register(name: str, adversary: Adversary) -> None:
-  """Adds an adversary: `attack.name` takes its name, and configs of `train` have its fields."""
-  ADVERSARIES[name] = adversary
-  TRAIN.update(adversary.fields)
-  TRAIN['attack.name'] = _attack_names()
-
-
 # Fields that came after the first runs, oldest first, with what a config.json without one means. A new field goes to
 # the end, with the value that leaves things as they were before it.
 ADDED: dict[str, Any] = {
@@ -252,9 +246,16 @@ ADDED: dict[str, Any] = {
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
 }  # fmt: skip
 
-for _entry in registry.evaluations().values():  # without the field, a run has not measured the evaluation
-  for _name, _field in _entry.fields().items():
-    ADDED.setdefault(_name, _field.default)
-
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.
 RESUMABLE = ('log_every', 'checkpoint_every', 'eval_every', 'evals', 'data_dir', 'accept_ssim', 'accept_psnr', 'output')
+
+
+def register(name: str, entry: Adversary | Evaluation) -> None:
+  """Adds an adversary to `attack.name` or an evaluation to `evals`, with its fields; before commands are imported."""
+  if isinstance(entry, Adversary):
+    ADVERSARIES[name] = entry
+  else:
+    EVALUATIONS[name] = entry
+    ADDED.update({field: about.default for field, about in entry.fields.items()})  # older runs have not measured it
+  TRAIN.update(entry.fields)
+  TRAIN.update({'attack.name': _attack_names(), 'evals': _evals()})

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.config.fields import show
 from adversarial_augment.datasets import records
 from adversarial_augment.datasets.fingerprint import fingerprint
@@ -95,9 +96,11 @@ def _folder(name: str, data_dir: str) -> pathlib.Path:
     near = did_you_mean(stem, [path.name for path in root.glob('*/') if path.name != stem])
     hint = f' ({near.strip()})' if near else ''
     nowhere = '' if root.is_dir() else ', which does not exist'
+    evaluation = EVALUATIONS.get(stem.partition('/')[0])
+    imported_from = evaluation.imported_from if evaluation else ''
     raise ArtifactError(
       f"No data set '{stem}' under data_dir='{data_dir}'{nowhere}{hint}",
-      *(root, KIND, 'make', {'name': stem, 'data_dir': data_dir}),
+      *(root, KIND, 'make', {'name': stem, 'data_dir': data_dir, 'imported_from': imported_from}),
     )
   wanted = tuple(map(int, version.split('.'))) if version else max(versions)
   if wanted not in versions:

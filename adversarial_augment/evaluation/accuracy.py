@@ -18,7 +18,8 @@ from adversarial_augment.parallel import platforms, sharding
 from adversarial_augment.storage import outcomes
 from adversarial_augment.types import Array, Attack, Dataset, Network, PyTree, TrainState
 
-AccuracyFn = Callable[[TrainState, Dataset, Callable[[], None]], dict[str, Any]]  # state, images, poll -> result
+Poll = Callable[[], None]  # called before every batch; may raise
+AccuracyFn = Callable[[TrainState, Dataset, Poll], dict[str, Any]]  # state, images, poll -> result
 
 CONFIDENCE_EDGES = np.linspace(0, 1, 16)  # of the bins of a reliability diagram
 SSIM_EDGES = np.linspace(-1, 1, 201)
@@ -55,7 +56,7 @@ def accuracy(
   """
   program = _program(classifier, mesh, attack)
 
-  def measure(state: TrainState, dataset: Dataset, poll: Callable[[], None]) -> dict[str, Any]:
+  def measure(state: TrainState, dataset: Dataset, poll: Poll) -> dict[str, Any]:
     totals: Any = None
     correct: list[np.ndarray] = []  # of the batches, in the order of the data set; padding comes last
     for batch in batches(dataset, mesh, batch_size):

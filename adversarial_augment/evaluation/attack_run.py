@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import inference
+from adversarial_augment import inference, results
 from adversarial_augment.attacks import suite_runner, suites, validity
 from adversarial_augment.attacks.suite_runner import Problem, Stage, SuiteState
 from adversarial_augment.classifiers import reorder_outputs
@@ -24,7 +24,7 @@ from adversarial_augment.evaluation import reuse, robustness, sweep_file
 from adversarial_augment.evaluation.attack_request import Ball, Request
 from adversarial_augment.evaluation.robustness import Classifier
 from adversarial_augment.parallel import processes, sharding
-from adversarial_augment.storage import artifact, results, run_directory
+from adversarial_augment.storage import artifact, run_directory
 from adversarial_augment.training import recipe
 from adversarial_augment.types import Dataset
 

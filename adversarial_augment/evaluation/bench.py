@@ -1,4 +1,4 @@
-"""A classifier, the images that it is judged on, and what is compiled for both: what evaluations measure with."""
+"""A classifier, its test images, and what is compiled for both: measures any evaluation, by its entry."""
 
 from collections.abc import Callable
 import functools
@@ -10,49 +10,69 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, registry
+from adversarial_augment import cli, metrics
 from adversarial_augment.cli import progress
-from adversarial_augment.evaluation.accuracy import AccuracyFn, accuracy
-from adversarial_augment.evaluation.evals import Keep, Outcomes, Poll, Result
+from adversarial_augment.config import rules
+from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.datasets import cifar10, classes, source
+from adversarial_augment.datasets.made_with import with_code
+from adversarial_augment.errors import UserError
+from adversarial_augment.evaluation import corrupted
+from adversarial_augment.evaluation.accuracy import AccuracyFn, Poll, accuracy
+from adversarial_augment.evaluation.corrupted import Keep, Outcomes
 from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainState
+
+Relabel = Callable[[Dataset], Dataset]  # gives a data set the labels that the classifier has for its classes
+Result = dict[str, Any]
 
 
 class Images(NamedTuple):
-  """What a classifier is judged on."""
+  """What a classifier is evaluated on."""
 
   dataset: Dataset
-  opened: dict[str, Any]  # by evaluation, what it reads beside this data set
+  opened: dict[str, Any]  # evaluation -> what it reads beside this data set: parts, a `CorruptionSet`, or None
 
   def origins(self) -> dict[str, Result]:
-    """Returns where all images but those of the test set itself come from, by evaluation."""
-    return {name: registry.evaluations()[name].origin(opened) for name, opened in self.opened.items()}
+    """Returns the origin of each evaluation's images, beside the test set itself."""
+    return {name: self._origin(name, opened) for name, opened in self.opened.items()}
+
+  def _origin(self, name: str, opened: Any) -> Result:
+    if EVALUATIONS[name].parts:
+      return {name: {part: dataset.provenance for part, dataset in opened.items()}}
+    return {'corruptions': {'origin': opened.origin, **opened.provenance}} if EVALUATIONS[name].corruptions else {}
 
 
 def open_images(
-  config: ConfigDict,
-  images: Dataset,
-  relabel: Callable[[Dataset], Dataset] = lambda dataset: dataset,
-  *,
-  prepared: bool = True,
+  config: ConfigDict, images: Dataset, relabel: Relabel = lambda dataset: dataset, *, prepared: bool = True
 ) -> Images:
   """Opens what `config.evals` read beside the images; touches no device.
 
   Args:
     config: of the run.
     images: the test images, or others.
-    relabel: gives a data set the labels that the classifier has for its classes.
+    relabel: applied to all data sets.
     prepared: whether sets of `prepare` belong to `images`; evaluations that have no others are left out where not.
 
   Raises:
     UserError: a set is missing, damaged, or of other images or classes; or frost photographs are missing.
   """
-  entries = [registry.evaluations()[name] for name in config.evals]
-  opened = {
-    entry.name: entry.open(config, images, relabel, prepared=prepared)
-    for entry in entries
-    if prepared or entry.on_validation
-  }
-  return Images(relabel(images), opened)
+  names = [name for name in config.evals if prepared or EVALUATIONS[name].on_validation]
+  return Images(relabel(images), {name: _open(name, config, images, relabel, prepared) for name in names})
+
+
+def _open(name: str, config: ConfigDict, images: Dataset, relabel: Relabel, prepared: bool) -> Any:
+  entry = EVALUATIONS[name]
+  if entry.datasets and config.dataset.partition(':')[0] not in entry.datasets:
+    raise UserError(rules.other_classes(name, ' or '.join(entry.datasets), config.dataset))
+  if entry.corruptions:
+    return corrupted.open_set(config, images, name, entry.corruptions, prepared)
+  known, opened = classes.Classes(images.num_classes, images.class_names), {}
+  for part in entry.parts:
+    dataset = source.load(f'{name}/{part}', 'test', config.data_dir)
+    if dataset.class_names == tuple('0123456789'):  # as TFDS has it, in CIFAR-10's order
+      dataset = dataset._replace(class_names=cifar10.CLASS_NAMES)
+    opened[part] = relabel(classes.in_order(dataset, known, f"The data set '{images.name}'"))
+  return opened or None
 
 
 class Bench:
@@ -61,7 +81,6 @@ class Bench:
   Attributes:
     config: of the run.
     images: the first `config.eval_images` of the split.
-    opened: by evaluation, what it reads beside them.
   """
 
   def __init__(
@@ -77,34 +96,40 @@ class Bench:
       attack: the adversary of evaluations under attack.
       phi: parameters of its corruption network, on the devices.
     """
-    self.config, self.opened = config, images.opened
-    self.images = self.first(images.dataset)
-    for opened in self.opened.values():
+    self.config, self._images = config, images
+    self.images = self._first(images.dataset)
+    for opened in images.opened.values():
       if warning := getattr(opened, 'warning', None):
         progress.log(f'warning: {cli.describe(warning)}')
     make = functools.partial(accuracy, classifier, mesh, config.batch_size)
     self._clean: Callable[[], AccuracyFn] = functools.cache(make)
     self._attacked: Callable[[], AccuracyFn] = functools.cache(functools.partial(make, attack=attack, phi=phi))
 
-  def accuracy(self, state: TrainState, dataset: Dataset, poll: Poll, *, under_attack: bool = False) -> Result:
-    """Returns the accuracy of a classifier on a data set of images of this size; see `accuracy.accuracy`."""
-    return (self._attacked if under_attack else self._clean)()(state, dataset, poll)
-
-  def first(self, dataset: Dataset) -> Dataset:
-    """Returns the first `config.eval_images` images of a data set."""
+  def _first(self, dataset: Dataset) -> Dataset:
     limit = self.config.eval_images or dataset.num_examples
     return dataset._replace(num_examples=min(dataset.num_examples, limit))
 
-  def corrupted_rows(self) -> np.ndarray:
+  def _datasets(self, name: str) -> dict[str, Dataset]:
+    """Returns the data sets, not corrupted, that an evaluation measures, by part."""
+    if EVALUATIONS[name].parts:
+      return {part: self._first(dataset) for part, dataset in self._images.opened[name].items()}
+    return {'': EVALUATIONS[name].images(self.config, self.images)}
+
+  def _corrupted_rows(self) -> np.ndarray:
     """Returns which images are corrupted: evenly spaced, so that a set that is sorted by class is no trap."""
     total = self.images.num_examples
     count = min(total, self.config.corrupted_images or total)
     return np.arange(count) * total // count
 
-  def subset(self) -> Result:
-    """Returns what a result says of its images where `corrupted_rows` are not all."""
+  def _subset(self) -> Result:
     total = self.images.num_examples
-    return {'subset_of': total} if len(self.corrupted_rows()) < total else {}
+    return {'subset_of': total} if len(self._corrupted_rows()) < total else {}
+
+  def _num_images(self, name: str) -> int:
+    """Returns how many images are classified; each corrupted form of an image counts."""
+    cells = len(EVALUATIONS[name].corruptions) * len(metrics.SEVERITIES)
+    whole = sum(dataset.num_examples for dataset in self._datasets(name).values())
+    return cells * len(self._corrupted_rows()) if cells else whole
 
   def measure(
     self, name: str, state: TrainState, poll: Poll, known: Outcomes = MappingProxyType({}), keep: Keep = lambda _: None
@@ -115,20 +140,31 @@ class Bench:
       name: one of `config.evals`.
       state: of the classifier.
       poll: called before every batch; may raise.
-      known: of corrupted images, by corruption; what an earlier start has found.
+      known: outcomes of corrupted images that an earlier start has found.
       keep: called with all the outcomes after each corruption and severity.
     """
-    entry, began, size = registry.evaluations()[name], time.monotonic(), self.config.batch_size
-    done = sum(map(len, known.values())) * len(self.corrupted_rows())
-    lines = progress.Lines(entry.num_images(self) - done, progress.log, done=-size)  # the first batch is not done yet
+    began, size = time.monotonic(), self.config.batch_size
+    done = sum(map(len, known.values())) * len(self._corrupted_rows())
+    lines = progress.Lines(self._num_images(name) - done, progress.log, done=-size)  # the first batch is not done yet
 
     def advance() -> None:
       poll()
       lines.advance(name, size)
 
     with progress.stage(f'evaluating {name}', progress.log):
-      found = entry.measure(self, state, advance, known, keep)
+      found = self._find(name, state, advance, known, keep)
     return found | {'seconds': round(time.monotonic() - began, 3)}
+
+  def _find(self, name: str, state: TrainState, poll: Poll, known: Outcomes, keep: Keep) -> Result:
+    entry = EVALUATIONS[name]
+    measure_on = (self._attacked if entry.under_attack else self._clean)()
+    measure = lambda dataset: measure_on(state, dataset, poll)
+    if entry.corruptions:
+      forms, rows = self._images.opened[name], self._corrupted_rows()
+      found = corrupted.errors(measure, self.images, forms, entry.corruptions, rows=rows, known=known, keep=keep)
+      return {entry.mean_error: found.pop('mean'), **found, **self._subset()}
+    found = {part: measure(dataset) for part, dataset in self._datasets(name).items()}
+    return found[entry.parts[0]] | found if entry.parts else found['']
 
   def forecast(self, name: str, first: float, batch: float) -> float:
     """Returns the seconds of an evaluation that is compiled.
@@ -138,17 +174,20 @@ class Bench:
       first: seconds of its first batch, with what was compiled for it.
       batch: of its next one.
     """
-    entry = registry.evaluations()[name]
-    further = entry.num_programs(self.opened[name]) - 1
-    return entry.num_images(self) / self.config.batch_size * batch + further * max(first - batch, 0)
+    opened = self._images.opened[name]
+    programs = len(opened.names) if getattr(opened, 'origin', '') == metrics.GENERATED_IN_MEMORY else 1
+    return self._num_images(name) / self.config.batch_size * batch + (programs - 1) * max(first - batch, 0)
 
   def origin(self, name: str) -> Result:
-    """Returns where the images of an evaluation come from, beside the test set itself."""
-    return registry.evaluations()[name].origin(self.opened[name])
+    """Returns the origin of an evaluation's images, beside the test set itself."""
+    return self._images.origins()[name]
 
   def conditions(self, name: str) -> Result:
-    """Returns what, beside the classifier, decides the outcome of an evaluation."""
-    entry = registry.evaluations()[name]
+    """Returns what, beside the classifier, determines the result of an evaluation."""
+    entry, origin, config = EVALUATIONS[name], self.origin(name), self.config.to_dict()
     data = {field: value for field, value in self.images.provenance.items() if value is not None}
-    images = {**self.origin(name), 'num_images': entry.num_images(self), 'data': data}
-    return images | entry.conditions(self) | {'precision': self.config.precision}
+    own = {field: config[field] for field in entry.conditions}
+    if entry.corruptions:
+      made = origin['corruptions']
+      own |= {'corruptions': made | {'made_with': with_code(made['made_with'], 'corruptions')}, **self._subset()}
+    return {**origin, 'num_images': self._num_images(name), 'data': data, 'precision': self.config.precision, **own}

@@ -1,32 +1,48 @@
 """Errors on a test set under corruptions of five severities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment import corruptions, metrics
+from adversarial_augment.config import rules
+from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
-from adversarial_augment.evaluation.evals import Keep, Outcomes
-from adversarial_augment.storage import outcomes
+from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files, outcomes
 from adversarial_augment.types import Batch, Dataset
 
+Outcomes = Mapping[str, list[str]]  # corruption -> packed bits of the images that are right at severity 1, 2, ...
+Keep = Callable[[Outcomes], None]
 
-def corrupted_in_memory(dataset: Dataset, names: Sequence[str], seed: int, frost_dir: str | None) -> CorruptionSet:
-  """Returns the corrupted forms of a data set, made when they are read: the same bytes as those of `prepare`.
 
-  Args:
-    dataset: the clean images.
-    names: of the corruptions.
-    seed: of all draws.
-    frost_dir: folder of the frost photographs, see `corruptions.corrupt`.
+def open_set(config: ConfigDict, images: Dataset, evaluation: str, names: Sequence[str], prepared: bool):
+  """Returns the corrupted forms of a data set: what `prepare` has written beside it, or else made in memory.
 
   Raises:
-    UserError: the folder lacks one of the photographs.
+    UserError: the images are too small, the set is damaged or of other images, or frost photographs are missing.
   """
+  height, width, _ = images.image_shape
+  if min(height, width) < metrics.MIN_SIZE:
+    raise UserError(rules.too_small(config.dataset, height, width, metrics.MIN_SIZE, f'the evaluation {evaluation}'))
+  folder = files.user_path(config.data_dir, 'data_dir') / cifar10_c.folder_name(config.dataset)
+  if prepared and folder.exists():
+    return cifar10_c.open_set(folder, names, images, verify=True)
+  try:
+    return in_memory(images, names, config.frost_dir)
+  except UserError as error:
+    if config.frost_dir is None:
+      raise
+    raise UserError(rules.unusable_frost(config.frost_dir, error)) from error
+
+
+def in_memory(images: Dataset, names: Sequence[str], frost_dir: str | None = None, seed: int = 0) -> CorruptionSet:
+  """Returns the corrupted forms of a data set, made when they are read: the same bytes as those of `prepare`."""
 
   def read(name: str, severity: int, index: np.ndarray) -> np.ndarray:
-    return corruptions.corrupt(dataset.read(index).images, name, severity, seed, index, frost=frost_dir)
+    return corruptions.corrupt(images.read(index).images, name, severity, seed, index, frost=frost_dir)
 
   frost = corruptions.describe_frost(frost_dir) if 'frost' in names else None
   provenance = {'seed': seed, 'frost': frost, 'made_with': corruptions.made_with()}
@@ -34,8 +50,8 @@ def corrupted_in_memory(dataset: Dataset, names: Sequence[str], seed: int, frost
 
 
 def errors(
-  accuracy_of: Callable[[Dataset], dict[str, Any]],
-  dataset: Dataset,
+  measure: Callable[[Dataset], dict[str, Any]],
+  images: Dataset,
   corrupted: CorruptionSet,
   names: Sequence[str],
   *,
@@ -46,24 +62,34 @@ def errors(
   """Returns the errors under each corruption at each severity, their means, and which images were correct.
 
   Args:
-    accuracy_of: images -> what `accuracy` finds.
-    dataset: the clean images and their labels.
+    measure: images -> what `accuracy` finds.
+    images: the clean ones, with their labels.
     corrupted: the same images, corrupted.
     names: corruptions of that set.
-    rows: the images that count, by their places in the data set.
-    known: the outcomes of the first severities of some corruptions, which are not measured again.
+    rows: which of the images count.
+    known: outcomes of the first severities of some corruptions, which are not measured again.
     keep: called with all outcomes so far after each corruption and severity.
   """
+
+  def cell(name: str, severity: int) -> Dataset:
+    def read(index: np.ndarray) -> Batch:
+      return Batch(corrupted.read(name, severity, rows[index]), images.read(rows[index]).labels)
+
+    return images._replace(num_examples=n, read=read)
+
   n = len(rows)
-  correct = _outcomes(accuracy_of, dataset, corrupted, names, rows, known, keep)
-  counts = {name: [outcomes.count(cell) for cell in row] for name, row in correct.items()}
+  correct = {name: list(known.get(name, ())) for name in names}
+  for name, row in correct.items():
+    for severity in corruptions.SEVERITIES[len(row) :]:
+      row.append(measure(cell(name, severity))['correct'])
+      keep(correct)
+  counts = {name: [outcomes.count(bits) for bits in row] for name, row in correct.items()}
   error = {name: [1 - count / n for count in row] for name, row in counts.items()}
   mean = metrics.mean_corruption_error(error)
-  # As if each image counted once: its cells are not independent, and no dependence makes the mean vary more.
-  low, high = metrics.binomial_interval(mean * n, n)
   return {
     'mean': mean,
-    'interval': [low, high],
+    # As if each image counted once: its cells are not independent, and no dependence makes the mean vary more.
+    'interval': list(metrics.binomial_interval(mean * n, n)),
     'corruption_error': {name: float(np.mean(row)) for name, row in error.items()},
     'severity_error': np.mean(list(error.values()), axis=0).tolist(),
     'error': error,
@@ -73,28 +99,3 @@ def errors(
     'origin': corrupted.origin,
     'frost': corrupted.provenance['frost'],
   }
-
-
-def _outcomes(
-  accuracy_of: Callable[[Dataset], dict[str, Any]],
-  dataset: Dataset,
-  corrupted: CorruptionSet,
-  names: Sequence[str],
-  rows: np.ndarray,
-  known: Outcomes,
-  keep: Keep,
-) -> dict[str, list[str]]:
-  """Returns, by corruption, which images are classified correctly at each severity, as `outcomes.pack` has it."""
-
-  def cell(name: str, severity: int) -> Dataset:
-    def read(index: np.ndarray) -> Batch:
-      return Batch(corrupted.read(name, severity, rows[index]), dataset.read(rows[index]).labels)
-
-    return dataset._replace(num_examples=len(rows), read=read)
-
-  found = {name: list(known.get(name, ())) for name in names}
-  for name, row in found.items():
-    for severity in corruptions.SEVERITIES[len(row) :]:
-      row.append(accuracy_of(cell(name, severity))['correct'])
-      keep(found)
-  return found

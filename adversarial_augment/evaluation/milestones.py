@@ -10,16 +10,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import registry
+from adversarial_augment import results
 from adversarial_augment.cli import progress
 from adversarial_augment.config import adversaries
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.evaluation import bench, reuse
+from adversarial_augment.evaluation.accuracy import Poll
 from adversarial_augment.evaluation.bench import Bench
-from adversarial_augment.evaluation.evals import Poll
 from adversarial_augment.parallel import processes, sharding
 from adversarial_augment.run import summary
 from adversarial_augment.run.retries import Retries
-from adversarial_augment.storage import checkpoints, results
+from adversarial_augment.storage import checkpoints
 from adversarial_augment.training import builders
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Dataset, TrainState
@@ -60,8 +61,8 @@ class Milestones:
     self._test = self._between = make(test)
     self._between_split, self._between_names = 'test', config.evals
     if 'validation' in splits:
-      self._between = make(bench.open_images(config, splits['validation'], prepared=False))
-      self._between_split, self._between_names = 'validation', tuple(self._between.opened)
+      self._between = make(images := bench.open_images(config, splits['validation'], prepared=False))
+      self._between_split, self._between_names = 'validation', tuple(images.opened)
 
   def __call__(self, state: TrainState, step: int, poll: Poll) -> None:
     """Evaluates, unless the results of this very state are there; writes and prints them.
@@ -129,7 +130,7 @@ class Milestones:
     times.append(time.monotonic())
     first = times[1] - times[0]
     second = times[2] - times[1] if len(times) > 2 else first
-    compiling = max(first - second, 0) if registry.evaluations()[name].under_attack else 0  # once more, for the picture
+    compiling = max(first - second, 0) if EVALUATIONS[name].under_attack else 0  # once more, for the picture
     return on.forecast(name, first, second) + compiling
 
   def _measure(

@@ -8,15 +8,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from adversarial_augment import inference, registry
+from adversarial_augment import inference, results
 from adversarial_augment.cli import progress
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.errors import ArtifactError, StorageError, UserError
+from adversarial_augment.evaluation.accuracy import Poll
 from adversarial_augment.evaluation.bench import Bench
-from adversarial_augment.evaluation.evals import Outcomes, Poll
+from adversarial_augment.evaluation.corrupted import Outcomes
 from adversarial_augment.parallel import processes
 from adversarial_augment.run import summary
 from adversarial_augment.run.retries import Retries
-from adversarial_augment.storage import artifact, results, run_directory
+from adversarial_augment.storage import artifact, run_directory
 from adversarial_augment.types import Dataset, TrainState
 
 _SECONDS = 2  # between writes of what has been found so far, at least
@@ -128,7 +130,7 @@ def conditions_of(bench: Bench, name: str, about: Mapping[str, Any]) -> str:
   origin = about['provenance']
   made_by = {package: origin['versions'][package] for package in ('adversarial_augment', 'jax')}
   made_by |= origin.get('environment', {})
-  weights = origin['weights'] if registry.evaluations()[name].under_attack else None
+  weights = origin['weights'] if EVALUATIONS[name].under_attack else None
   return agreed([name, about['checkpoint_sha256'], bench.conditions(name), weights, made_by], name)
 
 

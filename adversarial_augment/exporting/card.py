@@ -8,10 +8,11 @@ from typing import Any
 
 import optax
 
-from adversarial_augment import __version__, registry
+from adversarial_augment import __version__, results
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.config import adversaries
-from adversarial_augment.storage import results, sharing
+from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.storage import sharing
 from adversarial_augment.types import PyTree
 
 FORMAT = 'adversarial_augment.card.1'
@@ -95,12 +96,12 @@ def _conditions(name: str, result: dict[str, Any]) -> dict[str, Any]:
   """The images and the adversary of a result."""
   about = result['provenance']
   conditions = {key: about.get(key) for key in ('data', 'corruptions')}
-  return conditions | ({'attack': about['config']['attack']} if registry.evaluations()[name].under_attack else {})
+  return conditions | ({'attack': about['config']['attack']} if EVALUATIONS[name].under_attack else {})
 
 
 def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:
   """The results of this checkpoint, by evaluation."""
-  known = {name: sharing.relative(results.load(workdir, name), workdir) for name in results.EVALUATIONS}
+  known = {name: sharing.relative(results.load(workdir, name), workdir) for name in EVALUATIONS}
   return {
     name: results.without_details(result) | _conditions(name, result)
     for name, result in known.items()

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from adversarial_augment import registry
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets import DATASETS, folder, writer
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.preparation import command
@@ -17,7 +17,7 @@ from adversarial_augment.preparation import command
 _SIZES = (16, 512)  # SSIM needs 11 pixels, and the classifiers halve the side several times
 _LONGEST_NAME = 100  # it becomes a part of file names, which hold 255
 _SHOWN = 8  # files or sizes in a line
-_OF_EVALUATIONS = (name for name, evaluation in registry.evaluations().items() if evaluation.imported_from)
+_OF_EVALUATIONS = (name for name, evaluation in EVALUATIONS.items() if evaluation.imported_from)
 _TAKEN = ('cifar10', *_OF_EVALUATIONS, 'cifar10_corrupted', *DATASETS)
 
 

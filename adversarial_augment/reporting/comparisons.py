@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adversarial_augment import metrics, registry
+from adversarial_augment import metrics
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets.made_with import with_code
 from adversarial_augment.reporting import published, sources
 from adversarial_augment.reporting.parts import Paragraph, Part, Section, grid, section
@@ -99,7 +100,7 @@ def test_images(runs: Sequence[Run]) -> Table | None:
 def _images_of(run: Run) -> Iterator[tuple[str, str]]:
   """Yields each evaluation with its images; all l_p attacks together where they used the same ones."""
   for name, result in run.results.items():
-    evaluation = registry.evaluations()[name]
+    evaluation = EVALUATIONS[name]
     texts = [f'{part}: {sources.images(result, result[part])}' for part in evaluation.parts]
     yield evaluation.title, '; '.join(texts) or sources.images(result)
   attacked = {name: sources.images(result) for name, result in _attacks(run).items()}
@@ -166,10 +167,11 @@ def _headlines(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Ite
   if name in _CORRUPTIONS:
     title, labels = _CORRUPTIONS[name]
     yield _error(title, one, two, tuple(labels))
-  elif name in registry.evaluations():
-    pairs = (registry.evaluations()[name].accuracies(result).items() for result in (one, two))
-    for (heading, first), (_, other) in zip(*pairs, strict=True):
-      yield _accuracy(heading, first, other)
+  elif name in EVALUATIONS:
+    title, parts = EVALUATIONS[name].title, EVALUATIONS[name].parts
+    yield from (_accuracy(f'{title} {part} accuracy', one[part], two[part]) for part in parts)
+    if not parts:
+      yield _accuracy(title[0].upper() + title[1:], one, two)
   else:
     yield _accuracy(f'Robust accuracy, {name}', one, two, 'robust_accuracy', 'robust')
 

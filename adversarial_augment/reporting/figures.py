@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from adversarial_augment import results
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import artifact, files, results
+from adversarial_augment.storage import artifact, files
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adversarial_augment import __version__, registry
+from adversarial_augment import __version__
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.reporting import charts, comparisons, results, robustness, training
 from adversarial_augment.reporting.parts import Paragraph, Section
 from adversarial_augment.reporting.runs import Run
@@ -49,8 +50,8 @@ def _sections(runs: Sequence[Run]) -> Iterator[Section]:
   yield training.what_was_run(runs)
   yield results.headline(runs)
   yield comparisons.differences(runs)
-  for evaluation in registry.evaluations().values():
-    yield from evaluation.sections(runs)
+  for name in EVALUATIONS:
+    yield from results.sections(name, runs)
   yield results.calibration(runs)
   yield robustness.attacked(runs)
   yield training.adversary(runs)

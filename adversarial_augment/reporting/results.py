@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from adversarial_augment import metrics, registry
+from adversarial_augment import metrics
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.reporting import charts, published, sources, tables
 from adversarial_augment.reporting.charts import Axes, Series
 from adversarial_augment.reporting.parts import Card, Folded, Grid, Heading, Paragraph, Part, Section, grid, section
@@ -13,8 +14,8 @@ from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, perce
 
 def headline(runs: Sequence[Run]) -> Section:
   """The numbers that matter, each with its interval."""
-  entries = [entry for entry in registry.evaluations().values() if entry.headline]
-  headlines = [(entry.name, *entry.headline[1:]) for entry in sorted(entries, key=lambda entry: entry.headline[0])]
+  placed = sorted((entry.headline, name) for name, entry in EVALUATIONS.items() if entry.headline)
+  headlines = [(name, heading, EVALUATIONS[name].number) for (_, heading), name in placed]
   parts: list[Part] = []
   for run in runs:
     cards = [_card(title, run.results[name], field) for name, title, field in headlines if name in run.results]
@@ -45,6 +46,14 @@ def _card(title: str, result: dict[str, Any], field: str) -> Card:
 
 def _with_interval(result: dict[str, Any], field: str) -> tuple[str, ...]:
   return percent(result[field]), *map(percent, result['interval']), str(result['step'])
+
+
+def sections(name: str, runs: Sequence[Run]) -> list[Section]:
+  """Returns the sections of an evaluation."""
+  entry = EVALUATIONS[name]
+  if entry.corruptions:
+    return [paper_columns(runs), by_severity(runs)] if entry.corruptions == metrics.NAMES else [extra(name, runs)]
+  return [accuracies(name, runs)] if entry.section else []
 
 
 class Comparability(NamedTuple):
@@ -163,10 +172,32 @@ def by_severity(runs: Sequence[Run]) -> Section:
   return section('severity', title, *maps, Table(caption, columns, rows))
 
 
-def extra(runs: Sequence[Run]) -> Section:
-  """The four corruptions that are no part of the mCE."""
-  maps = _maps(runs, 'cifar10_c_extra', published.EXTRA, ('Mean', 'mean_error'))
-  return section('extra', 'Extra corruptions', *maps)
+def extra(name: str, runs: Sequence[Run]) -> Section:
+  """Corruptions that are no part of the mCE."""
+  entry, known = EVALUATIONS[name], {**published.COLUMNS, **published.EXTRA}
+  labels = {corruption: known[corruption] for corruption in entry.corruptions}
+  maps = _maps(runs, name, labels, (entry.mean_label.capitalize(), entry.mean_error))
+  return section('extra', entry.section, *maps)
+
+
+def accuracies(name: str, runs: Sequence[Run]) -> Section:
+  """Accuracies of an evaluation, and published ones on the same images."""
+  entry, found = EVALUATIONS[name], sources.having(runs, name)
+  if not found:
+    return section(name, entry.section)
+  rows = [
+    Row((run.label, part, percent(one['accuracy']), *map(percent, one['interval'])))
+    for _, run, result in found
+    for part, one in ([(part, result[part]) for part in entry.parts] or [(NONE, result)])
+  ]
+  if any(sources.data_set(run, result) in entry.datasets for _, run, result in found):
+    main = next(iter(entry.parts), NONE)
+    rows += [
+      Row((f'{model} ({published.PAPER})', main, f'{accuracy:.2f}', NONE, NONE), 'published')
+      for model, accuracy in entry.published.items()
+    ]
+  columns = ('setup', 'version', 'accuracy', '95 % from', 'to')
+  return section(name, entry.section, Table('Accuracy in %', columns, rows, words=2))
 
 
 def _maps(

@@ -11,10 +11,12 @@ import warnings
 from msgspec import Struct
 from PIL import Image
 
+from adversarial_augment import results
 from adversarial_augment.config import adversaries
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.reporting import figures
-from adversarial_augment.storage import artifact, files, results, sharing, untrusted
+from adversarial_augment.storage import artifact, files, sharing, untrusted
 
 _MAX_PICTURE = 1 << 26  # bytes
 
@@ -84,7 +86,7 @@ def _run(folder: Path, label: str) -> Run:
       what = 'is a file' if folder.exists() else 'does not exist'
       raise UserError(f"'{folder}' {what}; name the workdir of a run.")
   config = _config(folder)
-  found = {name: results.load(folder, name) for name in results.EVALUATIONS}
+  found = {name: results.load(folder, name) for name in EVALUATIONS}
   examples, damage = _examples(folder / 'figures' / 'ada_examples.png')
   return Run(
     folder,

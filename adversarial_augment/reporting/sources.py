@@ -5,7 +5,7 @@ from pathlib import Path
 import shlex
 from typing import Any
 
-from adversarial_augment import registry
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.metrics import GENERATED_IN_MEMORY, GENERATED_OLDER, generated_origin
 from adversarial_augment.reporting.parts import Paragraph
 from adversarial_augment.reporting.runs import Run
@@ -17,7 +17,7 @@ def unmeasured(run: Run) -> Paragraph | None:
   dataset = run.config['dataset'].partition(':')[0]
   missing = {
     name: entry.title
-    for name, entry in registry.evaluations().items()
+    for name, entry in EVALUATIONS.items()
     if name not in run.results and dataset in (entry.datasets or (dataset,))
   }
   if not missing:

@@ -10,11 +10,11 @@ import jax
 from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
-from adversarial_augment import registry
+from adversarial_augment import registry, results
 from adversarial_augment.cli import environment, progress, signals
 from adversarial_augment.errors import CheckpointError, UserError, show
 from adversarial_augment.parallel import processes
-from adversarial_augment.storage import artifact, checkpoints, results, run_directory, untrusted
+from adversarial_augment.storage import artifact, checkpoints, run_directory, untrusted
 from adversarial_augment.types import TrainState
 
 _ENVIRONMENT = 'environment.json'

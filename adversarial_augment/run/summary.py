@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from adversarial_augment import attacks, classifiers, corruption_nets, registry, threefry
+from adversarial_augment import attacks, classifiers, corruption_nets, metrics, threefry
 from adversarial_augment import config as configs
 from adversarial_augment.cli import environment, progress
 from adversarial_augment.config import adversaries, rules
+from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
@@ -170,7 +171,41 @@ def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) 
     values: what was found.
     result: with `split` and `config`.
   """
-  return registry.evaluations()[name].lines(values, result)
+  entry = EVALUATIONS[name]
+  if entry.corruptions:
+    return _corruption_lines(entry, values)
+  if entry.parts:
+    return [_accuracy_line(f'{entry.title} {part}', values[part], 'images') for part in entry.parts]
+  lines = [_accuracy_line(entry.title, values, f'{result["split"]} images')]
+  if entry.under_attack:
+    attack = result['config']['attack']
+    lines += [
+      f'  {"":<20} nu {attack["nu"]:g}, {attack["num_steps"]} steps, running statistics, fixed seed',
+      f'  {"mean SSIM":<20} {values["ssim"]:.4f}  (before the line search, {values["num_images"]:,} images)',
+    ]
+  return lines
+
+
+def _accuracy_line(label: str, values: Mapping[str, Any], what: str) -> str:
+  return f'  {label:<20} {values["accuracy"]:.4f}  ({values["num_correct"]:,} of {values["num_images"]:,} {what})'
+
+
+def _corruption_lines(entry: Evaluation, values: Mapping[str, Any]) -> list[str]:
+  """Returns the errors in percent, a line for each corruption and a column for each severity."""
+  table = {name: (values['error'][name], values['corruption_error'][name]) for name in entry.corruptions}
+  table[entry.mean_label] = values['severity_error'], values[entry.mean_error]
+  low, high = (100 * bound for bound in values['interval'])
+  subset = f' (of {values["subset_of"]:,}, evenly spaced)' if 'subset_of' in values else ''
+  return [
+    f'  {"error in %, severity":<20}' + ''.join(f'{severity:7}' for severity in metrics.SEVERITIES) + f'{"mean":>8}',
+    *(
+      f'  {label:<20}' + ''.join(f'{100 * error:7.2f}' for error in errors) + f'{100 * mean:8.2f}'
+      for label, (errors, mean) in table.items()
+    ),
+    f'  {"":<20} {entry.mean_label} {100 * values[entry.mean_error]:.2f} %, 95 % interval {low:.2f} to {high:.2f}; '
+    f'{values["num_images"]:,} images a cell{subset}, {values["origin"]}'
+    + (f'; frost: {values["frost"]}' if values.get('frost') else ''),
+  ]
 
 
 def closing(result: Mapping[str, Any], workdir: Path, figure: str | None) -> list[str]:

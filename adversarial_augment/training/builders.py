@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import attacks, corruption_nets, deepaugment, per_example_conv, registry, ssim
+from adversarial_augment import attacks, corruption_nets, deepaugment, per_example_conv, ssim
 from adversarial_augment import config as configs
 from adversarial_augment.config import adversaries, rules
 from adversarial_augment.config.adversaries import NUM_OFFSETS
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.config.tables import NETWORK_OPTIONS
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
@@ -182,7 +183,7 @@ def has_network(config: ConfigDict) -> bool:
 
 def has_evaluation_under_attack(config: ConfigDict) -> bool:
   """Returns whether an evaluation of a run needs AdA."""
-  return any(registry.evaluations()[name].under_attack for name in config.evals)
+  return any(EVALUATIONS[name].under_attack for name in config.evals)
 
 
 def load_network(config: ConfigDict, *, conv: Conv = per_example_conv.example_conv) -> tuple[Network, PyTree]:

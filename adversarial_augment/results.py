@@ -18,7 +18,8 @@ from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from adversarial_augment import metrics, registry
+from adversarial_augment import metrics
+from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import artifact, files, outcomes, untrusted
 
@@ -140,8 +141,8 @@ def _corrupted(mean: str, names: Sequence[str]) -> Any:
   )
 
 
-def _numbers(entry: Any) -> Any:
-  """Returns the record of an evaluation's numbers; `entry` is an `Evaluation`."""
+def _numbers(entry: Evaluation) -> Any:
+  """Returns the record of an evaluation's numbers."""
   if entry.corruptions:
     return _corrupted(entry.mean_error, entry.corruptions)
   if entry.parts:
@@ -255,16 +256,15 @@ class _Robustness(_Checkpoint, kw_only=True):
       _agree('num_robust', self.num_robust, left[-1])
 
 
-def _details(entry: Any) -> Any:
+def _details(entry: Evaluation) -> Any:
   """Returns the record of the other fields in an evaluation's own file."""
   if entry.corruptions or entry.parts:
     return _Details
   return _DetailsOfAda if entry.under_attack else _DetailsOfClean
 
 
-_NUMBERS = {name: _numbers(entry) for name, entry in registry.evaluations().items()}
-_DETAILS = {name: _details(entry) for name, entry in registry.evaluations().items()}
-EVALUATIONS = tuple(_NUMBERS)
+_NUMBERS = {name: _numbers(entry) for name, entry in EVALUATIONS.items()}
+_DETAILS = {name: _details(entry) for name, entry in EVALUATIONS.items()}
 _Evaluations = msgspec.defstruct(
   'Evaluations', [(name, record | UnsetType, UNSET) for name, record in _NUMBERS.items()]
 )
@@ -563,7 +563,7 @@ def _rows(name: str, result: Result) -> Iterator[tuple]:
         correct = result['num_correct'][corruption][severity - 1]
         yield name, corruption, severity, correct, result['num_images'], error, data, result['origin'], *state
     return
-  parts = {f'{name}/{part}': result[part] for part in registry.evaluations()[name].parts}
+  parts = {f'{name}/{part}': result[part] for part in EVALUATIONS[name].parts}
   for label, part in (parts or {name: result}).items():
     counts = part['num_correct'], part['num_images'], 1 - part['accuracy']
     yield label, '', '', *counts, label if parts else data, part['origin'], *state
