@@ -5,27 +5,21 @@ state dict of RobustBench's PyTorch class, and classifier.jax_export a program t
 card.json describes the classifier and how to load each file.
 """
 
-from __future__ import annotations
-
 import argparse
-from collections.abc import Callable, Sequence
-import functools
+from collections.abc import Sequence
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adversarial_augment import cli, inference
-from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, streams
 from adversarial_augment.errors import UserError
+from adversarial_augment.exporting.formats import FORMATS, Encoded
 from adversarial_augment.registry import lookup
 from adversarial_augment.storage import artifact, files
 
-if TYPE_CHECKING:
-  from adversarial_augment.inference import Classifier
-
 CARD = 'card.json'
+_FILES = (CARD, *(form.file for form in FORMATS.values()))  # the card is removed first: it describes the others
 
 _DESCRIPTION = """Exports the newest intact checkpoint of a run in formats for other programs.
 
@@ -35,29 +29,6 @@ formats (default: all that can represent the classifier; the others are reported
   jax_export    classifier.jax_export: program for any batch size; runs in JAX on CPU, GPU, TPU without this package
 
 card.json describes the classifier, its measured accuracy, and how to load each file."""
-
-_JAX_CODE = """\
-from adversarial_augment.classifiers import CLASSIFIERS
-from safetensors.numpy import load_file
-
-trees = {{'params': {{}}, 'model_state': {{}}}}
-for path, array in load_file({file!r}).items():
-  tree, _, rest = path.partition('/')
-  module, _, name = rest.rpartition('/')
-  trees[tree].setdefault(module, {{}})[name] = array
-network = CLASSIFIERS[{factory!r}]({num_classes}, {options})
-logits, _ = network.apply(trees['params'], trees['model_state'], None, images, is_training=False)
-"""
-
-
-class Encoded(NamedTuple):
-  content: bytes
-  code: str  # Python code that loads the file
-
-
-class Format(NamedTuple):
-  file: str
-  encode: Callable[[Classifier, str, str], Encoded]  # classifier, file name, card as JSON; raises UserError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,14 +42,20 @@ def main(argv: Sequence[str]) -> None:
   if arguments.output == '':
     raise UserError('--output is empty; name a folder, or omit the flag.')
   output = files.user_path(arguments.output, '--output') if arguments.output is not None else workdir / 'export'
-  _check_output(output, arguments.overwrite)
+  files.check_folder(output, '--output')
+  with artifact.storage_errors(f"look into '{output}'"):
+    present = [name for name in _FILES if (output / name).exists()]
+  if present and not arguments.overwrite:
+    raise UserError(f"'{output}' already holds {present[0]}; replace it with --overwrite, or name another --output.")
   with progress.stage('exporting the classifier'):
     lines = export(inference.load_classifier(workdir), workdir, output, named)
   for line in lines:
     print(line, flush=True)
 
 
-def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequence[str] | None = None) -> list[str]:
+def export(
+  classifier: inference.Classifier, workdir: Path, output: Path, formats: Sequence[str] | None = None
+) -> list[str]:
   """Writes a classifier and its card, and removes the files of an earlier export.
 
   Args:
@@ -96,16 +73,7 @@ def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequenc
   """
   from adversarial_augment.exporting import card
 
-  content = card.make(
-    workdir,
-    json.loads(configs.to_json(classifier.config)),
-    config_sha256=classifier.config_sha256,
-    step=classifier.step,
-    checkpoint_sha256=classifier.checkpoint_sha256,
-    num_classes=classifier.num_classes,
-    class_names=classifier.class_names,
-    params=classifier.params,
-  )
+  content = card.make(workdir, classifier)
   text = json.dumps(content, sort_keys=True, allow_nan=False)
   encoded: dict[str, Encoded] = {}
   refused: dict[str, str] = {}
@@ -130,70 +98,6 @@ def export(classifier: Classifier, workdir: Path, output: Path, formats: Sequenc
   artifact.write_json(output / CARD, {**content, 'files': described, 'not_written': refused})
   written = [f'{output / file}: {len(data):,} bytes' for file, (data, _) in encoded.items()]
   return [*written, str(output / CARD), *(f'not written: {file}: {reason}' for file, reason in refused.items())]
-
-
-def _safetensors(classifier: Classifier, file: str, card: str) -> Encoded:
-  import numpy as np
-  from safetensors.numpy import save
-
-  from adversarial_augment.storage import state_arrays
-  from adversarial_augment.training import recipe
-
-  tree = {'params': classifier.params, 'model_state': classifier.model_state}
-  arrays = state_arrays.to_host(state_arrays.flatten(tree))
-  # safetensors writes the memory of a transposed view in its original order.
-  tensors = {path: np.ascontiguousarray(array).reshape(array.shape) for path, array in arrays.items()}
-  name, options = classifier.config.classifier.name, recipe.classifier_options(classifier.config)
-  words = ', '.join(f'{name}={value!r}' for name, value in options.items())
-  code = _JAX_CODE.format(file=file, factory=name, num_classes=classifier.num_classes, options=words)
-  return Encoded(save(tensors, metadata={'card': card}), code)
-
-
-def _torch(classifier: Classifier, file: str, card: str) -> Encoded:
-  import jax
-  from safetensors.numpy import save
-
-  from adversarial_augment.exporting import torch_layout
-
-  config = classifier.config
-  torch_layout.check(**{name: config.classifier[name] for name in ('name', 'depth', 'width', 'shortcut', 'padding')})
-  tensors = torch_layout.state_dict(*jax.device_get((classifier.params, classifier.model_state)))
-  code = torch_layout.code(
-    depth=config.classifier.depth,
-    shortcut=config.classifier.shortcut,
-    num_classes=classifier.num_classes,
-    precision=config.precision,
-    file=file,
-  )
-  return Encoded(save(tensors, metadata={'format': 'pt', 'card': card}), code)
-
-
-def _jax_export(classifier: Classifier, file: str, card: str) -> Encoded:
-  import jax
-
-  from adversarial_augment.exporting import jax_artefact
-
-  # XLA's padding of strided convolutions depends on whether sides are even.
-  multiple_of = 8 if classifier.config.classifier.padding == 'same' else 1
-  # Host arrays, because device arrays would tie the program to the device.
-  function: Any = functools.partial(classifier.apply, *jax.device_get((classifier.params, classifier.model_state)))
-  return Encoded(jax_artefact.serialize(function, multiple_of=multiple_of), jax_artefact.code(file, multiple_of))
-
-
-FORMATS = {
-  'safetensors': Format('classifier.safetensors', _safetensors),
-  'torch': Format('torch_state_dict.safetensors', _torch),
-  'jax_export': Format('classifier.jax_export', _jax_export),
-}
-_FILES = (CARD, *(form.file for form in FORMATS.values()))  # the card is removed first: it describes the others
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-  files.check_folder(output, '--output')
-  with artifact.storage_errors(f"look into '{output}'"):
-    present = [name for name in _FILES if (output / name).exists()]
-  if present and not overwrite:
-    raise UserError(f"'{output}' already holds {present[0]}; replace it with --overwrite, or name another --output.")
 
 
 def _parser() -> argparse.ArgumentParser:

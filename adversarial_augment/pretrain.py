@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     if config is None:
       return
     count = launch.number(processes)
-    rules.require(rules.of_batch(config.batch_size, count, 'processes of the run'))
+    rules.check_batch(config.batch_size, count, 'processes of the run')
     with progress.stage('loading JAX'):
       from adversarial_augment.run import opening
     if processes is None:  # of several, process 0 alone looks at the workdir
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     _output(config, arguments.workdir)
     opening.check_run(arguments.workdir, config, _hashes(sources))
     if num_devices is not None:
-      rules.require(rules.of_batch(config.batch_size, num_devices, 'devices'))
+      rules.check_batch(config.batch_size, num_devices, 'devices')
   devices.compilation_cache()
   changes = [f'--config.{name}={value}' for name, value in arguments.overrides.items() if name != 'output']
   flags = [f'--config={arguments.config}', *changes]
@@ -125,7 +125,7 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
 
   output = Path(processes.on_process_0(lambda: str(_output(config, workdir))))
   mesh = sharding.data_mesh()
-  rules.require(rules.of_batch(config.batch_size, mesh.size, 'devices'))
+  rules.check_batch(config.batch_size, mesh.size, 'devices')
   parts = steps.build(
     config.corruption_net.name,
     configs.network_sizes(config),

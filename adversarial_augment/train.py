@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     if config is None:
       return
     count = launch.number(processes)
-    rules.require(rules.of_batch(config.batch_size, count, 'processes of the run'))
+    rules.check_batch(config.batch_size, count, 'processes of the run')
     _load_jax()
     if processes is None:  # of several, process 0 alone looks at the workdir
       _check_workdir(config, arguments.workdir, {})

@@ -20,7 +20,6 @@ from PIL import Image, ImageOps
 from adversarial_augment import augmentations, classifiers, datasets
 from adversarial_augment.parallel import sharding
 from adversarial_augment.training import recipe as recipes
-from adversarial_augment.training import schedules
 from adversarial_augment.training import train_step as training
 from benchmarks import timing
 
@@ -101,7 +100,7 @@ class Workers:
 def nominal_step(mesh, images: np.ndarray):
   """Returns a function that performs one update of a ResNet-18 without adversary and augmentation."""
   make = functools.partial(classifiers.CLASSIFIERS['preact_resnet'], 10, depth=18, width=64)
-  schedule = schedules.warmup_cosine(0.1, 1000, 10)
+  schedule = recipes.warmup_cosine(0.1, 1000, 10)
   nothing = augmentations.chain(())
   recipe = recipes.Recipe(
     classifier=make(),

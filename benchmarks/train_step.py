@@ -25,7 +25,7 @@ from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.corruption_nets import CORRUPTION_NETS
 from adversarial_augment.parallel import sharding
 from adversarial_augment.training import recipe as recipes
-from adversarial_augment.training import schedules, train_step
+from adversarial_augment.training import train_step
 from benchmarks import timing
 
 
@@ -73,7 +73,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   mesh = jax.make_mesh((num_devices,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=devices)
   conv = per_example_conv.conv if kind == 'naive' else per_example_conv.example_conv
   net = network(setting, conv, 'layers' if kind == 'layers' else 'composed')
-  schedule = schedules.warmup_cosine(0.1, 1000, 10)
+  schedule = recipes.warmup_cosine(0.1, 1000, 10)
   recipe = recipes.Recipe(
     classifier=classifier(),
     attacked_classifier=classifier(axis_name=sharding.AXIS),

@@ -234,7 +234,7 @@ def config_of(**fields):
     ({'name': 'wide_resnet', 'depth': 40}, 'config.classifier.width=64 must be at most 16 .*WRN-40-2 has'),
     (
       {'name': 'resnext', 'depth': 29, 'shortcut': 'input'},
-      'config.classifier.shortcut=input goes with pre-activation',
+      'config.classifier.shortcut=input cannot go with',
     ),
   ],
 )

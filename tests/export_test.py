@@ -16,7 +16,7 @@ import safetensors
 
 from adversarial_augment import cli, export, inference, results
 from adversarial_augment.errors import StorageError, UserError
-from adversarial_augment.exporting import jax_artefact
+from adversarial_augment.exporting import formats
 from adversarial_augment.storage import artifact
 from tests.checkpoint_cases import files_of, flip
 from tests.classifier_cases import card_of, images, load_by_card, random_classifier, save_run
@@ -120,7 +120,7 @@ def test_padding_of_xla_is_exported_for_even_sizes(tmp_path):
 def test_jax_artefact_asks_for_flatbuffers(monkeypatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   with pytest.raises(UserError, match='pip install flatbuffers'):
-    jax_artefact.serialize(lambda x: x)
+    formats.serialize(lambda x: x)
 
 
 # The card.

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 
+from adversarial_augment import config as configs
 from adversarial_augment import export
 from adversarial_augment.errors import UserError
 from adversarial_augment.exporting import torch_layout
@@ -16,8 +17,7 @@ from tests.classifier_cases import images, load_by_card, random_classifier
 def test_torch_layout_has_the_published_number_of_parameters(depth, count):
   classifier = random_classifier(depth)
   tensors = torch_layout.state_dict(classifier.params, classifier.model_state)
-  weights = {name: value for name, value in tensors.items() if name.endswith(('.weight', '.bias'))}
-  assert sum(value.size for value in weights.values()) == count
+  assert sum(value.size for name, value in tensors.items() if name.endswith(('.weight', '.bias'))) == count
 
 
 def test_torch_layout_has_the_names_and_shapes_of_the_class():
@@ -53,7 +53,7 @@ def test_torch_layout_has_the_names_and_shapes_of_the_class():
   [
     (10, {'padding': 'same'}, 'config.classifier.padding=same'),
     (10, {'width': 16}, 'config.classifier.width=16'),
-    (50, {'shortcut': 'input'}, 'config.classifier.shortcut=input with depth 50'),
+    (50, {'shortcut': 'input'}, 'config.classifier.shortcut=input, config.classifier.depth=50, but'),
   ],
 )
 def test_functions_that_the_class_has_not_are_refused(tmp_path, depth, fields, words):
@@ -65,9 +65,10 @@ def test_functions_that_the_class_has_not_are_refused(tmp_path, depth, fields, w
 
 
 def test_torch_code_notes_another_precision():
-  options = {'depth': 10, 'shortcut': 'preact', 'num_classes': 10, 'file': 'f'}
-  assert 'bfloat16' in torch_layout.code(precision='bfloat16', **options)
-  assert 'computed' not in torch_layout.code(precision='float32', **options)
+  config = configs.base_config()
+  assert 'computed' not in torch_layout.code(config, 10, 'f')
+  config.precision = 'bfloat16'
+  assert 'bfloat16' in torch_layout.code(config, 10, 'f')
 
 
 def robustbench(torch) -> types.ModuleType:

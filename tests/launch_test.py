@@ -93,9 +93,9 @@ def test_a_bad_number_of_tasks_is_a_user_error(name, text, monkeypatch):
 def test_processes_have_equal_parts_of_a_batch():
   assert launch.number(None) == launch.number(launch.Processes(None, None, None, 'the TPU runtime')) == 1
   assert launch.number(launch.Processes(2, 0, None, '')) == 2
-  rules.require(rules.of_batch(8, 2, 'processes'))
+  rules.check_batch(8, 2, 'processes')
   with pytest.raises(errors.UserError, match='config.batch_size=1 must be a multiple of the 2 processes'):
-    rules.require(rules.of_batch(1, 2, 'processes'))
+    rules.check_batch(1, 2, 'processes')
 
 
 def start(

@@ -57,7 +57,7 @@ RUNNING = ['--config.batch_size=16', '--config.attack.batch_norm=running']
        '--config.attack.microbatch=4'],
       'config.attack.microbatch=4 must divide the 6 images of each of the 8 devices',
     ),
-    (['--config.evals=clean,cifar10_c', '--config.frost_dir=/dev/null/x'], "config.frost_dir='/dev/null/x': frost"),
+    (['--config.evals=clean,cifar10_c', '--config.frost_dir=/dev/null/x'], 'config.frost_dir=/dev/null/x: frost'),
   ],
 )  # fmt: skip
 def test_parts_that_do_not_divide(flags, words, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What follows from a config: steps, rates, the optimiser, and the refusals that no config rule can make."""
 
+import math
 import subprocess
 import sys
 
@@ -107,9 +108,9 @@ def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
   with pytest.raises(UserError) as error:
     builders.check_adversary(asking_for(tmp_path, blocks=16, scale=4), (32, 32, 3))
   assert str(error.value) == (
-    f"config.corruption_net.weights='{tmp_path}/phi.safetensors' holds edsr with blocks=1 features=4 scale=2, but "
-    'config.corruption_net.blocks=16, config.corruption_net.scale=4; set --config.corruption_net.blocks=1 '
-    '--config.corruption_net.scale=2, or name another file.'
+    f'config.corruption_net.weights={tmp_path}/phi.safetensors holds edsr with blocks=1 features=4 scale=2, but '
+    'config.corruption_net.blocks=16, config.corruption_net.scale=4; set the sizes that the file holds, or name '
+    'another file.'
   )
   nominal = configs.override(asking_for(tmp_path, blocks=16), {'attack.name': 'none', 'evals': 'clean'})
   builders.check_adversary(nominal, (32, 32, 3))  # has nothing to do with the file
@@ -212,3 +213,40 @@ def test_the_first_update_of_a_warm_up_moves():
   assert (np.asarray(updates['w']) < 0).all()
   # Nesterov's first step is (1 + momentum) times the gradient, at a tenth of the peak: 100 * 30 / 300 steps.
   np.testing.assert_allclose(updates['w'], -0.01 * 1.9 * (1 + 1e-4), rtol=1e-5)
+
+
+@pytest.mark.parametrize('batch, expected', [(256, 0.1), (512, 0.2), (1024, 0.4), (64, 0.1), (8, 0.1)])
+def test_linear_scaling_never_scales_down(batch, expected):
+  assert recipes.effective_learning_rate(0.1, batch) == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('num_steps, warmup', [(100, 10), (100, 0), (58_593, 976), (3, 1), (2, 0)])
+def test_warmup_and_cosine_are_the_closed_form(num_steps, warmup):
+  schedule = recipes.warmup_cosine(0.4, num_steps, warmup)
+
+  def expected(step):
+    if step < warmup:
+      return 0.4 * step / warmup
+    return 0.2 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+
+  steps = np.unique(np.linspace(0, num_steps, 50).astype(int))
+  np.testing.assert_allclose([float(schedule(s)) for s in steps], [expected(s) for s in steps], atol=1e-12)
+  assert float(schedule(warmup)) == pytest.approx(0.4)
+  assert float(schedule(num_steps)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize('num_steps, warmup', [(1, 0), (1, 1), (2, 1), (5, 2)])
+def test_the_shortest_runs_learn_from_the_first_update_on(num_steps, warmup):
+  schedule = recipes.warmup_cosine(0.1, num_steps, warmup)
+  assert float(schedule(1)) > 0
+  assert all(0 <= float(schedule(step)) <= 0.1 * (1 + 1e-6) for step in range(num_steps + 3))
+
+
+def test_a_run_of_one_update_has_the_middle_of_the_cosine():
+  assert float(recipes.warmup_cosine(0.1, 1, 0)(1)) == pytest.approx(0.05)
+
+
+def test_the_rate_of_a_step_does_not_depend_on_where_a_run_resumes():
+  before, after = (recipes.warmup_cosine(0.1, 40, 20) for _ in range(2))
+  assert float(before(np.int32(11))) == float(after(np.int32(11))) == pytest.approx(0.055)

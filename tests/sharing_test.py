@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from adversarial_augment import corruption_nets, evaluate, export, report, train
-from adversarial_augment.exporting import jax_artefact
+from adversarial_augment.exporting import formats
 from adversarial_augment.storage import sharing
 from tests.checkpoint_cases import ROOT, files_of
 
@@ -120,5 +120,5 @@ def test_reports_of_results_of_older_versions(runs, tmp_path):
 
 
 def test_an_exported_program_has_no_source_files():
-  exported = jax_artefact.serialize(lambda images: images.mean((1, 2)))
+  exported = formats.serialize(lambda images: images.mean((1, 2)))
   assert b'.py' not in exported

@@ -8,9 +8,9 @@ executed: name only files that you trust. Values that follow from others (effect
 not fields, because they would go stale when a flag changes their input; `recipe` derives them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 import hashlib
-import itertools
 import json
 import os
 from pathlib import Path
@@ -62,20 +62,14 @@ def _program(flat: Mapping[str, Any]) -> str:
   return max(TABLES, key=lambda program: len(flat.keys() & TABLES[program].keys()))
 
 
-def validate(config: ConfigDict) -> None:
-  """Checks names, types, ranges, choices, and rules between fields; touches no device and no file.
-
-  Raises:
-    UserError: the first rule that is broken.
-  """
+def validate(config: Mapping[str, Any]) -> None:
+  """Raises UserError for the first wrong name, type or value, or broken rule between fields."""
   flat = registry.flatten(config)
   program = _program(flat)
-  fields.require_names(TABLES[program], flat, 'config')
-  fields.require_values(TABLES[program], flat)
-  broken = rules.of_networks(flat)
-  if program == 'train':
-    broken = itertools.chain(broken, rules.of_training(flat))
-  rules.require(broken)
+  fields.check_names(TABLES[program], flat)
+  fields.check_values(TABLES[program], flat)
+  for sentence in rules.broken(program, flat):
+    raise UserError(sentence)
 
 
 def network_sizes(config: ConfigDict) -> dict[str, int]:
@@ -114,11 +108,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def unknown_to(old: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields that came after the version which wrote a config, {dotted name: what their absence means}.
-
-  Args:
-    old: nested or flat, as JSON gives it.
-  """
+  """Returns the fields that came after the version which wrote a config, {dotted name: what their absence means}."""
   flat = registry.flatten(old)
   return {name: value for name, value in ADDED.items() if name in TABLES[_program(flat)] and name not in flat}
 
@@ -137,20 +127,15 @@ def from_json(text: str, source: str = 'config.json') -> ConfigDict:
   """
   try:
     tree = untrusted.parse_json(text, finite=False)  # the rules of the fields name what is not
+    if not isinstance(tree, dict):
+      raise UserError(f'the file must hold a JSON object, not {show(tree)}.')
+    flat = registry.flatten(tree) | unknown_to(tree)
+    validate(flat)
   except untrusted.Unusable as error:
     raise UserError(f'{source} is not JSON ({show(str(error))}).') from None
-  if not isinstance(tree, dict):
-    raise UserError(f'{source} must hold a JSON object, not {show(tree)}.')
-  flat = registry.flatten(tree) | unknown_to(tree)
-  program = _program(flat)
-  fields.require_names(TABLES[program], flat, source)
-  try:
-    fields.require_values(TABLES[program], flat)
-    config = _build(program, flat)
-    validate(config)
   except UserError as error:
     raise UserError(f'{source}: {error}') from None
-  return config
+  return _build(_program(flat), flat)
 
 
 def sha256(config: ConfigDict) -> str:
@@ -177,23 +162,14 @@ def all_sha256(config: ConfigDict) -> set[str]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Returns `field: old -> new` for each field but `RESUMABLE` that differs; takes nested dicts, JSON's, or configs."""
-  flat_old, flat_new = registry.flatten(old), registry.flatten(new)
   plain = lambda value: list(value) if isinstance(value, tuple) else value
-  shown = lambda flat, name: show(plain(flat[name])) if name in flat else '(absent)'
-  changed = []
-  for name in flat_old | flat_new:
-    before, after = shown(flat_old, name), shown(flat_new, name)
-    if name not in RESUMABLE and before != after:
-      changed.append(f'{name}: {before} -> {after}')
-  return changed
+  before, after = ({name: show(plain(value)) for name, value in registry.flatten(one).items()} for one in (old, new))
+  found = {name: (before.get(name, '(absent)'), after.get(name, '(absent)')) for name in before | after}
+  return [f'{name}: {was} -> {now}' for name, (was, now) in found.items() if name not in RESUMABLE and was != now]
 
 
 def choose_variant(variant: str, variants: Mapping[str, T]) -> T:
-  """Returns `variants[variant]`; for use in the `get_config` of a config file.
-
-  Raises:
-    UserError: no such variant.
-  """
+  """Returns `variants[variant]`; for use in the `get_config` of a config file. Raises UserError for other names."""
   if variant not in variants:
     known = ', '.join(f':{name}' for name in variants if name) or 'none'
     raise UserError(f"unknown variant '{variant}'; known: {known}.{did_you_mean(variant, variants)}")
@@ -215,22 +191,17 @@ def load(spec: str, program: str = 'train') -> ConfigDict:
   if not match:
     raise UserError(f'--config={show(spec)} must be PATH.py or PATH.py:VARIANT (--list_configs shows some).')
   path, variant = _find(match[1]), match[2] or ''
-  module = _execute(path)
-  get_config = getattr(module, 'get_config', None)
-  if not callable(get_config):
-    raise UserError(f'{path}: no function get_config(variant=""); it must return a changed base_config().')
-  try:
+  get_config = getattr(_execute(path), 'get_config', None)
+  with _explained(path):
+    if not callable(get_config):
+      raise UserError('no function get_config(variant=""); it must return a changed base_config().')
     config = get_config(variant) if variant else get_config()
-  except UserError as error:
-    raise UserError(f'{path}: {error}') from error
-  except (Exception, SystemExit) as error:
-    raise UserError(_explain(path, error)) from error
-  if not isinstance(config, ConfigDict):
-    raise UserError(f'{path}: get_config must return a ConfigDict, not {show(config)}.')
-  flat = registry.flatten(config)
-  if _program(flat) != program:
-    raise UserError(f'{path}: a config of adversarial_augment.{_program(flat)}, not of adversarial_augment.{program}.')
-  fields.require_names(TABLES[program], flat, str(path))
+    if not isinstance(config, ConfigDict):
+      raise UserError(f'get_config must return a ConfigDict, not {show(config)}.')
+    flat = registry.flatten(config)
+    if _program(flat) != program:
+      raise UserError(f'a config of adversarial_augment.{_program(flat)}, not of adversarial_augment.{program}.')
+    fields.check_names(TABLES[program], flat)
   return config
 
 
@@ -255,32 +226,35 @@ def _execute(path: Path) -> types.ModuleType:
   except (OSError, ValueError) as error:
     known = [other.name for other in _config_files()]
     reason = getattr(error, 'strerror', None) or error
-    guess = did_you_mean(path.name, known)
-    raise UserError(
-      f'Cannot read the config file {path}: {reason}; in configs/ there are {", ".join(known) or "none"}.{guess}'
-    ) from None
-  try:
+    there = f'in configs/ there are {", ".join(known) or "none"}.{did_you_mean(path.name, known)}'
+    raise UserError(f'Cannot read the config file {path}: {reason}; {there}') from None
+  with _explained(path):
     exec(compile(source, str(path), 'exec'), module.__dict__)
-  except UserError as error:
-    raise UserError(f'{path}: {error}') from error
-  except (Exception, SystemExit) as error:
-    raise UserError(_explain(path, error)) from error
   return module
 
 
-def _explain(path: Path, error: BaseException) -> str:
-  """Returns one line, with the line number, for an error inside a config file."""
-  frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-  line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
-  place = f'{path}:{line}' if line else str(path)
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+  """Reports whatever goes wrong in a config file as one line, with its path and the line number where known."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
+  except (Exception, SystemExit) as error:
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
+    raise UserError(f'{path}{f":{line}" if line else ""}: {_reason(error)}') from error
+
+
+def _reason(error: BaseException) -> str:
   # ConfigDict reports an unknown field as `Key "x" does not exist ...` when set, and as a wrapped KeyError when read.
   unknown = re.match(r'\W*Key \W+([\w.]+)\W+(?:does not exist|cannot be updated)', str(error))
   if isinstance(error, AttributeError) and error.args and isinstance(error.args[0], KeyError):
     unknown = unknown or re.match(r'\W*([\w.]+)', str(error))
   if unknown:
-    return f'{place}: unknown field {unknown[1]!r}.{did_you_mean(unknown[1], TRAIN | PRETRAIN)}'
+    return f'unknown field {unknown[1]!r}.{did_you_mean(unknown[1], TRAIN | PRETRAIN)}'
   message = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-  return f'{place}: {type(error).__name__}: {message[:300]}'
+  return f'{type(error).__name__}: {message[:300]}'
 
 
 def _config_files() -> list[Path]:

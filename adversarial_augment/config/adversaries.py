@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from adversarial_augment.checks import too_large_radius
-from adversarial_augment.config import fields
-from adversarial_augment.config.fields import Field
+from adversarial_augment.config.fields import Field, choice, clash, fraction, number, optional, spell
 
 NUM_OFFSETS = 8  # of phi, whose mixtures `advmix` searches
 _BUILDERS = 'adversarial_augment.training.builders'
@@ -35,11 +34,10 @@ class Adversary(NamedTuple):
 
 
 def _broken_rules_of_advmix(flat: Mapping[str, Any]) -> Iterator[str]:
-  name, damaged = flat['corruption_net.name'], ('edsr', 'cae')
-  if name not in damaged:
+  if flat['corruption_net.name'] not in ('edsr', 'cae'):
     yield (
-      f'config.attack.name=advmix mixes what DeepAugment does to weights, which is not defined for '
-      f'config.corruption_net.name={name}; set one of {", ".join(damaged)}.'
+      f'{spell(flat, "attack.name")} mixes what DeepAugment does to weights, which is not defined for '
+      f'{spell(flat, "corruption_net.name")}; set one of edsr, cae.'
     )
 
 
@@ -55,39 +53,29 @@ def _method_of_lp(attack: Mapping[str, Any]) -> str:
 
 
 def _broken_rules_of_lp(flat: Mapping[str, Any]) -> Iterator[str]:
-  norm, epsilon, trades, init, step, beta_mode = (
-    flat[f'attack.{field}'] for field in ('norm', 'epsilon', 'trades', 'init', 'step', 'beta_mode')
-  )
+  norm, epsilon = flat['attack.norm'], flat['attack.epsilon']
   if norm is None or epsilon is None:
+    ball = spell(flat, 'attack.norm', 'attack.epsilon')
     yield (
-      f'config.attack.name=lp must have a ball, but config.attack.norm={str(norm).lower()} and config.attack.epsilon='
-      f'{str(epsilon).lower()}; set for example --config.attack.norm=linf --config.attack.epsilon=8/255.'
+      f'config.attack.name=lp must have a ball, but {ball}; set for example --config.attack.norm=linf '
+      '--config.attack.epsilon=8/255.'
     )
     return
   if wrong := too_large_radius(norm, epsilon):
     yield f'config.attack.epsilon={epsilon:g} of config.attack.norm={norm} {wrong}'
   steps = {'linf': ('sign', 'adam', 'sgd'), 'l2': ('l2', 'sign_l2')}[norm]
-  if step not in steps:
-    yield (
-      f'config.attack.step={step} cannot go with config.attack.norm={norm}, whose steps are '
-      f'{"of each pixel" if norm == "linf" else "of a length over all pixels"}; set one of {", ".join(steps)}.'
-    )
-  if beta_mode != 'example':
-    yield (
-      f'config.attack.beta_mode={beta_mode} cannot go with config.attack.name=lp, where each image has a ball of its '
-      'own; set config.attack.beta_mode=example.'
-    )
-  after = flat['augment.after']
-  if trades and init == 'zero':
-    yield (
-      f'config.attack.init=zero cannot go with config.attack.trades={trades:g}, whose divergence is flat at the image '
-      'itself; set config.attack.init=gaussian.'
-    )
-  if trades and after:
-    yield (
-      f'config.augment.after={",".join(after)} cannot go with config.attack.trades={trades:g}, which compares an image '
-      'with its adversarial one; set --config.augment.after= to nothing, or --config.attack.trades=0.'
-    )
+  if flat['attack.step'] not in steps:
+    reason = f'whose steps are {"of each pixel" if norm == "linf" else "of a length over all pixels"}'
+    yield clash(flat, 'attack.step', 'attack.norm', reason, f'one of {", ".join(steps)}')
+  if flat['attack.beta_mode'] != 'example':
+    reason = 'where each image has a ball of its own'
+    yield clash(flat, 'attack.beta_mode', 'attack.name', reason, 'config.attack.beta_mode=example')
+  if flat['attack.trades'] and flat['attack.init'] == 'zero':
+    reason = 'whose divergence is flat at the image itself'
+    yield clash(flat, 'attack.init', 'attack.trades', reason, 'config.attack.init=gaussian')
+  if flat['attack.trades'] and flat['augment.after']:
+    reason, remedy = 'which compares an image with its adversarial one', '--config.augment.after= to nothing'
+    yield clash(flat, 'augment.after', 'attack.trades', reason, f'{remedy}, or --config.attack.trades=0')
 
 
 ADVERSARIES: dict[str, Adversary] = {
@@ -117,15 +105,11 @@ ADVERSARIES: dict[str, Adversary] = {
     method=_method_of_lp,
     strength=_strength_of_lp,
     fields={
-      'attack.norm': Field(
-        None, fields.optional(fields.choice('linf', 'l2')), 'of the ball of lp, over pixels and channels'
-      ),
-      'attack.epsilon': Field(
-        None, fields.optional(fields.fraction(0, 1e3)), 'radius of the ball of lp, for images in [0, 1]'
-      ),
+      'attack.norm': Field(None, optional(choice('linf', 'l2')), 'of the ball of lp, over pixels and channels'),
+      'attack.epsilon': Field(None, optional(fraction(0, 1e3)), 'radius of the ball of lp, for images in [0, 1]'),
       'attack.trades': Field(
         0.0,
-        fields.number(0, 1e3),
+        number(0, 1e3),
         'weight of KL(clean || adversarial), which lp then climbs, beside the loss of clean images; there 6; 0: the '
         f'loss is that of adversarial images ({_TRADES})',
       ),
@@ -134,12 +118,12 @@ ADVERSARIES: dict[str, Adversary] = {
     broken_rules=_broken_rules_of_lp,
   ),
 }
+_NOMINAL = Adversary('is nominal', builder='', moves='nothing', method=lambda attack: 'without an adversary')
 
 
-def strength(attack: Mapping[str, Any]) -> str:
-  """Returns in words how strong the adversary is that the fields `attack.*` name."""
-  known = ADVERSARIES.get(attack['name'])
-  return known.strength(attack) if known else _steps(attack)
+def find(attack: Mapping[str, Any]) -> Adversary:
+  """Returns the adversary that the fields `attack.*` name; for 'none' and unknown names, one that moves nothing."""
+  return ADVERSARIES.get(attack['name'], _NOMINAL)
 
 
 def describe(attack: Mapping[str, Any], network: str = '') -> str:
@@ -147,32 +131,24 @@ def describe(attack: Mapping[str, Any], network: str = '') -> str:
   if attack['name'] == 'none':
     return 'no adversary'
   through = f' through {network}' if network and moves_weights(attack) else ''
-  return f'{attack["name"]}{through}, {strength(attack)}'
+  return f'{attack["name"]}{through}, {find(attack).strength(attack)}'
 
 
 def moves_weights(attack: Mapping[str, Any]) -> bool:
   """Returns whether the adversary that the fields `attack.*` name moves weights of the corruption network."""
-  known = ADVERSARIES.get(attack['name'])
-  return known is not None and known.moves == 'weights'
+  return find(attack).moves == 'weights'
 
 
 def broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
   """Yields what is wrong with the adversary of a config, or with the fields of another one."""
-  name, init = flat['attack.name'], flat['attack.init']
+  name, chosen = flat['attack.name'], find({'name': flat['attack.name']})
   for other, adversary in ADVERSARIES.items():
     for field, about in adversary.fields.items():
       if other != name and flat[field] != about.default:
-        default = 'none' if about.default is None else f'{about.default:g}'
-        yield (
-          f'config.{field}={flat[field]} cannot go with config.attack.name={name}, but only with {other}; set '
-          f'--config.{field}={default}, or --config.attack.name={other}.'
-        )
-  known = ADVERSARIES.get(name)
-  starts = known.starts if known else Adversary._field_defaults['starts']
-  if init not in starts:
-    yield (
-      f'config.attack.init={init} cannot go with config.attack.name={name}; set config.attack.init='
-      f'{", ".join(starts[:-1])} or {starts[-1]}.'
-    )
-  if known:
-    yield from known.broken_rules(flat)
+        default = spell({field: about.default}, field)
+        remedy = f'--{default}, or --config.attack.name={other}'
+        yield clash(flat, field, 'attack.name', f'but only with {other}', remedy)
+  if flat['attack.init'] not in chosen.starts:
+    known = f'{", ".join(chosen.starts[:-1])} or {chosen.starts[-1]}'
+    yield clash(flat, 'attack.init', 'attack.name', '', f'config.attack.init={known}')
+  yield from chosen.broken_rules(flat)

@@ -8,8 +8,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
 from adversarial_augment.cli import Parser, add_process_flags, check_processes
-from adversarial_augment.config import fields
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import UserError, show
 from adversarial_augment.registry import did_you_mean
 from adversarial_augment.storage import files
 
@@ -58,10 +57,9 @@ def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
       continue
     name, equals, value = argument.removeprefix('--config.').partition('=')
     if not equals:
-      following = next(remaining, None)
-      if following is None or following.startswith('--'):
+      value = next(remaining, '--')
+      if value.startswith('--'):
         raise UserError(f'--config.{name} needs a value: --config.{name}=VALUE.')
-      value = following
     overrides[name] = value
   return overrides, rest
 
@@ -100,9 +98,7 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   overrides, rest = split_overrides(argv)
   values, unknown = parser.parse_known_args(rest)
   if unknown:
-    raise UserError(
-      _unknown_flag(unknown[0], [option for action in parser._actions for option in action.option_strings])
-    )
+    raise _unknown_flag(unknown[0], [option for action in parser._actions for option in action.option_strings])
   if not values.config and not values.list_configs:
     parser.error(f'--config is missing, for example --config={example}')
   if values.workdir == '':
@@ -113,14 +109,13 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   return Arguments(values.config, overrides, workdir, **others)
 
 
-def _unknown_flag(argument: str, options: Sequence[str]) -> str:
+def _unknown_flag(argument: str, options: Sequence[str]) -> UserError:
   name = argument.partition('=')[0]
   known = [*options, *(f'--config.{field}' for table in configs.TABLES.values() for field in table)]
   if not name.startswith('-'):
-    return f'Unexpected argument {fields.show(argument)}; flags begin with --.'
-  bare = name.lstrip('-')
-  guess = did_you_mean(name, known) or did_you_mean(f'--config.{bare}', known)
-  return f'Unknown flag {fields.show(name)}.{guess}'
+    return UserError(f'Unexpected argument {show(argument)}; flags begin with --.')
+  guess = did_you_mean(name, known) or did_you_mean(f'--config.{name.lstrip("-")}', known)
+  return UserError(f'Unknown flag {show(name)}.{guess}')
 
 
 def default_workdir(spec: str) -> Path:
@@ -132,15 +127,9 @@ def default_workdir(spec: str) -> Path:
 def resolve_config(
   arguments: Arguments, program: str = 'train', derived: Callable[[ConfigDict], Sequence[str]] = lambda config: ()
 ) -> ConfigDict | None:
-  """Returns the checked config, or None where a flag only asked to print something, which it does.
+  """Returns the checked config of a program, or None where a flag only asked to print something, which it does.
 
-  Args:
-    arguments: of the program.
-    program: its name.
-    derived: config -> the lines of what follows from it, which --print_config prints too.
-
-  Raises:
-    UserError: see `config.load`, `config.override` and `config.validate`.
+  `derived` gives the lines of what follows from a config, which --print_config prints too.
   """
   if arguments.list_configs:
     print(configs.list_configs())

@@ -1,11 +1,14 @@
-"""What a config field may hold: kinds of values, and tables of fields. `config.py` has the tables themselves."""
+"""What a config field may hold: kinds of values, and checks of tables of fields. `tables.py` has the tables."""
 
 from collections.abc import Callable, Iterator, Mapping
 import re
 from typing import Any, NamedTuple
 
+from adversarial_augment import registry
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.registry import did_you_mean
+
+LABEL = '[A-Za-z0-9][A-Za-z0-9_.-]{0,99}'  # a name that is a part of a path
 
 
 class Kind(NamedTuple):
@@ -27,28 +30,27 @@ class Field(NamedTuple):
 
 Table = Mapping[str, Field]  # by dotted name
 
-LABEL = '[A-Za-z0-9][A-Za-z0-9_.-]{0,99}'  # a name that is a part of a path
-
 
 def integer(low: int, high: int) -> Kind:
-  """An integer in [low, high]; a bool is none."""
-  accepts = lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+  """An integer in [low, high]."""
+  accepts = lambda value: _is_number(value, int) and low <= value <= high
   return Kind(f'an integer from {low} to {high}', accepts, _parse_integer)
+
+
+def integer_choice(*values: int) -> Kind:
+  """One of some integers."""
+  accepts = lambda value: _is_number(value, int) and value in values
+  return Kind(f'one of {", ".join(map(str, values))}', accepts, _parse_integer)
 
 
 def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Kind:
   """A finite number in [low, high]; `above` leaves out `low` itself, `below` leaves out `high`."""
-
-  def accepts(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      return False
-    # NaN fails every comparison, and infinity the upper or the lower bound.
-    return (low < value if above else low <= value) and (value < high if below else value <= high)
-
-  if above or below:
+  at_ends = (low,) * above + (high,) * below
+  # NaN fails every comparison, and infinity the upper or the lower bound.
+  accepts = lambda value: _is_number(value, int | float) and low <= value <= high and value not in at_ends
+  expected = f'a number from {low:g} to {high:g}'
+  if at_ends:
     expected = f'a number {"above" if above else "of at least"} {low:g} and {"below" if below else "at most"} {high:g}'
-  else:
-    expected = f'a number from {low:g} to {high:g}'
   return Kind(expected, accepts, float)
 
 
@@ -71,61 +73,49 @@ def text(what: str = 'a text', suffix: str = '') -> Kind:
 
 def choice(*names: str) -> Kind:
   """One of some names."""
-  accepts = lambda value: isinstance(value, str) and value in names
-  return Kind(f'one of {", ".join(names)}', accepts, str, names)
-
-
-def integer_choice(*values: int) -> Kind:
-  """One of some integers."""
-  accepts = lambda value: isinstance(value, int) and not isinstance(value, bool) and value in values
-  return Kind(f'one of {", ".join(map(str, values))}', accepts, _parse_integer)
+  return Kind(f'one of {", ".join(names)}', lambda value: isinstance(value, str) and value in names, str, names)
 
 
 def names(*known: str) -> Kind:
   """A tuple of distinct names, possibly empty; on the command line separated by commas."""
-
-  def accepts(value: Any) -> bool:
-    if not isinstance(value, tuple | list) or not all(isinstance(item, str) and item in known for item in value):
-      return False
-    return len(set(value)) == len(value)
-
-  parse = lambda text: tuple(item.strip() for item in text.split(',')) if text.strip() else ()
-  return Kind(f'a comma-separated list, each at most once, of {", ".join(known)}', accepts, parse, known)
+  return _several(', '.join(known), lambda item: item in known)._replace(choices=known)
 
 
 def labels(what: str) -> Kind:
   """A tuple of distinct names of letters, digits, `_`, `-` and `.`; on the command line separated by commas."""
+  return _several(what, lambda item: re.fullmatch(LABEL, item) is not None)
 
-  def accepts(value: Any) -> bool:
-    if not isinstance(value, tuple | list) or not all(isinstance(item, str) for item in value):
+
+def _several(what: str, accepts: Callable[[str], bool]) -> Kind:
+  def accepts_all(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or not all(isinstance(item, str) and accepts(item) for item in value):
       return False
-    return len(set(value)) == len(value) and all(re.fullmatch(LABEL, item) for item in value)
+    return len(set(value)) == len(value)
 
   parse = lambda text: tuple(item.strip() for item in text.split(',')) if text.strip() else ()
-  return Kind(f'a comma-separated list, each at most once, of {what}', accepts, parse)
+  return Kind(f'a comma-separated list, each at most once, of {what}', accepts_all, parse)
 
 
 def optional(kind: Kind) -> Kind:
   """`kind`, or None; on the command line `none` or `null`."""
-  return Kind(
-    f'{kind.expected}, or none',
-    lambda value: value is None or kind.accepts(value),
-    lambda text: None if text.lower() in ('none', 'null') else kind.parse(text),
-    kind.choices,
+  return kind._replace(
+    expected=f'{kind.expected}, or none',
+    accepts=lambda value: value is None or kind.accepts(value),
+    parse=lambda text: None if text.lower() in ('none', 'null') else kind.parse(text),
   )
 
 
 def parse_fraction(text: str) -> float:
-  """Returns the number that '0.5' or '8/255' stands for.
-
-  Raises:
-    ValueError: neither.
-  """
+  """Returns the number that '0.5' or '8/255' stands for; raises ValueError for other texts."""
   above, slash, below = text.partition('/')
   denominator = float(below) if slash else 1.0
   if denominator == 0:
     raise ValueError(text)
   return float(above) / denominator
+
+
+def _is_number(value: Any, of: Any) -> bool:
+  return isinstance(value, of) and not isinstance(value, bool)
 
 
 def _parse_integer(text: str) -> int:
@@ -135,49 +125,54 @@ def _parse_integer(text: str) -> int:
 
 
 def _parse_boolean(text: str) -> bool:
-  try:
-    return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
-  except KeyError:
-    raise ValueError(text) from None
+  if text.lower() not in ('true', '1', 'false', '0'):
+    raise ValueError(text)
+  return text.lower() in ('true', '1')
 
 
-def require_names(table: Table, flat: Mapping[str, Any], source: str) -> None:
-  """Checks that `flat` has the fields of `table`, no more and no fewer.
+def spell(config: Mapping[str, Any], *names: str) -> str:
+  """Returns fields, or all, with their values as flags have them: 'config.seed=1, config.evals=clean,ada'."""
+  flat = registry.flatten(config)
 
-  Raises:
-    UserError: an unknown or a missing field; `source` begins the message.
-  """
+  def spelled(value: Any) -> str:
+    if isinstance(value, tuple | list):
+      return ','.join(value)
+    return value if isinstance(value, str) else str(value).lower()
+
+  return ', '.join(f'config.{name}={spelled(flat[name])}' for name in names or flat)
+
+
+def clash(config: Mapping[str, Any], name: str, other: str, reason: str, remedy: str) -> str:
+  """Returns the sentence that two fields do not go together, perhaps why, and what to set."""
+  return f'{spell(config, name)} cannot go with {spell(config, other)}{reason and ", "}{reason}; set {remedy}.'
+
+
+def check_names(table: Table, flat: Mapping[str, Any]) -> None:
+  """Raises UserError where `flat` has a field that `table` has not, or lacks one."""
   for name in flat:
     if name not in table:
-      raise UserError(f'{source}: unknown field {show(name)}.{did_you_mean(name, table)}')
-  for name in table:
+      raise UserError(f'unknown field {show(name)}.{did_you_mean(name, table)}')
+  for name, field in table.items():
     if name not in flat:
-      raise UserError(f'{source}: the field {name!r} is missing; its default is {show(table[name].default)}.')
+      raise UserError(f'the field {name!r} is missing; its default is {show(field.default)}.')
 
 
-def refusal(table: Table, name: str, value: Any) -> str:
-  """Returns the sentence that refuses a value."""
-  kind = table[name].kind
-  wrong = value.split(',') if isinstance(value, str) else value if isinstance(value, tuple | list) else ()
-  guesses = (
-    did_you_mean(item.strip(), kind.choices) for item in wrong if isinstance(item, str) and item not in kind.choices
-  )
-  return f'config.{name}={show(value)} must be {kind.expected}.{next((guess for guess in guesses if guess), "")}'
-
-
-def require_values(table: Table, flat: Mapping[str, Any]) -> None:
-  """Checks every value by its own rule.
-
-  Raises:
-    UserError: a value of another type or out of its range.
-  """
+def check_values(table: Table, flat: Mapping[str, Any]) -> None:
+  """Raises UserError for the first value of another type or out of its range."""
   for name, field in table.items():
     if not field.kind.accepts(flat[name]):
-      raise UserError(refusal(table, name, flat[name]))
+      raise _refused(name, field.kind, flat[name])
+
+
+def _refused(name: str, kind: Kind, value: Any) -> UserError:
+  items = value.split(',') if isinstance(value, str) else value if isinstance(value, tuple | list) else ()
+  wrong = [item.strip() for item in items if isinstance(item, str) and item not in kind.choices]
+  guess = next(filter(None, (did_you_mean(item, kind.choices) for item in wrong)), '')
+  return UserError(f'config.{name}={show(value)} must be {kind.expected}.{guess}')
 
 
 def parse(table: Table, name: str, value: str) -> Any:
-  """Returns the value that the command-line text stands for; ranges are left to `require_values`.
+  """Returns the value that the command-line text stands for; ranges are left to `check_values`.
 
   Raises:
     UserError: unknown field, or text of another type.
@@ -190,7 +185,7 @@ def parse(table: Table, name: str, value: str) -> Any:
   try:
     return table[name].kind.parse(value)
   except (ValueError, OverflowError):
-    raise UserError(refusal(table, name, value)) from None
+    raise _refused(name, table[name].kind, value) from None
 
 
 def describe(table: Table, flat: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from adversarial_augment import cli, metrics
 from adversarial_augment.cli import progress
-from adversarial_augment.config import rules
+from adversarial_augment.config.fields import spell
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets import cifar10, classes, source
 from adversarial_augment.datasets.made_with import with_code
@@ -63,7 +63,8 @@ def open_images(
 def _open(name: str, config: ConfigDict, images: Dataset, relabel: Relabel, prepared: bool) -> Any:
   entry = EVALUATIONS[name]
   if entry.datasets and config.dataset.partition(':')[0] not in entry.datasets:
-    raise UserError(rules.other_classes(name, ' or '.join(entry.datasets), config.dataset))
+    known = ' or '.join(entry.datasets)
+    raise UserError(f'{spell(config, "dataset", "evals")}: {name} has the classes of {known}; leave it out.')
   if entry.corruptions:
     return corrupted.open_set(config, images, name, entry.corruptions, prepared)
   known, opened = classes.Classes(images.num_classes, images.class_names), {}

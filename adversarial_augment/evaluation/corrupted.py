@@ -8,6 +8,7 @@ import numpy as np
 
 from adversarial_augment import corruptions, metrics
 from adversarial_augment.config import rules
+from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import cifar10_c
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
 from adversarial_augment.errors import UserError
@@ -26,7 +27,7 @@ def open_set(config: ConfigDict, images: Dataset, evaluation: str, names: Sequen
   """
   height, width, _ = images.image_shape
   if min(height, width) < metrics.MIN_SIZE:
-    raise UserError(rules.too_small(config.dataset, height, width, metrics.MIN_SIZE, f'the evaluation {evaluation}'))
+    raise rules.too_small(config.dataset, height, width, metrics.MIN_SIZE, f'the evaluation {evaluation}')
   folder = files.user_path(config.data_dir, 'data_dir') / cifar10_c.folder_name(config.dataset)
   if prepared and folder.exists():
     return cifar10_c.open_set(folder, names, images, verify=True)
@@ -35,7 +36,7 @@ def open_set(config: ConfigDict, images: Dataset, evaluation: str, names: Sequen
   except UserError as error:
     if config.frost_dir is None:
       raise
-    raise UserError(rules.unusable_frost(config.frost_dir, error)) from error
+    raise UserError(f'{spell(config, "frost_dir")}: {error}') from error
 
 
 def in_memory(images: Dataset, names: Sequence[str], frost_dir: str | None = None, seed: int = 0) -> CorruptionSet:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import importlib.metadata
+import json
 from pathlib import Path
 import platform
 from typing import Any
@@ -9,71 +10,54 @@ from typing import Any
 import optax
 
 from adversarial_augment import __version__, results
+from adversarial_augment import config as configs
 from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.inference import Classifier
 from adversarial_augment.storage import sharing
-from adversarial_augment.types import PyTree
 
 FORMAT = 'adversarial_augment.card.1'
 _PACKAGES = ('jax', 'dm-haiku', 'numpy', 'safetensors')
 _LICENSE = (
   'not chosen: whoever publishes these weights names one that the training data, the weights of the corruption network '
-  'and the run that they started from (config.init_from) allow'
+  'and the run that they started from (init_from in the config) allow'
 )
 
 
-def make(
-  workdir: Path,
-  config: Mapping[str, Any],
-  *,
-  config_sha256: str,
-  step: int,
-  checkpoint_sha256: str,
-  num_classes: int,
-  class_names: tuple[str, ...] | None,
-  params: PyTree,
-) -> dict[str, Any]:
-  """Returns the card, without its files.
-
-  Args:
-    workdir: of the run; results of other checkpoints are left out.
-    config: of the run, as in its config.json; the card names files relative to `workdir`.
-    config_sha256: its hash.
-    step: updates made.
-    checkpoint_sha256: of the checkpoint's state.
-    num_classes: outputs.
-    class_names: of the outputs.
-    params: of the network.
-  """
-  classifier = config['classifier']
-  attack = config['attack']
-  adversary = adversaries.ADVERSARIES.get(attack['name'])
-  method = adversary.method(attack) if adversary else 'without an adversary'
-  config = sharing.relative(config, workdir)
-  name = f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}'
+def make(workdir: Path, classifier: Classifier) -> dict[str, Any]:
+  """Returns the card of the classifier of a run, without its files; results of other checkpoints are left out."""
+  config = json.loads(configs.to_json(classifier.config))
+  size = optax.tree.size(classifier.params)
+  versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
   return {
     'format': FORMAT,
-    'title': f'{name}, trained on {config["dataset"]} {method}',
-    'architecture': {**classifier, 'precision': config['precision'], 'num_parameters': optax.tree.size(params)},
+    'title': title(config),
+    'architecture': {**config['classifier'], 'precision': config['precision'], 'num_parameters': size},
     'input': {
       'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch',
       'size': _size(workdir),
       'normalisation': {'mean': MEAN, 'std': STD, 'where': 'inside the exported function; do not normalise images'},
     },
-    'output': {'logits': ['n', num_classes], 'class_names': class_names},
+    'output': {'logits': ['n', classifier.num_classes], 'class_names': classifier.class_names},
     'batch_norm': {'statistics': 'running', 'epsilon': EPSILON, 'variance': 'population'},
-    'checkpoint': {'step': step, 'sha256': checkpoint_sha256},
+    'checkpoint': {'step': classifier.step, 'sha256': classifier.checkpoint_sha256},
     'training': {
       **_origins(workdir, config['dataset']),
-      'config': config,
-      'config_sha256': config_sha256,
+      'config': sharing.relative(config, workdir),
+      'config_sha256': classifier.config_sha256,
     },
-    'results': _results(workdir, checkpoint_sha256),
-    'versions': {'adversarial_augment': __version__, 'python': platform.python_version()}
-    | {package: importlib.metadata.version(package) for package in _PACKAGES},
+    'results': _results(workdir, classifier.checkpoint_sha256),
+    'versions': {'adversarial_augment': __version__, 'python': platform.python_version(), **versions},
     'license': _LICENSE,
   }
+
+
+def title(config: Mapping[str, Any]) -> str:
+  """Returns in one line what a config trains, on what, and by which method."""
+  classifier, method = config['classifier'], adversaries.find(config['attack']).method(config['attack'])
+  name = f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}'
+  return f'{name}, trained on {config["dataset"]} {method}'
 
 
 def _size(workdir: Path) -> str:
@@ -92,18 +76,14 @@ def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
   return {'data': data, 'corruption_net_weights': None}
 
 
-def _conditions(name: str, result: dict[str, Any]) -> dict[str, Any]:
-  """The images and the adversary of a result."""
-  about = result['provenance']
-  conditions = {key: about.get(key) for key in ('data', 'corruptions')}
-  return conditions | ({'attack': about['config']['attack']} if EVALUATIONS[name].under_attack else {})
-
-
 def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:
-  """The results of this checkpoint, by evaluation."""
-  known = {name: sharing.relative(results.load(workdir, name), workdir) for name in EVALUATIONS}
-  return {
-    name: results.without_details(result) | _conditions(name, result)
-    for name, result in known.items()
-    if result.get('checkpoint_sha256') == checkpoint_sha256
-  }
+  """The results of this checkpoint by evaluation, each with its images and adversary."""
+  found = {}
+  for name, evaluation in EVALUATIONS.items():
+    result = sharing.relative(results.load(workdir, name), workdir)
+    if result.get('checkpoint_sha256') == checkpoint_sha256:
+      about = result['provenance']
+      found[name] = results.without_details(result) | {key: about.get(key) for key in ('data', 'corruptions')}
+      if evaluation.under_attack:
+        found[name]['attack'] = about['config']['attack']
+  return found

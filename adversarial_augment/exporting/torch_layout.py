@@ -4,8 +4,8 @@ The class is `PreActResNet(block, num_blocks, num_classes, bn_before_fc=True)` o
 resnet.py (github.com/RobustBench/robustbench, commit 3c3ee54), with the buffers `mu` and `sigma` that the models there
 use for normalisation (`Rice2020OverfittingNetL2`, `Kireev2021EffectivenessNet`). Its blocks:
 
-- `PreActBlockV2`: two 3x3 convolutions, the projection sees the activated input; config.classifier.shortcut=preact.
-- `PreActBlock`: the same, the projection sees the raw input; config.classifier.shortcut=input.
+- `PreActBlockV2`: two 3x3 convolutions, the projection sees the activated input (shortcut 'preact').
+- `PreActBlock`: the same, the projection sees the raw input (shortcut 'input').
 - `PreActBottleneck`: 1x1, 3x3, 1x1, the projection sees the activated input.
 
 All have 64 channels in the first stage, pad one pixel on each side, and normalise with epsilon 1e-5, which is PyTorch's
@@ -17,10 +17,12 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment.classifiers.layers import MEAN, STD
 from adversarial_augment.classifiers.preact_resnet import DEPTHS
+from adversarial_augment.config.fields import spell
 from adversarial_augment.errors import UserError
 
 WIDTH = 64
@@ -28,14 +30,9 @@ SIDES = (25, 32)  # pixels: the class averages over the first 4x4 positions, wha
 _NAMES = {'stem': 'conv1', 'norm': 'bn', 'head': 'linear'}
 _BLOCK_NAMES = {'conv': 'conv', 'norm': 'bn'}
 _LEAVES = {
-  'w': 'weight',
-  'b': 'bias',
-  'scale': 'weight',
-  'offset': 'bias',
-  'mean': 'running_mean',
-  'var': 'running_var',
+  'w': 'weight', 'b': 'bias', 'scale': 'weight', 'offset': 'bias', 'mean': 'running_mean', 'var': 'running_var',
   'count': 'num_batches_tracked',
-}
+}  # fmt: skip
 
 _CODE = """\
 import torch
@@ -59,26 +56,15 @@ classifier.load_state_dict(load_file({file!r}))
 """
 
 
-def check(*, name: str, depth: int, width: int, shortcut: str, padding: str) -> None:
-  """Refuses a classifier that the class cannot represent.
-
-  Args:
-    name: of the classifier, in `classifiers.CLASSIFIERS`.
-    depth: as `width`, `shortcut` and `padding` an argument of `classifiers.preact_resnet`.
-
-  Raises:
-    UserError: names the first field that prevents it.
-  """
-  if name != 'preact_resnet':
-    raise UserError(f"config.classifier.name={name}, but RobustBench's PreActResNet needs preact_resnet.")
-  if padding != 'torch':
-    raise UserError(f"config.classifier.padding={padding}, but RobustBench's PreActResNet pads as 'torch' does.")
-  if width != WIDTH:
-    raise UserError(f"config.classifier.width={width}, but RobustBench's PreActResNet always has {WIDTH}.")
-  if DEPTHS[depth][1] and shortcut != 'preact':
-    raise UserError(
-      f"config.classifier.shortcut={shortcut} with depth {depth}, but RobustBench's bottlenecks only support 'preact'."
-    )
+def check(config: ConfigDict) -> None:
+  """Raises UserError, with the first field that prevents it, where the class cannot represent the classifier."""
+  classifier = config.classifier
+  for name, needed in (('name', 'preact_resnet'), ('padding', 'torch'), ('width', WIDTH)):
+    if classifier[name] != needed:
+      raise UserError(f"{spell(config, f'classifier.{name}')}, but RobustBench's PreActResNet needs {needed}.")
+  if DEPTHS[classifier.depth][1] and classifier.shortcut != 'preact':
+    given = spell(config, 'classifier.shortcut', 'classifier.depth')
+    raise UserError(f"{given}, but RobustBench's bottlenecks need the shortcut preact.")
 
 
 def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -102,23 +88,17 @@ def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dic
   return tensors
 
 
-def code(*, depth: int, shortcut: str, num_classes: int, precision: str, file: str) -> str:
-  """Returns the Python code that defines the class and loads `file`.
-
-  Args:
-    depth: as `shortcut` and `num_classes` an argument of `classifiers.preact_resnet`.
-    precision: of the run; PyTorch computes in float32, and a difference is noted.
-    file: with the state dict.
-  """
-  num_blocks, bottleneck = DEPTHS[depth]
-  basic = 'PreActBlockV2' if shortcut == 'preact' else 'PreActBlock'
+def code(config: ConfigDict, num_classes: int, file: str) -> str:
+  """Returns the Python code that defines the class and loads `file`; PyTorch computes in float32 whatever the run."""
+  num_blocks, bottleneck = DEPTHS[config.classifier.depth]
+  basic = 'PreActBlockV2' if config.classifier.shortcut == 'preact' else 'PreActBlock'
   return _CODE.format(
     block='PreActBottleneck' if bottleneck else basic,
     num_blocks=list(num_blocks),
     num_classes=num_classes,
     low=SIDES[0],
     high=SIDES[1],
-    note='' if precision == 'float32' else f'; in float32, whereas the run computed in {precision}',
+    note='' if config.precision == 'float32' else f'; in float32, whereas the run computed in {config.precision}',
     file=file,
   )
 

@@ -14,7 +14,7 @@ from adversarial_augment.parallel import sharding
 from adversarial_augment.pretraining import objectives
 from adversarial_augment.pretraining.objectives import Objective
 from adversarial_augment.pretraining.sources import PARTS, Source
-from adversarial_augment.training.finite import update_if_finite
+from adversarial_augment.training.train_step import update_if_finite
 from adversarial_augment.types import Array, PyTree, TrainState
 
 

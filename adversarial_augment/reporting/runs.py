@@ -110,11 +110,10 @@ def _config(folder: Path) -> dict[str, Any]:
   if isinstance(config, dict) and 'classifier' not in config and 'output' in config:
     raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
   results.check(config, _Config, f"'{path}'", remedy)
-  if adversary := adversaries.ADVERSARIES.get(config['attack']['name']):
-    for name, field in adversary.fields.items():  # which describe it
-      value = config['attack'].get(name.removeprefix('attack.'))
-      if value is None or not field.kind.accepts(value):
-        raise UserError(f"'{path}': {name}={show(value)} is not {field.kind.expected}; {remedy}.")
+  for name, field in adversaries.find(config['attack']).fields.items():  # which describe it
+    value = config['attack'].get(name.removeprefix('attack.'))
+    if value is None or not field.kind.accepts(value):
+      raise UserError(f"'{path}': {name}={show(value)} is not {field.kind.expected}; {remedy}.")
   return config
 
 

@@ -19,8 +19,9 @@ import optax
 from adversarial_augment import attacks, classifiers, corruption_nets, metrics, threefry
 from adversarial_augment import config as configs
 from adversarial_augment.cli import environment, progress
-from adversarial_augment.config import adversaries, rules
+from adversarial_augment.config import adversaries
 from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
+from adversarial_augment.config.fields import spell
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
@@ -49,7 +50,7 @@ def opening(
     yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
   yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {optax.tree.size(state.params):,} parameters'
   if recipe.attack is not None:
-    yield f'adversary: {_network(config, phi)}{adversaries.strength(config.attack)}'
+    yield f'adversary: {_network(config, phi)}{adversaries.find(config.attack).strength(config.attack)}'
     yield from _departures(config, recipe)
     yield from _memory(config, recipe, step_memory.estimate(config, recipe, state, phi, data.image_shape))
   if 'augmix_all_ops' in config.augment.after:
@@ -103,8 +104,11 @@ def _memory(config: ConfigDict, recipe: Recipe, needed: int) -> Iterator[str]:
   yield f'memory: about {needed / 1e9:.2f} GB on each device, with {images} images under attack at a time'
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
   if limit and needed > limit:
-    smaller = max(1, int(images * limit / needed / 2))
-    yield f'warning: {rules.too_much_memory(limit, smaller, images)}'
+    smaller = {'attack.batch_norm': 'running', 'attack.microbatch': max(1, int(images * limit / needed / 2))}
+    yield (
+      f'warning: a device has {limit / 1e9:.2f} GB; lower {spell(config, "batch_size")}, or set {spell(smaller)} '
+      f'(the latter must divide {images})'
+    )
 
 
 def _host_share() -> int:

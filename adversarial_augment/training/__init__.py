@@ -1,1 +1,1 @@
-"""What a training is made of: the recipe of its parts, the step, the schedule, and the memory that it needs."""
+"""What a training is made of: the recipe of its parts, the step, and the memory that it needs."""

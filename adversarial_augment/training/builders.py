@@ -4,6 +4,7 @@ A builder makes the attack of one entry of `config.adversaries.ADVERSARIES`, whi
 (config, group, conv) -> `Adversary`.
 """
 
+import math
 import pkgutil
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ import numpy as np
 from adversarial_augment import attacks, corruption_nets, deepaugment, per_example_conv, ssim
 from adversarial_augment import config as configs
 from adversarial_augment.config import adversaries, rules
-from adversarial_augment.config.adversaries import NUM_OFFSETS
 from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.config.fields import spell
 from adversarial_augment.config.tables import NETWORK_OPTIONS
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
@@ -38,8 +39,9 @@ class Adversary(NamedTuple):
 class Split(NamedTuple):
   """How a device's images are attacked."""
 
-  attacked: int  # images; the others stay clean
-  at_a_time: int  # of those
+  local: int  # images
+  attacked: int  # of those; the others stay clean
+  at_a_time: int  # of the attacked
   group: int | None  # that share a perturbation; None: all do, with those of every device
 
 
@@ -54,7 +56,7 @@ def advmix(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
   network, phi = load_network(config, conv=conv)
   settings = deepaugment.Settings(net=config.corruption_net.name, seed=config.seed)
   pristine = jax.tree.map(np.asarray, phi)
-  damaged = [deepaugment.damaged_weights(pristine, settings, copy, 0) for copy in range(NUM_OFFSETS)]
+  damaged = [deepaugment.damaged_weights(pristine, settings, copy, 0) for copy in range(adversaries.NUM_OFFSETS)]
   hull = attacks.Hull(phi, jax.tree.map(lambda p, *others: np.stack(others) - p, pristine, *damaged))
   return Adversary(attacks.advmix(network.apply, **_weights(config, group)), hull)
 
@@ -89,50 +91,34 @@ def build(
     name: of `config.adversaries.ADVERSARIES`.
     group: images that share a perturbation; None: all, with those of every device.
     conv: the convolution of the corruption network, see per_example_conv.
-
-  Raises:
-    UserError: no such weights, or weights without a norm.
   """
   return pkgutil.resolve_name(adversaries.ADVERSARIES[name].builder)(config, group, conv)
 
 
 def training_adversary(config: ConfigDict, mesh: Mesh, *, conv: Conv = per_example_conv.example_conv) -> Adversary:
-  """Returns the adversary of a run, for the batches of its devices.
-
-  Raises:
-    UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches or
-      groups, or of which the fraction is none.
-  """
+  """Returns the adversary of a run, for the batches of its devices; see `training_split` and `load_network`."""
   if config.attack.name not in adversaries.ADVERSARIES:
     return Adversary(None, {})
   split = training_split(config, mesh.size)
-  return _split(build(config, config.attack.name, group=split.group, conv=conv), split, _local(config, mesh.size))
+  return _split(build(config, config.attack.name, group=split.group, conv=conv), split)
 
 
 def evaluation_adversary(config: ConfigDict, mesh: Mesh) -> Adversary:
   """Returns the adversary of the evaluation under attack: AdA on every image by itself, whatever the training has.
 
-  So that an outcome does not depend on batches, and runs that were trained otherwise compare.
-
-  Raises:
-    UserError: no such weights, weights without a norm, or images of a device that do not divide into microbatches.
+  So an outcome does not depend on batches, and runs that were trained otherwise compare.
   """
-  split = evaluation_split(config, mesh.size)
-  return _split(build(config, EVALUATED), split, _local(config, mesh.size))
+  return _split(build(config, EVALUATED), evaluation_split(config, mesh.size))
 
 
-def _split(adversary: Adversary, split: Split, local: int) -> Adversary:
+def _split(adversary: Adversary, split: Split) -> Adversary:
   attack = adversary.attack
   assert attack is not None
   if split.at_a_time < split.attacked:
     attack = attacks.in_microbatches(attack, split.at_a_time)
-  if split.attacked < local:
-    attack = attacks.on_share(attack, split.attacked, local)
+  if split.attacked < split.local:
+    attack = attacks.on_share(attack, split.attacked, split.local)
   return adversary._replace(attack=attack)
-
-
-def _local(config: ConfigDict, num_devices: int) -> int:
-  return -(-config.batch_size // num_devices)  # the batches of an evaluation are filled up
 
 
 def training_split(config: ConfigDict, num_devices: int) -> Split:
@@ -147,29 +133,29 @@ def training_split(config: ConfigDict, num_devices: int) -> Split:
 
 
 def evaluation_split(config: ConfigDict, num_devices: int) -> Split:
-  """Returns the same for the evaluation under attack, which attacks every image by itself.
-
-  Raises:
-    UserError: microbatches that do not divide.
-  """
+  """Returns the same for the evaluation under attack, which attacks every image by itself."""
   return _checked_split(config, num_devices, 1, 1)
 
 
 def _checked_split(config: ConfigDict, num_devices: int, fraction: float, group: int | None) -> Split:
-  local = _local(config, num_devices)
+  local = -(-config.batch_size // num_devices)  # the batches of an evaluation are filled up
   count = attacks.attacked_images(fraction, local)
   size = config.attack.microbatch or count
-  rules.require(rules.of_attacked(count, size, group, fraction, local, num_devices))
-  return Split(count, size, group)
+  each = f'images of each of the {num_devices} devices'
+  if not count:
+    least = math.ceil(1000 / local) / 1000
+    few = f'{spell(config, "attack.fraction")} of the {local} {each} is less than one image'
+    raise UserError(f'{few}; set at least {least}, or raise the batch size.')
+  if count % size:
+    raise UserError(f'{spell(config, "attack.microbatch")} must divide the {count} {each} that are attacked.')
+  if size % (group or size):
+    raise UserError(f'{spell(config, "attack.group")} must divide the {size} {each} that are attacked at a time.')
+  return Split(local, count, size, group)
 
 
 def check_parts(config: ConfigDict, num_devices: int) -> None:
-  """Checks that a batch, and what of it is attacked at a time, divides over devices, which need not exist yet.
-
-  Raises:
-    UserError: it does not.
-  """
-  rules.require(rules.of_batch(config.batch_size, num_devices, 'devices'))
+  """Raises UserError where a batch, or what of it is attacked at a time, does not divide over devices."""
+  rules.check_batch(config.batch_size, num_devices, 'devices')
   if config.attack.name in adversaries.ADVERSARIES:
     training_split(config, num_devices)
   if has_network(config):
@@ -187,7 +173,11 @@ def has_evaluation_under_attack(config: ConfigDict) -> bool:
 
 
 def load_network(config: ConfigDict, *, conv: Conv = per_example_conv.example_conv) -> tuple[Network, PyTree]:
-  """Returns the corruption network and phi; `conv` is its convolution, see per_example_conv."""
+  """Returns the corruption network and phi; `conv` is its convolution, see per_example_conv.
+
+  Raises:
+    UserError: no such weights, or weights without a norm.
+  """
   net = config.corruption_net
   options = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
   dtype = None if config.precision == 'float32' else jnp.dtype(config.precision)
@@ -206,28 +196,31 @@ def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> No
   height, width, _ = image_shape
   is_attacked = has_network(config) or config.attack.name in adversaries.ADVERSARIES
   if is_attacked and min(height, width) < ssim.WINDOW:
-    raise UserError(rules.too_small(config.dataset, height, width, ssim.WINDOW, 'the SSIM of adversarial images'))
+    raise rules.too_small(config.dataset, height, width, ssim.WINDOW, 'the SSIM of adversarial images')
   if not has_network(config):
     return
-  net = config.corruption_net
-  params, sizes = corruption_nets.read(net.name, weights_of(config))
-  rules.require(rules.of_weights(net.name, net.weights, sizes, configs.network_sizes(config)))
+  params, held = corruption_nets.read(config.corruption_net.name, weights_of(config))
+  asked = configs.network_sizes(config)
+  file = spell(config, 'corruption_net.weights')
+  if different := [name for name in held if asked[name] != held[name]]:
+    sizes = spell({f'corruption_net.{name}': asked[name] for name in different})
+    found = ' '.join(f'{name}={size}' for name, size in held.items())
+    raise UserError(
+      f'{file} holds {config.corruption_net.name} with {found}, but {sizes}; set the sizes that the file holds, or '
+      'name another file.'
+    )
   try:
     attacks.check_blocks(params)
   except UserError as error:
-    raise UserError(rules.unusable_weights(net.weights, error)) from None
+    raise UserError(f'{file}: {error}') from None
 
 
 def weights_of(config: ConfigDict) -> str:
   """Returns the weight file that a config asks for, or the name of the weights that ship for its architecture."""
   net = config.corruption_net
-  if net.weights is not None:
-    return net.weights
-  return corruption_nets.shipped_name(net.name, configs.network_sizes(config))
+  return net.weights or corruption_nets.shipped_name(net.name, configs.network_sizes(config))
 
 
 def weights_sha256(config: ConfigDict) -> str | None:
   """Returns the hash of that file; None for a run that has nothing to do with an adversary around a network."""
-  if not has_network(config):
-    return None
-  return artifact.sha256_of(corruption_nets.find(weights_of(config)))
+  return artifact.sha256_of(corruption_nets.find(weights_of(config))) if has_network(config) else None

@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 import optax
 
 from adversarial_augment import augmentations, classifiers, per_example_conv
-from adversarial_augment.config import adversaries, rules
+from adversarial_augment.config import adversaries
+from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.per_example_conv import Conv
-from adversarial_augment.training import builders, schedules
+from adversarial_augment.training import builders
 from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
 
 _FEW_STEPS = 100  # from scratch, below which no classifier has learnt much
@@ -63,12 +64,11 @@ def build(
   builders.check_parts(config, mesh.size)
   num_steps = num_steps_of(config, dataset.epoch_size or dataset.num_examples)
   steps_of = functools.partial(_steps_of, config, num_steps)
-  peak = schedules.effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
-  schedule = schedules.warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
-  classifier = functools.partial(build_classifier, config, dataset.num_classes)
+  peak = effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
+  schedule = warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
   adversary = builders.training_adversary(config, mesh, conv=conv)
   recipe = Recipe(
-    classifier=classifier(),
+    classifier=build_classifier(config, dataset.num_classes),
     attacked_classifier=attacked_classifier(config, dataset.num_classes),
     attack_batch_norm=config.attack.batch_norm,
     attack=adversary.attack,
@@ -91,14 +91,11 @@ def build(
 
 
 def num_steps_of(config: ConfigDict, num_examples: int) -> int:
-  """Returns the updates of a run: `num_steps`, or what `num_epochs` makes of it.
-
-  Raises:
-    UserError: not even one.
-  """
+  """Returns the updates of a run: `num_steps`, or what `num_epochs` makes of it; raises UserError if there are none."""
   steps = config.num_steps or sampling.num_steps(config.num_epochs, num_examples, config.batch_size)
   if steps < 1:
-    raise UserError(rules.no_steps(config.num_epochs, num_examples, config.batch_size))
+    none = f'{spell(config, "num_epochs")} of {num_examples} images make no batch of {spell(config, "batch_size")}'
+    raise UserError(f'{none}; lower the batch size, or set the number of steps.')
   return steps
 
 
@@ -113,21 +110,20 @@ def derived(config: ConfigDict, num_examples: int | None) -> list[str]:
     UserError: they make no step.
   """
   batch, attack = config.batch_size, config.attack
-  rate = schedules.effective_learning_rate(config.optimizer.learning_rate, batch)
+  rate = effective_learning_rate(config.optimizer.learning_rate, batch)
   lines = [f'effective_learning_rate = {rate:g}  # for batches of {batch:,}']
   if num_examples is None and not config.num_steps:
     return lines
   steps = num_steps_of(config, num_examples or 0)
   passes = f'{steps * batch / num_examples:.3g} passes over {num_examples:,} images' if num_examples else 'in all'
-  warmup, spared = (
-    _steps_of(config, steps, epochs) for epochs in (config.optimizer.warmup_epochs, attack.warmup_epochs)
-  )
+  warmup = _steps_of(config, steps, config.optimizer.warmup_epochs)
   lines += [
     f'steps = {steps:,}  # updates, the first {warmup:,} with a rising learning rate',
     f'images_seen = {steps * batch:,}  # {passes}',
   ]
   if attack.name in adversaries.ADVERSARIES:
-    lines.append(f'attacked_steps = {steps - spared:,}  # with {attack.num_steps} ascent steps each')
+    attacked = steps - _steps_of(config, steps, attack.warmup_epochs)
+    lines.append(f'attacked_steps = {attacked:,}  # with {attack.num_steps} ascent steps each')
   return lines
 
 
@@ -136,8 +132,9 @@ def too_few_steps(config: ConfigDict, num_steps: int, num_examples: int) -> str:
   if num_steps >= _FEW_STEPS or config.init_from is not None:
     return ''
   epochs = math.ceil(_FEW_STEPS * config.batch_size / num_examples)
-  field, more = ('num_steps', _FEW_STEPS) if config.num_steps else ('num_epochs', epochs)
-  return f'warning: {rules.few_steps(field, config[field], num_steps, more)}'
+  field, enough = ('num_steps', _FEW_STEPS) if config.num_steps else ('num_epochs', epochs)
+  too_few = f'{spell(config, field)} makes {num_steps:,} updates, too few to learn from scratch'
+  return f'warning: {too_few}; set {enough} or more'
 
 
 def _steps_of(config: ConfigDict, num_steps: int, epochs: float) -> int:
@@ -170,9 +167,25 @@ def classifier_options(config: ConfigDict) -> dict[str, Any]:
 
 def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
   """Returns the same function in the form for `shard_map`, in which a device has batch statistics of its own or not."""
-  return build_classifier(
-    config, num_classes, axis_name=None if config.attack.batch_norm == 'device' else sharding.AXIS
-  )
+  axis_name = None if config.attack.batch_norm == 'device' else sharding.AXIS
+  return build_classifier(config, num_classes, axis_name=axis_name)
+
+
+def effective_learning_rate(learning_rate: float, batch_size: int) -> float:
+  """Returns max(lr * batch_size / 256, lr): the linear scaling rule, which never scales down (appendix A)."""
+  return max(learning_rate * batch_size / 256, learning_rate)
+
+
+def warmup_cosine(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
+  """Returns a linear warm-up from 0 and a cosine to 0: 0 at step 0, `peak` at `warmup_steps`, 0 at `num_steps`.
+
+  A run of a single update would have a rate of 0 there; it gets the middle of the cosine.
+  """
+  start = peak if warmup_steps == 0 else 0.0
+  end = max(num_steps, warmup_steps + 2)
+  schedule = optax.schedules.warmup_cosine_decay_schedule(start, peak, warmup_steps, end)
+  # Optax would divide an int32 count in float32 even where everything else is float64.
+  return lambda count: schedule(jnp.asarray(count, jnp.result_type(float)))
 
 
 def sgd(

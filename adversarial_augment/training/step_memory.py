@@ -44,12 +44,11 @@ def estimate(
   batch = jax.ShapeDtypeStruct((views * local, *image_shape), jnp.float32)
   held = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((state, phi)))
   params, model_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (state.params, state.model_state))
-  classifier = recipe.classifier
   logits_fn = classifiers.logits_fn(
-    classifier, params, model_state, batch_statistics=config.attack.batch_norm != 'running'
+    recipe.classifier, params, model_state, batch_statistics=config.attack.batch_norm != 'running'
   )
   with platforms.made_for(recipe.mesh):
-    loss = lambda params, images: classifier.apply(params, model_state, None, images, is_training=True)[0].sum()
+    loss = lambda params, images: recipe.classifier.apply(params, model_state, None, images, is_training=True)[0].sum()
     update = kept_bytes(loss, params, batch, dtype=config.precision)
     attack = _attack_bytes_of_run(config, recipe.mesh.size, logits_fn, image_shape)
     return held + max(update, attack) + (_OVERHEAD if platforms.current() != 'cpu' else 0)
@@ -57,12 +56,10 @@ def estimate(
 
 def _attack_bytes_of_run(config: ConfigDict, num_devices: int, logits_fn: LogitsFn, image_shape: tuple) -> int:
   split = builders.training_split(config, num_devices)
-  phi: PyTree
+  perturbation_set, phi = lp_ball('linf', 1.0), {}
   if adversaries.moves_weights(config.attack):  # those that an adversary mixes for an image take the memory of a beta
     network, phi = builders.load_network(config)
     perturbation_set = attacks.weight_ball(network.apply, nu=1.0, noisy=True)
-  else:
-    perturbation_set, phi = lp_ball('linf', 1.0), {}
   options: dict[str, Any] = {'group': split.group or split.at_a_time, 'dtype': config.precision}
   return attack_bytes(perturbation_set, phi, logits_fn, image_shape, split.at_a_time, **options)
 
@@ -133,9 +130,7 @@ def kept_bytes(function: Callable[..., jax.Array], *args: PyTree, dtype: jnp.dty
 def _numbers(shape: tuple[int, ...], as_is: bool = False) -> int:
   """Returns how many numbers an array has room for: on a TPU, two axes are padded.
 
-  Args:
-    shape: of the array.
-    as_is: the array is a Pallas kernel's, which pads the last two axes; otherwise those that need it least are padded.
+  Those are the last two of a Pallas kernel's array (`as_is`), and otherwise the two that need it least.
   """
   if platforms.current() != 'tpu':
     return math.prod(shape)

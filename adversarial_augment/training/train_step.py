@@ -16,7 +16,6 @@ from adversarial_augment import classifiers, threefry
 from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.parallel import platforms, sharding
-from adversarial_augment.training.finite import update_if_finite
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Array, Key, PyTree, TrainState
 
@@ -75,8 +74,8 @@ def train_step(
     phi: parameters of the corruption network, replicated; {} without an adversary.
 
   Returns:
-    The next state, and metrics: means over the batch, the learning rate of this update, and whether all is finite.
-    An update that is not finite leaves the state as it was; so do those after it, because they are not its next.
+    The next state, and metrics: means over the batch, the learning rate of this update, and whether all is finite
+    (see `update_if_finite`).
   """
   step_key = jax.random.fold_in(threefry.key(recipe.seed), state.step)
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
@@ -105,6 +104,24 @@ def train_step(
   }
   metrics |= terms | {name: value.mean() for name, value in attack_metrics.items()}
   return update_if_finite(state, new, step, metrics)
+
+
+def update_if_finite(
+  state: TrainState, new: TrainState, step: Array, metrics: dict[str, Array]
+) -> tuple[TrainState, dict[str, Array]]:
+  """Returns `new` and its metrics with 'finite'; the state as it was if a metric, parameter or statistic is not finite.
+
+  Args:
+    state: before the update.
+    new: after it.
+    step: updates made before this one. Where it is not that of `state`, an earlier update was left out, and so is this.
+    metrics: scalars of the update.
+  """
+  # Not of the counters: their squares overflow.
+  numbers = [x for x in jax.tree.leaves((new.params, new.model_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
+  is_finite = jnp.isfinite(jnp.stack([*metrics.values(), optax.tree.norm(numbers)])).all()
+  is_finite &= state.step == step
+  return optax.tree.where(is_finite, new, state), metrics | {'finite': is_finite}
 
 
 def corrupt(
