@@ -281,7 +281,7 @@ def test_other_images_are_measured_and_replace_the_result(run, tmp_path):
   'flags, message',
   [
     (['--evals=clan'], "Did you mean 'clean'"),
-    (['--evals=cifar10_1'], 'with the classes of cifar10, but'),
+    (['--evals=cifar10_1'], 'cifar10_1 has the classes of cifar10; leave it out'),
     (['--evals='], 'names no evaluation'),
     (['--config.seed=5'], 'config.seed says how the classifier was trained'),
     (['--config.classifier.padding=same'], 'config.classifier.padding says how'),

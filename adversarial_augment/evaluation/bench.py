@@ -12,8 +12,8 @@ import numpy as np
 
 from adversarial_augment import cli, metrics
 from adversarial_augment.cli import progress
-from adversarial_augment.config.fields import spell
 from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import cifar10, classes, source
 from adversarial_augment.datasets.made_with import with_code
 from adversarial_augment.errors import UserError
