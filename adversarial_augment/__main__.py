@@ -11,13 +11,13 @@ from adversarial_augment import __version__, cli, registry
 
 COMMANDS = {
   'train': 'train a classifier, with an adversary or without',
-  'plan': 'see what a training needs on TPUs or GPUs, before renting any',
-  'evaluate': 'evaluate a trained classifier, on corruptions too, or attack it',
-  'report': 'make one HTML page of one run, or of several',
-  'export': 'write a trained classifier for PyTorch, safetensors or jax.export',
-  'prepare': "bring in CIFAR-10, its corrupted and new test sets, or a folder of one's own images",
+  'plan': 'estimate memory and time of a training on TPUs or GPUs that you do not have',
+  'evaluate': 'evaluate a trained classifier, or attack it',
+  'report': 'make an HTML page of one or several runs',
+  'export': 'export a trained classifier to PyTorch, safetensors or jax.export',
+  'prepare': 'download, import or generate data sets',
   'pretrain': 'train a corruption network',
-  'convert': "turn PyTorch's EDSR or CAE weights into a weight file",
+  'convert': 'convert PyTorch weights of EDSR or the CAE',
 }
 
 

@@ -194,14 +194,14 @@ def test_the_attack_is_the_same_in_the_form_of_each_platform():
   phi = tiny.to_default_float(network.init(jax.random.key(0), images))
   logits_fn = lambda images: images.reshape(2, 3, -1).mean(-1) * 100
 
-  def made_for(platform):
+  def computed_for(platform):
     mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
     attack = attacks.ada(network.apply, nu=0.1, num_steps=2, root=None)
     program = lambda phi: attack(keys_of(np.arange(2)), logits_fn, images, labels, phi)
-    with platforms.made_for(mesh):
+    with platforms.tracing_for(mesh):
       return '2,4,3,3,3,3' in str(jax.make_jaxpr(program)(phi)), jax.jit(program)(phi)
 
-  (stacked_on_cpus, expected), *others = (made_for(platform) for platform in ('cpu', 'tpu', 'cuda'))
+  (stacked_on_cpus, expected), *others = (computed_for(platform) for platform in ('cpu', 'tpu', 'cuda'))
   assert [stacked_on_cpus, *(stacked for stacked, _ in others)] == [False, False, True]  # four weights of two images
   for _, got in others:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, expected)

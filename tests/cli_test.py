@@ -1,3 +1,5 @@
+"""The command line: flags, one-line errors, exit codes, and what happens before JAX starts."""
+
 import os
 from pathlib import Path
 import subprocess
@@ -75,7 +77,7 @@ def test_debug_shows_the_traceback_too(capsys):
   assert 'in main' in shown
 
 
-def test_unexpected_errors_are_not_hidden():
+def test_bugs_keep_their_traceback():
   with pytest.raises(ZeroDivisionError):
     cli.run(raising(ZeroDivisionError()), [])
 
@@ -94,16 +96,8 @@ def test_help_exits_0_without_reading_a_config(capsys):
   with pytest.raises(SystemExit):
     command_line.parse_train(['--help'])
   shown = capsys.readouterr().out
-  for flag in (
-    '--config',
-    '--config.FIELD',
-    '--workdir',
-    '--debug',
-    '--print_config',
-    '--list_configs',
-    '--process_id',
-  ):
-    assert flag in shown
+  flags = ('--config', '--config.FIELD', '--workdir', '--debug', '--print_config', '--list_configs', '--process_id')
+  assert all(flag in shown for flag in flags)
 
 
 def test_flags_become_arguments():
@@ -122,16 +116,13 @@ def test_flags_become_arguments():
   )
 
 
-@pytest.mark.parametrize(
-  'spec, folder',
-  [
-    ('configs/ada_edsr.py', 'runs/ada_edsr'),
-    ('configs/ada_edsr.py:quickstart', 'runs/ada_edsr_quickstart'),
-    ('/somewhere/x.py:', 'runs/x'),
-  ],
-)
-def test_default_workdir(spec, folder):
-  assert command_line.parse_train([f'--config={spec}']).workdir == Path(folder)
+def test_default_workdir():
+  for spec, folder in (
+    ('configs/ada_edsr.py', 'ada_edsr'),
+    ('configs/ada_edsr.py:quickstart', 'ada_edsr_quickstart'),
+    ('/somewhere/x.py:', 'x'),
+  ):
+    assert command_line.parse_train([f'--config={spec}']).workdir == Path('runs') / folder
 
 
 PROCESSES = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1']
@@ -228,30 +219,26 @@ DEVICES = """
   import jax
   print(known, jax.local_device_count())
 """
-
-
-@pytest.mark.parametrize('batch_size, devices', [(8, 4), (6, 3), (7, 1)])
-def test_virtual_devices_are_the_largest_divisor_of_the_batch_size(batch_size, devices):
-  done = python(DEVICES, str(batch_size))
-  assert (done.stdout, done.stderr) == (f'{devices} {devices}\n', '')
+ZERO = 'asks for 0 devices of the CPU; ask for at least 1, or leave it out.'
 
 
 @pytest.mark.parametrize(
-  'env, devices',
-  [({'JAX_NUM_CPU_DEVICES': '3'}, 3), ({'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}, 2)],
+  'batch_size, env, out, error',
+  [
+    (8, {}, '4 4', ''),  # the largest divisor of the batch size
+    (6, {}, '3 3', ''),
+    (7, {}, '1 1', ''),
+    (8, {'JAX_NUM_CPU_DEVICES': '3'}, '3 3', ''),  # the user's choice stands
+    (8, {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}, '2 2', ''),
+    (8, {'JAX_NUM_CPU_DEVICES': '0'}, '', f'JAX_NUM_CPU_DEVICES {ZERO}'),
+    (8, {'XLA_FLAGS': '--xla_force_host_platform_device_count=0'}, '', f'XLA_FLAGS {ZERO}'),
+  ],
 )
-def test_the_users_number_of_devices_stands(env, devices):
-  assert python(DEVICES, '8', **env).stdout == f'{devices} {devices}\n'
-
-
-@pytest.mark.parametrize(
-  'name, value', [('JAX_NUM_CPU_DEVICES', '0'), ('XLA_FLAGS', '--xla_force_host_platform_device_count=0')]
-)
-def test_no_device_at_all_is_refused(name, value):
-  done = python(f'{textwrap.dedent(DEVICES)}', '8', **{name: value})
-  assert done.stderr.splitlines()[-1].endswith(
-    f'UserError: {name} asks for 0 devices of the CPU; name at least 1, or leave it out.'
-  )
+def test_virtual_devices(batch_size, env, out, error):
+  done = python(DEVICES, str(batch_size), **env)
+  assert done.stdout.strip() == out
+  assert done.stderr.endswith(f'UserError: {error}\n' if error else '')
+  assert error or not done.stderr
 
 
 def test_devices_that_exist_stand():
@@ -259,10 +246,10 @@ def test_devices_that_exist_stand():
   assert (done.stdout, done.stderr) == ('1 1\n', '')
 
 
-@pytest.mark.parametrize('platforms, known', [('cpu', True), ('cuda,cpu', False), ('tpu', False)])
-def test_how_many_devices_there_will_be_is_known_on_a_cpu_alone(platforms, known):
+def test_how_many_devices_there_will_be_is_known_on_a_cpu_alone():
   code = 'from adversarial_augment.parallel import devices; print(devices._cpu_only())'
-  assert python(code, JAX_PLATFORMS=platforms).stdout == f'{known}\n'
+  for platforms, known in (('cpu', True), ('cuda,cpu', False), ('tpu', False)):
+    assert python(code, JAX_PLATFORMS=platforms).stdout == f'{known}\n'
 
 
 CACHE = """

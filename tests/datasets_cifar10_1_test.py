@@ -42,8 +42,8 @@ def test_both_versions_are_imported_and_read(tmp_path, folder, capsys):
   data_dir = tmp_path / 'data'
   prepare.main(['cifar10_1', f'--from={folder}', f'--data_dir={data_dir}'])
   said = capsys.readouterr().out
-  assert '2,021 test images, origin unverified' in said
-  assert '2,000 test images, origin unverified' in said
+  assert '2,021 test images, 10 classes, origin unverified' in said
+  assert '2,000 test images, 10 classes, origin unverified' in said
   for version, n in COUNTS.items():
     dataset = datasets.load(f'cifar10_1/{version}', 'test', str(data_dir))
     assert dataset[1:4] == (n, 10, (32, 32, 3))

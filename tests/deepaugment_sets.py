@@ -53,7 +53,7 @@ def plan_of(train: Dataset, copies: int = 2, **changes) -> dict:
   } | changes
 
 
-def write_some(data_dir: pathlib.Path, *, changes: Mapping[str, Any] = {}, **options: Any) -> deepaugment_files.Done:
+def write_some(data_dir: pathlib.Path, *, changes: Mapping[str, Any] = {}, **options: Any) -> tuple[int, int]:
   """Writes the set 'some' of pets, of two copies if the plan's `changes` do not say otherwise."""
   train = load(data_dir)
   folder = mixture.folder_of('pets', 'some', str(data_dir))

@@ -30,7 +30,7 @@ def rig(tmp_path_factory) -> trainer.Rig:
   return trainer.Rig(tmp_path_factory.getbasetemp())
 
 
-def test_what_nobody_needs_is_not_followed_with_a_line_for_each(monkeypatch, capsys):
+def test_variables_that_nobody_needs_are_ignored_with_a_line_for_each(monkeypatch, capsys):
   for name, value in OTHERS.items():
     monkeypatch.setenv(name, value)
   monkeypatch.setenv('JAX_LEGACY_PRNG_KEY', 'allow')  # as it is anyway
@@ -39,7 +39,7 @@ def test_what_nobody_needs_is_not_followed_with_a_line_for_each(monkeypatch, cap
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) == len(OTHERS)
   for name, value in OTHERS.items():
-    assert any(f'{name}={value} is not followed here' in line for line in lines)
+    assert any(f'{name}={value} is ignored' in line for line in lines)
 
 
 @pytest.mark.parametrize('value', ['1', 'true', 'YES'])
@@ -83,10 +83,10 @@ def test_a_resume_under_other_settings_is_refused(old, new, words, tmp_path, mon
 
 
 def test_a_run_and_its_resume_under_other_settings(rig, tmp_path):
-  """Those that are not followed give the same bits; another one is refused when the run goes on."""
+  """Those that are ignored give the same bits; another one is refused when the run goes on."""
   straight, workdir = rig.straight(), tmp_path / 'w'
   run = rig.finish(workdir, **OTHERS)
-  assert run.err.count('is not followed here') == len(OTHERS)
+  assert run.err.count('is ignored') == len(OTHERS)
   trainer.assert_same_end(workdir, straight)
   run = rig.start(workdir, XLA_FLAGS='--xla_cpu_enable_fast_math=true')
   assert run.wait() == 2

@@ -29,9 +29,9 @@ def text(mesh, channels=64):
 def test_names_and_default():
   assert [platforms.of(Mesh(name)) for name in ('cpu', 'cuda', 'rocm', 'gpu', 'tpu')] == ['cpu', *['gpu'] * 3, 'tpu']
   assert platforms.current() == jax.default_backend() == 'cpu'
-  with platforms.made_for(Mesh('tpu')):
+  with platforms.tracing_for(Mesh('tpu')):
     assert platforms.current() == 'tpu'
-    with platforms.made_for(Mesh('cuda')):
+    with platforms.tracing_for(Mesh('cuda')):
       assert platforms.current() == 'gpu'
     assert platforms.current() == 'tpu'
   assert platforms.current() == 'cpu'

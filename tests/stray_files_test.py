@@ -10,7 +10,6 @@ import pytest
 from adversarial_augment import config, corruption_nets, export, inference, report, results
 from adversarial_augment.datasets import cifar10_c, mixture
 from adversarial_augment.errors import UserError
-from adversarial_augment.preparation import deepaugment_files
 from adversarial_augment.storage import files
 from tests import deepaugment_sets
 from tests.classifier_cases import save_run
@@ -83,7 +82,7 @@ def test_a_folder_with_nothing_but_such_files_takes_a_new_set(pets, tmp_path):
 def test_a_deepaugment_set(tmp_path):
   data_dir = deepaugment_sets.write(tmp_path / 'data')
   litter(data_dir)
-  assert deepaugment_sets.write_some(data_dir) == deepaugment_files.Done(0, 0)
+  assert deepaugment_sets.write_some(data_dir) == (0, 0)
   copies = mixture.load(deepaugment_sets.load(data_dir), str(data_dir), ('some',), None)
   assert [found.num_examples for found in copies] == [deepaugment_sets.N] * 2
 
@@ -101,7 +100,7 @@ def test_a_deepaugment_set_that_was_begun_goes_on(tmp_path):
   with pytest.raises(UserError, match='enough'):
     deepaugment_sets.write_some(data_dir, make=fails_late)
   litter(data_dir)
-  assert deepaugment_sets.write_some(data_dir) == deepaugment_files.Done(deepaugment_sets.N, 0)
+  assert deepaugment_sets.write_some(data_dir) == (deepaugment_sets.N, 0)
 
 
 def test_a_run_its_checkpoints_and_its_export(tmp_path):

@@ -1,7 +1,7 @@
-"""What numbers depend on beside config and data: versions of packages, and what JAX takes from the environment.
+"""What numbers depend on besides config and data: versions of packages, and the environment variables of JAX.
 
-Commands take those settings out of the environment that nobody needs, and say so. The others are recorded in a run,
-and compared when it goes on and between its processes.
+Commands remove variables that nobody needs, with a note. The others are recorded in a run, and compared when it resumes
+and between its processes.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from adversarial_augment.errors import UserError
 
 _PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'orbax-checkpoint', 'tensorflow-datasets')
 
-# Settings of JAX that commands run with in any case, with the values that they have here.
+# Settings of JAX that commands do not let the environment change, with their values here.
 _PINNED = {
   'JAX_ENABLE_X64': '0',
   'JAX_DEFAULT_PRNG_IMPL': 'threefry2x32',
@@ -25,11 +25,11 @@ _PINNED = {
   'JAX_NUMPY_DTYPE_PROMOTION': 'standard',
   'JAX_LEGACY_PRNG_KEY': 'allow',
   'JAX_ENABLE_CUSTOM_PRNG': '0',
-  'JAX_NO_TRACING': '0',  # it and the next refuse work
+  'JAX_NO_TRACING': '0',  # this and the next one make JAX refuse work
   'JAX_TRANSFER_GUARD': 'allow',
-  'JAX_ENABLE_PREEMPTION_SERVICE': '1',  # it makes several processes stop after the same step
+  'JAX_ENABLE_PREEMPTION_SERVICE': '1',  # stops several processes after the same step
 }
-# Settings that fit a machine: recorded.
+# Settings that belong to a machine: recorded.
 _RECORDED = (
   'JAX_DEFAULT_MATMUL_PRECISION',
   'JAX_ALLOW_F16_REDUCTIONS',
@@ -49,30 +49,26 @@ _RECORDED = (
   'NVIDIA_TF32_OVERRIDE',
   'XLA_FLAGS',
 )
-_LIVE = ('JAX_DEFAULT_MATMUL_PRECISION',)  # also where a program has set it, not the environment
+_LIVE = ('JAX_DEFAULT_MATMUL_PRECISION',)  # also if a program has set it
 _HARMLESS = ('--xla_force_host_platform_device_count', '--xla_dump', '--xla_log', '--xla_hlo_profile')  # of XLA_FLAGS
 _TRUE, _FALSE = ('1', 'y', 'yes', 't', 'true', 'on'), ('0', 'n', 'no', 'f', 'false', 'off', '')
 
 
 def pin() -> None:
-  """Takes what a command does not follow out of the environment, with a line for each. Call before JAX is imported.
-
-  Raises:
-    UserError: a setting with which nothing can run.
-  """
+  """Removes the variables that commands ignore, with a line for each. Call before JAX is imported."""
   if _plain(os.environ.get('JAX_DISABLE_JIT', '0')) != '0':
     raise UserError(
-      f'JAX_DISABLE_JIT={os.environ["JAX_DISABLE_JIT"]}: the steps exist in compiled form only; unset the variable.'
+      f'JAX_DISABLE_JIT={os.environ["JAX_DISABLE_JIT"]}: the steps exist only in compiled form; unset the variable.'
     )
   for name, value in _PINNED.items():
     given = os.environ.get(name)
     if given is not None and _plain(given) != value:
       del os.environ[name]
-      streams.say(f'note: {name}={given} is not followed here, so that the same config gives the same numbers.')
+      streams.say(f'note: {name}={given} is ignored, so that the same config gives the same numbers.')
 
 
 def settings() -> dict[str, str]:
-  """Returns the settings of JAX that change numbers and are not as commands have them: variable -> value."""
+  """Returns the settings of JAX that change numbers and differ from those of commands: variable -> value."""
   import jax
 
   found = {name: os.environ[name] for name in _RECORDED if os.environ.get(name)}
@@ -87,13 +83,13 @@ def settings() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of Python, of this package, and of those that compute."""
+  """Returns the versions of Python, of this package, and of the packages that compute."""
   own = {'adversarial_augment': __version__, 'python': platform.python_version()}
   return own | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def source_sha256() -> str:
-  """Returns a hash of this package's code, which says more than its version while it is worked on."""
+  """Returns a hash of this package's code, which changes more often than its version."""
   digest = hashlib.sha256()
   folder = Path(__file__).parents[1]
   for path in sorted(folder.rglob('*.py')):

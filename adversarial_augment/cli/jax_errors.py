@@ -1,4 +1,4 @@
-"""Errors of JAX that are of the machine or its settings, in one line: no such device, or too little memory."""
+"""Errors of JAX that are due to the machine or its settings, in one line: no such device, or too little memory."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import traceback
 
 from adversarial_augment.errors import StorageError, UserError
 
-# As CPUs, GPUs (when they run, and when they try kernels while compiling), TPUs (when they compile) and CUDA put it.
+# As reported by CPUs, GPUs (running, and trying kernels while compiling), TPUs (compiling) and CUDA.
 _MEMORY = re.compile('RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|ALLOC_FAILED', re.IGNORECASE)
 _AMOUNT = re.compile(
   r'(?:allocat\w*|Used)[^\n;\[]*?[0-9][0-9.,]*\s*(?:[KMGT]i?B?|bytes)\b(?:[^.\n;\[]|\.[0-9])*', re.IGNORECASE
@@ -17,13 +17,15 @@ _LONGEST = 160  # characters of JAX's own words
 
 
 def explain(error: BaseException, less_memory: str) -> tuple[str, int] | None:
-  """Returns the line and the exit code of an error of this kind; None of another one.
+  """Returns the line and the exit code of an error of this kind; None for others.
 
   Args:
-    error: anything that was raised.
-    less_memory: what lowers the memory that the program needs, for the message.
+    error: any exception.
+    less_memory: how to need less memory, for the message.
   """
-  if isinstance(error, MemoryError) or (_is_of_runtime(error) and _MEMORY.search(str(error))):
+  jax = sys.modules.get('jax')
+  of_runtime = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+  if isinstance(error, MemoryError) or (of_runtime and _MEMORY.search(str(error))):
     words = _AMOUNT.search(str(error))
     amount = f' ({_short(words[0])})' if words else ''
     return f'Out of memory{amount}; {less_memory}.', StorageError.exit_code
@@ -32,24 +34,19 @@ def explain(error: BaseException, less_memory: str) -> tuple[str, int] | None:
   where = ', '.join(f'{name}={os.environ[name]}' for name in _WHERE if name in os.environ)
   reason = _short(str(error)) or 'no device of that platform was found'
   return (
-    f'JAX cannot start{where and " with "}{where}: {reason}; unset the variable that is to blame, or install JAX for '
-    "the device: pip install 'jax[cuda13]' or 'jax[tpu]'."
+    f'JAX cannot start{where and " with "}{where}: {reason}; unset the wrong variable, or install JAX for the device: '
+    "pip install 'jax[cuda13]' or 'jax[tpu]'."
   ), UserError.exit_code
 
 
-def _is_of_runtime(error: BaseException) -> bool:
-  jax = sys.modules.get('jax')
-  return jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-
-
 def _while_starting(error: Exception) -> bool:
-  """Returns whether it came while JAX was imported, or while it looked for devices."""
-  for frame, _ in traceback.walk_tb(error.__traceback__):
-    file = frame.f_code.co_filename.replace(os.sep, '/')
-    importing = file.endswith('/jax/__init__.py') and frame.f_code.co_name == '<module>'
-    if importing or file.endswith('/jax/_src/xla_bridge.py'):
-      return True
-  return False
+  """Returns whether it was raised while JAX was imported, or while it looked for devices."""
+  frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+  places = [(code.co_filename.replace(os.sep, '/'), code.co_name) for code in frames]
+  return any(
+    file.endswith('/jax/_src/xla_bridge.py') or (file.endswith('/jax/__init__.py') and name == '<module>')
+    for file, name in places
+  )
 
 
 def _short(text: str) -> str:

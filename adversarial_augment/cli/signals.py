@@ -27,17 +27,12 @@ RESUME = 'run the same command again to resume'
 
 
 class Stop:
-  """Whether the run was asked to stop.
-
-  Attributes:
-    unsaved: whether steps have been made that no checkpoint holds; the loop keeps it up to date.
-    kept: what a stop leaves, for the message: 'no step has been made'; likewise.
-    resume: how to resume after a stop, for the message.
-  """
+  """Whether the run was asked to stop. The loop keeps `unsaved` and `kept` up to date."""
 
   def __init__(self, several_processes: bool, kept: str, resume: str):
-    self.unsaved, self.kept, self.resume = False, kept, resume
-    self._several_processes = several_processes
+    self.unsaved = False  # whether steps have been made that no checkpoint holds
+    self.kept = kept  # what a stop leaves, for the message: 'no step has been made'
+    self._several_processes, self._resume = several_processes, resume
     self._polls = 0
     self._asked: float | None = None  # when
     self._name = ''
@@ -57,10 +52,10 @@ class Stop:
     name = signal.Signals(number).name
     if self._asked is not None:
       if time.monotonic() - self._asked >= _SAME:
-        _exit(f'second signal ({name}): exiting without saving; {self.kept}; {self.resume}.', 128 + number)
+        _exit(f'second signal ({name}): exiting without saving; {self.kept}; {self._resume}.', 128 + number)
       return
     if not self.unsaved and not self._several_processes:
-      _exit(f'stopped by {name}: {self.kept}; {self.resume}.', 75)
+      _exit(f'stopped by {name}: {self.kept}; {self._resume}.', 75)
     self._asked = time.monotonic()
     if self._several_processes:
       os.kill(os.getpid(), signal.SIGTERM)  # which JAX's preemption service handles
@@ -89,10 +84,7 @@ def watched(
 ) -> Iterator[None]:
   """Has a thread call `receive` for each of these signals: Python's own handlers would wait for a compilation to end.
 
-  Args:
-    numbers: the signals; SIGHUP is left alone if it is ignored, as under nohup.
-    receive: called in the thread.
-    restored: those that get their former handlers back; for the others, something else has set one meanwhile.
+  SIGHUP is left alone if it is ignored, as under nohup. Only those in `restored` get their former handlers back.
   """
   if threading.current_thread() is not threading.main_thread():
     yield

@@ -7,15 +7,15 @@ import sys
 
 
 def secure() -> None:
-  """Opens what is closed of the standard streams, and lets any name be printed.
+  """Opens closed standard streams, and lets any name be printed.
 
-  The next file that is opened would take the place of a closed one, and get what is printed there.
+  The next file that is opened would get the number of a closed one, and what is printed there.
   """
   for number in range(3):
-    with suppress(OSError):
+    try:
       os.fstat(number)
-      continue
-    os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    except OSError:
+      os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
   for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
     stream = getattr(sys, name)
     if stream is None:
@@ -25,12 +25,12 @@ def secure() -> None:
 
 
 def discard_output() -> None:
-  """Lets what standard output has not taken go, so that the end of the process does not try again."""
+  """Discards what standard output has not taken, so that the exit does not try again."""
   with suppress(OSError, ValueError):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:
-  """Prints a line on standard error; one that nobody can take is lost, and no work with it."""
+  """Prints a line on standard error; if that fails, the line is lost, and the work goes on."""
   with suppress(OSError):
     print(message, file=sys.stderr, flush=True)

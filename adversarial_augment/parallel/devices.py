@@ -1,4 +1,4 @@
-"""What JAX must be told of this machine before it starts: the virtual devices of the CPU, and the compile cache."""
+"""What JAX must know of this machine before it starts: the virtual devices of the CPU, and the compilation cache."""
 
 import importlib.metadata
 import importlib.util
@@ -16,21 +16,20 @@ def usable_cores() -> int:
 
 
 def virtual_devices(batch_size: int) -> int | None:
-  """Lets the CPU backend split the work over the cores; other backends are not touched. Call before any array is made.
+  """Splits the CPU into virtual devices: XLA runs many ops of one device on one core, so several are faster.
 
-  XLA runs many ops of one CPU device on one core, so that several devices are faster. Their number becomes the largest
-  divisor of the batch size that is at most the usable cores. A choice of the user stands: JAX_NUM_CPU_DEVICES,
-  `jax_num_cpu_devices`, or XLA_FLAGS=--xla_force_host_platform_device_count. So do devices that exist already, as in a
-  notebook.
+  Their number is the largest divisor of the batch size that is at most the number of usable cores, unless the user has
+  chosen one: JAX_NUM_CPU_DEVICES, `jax_num_cpu_devices`, or XLA_FLAGS=--xla_force_host_platform_device_count. Devices
+  that exist already, as in a notebook, stay. Call before any array is made.
 
   Args:
     batch_size: images per step of this process.
 
   Returns:
-    How many devices this process will have, or None where that is not known before they exist: with accelerators.
+    How many devices this process will have, or None if only starting JAX tells, as with accelerators.
 
   Raises:
-    UserError: a choice of the user is 0 devices.
+    UserError: the user has chosen 0 devices.
   """
   import jax
 
@@ -38,7 +37,7 @@ def virtual_devices(batch_size: int) -> int | None:
   count = int(forced[-1]) if forced else jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
   if count == 0:
     name = 'XLA_FLAGS' if forced else 'JAX_NUM_CPU_DEVICES'
-    raise UserError(f'{name} asks for 0 devices of the CPU; name at least 1, or leave it out.')
+    raise UserError(f'{name} asks for 0 devices of the CPU; ask for at least 1, or leave it out.')
   if not forced and count < 0:
     count = next(n for n in range(min(usable_cores(), batch_size), 0, -1) if batch_size % n == 0)
     try:
@@ -49,7 +48,7 @@ def virtual_devices(batch_size: int) -> int | None:
 
 
 def _cpu_only() -> bool:
-  """Returns whether JAX will run on the CPU for certain: it is told to, or there is no plugin of another platform."""
+  """Returns whether JAX will certainly run on the CPU: it is told to, or no plugin of another platform is installed."""
   import jax
 
   platforms = jax.config.jax_platforms  # type: ignore[attr-defined]

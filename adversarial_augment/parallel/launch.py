@@ -41,12 +41,6 @@ def find(arguments: Any) -> Processes | None:
 
   The flags decide; without them, the environment: JAX_COORDINATOR_ADDRESS, a SLURM step of more than one task, or a
   TPU pod.
-
-  Args:
-    arguments: with coordinator_address, num_processes and process_id.
-
-  Raises:
-    UserError: a variable is not a number.
   """
   env = os.environ
   if arguments.coordinator_address is not None:
@@ -78,8 +72,7 @@ def together(processes: Processes | None) -> Iterator[dict[str, Any]]:
     block raises no error, the processes do not meet.
 
   Raises:
-    UserError: the processes differ, or cannot meet.
-    AdversarialAugmentError: the block raised it here or on another process.
+    AdversarialAugmentError: the block raised it here or on another process; or the processes differ, or cannot meet.
   """
   own: dict[str, Any] = {}
   failure: AdversarialAugmentError | None = None
@@ -110,7 +103,7 @@ def facts(program: str, config: str, about: Mapping[str, Any]) -> dict[str, Any]
 
   Args:
     program: its name.
-    config: as JSON; fields that name files and folders are left out.
+    config: as JSON; fields that name files and folders are not compared.
     about: further facts, such as the hashes of data, as nested dicts.
   """
   flat = registry.flatten(json.loads(config))
@@ -190,13 +183,13 @@ def _check_address(address: str, index: int | None) -> None:
 
 def _waited_for(processes: Processes) -> str:
   count, index, address, source = processes
-  where = f' at {address}' if address else ''
   if count is None or index is None:
-    return f'the other processes{where} ({source})'
-  if index:
-    return f'process 0{where}, as process {index} of {count} ({source})'
-  others = 'process 1' if count == 2 else f'processes 1 to {count - 1}'
-  return f'{others} of {count}{where and ", to meet" + where} ({source})'
+    who = 'the other processes'
+  elif index:
+    who = 'process 0'
+  else:
+    who = f'process{"es 1 to" if count > 2 else ""} {count - 1} of {count}'
+  return f'{who}{" at " + address if address else ""} ({source})'
 
 
 def _exchange(own: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:

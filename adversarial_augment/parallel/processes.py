@@ -1,4 +1,4 @@
-"""Acting once for several processes, with the outcome, errors included, known to all of them."""
+"""Actions of one process for all, whose outcome, errors included, all of them get."""
 
 from collections.abc import Callable
 import json
@@ -22,7 +22,7 @@ def on_process_0(action: Callable[[], Any]) -> Any:
   if jax.process_index() == 0:
     try:
       outcome = {'value': action()}
-    except Exception as error:  # the others would wait for ever
+    except Exception as error:  # the others would wait forever
       failure, outcome = error, {'error': [type(error).__name__, cli.describe(error)]}
   outcome = json.loads(broadcast(json.dumps(outcome).encode()))
   if failure is not None:

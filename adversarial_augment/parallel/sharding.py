@@ -13,16 +13,12 @@ AXIS = 'data'
 
 
 def data_mesh() -> Mesh:
-  """Returns the mesh over all devices.
-
-  Raises:
-    UserError: a process has more devices than another one; all processes know, and raise it.
-  """
+  """Returns the mesh over all devices; raises UserError on all processes if they have different numbers of devices."""
   counts = Counter(device.process_index for device in jax.devices())
   if other := next((index for index in sorted(counts) if counts[index] != counts[0]), None):
     raise UserError(
       f'The processes of the run differ: there are {counts[0]} devices on process 0 and {counts[other]} on process '
-      f'{other}; give each as many (JAX_NUM_CPU_DEVICES, XLA_FLAGS, CUDA_VISIBLE_DEVICES).'
+      f'{other}; give each the same number (JAX_NUM_CPU_DEVICES, XLA_FLAGS, CUDA_VISIBLE_DEVICES).'
     )
   return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 

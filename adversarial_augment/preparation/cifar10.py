@@ -1,7 +1,7 @@
-"""`prepare cifar10`: downloads CIFAR-10, or imports it from any of the forms in which it is handed around."""
+"""`prepare cifar10`: downloads CIFAR-10, or imports it from any of its usual forms."""
 
 import argparse
-import pathlib
+from pathlib import Path
 
 from adversarial_augment.datasets import cifar10, writer
 from adversarial_augment.preparation import command
@@ -10,14 +10,13 @@ from adversarial_augment.storage.download import download
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    '--from',
-    dest='source',
-    metavar='PATH',
-    help='the binary or the Python archive, a folder with its files, or an .npz with x_train, y_train, x_test, '
-    'y_test; without it the official archive is downloaded (170 MB) to DATA_DIR/downloads',
+  command.add_source(
+    parser,
+    'PATH',
+    'the binary or Python archive, a folder with its files, or an .npz with x_train, y_train, x_test, y_test; default: '
+    'download the official archive (170 MB) to DATA_DIR/downloads',
   )
-  parser.add_argument('--url', default=cifar10.URL, help='a mirror of the binary archive (default: %(default)s)')
+  parser.add_argument('--url', default=cifar10.URL, help='address of the binary archive (default: %(default)s)')
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,9 +30,10 @@ def run(arguments: argparse.Namespace) -> None:
     archive_sha256=None,
     has_ids=True,
   )
-  data_dir, source = command.data_dir(arguments), command.source(arguments)
+  data_dir = command.data_dir(arguments)
+  source = None if arguments.source is None else command.source(arguments)
   writer.check_target(description, data_dir, sum(cifar10.COUNTS.values()), arguments.overwrite)
-  path = _downloaded(arguments.url, data_dir) if source is None else source
+  path = source or _downloaded(arguments.url, data_dir)
   with command.readable(path):
     content = cifar10.read(path, cifar10.COUNTS)
   splits = {
@@ -41,11 +41,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name, batch in content.splits.items()
   }
   description = description._replace(origin=content.origin, archive_sha256=content.archive_sha256)
-  command.report(description, splits, writer.write(description, splits, data_dir, arguments.overwrite), arguments)
+  command.write(description, splits, data_dir, arguments.overwrite)
+  command.print_use('--config.dataset=cifar10', arguments)
 
 
-def _downloaded(url: str, data_dir: pathlib.Path) -> pathlib.Path:
-  """Returns the official binary archive; it is kept, so that it is fetched once."""
+def _downloaded(url: str, data_dir: Path) -> Path:
+  """Returns the official binary archive, which is kept and downloaded only once."""
   path = data_dir / 'downloads' / 'cifar-10-binary.tar.gz'
   with artifact.storage_errors(f"write under '{data_dir}'"):
     path.parent.mkdir(parents=True, exist_ok=True)

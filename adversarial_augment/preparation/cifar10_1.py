@@ -1,26 +1,19 @@
 """`prepare cifar10_1`: imports CIFAR-10.1 from the .npy files of its authors."""
 
 import argparse
-import shlex
 
 from adversarial_augment.datasets import cifar10, cifar10_1, writer
 from adversarial_augment.preparation import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    '--from',
-    dest='source',
-    required=True,
-    metavar='FOLDER',
-    help='holds cifar10.1_v4_data.npy, cifar10.1_v4_labels.npy and those of v6: datasets/ of '
-    'github.com/modestyachts/CIFAR-10.1',
-  )
+  files = 'cifar10.1_v4_data.npy, cifar10.1_v4_labels.npy and those of v6'
+  about = f'folder with {files}: datasets/ of github.com/modestyachts/CIFAR-10.1'
+  command.add_source(parser, 'FOLDER', about, required=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
   data_dir, source = command.data_dir(arguments), command.source(arguments)
-  assert source is not None  # the flag is required
   with command.readable(source):
     found = {version: cifar10_1.read(source, version) for version in cifar10_1.COUNTS}
   jobs = []
@@ -39,7 +32,5 @@ def run(arguments: argparse.Namespace) -> None:
     writer.check_target(description, data_dir, len(batch.labels), arguments.overwrite)
     jobs.append((description, {'test': writer.Split(len(batch.labels), zip(*batch, strict=True))}))
   for description, splits in jobs:
-    path = writer.write(description, splits, data_dir, arguments.overwrite)
-    counts = ', '.join(f'{split.num_examples:,} {name} images' for name, split in splits.items())
-    print(f"Wrote '{path}': {counts}, origin {description.origin}.")
-  print(f'Use it with --config.evals=clean,cifar10_1 --config.data_dir={shlex.quote(arguments.data_dir)}')
+    command.write(description, splits, data_dir, arguments.overwrite)
+  command.print_use('--config.evals=clean,cifar10_1', arguments)

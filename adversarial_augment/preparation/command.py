@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping
 import contextlib
-import pathlib
+from pathlib import Path
 import shlex
 
 from adversarial_augment.datasets import writer
@@ -11,12 +11,12 @@ from adversarial_augment.errors import StorageError, UserError, show
 from adversarial_augment.storage import files
 
 
-def data_dir(arguments: argparse.Namespace) -> pathlib.Path:
-  """Returns the folder of prepared data sets; `train` takes the same names.
+def add_source(parser: argparse.ArgumentParser, metavar: str, about: str, *, required: bool = False) -> None:
+  parser.add_argument('--from', dest='source', metavar=metavar, required=required, help=about)
 
-  Raises:
-    UserError: it cannot be the name of a folder, or a file is in its place.
-  """
+
+def data_dir(arguments: argparse.Namespace) -> Path:
+  """Returns the folder of prepared data sets, which need not exist; `train` takes the same names."""
   text = arguments.data_dir
   if not text or not text.isprintable():
     raise UserError(f'--data_dir={show(text)} must be a printable name of a folder, not empty; name another one.')
@@ -25,21 +25,15 @@ def data_dir(arguments: argparse.Namespace) -> pathlib.Path:
   return path
 
 
-def source(arguments: argparse.Namespace) -> pathlib.Path | None:
-  """Returns what --from names, or None without the flag.
-
-  Raises:
-    UserError: it is empty, or no name of a file.
-  """
-  if arguments.source is None:
-    return None
+def source(arguments: argparse.Namespace) -> Path:
+  """Returns what --from names."""
   if not arguments.source:
     raise UserError('--from is empty; it must name a file or a folder.')
   return files.user_path(arguments.source, '--from')
 
 
 @contextlib.contextmanager
-def readable(path: pathlib.Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
   """Turns an OSError of the block, which reads `path`, into a UserError."""
   try:
     yield
@@ -51,13 +45,12 @@ def readable(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def report(
-  description: writer.Description,
-  splits: Mapping[str, writer.Split],
-  path: pathlib.Path,
-  arguments: argparse.Namespace,
-) -> None:
-  """Says what was written, and how `train` is told to use it."""
+def write(description: writer.Description, splits: Mapping[str, writer.Split], data_dir: Path, overwrite: bool) -> None:
+  """Writes a data set, and prints what was written."""
+  path = writer.write(description, splits, data_dir, overwrite)
   counts = ', '.join(f'{split.num_examples:,} {name}' for name, split in splits.items())
   print(f"Wrote '{path}': {counts} images, {len(description.class_names)} classes, origin {description.origin}.")
-  print(f'Use it with --config.dataset={description.name} --config.data_dir={shlex.quote(arguments.data_dir)}')
+
+
+def print_use(flags: str, arguments: argparse.Namespace) -> None:
+  print(f'Use it with {flags} --config.data_dir={shlex.quote(arguments.data_dir)}')

@@ -1,8 +1,14 @@
-"""`prepare cifar10_c`: corrupts a test split at five severities, seeded, or imports CIFAR-10-C itself."""
+"""`prepare cifar10_c`: corrupts a test split at five severities, seeded, or imports CIFAR-10-C itself.
+
+Images that exist already, and were made in the same way, are not made again.
+"""
 
 import argparse
+from collections.abc import Iterable, Iterator, Mapping
+import itertools
 import json
-import pathlib
+import math
+from pathlib import Path
 import shlex
 import time
 from typing import Any
@@ -10,55 +16,47 @@ from typing import Any
 import numpy as np
 
 from adversarial_augment import datasets, metrics, registry
-from adversarial_augment.cli import signals
-from adversarial_augment.datasets import cifar10_c
-from adversarial_augment.errors import UserError
+from adversarial_augment.cli import progress, signals
+from adversarial_augment.datasets import cifar10_c, npy, sampling, source, writer
+from adversarial_augment.datasets.cifar10_c import CorruptionSet
+from adversarial_augment.datasets.made_with import comparable
+from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.parallel import devices
-from adversarial_augment.preparation import command, corruption_files
-from adversarial_augment.preparation.corruption_files import Corrupted
+from adversarial_augment.preparation import command
+from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset
 
-_FORMATS = {  # who writes it, and what to do with it
-  'npy': (
-    corruption_files.write_npy,
-    'Evaluate on it with --config.evals=clean,cifar10_c --config.dataset={dataset} --config.data_dir={data_dir}',
-  ),
-  'array_record': (
-    corruption_files.write_records,
-    "Read it with adversarial_augment.datasets.load('{folder}/NAME_SEVERITY', 'test', '{data_dir}'), or with TFDS.",
-  ),
-}
+_AT_ONCE = 1 << 24  # bytes of images corrupted at once, so that every core has work
+_FEWEST = 250  # images corrupted at once
+_TFDS_NAMES = {'glass_blur': 'frosted_glass_blur', 'elastic_transform': 'elastic'}  # where TFDS spells them differently
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('--dataset', default='cifar10', help='whose test split it is (default: %(default)s)')
-  parser.add_argument('--names', help=f'corruptions, with commas; default: all of {", ".join(metrics.ALL_NAMES)}')
-  parser.add_argument('--seed', type=int, help='of all draws (default: 0)')
+  parser.add_argument('--dataset', default='cifar10', help='data set whose test split is used (default: %(default)s)')
+  parser.add_argument('--names', help=f'corruptions, comma-separated; default: all of {", ".join(metrics.ALL_NAMES)}')
+  parser.add_argument('--seed', type=int, help='seed of all random numbers (default: 0)')
   parser.add_argument(
     '--format',
     choices=tuple(_FORMATS),
     default='npy',
-    help="npy: DATA_DIR/DATASET_c in the layout of CIFAR-10-C, which the evaluations read; array_record: TFDS's layout "
-    'and names, DATA_DIR/DATASET_corrupted/fog_1 (default: %(default)s)',
+    help='npy: DATA_DIR/DATASET_c in the layout of CIFAR-10-C, which evaluations read; array_record: DATA_DIR/'
+    'DATASET_corrupted/fog_1 and so on, in the layout of TFDS (default: %(default)s)',
   )
   parser.add_argument(
     '--frost',
     metavar='FOLDER',
-    help="holds frost1.png and so on, the photographs of CIFAR-10-C; default: those of the package 'imagecorruptions' "
-    'or, if it is not installed, procedural textures, which are not comparable with published results',
+    help='folder with frost1.png and so on, the photographs of CIFAR-10-C; default: those of the package '
+    "'imagecorruptions' if it is installed, else procedural textures, which are not comparable with published results",
   )
-  parser.add_argument(
-    '--from',
-    dest='source',
-    metavar='PATH',
-    help='import CIFAR-10-C.tar (Zenodo record 2535967), not unpacked, or a folder with its files',
-  )
+  about = 'CIFAR-10-C.tar (Zenodo record 2535967), not unpacked, or a folder with its files, to import'
+  command.add_source(parser, 'PATH', about)
 
 
 def run(arguments: argparse.Namespace) -> None:
-  data_dir, source = command.data_dir(arguments), command.source(arguments)
+  data_dir = command.data_dir(arguments)
+  path = None if arguments.source is None else command.source(arguments)
   names = _names(arguments.names)
-  if source is not None and (arguments.seed is not None or arguments.frost is not None):
+  if path is not None and (arguments.seed is not None or arguments.frost is not None):
     raise UserError('--seed and --frost say how images are made, and have no meaning with --from; leave them out.')
   if arguments.frost is not None and 'frost' not in names:
     raise UserError('--frost is what frost is made of, which --names leaves out; name frost too, or leave --frost out.')
@@ -73,20 +71,21 @@ def run(arguments: argparse.Namespace) -> None:
     )
   write, use = _FORMATS[arguments.format]
   # Python's own handlers may be called where JAX swallows what they raise.
-  kept = f"the corruptions that are whole are kept in '{data_dir}'"
+  kept = f"finished corruptions are kept in '{data_dir}'"
   resume = f'run the same command again{" without --overwrite" if arguments.overwrite else ""} to resume'
   with signals.listen(several_processes=False, kept=kept, resume=resume):
-    corrupted = _generated(names, test, seed, arguments.frost) if source is None else _imported(names, test, source)
+    images = _generated(names, test, seed, arguments.frost) if path is None else _imported(names, test, path)
+    manifest = _manifest(images, test, path)
     began = time.monotonic()
-    done = write(corrupted, test, data_dir, arguments.overwrite)
+    folder, written = write(images, manifest, test, data_dir, arguments.overwrite)
     seconds = time.monotonic() - began
   what = names[0] if len(names) == 1 else f'{len(names)} corruptions'
   print(
-    f"'{done.path}' has {what} at {len(metrics.SEVERITIES)} severities of {test.num_examples:,} "
-    f'images, origin {corrupted.images.origin}; {done.num_written:,} images written in {seconds:,.0f} s.'
+    f"'{folder}' has {what} at {len(metrics.SEVERITIES)} severities of {test.num_examples:,} images, origin "
+    f'{images.origin}; {written:,} images written in {seconds:,.0f} s.'
   )
   if set(names) >= set(metrics.NAMES) or arguments.format != 'npy':  # what an evaluation needs
-    print(use.format(dataset=arguments.dataset, data_dir=shlex.quote(arguments.data_dir), folder=done.path.name))
+    print(use.format(dataset=arguments.dataset, data_dir=shlex.quote(arguments.data_dir), folder=folder.name))
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -98,7 +97,7 @@ def _names(text: str | None) -> tuple[str, ...]:
   return tuple(dict.fromkeys(text.split(',')))
 
 
-def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | None) -> Corrupted:
+def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | None) -> CorruptionSet:
   """Returns corruptions that are made when they are read, spread over the processor's cores."""
   devices.virtual_devices(devices.usable_cores())
   devices.compilation_cache()
@@ -109,33 +108,177 @@ def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | No
   def read(name: str, severity: int, indices: np.ndarray) -> np.ndarray:
     return corruptions.corrupt(images[indices], name, severity, seed, indices, frost=frost)
 
-  provenance = {
-    'seed': seed,
-    'frost': corruptions.describe_frost(frost) if 'frost' in names else None,
-    'made_with': corruptions.made_with(),
-  }
   notes: dict[str, dict[str, Any]] = {name: {'constants': corruptions.CORRUPTIONS[name].severities} for name in names}
   if 'frost' in names:
-    notes['frost']['frost'] = provenance['frost']
-  corrupted = cifar10_c.CorruptionSet(names, 'generated', provenance, read, notes)
-  return _with_manifest(corrupted, test, None)
+    notes['frost']['frost'] = corruptions.describe_frost(frost)
+  notes = json.loads(json.dumps(notes))  # as a manifest has them
+  return CorruptionSet(names, 'generated', {'seed': seed, 'made_with': corruptions.made_with()}, read, notes)
 
 
-def _imported(names: tuple[str, ...], test: Dataset, source: pathlib.Path) -> Corrupted:
-  print(f"Checking '{source}' ...", flush=True)
-  return _with_manifest(cifar10_c.open_set(source, names, test, verify=True), test, source)
+def _imported(names: tuple[str, ...], test: Dataset, path: Path) -> CorruptionSet:
+  print(f"Checking '{path}' ...", flush=True)
+  return cifar10_c.open_set(path, names, test, verify=True)
 
 
-def _with_manifest(corrupted: cifar10_c.CorruptionSet, test: Dataset, source: pathlib.Path | None) -> Corrupted:
+def _manifest(images: CorruptionSet, test: Dataset, path: Path | None) -> dict[str, Any]:
+  """Returns the manifest of a whole set, without its files."""
   manifest: dict[str, Any] = {
     'format': cifar10_c.FORMAT,
-    'origin': corrupted.origin,
-    'source': source and str(source.resolve()),
+    'origin': images.origin,
+    'source': path and str(path.resolve()),
     'test_set': test.provenance,
     'num_images': test.num_examples,
     'image_shape': test.image_shape,
-    'seed': corrupted.provenance['seed'],
-    'made_with': corrupted.provenance['made_with'],
+    'seed': images.provenance['seed'],
+    'made_with': images.provenance['made_with'],
   }
-  manifest, notes = json.loads(json.dumps([manifest, corrupted.notes]))
-  return Corrupted(corrupted, manifest, notes)
+  return json.loads(json.dumps(manifest))
+
+
+def _notes(images: CorruptionSet, name: str) -> dict[str, Any]:
+  """Returns what is known of a corruption before it is written: constants, source of frost, hash of an import."""
+  sha256 = {'sha256': images.sha256[f'{name}.npy']} if images.sha256 else {}
+  return {**sha256, **images.notes.get(name, {})}
+
+
+def _batches(images: CorruptionSet, name: str, severity: int, test: Dataset) -> Iterator[np.ndarray]:
+  at_once = max(_FEWEST, _AT_ONCE // math.prod(test.image_shape))
+  return (images.read(name, severity, indices) for indices in sampling.batches(test.num_examples, at_once))
+
+
+def _write_npy(
+  images: CorruptionSet, manifest: dict[str, Any], test: Dataset, data_dir: Path, overwrite: bool
+) -> tuple[Path, int]:
+  """Writes DATA_DIR/DATASET_c/NAME.npy, labels.npy and MANIFEST.json; returns the folder and the number of images.
+
+  The manifest lists the files that are complete.
+  """
+  folder = data_dir / cifar10_c.folder_name(test.name)
+  if manifest['source'] == str(folder.resolve()):
+    raise UserError(f"--from='{folder}' is where the set belongs, and is used as it is; there is nothing to import.")
+  shape = (len(metrics.SEVERITIES) * test.num_examples, *test.image_shape)
+  absent = sum(not (folder / f'{name}.npy').exists() for name in images.names)
+  artifact.check_space(data_dir, (absent + overwrite) * math.prod(shape) + (1 << 20))
+  with artifact.storage_errors(f"write in '{folder}'"):
+    folder.mkdir(parents=True, exist_ok=True)
+    with artifact.lock(folder):
+      listed = _kept(folder, images, manifest, test, overwrite)
+      missing = [name for name in images.names if f'{name}.npy' not in listed]
+
+      def add(name: str, dtype: type, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+        blocks = (np.ascontiguousarray(part, dtype).tobytes() for part in parts)
+        entry = artifact.replace(folder / f'{name}.npy', itertools.chain([npy.header(dtype, shape)], blocks))
+        listed[f'{name}.npy'] = entry | dict(images.notes.get(name, {}))
+        artifact.write_json(folder / artifact.MANIFEST, manifest | {'files': listed})
+
+      # Before any file that it listed is replaced.
+      artifact.write_json(folder / artifact.MANIFEST, manifest | {'files': listed})
+      if cifar10_c.LABELS not in listed:
+        add('labels', np.int32, shape[:1], [cifar10_c.labels_of(test)] * len(metrics.SEVERITIES))
+      with progress.images(len(missing) * shape[0]) as advance:
+
+        def all_severities(name: str) -> Iterator[np.ndarray]:
+          for severity in metrics.SEVERITIES:
+            for batch in _batches(images, name, severity, test):
+              yield batch
+              advance(f'{name} {severity}', len(batch))
+
+        for name in missing:
+          add(name, np.uint8, shape, all_severities(name))
+  return folder, len(missing) * shape[0]
+
+
+def _kept(
+  folder: Path, images: CorruptionSet, manifest: dict[str, Any], test: Dataset, overwrite: bool
+) -> dict[str, Any]:
+  """Returns the manifest's entries of the files that stay, and removes what is in the way if `overwrite`."""
+  for remains in folder.glob('.*.npy.tmp'):  # of a start that was killed
+    remains.unlink()
+  path, found = folder / artifact.MANIFEST, {}
+  try:
+    if path.exists():
+      made = cifar10_c.read_manifest(npy.whole(path), folder, test.name)
+      _check_same(folder, made, manifest)
+      found = made['files']
+    elif files.named(folder, '*.npy'):
+      raise ArtifactError(
+        f"'{folder}' has .npy files and no {path.name}, as the official files would", folder, remedy='use or replace'
+      )
+  except ArtifactError:
+    if not overwrite:
+      raise
+    for name in (artifact.MANIFEST, cifar10_c.LABELS, *(f'{name}.npy' for name in metrics.ALL_NAMES)):
+      (folder / name).unlink(missing_ok=True)
+    found = {}
+  kept = {file: entry for file, entry in found.items() if artifact.size_of(folder / file) == entry['bytes']}
+  for name in images.names:
+    file = f'{name}.npy'
+    if overwrite:
+      kept.pop(file, None)
+    elif file in kept:
+      known = {key: kept[file][key] for key in ('bytes', 'sha256')}
+      artifact.check_same(folder, kept[file], known | _notes(images, name))
+  return kept
+
+
+def _check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  artifact.check_same(folder, comparable(found, 'corruptions'), comparable(wanted, 'corruptions'))
+
+
+def _write_records(
+  images: CorruptionSet, manifest: dict[str, Any], test: Dataset, data_dir: Path, overwrite: bool
+) -> tuple[Path, int]:
+  """Writes DATA_DIR/DATASET_corrupted/NAME_SEVERITY/1.0.0, which TFDS and `datasets.load` read; returns as _write_npy.
+
+  Each of them is written completely or not at all; those that were made in the same way stay.
+  """
+  dataset = cifar10_c.folder_name(test.name).removesuffix('_c') + '_corrupted'
+  n, labels = test.num_examples, cifar10_c.labels_of(test)
+  made = {key: value for key, value in manifest.items() if key != 'source'}
+  missing = []
+  for name, severity in itertools.product(images.names, metrics.SEVERITIES):
+    description = writer.Description(
+      name=dataset,
+      config=f'{_TFDS_NAMES.get(name, name)}_{severity}',
+      version='1.0.0',  # of the TFDS builder whose layout this is
+      text=f"The test split of '{test.name}' under the corruption {name} of severity {severity}.",
+      class_names=test.class_names or tuple(map(str, range(test.num_classes))),
+      image_shape=test.image_shape,
+      origin=images.origin,
+      archive_sha256=None,
+      made=made | _notes(images, name),
+    )
+    if overwrite or not _is_complete(writer.folder_of(description, data_dir), description.made or {}):
+      missing.append((name, severity, description))
+  artifact.check_space(data_dir, writer.space_for(len(missing) * n, test.image_shape))
+  with progress.images(len(missing) * n) as advance:
+    for name, severity, description in missing:
+      advance(f'{name} {severity}', 0)
+      examples = zip(itertools.chain.from_iterable(_batches(images, name, severity, test)), labels, strict=True)
+      writer.write(description, {'test': writer.Split(n, examples)}, data_dir, overwrite=True)
+      advance(f'{name} {severity}', n)
+  return data_dir / dataset, len(missing) * n
+
+
+def _is_complete(folder: Path, made: Mapping[str, Any]) -> bool:
+  """Returns whether a data set has all its files; raises ArtifactError if it was made otherwise, or is of TFDS."""
+  if not folder.exists():
+    return False
+  path = folder / source.PROVENANCE
+  if not path.exists():
+    raise ArtifactError(f"'{folder}' has no {path.name}, as where TFDS made it", folder, remedy='use or replace')
+  found = artifact.read(path, lambda found: (found['made'].items(), found['bytes'].items()), remedy='replace')
+  _check_same(folder, found['made'], made)
+  return all(artifact.size_of(folder / name) == size for name, size in found['bytes'].items())
+
+
+_FORMATS = {  # who writes it, and how it is used
+  'npy': (
+    _write_npy,
+    'Evaluate on it with --config.evals=clean,cifar10_c --config.dataset={dataset} --config.data_dir={data_dir}',
+  ),
+  'array_record': (
+    _write_records,
+    "Read it with adversarial_augment.datasets.load('{folder}/NAME_SEVERITY', 'test', '{data_dir}'), or with TFDS.",
+  ),
+}

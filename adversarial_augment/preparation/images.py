@@ -4,7 +4,7 @@ import argparse
 import collections
 from collections.abc import Iterator, Sequence
 import hashlib
-import pathlib
+from pathlib import Path
 import re
 
 import numpy as np
@@ -22,28 +22,22 @@ _TAKEN = ('cifar10', *_OF_EVALUATIONS, 'cifar10_corrupted', *DATASETS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('--name', required=True, help='of the new data set: a-z, 0-9 and _, a letter first')
+  suffixes, fits = ', '.join(folder.SUFFIXES), '; '.join(f'{name}: {about}' for name, about in folder.FITS.items())
+  parser.add_argument('--name', required=True, help='name of the new data set: a-z, 0-9 and _, a letter first')
+  about = f'folder with CLASS/*, or train/CLASS/* and test/CLASS/*, or val instead of test, or all three ({suffixes})'
+  command.add_source(parser, 'FOLDER', about, required=True)
   parser.add_argument(
-    '--from',
-    dest='source',
-    required=True,
-    metavar='FOLDER',
-    help='holds CLASS/*, or train/CLASS/* and test/CLASS/*, or val instead of test, or all three '
-    f'({", ".join(folder.SUFFIXES)})',
+    '--size', default='32', metavar='PIXELS', help='height and width, or such as 48x64 (default: %(default)s)'
   )
-  parser.add_argument(
-    '--size', default='32', metavar='PIXELS', help='a side, or HEIGHTxWIDTH such as 48x64 (default: %(default)s)'
-  )
-  fits = '; '.join(f'{name}: {about}' for name, about in folder.FITS.items())
   parser.add_argument(
     '--fit', choices=folder.FITS, default='crop', help=f'how images of other shapes are resized; {fits} (default: crop)'
   )
   parser.add_argument(
     '--test_fraction',
     type=float,
-    help='of each class that is kept for testing, where there is no test folder (default: 0.2)',
+    help='fraction of each class that is kept for testing if there is no test folder (default: 0.2)',
   )
-  parser.add_argument('--seed', type=int, default=0, help='of the split and the order (default: %(default)s)')
+  parser.add_argument('--seed', type=int, default=0, help='seed of the split and the order (default: %(default)s)')
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -56,11 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
   if not 0 <= arguments.seed < 2**32:
     raise UserError(f'--seed={arguments.seed} must lie between 0 and 2**32 - 1.')
   data_dir, source = command.data_dir(arguments), command.source(arguments)
-  assert source is not None  # the flag is required
   with command.readable(source):
     listing = folder.list_images(source, arguments.test_fraction, arguments.seed)
   reader = _Reader(size, arguments.fit, last=list(listing.splits)[-1])
-  splits = {split: writer.Split(len(files), reader.read(split, files)) for split, files in listing.splits.items()}
   description = writer.Description(
     name=name,
     version='1.0.0',
@@ -71,22 +63,25 @@ def run(arguments: argparse.Namespace) -> None:
     archive_sha256=None,
     made={'fit': arguments.fit, 'seed': arguments.seed, 'test_fraction': arguments.test_fraction},
   )
-  for note in listing.notes:
-    print(note)
-  if listing.unused:
-    print(
-      f'Not used: {len(listing.unused):,} images that do not lie in a class folder itself, such as '
-      f'{_named(_varied(listing.unused))}.'
-    )
-  if listing.ignored:
-    types = ', '.join(folder.SUFFIXES)
-    print(f'Ignored {len(listing.ignored)} files that are not {types}, such as {_named(_varied(listing.ignored))}.')
-  if listing.broken_links:
-    print(f'Ignored {len(listing.broken_links)} links to nothing, such as {_named(_varied(listing.broken_links))}.')
-  path = writer.write(description, splits, data_dir, arguments.overwrite)
+  for line in (*listing.notes, *_left_out(listing)):
+    print(line)
+  splits = {split: writer.Split(len(files), reader.read(split, files)) for split, files in listing.splits.items()}
+  command.write(description, splits, data_dir, arguments.overwrite)
   for line in reader.lines():
     print(line)
-  command.report(description, splits, path, arguments)
+  command.print_use(f'--config.dataset={name}', arguments)
+
+
+def _left_out(listing: folder.Listing) -> Iterator[str]:
+  """Yields which files were not read."""
+  for paths, text in (
+    (listing.unused, 'Not used: {:,} images that do not lie in a class folder itself'),
+    (listing.ignored, f'Ignored {{}} files that are not {", ".join(folder.SUFFIXES)}'),
+    (listing.broken_links, 'Ignored {} links to nothing'),
+  ):
+    if paths:
+      firsts = set({path.parent: path for path in reversed(paths)}.values())  # one of each folder
+      yield f'{text.format(len(paths))}, such as {_named(sorted(paths, key=lambda path: path not in firsts))}.'
 
 
 class _Reader:
@@ -95,17 +90,12 @@ class _Reader:
   def __init__(self, size: tuple[int, int], fit: str, last: str):
     """`last` is the split that is read last."""
     self._size, self._fit, self._last = size, fit, last
-    self._num_images = 0
     self._changes: collections.Counter[str] = collections.Counter()
-    self._places: dict[bytes, list[tuple[str, int, pathlib.Path]]] = {}  # of equal pixels: splits, labels, files
+    self._places: dict[bytes, list[tuple[str, int, Path]]] = {}  # of equal pixels: splits, labels, files
     self._broken: list[str] = []
 
-  def read(self, split: str, files: list[tuple[pathlib.Path, int]]) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields images and labels.
-
-    Raises:
-      UserError: at the end of the last split, some cannot be read; it names them all.
-    """
+  def read(self, split: str, files: list[tuple[Path, int]]) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields images and labels; raises UserError at the end of the last split, with all that cannot be read."""
     for path, label in files:
       changes: list[str] = []
       try:
@@ -113,7 +103,6 @@ class _Reader:
       except UserError as error:
         self._broken.append(str(error).rstrip('.'))
         continue
-      self._num_images += 1
       self._changes.update(changes)
       self._places.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append((split, label, path))
       if not self._broken:
@@ -124,21 +113,21 @@ class _Reader:
 
   def lines(self) -> Iterator[str]:
     """Yields what was done to the images, and which of them are equal."""
-    height, width = self._size
-    del self._changes[f'of {height}x{width}']
-    noted = [(count, change) for change, count in self._changes.most_common()]
-    sizes = [(count, change) for count, change in noted if change.startswith('of ')]
-    changes = [f'{count:,} {change}' for count, change in noted if not change.startswith('of ')]
+    shape, groups = f'{self._size[0]}x{self._size[1]}', list(self._places.values())
+    del self._changes[f'of {shape}']
+    sizes: list[str] = []
+    changes: list[str] = []
+    for change, count in self._changes.most_common():
+      (sizes if change.startswith('of ') else changes).append(f'{count:,} {change}')
     if sizes:
-      number, of = sum(count for count, _ in sizes), [f'{count:,} {size}' for count, size in sizes]
-      more = f', and {len(of) - _SHOWN} more sizes' if len(of) > _SHOWN else ''
+      resized = sum(count for change, count in self._changes.items() if change.startswith('of '))
+      more = f', and {len(sizes) - _SHOWN} more sizes' if len(sizes) > _SHOWN else ''
       yield (
-        f'Resized {number:,} of {self._num_images:,} images to {height}x{width} (--fit={self._fit}: '
-        f'{folder.FITS[self._fit]}): {", ".join(of[:_SHOWN])}{more}.'
+        f'Resized {resized:,} of {sum(map(len, groups)):,} images to {shape} (--fit={self._fit}: '
+        f'{folder.FITS[self._fit]}): {", ".join(sizes[:_SHOWN])}{more}.'
       )
     if changes:
       yield f'Converted: {", ".join(changes)}.'
-    groups = list(self._places.values())
     for what, column in (('in several splits', 0), ('under several labels', 1)):
       if equal := [group for group in groups if len({place[column] for place in group}) > 1]:
         paths = [path for group in equal for _, _, path in group]
@@ -155,11 +144,5 @@ def _size(text: str) -> tuple[int, int]:
   return height, width
 
 
-def _named(paths: Sequence[pathlib.Path]) -> str:
+def _named(paths: Sequence[Path]) -> str:
   return ', '.join(f"'{path}'" for path in paths[:_SHOWN])
-
-
-def _varied(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-  """Returns the paths with one of each folder first."""
-  firsts = set({path.parent: path for path in reversed(paths)}.values())
-  return sorted(paths, key=lambda path: path not in firsts)

@@ -47,7 +47,7 @@ def estimate(
   logits_fn = classifiers.logits_fn(
     recipe.classifier, params, model_state, batch_statistics=config.attack.batch_norm != 'running'
   )
-  with platforms.made_for(recipe.mesh):
+  with platforms.tracing_for(recipe.mesh):
     loss = lambda params, images: recipe.classifier.apply(params, model_state, None, images, is_training=True)[0].sum()
     update = kept_bytes(loss, params, batch, dtype=config.precision)
     attack = _attack_bytes_of_run(config, recipe.mesh.size, logits_fn, image_shape)
