@@ -4,15 +4,21 @@ python -m adversarial_augment.report runs/ada_edsr
 python -m adversarial_augment.report runs/ada_edsr runs/nominal --output=both.html
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import os
 from pathlib import Path
 from typing import Any
 
-from adversarial_augment import cli
+from adversarial_augment import __version__, cli
 from adversarial_augment.cli import progress
-from adversarial_augment.reporting import page, runs
+from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.reporting import charts, comparisons, results, runs, training
+from adversarial_augment.reporting.parts import Paragraph, Section
 from adversarial_augment.storage import artifact, files
+
+_NO_CHARTS = (
+  "There are no charts because Matplotlib is not installed; install the extra 'plots': pip install matplotlib."
+)
 
 
 def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str | os.PathLike | None = None) -> Path:
@@ -33,21 +39,48 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   found = runs.collect(several)
   default = found[0].folder if len(found) == 1 else Path()
   target = files.output_file(default / 'report.html' if output is None else output, '--output')
-  content = page.page(found).encode('utf-8', errors='replace')
+  content = _page(found).encode('utf-8', errors='replace')
   with artifact.storage_errors(f"write '{target}'"):
     artifact.replace(target, content)
   return target
 
 
+def _page(found: Sequence[runs.Run]) -> str:
+  """Returns the HTML of a report: the same text for the same runs."""
+  import jinja2
+
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('adversarial_augment.reporting'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters['class_name'] = lambda value: type(value).__name__
+  return environment.get_template('page.html').render(
+    title=found[0].label if len(found) == 1 else f'{len(found)} runs: {", ".join(run.label for run in found)}',
+    version=__version__,
+    notes=[] if charts.available() else [Paragraph(_NO_CHARTS, 'note')],
+    unequal=comparisons.unequal_training(found),
+    sections=[section for section in _sections(found) if section.parts],
+  )
+
+
+def _sections(found: Sequence[runs.Run]) -> Iterator[Section]:
+  yield training.what_was_run(found)
+  yield results.headline(found)
+  yield comparisons.differences(found)
+  for name in EVALUATIONS:
+    yield from results.sections(name, found)
+  yield results.calibration(found)
+  yield results.attacked(found)
+  yield training.adversary(found)
+  yield training.curves(found)
+  yield training.provenance(found)
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
-  arguments = _parser().parse_args(argv)
-  with progress.stage('reading the runs and drawing the page'):
-    path = report(arguments.folders, arguments.output)
-  print(f'Wrote {path}')
-
-
-def _parser() -> cli.Parser:
   parser = cli.Parser(
     prog='python -m adversarial_augment.report',
     description='Makes one HTML page of one run, or of several side by side. The page needs no network.',
@@ -55,7 +88,10 @@ def _parser() -> cli.Parser:
   parser.add_argument('folders', nargs='+', metavar='DIR', help='the workdir of a run')
   parser.add_argument('--output', metavar='FILE', help='default: DIR/report.html, or report.html here for several runs')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
-  return parser
+  arguments = parser.parse_args(argv)
+  with progress.stage('reading the runs and drawing the page'):
+    path = report(arguments.folders, arguments.output)
+  print(f'Wrote {path}')
 
 
 if __name__ == '__main__':

@@ -101,11 +101,7 @@ def test_wrong_input_ends_with_2_and_one_line(tmp_path, capsys):
 @pytest.mark.parametrize('name', SAID)
 def test_reports_and_cards_name_the_ball(name):
   config = load(name).to_dict()
-  run = training.Run(
-      folder=None, label='', config=config, closing={}, results={}, robustness=[], between=[], metrics=[], examples=b'',
-      damage='',
-  )  # fmt: skip
-  about = training._about(run)
+  about = training.about(runs.Run(None, '', config))
   assert about['training'] == f'lp, {SAID[name]}'
   assert about['corruption network'] == training.NONE
   title = card.title(config)

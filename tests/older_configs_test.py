@@ -130,16 +130,5 @@ def test_an_older_run_goes_on_if_it_is_the_same(tmp_path, capsys):
 def test_reports_do_not_call_a_field_different_that_one_run_did_not_have():
   new = make_config().to_dict()
   old = without(make_config(), TRAIN_ADDED)
-  run = lambda config: training.Run(
-    folder=None,
-    label='',
-    config=config,
-    closing={},
-    results={},
-    robustness=[],
-    between=[],
-    metrics=[],
-    examples=b'',
-    damage='',
-  )
+  run = lambda config: training.Run(None, '', config)
   assert 'Settings that differ' not in repr(training.what_was_run([run(new), run(old)]))

@@ -165,6 +165,7 @@ def test_wheel_works_outside_the_checkout(tmp_path):
   for folder in ('corruption_nets/shipped', 'reporting/templates'):
     own = {path.name for path in (ROOT / 'adversarial_augment' / folder).iterdir()}
     assert {path.name for path in (package / folder).iterdir()} == own
+  assert (package / 'reporting' / 'published.csv').exists()
 
   train = functools.partial(train, '-m', 'adversarial_augment.train')
   assert train('--list_configs') == configs.list_configs() + '\n'

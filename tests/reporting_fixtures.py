@@ -1,5 +1,7 @@
-"""Folders of runs as `train` and `evaluate` leave them, with numbers that a test can foresee."""
+"""Folders of runs as `train` and `evaluate` leave them, with numbers that a test can foresee; and what a page says."""
 
+from collections.abc import Mapping
+from html.parser import HTMLParser
 import io
 import json
 from pathlib import Path
@@ -9,6 +11,7 @@ from PIL import Image
 
 from adversarial_augment import config as configs
 from adversarial_augment import metrics
+from adversarial_augment.report import report
 from adversarial_augment.reporting import charts
 from adversarial_augment.storage import outcomes
 
@@ -40,19 +43,7 @@ def write_run(
   factor: float = 1.0,
   evals: tuple[str, ...] = (),
 ) -> Path:
-  """Writes a run with all that it may have.
-
-  Args:
-    folder: made here.
-    variant: of configs/ada_edsr.py.
-    dataset: its name, as in a config.
-    origin: of its images.
-    c_origin: of its corrupted images.
-    frost: where the frost comes from.
-    n: clean images, and corrupted ones of a cell.
-    factor: of all errors.
-    evals: those that have been evaluated; all by default.
-  """  # fmt: skip
+  """Writes a run with all that it may have: `n` clean images, and as many of each cell; all errors times `factor`."""
   config = configs.load(f'{ROOT}/configs/ada_edsr.py:{variant}')
   config.dataset = dataset
   config = json.loads(configs.to_json(config))
@@ -175,7 +166,7 @@ def record_charts(monkeypatch) -> dict[str, tuple]:
   """Replaces the drawing of charts, which takes most of a page's time; returns (series, alt) of each chart, by key."""
   found: dict[str, tuple] = {}
 
-  def chart(key, caption, series, axes, alt, **_):
+  def chart(key, caption, series, alt, **_):
     if series := [one for one in series if len(one.x)]:
       found[key] = series, alt
 
@@ -183,10 +174,19 @@ def record_charts(monkeypatch) -> dict[str, tuple]:
   return found
 
 
-def change(run: Path, name: str, **fields: object) -> None:
-  """Replaces fields of results/NAME.json."""
-  path = run / 'results' / f'{name}.json'
-  write(path, json.loads(path.read_text()) | fields)
+def edit(path: Path, changes: Mapping[str, object]) -> None:
+  """Replaces fields of a JSON file, {'a.b.0': value}; None removes one."""
+  content = json.loads(path.read_text())
+  for place, value in changes.items():
+    *outer, last = [int(part) if part.isdigit() else part for part in place.split('.')]
+    inside = content
+    for part in outer:
+      inside = inside[part]
+    if value is None:
+      del inside[last]
+    else:
+      inside[last] = value
+  write(path, content)
 
 
 def write(path: Path, content: object) -> None:
@@ -215,3 +215,71 @@ def write_attacks(run: Path, *, flags: tuple[str, ...] = (), n: int = 1000) -> N
       'flags': list(flags), 'conditions_sha256': 64 * '7', 'probes': {},
     }  # fmt: skip
     write(run / 'results' / f'{name}.json', result)
+
+
+VOID = ('meta', 'link', 'img', 'br', 'wbr', 'path', 'use')
+
+
+class Page(HTMLParser):
+  """What a browser would find: tags with their attributes, tables by caption, texts."""
+
+  def __init__(self, html: str):
+    super().__init__()
+    self.tags: list[tuple[str, dict]] = []
+    self.tables: list[tuple[str, list[list[str]], str]] = []  # caption, rows of cells, CSV
+    self.open: list[str] = []
+    self.text = self.style = ''
+    self._captions: list[str] = []
+    self._rows: list[list[str]] = []
+    self.feed(html)
+    self.close()
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    if tag not in VOID:
+      self.open.append(tag)
+    if tag == 'figcaption':
+      self._captions.append('')
+    elif tag == 'table':
+      self._rows = []
+    elif tag == 'tr':
+      self._rows.append([])
+    elif tag in ('td', 'th'):
+      self._rows[-1].append('')
+    elif tag == 'pre' and 'details' in self.open and dict(self.tags[-3][1]).get('class') == 'text':
+      self.tables.append((self._captions[-1], self._rows, ''))
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    if tag not in VOID:
+      assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    inside = set(self.open)
+    if 'style' in inside:
+      self.style += data
+      return
+    self.text += data
+    if 'figcaption' in inside:
+      self._captions[-1] += data
+    elif inside & {'td', 'th'}:
+      self._rows[-1][-1] += data
+    elif 'pre' in inside and self.tables and 'figure' in inside:
+      caption, rows, text = self.tables[-1]
+      self.tables[-1] = caption, rows, text + data
+
+  def table(self, caption: str) -> list[list[str]]:
+    (found,) = [rows for title, rows, _ in self.tables if title == caption]
+    return found
+
+  def attributes(self, name: str) -> list[str]:
+    return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+def page(*folders: Path, output: Path | None = None) -> Page:
+  """The report of some runs; of several in the folder above the first."""
+  default = folders[0].parent / 'page.html' if len(folders) > 1 else None
+  return Page(report(folders, output or default).read_text())

@@ -2,7 +2,6 @@
 
 import errno
 from html import unescape
-import json
 import os
 from pathlib import Path
 import shutil
@@ -43,12 +42,17 @@ def test_all_parts_are_read(original):
 def test_evaluations_between_steps_are_in_the_order_of_steps(folder):
   results = folder / 'results'
   shutil.copy(results / 'eval_20.json', results / 'eval_best.json')  # not ours
-  last = json.loads((results / 'eval_20.json').read_text()) | {'step': 100}
-  fixtures.write(results / 'eval_0100.json', last)
+  shutil.copy(results / 'eval_20.json', results / 'eval_0100.json')
+  fixtures.edit(results / 'eval_0100.json', {'step': 100})
   assert [one['step'] for one in runs.collect([folder])[0].between] == [20, 40, 100]
 
 
-def test_config_alone_makes_a_page_that_says_what_is_missing(folder, drawn):
+def test_a_page_says_what_is_missing(folder, drawn):
+  (folder / 'results' / 'ada.json').unlink()
+  text = report.report([folder]).read_text()
+  assert text.count('--evals=ada<') == 1
+  assert 'run has not been evaluated for accuracy under AdA.' in text
+  drawn.clear()
   for part in ('results', 'figures'):
     shutil.rmtree(folder / part)
   (folder / 'metrics.jsonl').unlink()
@@ -61,36 +65,10 @@ def test_config_alone_makes_a_page_that_says_what_is_missing(folder, drawn):
   assert 'id="severity"' not in text
 
 
-def test_missing_evaluations_are_named_once_with_their_command(folder):
-  (folder / 'results' / 'ada.json').unlink()
-  text = report.report([folder]).read_text()
-  assert text.count('--evals=ada<') == 1
-  assert 'run has not been evaluated for accuracy under AdA.' in text
-
-
 def test_log_whose_last_line_was_cut_off_is_read_without_it(folder):
   path = folder / 'metrics.jsonl'
   path.write_text(path.read_text()[:-20])
   assert len(runs.collect([folder])[0].metrics) == 39
-
-
-def damage(folder: Path, name: str, change: object) -> None:
-  """Replaces the text of a file, or fields of its JSON: {'a.b.0': value}; None removes one."""
-  path = folder / name
-  if isinstance(change, str):
-    path.write_text(change)
-    return
-  content = json.loads(path.read_text())
-  for place, value in change.items():
-    *outer, last = [int(part) if part.isdigit() else part for part in place.split('.')]
-    inside = content
-    for part in outer:
-      inside = inside[part]
-    if value is None:
-      del inside[last]
-    else:
-      inside[last] = value
-  path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -107,11 +85,7 @@ def damage(folder: Path, name: str, change: object) -> None:
     ('results/clean.json', '', "clean.json' is damaged"),
     ('results/clean.json', '{"accuracy": NaN}', 'NaN is not a finite number'),
     ('results/clean.json', '{"accuracy": 1e999}', '1e999 is not a finite number'),
-    (
-      'results/clean.json',
-      {'accuracy': 96.0},
-      'accuracy=96.0 must be a number of at most 1.0; remove it, and evaluate',
-    ),
+    ('results/clean.json', {'accuracy': 96.0}, 'accuracy=96.0 must be a number of at most 1.0; remove it, and eval'),
     ('results/clean.json', {'accuracy': 0.97}, 'accuracy is 0.97, but must be 0.96 by the other numbers'),
     ('results/clean.json', {'accuracy': True}, 'accuracy=True must be'),
     ('results/clean.json', {'origin': 'good'}, "origin='good' must be one of official, generated"),
@@ -147,7 +121,10 @@ def damage(folder: Path, name: str, change: object) -> None:
   ],
 )
 def test_damaged_files_are_refused_in_one_line(folder, capsys, name, change, message):
-  damage(folder, name, change)
+  if isinstance(change, str):
+    (folder / name).write_text(change)
+  else:
+    fixtures.edit(folder / name, change)
   code, said = run([str(folder)], capsys)
   assert code == 2
   assert message in said.err
@@ -169,9 +146,16 @@ def test_picture_that_is_not_whole_is_named_in_its_place(folder, content):
   assert "'figures/ada_examples.png' is not shown: Is a directory" in unescape(report.report(folder).read_text())
 
 
-def test_run_of_pretrain_is_named(folder):
-  (folder / 'config.json').write_text(configs.to_json(configs.pretrain_config()))
-  with pytest.raises(UserError, match='holds a run of pretrain, which has no classifier'):
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (configs.to_json(configs.pretrain_config()).encode(), 'holds a run of pretrain, which has no classifier'),
+    (b'\xff\xfe', 'is damaged'),  # bytes that are no text
+  ],
+)
+def test_configs_of_no_run_are_refused(folder, content, message):
+  (folder / 'config.json').write_bytes(content)
+  with pytest.raises(UserError, match=message):
     runs.collect([folder])
 
 
@@ -179,12 +163,6 @@ def run(argv: list[str], capsys):
   with pytest.raises(SystemExit) as ended:
     cli.run(report.main, argv)
   return ended.value.code, capsys.readouterr()
-
-
-def test_bytes_that_are_no_text_are_refused(folder):
-  (folder / 'config.json').write_bytes(b'\xff\xfe')
-  with pytest.raises(UserError, match='is damaged'):
-    runs.collect([folder])
 
 
 @pytest.mark.parametrize(
@@ -254,10 +232,9 @@ def test_disk_that_fails_leaves_the_old_page(folder, monkeypatch):
 
 
 def test_help_and_unknown_flags(capsys):
-  with pytest.raises(SystemExit) as ended:
-    report.main(['--help'])
-  assert ended.value.code == 0
-  assert 'report.html' in capsys.readouterr().out
+  code, said = run(['--help'], capsys)
+  assert code == 0
+  assert 'report.html' in said.out
   assert run(['run', '--out=x'], capsys)[0] == 2
 
 

@@ -19,7 +19,7 @@ def caption(tmp_path, monkeypatch, **overrides: str) -> str:
   config, recipe, phi, state = tiny.make(1, **AUGMENTED, **overrides)
   titles = []
   monkeypatch.setattr(figures, 'training_curves', lambda *_: None)
-  monkeypatch.setattr(figures, 'ada_examples', lambda *_, title, **more: titles.append(title))
+  monkeypatch.setattr(figures, 'ada_examples', lambda *arguments: titles.append(arguments[-1]))
   same = lambda keys, logits_fn, images, labels, frozen: AttackResult(images, {'ssim': jnp.ones(len(images))})
   summary.draw(tmp_path / 'figures' / 'e.png', config, recipe, tiny.dataset(), state, same, phi)
   return titles[0]
@@ -43,10 +43,7 @@ def test_the_picture_of_training_within_a_ball_names_it(tmp_path, monkeypatch):
 def test_reports_say_nu_where_it_plays_a_part(name, said):
   pairs = {'attack.name': name, 'attack.nu': '0.03', 'attack.num_steps': '7'}
   config = configs.override(configs.base_config(), pairs).to_dict()
-  run = training.Run(folder=None, label='', config=config, closing={}, results={}, robustness=[], between=[],
-                     metrics=[],
-                     examples=b'', damage='')  # fmt: skip
-  assert training._about(run)['training'] == said
+  assert training.about(training.Run(None, '', config))['training'] == said
 
 
 @pytest.mark.parametrize(

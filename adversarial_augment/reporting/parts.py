@@ -1,9 +1,12 @@
-"""What a page is made of, as data; templates/parts.html says how each part is drawn, and escapes all text."""
+"""What a page is made of, as data; templates/parts.html draws each class, and escapes all text."""
 
 from collections.abc import Sequence
+import csv
+import io
 from typing import Any, NamedTuple
 
-Part = Any  # one of the classes below, or tables.Table or tables.Scale
+NONE = '–'  # a cell without a number
+Part = Any  # one of the classes below
 
 
 class Section(NamedTuple):
@@ -20,19 +23,11 @@ class Paragraph(NamedTuple):
   command: str = ''  # follows the text
 
 
-class Heading(NamedTuple):
-  text: str
-
-
-class Preformatted(NamedTuple):
-  text: str
-
-
 class Folded(NamedTuple):
-  """Parts that a click shows."""
+  """Parts, or a plain text, that a click shows."""
 
   summary: str
-  parts: Sequence[Part]
+  parts: Sequence[Part] | str
 
 
 class Grid(NamedTuple):
@@ -40,6 +35,7 @@ class Grid(NamedTuple):
 
   parts: Sequence[Part]
   style: str = 'charts'
+  title: str = ''
 
 
 class Card(NamedTuple):
@@ -61,16 +57,52 @@ class Pictures(NamedTuple):
   pieces: Sequence[str]  # PNG in base64
 
 
+class Shaded(NamedTuple):
+  """A cell of a heat map, with its colours in CSS."""
+
+  text: str
+  background: str
+  ink: str
+
+
+class Scale(NamedTuple):
+  """The key of a heat map's colours."""
+
+  caption: str
+  boxes: Sequence[Shaded]
+
+
+class Row(NamedTuple):
+  cells: Sequence[str | Shaded]
+  style: str = ''  # 'published' or 'mean'
+
+
+class Table(NamedTuple):
+  caption: str
+  columns: Sequence[str]
+  rows: Sequence[Row]
+  words: int = 1  # columns of words, from the left; numbers follow
+  groups: Sequence[tuple[str, int]] = ()  # headings above the last columns, with how many each spans
+
+  def csv(self) -> str:
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator='\n')
+    writer.writerow(self.columns)
+    writer.writerows([cell.text if isinstance(cell, Shaded) else cell for cell in row.cells] for row in self.rows)
+    return lines.getvalue()
+
+
 def section(key: str, title: str, *parts: Part | None) -> Section:
-  """Returns the section of those parts that there are."""
-  return Section(key, title, present(parts))
+  """Returns the section of those parts that are not None."""
+  return Section(key, title, [part for part in parts if part is not None])
 
 
-def grid(*parts: Part | None, style: str = 'charts') -> Grid | None:
-  """Returns a grid of those parts that there are; None without any."""
-  found = present(parts)
-  return Grid(found, style) if found else None
+def grid(*parts: Part | None, style: str = 'charts', title: str = '') -> Grid | None:
+  """Returns a grid of those parts that are not None; None without any."""
+  found = [part for part in parts if part is not None]
+  return Grid(found, style, title) if found else None
 
 
-def present(parts: Sequence[Part | None]) -> list[Part]:
-  return [part for part in parts if part is not None]
+def percent(fraction: float, digits: int = 2) -> str:
+  """0.1249 -> '12.49'."""
+  return f'{100 * fraction:.{digits}f}'

@@ -1,132 +1,121 @@
-"""The sections on accuracy, corruption errors and calibration."""
+"""The sections on accuracy, corruption errors, calibration, and l_p attacks."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import itertools
+from typing import Any
 
 from adversarial_augment import metrics
 from adversarial_augment.config.evaluations import EVALUATIONS
-from adversarial_augment.reporting import charts, published, sources, tables
-from adversarial_augment.reporting.charts import Axes, Series
-from adversarial_augment.reporting.parts import Card, Folded, Grid, Heading, Paragraph, Part, Section, grid, section
+from adversarial_augment.reporting import charts, published, sources
+from adversarial_augment.reporting.charts import Series
+from adversarial_augment.reporting.parts import (
+  NONE,
+  Card,
+  Chart,
+  Folded,
+  Paragraph,
+  Part,
+  Row,
+  Section,
+  Table,
+  grid,
+  percent,
+  section,
+)  # fmt: skip
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.tables import NONE, Row, Shaded, Table, percent
+from adversarial_augment.reporting.sources import NORMS, Result
+
+_SEVERITIES = tuple(map(str, metrics.SEVERITIES))
 
 
 def headline(runs: Sequence[Run]) -> Section:
   """The numbers that matter, each with its interval."""
   placed = sorted((entry.headline, name) for name, entry in EVALUATIONS.items() if entry.headline)
   headlines = [(name, heading, EVALUATIONS[name].number) for (_, heading), name in placed]
-  parts: list[Part] = []
+  cards, rows = [], []
   for run in runs:
-    cards = [_card(title, run.results[name], field) for name, title, field in headlines if name in run.results]
-    if cards:
-      parts += [*([Heading(run.label)] if len(runs) > 1 else []), Grid(cards, 'cards')]
-  rows = [
-    Row((run.label, title, *_with_interval(run.results[name], field)))
-    for run in runs
-    for name, title, field in headlines
-    if name in run.results
-  ]
-  columns = ('run', 'number', '%', '95 % from', 'to', 'at step')
+    found = [(title, run.results[name], field) for name, title, field in headlines if name in run.results]
+    cards.append(grid(*(_card(*one) for one in found), style='cards', title=run.label if len(runs) > 1 else ''))
+    for title, result, field in found:
+      interval = map(percent, result['interval'])
+      rows.append(Row((run.label, title, percent(result[field]), *interval, str(result['step']))))
+  if not rows:
+    return section('headline', 'Headline numbers', *map(sources.unmeasured, runs))
   note = Paragraph(
     'Intervals show how much other test images of the same kind would change a number (95 %, binomial); another '
     'training seed may change it more. mCE is the mean of the 15 corruption errors, not divided by those of another '
     'network.'
   )
-  if rows:
-    parts += [note, Folded('As a table', [Table('Headline numbers', columns, rows, words=2)])]
-  return section('headline', 'Headline numbers', *parts, *map(sources.unmeasured, runs))
+  table = Table('Headline numbers', ('run', 'number', '%', '95 % from', 'to', 'at step'), rows, words=2)
+  folded = Folded('As a table', [table])
+  return section('headline', 'Headline numbers', *cards, note, folded, *map(sources.unmeasured, runs))
 
 
-def _card(title: str, result: dict[str, Any], field: str) -> Card:
+def _card(title: str, result: Result, field: str) -> Card:
   low, high = result['interval']
-  lines = f'{percent(low)} to {percent(high)} %', sources.images_in_short(result)
+  lines = f'{percent(low)} to {percent(high)} %', f'{result["origin"]}, n = {result["num_images"]:,}'
   return Card(title, f'{percent(result[field])} %', lines)
-
-
-def _with_interval(result: dict[str, Any], field: str) -> tuple[str, ...]:
-  return percent(result[field]), *map(percent, result['interval']), str(result['step'])
 
 
 def sections(name: str, runs: Sequence[Run]) -> list[Section]:
   """Returns the sections of an evaluation."""
   entry = EVALUATIONS[name]
   if entry.corruptions:
-    return [paper_columns(runs), by_severity(runs)] if entry.corruptions == metrics.NAMES else [extra(name, runs)]
-  return [accuracies(name, runs)] if entry.section else []
+    return [_paper_columns(runs), _by_severity(runs)] if entry.corruptions == metrics.NAMES else [_extra(name, runs)]
+  return [_accuracies(name, runs)] if entry.section else []
 
 
-class Comparability(NamedTuple):
-  """Whether a run's corruption errors are comparable with published ones."""
-
-  comparable: bool
-  caution: bool
-  sentence: str
-
-
-def comparability(run: Run, result: dict[str, Any]) -> Comparability:
-  """Returns whether a run's result of `cifar10_c` is comparable with published numbers."""
-  name = sources.data_set(run, result)
-  if name != 'cifar10':
-    sentence = f'{run.label} is not comparable with published numbers: its data set is {name}, not CIFAR-10.'
-    return Comparability(False, True, sentence)
-  if frost := sources.made_up_frost(result):
-    sentence = f'{run.label} is not comparable with published numbers: its frost is made of {frost}.'
-    return Comparability(False, True, sentence)
+def _comparability(run: Run, result: Result) -> tuple[str, str]:
+  """Returns whether a run is 'not ', 'only roughly ' or '' comparable with published numbers, and why."""
+  name, frost = sources.data_set(run, result), sources.made_up_frost(result)
   origin, n = result['origin'], result['num_images']
+  if name != 'cifar10':
+    return 'not ', f'its data set is {name}, not CIFAR-10'
+  if frost:
+    return 'not ', f'its frost is made of {frost}'
   if origin == 'official' and n == 10_000:
-    sentence = f'{run.label} is comparable with published numbers: its images are the official CIFAR-10-C files.'
-    return Comparability(True, False, sentence)
+    return '', 'its images are the official CIFAR-10-C files'
   of = '' if origin == 'official' else f' from {sources.split(result).get("origin", "unverified")} test images'
-  sentence = (
-    f'{run.label} is only roughly comparable with published numbers: its CIFAR-10-C is {origin}{of}, {n:,} images per '
-    'cell; theirs is official, 10,000 per cell.'
-  )
-  return Comparability(True, True, sentence)
+  return 'only roughly ', f'its CIFAR-10-C is {origin}{of}, {n:,} images per cell; theirs is official, 10,000 per cell'
 
 
-def paper_columns(runs: Sequence[Run]) -> Section:
+def _paper_columns(runs: Sequence[Run]) -> Section:
   """Table 1 of the paper with a row for each run."""
   found = sources.having(runs, 'cifar10_c')
   if not found:
     return section('corruptions', 'Corruption errors')
-  rows, left_out = [], []
+  rows, cautions, left_out, is_comparable = [], {'note': '', 'quiet': ''}, [], True
   for _, run, result in found:
+    how, why = _comparability(run, result)
+    cautions['note' if how else 'quiet'] += f' {run.label} is {how}comparable with published numbers: {why}.'
+    is_comparable &= how != 'not '
     clean = run.results.get('clean')
-    differs = _difference(clean, result) if clean else ''
-    if differs:
-      left_out.append(
-        f'{run.label} has no clean error in this row, because it is from another checkpoint or other images: {differs}.'
-      )
-    clean_error = percent(1 - clean['accuracy']) if clean and not differs else NONE
+    if clean and (differs := _difference(clean, result)):
+      text = 'has no clean error in this row, because it is from another checkpoint or other images'
+      left_out.append(Paragraph(f'{run.label} {text}: {differs}.', 'note'))
+      clean = None
+    clean_error = percent(1 - clean['accuracy']) if clean else NONE
     errors = [percent(result['corruption_error'][name], 1) for name in metrics.NAMES]
     rows.append(Row((run.label, clean_error, percent(result['mce']), *errors)))
   known = [
-    Row((f'{model.name} ({model.source})', f'{model.clean:.2f}', f'{model.mce:.2f}',
-         *(f'{error:.1f}' for error in model.errors)), 'published')
-    for model in published.MODELS
-  ]  # fmt: skip
-  columns = ('setup', 'clean error', 'mCE', *published.COLUMNS.values())
-  comparabilities = [comparability(run, result) for _, run, result in found]
-  notes = [
-    Paragraph(' '.join(one.sentence for one in comparabilities if one.caution is caution), kind)
-    for caution, kind in ((True, 'note'), (False, 'quiet'))
-    if any(one.caution is caution for one in comparabilities)
+    Row((f'{name} ({source})', f'{clean:.2f}', f'{mce:.2f}', *(f'{error:.1f}' for error in errors)), 'published')
+    for name, source, clean, mce, errors, _ in published.MODELS
   ]
+  columns = ('setup', 'clean error', 'mCE', *published.COLUMNS.values())
+  caption = 'Errors in %, mean over five severities'
+  table = Table(caption, columns, [*rows, *known] if is_comparable else rows, groups=published.GROUPS)
+  apart = Table(f'Published. {caption}', columns, known, groups=published.GROUPS)
+  folded = None if is_comparable else Folded('Published numbers, which are not comparable to these', [apart])
   below = Paragraph(
     'Rows that say “paper” (its Tables 1 and 2) or “RobustBench” are published numbers of others, on the official '
     'CIFAR-10-C, 10,000 images per cell. They were not measured here.'
   )
-  caption = 'Errors in %, mean over five severities'
-  comparable = all(one.comparable for one in comparabilities)
-  table = Table(caption, columns, [*rows, *known] if comparable else rows, groups=published.GROUPS)
-  missing = [Paragraph(text, 'note') for text in left_out]
-  apart = Table(f'Published. {caption}', columns, known, groups=published.GROUPS)
-  folded = None if comparable else Folded('Published numbers, which are not comparable to these', [apart])
-  return section('corruptions', 'Corruption errors, as in the paper', *notes, table, *missing, folded, below)
+  notes = [Paragraph(text.strip(), style) for style, text in cautions.items() if text]
+  return section('corruptions', 'Corruption errors, as in the paper', *notes, table, *left_out, folded, below)
 
 
-def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
+def _difference(clean: Result, corrupted: Result) -> str:
   """Says how the checkpoint or the test images of two results differ; '' where they are the same."""
   about = lambda result: {
     'test set': sources.test_set(result),
@@ -138,49 +127,36 @@ def _difference(clean: Mapping[str, Any], corrupted: Mapping[str, Any]) -> str:
   return ', '.join(f'{what} {one} against {other}' for (what, one), other in pairs if one != other)
 
 
-def by_severity(runs: Sequence[Run]) -> Section:
+def _by_severity(runs: Sequence[Run]) -> Section:
   """Errors by corruption and severity, one map for each run, all in the same colours; and their means."""
   title, found = 'Errors by corruption and severity', sources.having(runs, 'cifar10_c')
   if not found:
     return section('severity', title)
-  comparable = all(comparability(run, result).comparable for _, run, result in found)
-  known = [model for model in published.MODELS if model.severity and comparable]
+  is_comparable = all(_comparability(run, result)[0] != 'not ' for _, run, result in found)
+  known = [model for model in published.MODELS if model.severity and is_comparable]
   lines = [
-    Series(run.label, metrics.SEVERITIES, [100 * e for e in result['severity_error']], number)
+    Series(run.label, metrics.SEVERITIES, [100 * error for error in result['severity_error']], number)
     for number, run, result in found
   ]
-  lines += [
-    Series(f'{model.name.partition(",")[0]} (published)', metrics.SEVERITIES, model.severity or (), None)
-    for model in known
-  ]
-  about = '; '.join(f'{line.label}: {", ".join(f"{y:.1f}" for y in line.y)}' for line in lines)
-  curve = charts.chart(
-    'severity',
-    'Mean error over 15 corruptions',
-    lines,
-    Axes('severity', 'error in %', from_zero=True, whole=True),
-    f'Errors in % at severities 1 to 5. {about}.',
-  )
-  rows = [Row((run.label, *(percent(e) for e in result['severity_error']))) for _, run, result in found]
-  rows += [
-    Row((f'{model.name} ({published.ROBUSTBENCH})', *(f'{e:.2f}' for e in model.severity or ())), 'published')
-    for model in known
-  ]
-  columns = ('setup', *map(str, metrics.SEVERITIES))
+  rows = [Row((run.label, *map(percent, result['severity_error']))) for _, run, result in found]
+  for model in known:
+    lines.append(Series(f'{model.name.partition(",")[0]} (published)', metrics.SEVERITIES, model.severity, None))
+    errors = (f'{error:.2f}' for error in model.severity)
+    rows.append(Row((f'{model.name} ({published.ROBUSTBENCH})', *errors), 'published'))
+  alt = f'Errors in % at severities 1 to 5. {charts.in_words(lines)}.'
+  caption = 'Mean error over 15 corruptions'
+  curve = charts.chart('severity', caption, lines, alt, x='severity', y='error in %', from_zero=True)
   caption = 'Errors in % at severities 1 to 5, mean over 15 corruptions'
-  maps = _maps(runs, 'cifar10_c', published.COLUMNS, ('mCE', 'mce'), curve)
-  return section('severity', title, *maps, Table(caption, columns, rows))
+  table = Table(caption, ('setup', *_SEVERITIES), rows)
+  return section('severity', title, *_maps(runs, 'cifar10_c', curve), table)
 
 
-def extra(name: str, runs: Sequence[Run]) -> Section:
+def _extra(name: str, runs: Sequence[Run]) -> Section:
   """Corruptions that are no part of the mCE."""
-  entry, known = EVALUATIONS[name], {**published.COLUMNS, **published.EXTRA}
-  labels = {corruption: known[corruption] for corruption in entry.corruptions}
-  maps = _maps(runs, name, labels, (entry.mean_label.capitalize(), entry.mean_error))
-  return section('extra', entry.section, *maps)
+  return section('extra', EVALUATIONS[name].section, *_maps(runs, name))
 
 
-def accuracies(name: str, runs: Sequence[Run]) -> Section:
+def _accuracies(name: str, runs: Sequence[Run]) -> Section:
   """Accuracies of an evaluation, and published ones on the same images."""
   entry, found = EVALUATIONS[name], sources.having(runs, name)
   if not found:
@@ -200,36 +176,23 @@ def accuracies(name: str, runs: Sequence[Run]) -> Section:
   return section(name, entry.section, Table('Accuracy in %', columns, rows, words=2))
 
 
-def _maps(
-  runs: Sequence[Run], name: str, labels: Mapping[str, str], mean: tuple[str, str], beside: Part | None = None
-) -> list[Part]:
-  """Returns the heat maps of an evaluation.
-
-  Args:
-    runs: those without the evaluation are left out.
-    name: of the evaluation.
-    labels: of its corruptions.
-    mean: label and field of the mean over all.
-    beside: what follows the last map.
-  """
-  found = sources.having(runs, name)
+def _maps(runs: Sequence[Run], name: str, beside: Part | None = None) -> list[Part]:
+  """Returns the heat maps of an evaluation."""
+  entry, found = EVALUATIONS[name], sources.having(runs, name)
   if not found:
     return []
-  shade = tables.Shade([error for _, _, result in found for row in result['error'].values() for error in row])
-
-  def shaded(errors: Sequence[float]) -> Iterator[Shaded]:
-    return (Shaded(percent(error, 1), shade.level(error)) for error in errors)
-
+  shade = charts.Shade([error for _, _, result in found for row in result['error'].values() for error in row])
   maps = []
   for _, run, result in found:
+    cells = lambda errors, error: map(shade.cell, (*errors, error))  # and their mean
     rows = [
-      Row((label, *shaded(result['error'][key]), *shaded([result['corruption_error'][key]])))
-      for key, label in labels.items()
+      Row((published.LABELS[key], *cells(result['error'][key], result['corruption_error'][key])))
+      for key in entry.corruptions
     ]
-    rows.append(Row((mean[0], *shaded(result['severity_error']), *shaded([result[mean[1]]])), 'mean'))
-    caption = f'{run.label}: errors in % under {len(labels)} corruptions'
-    maps.append(Table(caption, ('severity', *map(str, metrics.SEVERITIES), 'mean'), rows))
-  key = tables.scale('Errors in %, on a logarithmic scale, the same for all maps', shade)
+    rows.append(Row((entry.mean_label, *cells(result['severity_error'], result[entry.mean_error])), 'mean'))
+    caption = f'{run.label}: errors in % under {len(entry.corruptions)} corruptions'
+    maps.append(Table(caption, ('severity', *_SEVERITIES, 'mean'), rows))
+  key = shade.scale('Errors in %, on a logarithmic scale, the same for all maps')
   return [key, grid(*maps, beside, style='maps')]
 
 
@@ -237,52 +200,107 @@ def calibration(runs: Sequence[Run]) -> Section:
   """Confidence against accuracy, on clean images and under attack."""
   drawn, rows, bins = [], [], []
   for name, title in (('clean', 'clean images'), ('ada', 'images under AdA')):
-    lines, counts = [], []
     found = sources.having(runs, name)
-    for number, run, result in found:
-      filled = _filled(result['calibration'])
-      lines.append(Series(run.label, [100 * one.confidence for one in filled], [100 * one.accuracy for one in filled],
-                          number))  # fmt: skip
-      edges = [100 * edge for edge in result['calibration']['edges']]
-      outline = [edge for edge in edges for _ in range(2)]
-      heights = [0, *(count for count in result['calibration']['count'] for _ in range(2)), 0]
-      counts.append(Series(run.label, outline, heights, number))
+    drawn.append(_reliability(found, name, title))
+    for _, run, result in found:
       rows.append(Row((run.label, title, percent(result['calibration']['ece']))))
-      bins += [
-        Row((run.label, title, one.range, f'{one.num_images:,}', percent(one.confidence), percent(one.accuracy)))
-        for one in filled
-      ]
-    guide = [Series('confidence = accuracy', (0, 100), (0, 100), None)] if lines else []
-    about = '; '.join(f'{run.label} {percent(r["calibration"]["ece"])} %' for _, run, r in found)
-    alt = (
-      'Accuracy against confidence in 15 bins, and below it how many images each bin contains. '
-      f'Expected calibration error: {about}.'
-    )
-    axes = Axes('confidence in %', 'accuracy in %', from_zero=True, square=True)
-    caption = f'Reliability on {title}, and images in each bin'
-    drawn.append(charts.chart(f'calibration{name}', caption, [*lines, *guide], axes, alt, counts=counts))
+      bins += [Row((run.label, title, *cells)) for cells in _bins(result['calibration'])]
   if not rows:
     return section('calibration', 'Calibration')
-  caption = 'Expected calibration error in %, 15 bins of equal width'
-  table = Table(caption, ('run', 'of', 'ECE'), rows, words=2)
+  table = Table('Expected calibration error in %, 15 bins of equal width', ('run', 'of', 'ECE'), rows, words=2)
   columns = ('run', 'of', 'confidence', 'images', 'mean confidence', 'accuracy')
   folded = Table('Confidence bins that contain images, in %', columns, bins, words=3)
   return section('calibration', 'Calibration', grid(*drawn, table), Folded('Images in each bin', [folded]))
 
 
-class Bin(NamedTuple):
-  """Images of similar confidence; confidence and accuracy are fractions."""
+def _reliability(found: Sequence[tuple[int, Run, Result]], name: str, title: str) -> Chart | None:
+  """Returns the reliability diagram of one evaluation."""
+  lines, counts, errors = [], [], []
+  for number, run, result in found:
+    about = result['calibration']
+    filled = [
+      (100 * total / count, 100 * correct / count)
+      for count, correct, total in zip(about['count'], about['num_correct'], about['confidence'], strict=True)
+      if count
+    ]
+    confidence, accuracy = zip(*filled, strict=True)
+    lines.append(Series(run.label, confidence, accuracy, number))
+    outline = [100 * edge for edge in about['edges'] for _ in range(2)]
+    heights = [0, *(count for count in about['count'] for _ in range(2)), 0]
+    counts.append(Series(run.label, outline, heights, number))
+    errors.append(f'{run.label} {percent(about["ece"])} %')
+  guide = [Series('confidence = accuracy', (0, 100), (0, 100), None)] if lines else []
+  alt = (
+    'Accuracy against confidence in 15 bins, and below it how many images each bin contains. '
+    f'Expected calibration error: {"; ".join(errors)}.'
+  )
+  axes: dict[str, Any] = {'x': 'confidence in %', 'y': 'accuracy in %', 'from_zero': True, 'square': True}
+  caption = f'Reliability on {title}, and images in each bin'
+  return charts.chart(f'calibration{name}', caption, [*lines, *guide], alt, **axes, counts=counts)
 
-  range: str  # in percent
-  num_images: int
-  confidence: float
-  accuracy: float
+
+def _bins(about: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  """Yields for each bin that contains images: its range, their number, mean confidence and accuracy."""
+  columns = (about[name] for name in ('count', 'num_correct', 'confidence'))
+  for (low, high), count, correct, total in zip(itertools.pairwise(about['edges']), *columns, strict=True):
+    if count:
+      yield f'{100 * low:.0f} to {100 * high:.0f}', f'{count:,}', percent(total / count), percent(correct / count)
 
 
-def _filled(bins: Mapping[str, Any]) -> list[Bin]:
-  parts = zip(bins['edges'], bins['edges'][1:], bins['count'], bins['num_correct'], bins['confidence'], strict=False)
-  return [
-    Bin(f'{100 * low:.0f} to {100 * high:.0f}', count, total / count, correct / count)
-    for low, high, count, correct, total in parts
-    if count
-  ]
+def attacked(runs: Sequence[Run]) -> Section:
+  """Robust accuracy of all runs that were attacked."""
+  found = [(number, run, result) for number, run in enumerate(runs) for result in run.robustness]
+  if not found:
+    return section('robustness', 'Robust accuracy')
+  rows, suspects = [], set()
+  for _, run, result in found:
+    flags = ', '.join(result['flags'])
+    suspects |= {f'{run.label} ({flags})'} if flags else set()
+    shares = (result['clean_accuracy'], result['robust_accuracy'], *result['interval'], result['robust_accuracy_uint8'])
+    about = run.label, f'{result["attack"]}, {NORMS[result["norm"]]}', result['epsilon_text']
+    rows.append(Row((*about, f'UNRELIABLE: {flags}' if flags else 'yes', *map(percent, shares))))
+  warning = f'Unreliable: {"; ".join(sorted(suspects))}. These numbers are only loose upper bounds.'
+  note = (
+    'An image counts as robust if no attack of the suite changed its class within the radius epsilon, for images in '
+    '[0, 1]: an upper bound. In 8 bits: the final images, rounded.'
+  )
+  columns = ('run', 'attack', 'epsilon', 'valid', 'clean', 'robust', '95 % from', 'to', 'in 8 bits')
+  return section(
+    'robustness',
+    'Robust accuracy',
+    Paragraph(warning, 'note') if suspects else None,
+    Paragraph(note),
+    grid(*(_over_radius(found, norm) for norm in NORMS)),
+    Table('Accuracy under l_p attacks in %', columns, rows, words=4),
+    *(table for run in runs for table in _stages(run)),
+  )
+
+
+def _over_radius(found: Sequence[tuple[int, Run, Result]], norm: str) -> Chart | None:
+  """Returns the accuracies over epsilon within the balls of one norm, from that without an attack on."""
+  same_norm = [item for item in found if item[2]['norm'] == norm]
+  num_runs, attacks = 1 + max(number for number, _, _ in found), Counter[int]()
+  lines = []
+  for (number, label, attack), group in itertools.groupby(same_norm, lambda x: (x[0], x[1].label, x[2]['attack'])):
+    results = sorted((result for _, _, result in group), key=lambda result: result['epsilon'])
+    x = [0.0, *(result['epsilon'] for result in results)]
+    y = [100 * results[0]['clean_accuracy'], *(100 * result['robust_accuracy'] for result in results)]
+    # A run's first attack has the look that the run has on the whole page; further ones look as no run does.
+    lines.append(Series(f'{label}, {attack}', x, y, number + num_runs * attacks[number]))
+    attacks[number] += 1
+  alt = f'Accuracy in % over epsilon. {charts.in_words(lines)}.'
+  caption = f'Accuracy over the radius, {NORMS[norm]}'
+  return charts.chart(f'robust{norm}', caption, lines, alt, x='epsilon', y='accuracy in %', from_zero=True)
+
+
+def _stages(run: Run) -> Iterator[Table]:
+  """Yields a table for each suite and norm: what was left after each of its attacks."""
+  suite = lambda result: (result['attack'], result['norm'], result['stages'])
+  for (attack, norm, stages), group in itertools.groupby(run.robustness, suite):
+    rows = []
+    for result in group:
+      left = [result['num_correct'], *(result['survivors'][stage] for stage in stages)]
+      cells = (percent(count / result['num_images']) for count in left)
+      rows.append(Row((result['epsilon_text'], *cells, f'{sum(result["seconds"].values()):.0f}')))
+    columns = ('epsilon', 'before', *(f'after {stage}' for stage in stages), 'seconds')
+    yield Table(f'{run.label}: accuracy in % after each stage of {attack}, {NORMS[norm]}', columns, rows)

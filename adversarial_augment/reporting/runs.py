@@ -1,6 +1,6 @@
 """Reads the files of runs for a report, and refuses damaged ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import io
 import os
 from pathlib import Path
@@ -48,20 +48,17 @@ class Run(NamedTuple):
   folder: Path
   label: str  # no two runs of a page share one
   config: dict[str, Any]
-  closing: dict[str, Any]  # results/train.json; empty until training has ended
-  results: dict[str, dict[str, Any]]  # by evaluation
-  robustness: list[dict[str, Any]]  # results/robustness_*.json, by attack, norm and radius
-  between: list[dict[str, Any]]  # results/eval_STEP.json, by step
-  metrics: list[dict[str, Any]]  # metrics.jsonl
-  examples: bytes  # figures/ada_examples.png
-  damage: str  # why they are not shown; empty where they are, or where there is no file
+  closing: dict[str, Any] = {}  # results/train.json; empty until training has ended
+  results: dict[str, dict[str, Any]] = {}  # by evaluation
+  robustness: list[dict[str, Any]] = []  # results/robustness_*.json, by attack, norm and radius
+  between: list[dict[str, Any]] = []  # results/eval_STEP.json, by step
+  metrics: list[dict[str, Any]] = []  # metrics.jsonl
+  examples: bytes = b''  # figures/ada_examples.png
+  damage: str = ''  # why they are not shown; empty where they are, or where there is no file
 
 
 def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
   """Returns the runs of some folders, in their order.
-
-  Args:
-    folders: workdirs of `train`; at least one, each once.
 
   Raises:
     UserError: a folder is missing, given twice, or holds no run; or one of its files is damaged.
@@ -75,8 +72,8 @@ def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
       raise UserError(f"'{path}' is given twice; name every run once.")
   names = [path.name for path in whole]
   if len(set(names)) < len(names):  # then by what leads to them from where they part
-    above = Path(os.path.commonpath(whole))
-    names = [str(path.relative_to(above)) for path in whole]
+    above = os.path.commonpath(whole)
+    names = [os.path.relpath(path, above) for path in whole]
   return [_run(path, _printable(name)) for path, name in zip(paths, names, strict=True)]
 
 
@@ -87,6 +84,8 @@ def _run(folder: Path, label: str) -> Run:
       raise UserError(f"'{folder}' {what}; name the workdir of a run.")
   config = _config(folder)
   found = {name: results.load(folder, name) for name in EVALUATIONS}
+  names = [path.stem for path in (folder / 'results').glob('eval_*.json')]
+  between = {name: int(name[5:]) for name in names if re.fullmatch('eval_[0-9]{1,12}', name)}
   examples, damage = _examples(folder / 'figures' / 'ada_examples.png')
   return Run(
     folder,
@@ -95,7 +94,7 @@ def _run(folder: Path, label: str) -> Run:
     results.load(folder, 'train'),
     {name: result for name, result in found.items() if result},
     results.load_robustness(folder),
-    list(_between(folder)),
+    [results.load(folder, name) for name in sorted(between, key=between.__getitem__)],
     results.read_log(folder / 'metrics.jsonl', (*figures.METRICS, 'images_per_second')),
     examples,
     sharing.relative(damage, folder),
@@ -115,14 +114,6 @@ def _config(folder: Path) -> dict[str, Any]:
     if value is None or not field.kind.accepts(value):
       raise UserError(f"'{path}': {name}={show(value)} is not {field.kind.expected}; {remedy}.")
   return config
-
-
-def _between(folder: Path) -> Iterator[dict[str, Any]]:
-  """Yields the evaluations between steps, by step."""
-  names = [path.stem for path in (folder / 'results').glob('eval_*.json')]
-  steps = {name: int(name[5:]) for name in names if re.fullmatch('[0-9]{1,12}', name[5:])}
-  for name in sorted(steps, key=steps.__getitem__):
-    yield results.load(folder, name)
 
 
 def _examples(path: Path) -> tuple[bytes, str]:

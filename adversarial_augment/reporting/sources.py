@@ -1,19 +1,37 @@
-"""Which images a result used and where they come from, in words."""
+"""Which images results used and where they come from, in words; and whether two results used the same ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 import shlex
 from typing import Any
 
 from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.datasets.made_with import with_code
 from adversarial_augment.metrics import GENERATED_IN_MEMORY, GENERATED_OLDER, generated_origin
-from adversarial_augment.reporting.parts import Paragraph
+from adversarial_augment.reporting.parts import NONE, Paragraph, Row, Table
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.storage import sharing
 
+Result = Mapping[str, Any]
+
+NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
+# What decides how strong the adversary of the evaluation is, whatever that of the training was.
+_ADVERSARY = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
+_CORRUPTION_SET = ('seed', 'frost', 'made_with', 'sha256')
+
+
+def having(runs: Sequence[Run], name: str) -> list[tuple[int, Run, dict[str, Any]]]:
+  """Returns the runs that have a result of an evaluation: their number on the page, the run, and the result."""
+  return [(number, run, run.results[name]) for number, run in enumerate(runs) if name in run.results]
+
+
+def attacks(run: Run) -> dict[str, dict[str, Any]]:
+  """Returns the results of l_p attacks by title."""
+  return {f'{one["attack"]}, {NORMS[one["norm"]]} {one["epsilon_text"]}': one for one in run.robustness}
+
 
 def unmeasured(run: Run) -> Paragraph | None:
-  """Returns a line that names missing evaluations, with the command that runs them; None without any."""
+  """Names missing evaluations, with the command that runs them."""
   dataset = run.config['dataset'].partition(':')[0]
   missing = {
     name: entry.title
@@ -24,81 +42,118 @@ def unmeasured(run: Run) -> Paragraph | None:
     return None
   folder = shlex.quote(sharing.relative(str(run.folder), Path.cwd()))
   command = f'python -m adversarial_augment.evaluate --workdir={folder} --evals={",".join(missing)}'
-  return Paragraph(
-    f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that: ', 'quiet', command
-  )
+  text = f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that: '
+  return Paragraph(text, command=command)
 
 
-def having(runs: Sequence[Run], name: str) -> list[tuple[int, Run, dict[str, Any]]]:
-  """Returns the runs that have a result of an evaluation: their number on the page, the run, and the result."""
-  return [(number, run, run.results[name]) for number, run in enumerate(runs) if name in run.results]
-
-
-def images(result: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> str:
-  """Describes the images of a result and where they come from; a page does so once.
-
-  Args:
-    result: of an evaluation.
-    part: of the result, where it has its own images.
-  """
+def images(result: Result, part: Result | None = None) -> str:
+  """Describes the images of a result, or of a part that has its own; a page does so once."""
   origin, n = (part or result)['origin'], (part or result)['num_images']
   if 'ssim' in result:
     attack = result['provenance']['config']['attack']
     return f'{origin}, n = {n:,}; nu {attack["nu"]:g}, {attack["num_steps"]} steps'
   if 'error' not in result:
     return f'{origin}, n = {n:,}'
-  about = corruption_set(result)
-  seed = f'seed {about["seed"]}, ' if about.get('seed') is not None else ''
-  frost = f'frost of {made_up_frost(result)}, ' if made_up_frost(result) else ''
+  about, frost = corruption_set(result), made_up_frost(result)
   made_with = about.get('made_with') if origin == GENERATED_IN_MEMORY else None
-  older = made_with and generated_origin(made_with, result['error']) == GENERATED_OLDER
+  is_older = made_with and generated_origin(made_with, result['error']) == GENERATED_OLDER
+  version = ', version 1' if is_older else ''
+  seed = f'seed {about["seed"]}, ' if about.get('seed') is not None else ''
+  frost = f'frost of {frost}, ' if frost else ''
   of = f' of {result["subset_of"]:,}' if 'subset_of' in result else ''
-  return f'{origin}{", version 1" if older else ""}, {seed}{frost}n = {n:,}{of} per cell'
+  return f'{origin}{version}, {seed}{frost}n = {n:,}{of} per cell'
 
 
-def images_in_short(result: Mapping[str, Any]) -> str:
-  """Returns the origin and number of images: a short form of `images`."""
-  return f'{result["origin"]}, n = {result["num_images"]:,}'
+def test_images(runs: Sequence[Run]) -> Table | None:
+  """Says once, for all tables and charts, which images each evaluation used and where they come from."""
+  about = [dict(_images_of(run)) for run in runs]
+  names = dict.fromkeys(name for one in about for name in one)
+  texts_of = {name: [one.get(name, NONE) for one in about] for name in names}
+  if not names:
+    return None
+  if all(len(set(texts)) == 1 for texts in texts_of.values()):
+    columns, rows = ['images'], [Row((name, texts[0])) for name, texts in texts_of.items()]
+  else:
+    columns, rows = [run.label for run in runs], [Row((name, *texts)) for name, texts in texts_of.items()]
+  return Table('Test images used below', ['evaluation', *columns], rows, words=1 + len(columns))
 
 
-def corruption_set(result: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns the provenance of a result's corruptions; {} for files without a manifest."""
-  return _dict(result['provenance'].get('corruptions'))
+def _images_of(run: Run) -> Iterator[tuple[str, str]]:
+  """Yields each evaluation with its images; all l_p attacks together where they used the same ones."""
+  for name, result in run.results.items():
+    evaluation = EVALUATIONS[name]
+    texts = [f'{part}: {images(result, result[part])}' for part in evaluation.parts]
+    yield evaluation.title, '; '.join(texts) or images(result)
+  attacked = {name: images(result) for name, result in attacks(run).items()}
+  if len(set(attacked.values())) == 1:
+    attacked = {'l_p attacks': next(iter(attacked.values()))}
+  yield from attacked.items()
 
 
-def made_up_frost(result: Mapping[str, Any]) -> str:
-  """Returns what the frost is made of where it is not the official photographs; else ''."""
-  frost = str(corruption_set(result).get('frost') or '')
-  return '' if frost.startswith('photographs') else 'procedural textures' if frost == 'procedural' else frost
+def different_images(one: Result, other: Result) -> str:
+  """Says how the images of two results of one evaluation differ; '' where they are the same."""
+  mine, its = _identity(one), _identity(other)
+  names = list(mine | its)
+  if 'seed' in mine and 'seed' in its and not ('sha256' in mine and 'sha256' in its):
+    names = [name for name in names if name != 'sha256']  # what is made in memory has none
+  found = [
+    f'{name} {mine.get(name, NONE)} against {its.get(name, NONE)}' for name in names if mine.get(name) != its.get(name)
+  ]
+  if not found and not _has_hash(one):
+    return 'unknown, because their test set has no hash'
+  return ', '.join(found)
 
 
-def data_set(run: Run, result: Mapping[str, Any]) -> str:
-  """Returns the name of the data set that a result is of, without its version."""
-  return str(split(result).get('name') or run.config['dataset']).partition(':')[0]
+def _identity(result: Result) -> dict[str, str]:
+  """Returns everything that determines which images an evaluation uses."""
+  source = result['provenance']
+  of = f' of {result["subset_of"]:,}, evenly spaced' if 'subset_of' in result else ''
+  about = {'test set': test_set(result), 'split': result['split'], 'number': f'{result["num_images"]:,}{of}'}
+  own: dict[str, Any] = {}
+  if 'error' in result:
+    own = {name: value for name, value in corruption_set(result).items() if name in _CORRUPTION_SET}
+    own['made_with'] = with_code(own.get('made_with'), 'corruptions')
+  elif 'ssim' in result:
+    own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
+    own['weights'] = str(_dict(source.get('weights')).get('sha256'))[:12]
+  elif result.get('eval') in source:  # it reads sets of its own
+    own = {'data sets': source[result['eval']]}
+  return about | {name: str(value) for name, value in own.items() if value is not None}
 
 
-def test_set(result: Mapping[str, Any]) -> str:
-  """Returns the name of the data set that a result is of, and what begins the hash of its images."""
-  about = split(result)
-  return f'{about.get("name")} {str(about.get("sha256") or "")[:12]}'.strip()
-
-
-def has_hash(result: Mapping[str, Any]) -> bool:
+def _has_hash(result: Result) -> bool:
   """Whether the images of a result are identified by a hash, or by the hash of their source and a seed."""
   made = corruption_set(result)
   known = 'error' not in result or made.get('sha256') or made.get('seed') is not None
   return bool(split(result).get('sha256') and known)
 
 
-def split(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def corruption_set(result: Result) -> Result:
+  """Returns the provenance of a result's corruptions; {} for files without a manifest."""
+  return _dict(result['provenance'].get('corruptions'))
+
+
+def made_up_frost(result: Result) -> str:
+  """Returns what the frost is made of where it is not the official photographs; else ''."""
+  frost = str(corruption_set(result).get('frost') or '')
+  return '' if frost.startswith('photographs') else 'procedural textures' if frost == 'procedural' else frost
+
+
+def split(result: Result) -> Result:
   """Returns the provenance of the split that a result is of; {} without any."""
   return _dict(result['provenance']['data'].get(result['split']))
 
 
-def weights(result: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns the provenance of the weights that a result depends on; {} without any."""
-  return _dict(result['provenance'].get('weights'))
+def data_set(run: Run, result: Result) -> str:
+  """Returns the name of the data set that a result is of, without its version."""
+  return str(split(result).get('name') or run.config['dataset']).partition(':')[0]
 
 
-def _dict(value: Any) -> Mapping[str, Any]:
+def test_set(result: Result) -> str:
+  """Returns the name of the data set that a result is of, and what begins the hash of its images."""
+  about = split(result)
+  return f'{about.get("name")} {str(about.get("sha256") or "")[:12]}'.strip()
+
+
+def _dict(value: Any) -> Result:
   return value if isinstance(value, dict) else {}

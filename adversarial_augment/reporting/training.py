@@ -1,7 +1,7 @@
 """The sections on what was run, training, the adversary, and the provenance of the numbers."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
 import re
@@ -12,10 +12,20 @@ from adversarial_augment import registry
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, comparisons, figures, sources
-from adversarial_augment.reporting.charts import Axes, Series
-from adversarial_augment.reporting.parts import Folded, Paragraph, Pictures, Preformatted, Section, grid, section
+from adversarial_augment.reporting.charts import Series
+from adversarial_augment.reporting.parts import (
+  NONE,
+  Folded,
+  Paragraph,
+  Pictures,
+  Row,
+  Section,
+  Table,
+  grid,
+  percent,
+  section,
+)  # fmt: skip
 from adversarial_augment.reporting.runs import Run
-from adversarial_augment.reporting.tables import NONE, Row, Table, percent
 from adversarial_augment.storage import sharing
 
 _LOGGED = (
@@ -26,25 +36,21 @@ _BETWEEN = {'Accuracy': ('clean', 'accuracy'), 'mCE': ('cifar10_c', 'mce')}  # b
 
 def what_was_run(runs: Sequence[Run]) -> Section:
   """A column for each run: method, data, steps, machine; and the settings that differ."""
-  abouts = [_about(run) for run in runs]
-  rows = [Row((name, *(about[name] for about in abouts))) for name in abouts[0]]
-  width = len(runs) + 1
-  parts = [Table('Runs', ('', *(run.label for run in runs)), rows, words=width)]
+  columns, words = ('', *(run.label for run in runs)), len(runs) + 1
+  abouts = [about(run) for run in runs]
+  table = Table('Runs', columns, [Row((name, *(one[name] for one in abouts))) for name in abouts[0]], words=words)
   whole = [registry.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
-  flat = [{name: json.dumps(value) for name, value in config.items()} for config in whole]
-  names = sorted(set().union(*flat))
   shown = [sharing.relative(config, run.folder) for config, run in zip(whole, runs, strict=True)]
-  differing = [
-    Row((name, *(json.dumps(config[name]) if name in config else NONE for config in shown)))
-    for name in names
-    if len({config.get(name) for config in flat}) > 1
-  ]
-  if differing:
-    parts.append(Table('Settings that differ', ('config', *(run.label for run in runs)), differing, words=width))
-  return section('runs', 'What was run', *_warnings(runs), *parts, comparisons.test_images(runs))
+  texts = lambda configs, name: [json.dumps(config[name]) if name in config else NONE for config in configs]
+  names = [name for name in sorted(set().union(*whole)) if len(set(texts(whole, name))) > 1]
+  rows = [Row((name, *texts(shown, name))) for name in names]
+  differing = Table('Settings that differ', ('config', *columns[1:]), rows, words=words) if rows else None
+  cautions = [Paragraph(text, 'note') for text in _cautions(runs)]
+  return section('runs', 'What was run', *cautions, table, differing, sources.test_images(runs))
 
 
-def _about(run: Run) -> dict[str, str]:
+def about(run: Run) -> dict[str, str]:
+  """Returns method, data, steps and machine of a run, by name."""
   config, results = run.config, list(run.results.values())
   attack, net, classifier = config['attack'], config['corruption_net'], config['classifier']
   network = NONE
@@ -52,72 +58,57 @@ def _about(run: Run) -> dict[str, str]:
     sizes = {name: net[name] for name in SIZE_KINDS if net.get(name) is not None}
     network = ', '.join([net['name'], *(f'{name} {size}' for name, size in sizes.items())])
   steps = f'{run.closing["step"]:,} of {run.closing["num_steps"]:,}' if run.closing else 'not finished'
-  command = sharing.relative(run.closing.get('command', ''), run.folder)
-  named = re.search(r'--config[= ](\S+)', command)
-  about = {
+  named = re.search(r'--config[= ](\S+)', sharing.relative(run.closing.get('command', ''), run.folder))
+  data, devices, versions = config['dataset'], NONE, NONE
+  if source := run.closing or (results[0]['provenance'] if results else None):
+    splits = [split for split in source['data'].values() if isinstance(split, dict)]
+    data = ', '.join(sorted({f'{split.get("name")} ({split.get("origin", "unverified")})' for split in splits}))
+    devices = f'{source["devices"]["count"]} × {source["devices"]["kind"]}'
+    versions = ', '.join(f'{name} {version}' for name, version in sorted(source['versions'].items()))
+  return {
     'config': named[1] if named else NONE,
     'training': adversaries.describe(attack),
     'corruption network': network,
     'classifier': f'{classifier["name"]}-{classifier["depth"]}, width {classifier["width"]}',
-    'data set': config['dataset'],
+    'data set': data,
     'steps': f'{steps}, {config["batch_size"]} images each',
     'images seen in training': comparisons.images_seen(run),
     'seed': str(config['seed']),
-    'devices': NONE,
-    'versions': NONE,
-  }
-  source = run.closing or (results[0]['provenance'] if results else None)
-  if source is None:
-    return about
-  splits = [split for split in source['data'].values() if isinstance(split, dict)]
-  return about | {
-    'data set': ', '.join(sorted({f'{split.get("name")} ({split.get("origin", "unverified")})' for split in splits})),
-    'devices': f'{source["devices"]["count"]} × {source["devices"]["kind"]}',
-    'versions': ', '.join(f'{name} {version}' for name, version in sorted(source['versions'].items())),
+    'devices': devices,
+    'versions': versions,
   }
 
 
-def _warnings(runs: Sequence[Run]) -> list[Paragraph]:
-  """Cautions for a reader who compares numbers."""
-  found = []
+def _cautions(runs: Sequence[Run]) -> Iterator[str]:
+  """Yields cautions for a reader who compares numbers."""
   sets = {run.label: run.config['dataset'] for run in runs}
   if len(set(sets.values())) > 1:
     which = ', '.join(f'{label}: {name}' for label, name in sets.items())
-    found.append(f'These runs use different data sets, so their numbers are not comparable ({which}).')
+    yield f'These runs use different data sets, so their numbers are not comparable ({which}).'
   for run in runs:
     last = run.closing.get('step')
-    old = [
-      f'{name} from step {result["step"]}' for name, result in run.results.items() if last not in (None, result['step'])
-    ]
+    old = [f'{name} from step {one["step"]}' for name, one in run.results.items() if last not in (None, one['step'])]
     if old:
-      found.append(f'{run.label} was trained to step {last}, but these results are from other steps: {", ".join(old)}.')
-    states = {result['checkpoint_sha256'] for result in run.results.values()}
-    if len(states) > 1 and not old:
-      found.append(f'The results of {run.label} come from different checkpoints; evaluate them together.')
+      yield f'{run.label} was trained to step {last}, but these results are from other steps: {", ".join(old)}.'
+    elif len({result['checkpoint_sha256'] for result in run.results.values()}) > 1:
+      yield f'The results of {run.label} come from different checkpoints; evaluate them together.'
     images = {name: sources.test_set(result) for name, result in run.results.items()}
     if len(set(images.values())) > 1:
       which = ', '.join(f'{name}: {test_set}' for name, test_set in images.items())
-      found.append(f'The results of {run.label} come from different test sets ({which}); evaluate them together.')
-  return [Paragraph(text, 'note') for text in found]
+      yield f'The results of {run.label} come from different test sets ({which}); evaluate them together.'
 
 
 def curves(runs: Sequence[Run]) -> Section:
   """The metrics of training over its steps, and what was evaluated between them."""
   drawn, never = [], []
   for index, panel in enumerate((*figures.PANELS, figures.Panel('mCE', {}))):
-    title, lines = panel.title, []
-    for number, run in enumerate(runs):
-      label = f'{run.label}, ' if len(runs) > 1 else ''
-      for rank, (metric, name) in enumerate(panel.fields.items()):
-        points = [(line['step'], line[metric]) for line in run.metrics if line.get(metric) is not None]
-        both = f'{label}{name}' if len(panel.fields) > 1 or not label else run.label
-        lines.append(Series(both, *_split(points), number, second=rank > 0))
-      lines += _between(run, label, number, *_BETWEEN[title]) if title in _BETWEEN else []
+    lines = [line for number, run in enumerate(runs) for line in _series(run, number, panel, len(runs) > 1)]
     if panel.is_empty(value for line in lines for value in line.y):
       never += [panel.title] if any(len(line.y) for line in lines) else []
       continue
-    alt = f'{title} over the steps of training. {_ends(lines)}'
-    drawn.append(charts.chart(f'curve{index}', title, lines, Axes('step', '', whole=True), alt))
+    ends = '; '.join(f'{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}' for line in lines if len(line.y))
+    alt = f'{panel.title} over the steps of training. {ends}.'
+    drawn.append(charts.chart(f'curve{index}', panel.title, lines, alt, x='step'))
   rows = [
     Row((run.label, *(_metric(run.metrics[at], name) for name in _LOGGED)))
     for run in runs
@@ -132,42 +123,37 @@ def curves(runs: Sequence[Run]) -> Section:
   return section('training', 'Training', grid(*drawn), none, table, missing)
 
 
-def _metric(line: dict, name: str) -> str:
+def _series(run: Run, number: int, panel: figures.Panel, several: bool) -> Iterator[Series]:
+  """Yields the curves of a run in a panel, those of evaluations between steps last."""
+  label = f'{run.label}, ' if several else ''
+  for rank, (metric, name) in enumerate(panel.fields.items()):
+    both = run.label if several and len(panel.fields) == 1 else f'{label}{name}'
+    yield Series(both, *figures.curve(run.metrics, metric), number, second=rank > 0)
+  name, field = _BETWEEN.get(panel.title, ('', ''))
+  if found := [one for one in run.between if name in one['evals']]:
+    steps, values = [one['step'] for one in found], [one['evals'][name][field] for one in found]
+    yield Series(f'{label}{name}, {found[0]["split"]}', steps, values, number, second=True)
+
+
+def _metric(line: Mapping[str, Any], name: str) -> str:
   value = line.get(name)
   return NONE if value is None else str(value) if isinstance(value, int) else f'{value:.4g}'
-
-
-def _split(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-  return [x for x, _ in points], [y for _, y in points]
-
-
-def _between(run: Run, label: str, number: int, name: str, field: str) -> list[Series]:
-  """The results of an evaluation during training, on the split that the run evaluates."""
-  found = [one for one in run.between if name in one['evals']]
-  points = [(one['step'], one['evals'][name][field]) for one in found]
-  return [Series(f'{label}{name}, {found[0]["split"]}', *_split(points), number, second=True)] if found else []
-
-
-def _ends(lines: Sequence[Series]) -> str:
-  ends = (f'{line.label}: from {line.y[0]:.3g} to {line.y[-1]:.3g}' for line in lines if len(line.y))
-  return f'{"; ".join(ends)}.'
 
 
 def adversary(runs: Sequence[Run]) -> Section:
   """Adversarial examples, and how similar they are to the clean images (Figure 1b)."""
   pictures = [_examples(run) for run in runs if run.examples]
   damages = [Paragraph(run.damage, 'note') for run in runs if run.damage]
-  found = sources.having(runs, 'ada')
-  lines, rows = [], []
-  for number, run, result in found:
+  lines, rows, means = [], [], []
+  for number, run, result in sources.having(runs, 'ada'):
     lines.append(Series(run.label, *_density(result['ssim_histogram']), number))
-    values = [f'{result[name]:.4f}' for name in ('ssim', 'attack_loss_start', 'attack_loss_end')]
-    shares = [percent(result[name]) for name in ('ssim_corrected', 'ssim_below_min')]
+    values = (f'{result[name]:.4f}' for name in ('ssim', 'attack_loss_start', 'attack_loss_end'))
+    shares = (percent(result[name]) for name in ('ssim_corrected', 'ssim_below_min'))
     least = f'{result["provenance"]["config"]["attack"]["min_ssim"]:g}'
     rows.append(Row((run.label, least, *values, *shares)))
-  about = '; '.join(f'{run.label}: mean {result["ssim"]:.4f}' for _, run, result in found)
-  title = 'SSIM of adversarial and clean images, before the line search'
-  density = charts.chart('ssim', title, lines, Axes('SSIM', 'density', from_zero=True), f'Density of SSIM. {about}.')
+    means.append(f'{run.label}: mean {result["ssim"]:.4f}')
+  title, alt = 'SSIM of adversarial and clean images, before the line search', f'Density of SSIM. {"; ".join(means)}.'
+  density = charts.chart('ssim', title, lines, alt, x='SSIM', y='density', from_zero=True)
   columns = ('run', 'minimum SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
   caption = 'The adversary on test images; the line search corrects those below the minimum SSIM'
   table = Table(caption, columns, rows) if rows else None
@@ -197,27 +183,27 @@ def provenance(runs: Sequence[Run]) -> Section:
   """Hashes, versions, commands and the whole config, folded."""
   parts = []
   for run in runs:
-    rows = [Row(('folder', sharing.relative(str(run.folder), Path.cwd())))]
-    sources = {name: _source(sharing.relative(result, run.folder)) for name, result in run.results.items()}
-    if run.closing:
-      names = ('command', 'state_sha256', 'config_sha256')
-      rows += [
-        Row((f'training: {name}', _plain(sharing.relative(run.closing[name], run.folder))))
-        for name in names
-        if name in run.closing
-      ]
-    for key in dict.fromkeys(key for source in sources.values() for key in source):
-      values = {name: source[key] for name, source in sources.items() if key in source}
-      shared = len(values) == len(sources) and len(set(values.values())) == 1
-      shown = [('evaluation', next(iter(values.values())))] if shared else values.items()
-      rows += [Row((f'{name}: {key}', value)) for name, value in shown]
-    table = Table('Where the numbers come from', ('', run.label), rows, words=2)
+    table = Table('Where the numbers come from', ('', run.label), list(map(Row, _origins(run))), words=2)
     config = json.dumps(sharing.relative(run.config, run.folder), indent=2, sort_keys=True)
-    parts.append(Folded(run.label, [table, Folded('config.json', [Preformatted(config)])]))
+    parts.append(Folded(run.label, [table, Folded('config.json', config)]))
   return section('provenance', 'Provenance', *parts)
 
 
-def _source(result: Mapping[str, Any]) -> dict[str, str]:
+def _origins(run: Run) -> Iterator[tuple[str, str]]:
+  """Yields what is known of the training and the evaluations, those that all share once."""
+  yield 'folder', sharing.relative(str(run.folder), Path.cwd())
+  for name in ('command', 'state_sha256', 'config_sha256'):
+    if name in run.closing:
+      yield f'training: {name}', _plain(sharing.relative(run.closing[name], run.folder))
+  of_all = {name: _flat(sharing.relative(result, run.folder)) for name, result in run.results.items()}
+  for key in dict.fromkeys(key for flat in of_all.values() for key in flat):
+    values = {name: flat[key] for name, flat in of_all.items() if key in flat}
+    shared = len(values) == len(of_all) and len(set(values.values())) == 1
+    for name, value in [('evaluation', next(iter(values.values())))] if shared else values.items():
+      yield f'{name}: {key}', value
+
+
+def _flat(result: Mapping[str, Any]) -> dict[str, str]:
   """The provenance of an evaluation as text, without the config, which is that of the run."""
   about = {key: value for key, value in result['provenance'].items() if key != 'config'}
   flat = {key: result[key] for key in ('step', 'checkpoint_sha256', 'seconds')} | registry.flatten(about)

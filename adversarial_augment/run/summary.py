@@ -264,7 +264,7 @@ def draw(
   clean, attacked, ssim, seen = _attacked_examples(recipe, state, attack, phi, images, labels)
   named = lambda labels: [dataset.class_names[i] if dataset.class_names else str(i) for i in labels]
   title = f'{_shown(config)}, step {int(state.step)}'
-  figures.ada_examples(path, clean, attacked, ssim, named(labels), seen=(named(seen[0]), named(seen[1])), title=title)
+  figures.ada_examples(path, clean, attacked, ssim, named(labels), (named(seen[0]), named(seen[1])), title)
   return str(path)
 
 
