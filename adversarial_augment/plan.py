@@ -4,6 +4,7 @@ The train step of a config is compiled ahead of time by the compiler of these de
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 import functools
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,31 +40,52 @@ exit codes: 0 planned, whether it fits or not; 2 wrong input, or no such compile
 if TYPE_CHECKING:
   from adversarial_augment.planning.compiling import Estimate
 
-_OF_CPUS = ('JAX_NUM_CPU_DEVICES', 'xla_force_host_platform_device_count')
-
 
 class Plan(NamedTuple):
   """The estimate of a config on given devices."""
 
   config: ConfigDict
+  target: Target
   devices: int
   num_steps: int
   warmup_steps: int  # of these, those without the adversary
   flop: int  # per step, over all devices
   estimate: 'Estimate'  # for one step with the adversary
 
+  @property
+  def seconds(self) -> float | None:
+    """Of a step; None if the compiler rejected it, as for what follows from it."""
+    return self.estimate.step and self.estimate.step.seconds
+
+  @property
+  def hours(self) -> float | None:
+    return self.seconds and self.num_steps * self.seconds / 3600
+
+  @property
+  def share_of_peak(self) -> float | None:
+    peak = self.devices * self.target.chip.peak_of(self.config.precision)
+    return self.seconds and self.flop / (peak * self.seconds)
+
+  @property
+  def memory(self) -> str:
+    found = self.estimate
+    verdict = 'fits' if found.fits else 'does not fit'
+    return f'{verdict}: {found.bytes_needed / 1e9:.2f} of {found.bytes_available / 1e9:.2f} GB on each device'
+
 
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
-  for flag in ('config', 'topology'):
-    if not getattr(arguments, flag):
-      raise UserError(f'--{flag} is missing; see python -m adversarial_augment.plan --help.')
   config = configs.override(configs.load(arguments.config), overrides)
   configs.validate(config)
-  _check_environment()
-  target = targets.target(arguments.topology)
+  for name, sets in (('JAX_NUM_CPU_DEVICES', ''), ('XLA_FLAGS', 'xla_force_host_platform_device_count')):
+    if (value := os.environ.get(name)) and sets in value:
+      raise UserError(
+        f'{name}={value} sets the number of CPU devices, but --topology names those of a plan; unset it.'
+      )
+  with _about(f'--topology={arguments.topology}'):
+    target = targets.target(arguments.topology)
   output = None if arguments.output is None else files.output_file(arguments.output, '--output')
   dataset, assumed = _images(config)
   targets.prepare_environment()
@@ -71,37 +93,38 @@ def main(argv: Sequence[str]) -> None:
     from adversarial_augment.planning import compiling
     from adversarial_augment.training import builders
   builders.check_adversary(config, dataset.image_shape)
-  mesh = compiling.mesh_of(target)
+  with _about(f'--topology={arguments.topology}'):
+    mesh = compiling.mesh_of(target)
   builders.check_parts(config, mesh.size)
   planned = functools.partial(_planned, dataset=dataset, target=target, mesh=mesh)
   plan = planned(config)
-  for line in _lines(plan, target, assumed):
+  for line in _lines(plan, assumed):
     print(line, flush=True)
   if output is not None:
-    artifact.write_json(output, _facts(plan, target))
+    artifact.write_json(output, _facts(plan))
     print(f'Wrote {output}', flush=True)
   if not plan.estimate.fits:
     for flags, found in _smaller(plan, planned):
-      print(_line('try', f'{flags}: {_fitting(found)}'), flush=True)
+      fitting = f'{found.memory}, {found.seconds:.4g} s per step' if found else 'does not fit either'
+      print(_line('try', f'{flags}: {fitting}'), flush=True)
 
 
 def _parser() -> cli.Parser:
   parser = cli.Parser(prog='python -m adversarial_augment.plan', description=_DESCRIPTION, epilog=_EPILOG)
-  parser.add_argument('--config', metavar='PATH.py[:VARIANT]', help='config file of `train`; required')
+  parser.add_argument('--config', required=True, metavar='PATH.py[:VARIANT]', help='config file of `train`')
   parser.add_argument('--config.FIELD', dest='_', metavar='VALUE', help='override a field of the config')
-  parser.add_argument('--topology', metavar='CHIP[:SIZE]', help='devices, such as v5e:2x4 or h100:8; required')
+  parser.add_argument('--topology', required=True, metavar='CHIP[:SIZE]', help='devices, such as v5e:2x4 or h100:8')
   parser.add_argument('--output', metavar='FILE', help='also write the plan as JSON')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 
 
-def _check_environment() -> None:
-  """Refuses settings for the number of CPU devices, which would have no effect on a plan."""
-  if os.environ.get(_OF_CPUS[0]) or _OF_CPUS[1] in os.environ.get('XLA_FLAGS', ''):
-    name = _OF_CPUS[0] if os.environ.get(_OF_CPUS[0]) else 'XLA_FLAGS'
-    raise UserError(
-      f'{name}={os.environ[name]} sets the number of CPU devices, but --topology names the devices of a plan; unset it.'
-    )
+@contextmanager
+def _about(flag: str) -> Iterator[None]:
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{flag}: {error}') from error
 
 
 def _images(config: ConfigDict) -> tuple[Dataset, str]:
@@ -120,14 +143,7 @@ def _images(config: ConfigDict) -> tuple[Dataset, str]:
 
 
 def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) -> Plan:
-  """Compiles the step of a checked config.
-
-  Args:
-    config: of `train`.
-    dataset: the training images; only their number and size are used.
-    target: the devices.
-    mesh: over them.
-  """
+  """Compiles the step of a checked config; of `dataset`, only number and size of the images are used."""
   from adversarial_augment import per_example_conv
   from adversarial_augment.attacks import ascent
   from adversarial_augment.planning import compiling, operations
@@ -142,74 +158,69 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
   plain = train_step.traced(*recipes.build(config, dataset, mesh, conv=per_example_conv.conv), dataset.image_shape)
   found = compiling.estimate(traced, target, precision=config.precision, inner_loop=ascent.SCOPE)
   warmup, flop = recipe.warmup_steps if recipe.attack else 0, operations.flop(plain.jaxpr.jaxpr)
-  return Plan(config, mesh.size, recipe.num_steps, warmup, flop, found)
+  return Plan(config, target, mesh.size, recipe.num_steps, warmup, flop, found)
 
 
 def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tuple[str, Plan | None]]:
-  """Yields the nearest settings that fit if a plan does not, after compiling them.
+  """Yields the nearest settings that fit if a plan does not, after compiling them: fewer images, or smaller parts.
 
-  Args:
-    plan: that does not fit.
-    planned: config -> its plan.
-
-  Yields:
-    The flags and their plan; None if even the smallest does not fit.
+  Each is the flags and their plan; None if even the smallest does not fit.
   """
   from adversarial_augment import attacks
+
+  attack, each = plan.config.attack, plan.config.batch_size // plan.devices
+  yield from _largest(plan, each, planned, lambda images: {'batch_size': images * plan.devices})
+  if attack.name in adversaries.ADVERSARIES and attack.beta_mode != 'batch':
+    whole = attack.microbatch or attacks.attacked_images(attack.fraction, each)
+    in_parts = lambda part: {'attack.batch_norm': 'running', 'attack.microbatch': part}
+    yield from _largest(plan, whole, planned, in_parts)
+
+
+def _largest(
+  plan: Plan, whole: int, planned: Callable[[ConfigDict], Plan], fields: Callable[[int], Mapping[str, Any]]
+) -> Iterator[tuple[str, Plan | None]]:
+  """Yields the flags and the plan of the largest number below `whole` whose `fields` fit."""
   from adversarial_augment.planning import compiling
   from adversarial_augment.training import builders
 
-  config, each = plan.config, plan.config.batch_size // plan.devices
-  fewer = lambda images: _with(config, {'batch_size': images * plan.devices})
+  def changed(number: int) -> ConfigDict:
+    config = configs.override(plan.config, {name: str(value) for name, value in fields(number).items()})
+    configs.validate(config)
+    builders.check_parts(config, plan.devices)
+    return config
 
-  def can_be(make: Callable[[int], ConfigDict], number: int) -> bool:
+  def allowed(number: int) -> bool:
     try:
-      builders.check_parts(make(number), plan.devices)
+      return changed(number) is not None
     except UserError:
       return False
-    return True
 
   plans: dict[int, Plan] = {}
-  estimate = lambda images: plans.setdefault(images, planned(fewer(images))).estimate
-  found = compiling.largest(each, plan.estimate, estimate, functools.partial(can_be, fewer))
+
+  def tried(number: int) -> 'Estimate':
+    plans[number] = planned(changed(number))
+    return plans[number].estimate
+
+  found = compiling.largest(whole, plan.estimate, tried, allowed)
   if plans:
-    images = found[0] if found else min(plans)
-    yield f'--config.batch_size={images * plan.devices}', plans[images] if found else None
-  attack = config.attack
-  if attack.name not in adversaries.ADVERSARIES or attack.beta_mode == 'batch':
-    return
-  split = lambda part: _with(config, {'attack.batch_norm': 'running', 'attack.microbatch': part})
-  whole = attack.microbatch or attacks.attacked_images(attack.fraction, each)
-  parts = [part for part in range(whole - 1, 0, -1) if can_be(split, part)]
-  share = plan.estimate.bytes_available / plan.estimate.bytes_needed
-  for part in parts:
-    if part > max(parts[-1], whole * share):
-      continue
-    tried = planned(split(part))
-    if tried.estimate.fits or part == parts[-1]:
-      flags = f'--config.attack.batch_norm=running --config.attack.microbatch={part}'
-      yield flags, tried if tried.estimate.fits else None
-      return
+    number = found[0] if found else min(plans)
+    flags = ' '.join(f'--config.{name}={value}' for name, value in fields(number).items())
+    yield flags, plans[number] if found else None
 
 
-def _with(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-  """Returns a checked copy of a config with other values."""
-  changed = configs.override(config, {name: str(value) for name, value in values.items()})
-  configs.validate(changed)
-  return changed
-
-
-def _lines(plan: Plan, target: Target, assumed: str) -> Iterator[str]:
-  size, found = plan.config.batch_size, plan.estimate
+def _lines(plan: Plan, assumed: str) -> Iterator[str]:
+  size, found, target = plan.config.batch_size, plan.estimate, plan.target
   yield f'{plan.devices} x {target.chip.title}, {size:,} images per step, {size // plan.devices:,} on each; estimated:'
-  yield _line('memory', _memory(plan))
+  yield _line('memory', plan.memory)
   if found.step is not None:
-    yield _line('step', f'{found.step.seconds:.4g} s' + _inner(plan))
+    hours = plan.hours or 0.0
+    duration = f'{hours:.3g} hours' if hours >= 0.1 else f'{3600 * hours:.3g} seconds'
     warmup = f'; its first {plan.warmup_steps:,} steps, without the adversary, take less' if plan.warmup_steps else ''
-    yield _line('the run', f'{plan.num_steps:,} steps, {_duration(plan)} without evaluations{warmup}')
     peak = {'float32': 'TF32' if target.is_gpu else 'bfloat16'}.get(plan.config.precision, plan.config.precision)
-    yield _line('work', f'{plan.flop / 1e12:.4g} TFLOP per step, {_share(plan, target):.2%} of the {peak} peak')
     of = [f'{count:,.0f} {name} ({size / 1e6:,.1f} MB)' for name, count, size in found.step.collectives]
+    yield _line('step', f'{found.step.seconds:.4g} s' + _inner(plan))
+    yield _line('the run', f'{plan.num_steps:,} steps, {duration} without evaluations{warmup}')
+    yield _line('work', f'{plan.flop / 1e12:.4g} TFLOP per step, {plan.share_of_peak or 0:.2%} of the {peak} peak')
     yield _line('collectives', (', '.join(of) or 'none') + (' per step' if of else ''))
   yield _line('compiled in', f'{found.compile_seconds:.0f} s')
   yield _line('source', _source(target))
@@ -221,40 +232,12 @@ def _line(name: str, text: str) -> str:
   return f'  {name:<12} {text}'
 
 
-def _memory(plan: Plan) -> str:
-  found = plan.estimate
-  verdict = 'fits' if found.fits else 'does not fit'
-  return f'{verdict}: {found.bytes_needed / 1e9:.2f} of {found.bytes_available / 1e9:.2f} GB on each device'
-
-
 def _inner(plan: Plan) -> str:
   inner = plan.estimate.inner_step
   if inner is None:
     return ''
   kernels = f'{inner.kernels:,.0f} kernels, {inner.bytes / 1e9:.4g} GB'
   return f', {plan.config.attack.num_steps} inner steps of {inner.seconds:.4g} s ({kernels})'
-
-
-def _fitting(plan: Plan | None) -> str:
-  if plan is None or plan.estimate.step is None:
-    return 'does not fit either'
-  return f'{_memory(plan)}, {plan.estimate.step.seconds:.4g} s per step'
-
-
-def _hours(plan: Plan) -> float:
-  assert plan.estimate.step is not None
-  return plan.num_steps * plan.estimate.step.seconds / 3600
-
-
-def _duration(plan: Plan) -> str:
-  hours = _hours(plan)
-  return f'{hours:.3g} hours' if hours >= 0.1 else f'{3600 * hours:.3g} seconds'
-
-
-def _share(plan: Plan, target: Target) -> float:
-  assert plan.estimate.step is not None
-  peak = target.chip.peak_of(plan.config.precision)
-  return plan.flop / (plan.devices * peak * plan.estimate.step.seconds)
 
 
 def _source(target: Target) -> str:
@@ -269,27 +252,27 @@ def _source(target: Target) -> str:
   return source + (cores if target.name.startswith('v4') else '')
 
 
-def _facts(plan: Plan, target: Target) -> dict[str, Any]:
+def _facts(plan: Plan) -> dict[str, Any]:
   """Returns the plan for JSON; null where the compiler rejected it, or without a loop of inner steps."""
   found = plan.estimate
   step, inner = found.step, found.inner_step
   return {
-    'topology': target.name,
+    'topology': plan.target.name,
     'devices': plan.devices,
     'batch_size': plan.config.batch_size,
     'fits': found.fits,
     'bytes_needed': found.bytes_needed,
     'bytes_available': found.bytes_available,
-    'seconds_per_step': step and step.seconds,
+    'seconds_per_step': plan.seconds,
     'seconds_per_inner_step': inner and inner.seconds,
-    'hours': step and _hours(plan),
+    'hours': plan.hours,
     'flop_per_step': plan.flop,
-    'share_of_peak': step and _share(plan, target),
+    'share_of_peak': plan.share_of_peak,
     'collectives': step and {name: {'count': count, 'bytes': size} for name, count, size in step.collectives},
     'kernels_per_inner_step': inner and inner.kernels,
     'bytes_per_inner_step': inner and inner.bytes,
     'compile_seconds': found.compile_seconds,
-    'source': _source(target),
+    'source': _source(plan.target),
   }
 
 

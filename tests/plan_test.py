@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from adversarial_augment import cli, config, plan
-from adversarial_augment.planning import targets
+from adversarial_augment import attacks, cli, config, plan
+from adversarial_augment.planning import compiling, targets
+from adversarial_augment.planning.program import Cost
+from adversarial_augment.training import builders
 from tests import trainer
 
 SMOKE = '--config=configs/ada_edsr.py:smoke'
@@ -18,6 +20,7 @@ KEYS = {
   'seconds_per_inner_step', 'hours', 'flop_per_step', 'share_of_peak', 'collectives', 'kernels_per_inner_step',
   'bytes_per_inner_step', 'compile_seconds', 'source',
 }  # fmt: skip
+V5E = targets.Target('v5e:1x2', targets.TPUS['v5e'], (1, 2), 0)
 
 
 @pytest.fixture
@@ -40,19 +43,21 @@ def refused(argv, capsys) -> str:
 @pytest.mark.parametrize(
   'flags, words',
   [
-    ([TPU], '--config is missing'),
-    ([SMOKE], '--topology is missing'),
+    ([TPU], 'required: --config '),
+    ([SMOKE], 'required: --topology '),
     (['--config=configs/no.py', TPU], 'Cannot read the config file configs/no.py'),
+    (['--config=', TPU], "--config='' must be PATH.py"),
     (['--config=configs/ada_edsr.py:smoky', TPU], "Did you mean 'smoke'?"),
     ([SMOKE, TPU, '--config.batchsize=8'], "Did you mean 'batch_size'?"),
     ([SMOKE, TPU, '--config.batch_size=eight'], 'config.batch_size'),
     ([SMOKE, TPU, '--config.batch_size=0'], 'config.batch_size=0'),
+    ([SMOKE, '--topology='], "--topology=: Unknown chip ''"),
     ([SMOKE, '--topology=v5:2x4'], 'Did you mean'),
     ([SMOKE, '--topology=v5e'], "'' is not a shape of v5e; give 2 sides"),
     ([SMOKE, '--topology=v5e:8'], "'8' is not a shape of v5e"),
     ([SMOKE, '--topology=v4:2x2'], "'2x2' is not a shape of v4; give 3 sides"),
     ([SMOKE, '--topology=v5e:0x4'], "'0x4' is not a shape"),
-    ([SMOKE, '--topology=v5e:32x32'], 'a slice of v5e has at most 256 chips'),
+    ([SMOKE, '--topology=v5e:32x32'], '--topology=v5e:32x32: a slice of v5e has at most 256 chips'),
     ([SMOKE, '--topology=h100:0'], "'0' is not a number of cards"),
     ([SMOKE, '--topology=h100:-1'], "'-1' is not a number of cards"),
     ([SMOKE, '--topology=h100:'], "'' is not a number of cards"),
@@ -72,17 +77,12 @@ def test_wrong_uses_take_one_line_and_no_compiler(flags, words, compilers, capsy
     ('JAX_NUM_CPU_DEVICES', '8'),
     ('XLA_FLAGS', '--xla_force_host_platform_device_count=8'),
     ('JAX_DISABLE_JIT', '1'),
+    *(('XLA_PYTHON_CLIENT_MEM_FRACTION', share) for share in ('0', '1.5', 'all', 'nan')),
   ],
 )
-def test_settings_that_are_not_followed_are_refused(name, value, compilers, capsys, monkeypatch):
+def test_settings_that_cannot_be_followed_are_refused(name, value, compilers, capsys, monkeypatch):
   monkeypatch.setenv(name, value)
-  assert f'{name}={value}' in refused([SMOKE, TPU], capsys)
-
-
-@pytest.mark.parametrize('share', ['0', '1.5', 'all', 'nan'])
-def test_a_share_of_the_card_that_cannot_be(share, compilers, capsys, monkeypatch):
-  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', share)
-  assert f'XLA_PYTHON_CLIENT_MEM_FRACTION={share} must be' in refused([SMOKE, GPU], capsys)
+  assert f'{name}={value}' in refused([SMOKE, GPU], capsys)
 
 
 def test_the_share_of_the_card_that_jax_takes(compilers, monkeypatch):
@@ -122,55 +122,37 @@ def test_cifar10_is_planned_without_it(monkeypatch, tmp_path):
 # The search for what fits, without a compiler: memory is a straight line of the images.
 
 
-def made(compiling, needed: int, available: int = 1000):
-  from adversarial_augment.planning.program import Cost
-
+def made(needed: int, available: int = 1000) -> compiling.Estimate:
   return compiling.Estimate(needed, available, 0.0, Cost(), None)
 
 
-@pytest.mark.parametrize('fixed, each, whole, most', [(0, 10, 256, 100), (300, 7, 256, 100), (990, 10, 64, 1)])
-def test_the_largest_batch_that_fits(fixed, each, whole, most):
-  from adversarial_augment.planning import compiling
-
-  tried: list[int] = []
+@pytest.mark.parametrize(
+  'fixed, each, whole, divisor, most',
+  [
+    (0, 10, 256, 1, 100), (300, 7, 256, 1, 100), (990, 10, 64, 1, 1), (2000, 1, 8, 1, None),
+    (0, 10, 256, 8, 96), (0, 10, 256, 64, 64), (0, 10, 256, 128, None),
+  ],
+)  # fmt: skip
+def test_the_largest_batch_that_fits(fixed, each, whole, divisor, most):
+  tried = [whole]
 
   def estimate(images):
     tried.append(images)
-    return made(compiling, fixed + each * images)
+    return made(fixed + each * images)
 
-  found = compiling.largest(whole, estimate(whole), estimate, lambda images: True)
-  assert found is not None
-  assert found[0] == most
-  assert found[1].fits
-  assert len(tried) <= 5  # with the one that did not fit
-  assert len(set(tried)) == len(tried)
-
-
-def test_nothing_fits():
-  from adversarial_augment.planning import compiling
-
-  line = lambda images: made(compiling, 2000 + images)
-  assert compiling.largest(8, line(8), line, lambda images: True) is None
+  found = compiling.largest(whole, made(fixed + each * whole), estimate, lambda images: images % divisor == 0)
+  assert (found and found[0]) == most
+  assert found is None or found[1].fits
+  assert len(tried) == len(set(tried)) <= 5  # with the one that did not fit
 
 
 def test_what_the_compiler_refused_does_not_fit():
-  from adversarial_augment.planning import compiling
-
   message = 'Ran out of memory in memory space hbm. Used 15.75G of 15.75G hbm. Exceeded hbm capacity by 3.1M.'
   assert compiling._too_much(message) == (int(15.75 * 2**30),) * 2
   assert not compiling.Estimate(*compiling._too_much(message), 0.0, None, None).fits
   message = 'the total memory required for HLO temporaries (53.67G) exceeds available HBM (15.75G).'
   assert compiling._too_much(message) == (int(53.67 * 2**30), int(15.75 * 2**30))
   assert compiling._too_much('INTERNAL: another reason') is None
-
-
-@pytest.mark.parametrize('allowed, most', [(8, 96), (64, 64), (128, None)])
-def test_only_numbers_that_can_be_are_tried(allowed, most):
-  from adversarial_augment.planning import compiling
-
-  line = lambda images: made(compiling, 10 * images)
-  found = compiling.largest(256, line(256), line, lambda images: images % allowed == 0)
-  assert (found and found[0]) == most
 
 
 BATCH, PARTS = '--config.batch_size=', '--config.attack.batch_norm=running --config.attack.microbatch='
@@ -185,19 +167,11 @@ BATCH, PARTS = '--config.batch_size=', '--config.attack.batch_norm=running --con
     # An evaluation attacks all images of a device: its parts divide 30, beside the 18 of a step.
     ({'batch_size': '60', 'attack.fraction': '0.6'}, 88, [f'{BATCH}24', f'{PARTS}3']),
     # Parts are tried below those that do not fit.
-    (
-      {'batch_size': '32', 'attack.batch_norm': 'running', 'attack.microbatch': '8'},
-      88,
-      [f'{BATCH}16', f'{PARTS}4'],
-    ),
+    ({'batch_size': '32', 'attack.batch_norm': 'running', 'attack.microbatch': '8'}, 88, [f'{BATCH}16', f'{PARTS}4']),
   ],
 )
 def test_smaller_settings_are_tried(values, available, smaller, monkeypatch):
   """An image takes 1, and 10 more while it is attacked, on each of two devices."""
-  from adversarial_augment import attacks
-  from adversarial_augment.planning import compiling
-  from adversarial_augment.training import builders
-
   monkeypatch.chdir(trainer.ROOT)
   compiled = []
 
@@ -207,7 +181,7 @@ def test_smaller_settings_are_tried(values, available, smaller, monkeypatch):
     each = changed.batch_size // 2
     attacked = changed.attack.microbatch or attacks.attacked_images(changed.attack.fraction, each)
     compiled.append((each, attacked))
-    return plan.Plan(changed, 2, 1, 0, 0, made(compiling, each + 10 * attacked, available))
+    return plan.Plan(changed, V5E, 2, 1, 0, 0, made(each + 10 * attacked, available))
 
   flags = dict(plan._smaller(planned(config.override(config.load('configs/ada_edsr.py'), values)), planned))
   assert list(flags) == smaller

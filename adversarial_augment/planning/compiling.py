@@ -37,22 +37,14 @@ class Estimate(NamedTuple):
 
 
 def mesh_of(target: Target) -> Mesh:
-  """Returns the mesh over a target's devices.
-
-  Raises:
-    UserError: see `targets.devices`.
-  """
+  """Returns the mesh over a target's devices; see `targets.devices`."""
   return Mesh(np.array(targets.devices(target)), (sharding.AXIS,), axis_types=(AxisType.Auto,))
 
 
 def estimate(traced: jax.stages.Traced, target: Target, *, precision: str, inner_loop: str) -> Estimate:
-  """Compiles a program that was traced for a target's mesh.
+  """Compiles a program that was traced for a target's mesh, with products in `precision`.
 
-  Args:
-    traced: the program.
-    target: the devices.
-    precision: of products, 'float32' or 'bfloat16'.
-    inner_loop: scope of a loop to report separately.
+  The loop with the scope `inner_loop` is reported separately.
   """
   start = time.monotonic()
   try:
@@ -65,13 +57,8 @@ def estimate(traced: jax.stages.Traced, target: Target, *, precision: str, inner
     return Estimate(*refused, time.monotonic() - start, None, None)
   seconds = time.monotonic() - start
   memory = compiled.memory_analysis()
-  needed = (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.generated_code_size_in_bytes
-  )
+  parts = ('argument', 'output', 'temp', 'generated_code')
+  needed = sum(getattr(memory, f'{part}_size_in_bytes') for part in parts) - memory.alias_size_in_bytes
   seconds_of = functools.partial(_seconds, chip=target.chip, precision=precision)
   program = Program(compiled.as_text(), seconds_of)
   inner = next((loop for loop in program.loops if loop.name.endswith(f'/{inner_loop}/while')), None)
@@ -101,16 +88,13 @@ def _too_much(message: str) -> tuple[int, int] | None:
 def largest(
   whole: int, refused: Estimate, tried: Callable[[int], Estimate], allowed: Callable[[int], bool]
 ) -> tuple[int, Estimate] | None:
-  """Returns approximately the largest number of images per device that fits, and its estimate; compiles each guess.
+  """Returns approximately the largest number of images that fits, with its estimate; None if none was found.
 
   Args:
     whole: the number that does not fit.
     refused: its estimate.
-    tried: number -> its estimate.
+    tried: compiles for a number, and returns its estimate.
     allowed: whether a number may be tried.
-
-  Returns:
-    None if none was found.
   """
   above, other = (whole, refused.bytes_needed), (0, 0)  # memory is roughly linear
   found: tuple[int, Estimate] | None = None

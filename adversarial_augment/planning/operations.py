@@ -23,25 +23,17 @@ def _of(equation: core.JaxprEqn) -> int:
   inside = [flop(jaxpr) for jaxpr in _programs(params)]
   if name == 'cond':
     return max(inside)
-  return _repeats(name, params) * sum(inside)
-
-
-def _repeats(name: str, params: dict[str, Any]) -> int:
-  """Returns how many times the programs of an operation run."""
-  if name == 'scan':
-    return params['length']
-  if name == 'shard_map':
-    return params['mesh'].size
-  if name == 'pallas_call':
-    return math.prod(params['grid_mapping'].grid)
-  return 1
+  repeats = {
+    'scan': lambda: params['length'],
+    'shard_map': lambda: params['mesh'].size,
+    'pallas_call': lambda: math.prod(params['grid_mapping'].grid),
+  }.get(name, lambda: 1)
+  return repeats() * sum(inside)
 
 
 def _programs(value: Any) -> list[core.Jaxpr]:
   """Returns the programs in the parameters of an operation."""
-  if isinstance(value, core.ClosedJaxpr):
-    return [value.jaxpr]
-  if isinstance(value, core.Jaxpr):
-    return [value]
+  if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+    return [getattr(value, 'jaxpr', value)]
   members = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
   return [jaxpr for member in members for jaxpr in _programs(member)]

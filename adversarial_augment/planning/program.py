@@ -16,9 +16,7 @@ _FREE = frozenset({
   'opt-barrier', 'domain', 'add-dependency',
 })  # fmt: skip  # nothing is moved
 _MARKERS = ('AllocateBuffer', 'ConcatBitcast', 'Sharding', 'SPMDFullToShardShape', 'SPMDShardToFullShape')
-_WHOLE = frozenset(
-  {'dot', 'convolution', 'sort', 'scatter', 'reduce-window', 'custom-call', 'tuple'}
-)  # need operands whole
+_WHOLE = ('dot', 'convolution', 'sort', 'scatter', 'reduce-window', 'custom-call', 'tuple')  # need operands whole
 _PARTS = ('dynamic-slice', 'slice', 'gather')  # read only a part of their first operand
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'ragged-all-to-all')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
@@ -34,10 +32,11 @@ class Operation(NamedTuple):
   operands: tuple[str, ...]
   attributes: str  # the text after the operands; for constants and parameters, their value
 
-  def named(self, attribute: str) -> str | None:
+  def named(self, attribute: str) -> str:
     """Returns the computation that an attribute names, such as `body`."""
     found = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.attributes)
-    return found[1] if found else None
+    assert found, f'{self.opcode} without {attribute}'
+    return found[1]
 
 
 class Cost(NamedTuple):
@@ -85,7 +84,6 @@ class Program:
 
   @functools.cached_property
   def cost(self) -> Cost:
-    """The cost of one run of the program."""
     return self._cost(self._entry)
 
   @functools.cached_property
@@ -96,7 +94,7 @@ class Program:
   def _loops(self, computation: str, runs: int) -> Iterator[Loop]:
     for operation in self._computations[computation].values():
       if operation.opcode == 'while':
-        body, trips = _required(operation, 'body'), self._trips(operation)
+        body, trips = operation.named('body'), self._trips(operation)
         scopes = re.search(r'op_name="([^"]*)"', operation.attributes)
         yield Loop(scopes[1] if scopes else '', trips, runs, self._cost(body))
         yield from self._loops(body, runs * (1 if trips is None else trips))
@@ -115,19 +113,14 @@ class Program:
     opcode = operation.opcode
     if opcode == 'while':
       trips = self._trips(operation)
-      return self._cost(_required(operation, 'body')).times(1 if trips is None else trips)
+      return self._cost(operation.named('body')).times(1 if trips is None else trips)
     if opcode == 'conditional':
       return max((self._cost(branch) for branch in _called(operation)), key=lambda cost: (cost.seconds, cost.bytes))
-    if opcode == 'call':
+    if opcode in ('call', 'async-start'):  # the latter runs one or more kernels, concurrent with others
       return self._cost(_called(operation)[0])
-    if (
-      opcode in _FREE
-      or opcode.endswith(('-done', '-update'))
-      or any(f'"{name}"' in operation.attributes for name in _MARKERS)
-    ):
+    is_marker = any(f'"{name}"' in operation.attributes for name in _MARKERS)
+    if opcode in _FREE or opcode.endswith(('-done', '-update')) or is_marker:
       return Cost()
-    if opcode == 'async-start':  # one or more kernels, concurrent with others
-      return self._cost(_called(operation)[0])
     moved = self._bytes(operation, computation)
     seconds = self._seconds_of(operation, moved, self.flop(operation, computation))
     return Cost(seconds, 1, moved, self._collectives(operation, computation))
@@ -208,7 +201,7 @@ class Program:
     """Returns the number of iterations of a loop that counts from 0 to a constant; None for other loops."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', operation.attributes):
       return int(known[1])
-    condition = self._computations[_required(operation, 'condition')]
+    condition = self._computations[operation.named('condition')]
     root = list(condition.values())[-1]
     inner, arguments = condition, list(root.operands)
     if root.opcode == 'fusion':
@@ -227,10 +220,8 @@ def shape_bytes(shape: str) -> int:
   total = 0
   for item, sizes in re.findall(r'(\w+)\[([\d,<=]*)\]', shape):
     bits = re.search(r'\d+', item)
-    size = _ITEM_BYTES.get(item)
-    if size is None:
-      size = int(bits[0]) // 8 if bits else 0
-    total += size * math.prod(int(number) for number in re.findall(r'\d+', sizes))
+    size = _ITEM_BYTES.get(item, int(bits[0]) // 8 if bits else 0)
+    total += size * math.prod(map(int, re.findall(r'\d+', sizes)))
   return total
 
 
@@ -259,25 +250,14 @@ def _flop(operation: Operation, left: list[int], right: list[int], result: list[
   return 0
 
 
-def _is_marker(operation: Operation) -> bool:
-  return operation.opcode == 'custom-call' and any(f'"{name}"' in operation.attributes for name in _MARKERS)
-
-
-def _required(operation: Operation, attribute: str) -> str:
-  found = operation.named(attribute)
-  assert found is not None, f'{operation.opcode} without {attribute}'
-  return found
-
-
 def _called(operation: Operation) -> list[str]:
   """Returns the computations that an operation runs; for a loop, none."""
   if branches := re.search(r'branch_computations=\{([^}]*)\}', operation.attributes):
     return [name.strip().lstrip('%') for name in branches[1].split(',')]
   if operation.opcode == 'conditional':
-    return [_required(operation, 'true_computation'), _required(operation, 'false_computation')]
+    return [operation.named('true_computation'), operation.named('false_computation')]
   attribute = {'fusion': 'calls', 'call': 'to_apply', 'async-start': 'calls'}.get(operation.opcode)
-  called = operation.named(attribute) if attribute else None
-  return [called] if called else []
+  return [operation.named(attribute)] if attribute else []
 
 
 def _read(text: str) -> tuple[Mapping[str, dict[str, Operation]], str]:

@@ -104,20 +104,22 @@ def target(name: str) -> Target:
     UserError: there is no such chip or shape, or its compiler is not installed.
   """
   kind, colon, size = name.partition(':')
-  chip = registry.lookup({**TPUS, **GPUS}, kind, f'--topology={name}: chip')
+  chip = registry.lookup({**TPUS, **GPUS}, kind, 'chip')
   if chip.gpu:
     if colon and not re.fullmatch('[1-9][0-9]{0,3}', size) or int(size or 1) > _MOST_GPUS:
-      raise UserError(f"--topology={name}: '{size}' is not a number of cards; write 1 to {_MOST_GPUS}: {kind}:8.")
+      raise UserError(f"'{size}' is not a number of cards; write 1 to {_MOST_GPUS}: {kind}:8.")
     shape: tuple[int, ...] = (int(size or 1),)
   else:
-    sides = 3 if kind in ('v4', 'v5p') else 2
-    example = 'x'.join(['2', '2', '1'][:sides]) if sides == 3 else '2x4'
+    sides, example = (3, '2x2x1') if kind in ('v4', 'v5p') else (2, '2x4')
     if not re.fullmatch('x'.join(['[1-9][0-9]{0,2}'] * sides), size):
-      raise UserError(f"--topology={name}: '{size}' is not a shape of {kind}; give {sides} sides: {kind}:{example}.")
+      raise UserError(f"'{size}' is not a shape of {kind}; give {sides} sides: {kind}:{example}.")
     shape = tuple(map(int, size.split('x')))
     if math.prod(shape) > chip.most:
-      raise UserError(f'--topology={name}: a slice of {kind} has at most {chip.most:,} chips; name a smaller one.')
-  _check_compiler(name, gpu=bool(chip.gpu))
+      raise UserError(f'a slice of {kind} has at most {chip.most:,} chips; name a smaller one.')
+  packages = ('jax_plugins', 'jax_plugins.xla_cuda13') if chip.gpu else ('libtpu',)
+  if not all(map(importlib.util.find_spec, packages)):  # a package first: what is in it cannot be looked up without
+    extra = 'plan-gpu' if chip.gpu else 'plan-tpu'
+    raise UserError(f"its compiler, which runs on any CPU, is not installed: pip install -e '.[{extra}]'.")
   return Target(name, chip, shape, _available(chip))
 
 
@@ -135,16 +137,6 @@ def _available(chip: Chip) -> int:
   if not 0 < fraction <= 1:
     raise UserError(f'{name}={share} must be greater than 0 and at most 1; unset it for the default, .75.')
   return int(fraction * chip.memory)
-
-
-def _check_compiler(name: str, *, gpu: bool) -> None:
-  found = importlib.util.find_spec('jax_plugins') and importlib.util.find_spec('jax_plugins.xla_cuda13')
-  if not (found if gpu else importlib.util.find_spec('libtpu')):
-    extra = 'plan-gpu' if gpu else 'plan-tpu'
-    raise UserError(
-      f'--topology={name} needs the {"GPU" if gpu else "TPU"} compiler, which runs on any CPU; install it: '
-      f"pip install -e '.[{extra}]'."
-    )
 
 
 def prepare_environment() -> None:
@@ -173,12 +165,8 @@ def devices(wanted: Target) -> Sequence[Any]:
   jax.devices()  # finds the plugins
   if wanted.is_gpu:
     layout = f'1x1x{wanted.shape[0]}'
-    description: dict[str, Any] = {
-      'topology_name': layout,
-      'platform': 'cuda',
-      'topology': layout,
-      'target_config': wanted.chip.gpu,
-    }
+    description: dict[str, Any] = {'topology_name': layout, 'platform': 'cuda', 'topology': layout}
+    description['target_config'] = wanted.chip.gpu
   else:
     sides = 'x'.join(map(str, wanted.shape))
     host = [min(side, _HOST) for side in wanted.shape[:2]] + [1]
@@ -188,4 +176,4 @@ def devices(wanted: Target) -> Sequence[Any]:
     return topologies.get_topology_desc(**description).devices
   except Exception as error:  # compilers do not document what they raise
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise UserError(f'--topology={wanted.name}: the compiler rejects it ({reason}); try one of: {EXAMPLES}.') from error
+    raise UserError(f'the compiler rejects it ({reason}); try one of: {EXAMPLES}.') from error
