@@ -81,9 +81,7 @@ def main(argv: Sequence[str]) -> None:
   configs.validate(config)
   for name, sets in (('JAX_NUM_CPU_DEVICES', ''), ('XLA_FLAGS', 'xla_force_host_platform_device_count')):
     if (value := os.environ.get(name)) and sets in value:
-      raise UserError(
-        f'{name}={value} sets the number of CPU devices, but --topology names those of a plan; unset it.'
-      )
+      raise UserError(f'{name}={value} sets the number of CPU devices, but --topology names those of a plan; unset it.')
   with _about(f'--topology={arguments.topology}'):
     target = targets.target(arguments.topology)
   output = None if arguments.output is None else files.output_file(arguments.output, '--output')
