@@ -1,4 +1,4 @@
-"""What can go wrong in a way the user can mend; each kind has its exit code.
+"""What can go wrong in a way that the user can fix; each kind has its exit code.
 
 A command line prints the message as one line on standard error and ends with `exit_code` (see cli.run). The message
 names the argument or file, its value, the rule, and the way out; only commands name flags.
@@ -84,13 +84,13 @@ class StorageError(AdversarialAugmentError, OSError):
 
 
 class Stopped(AdversarialAugmentError, RuntimeError):
-  """A signal stopped the run after its state was saved; the same command goes on (EX_TEMPFAIL)."""
+  """A signal stopped the run after its state was saved; the same command resumes it (EX_TEMPFAIL)."""
 
   exit_code = 75
 
 
 class Interrupted(Stopped):
-  """A signal came where nobody listens to it; the message is 'stopped by NAME', without what is kept."""
+  """A signal arrived outside `signals.listen`; the message is 'stopped by NAME'."""
 
 
 def rebuilt(name: str, message: str) -> Exception:

@@ -16,7 +16,7 @@ from adversarial_augment import config as configs
 from adversarial_augment import corruption_nets, datasets, deepaugment, prepare, train
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.datasets import made_with, mixture, sampling
-from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.errors import StorageError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.preparation import deepaugment_files
 from adversarial_augment.run import train_job
@@ -26,6 +26,7 @@ from tests import deepaugment_sets
 from tests.corrupted_pets import copy, hashes
 from tests.deepaugment_sets import N, load, write_pets
 from tests.deepaugment_sets import write_some as write
+from tests.described import refused
 
 COPIES = 3
 
@@ -107,7 +108,7 @@ def test_a_set_is_made_by_the_version_of_the_algorithm(data_dir):
   before = {'adversarial_augment': '0.1.0', 'code_sha256': code, 'jax': '1'}
   write(data_dir, changes={'made_with': before})
   assert write(data_dir, changes={'made_with': now}) == (0, 0)
-  with pytest.raises(UserError, match='made_with.code_sha256 = "401a'):
+  with refused('made_with.code_sha256 = "401a'):
     write(data_dir, changes={'made_with': before | {'code_sha256': 'f' * 64}})
 
 
@@ -134,7 +135,7 @@ def test_killed_and_started_again(data_dir, whole, point):
     capture_output=True,
   )
   assert killed.returncode == -signal.SIGKILL
-  with pytest.raises(UserError, match='is not finished'):
+  with refused('is not finished'):
     mixture.load(load(data_dir), str(data_dir), ['edsr'])
   run(data_dir)
   assert hashes(folder_of(data_dir)) == hashes(folder_of(whole))
@@ -181,7 +182,7 @@ def test_a_piece_that_is_damaged_before_the_end_is_made_again(data_dir, monkeypa
   content = bytearray(images.read_bytes())
   content[200] ^= 1
   images.write_bytes(content)
-  with pytest.raises(UserError, match='Piece 0 of .* was damaged on the disk; the same command'):
+  with refused('Piece 0 of .* was damaged on the disk; the same command'):
     write(data_dir, share=(1, 2))
   assert write(data_dir) == (20, 0)
   assert len(mixture.load(load(data_dir), str(data_dir), ['some'])) == 2
@@ -208,7 +209,7 @@ def test_a_set_that_another_process_begins_anew_meanwhile(data_dir):
     write(data_dir, changes={'made_with': {'jax': '2'}}, overwrite=True)
     return deepaugment_sets.make(images, index, number)
 
-  with pytest.raises(UserError, match='exists already, with made_with.jax = "2"'):
+  with refused('exists already, with made_with.jax = "2"'):
     write(data_dir, make=make)
 
 
@@ -216,13 +217,12 @@ def test_another_set_is_there(data_dir):
   other = {'made_with': {'jax': '2'}}
   for share in ((0, 2), (0, 1)):  # begun, and whole
     write(data_dir, share=share)
-    with pytest.raises(UserError, match='exists already, with made_with.jax = "1".*--name.*--overwrite') as caught:
+    with refused('exists already, with made_with.jax = "1".*--name.*--overwrite'):
       write(data_dir, changes=other)
-    assert '\n' not in str(caught.value)
   assert write(data_dir, changes=other, overwrite=True) == (2 * N, 0)
   assert write(data_dir, changes=other, overwrite=True, share=(0, 2)) == (N, N)
   (folder_of(data_dir, 'some') / 'PLAN.json').write_text('[')
-  with pytest.raises(UserError, match=r"PLAN.json' is damaged .*--overwrite"):
+  with refused(r"PLAN.json' is damaged .*--overwrite"):
     write(data_dir)
   assert write(data_dir, overwrite=True) == (2 * N, 0)
 
@@ -275,14 +275,13 @@ def begin(data_dir: pathlib.Path) -> pathlib.Path:
 
 def test_a_set_that_was_begun_otherwise_goes_on_by_the_command_of_its_plan(data_dir):
   folder = begin(data_dir)
-  with pytest.raises(UserError, match=r'copies = 2, and now it would be 3; resume it with (.*), choose') as caught:
-    write(data_dir, changes={'copies': 3})
   command = f'prepare deepaugment --dataset=pets --copies=2 --name=some --data_dir={data_dir}'
-  assert f'{command}, choose' in str(caught.value)
-  with pytest.raises(UserError, match=f'is not finished; run .*{command}, which resumes it'):
+  with refused(f'copies = 2, and now it would be 3; resume it with .*{command}, choose'):
+    write(data_dir, changes={'copies': 3})
+  with refused(f'is not finished; run .*{command}, which resumes it'):
     open_it(data_dir)
   (folder / 'PLAN.json').write_text('[')
-  with pytest.raises(UserError, match=r"PLAN.json' is damaged .*flags of its first time and --overwrite"):
+  with refused(r"PLAN.json' is damaged .*flags of its first time and --overwrite"):
     open_it(data_dir)
 
 
@@ -299,9 +298,8 @@ def test_a_set_that_was_begun_and_damaged_starts_anew_with_overwrite(data_dir, d
     images.mkdir()
   if damage in ('cut', 'header'):
     images.write_bytes(content[:-1] if damage == 'cut' else b'x' + content[1:])
-  with pytest.raises(UserError, match='missing or damaged; start over with the same command and --overwrite') as caught:
+  with refused('missing or damaged; start over with the same command and --overwrite'):
     write(data_dir)
-  assert '\n' not in str(caught.value)
   assert write(data_dir, overwrite=True) == (2 * N, 0)
   open_it(data_dir)
 
@@ -325,7 +323,7 @@ def test_a_set_that_lost_a_file_or_has_a_folder_in_its_place(data_dir, name, rep
   if replaced:
     path.mkdir()
   for call in (write, open_it):
-    with pytest.raises(UserError, match=f'{name}.*make the set again with .*--overwrite'):
+    with refused(f'{name}.*make the set again with .*--overwrite'):
       call(data_dir)
   assert write(data_dir, overwrite=True) == (2 * N, 0)
 
@@ -349,9 +347,8 @@ def test_a_set_that_lost_a_file_or_has_a_folder_in_its_place(data_dir, name, rep
   ],
 )
 def test_bad_flags(pets, flags, said):
-  with pytest.raises(UserError, match=said) as caught:
+  with refused(said):
     run(pets, *flags)
-  assert '\n' not in str(caught.value)
   assert not (pets / 'pets_deepaugment').exists()
 
 
@@ -410,7 +407,7 @@ def test_train_refuses_a_missing_set_in_one_line(whole, tmp_path):
 
 
 def test_names_of_sets_are_checked():
-  with pytest.raises(UserError, match=r'config.deepaugment.sets=.* must be a comma-separated list'):
+  with refused(r'config.deepaugment.sets=.* must be a comma-separated list'):
     configs.validate(configs.override(configs.base_config(), {'deepaugment.sets': 'edsr,edsr'}))
-  with pytest.raises(UserError, match=r'config.deepaugment.sets'):
+  with refused(r'config.deepaugment.sets'):
     configs.validate(configs.override(configs.base_config(), {'deepaugment.sets': '../x'}))

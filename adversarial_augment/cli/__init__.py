@@ -13,16 +13,10 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
+from adversarial_augment import errors
 from adversarial_augment.cli import environment, jax_errors, signals, streams
 from adversarial_augment.cli.ways_out import describe
-from adversarial_augment.errors import (
-  AdversarialAugmentError,
-  Interrupted,
-  StorageError,
-  UserError,
-  require_assertions,
-  show,
-)
+from adversarial_augment.errors import UserError, show
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _LESS_MEMORY = 'close other programs that use the device, or use fewer images or a smaller batch'
@@ -58,7 +52,7 @@ def run(
   streams.secure()
   signals.raise_once()
   try:
-    require_assertions()
+    errors.require_assertions()
     environment.pin()
     code = main(arguments) or 0
     sys.stdout.flush()
@@ -84,13 +78,13 @@ def _known(error: BaseException, kept: str) -> tuple[str, int] | None:
   """Returns the message and the exit code of an error that is not a bug; None for others."""
   if isinstance(error, KeyboardInterrupt):
     return f'interrupted: {kept}.', _INTERRUPTED
-  if isinstance(error, Interrupted):
+  if isinstance(error, errors.Interrupted):
     return f'{error}: {kept}.', error.exit_code
-  if isinstance(error, AdversarialAugmentError):
+  if isinstance(error, errors.AdversarialAugmentError):
     return describe(error), error.exit_code
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of standard output
     streams.discard_output()
-    return f'Cannot write: {error.strerror}; free space, or send the output elsewhere.', StorageError.exit_code
+    return f'Cannot write: {error.strerror}; free space, or send the output elsewhere.', errors.StorageError.exit_code
   return None
 
 

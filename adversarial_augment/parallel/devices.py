@@ -18,18 +18,12 @@ def usable_cores() -> int:
 def virtual_devices(batch_size: int) -> int | None:
   """Splits the CPU into virtual devices: XLA runs many ops of one device on one core, so several are faster.
 
-  Their number is the largest divisor of the batch size that is at most the number of usable cores, unless the user has
-  chosen one: JAX_NUM_CPU_DEVICES, `jax_num_cpu_devices`, or XLA_FLAGS=--xla_force_host_platform_device_count. Devices
-  that exist already, as in a notebook, stay. Call before any array is made.
-
-  Args:
-    batch_size: images per step of this process.
+  Their number is the largest divisor of this process's batch size that is at most the number of usable cores, unless
+  the user has chosen one: JAX_NUM_CPU_DEVICES, `jax_num_cpu_devices`, XLA_FLAGS=--xla_force_host_platform_device_count.
+  Devices that exist already, as in a notebook, stay. Call before any array is made.
 
   Returns:
     How many devices this process will have, or None if only starting JAX tells, as with accelerators.
-
-  Raises:
-    UserError: the user has chosen 0 devices.
   """
   import jax
 
@@ -57,10 +51,7 @@ def _cpu_only() -> bool:
 
 
 def compilation_cache() -> None:
-  """Keeps compiled programs in the user's cache folder, so that the next start is faster.
-
-  JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 switches it off.
-  """
+  """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another folder."""
   import jax
 
   switched_on, chosen = jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
