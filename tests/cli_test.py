@@ -183,12 +183,6 @@ def test_print_config_prints_the_resolved_config(tmp_path, capsys):
   )
 
 
-def test_list_configs_needs_no_config(monkeypatch, capsys):
-  monkeypatch.setattr(configs, 'list_configs', lambda: 'the list')
-  assert command_line.resolve_config(command_line.parse_train(['--list_configs'])) is None
-  assert capsys.readouterr().out == 'the list\n'
-
-
 def test_wrong_input_is_reported_before_jax_is_imported(tmp_path):
   (tmp_path / 'a.py').write_text(CONFIG)
   code = """

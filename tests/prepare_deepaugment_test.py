@@ -204,7 +204,6 @@ def test_a_set_that_another_process_finishes_meanwhile(data_dir, tmp_path):
 
 
 def test_a_set_that_another_process_begins_anew_meanwhile(data_dir):
-
   def make(images, index, number):
     write(data_dir, changes={'made_with': {'jax': '2'}}, overwrite=True)
     return deepaugment_sets.make(images, index, number)

@@ -32,6 +32,11 @@ def source(arguments: argparse.Namespace) -> Path:
   return files.user_path(arguments.source, '--from')
 
 
+def check_range(flag: str, value: int, least: int, most: int) -> None:
+  if not least <= value <= most:
+    raise UserError(f'{flag}={value} must lie between {least} and {most}.')
+
+
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
   """Turns an OSError of the block, which reads `path`, into a UserError."""

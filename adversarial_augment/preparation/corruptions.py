@@ -61,8 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
   if arguments.frost is not None and 'frost' not in names:
     raise UserError('--frost is what frost is made of, which --names leaves out; name frost too, or leave --frost out.')
   seed = arguments.seed or 0
-  if not 0 <= seed < 2**31:
-    raise UserError(f'--seed={seed} must lie between 0 and 2**31 - 1.')
+  command.check_range('--seed', seed, 0, 2**31 - 1)
   test = datasets.load(arguments.dataset, 'test', arguments.data_dir)
   if min(test.image_shape[:2]) < metrics.MIN_SIZE:
     raise UserError(

@@ -120,8 +120,6 @@ def make_embedded(data_dir: str, names: Sequence[str], copies: int) -> None:
 def _check(arguments: argparse.Namespace, name: str) -> None:
   if not re.fullmatch(fields.LABEL, name):
     raise UserError(f'--name={show(name)} must be letters, digits, "_", "-" and ".", a letter or digit first.')
-  if not 1 <= arguments.copies <= 1000:
-    raise UserError(f'--copies={arguments.copies} must lie between 1 and 1000.')
-  if not 0 <= arguments.seed < 2**31:
-    raise UserError(f'--seed={arguments.seed} must lie between 0 and 2**31 - 1.')
+  command.check_range('--copies', arguments.copies, 1, 1000)
+  command.check_range('--seed', arguments.seed, 0, 2**31 - 1)
   cli.check_process_id(arguments.num_processes, arguments.process_id)

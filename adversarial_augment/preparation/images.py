@@ -47,8 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
       f'--name={show(name)} must be a letter a-z followed by a-z, 0-9 or _, at most {_LONGEST_NAME} in all, and '
       f'none of {", ".join(_TAKEN)}.'
     )
-  if not 0 <= arguments.seed < 2**32:
-    raise UserError(f'--seed={arguments.seed} must lie between 0 and 2**32 - 1.')
+  command.check_range('--seed', arguments.seed, 0, 2**32 - 1)
   data_dir, source = command.data_dir(arguments), command.source(arguments)
   with command.readable(source):
     listing = folder.list_images(source, arguments.test_fraction, arguments.seed)
