@@ -1,7 +1,4 @@
-"""Evaluates a trained classifier: python -m adversarial_augment.evaluate --workdir=DIR
-
-The newest good checkpoint, on what the run's `config.evals` names or on what --evals does.
-"""
+"""Evaluates a trained classifier: python -m adversarial_augment.evaluate --workdir=DIR"""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -19,31 +16,28 @@ from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
-from adversarial_augment.evaluation.attack_request import Request
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.storage import files
-from adversarial_augment.types import Attack, Dataset, PyTree
+from adversarial_augment.types import Dataset
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # wrong input is reported before JAX is imported
   from adversarial_augment.evaluation.bench import Images
 
-# What an evaluation may have otherwise than the training.
+_ATTACKED_FIELDS = ('batch_size', 'data_dir', 'dataset', 'precision')  # that can change with --attack
 _FIELDS = (
-  'evals', 'eval_images', 'batch_size', 'data_dir', 'dataset', 'precision',
-  *(field for entry in EVALUATIONS.values() for field in entry.fields),
+  *_ATTACKED_FIELDS, 'evals', 'eval_images', *(field for entry in EVALUATIONS.values() for field in entry.fields),
 )  # fmt: skip
 _GROUPS = ('attack', 'corruption_net')
-_OF_ATTACKED = ('batch_size', 'data_dir', 'dataset', 'precision')  # with --attack
 
-_DESCRIPTION = """Evaluates the newest good checkpoint of a run on the test set.
+_DESCRIPTION = """Evaluates the newest intact checkpoint of a run on the test set.
 
-Results go to WORKDIR/results, one .json and one .csv for each evaluation. What they hold already is shown again;
---overwrite replaces what other images, settings or versions gave for the same checkpoint. After a stop the same
-command goes on, within an evaluation on corruptions and within an attack too; only --overwrite begins an attack anew.
+Each evaluation writes WORKDIR/results/NAME.json and NAME.csv. Results that exist already are shown again; --overwrite
+replaces those that have other images, settings or versions. If it is stopped, the same command resumes evaluations on
+corruptions and attacks; --overwrite starts a stopped attack over.
 
-With --attack the classifier is attacked within l_p balls instead: survivors are shown after each stage, and the robust
-accuracy goes to WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json. A number that checks of the classifier or of the
-attacks speak against is marked UNRELIABLE, and the program ends with 3."""
+With --attack, the classifier is attacked within l_p balls instead. The number of survivors is shown after each stage,
+and the robust accuracy is written to WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json. If a check of the classifier
+or of the attacks fails, the number is marked UNRELIABLE and the exit code is 3."""
 
 _EVALUATIONS = ', '.join(f'{name} ({entry.meaning})' for name, entry in EVALUATIONS.items())
 _EPILOG = f"""examples:
@@ -54,10 +48,10 @@ _EPILOG = f"""examples:
   python -m adversarial_augment.evaluate --workdir=runs/ada --attack=table2 --num_examples=1000
 
 evaluations: {_EVALUATIONS}.
-Corrupted images come from DATA_DIR/DATASET_c, where `prepare cifar10_c` has put them, or are made in memory.
+Corrupted images are read from DATA_DIR/DATASET_c if `prepare cifar10_c` has written them, or generated in memory.
 
-attacks: autoattack (standard), autoattack_plus, paper (AutoAttack & MultiTargeted as arXiv 2104.01086), multitargeted,
-pgd; table2 is `paper` within the balls of that Table 2: l2 0.5 and 1, linf 1/255, 2/255 and 4/255.
+attacks: autoattack (standard), autoattack_plus, paper (AutoAttack & MultiTargeted as in arXiv 2104.01086),
+multitargeted, pgd; table2 is `paper` within the balls of Table 2 there: l2 0.5 and 1, linf 1/255, 2/255 and 4/255.
 
 exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --allow_suspect), 4 no usable checkpoint,
 5 disk full or not writable, 75 stopped by a signal (run the same command again, without --overwrite)."""
@@ -84,25 +78,46 @@ def main(argv: Sequence[str]) -> int | None:
   resume = f'run the same command again{" without --overwrite" if request and arguments.overwrite else ""} to resume'
   with signals.listen(several_processes=False, kept=kept, resume=resume):
     if request is None:
-      evaluate(config, workdir, images, overwrite=arguments.overwrite)
+      _evaluate(config, workdir, images, overwrite=arguments.overwrite)
       return None
     from adversarial_augment.evaluation import attack_run
 
     return attack_run.run(config, workdir, images.dataset, request, overwrite=arguments.overwrite)
 
 
-def _resolve(trained: ConfigDict, arguments: argparse.Namespace, overrides: dict[str, str]) -> ConfigDict:
+def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
+  """Reads the config of the run, on every process."""
+  try:
+    return inference.read_config(workdir, streams.say if arguments.process_id in (None, 0) else lambda line: None)
+  except UserError as error:
+    if arguments.process_id is None:
+      raise
+    raise UserError(f'{error} All processes read it, so it must be in a folder that they share.') from error
+
+
+def _resolve(trained: ConfigDict, arguments: argparse.Namespace, overrides: Mapping[str, str]) -> ConfigDict:
   """Returns the config of the run with what the flags change in it."""
-  if arguments.evals is not None:
-    overrides = overrides | {'evals': arguments.evals}
+  overrides = {**overrides} if arguments.evals is None else {**overrides, 'evals': arguments.evals}
   config = configs.override(trained, overrides)
   configs.validate(config)
-  _check_overrides(config, overrides, attack=arguments.attack is not None)
+  for name in overrides:
+    if arguments.attack is not None and name not in _ATTACKED_FIELDS:
+      raise UserError(
+        f'config.{name} has no effect with --attack; leave it out (these can change: {", ".join(_ATTACKED_FIELDS)}; '
+        'the attack has --norm, --epsilon and --num_examples).'
+      )
+    if name not in _FIELDS and name.partition('.')[0] not in _GROUPS:
+      raise UserError(
+        f'config.{name} says how the classifier was trained and cannot be changed for an evaluation; leave it out '
+        f'(these can: {", ".join(_FIELDS)}, {", ".join(f"{group}.*" for group in _GROUPS)}).'
+      )
+  if not config.evals and arguments.attack is None:
+    raise UserError('--evals names no evaluation; name some, such as --evals=clean,cifar10_c.')
   return config
 
 
-def _load(workdir: Path, trained: ConfigDict, config: ConfigDict, request: Request | None) -> 'Images':
-  """Returns the test images, labelled as the run's classifier does, and what else the evaluations read."""
+def _load(workdir: Path, trained: ConfigDict, config: ConfigDict, request: attack_request.Request | None) -> 'Images':
+  """Returns the test images, with the labels of the run's classifier, and what else the evaluations read."""
   with progress.stage(f'reading the images of {config.dataset}'):
     test = datasets.load(config.dataset, 'test', config.data_dir)
   relabel = _labels(workdir, trained, config, test)
@@ -113,7 +128,30 @@ def _load(workdir: Path, trained: ConfigDict, config: ConfigDict, request: Reque
   return bench.Images(attack_request.first_examples(request, relabel(test)), {})
 
 
-def _check(config: ConfigDict, images: 'Images', request: Request | None) -> dict[str, Any]:
+def _labels(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Dataset) -> Callable[[Dataset], Dataset]:
+  """Refuses a test set that has changed since the training; says so if another one is asked for.
+
+  Returns:
+    A function that gives a data set the labels that the run's classifier has for its classes.
+  """
+  known = inference.classes(workdir)
+  relabelled = functools.partial(classes.in_order, known=known, classifier=f"The run '{workdir}'")
+  if config.dataset != trained.dataset:
+    print(f'note: trained on {trained.dataset}, evaluated on {config.dataset}', flush=True)
+    relabelled(test)  # refuses other classes
+    if note := classes.note(known, test, config.dataset):
+      print(note, flush=True)
+    return relabelled
+  sha256 = results.read(workdir / 'data.json').get('test')
+  if sha256 is not None and sha256 != test.provenance.get('sha256', sha256):
+    raise UserError(
+      f"The test set '{config.dataset}' under '{config.data_dir}' is not the one of the run (SHA-256 in "
+      f"'{workdir}/data.json'): its images may have been trained on; restore that one, or train again."
+    )
+  return relabelled if sha256 is None else lambda dataset: dataset
+
+
+def _check(config: ConfigDict, images: 'Images', request: attack_request.Request | None) -> dict[str, Any]:
   """Checks what can be checked before any device is touched; returns what must be equal on all processes."""
   from adversarial_augment.training import builders
 
@@ -131,68 +169,8 @@ def _check_devices(config: ConfigDict, num_devices: int | None) -> None:
     builders.evaluation_split(config, num_devices)
 
 
-def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
-  """Reads the config of the run, which every process does for itself."""
-  try:
-    return inference.read_config(workdir, streams.say if arguments.process_id in (None, 0) else lambda line: None)
-  except UserError as error:
-    if arguments.process_id is None:
-      raise
-    raise UserError(f'{error} All processes read it: it must lie in a folder that they share.') from error
-
-
-def _check_overrides(config: ConfigDict, overrides: Mapping[str, str], *, attack: bool) -> None:
-  """Refuses what says how the classifier was trained, what an attack ignores, and an empty list of evaluations."""
-  for name in overrides:
-    if attack and name not in _OF_ATTACKED:
-      raise UserError(
-        f'config.{name} changes nothing with --attack; leave it out (these can change: {", ".join(_OF_ATTACKED)}; the '
-        'attack has --norm, --epsilon and --num_examples).'
-      )
-    if name not in _FIELDS and name.partition('.')[0] not in _GROUPS:
-      raise UserError(
-        f'config.{name} says how the classifier was trained and cannot be changed for an evaluation; leave it out '
-        f'(these can: {", ".join(_FIELDS)}, {", ".join(f"{group}.*" for group in _GROUPS)}).'
-      )
-  if not config.evals and not attack:
-    raise UserError('--evals names no evaluation; name some, such as --evals=clean,cifar10_c.')
-
-
-def _labels(workdir: Path, trained: ConfigDict, config: ConfigDict, test: Dataset) -> Callable[[Dataset], Dataset]:
-  """Refuses a test set that has changed since the training; notes where the user asks for another one.
-
-  Returns:
-    A function that gives a data set the labels that the run's classifier has for its classes.
-  """
-  known = inference.classes(workdir)
-  counted = functools.partial(classes.in_order, known=known, classifier=f"The run '{workdir}'")
-  if config.dataset != trained.dataset:
-    print(f'note: trained on {trained.dataset}, evaluated on {config.dataset}', flush=True)
-    counted(test)  # refuses other classes
-    if note := classes.note(known, test, config.dataset):
-      print(note, flush=True)
-    return counted
-  sha256 = results.read(workdir / 'data.json').get('test')
-  if sha256 is not None and sha256 != test.provenance.get('sha256', sha256):
-    raise UserError(
-      f"The test set '{config.dataset}' under '{config.data_dir}' is not the one of the run (SHA-256 in "
-      f"'{workdir}/data.json'): its images may have been trained on; bring that one back, or train anew."
-    )
-  return lambda dataset: dataset if sha256 is not None else counted(dataset)
-
-
-def evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: bool = False) -> None:
-  """Evaluates a run on `config.evals`; writes and prints the results.
-
-  Args:
-    config: of the run, perhaps with other evaluations, images or adversary.
-    workdir: of the run.
-    images: the test images, and what evaluations read beside them.
-    overwrite: whether to evaluate what `workdir` has results of.
-
-  Raises:
-    AdversarialAugmentError: no good checkpoint, or the results cannot be written.
-  """
+def _evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: bool) -> None:
+  """Makes the evaluations of `config.evals`, or takes those that `workdir` has; prints them."""
   import jax
 
   from adversarial_augment.evaluation import reuse
@@ -204,10 +182,8 @@ def evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: 
   mesh, test = sharding.data_mesh(), images.dataset
   with progress.stage('reading the newest checkpoint'):
     restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
-  attack: Attack | None = None
-  phi: PyTree = {}
-  if builders.has_evaluation_under_attack(config):
-    attack, phi = builders.evaluation_adversary(config, mesh)
+  under_attack = builders.has_evaluation_under_attack(config)
+  attack, phi = builders.evaluation_adversary(config, mesh) if under_attack else (None, {})
   classifier = recipe.attacked_classifier(config, test.num_classes)
   bench = Bench(config, classifier, mesh, images, attack, sharding.replicate(mesh, phi))
   about = reuse.source_of(config, workdir, test, restored)
@@ -222,13 +198,13 @@ def evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: 
 
 def _parser() -> argparse.ArgumentParser:
   parser = cli.Parser(prog='python -m adversarial_augment.evaluate', description=_DESCRIPTION, epilog=_EPILOG)
-  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run; several processes must all see it')
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run; all processes must see it')
   parser.add_argument('--evals', metavar='NAMES', help="evaluations, separated by commas; default: the run's")
   parser.add_argument(
-    '--config.FIELD', dest='_', metavar='VALUE', help='replace a field, such as data_dir, batch_size, eval_images'
+    '--config.FIELD', dest='_', metavar='VALUE', help='override a field, such as data_dir, batch_size, eval_images'
   )
   parser.add_argument(
-    '--overwrite', action='store_true', help='evaluate again what is known; begin a stopped attack anew'
+    '--overwrite', action='store_true', help='evaluate again even if there are results; start a stopped attack over'
   )
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   attack_request.add(parser)

@@ -27,7 +27,6 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import robustness
 from adversarial_augment.exporting import torch_layout
 from adversarial_augment.parallel import devices, sharding
-from adversarial_augment.training import recipe
 from benchmarks import timing
 from benchmarks.timing import Timing
 
@@ -88,14 +87,7 @@ def restore(workdir: Path, num_images: int, epsilon: float) -> tuple[robustness.
     raise UserError(f'--images={num_images} must be at most {test.num_examples}, the test images of {test.name}.')
   devices.virtual_devices(devices.usable_cores())
   mesh = sharding.data_mesh()
-  state = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh).state
-  classifier = robustness.Classifier(
-    recipe.attacked_classifier(config, test.num_classes),
-    recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32')),
-    state,
-    mesh,
-    config.batch_size,
-  )
+  classifier, _ = robustness.restore(config, workdir, test, mesh)
   attacked = test._replace(num_examples=num_images)
   return classifier, robustness.problem(attacked, NORM, epsilon), config.classifier.depth
 

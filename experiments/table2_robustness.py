@@ -57,7 +57,7 @@ _NONE = '–'
 def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   named = dict(_named(text) for text in arguments.runs)
-  number = attack_request.whole_number(arguments.num_examples, '--num_examples', 1)
+  number = arguments.num_examples
   flags = [] if number is None else [f'--num_examples={number}']
   path, table = runs.open_table(arguments.output, 'table2.json', _texts)
   for workdir, row in named.items():
@@ -185,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     epilog=f'rows: {", ".join(ROWS)}',
   )
   parser.add_argument('runs', nargs='+', metavar='[ROW=]DIR', help='working directories of runs')
-  parser.add_argument('--num_examples', metavar='N', help='attack the first N test images; default: all')
+  parser.add_argument(
+    '--num_examples', type=attack_request.integer(1), metavar='N', help='attack the first N test images; default: all'
+  )
   parser.add_argument(
     '--output', default='experiments/results', metavar='DIR', help='folder of the table; default: experiments/results'
   )

@@ -1,5 +1,6 @@
 """Accuracy: every image once, whatever the batch and the devices, with keys that belong to the image."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -52,24 +53,16 @@ def test_every_image_counts_once(num_devices, batch_size):
 
 def test_the_reliability_bins_hold_every_image_once():
   result = accuracy(CLASSIFIER, tiny.make_mesh(2), 8)(STATE, dataset(), ignore)['calibration']
-  probability = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
-  expected = np.histogram(probability.max(-1), np.linspace(0, 1, 16))[0]
-  np.testing.assert_array_equal(result['count'], expected)
-  right = LOGITS.argmax(-1) == LABELS
-  np.testing.assert_array_equal(
-    result['num_correct'], np.histogram(probability.max(-1)[right], np.linspace(0, 1, 16))[0]
-  )
-  assert sum(result['confidence']) == pytest.approx(probability.max(-1).sum(), rel=1e-5)
-  np.testing.assert_allclose(result['edges'], np.arange(16) / 15)
-  gaps = [right[bin].mean() - probability.max(-1)[bin].mean() for bin in bins_of(probability.max(-1)) if bin.any()]
-  shares = [bin.mean() for bin in bins_of(probability.max(-1)) if bin.any()]
-  assert result['ece'] == pytest.approx(np.dot(shares, np.abs(gaps)), rel=1e-5)
+  confidence = (np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)).max(-1)
+  right, edges = LOGITS.argmax(-1) == LABELS, np.linspace(0, 1, 16)
+  np.testing.assert_array_equal(result['count'], np.histogram(confidence, edges)[0])
+  np.testing.assert_array_equal(result['num_correct'], np.histogram(confidence[right], edges)[0])
+  np.testing.assert_allclose(result['edges'], edges)
+  assert sum(result['confidence']) == pytest.approx(confidence.sum(), rel=1e-5)
+  bins = [(confidence >= low) & (confidence < high) for low, high in itertools.pairwise(edges)]
+  gaps = [bin.mean() * abs(right[bin].mean() - confidence[bin].mean()) for bin in bins if bin.any()]
+  assert result['ece'] == pytest.approx(sum(gaps), rel=1e-5)
   assert result['ece'] > 0
-
-
-def bins_of(confidence: np.ndarray) -> list[np.ndarray]:
-  """Which images are in each of the 15 bins."""
-  return [(confidence >= i / 15) & (confidence < (i + 1) / 15) for i in range(15)]
 
 
 def test_similarities_are_counted_in_bins():

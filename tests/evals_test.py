@@ -80,7 +80,7 @@ def test_an_entry_adds_an_evaluation_with_its_fields_rules_lines_and_section(tmp
   for flags, said in (
     (['--config.num_upside_down=0'], 'config.num_upside_down=0 must be an integer from 1 to 100'),
     (['--config.num_upside_down=9', '--config.batch_size=8'], 'config.num_upside_down=9 must be at most'),
-    (['--config.num_upside_down=6', '--config.batch_size=8'], "upside_down.json' holds a result of this checkpoint"),
+    (['--config.num_upside_down=6', '--config.batch_size=8'], "upside_down.json' has a result of this checkpoint"),
   ):
     refused = evaluate(*flags)
     assert refused.returncode == 2

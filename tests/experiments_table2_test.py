@@ -110,8 +110,8 @@ def test_runs_that_do_not_compare_are_refused(tmp_path, output, monkeypatch):
     (['ada=x'], "Unknown row 'ada'"),
     (['x', '--output=/nowhere/at/all'], 'must be an existing folder'),
     ([], 'required'),
-    (['x', '--num_examples=0'], "--num_examples='0' must be an integer from 1"),
-    (['x', '--num_examples=many'], "--num_examples='many' must be an integer from 1"),
+    (['x', '--num_examples=0'], "--num_examples: '0' must be an integer from 1"),
+    (['x', '--num_examples=many'], "--num_examples: 'many' must be an integer from 1"),
   ],
 )
 def test_bad_arguments_are_refused(arguments, message, output, started):

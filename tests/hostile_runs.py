@@ -17,39 +17,10 @@ from tests.hostile_datasets import train
 
 # ---- Weights.
 
-
-def _torch_case(name: str, make_file: Callable[[Path], object]) -> None:
-  @case(f'PyTorch: {name}')
-  def make(folder: Path, base: Base) -> list[str]:
-    make_file(folder / 'c.pt')
-    return ['convert', f'{folder}/c.pt', f'{folder}/out.safetensors']
-
-
 SYSTEM = b'cposix\nsystem\n' + torch_state.tuple_of(torch_state.text('touch ran')) + b'R'
-_torch_case('a function', lambda p: torch_state.write(p, SYSTEM, {}))
-_torch_case('a module', lambda p: torch_state.write(p, b'cpets_payload\nImage\n', {}))
-_torch_case('a key of tuples', lambda p: torch_state.write(p, b'}' + NESTED + b'Ns', {}))
-_torch_case('opcodes without end', lambda p: torch_state.write(p, b'N' * (4 * 2**20 - 9), {}))
-_torch_case('zeros', lambda p: torch_state.write(p, b'}', {'0': bytes(500 << 20)}, compression=zipfile.ZIP_DEFLATED))
-_torch_case('many members', lambda p: members(p, 60_000))
-_torch_case('a function in the older form', lambda p: torch_state.write_legacy(p, SYSTEM, {}))
-_torch_case(
-  'a storage that is huge in the older form',
-  lambda p: torch_state.write_legacy(
-    p, torch_state.mapping({'x': torch_state.tensor('0', (1,), count=2**31 - 1, view=b'N')}), {'0': np.zeros(1, '<f4')}
-  ),
-)
-_torch_case('a pipe', pipe)
-_torch_case('a device', device)
-_torch_case('endless', endless)
-
-
-def _safetensors_case(name: str, make_file: Callable[[Path], object]) -> None:
-  @case(f'safetensors: {name}')
-  def make(folder: Path, base: Base) -> list[str]:
-    make_file(folder / 'w.safetensors')
-    ada = f'--config={ROOT}/configs/ada_edsr.py:smoke'
-    return ['train', ada, f'--workdir={folder}/w', f'--config.corruption_net.weights={folder}/w.safetensors']
+HUGE = torch_state.mapping({'x': torch_state.tensor('0', (1,), count=2**31 - 1, view=b'N')})
+_META = '"__metadata__":{"format":"adversarial_augment.weights.1","sha256":"","provenance":"%s"}'
+_ENDLESS = f'"x":{{"dtype":"F32","shape":[{ENDLESS // 4}],"data_offsets":[0,{ENDLESS}]}}'
 
 
 def _safetensors(path: Path, header: str, size: int = 0) -> None:
@@ -58,17 +29,41 @@ def _safetensors(path: Path, header: str, size: int = 0) -> None:
     file.truncate(8 + len(header) + size)
 
 
-_META = '"__metadata__":{"format":"adversarial_augment.weights.1","sha256":"","provenance":"%s"}'
-_safetensors_case('a deep header', lambda p: _safetensors(p, f'{{"a":{DEEP}}}'))
-_safetensors_case('a deep origin', lambda p: _safetensors(p, f'{{{_META % DEEP}}}'))
-_safetensors_case(
-  'endless',
-  lambda p: _safetensors(
-    p, f'{{{_META % "{}"},"x":{{"dtype":"F32","shape":[{ENDLESS // 4}],"data_offsets":[0,{ENDLESS}]}}}}', ENDLESS
-  ),
-)
-_safetensors_case('a pipe', pipe)
-_safetensors_case('a device', device)
+def _weights_case(name: str, spoil: Callable[[Path], object]) -> None:
+  """Both commands that read weights, by the name of their format."""
+
+  @case(name)
+  def make(folder: Path, base: Base) -> list[str]:
+    file = folder / ('c.pt' if name.startswith('PyTorch') else 'w.safetensors')
+    spoil(file)
+    if file.suffix == '.pt':
+      return ['convert', str(file), f'{folder}/out.safetensors']
+    ada = f'--config={ROOT}/configs/ada_edsr.py:smoke'
+    return ['train', ada, f'--workdir={folder}/w', f'--config.corruption_net.weights={file}']
+
+
+for name, spoil in {
+  'a function': lambda p: torch_state.write(p, SYSTEM, {}),
+  'a module': lambda p: torch_state.write(p, b'cpets_payload\nImage\n', {}),
+  'a key of tuples': lambda p: torch_state.write(p, b'}' + NESTED + b'Ns', {}),
+  'opcodes without end': lambda p: torch_state.write(p, b'N' * (4 * 2**20 - 9), {}),
+  'zeros': lambda p: torch_state.write(p, b'}', {'0': bytes(500 << 20)}, compression=zipfile.ZIP_DEFLATED),
+  'many members': lambda p: members(p, 60_000),
+  'a function in the older form': lambda p: torch_state.write_legacy(p, SYSTEM, {}),
+  'a huge storage in the older form': lambda p: torch_state.write_legacy(p, HUGE, {'0': np.zeros(1, '<f4')}),
+  'a pipe': pipe,
+  'a device': device,
+  'endless': endless,
+}.items():
+  _weights_case(f'PyTorch: {name}', spoil)
+for name, spoil in {
+  'a deep header': lambda p: _safetensors(p, f'{{"a":{DEEP}}}'),
+  'a deep origin': lambda p: _safetensors(p, f'{{{_META % DEEP}}}'),
+  'endless': lambda p: _safetensors(p, f'{{{_META % "{}"},{_ENDLESS}}}', ENDLESS),
+  'a pipe': pipe,
+  'a device': device,
+}.items():
+  _weights_case(f'safetensors: {name}', spoil)
 
 
 # ---- Runs.
@@ -99,31 +94,26 @@ def _array(folder: Path) -> Path:
   return max((path for path in (folder / 'arrays').rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
 
 
+def _deep_data(run: Path) -> None:
+  (run / 'data.json').write_text(f'{{"train": {DEEP}}}')
+
+
 for command in ('train', 'evaluate', 'report'):
   _run_case('a deep config.json', lambda run: (run / 'config.json').write_text(DEEP), command)
   _run_case('a pipe for config.json', lambda run: pipe(run / 'config.json'), command)
   _run_case('an endless config.json', lambda run: endless(run / 'config.json'), command)
-_run_case('a deep data.json', lambda run: (run / 'data.json').write_text(f'{{"train": {DEEP}}}'), 'train')
+for command in ('train', 'evaluate'):
+  _run_case('a deep data.json', _deep_data, command)
 _run_case('a pipe for data.json', lambda run: pipe(run / 'data.json'), 'train')
-_run_case('a deep data.json', lambda run: (run / 'data.json').write_text(f'{{"train": {DEEP}}}'), 'evaluate')
-
-
-def _began(run: Path) -> None:
-  shutil.rmtree(run / 'checkpoints')
-
-
-for command, prepare_run in (('train', _began), ('report', lambda run: None)):
-  for kind, spoil in (
-    ('a deep line', lambda path: path.write_text(f'{{"step": 1, "a": {DEEP}}}\n{{"step": 2}}\n')),
-    ('a pipe', pipe),
-    ('a line without end', endless),
-    ('numbers without end', lambda path: path.write_text(f'{{"step": {"9" * 10**6}}}\n{{"step": 2}}\n')),
-  ):
-    _run_case(
-      f'{kind} for metrics.jsonl',
-      lambda run, spoil=spoil, first=prepare_run: (first(run), spoil(run / 'metrics.jsonl')),
-      command,
-    )
+for kind, spoil in {
+  'a deep line': lambda path: path.write_text(f'{{"step": 1, "a": {DEEP}}}\n{{"step": 2}}\n'),
+  'a pipe': pipe,
+  'a line without end': endless,
+  'numbers without end': lambda path: path.write_text(f'{{"step": {"9" * 10**6}}}\n{{"step": 2}}\n'),
+}.items():
+  name, log = f'{kind} for metrics.jsonl', lambda run, spoil=spoil: spoil(run / 'metrics.jsonl')
+  _run_case(name, log, 'report')
+  _run_case(name, lambda run, log=log: (shutil.rmtree(run / 'checkpoints'), log(run)), 'train')
 for name in ('clean', 'train', 'eval_3', 'robustness_pgd_linf_8-255'):
   _run_case(f'deep {name}.json', lambda run, name=name: (run / 'results' / f'{name}.json').write_text(DEEP), 'report')
 _run_case('a pipe for clean.json', lambda run: pipe(run / 'results' / 'clean.json'), 'report')

@@ -8,7 +8,7 @@ import pytest
 
 from adversarial_augment import cli, results
 from adversarial_augment.errors import ArtifactError, StorageError, UserError
-from adversarial_augment.evaluation import reuse
+from adversarial_augment.evaluation import reuse, unfinished
 from adversarial_augment.parallel import processes
 from adversarial_augment.storage import artifact
 from tests.reporting_fixtures import attacked, counted
@@ -55,7 +55,7 @@ def test_what_decides_a_result_makes_it_be_measured_again(tmp_path: Path):
   assert [find(), find(weights='v')] == [5, 6]
   fake.images = 'those'
   assert [find(weights='v'), find(weights='v')] == [7, 7]
-  assert [find('clean'), find('clean', weights='v')] == [8, 8]  # has nothing to do with the weights
+  assert [find('clean'), find('clean', weights='v')] == [8, 8]  # the weights do not matter
   assert reuse.measure_once(fake, 'clean', None, tmp_path, about(), overwrite=True)['num_correct'] == 9
 
 
@@ -117,22 +117,12 @@ def test_a_disk_that_is_full_for_the_counts_alone_stops_nothing(tmp_path: Path, 
   def full(path, content):
     raise StorageError('the disk is full.')
 
-  monkeypatch.setattr(reuse, '_SECONDS', 0)
+  monkeypatch.setattr(unfinished, '_SECONDS', 0)
   monkeypatch.setattr(artifact, 'write_json', full)
   monkeypatch.setattr(results, 'write_evaluation', lambda *_: None)
-  assert reuse.measure_once(Counting(), 'cifar10_c', None, tmp_path, about())['num_correct'] == 1
+  found = reuse.measure_once(Counting(), 'cifar10_c', None, tmp_path, about())
+  assert (found['num_correct'], found['seed'], found['provenance']['corruptions']) == (1, 7, {'seed': 7})
   assert capsys.readouterr().err == 'warning: the disk is full. The evaluation goes on; a stop would lose it.\n'
-
-
-def test_the_file_tells_where_its_numbers_come_from(tmp_path: Path):
-  found = reuse.measure_once(Fake(), 'cifar10_c', None, tmp_path, about())
-  assert results.read(tmp_path / 'results' / 'cifar10_c.json') == found
-  assert found['provenance']['corruptions'] == {'seed': 7}
-  assert (found['eval'], found['split'], found['seed'], found['step']) == ('cifar10_c', 'test', 7, 5)
-  header, row = (tmp_path / 'results' / 'cifar10_c.csv').read_text().splitlines()
-  cells = dict(zip(header.split(','), row.split(','), strict=True))
-  assert (cells['num_correct'], cells['num_images'], cells['error'], cells['data']) == ('1', '2000', '0.9995', 'pets')
-  assert (cells['origin'], cells['seed'], cells['step'], cells['checkpoint_sha256']) == ('own', '7', '5', 'a')
 
 
 def test_processes_with_other_images_are_refused(tmp_path: Path, monkeypatch):

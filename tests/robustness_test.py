@@ -24,21 +24,9 @@ STATE = TrainState(jnp.zeros((), jnp.int32), {'w': WEIGHTS}, {}, ())
 DATASET = Dataset('some', NUM, CLASSES, (4, 4, 3), lambda index: Batch(BYTES[index], LABELS[index]), {})
 
 
-def distances() -> np.ndarray:
-  """Returns the l_inf distance of each image to the nearest other class."""
-  return np.array(
-    [
-      min(
-        (LOGITS[i, y] - LOGITS[i, j]) / np.abs(WEIGHTS[:, j].astype(np.float64) - WEIGHTS[:, y]).sum()
-        for j in range(CLASSES)
-        if j != y
-      )
-      for i, y in enumerate(LABELS)
-    ]
-  )
-
-
-DISTANCES = distances()
+# The l_inf distance of each image to the other class.
+LEADS = (LOGITS[:, 0] - LOGITS[:, 1]) * np.where(LABELS == 0, 1, -1)
+DISTANCES = LEADS / np.abs(WEIGHTS[:, 0].astype(np.float64) - WEIGHTS[:, 1]).sum()
 EPSILON = float(np.sort(DISTANCES)[20:22].mean())  # at none of the images
 ROBUST, CORRECT = int((DISTANCES > EPSILON).sum()), int((DISTANCES > 0).sum())
 
@@ -56,14 +44,20 @@ def classifier(attacked=None, reference=None, num_devices=1, batch_size=16):
   return robustness.Classifier(attacked or network(), reference or attacked or network(), STATE, mesh, batch_size)
 
 
-def attack(target: robustness.Classifier, suite: str = 'pgd', epsilon: float = EPSILON):
-  problem = robustness.problem(DATASET, 'linf', epsilon)
-  stages = suites.stages(suite, norm='linf', epsilon=epsilon, num_classes=CLASSES)
+def attack(target: robustness.Classifier, suite: str = 'pgd'):
+  problem = robustness.problem(DATASET, 'linf', EPSILON)
+  stages = suites.stages(suite, norm='linf', epsilon=EPSILON, num_classes=CLASSES)
   programs = robustness.programs(target, stages, problem)
   state = suite_runner.start(problem, programs, len(stages))
   for _ in suite_runner.run(problem, programs, stages, state):
     pass
   return problem, state
+
+
+def outcome(target: robustness.Classifier, suite: str = 'pgd'):
+  """Returns the result of a suite, and its state."""
+  problem, state = attack(target, suite)
+  return robustness.outcome(target, suite, problem, state, seed=0), state
 
 
 @pytest.mark.parametrize('num_devices, batch_size', [(1, 16), (1, 64), (2, 7), (8, 16)])
@@ -81,9 +75,7 @@ def test_images_are_the_same_on_any_devices_and_in_any_batch():
 
 
 def test_an_honest_classifier_is_measured_without_a_flag():
-  target = classifier()
-  problem, state = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
+  found, state = outcome(classifier())
   assert found['flags'] == []
   assert (found['num_images'], found['num_correct'], found['num_robust']) == (NUM, CORRECT, ROBUST)
   assert (found['clean_accuracy'], found['robust_accuracy']) == (CORRECT / NUM, ROBUST / NUM)
@@ -105,9 +97,7 @@ def test_what_the_attacked_copy_says_does_not_count():
 
 
 def test_a_classifier_that_nothing_moves_is_found_out():
-  target = classifier(network(lambda logits: 0 * logits + 3 * jnp.arange(float(CLASSES))[None]))
-  problem, state = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
+  found, _ = outcome(classifier(network(lambda logits: 0 * logits + 3 * jnp.arange(float(CLASSES))[None])))
   assert found['flags'] == ['zero_gradients', 'large_epsilon']
   assert found['robust_accuracy'] == found['clean_accuracy'] == (LABELS == CLASSES - 1).mean()
   assert found['probes']['far_left'] == found['num_correct']
@@ -125,34 +115,23 @@ def _(primals, tangents):
 
 @pytest.mark.slow
 def test_square_finds_out_gradients_that_mislead():
-  target = classifier(network(misleading))
-  problem, state = attack(target, 'autoattack')
-  flags = robustness.outcome(target, 'autoattack', problem, state, seed=0)['flags']
-  assert 'square_beats_white_box' in flags
+  assert 'square_beats_white_box' in outcome(classifier(network(misleading)), 'autoattack')[0]['flags']
 
 
-def test_square_finds_them_out_beside_a_suite_without_it():
-  target = classifier(network(misleading))
-  problem, state = attack(target)
+@pytest.mark.parametrize('probe, flag, surrogate', [
+  ('by_square', 'square_beats_white_box', False),  # beside a suite without it
+  ('transferred', 'transfer_beats_white_box', True),
+])  # fmt: skip
+def test_probes_find_out_gradients_that_mislead(probe, flag, surrogate):
+  found, state = outcome(classifier(network(misleading))._replace(surrogate=classifier() if surrogate else None))
   left = int((state.broken_in == suite_runner.ALIVE).sum())
-  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
-  assert 'square_beats_white_box' in found['flags']
-  assert 5 < found['probes']['by_square'] <= left - ROBUST
-
-
-def test_images_of_another_classifier_find_out_gradients_that_mislead():
-  target = classifier(network(misleading))._replace(surrogate=classifier())
-  problem, state = attack(target)
-  left = int((state.broken_in == suite_runner.ALIVE).sum())
-  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
-  assert 'transfer_beats_white_box' in found['flags']
-  assert found['probes']['transferred'] == left - ROBUST > 5
+  assert flag in found['flags']
+  assert 5 < found['probes'][probe] <= left - ROBUST
+  assert not surrogate or found['probes'][probe] == left - ROBUST
 
 
 def test_an_honest_classifier_has_nothing_to_fear_from_another_one():
-  target = classifier()._replace(surrogate=classifier(network(jnp.tanh)))
-  problem, state = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
+  found, _ = outcome(classifier()._replace(surrogate=classifier(network(jnp.tanh))))
   assert found['flags'] == []
   assert found['probes']['transferred'] == 0
 
@@ -168,14 +147,12 @@ def test_an_attack_that_stopped_too_early_is_found_out():
 
 
 def test_logits_that_are_nan_are_found_out():
-  target = classifier(network(lambda logits: jnp.where(logits[:, :1] > 0, jnp.nan, logits)))
-  problem, state = attack(target)
-  found = robustness.outcome(target, 'pgd', problem, state, seed=0)
+  found, _ = outcome(classifier(network(lambda logits: jnp.where(logits[:, :1] > 0, jnp.nan, logits))))
   assert 'nan' in found['flags']
   assert found['num_correct'] == ((LOGITS.argmax(-1) == LABELS) & (LOGITS[:, 0] <= 0)).sum() > 0
 
 
-def test_labels_that_there_are_not_are_refused():
+def test_labels_out_of_range_are_refused():
   wrong = DATASET._replace(read=lambda index: Batch(BYTES[index], LABELS[index] + 1))
   with pytest.raises(UserError, match='labels hold 2'):
     robustness.problem(wrong, 'linf', EPSILON)

@@ -1,8 +1,9 @@
-"""Sweeps: every image attacked until it is broken and no longer, in few shapes, and resumed without a difference."""
+"""Suites: every image attacked until it is broken and no longer, in few shapes, and resumed without a difference."""
 
 import copy
 import io
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from adversarial_augment.attacks import suite_runner
 from adversarial_augment.attacks.restarts import RestartedAttack
 from adversarial_augment.attacks.suite_runner import Problem, Stage, SuiteState
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import sweep_file
+from adversarial_augment.evaluation import unfinished
 
 NUM, EPSILON = 23, 0.125
 # The first pixel says which image it is; attacks change the second one.
@@ -58,15 +59,12 @@ def finish(attacker: Attacker, state: SuiteState | None = None, batches: int = 1
   return state
 
 
-def test_an_image_is_broken_in_the_round_that_does_it():
+def test_an_image_is_broken_in_the_round_that_does_it_and_its_strongest_form_is_kept():
   state = finish(Attacker())
   np.testing.assert_array_equal(state.broken_in, np.where(BREAKS == 9, suite_runner.ALIVE, BREAKS))
   assert suite_runner.survivors(STAGES, state) == {'first': int((BREAKS > 3).sum()), 'second': int((BREAKS == 9).sum())}
   assert (state.seconds > 0).all()
-
-
-def test_the_strongest_image_of_each_is_kept():
-  moved = (finish(Attacker()).images - IMAGES)[:, 0, 1, 0] / EPSILON
+  moved = (state.images - IMAGES)[:, 0, 1, 0] / EPSILON
   np.testing.assert_allclose(moved, np.where(BREAKS == 0, 0, np.where(BREAKS == 9, 5 / 16, 1)), atol=1e-6)
 
 
@@ -114,8 +112,8 @@ def test_a_stop_after_any_batch_changes_nothing(tmp_path):
   expected = finish(straight)
   for stop in range(1, len(straight.calls) + 5):
     first, second = Attacker(), Attacker()
-    sweep_file.write(path, finish(first, batches=stop), ABOUT)
-    found = sweep_file.read(path, suite_runner.start(PROBLEM, second.programs(), 2), ABOUT)
+    unfinished.write_suite(path, finish(first, batches=stop), ABOUT)
+    found = unfinished.read_suite(path, suite_runner.start(PROBLEM, second.programs(), 2), ABOUT)
     done = finish(second, found)
     for name in ('images', 'margins', 'broken_in', 'cursor', 'num_nan'):
       np.testing.assert_array_equal(getattr(done, name), getattr(expected, name))
@@ -146,8 +144,8 @@ def test_seconds_of_all_starts_are_kept_and_those_of_compiling_apart(tmp_path, m
 
   first, second = Timed(), Timed()
   state = finish(first, batches=8)  # within the second stage
-  sweep_file.write(path, state, ABOUT)
-  done = finish(second, sweep_file.read(path, state, ABOUT))
+  unfinished.write_suite(path, state, ABOUT)
+  done = finish(second, unfinished.read_suite(path, state, ABOUT))
   calls = first.calls + second.calls
   assert done.seconds.tolist() == [sum(index == stage for index, _, _ in calls) for stage in (0, 1)]
   compiled = [*first.compiled, *second.compiled]
@@ -157,48 +155,42 @@ def test_seconds_of_all_starts_are_kept_and_those_of_compiling_apart(tmp_path, m
 
 def saved(tmp_path):
   path, state = tmp_path / 'state', finish(Attacker(), batches=3)
-  sweep_file.write(path, state, ABOUT)
+  unfinished.write_suite(path, state, ABOUT)
   return path, copy.deepcopy(state)
 
 
-def test_a_sweep_of_something_else_is_refused(tmp_path):
+def test_a_file_of_something_else_is_refused(tmp_path):
   path, like = saved(tmp_path)
   for name, value in {'checkpoint': 'e' * 64, 'epsilon': 0.25, 'norm': 'l2'}.items():
-    with pytest.raises(UserError, match=f"state' exists already, with {name} = ") as caught:
-      sweep_file.read(path, like, ABOUT | {name: value})
-    assert '\n' not in str(caught.value)
-  with pytest.raises(UserError, match='exists already, with suite = null'):
-    sweep_file.read(path, like, ABOUT | {'suite': 'pgd'})
-  assert sweep_file.read(tmp_path / 'none', like, ABOUT) is None
+    assert refused(path, like, ABOUT | {name: value}).startswith(f"'{path}' exists already, with {name} = ")
+  assert 'exists already, with suite = null' in refused(path, like, ABOUT | {'suite': 'pgd'})
+  assert unfinished.read_suite(tmp_path / 'none', like, ABOUT) is None
 
 
-def test_a_damaged_sweep_is_refused(tmp_path):
+def test_a_damaged_file_is_refused(tmp_path):
   path, like = saved(tmp_path)
-  whole = path.read_bytes()
-  rng = np.random.default_rng(0)
-  array = io.BytesIO()
+  whole, rng, array = path.read_bytes(), np.random.default_rng(0), io.BytesIO()
   np.save(array, np.zeros(3))
   damages = [whole[: len(whole) // 2], b'x', b'', array.getvalue(), whole[100:]]
   for place in rng.integers(len(whole), size=60):
     changed = bytearray(whole)
     changed[place] ^= 1 << int(rng.integers(8))
     damages.append(bytes(changed))
-  refused = 0
+  messages = []
   for damage in damages:
     path.write_bytes(damage)
-    found, message = read_or_message(path, like)
-    if found is None:
-      refused += 1
-      assert 'damaged' in message or 'exists already' in message
-      assert '\n' not in message
-    else:  # a bit of the archive that stands for nothing, such as a time
-      for name in SuiteState._fields:
-        np.testing.assert_array_equal(getattr(found, name), getattr(like, name))
-  assert refused > 40
+    messages.append(refused(path, like, ABOUT))
+  assert all('damaged' in message or 'exists already' in message for message in messages if message)
+  assert all(messages[:5])
+  assert not any('\n' in message for message in messages)
+  assert sum(map(bool, messages)) > 40
 
 
-def read_or_message(path, like) -> tuple[SuiteState | None, str]:
+def refused(path, like, about) -> str:
+  """Returns why a file is refused; '' if it gives the state, as where a bit of the archive has no meaning."""
   try:
-    return sweep_file.read(path, like, ABOUT), ''
+    found = unfinished.read_suite(path, like, about)
   except UserError as error:
-    return None, str(error)
+    return str(error)
+  jax.tree.map(np.testing.assert_array_equal, found, like)
+  return ''

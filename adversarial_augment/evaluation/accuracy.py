@@ -43,16 +43,14 @@ def accuracy(
   Args:
     classifier: under attack, one that is fast inside loops.
     mesh: the devices.
-    batch_size: over all processes; what is left of the last batch, and of the devices, is padded and masked.
+    batch_size: over all processes; rounded up to a multiple of the devices.
     attack: corrupts each image first, by its index in the data set; None is clean accuracy.
     phi: parameters of the corruption network.
 
   Returns:
-    (state, dataset, poll) -> `num_correct`, `num_images`, `accuracy` in [0, 1] and its `interval`; `correct`, which
-    images these are, as `outcomes.pack` has it; the `origin` of the images; `calibration`, with the images, the right
-    ones and the sum of the largest probabilities in each bin of `CONFIDENCE_EDGES`, and the error `ece` that follows;
-    and of an attack the means of its metrics, and `ssim_histogram`, the images in each bin of `SSIM_EDGES`. It is
-    compiled once for all data sets of one image size. `poll` is called before every batch.
+    (state, dataset, poll) -> the fields of a result: counts, `accuracy` with its `interval`, `correct` (one bit for
+    each image), `calibration` in the bins of `CONFIDENCE_EDGES`, and for an attack the means of its metrics and
+    `ssim_histogram`. It is compiled once for all data sets of one image size.
   """
   program = _program(classifier, mesh, attack)
 
@@ -109,7 +107,7 @@ def _sums(logits: Array, correct: Array, mask: Array, attack_metrics: dict[str, 
 
 
 def _result(totals: Any, correct: np.ndarray, dataset: Dataset) -> dict[str, Any]:
-  """Returns what `accuracy` promises, from the sums over all batches and which images are correct."""
+  """Returns the fields of a result, from the sums over all batches and which images are correct."""
   if not np.isfinite(totals['calibration']['confidence']).all():
     raise NumericalError(
       f'The classifier gives logits that are NaN or infinite on {dataset.name}; train it again, '
@@ -117,9 +115,7 @@ def _result(totals: Any, correct: np.ndarray, dataset: Dataset) -> dict[str, Any
     )
   means = {name: float(value / totals['num_images']) for name, value in totals.pop('metrics').items()}
   result = jax.tree.map(lambda x: x.tolist(), totals) | means
-  assert result['num_images'] == dataset.num_examples
   result['correct'] = outcomes.pack(correct)
-  assert result['num_correct'] == outcomes.count(result['correct'])
   result['accuracy'] = result['num_correct'] / result['num_images']
   result['interval'] = metrics.binomial_interval(result['num_correct'], result['num_images'])
   bins = result['calibration']
@@ -132,13 +128,7 @@ def _result(totals: Any, correct: np.ndarray, dataset: Dataset) -> dict[str, Any
 
 
 def batches(dataset: Dataset, mesh: Mesh, batch_size: int) -> Iterator[EvalBatch]:
-  """Yields all examples in order; every process reads its equal part of each batch.
-
-  Args:
-    dataset: the examples.
-    mesh: the devices.
-    batch_size: over all processes; the next larger one that divides over the devices is taken.
-  """
+  """Yields all examples in order; every process reads its equal part of each batch."""
   batch_size = -(-batch_size // mesh.size) * mesh.size
   size = batch_size // jax.process_count()
   for start in range(0, dataset.num_examples, batch_size):

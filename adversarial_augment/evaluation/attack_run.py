@@ -1,10 +1,9 @@
-"""Attacks on a trained classifier, as `evaluate --attack` runs them: their results, on disk and on the terminal."""
+"""`evaluate --attack`: attacks a trained classifier within l_p balls, shows survivors, and writes the results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import io
 from pathlib import Path
-import time
 from typing import Any
 import zipfile
 
@@ -20,37 +19,20 @@ from adversarial_augment.classifiers import reorder_outputs
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import reuse, robustness, sweep_file
+from adversarial_augment.evaluation import reuse, robustness, unfinished
 from adversarial_augment.evaluation.attack_request import Ball, Request
 from adversarial_augment.evaluation.robustness import Classifier
 from adversarial_augment.parallel import processes, sharding
 from adversarial_augment.storage import artifact, run_directory
-from adversarial_augment.training import recipe
 from adversarial_augment.types import Dataset
 
 SUSPECT = 3  # exit code: a number that cannot be relied on, as one that became NaN
-_LINES = 10  # seconds between lines of progress
 
 
 def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, overwrite: bool = False) -> int:
-  """Attacks the newest good checkpoint of a run within every ball asked for; writes and prints what is left.
-
-  Args:
-    config: of the run, perhaps with another precision, data set or batch size.
-    workdir: of the run.
-    test: the images to attack.
-    request: the attacks.
-    overwrite: whether to attack anew where `workdir` has results of the same name, or an unfinished attack.
-
-  Returns:
-    The exit code: `SUSPECT` where a result has a flag, unless the request allows it.
-
-  Raises:
-    UserError: there is no checkpoint, something that is not to be replaced, or another process that attacks it.
-    StorageError: the results cannot be written.
-  """
+  """Attacks the newest intact checkpoint of a run within every ball; returns the exit code."""
   mesh = sharding.data_mesh()
-  classifier, restored = _restore(config, workdir, test, mesh)
+  classifier, restored = robustness.restore(config, workdir, test, mesh)
   about = reuse.source_of(config, workdir, test, restored)
   if request.surrogate is not None:
     surrogate, other = _surrogate(config, request.surrogate, test, mesh)
@@ -59,18 +41,11 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
   _say(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}')
   suspect = False
   for ball in request.balls:
-    result = _attack_once(classifier, workdir, test, request, ball, about, overwrite)
-    _say(*lines(result))
+    result = _Attack(classifier, workdir / 'results', test, request, ball, about).result(overwrite)
+    _say(*_closing_lines(result))
     suspect |= bool(result['flags'])
   _say(f'  {"results":<20} {workdir / "results"}')
   return SUSPECT if suspect and not request.allow_suspect else 0
-
-
-def _restore(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
-  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
-  reference = recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32'))
-  attacked = recipe.attacked_classifier(config, test.num_classes)
-  return Classifier(attacked, reference, restored.state, mesh, config.batch_size), restored
 
 
 def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
@@ -80,10 +55,10 @@ def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> 
     raise UserError(
       f"The surrogate '{workdir}' was trained on {other.dataset}, not on {config.dataset}; name a run of these classes."
     )
-  known, remedy = inference.classes(workdir), 'name a run of these classes'
-  outputs = classes.order(known, test, f"The surrogate '{workdir}'", remedy)
+  known = inference.classes(workdir)
+  outputs = classes.order(known, test, f"The surrogate '{workdir}'", 'name a run of these classes')
   other.precision, other.batch_size = config.precision, config.batch_size
-  classifier, restored = _restore(other, workdir, test, mesh)
+  classifier, restored = robustness.restore(other, workdir, test, mesh)
   if note := classes.note(known, test, 'the surrogate'):
     _say(note)
   if outputs is not None:
@@ -92,167 +67,123 @@ def _surrogate(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> 
   return classifier, restored
 
 
-def _attack_once(
-  classifier: Classifier,
-  workdir: Path,
-  test: Dataset,
-  request: Request,
-  ball: Ball,
-  about: Mapping[str, Any],
-  overwrite: bool,
-) -> dict[str, Any]:
-  """Returns the result within one ball: what the run's folder knows, or measured and written."""
-  name, folder = results.robustness_name(request.suite, ball.norm, ball.text), workdir / 'results'
-  conditions = _conditions(test, request, ball, about)
-  reuse.agreed(conditions, name)
-  look = lambda: None if overwrite else _known(workdir, name, request, conditions)
-  if known := processes.on_process_0(look):
-    return known
-  with contextlib.ExitStack() as stack:
+class _Attack:
+  """One suite within one ball, with its files in the results folder of a run."""
 
-    def hold() -> None:
-      run_directory.create(folder)  # before anything is measured that has no place
-      stack.enter_context(artifact.lock(folder, name=name))
-      if overwrite:
-        reuse.remove(folder / f'{name}.sweep')
+  def __init__(
+    self, classifier: Classifier, folder: Path, test: Dataset, request: Request, ball: Ball, about: Mapping[str, Any]
+  ):
+    self._classifier, self._test, self._request, self._ball, self._about = classifier, test, request, ball, about
+    self._folder, self._name = folder, results.robustness_name(request.suite, ball.norm, ball.text)
+    self._result, self._images, self._state = (folder / f'{self._name}.{kind}' for kind in ('json', 'npz', 'sweep'))
+    self._conditions = self._what_determines_the_result()
 
-    processes.on_process_0(hold)
-    # Whoever held it may have written the result since.
-    return processes.on_process_0(look) or _measure(classifier, folder / name, test, request, ball, about, conditions)
+  def _what_determines_the_result(self) -> dict[str, Any]:
+    origin, surrogate = self._about['provenance'], self._about.get('surrogate_sha256')
+    versions = origin['versions']
+    return origin.get('environment', {}) | ({'surrogate': surrogate} if surrogate else {}) | {
+      'attack': self._request.suite,
+      'norm': self._ball.norm,
+      'epsilon': self._ball.epsilon,
+      'seed': self._request.seed,
+      'number of images': self._test.num_examples,
+      'data set': results.digest(dict(self._test.provenance)),
+      'checkpoint': self._about['checkpoint_sha256'],
+      'precision': origin['config']['precision'],
+      'version': ', '.join(f'{name} {versions[name]}' for name in ('adversarial_augment', 'jax')),
+    }  # fmt: skip
 
+  def result(self, overwrite: bool) -> dict[str, Any]:
+    """Returns what the folder has, or attacks and writes."""
+    reuse.agreed(self._conditions, self._name)
+    look = lambda: None if overwrite else self._known()
+    if known := processes.on_process_0(look):
+      return known
+    with contextlib.ExitStack() as stack:
 
-def _known(workdir: Path, name: str, request: Request, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Returns the result that the run's folder holds, unless an attack that would replace it was stopped.
+      def hold() -> None:
+        run_directory.create(self._folder)  # before anything is measured that has no place
+        stack.enter_context(artifact.lock(self._folder, name=self._name))
+        if overwrite:
+          unfinished.remove(self._state)
 
-  Raises:
-    UserError: as of `reuse.known`.
-  """
-  path = workdir / 'results' / f'{name}.json'
-  if path.with_name(f'{name}.sweep').exists():
-    return None
-  surrogate = results.read(path).get('surrogate_sha256')
-  if request.surrogate is None and surrogate:  # a result that was checked by more serves as well
-    conditions = {**conditions, 'surrogate': surrogate}
-  found = reuse.known(workdir, name, results.digest(conditions), conditions['checkpoint'])
-  complete = not request.save_images or zipfile.is_zipfile(path.with_name(f'{name}.npz'))
-  return found if complete else None
+      processes.on_process_0(hold)
+      return processes.on_process_0(look) or self._measure()  # another process may have written it since
 
+  def _known(self) -> dict[str, Any] | None:
+    """Returns the result that the folder has, unless an attack that would replace it was stopped."""
+    if self._state.exists():
+      return None
+    conditions, surrogate = self._conditions, results.read(self._result).get('surrogate_sha256')
+    if self._request.surrogate is None and surrogate:  # a result with more checks serves as well
+      conditions = {**conditions, 'surrogate': surrogate}
+    found = reuse.known(self._folder.parent, self._name, results.digest(conditions), conditions['checkpoint'])
+    complete = not self._request.save_images or zipfile.is_zipfile(self._images)
+    return found if complete else None
 
-def _measure(
-  classifier: Classifier,
-  place: Path,
-  test: Dataset,
-  request: Request,
-  ball: Ball,
-  about: Mapping[str, Any],
-  conditions: Mapping[str, Any],
-) -> dict[str, Any]:
-  """Attacks within one ball, or goes on with that; writes `place`.json, and .npz where images are asked for."""
-  path, images_path, unfinished = (place.with_name(f'{place.name}.{kind}') for kind in ('json', 'npz', 'sweep'))
-  attacked = robustness.problem(test, ball.norm, ball.epsilon)
-  _say(f'{request.suite}, {ball.norm}, epsilon {ball.text}, {test.num_examples:,} images, seed {request.seed}')
-  state = _run_suite(classifier, attacked, request, unfinished, conditions)
-  _say('  checking whether the result is valid...')
-  found = robustness.outcome(classifier, request.suite, attacked, state, seed=request.seed)
-  result = found | {
-    'eval': place.name,
-    'attack': request.suite,
-    'norm': ball.norm,
-    'epsilon': ball.epsilon,
-    'epsilon_text': ball.text,
-    'split': 'test',
-    'seed': request.seed,
-    'origin': test.provenance.get('origin', 'unverified'),
-    'conditions_sha256': results.digest(conditions),
-    **about,
-  }
-
-  def write() -> None:
-    if request.save_images:
-      _write_images(images_path, attacked, state)
-    else:
-      reuse.remove(images_path)  # they would be those of another result
-    results.write(path, result)
-    reuse.remove(unfinished)
-
-  processes.on_process_0(write)
-  return result
-
-
-def _conditions(test: Dataset, request: Request, ball: Ball, about: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns all that decides the outcome, by names that a user understands."""
-  origin = about['provenance']
-  surrogate = {'surrogate': about['surrogate_sha256']} if 'surrogate_sha256' in about else {}
-  return (
-    surrogate
-    | origin.get('environment', {})
-    | {
+  def _measure(self) -> dict[str, Any]:
+    request, ball, test = self._request, self._ball, self._test
+    attacked = robustness.problem(test, ball.norm, ball.epsilon)
+    _say(f'{request.suite}, {ball.norm}, epsilon {ball.text}, {test.num_examples:,} images, seed {request.seed}')
+    state = self._run_suite(attacked)
+    _say('  checking whether the result is valid...')
+    result = robustness.outcome(self._classifier, request.suite, attacked, state, seed=request.seed) | {
+      'eval': self._name,
       'attack': request.suite,
       'norm': ball.norm,
       'epsilon': ball.epsilon,
+      'epsilon_text': ball.text,
+      'split': 'test',
       'seed': request.seed,
-      'number of images': test.num_examples,
-      'data set': results.digest(dict(test.provenance)),
-      'checkpoint': about['checkpoint_sha256'],
-      'precision': origin['config']['precision'],
-      'version': ', '.join(f'{name} {origin["versions"][name]}' for name in ('adversarial_augment', 'jax')),
+      'origin': test.provenance.get('origin', 'unverified'),
+      'conditions_sha256': results.digest(self._conditions),
+      **self._about,
     }
-  )
 
+    def write() -> None:
+      if request.save_images:
+        _write_images(self._images, attacked, state)
+      else:
+        unfinished.remove(self._images)  # they would be those of another result
+      results.write(self._result, result)
+      unfinished.remove(self._state)
 
-def _run_suite(
-  classifier: Classifier,
-  attacked: Problem,
-  request: Request,
-  path: Path,
-  conditions: Mapping[str, Any],
-) -> SuiteState:
-  """Runs a suite, or resumes it from a file; shows what is left after each stage."""
-  num_classes = robustness.num_classes_of(classifier, attacked.images)
-  stages = suites.stages(request.suite, norm=attacked.norm, epsilon=attacked.epsilon, num_classes=num_classes)
-  if left_out := suites.left_out(request.suite, num_classes):
-    _say(f'  left out: {", ".join(left_out)}, for {num_classes} classes are too few')
-  programs = robustness.programs(classifier, stages, attacked, seed=request.seed)
-  state = suite_runner.start(attacked, programs, len(stages))
-  clean = int((state.broken_in > 0).sum())
-  if known := sweep_file.read(path, state, conditions):
-    state = known
-  n = len(attacked.images)
-  _say(f'  {"clean accuracy":<20} {clean / n:.4f}  ({clean:,} of {n:,})')
-  for index, left in enumerate(suite_runner.survivors(stages, state).values()):
-    _say(_stage_line(stages, state, index, left))
-  keep, write = reuse.Periodic('attack'), lambda: sweep_file.write(path, state, conditions)
-  keep(write)
-  for index, remaining in _progress(attacked, programs, stages, state):
-    if remaining is not None:
-      _say(_stage_line(stages, state, index, remaining))
+    processes.on_process_0(write)
+    return result
+
+  def _run_suite(self, attacked: Problem) -> SuiteState:
+    """Runs or resumes the suite; shows what is left after each stage."""
+    suite, n = self._request.suite, len(attacked.images)
+    num_classes = robustness.num_classes_of(self._classifier, attacked.images)
+    stages = suites.stages(suite, norm=attacked.norm, epsilon=attacked.epsilon, num_classes=num_classes)
+    if left_out := suites.left_out(suite, num_classes):
+      _say(f'  left out, because {num_classes} classes are too few: {", ".join(left_out)}')
+    programs = robustness.programs(self._classifier, stages, attacked, seed=self._request.seed)
+    state = suite_runner.start(attacked, programs, len(stages))
+    clean = int((state.broken_in > 0).sum())
+    state = unfinished.read_suite(self._state, state, self._conditions) or state
+    _say(f'  {"clean accuracy":<20} {clean / n:.4f}  ({clean:,} of {n:,})')
+    for index, left in enumerate(suite_runner.survivors(stages, state).values()):
+      _say(_stage_line(stages, state, index, left))
+    keep, write = unfinished.Periodic('attack'), lambda: unfinished.write_suite(self._state, state, self._conditions)
     keep(write)
-  write()  # the checks that follow take a while, too
-  return state
+    lines = _lines_of_restart(state)
+    for index, restart, count in suite_runner.run(attacked, programs, stages, state):
+      name, number = stages[index].name, stages[index].attack.number
+      lines.advance(f'{name}, restart {restart + 1} of {number}', count)
+      if not count:  # the restart has ended
+        lines = _lines_of_restart(state)
+        if restart == number - 1:
+          _say(_stage_line(stages, state, index, int((state.broken_in == suite_runner.ALIVE).sum())))
+      keep(write)
+    write()  # the checks that follow take a while, too
+    return state
 
 
-def _progress(
-  attacked: Problem, programs: suite_runner.Programs, stages: Sequence[Stage], state: SuiteState
-) -> Iterator[tuple[int, int | None]]:
-  """Runs a suite from where `state` is to its end, and logs how far it is.
-
-  Yields:
-    After every batch its stage, and where the stage has ended how many images are left, else None.
-  """
-  logged, images = time.monotonic(), 0
-  for index, restart, count in suite_runner.run(attacked, programs, stages, state):
-    stage, now = stages[index], time.monotonic()
-    images += count
-    if count and now - logged >= _LINES:
-      number, done = int(state.cursor[0]), int(state.cursor[1])
-      total = int((state.broken_in >= number).sum())
-      progress.log(
-        f'  {stage.name}: restart {restart + 1} of {stage.attack.number}, {done:,} of {total:,} images  '
-        f'{images / (now - logged):,.1f} images/s'
-      )
-      logged, images = now, 0
-    ended = not count and restart == stage.attack.number - 1
-    yield index, int((state.broken_in == suite_runner.ALIVE).sum()) if ended else None
+def _lines_of_restart(state: SuiteState) -> progress.Lines:
+  """Returns what reports the progress of a restart, on the images that are left."""
+  number, done = state.cursor
+  return progress.Lines(int((state.broken_in >= number).sum() - done), progress.log)
 
 
 def _stage_line(stages: Sequence[Stage], state: SuiteState, index: int, left: int) -> str:
@@ -260,10 +191,8 @@ def _stage_line(stages: Sequence[Stage], state: SuiteState, index: int, left: in
   return f'  {"after " + stages[index].name:<20} {left:,} left  {seconds:,.1f} s, compiling {compiling:,.1f} s'
 
 
-def lines(result: Mapping[str, Any]) -> list[str]:
-  """Returns the closing lines of a result."""
-  low, high = result['interval']
-  flags = result['flags']
+def _closing_lines(result: Mapping[str, Any]) -> list[str]:
+  (low, high), flags = result['interval'], result['flags']
   warning = f'  UNRELIABLE: {", ".join(flags)}' if flags else ''
   return [
     f'  {"robust accuracy":<20} {result["robust_accuracy"]:.4f}  ({result["num_robust"]:,} of '

@@ -47,14 +47,7 @@ def open_images(
 ) -> Images:
   """Opens what `config.evals` read beside the images; touches no device.
 
-  Args:
-    config: of the run.
-    images: the test images, or others.
-    relabel: applied to all data sets.
-    prepared: whether sets of `prepare` belong to `images`; evaluations that have no others are left out where not.
-
-  Raises:
-    UserError: a set is missing, damaged, or of other images or classes; or frost photographs are missing.
+  Only test images have sets of `prepare`; for others, `prepared` is False, and evaluations that need one are left out.
   """
   names = [name for name in config.evals if prepared or EVALUATIONS[name].on_validation]
   return Images(relabel(images), {name: _open(name, config, images, relabel, prepared) for name in names})
@@ -63,8 +56,8 @@ def open_images(
 def _open(name: str, config: ConfigDict, images: Dataset, relabel: Relabel, prepared: bool) -> Any:
   entry = EVALUATIONS[name]
   if entry.datasets and config.dataset.partition(':')[0] not in entry.datasets:
-    known = ' or '.join(entry.datasets)
-    raise UserError(f'{spell(config, "dataset", "evals")}: {name} has the classes of {known}; leave it out.')
+    others = ' or '.join(entry.datasets)
+    raise UserError(f'{spell(config, "dataset", "evals")}: {name} has the classes of {others}; leave it out.')
   if entry.corruptions:
     return corrupted.open_set(config, images, name, entry.corruptions, prepared)
   known, opened = classes.Classes(images.num_classes, images.class_names), {}
@@ -77,28 +70,14 @@ def _open(name: str, config: ConfigDict, images: Dataset, relabel: Relabel, prep
 
 
 class Bench:
-  """Measures evaluations of one classifier on one split; what is compiled for one image size serves all.
-
-  Attributes:
-    config: of the run.
-    images: the first `config.eval_images` of the split.
-  """
+  """Measures evaluations of one classifier on one split; what is compiled for one image size serves all."""
 
   def __init__(
     self, config: ConfigDict, classifier: Network, mesh: Mesh, images: Images, attack: Attack | None, phi: PyTree
   ):
-    """Compiles nothing yet.
-
-    Args:
-      config: of the run.
-      classifier: fast inside loops.
-      mesh: the devices.
-      images: of `open_images`.
-      attack: the adversary of evaluations under attack.
-      phi: parameters of its corruption network, on the devices.
-    """
+    """Takes a classifier that is fast inside loops, and the adversary of evaluations under attack with its phi."""
     self.config, self._images = config, images
-    self.images = self._first(images.dataset)
+    self.images = self._first(images.dataset)  # the first `config.eval_images` of the split
     for opened in images.opened.values():
       if warning := getattr(opened, 'warning', None):
         progress.log(f'warning: {cli.describe(warning)}')
@@ -127,7 +106,7 @@ class Bench:
     return {'subset_of': total} if len(self._corrupted_rows()) < total else {}
 
   def _num_images(self, name: str) -> int:
-    """Returns how many images are classified; each corrupted form of an image counts."""
+    """Returns how many images are classified, counting each corrupted form."""
     cells = len(EVALUATIONS[name].corruptions) * len(metrics.SEVERITIES)
     whole = sum(dataset.num_examples for dataset in self._datasets(name).values())
     return cells * len(self._corrupted_rows()) if cells else whole
@@ -135,14 +114,10 @@ class Bench:
   def measure(
     self, name: str, state: TrainState, poll: Poll, known: Outcomes = MappingProxyType({}), keep: Keep = lambda _: None
   ) -> Result:
-    """Returns what an evaluation finds, with the origin of its images and the seconds that it took.
+    """Returns what an evaluation finds, and the seconds that it took.
 
-    Args:
-      name: one of `config.evals`.
-      state: of the classifier.
-      poll: called before every batch; may raise.
-      known: outcomes of corrupted images that an earlier start has found.
-      keep: called with all the outcomes after each corruption and severity.
+    `known` are outcomes of corrupted images that an earlier start has found; `keep` is called with all the outcomes
+    after each corruption and severity.
     """
     began, size = time.monotonic(), self.config.batch_size
     done = sum(map(len, known.values())) * len(self._corrupted_rows())
@@ -168,13 +143,7 @@ class Bench:
     return found[entry.parts[0]] | found if entry.parts else found['']
 
   def forecast(self, name: str, first: float, batch: float) -> float:
-    """Returns the seconds of an evaluation that is compiled.
-
-    Args:
-      name: one of `config.evals`.
-      first: seconds of its first batch, with what was compiled for it.
-      batch: of its next one.
-    """
+    """Returns the seconds of an evaluation that is compiled, by those of its first batch, with compiling, and next."""
     opened = self._images.opened[name]
     programs = len(opened.names) if getattr(opened, 'origin', '') == metrics.GENERATED_IN_MEMORY else 1
     return self._num_images(name) / self.config.batch_size * batch + (programs - 1) * max(first - batch, 0)

@@ -20,11 +20,7 @@ Keep = Callable[[Outcomes], None]
 
 
 def open_set(config: ConfigDict, images: Dataset, evaluation: str, names: Sequence[str], prepared: bool):
-  """Returns the corrupted forms of a data set: what `prepare` has written beside it, or else made in memory.
-
-  Raises:
-    UserError: the images are too small, the set is damaged or of other images, or frost photographs are missing.
-  """
+  """Returns the corrupted forms of a data set: what `prepare` has written beside it, or else made in memory."""
   height, width, _ = images.image_shape
   if min(height, width) < metrics.MIN_SIZE:
     raise rules.too_small(config.dataset, height, width, metrics.MIN_SIZE, f'the evaluation {evaluation}')
@@ -62,14 +58,8 @@ def errors(
 ) -> dict[str, Any]:
   """Returns the errors under each corruption at each severity, their means, and which images were correct.
 
-  Args:
-    measure: images -> what `accuracy` finds.
-    images: the clean ones, with their labels.
-    corrupted: the same images, corrupted.
-    names: corruptions of that set.
-    rows: which of the images count.
-    known: outcomes of the first severities of some corruptions, which are not measured again.
-    keep: called with all outcomes so far after each corruption and severity.
+  Of the images, only `rows` count. Outcomes that are `known` are not measured again; `keep` gets all so far after each
+  severity.
   """
 
   def cell(name: str, severity: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""What a run measures on its way: between steps on the validation set, at its end on the test set."""
+"""The evaluations of `train`: between steps on the validation set, and at the end on the test set."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -31,7 +31,7 @@ class _Enough(Exception):
 
 
 class Milestones:
-  """Evaluates a run where it pauses, and closes it; what the loop calls."""
+  """Evaluates a run where it pauses and at its end; the loop calls it."""
 
   def __init__(
     self,
@@ -42,16 +42,7 @@ class Milestones:
     test: bench.Images,
     began: float,
   ):
-    """Builds the adversary of the evaluation.
-
-    Args:
-      config: of the run.
-      workdir: of the run.
-      recipe: of the run.
-      splits: 'train', 'test', and perhaps 'validation'.
-      test: the test images, and what evaluations read beside them.
-      began: `time.monotonic()` at the start of the program.
-    """
+    """Builds the adversary; `splits` has a 'validation' set or none, `began` is `time.monotonic()` at the start."""
     self._config, self._workdir, self._recipe, self._splits, self._began = config, workdir, recipe, splits, began
     self._attack, self._phi = None, {}
     if builders.has_network(config):
@@ -61,31 +52,17 @@ class Milestones:
     self._test = self._between = make(test)
     self._between_split, self._between_names = 'test', config.evals
     if 'validation' in splits:
-      self._between = make(images := bench.open_images(config, splits['validation'], prepared=False))
-      self._between_split, self._between_names = 'validation', tuple(images.opened)
+      images = bench.open_images(config, splits['validation'], prepared=False)
+      self._between, self._between_split, self._between_names = make(images), 'validation', tuple(images.opened)
 
   def __call__(self, state: TrainState, step: int, poll: Poll) -> None:
-    """Evaluates, unless the results of this very state are there; writes and prints them.
-
-    Args:
-      state: to evaluate.
-      step: updates made so far; the last one closes the run.
-      poll: called before every batch; may raise.
-
-    Raises:
-      UserError: the results that are there contradict themselves.
-      StorageError: the results cannot be written.
-    """
+    """Evaluates, unless there are results of this very state; prints them. After the last step, draws the figure."""
     last = step == self._recipe.num_steps
-    names = self._config.evals if last else self._between_names
+    measured, names = (self._test, self._config.evals) if last else (self._between, self._between_names)
     path = self._workdir / 'results' / ('train.json' if last else f'eval_{step}.json')
     sha256 = checkpoints.state_sha256(state)
-    about = {
-      'step': step,
-      'checkpoint_sha256': sha256,
-      'provenance': summary.provenance(self._config, self._splits, 'train', self._workdir),
-    }
-    measured = self._test if last else self._between
+    provenance = summary.provenance(self._config, self._splits, 'train', self._workdir)
+    about = {'step': step, 'checkpoint_sha256': sha256, 'provenance': provenance}
     conditions = {name: reuse.conditions_of(measured, name, about) for name in names}
     result = processes.on_process_0(lambda: results.read(path))
     same = result.get('state_sha256') == sha256 and result.get('conditions_sha256') == conditions
@@ -98,16 +75,15 @@ class Milestones:
     lines = summary.evals(result)
     if last:
       with progress.stage('drawing the pictures', progress.log):
-        figure = processes.on_process_0(lambda: self._draw(state, anew=not known))
+        figure = processes.on_process_0(lambda: self._draw(state, again=not known))
       lines = summary.closing(result, self._workdir, figure)
     if jax.process_index() == 0:
       print('\n'.join(lines), flush=True)
 
   def compile(self, state: TrainState) -> float:
-    """Evaluates two batches of each, so that no compilation keeps a later evaluation from noticing a signal.
+    """Evaluates two batches of each; returns the seconds that the closing evaluation and its picture will take.
 
-    Returns:
-      The seconds that the closing evaluation will take, with its picture.
+    A signal that comes during a compilation is noticed only after it, so everything is compiled here.
     """
     progress.log('compiling the evaluations...')
     seconds = sum(self._try(self._test, name, state) for name in self._config.evals)
@@ -117,7 +93,7 @@ class Milestones:
     return seconds
 
   def _try(self, on: Bench, name: str, state: TrainState) -> float:
-    """Evaluates two batches; returns the seconds of all."""
+    """Evaluates two batches; returns the estimated seconds of all."""
     times: list[float] = []
 
     def poll() -> None:
@@ -130,8 +106,8 @@ class Milestones:
     times.append(time.monotonic())
     first = times[1] - times[0]
     second = times[2] - times[1] if len(times) > 2 else first
-    compiling = max(first - second, 0) if EVALUATIONS[name].under_attack else 0  # once more, for the picture
-    return on.forecast(name, first, second) + compiling
+    picture = max(first - second, 0) if EVALUATIONS[name].under_attack else 0  # which compiles the attack once more
+    return on.forecast(name, first, second) + picture
 
   def _measure(
     self, state: TrainState, last: bool, names: Sequence[str], about: Mapping[str, Any], poll: Poll
@@ -152,10 +128,10 @@ class Milestones:
       'seconds': round(time.monotonic() - self._began, 1),  # of this start of the run
     }
 
-  def _draw(self, state: TrainState, anew: bool) -> str | None:
-    """The figure of the last state; one that is there already stays, unless the results are new too."""
+  def _draw(self, state: TrainState, again: bool) -> str | None:
+    """Draws the figure of the last state, if there is none or the results are new; returns its path."""
     path = self._workdir / 'figures' / 'ada_examples.png'
-    if anew or not path.with_name('training_curves.png').exists():
+    if again or not path.with_name('training_curves.png').exists():
       trained = adversaries.ADVERSARIES.get(self._config.attack.name)
       moves_pixels = trained is not None and trained.moves == 'pixels'  # then it is shown; otherwise AdA
       shown = builders.build(self._config, self._config.attack.name) if moves_pixels else (self._attack, self._phi)

@@ -3,20 +3,23 @@
 from collections.abc import Callable, Sequence
 import functools
 import itertools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import classifiers, metrics, threefry
+from adversarial_augment import classifiers, inference, metrics, threefry
 from adversarial_augment.attacks import inputs, suite_runner, suites, validity
 from adversarial_augment.attacks.restarts import attack_result
 from adversarial_augment.attacks.suite_runner import Problem, Programs, Stage, SuiteState
 from adversarial_augment.cli import progress
 from adversarial_augment.parallel import platforms, sharding
 from adversarial_augment.storage import outcomes
+from adversarial_augment.training import recipe
 from adversarial_augment.types import Array, Dataset, Network, PyTree, TrainState
 
 _CHECKED, _LONGER, _FAR = 32, 256, 128  # images of the validity checks, at most
@@ -33,12 +36,16 @@ class Classifier(NamedTuple):
   surrogate: 'Classifier | None' = None  # another one, whose adversarial images are tried on this one
 
 
-def problem(dataset: Dataset, norm: str, epsilon: float) -> Problem:
-  """Returns the images and labels of a data set, checked, on the host of every process.
+def restore(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
+  """Returns the classifier of a run, from its newest intact checkpoint."""
+  restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
+  reference = recipe.build_classifier(config, test.num_classes, dtype=np.dtype('float32'))
+  attacked = recipe.attacked_classifier(config, test.num_classes)
+  return Classifier(attacked, reference, restored.state, mesh, config.batch_size), restored
 
-  Raises:
-    UserError: out-of-range labels.
-  """
+
+def problem(dataset: Dataset, norm: str, epsilon: float) -> Problem:
+  """Returns the images and labels of a data set on the host; raises UserError for out-of-range labels."""
   images, labels = dataset.read(np.arange(dataset.num_examples))
   inputs.check_labels(labels, dataset.num_examples, dataset.num_classes)
   return Problem(images.astype(np.float32) / 255, labels, norm, epsilon)
@@ -47,18 +54,14 @@ def problem(dataset: Dataset, norm: str, epsilon: float) -> Problem:
 def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem, *, seed: int = 0) -> Programs:
   """Makes the programs of a suite; each stage is compiled for one or two batch sizes, when it is reached.
 
-  Args:
-    classifier: the attacked one.
-    stages: of the suite.
-    attacked: the images, on every process.
-    seed: the random numbers of an image are of this, its index, the stage and the restart.
+  The random numbers of an image are a function of `seed`, its index, the stage and the restart.
   """
-  on_devices, mesh = _SuitePrograms(classifier, stages, attacked, seed), classifier.mesh
+  on_devices, size = _SuitePrograms(classifier, stages, attacked, seed), classifier.mesh.size
   return Programs(
     attack=functools.partial(on_devices.attack, 'attacked'),
     margins=on_devices.margins,
-    batch_size=-(-classifier.batch_size // mesh.size) * mesh.size,
-    multiple=mesh.size,
+    batch_size=-(-classifier.batch_size // size) * size,
+    multiple=size,
     compile=functools.partial(on_devices.compile, 'attacked'),
     again=functools.partial(on_devices.attack, 'reference'),
   )
@@ -123,18 +126,11 @@ class _SuitePrograms:
 def outcome(classifier: Classifier, suite: str, attacked: Problem, state: SuiteState, *, seed: int) -> dict[str, Any]:
   """Returns what a finished suite has found, recomputed from its final images, and whether it can be believed.
 
-  Args:
-    classifier: the attacked one.
-    suite: its name.
-    attacked: what the suite attacked.
-    state: at its end.
-    seed: of the suite.
-
   Returns:
-    Counts and accuracies before any attack and after all, the latter also of the final images as stored in 8 bits;
-    `correct` and `robust`, which images these are, as `outcomes.pack` has it; the interval; `survivors` of each stage,
-    its `seconds`, and apart from those its `compile_seconds`, both of all starts;
-    `flags`, names of `validity.FLAGS`; and `probes`, what further attacks found.
+    Counts and accuracies before and after all attacks, the latter also of the final images rounded to 8 bits;
+    `correct` and `robust`, which images these are, packed; the interval; of each stage the `survivors`, `seconds` and
+    `compile_seconds`, summed over all starts; `flags`, names of `validity.FLAGS`; and `probes`, what further attacks
+    found.
   """
   images, labels, norm, epsilon = attacked
   num_classes, n = num_classes_of(classifier, images), len(images)
@@ -187,7 +183,7 @@ def num_classes_of(classifier: Classifier, images: np.ndarray) -> int:
 
 
 def _logits_fn(classifier: Classifier) -> Callable[[Array], Array]:
-  """Returns two programs of one function, called in turn: what one freezes when it is traced, the other has anew."""
+  """Returns two programs of one function, called in turn: a constant that tracing froze differs between them."""
   variables = jax.device_get((classifier.state.params, classifier.state.model_state))
   make = lambda: jax.jit(lambda variables, images: classifiers.logits_fn(classifier.reference, *variables)(images))
   programs = itertools.cycle([make(), make()])
@@ -237,6 +233,4 @@ def _shard(mesh: Mesh, *arrays: np.ndarray) -> tuple[Array, ...]:
 
 
 def _to_host(array: Array) -> np.ndarray:
-  if array.is_fully_addressable:
-    return np.asarray(array)
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
