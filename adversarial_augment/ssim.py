@@ -11,13 +11,12 @@ polynomials in gamma, so one set of filtered images serves every gamma.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import registry
 from adversarial_augment.errors import UserError
-from adversarial_augment.types import counts_images
+from adversarial_augment.types import Array, counts_images
 
 WINDOW, _SIGMA = 11, 1.5  # pixels
 _C1, _C2 = 0.01**2, 0.03**2
@@ -29,44 +28,41 @@ _FALSI_STEPS = 8
 class _Moments(NamedTuple):
   """Local moments of x and of d = other - x, [n, h', w', c]."""
 
-  mean_x: jax.Array
-  mean_d: jax.Array
-  var_x: jax.Array
-  var_d: jax.Array
-  cov: jax.Array
+  mean_x: Array
+  mean_d: Array
+  var_x: Array
+  var_d: Array
+  cov: Array
 
 
 @counts_images
 class Corrected(NamedTuple):
   """What the line search did, per image."""
 
-  images: jax.Array  # [n, h, w, c]
-  ssim: jax.Array  # [n], before
-  gamma: jax.Array  # [n] in [0, 1]; 1 is untouched
-  ssim_after: jax.Array  # [n]
+  images: Array  # [n, h, w, c]
+  ssim: Array  # [n], before
+  gamma: Array  # [n] in [0, 1]; 1 is untouched
+  ssim_after: Array  # [n]
 
   def __len__(self) -> int:
     return len(self.images)
 
 
-def ssim(images: jax.Array, other: jax.Array) -> jax.Array:
-  """Returns the SSIM of each pair, [n] in [-1, 1].
-
-  Args:
-    images: [n, h, w, c] in [0, 1].
-    other: of the same shape.
-
-  Raises:
-    UserError: the shapes differ, or the images are smaller than the window.
-  """
+def ssim(images: Array, other: Array) -> Array:
+  """Returns the SSIM of each pair of images of two batches, [n] in [-1, 1]; refuses other shapes with a UserError."""
   return _ssim_at(_moments(images, other), jnp.ones(images.shape[0], images.dtype))
 
 
-def line_search(images: jax.Array, corrupted: jax.Array, *, min_ssim: float, root: str) -> jax.Array:
-  """Moves `corrupted` towards `images` where its SSIM is below `min_ssim`; returns the others unchanged.
+def line_search(images: Array, corrupted: Array, *, min_ssim: float, root: str) -> Array:
+  """Moves `corrupted` towards `images` where its SSIM is below `min_ssim`; returns the others unchanged."""
+  return correct(images, corrupted, min_ssim=min_ssim, root=root).images
+
+
+def correct(images: Array, corrupted: Array, *, min_ssim: float, root: str) -> Corrected:
+  """Returns `line_search` with its measurements.
 
   Args:
-    images: the clean images, [n, h, w, c] in [0, 1].
+    images: the clean images.
     corrupted: of the same shape.
     min_ssim: the smallest similarity that is accepted.
     root: how gamma is found:
@@ -77,13 +73,8 @@ def line_search(images: jax.Array, corrupted: jax.Array, *, min_ssim: float, roo
         the largest of the nine that passes, or to the clean image: no image ends below `min_ssim`.
 
   Raises:
-    UserError: an unknown root, or shapes that `ssim` refuses.
+    UserError: an unknown root, other shapes, or images smaller than the window.
   """
-  return correct(images, corrupted, min_ssim=min_ssim, root=root).images
-
-
-def correct(images: jax.Array, corrupted: jax.Array, *, min_ssim: float, root: str) -> Corrected:
-  """Returns `line_search` with its measurements."""
   search = registry.lookup(ROOTS, root, 'root')
   moments = _moments(images, corrupted)
   grid = jnp.stack([_ssim_at(moments, jnp.full(images.shape[0], gamma, images.dtype)) for gamma in _GAMMAS], axis=-1)
@@ -104,13 +95,11 @@ def correct(images: jax.Array, corrupted: jax.Array, *, min_ssim: float, root: s
 
 
 def _literal(moments, grid, min_ssim):
-  del moments
   low, high = _quadratic_roots(grid - min_ssim)
   return jnp.maximum(jnp.clip(low, 0, 1), jnp.clip(high, 0, 1)), None
 
 
 def _first_crossing(moments, grid, min_ssim):
-  del moments
   h = grid - min_ssim
   low, high = _quadratic_roots(h)
   inside = lambda x: (x >= 0) & (x <= 1)
@@ -146,11 +135,11 @@ def _strict(moments, grid, min_ssim):
 ROOTS = {'literal': _literal, 'first_crossing': _first_crossing, 'strict': _strict}
 
 
-def _take(h: jax.Array, index: jax.Array) -> jax.Array:
+def _take(h: Array, index: Array) -> Array:
   return jnp.take_along_axis(h, index[:, None], axis=-1)[:, 0]
 
 
-def _quadratic_roots(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _quadratic_roots(h: Array) -> tuple[Array, Array]:
   """Fits a quadratic to nine values over [0, 1]; returns its roots in ascending order, [n] each.
 
   A linear fit has one root, returned twice; a fit that does not cross has none: infinity, twice.
@@ -167,7 +156,7 @@ def _quadratic_roots(h: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.minimum(first, second), jnp.maximum(first, second)
 
 
-def _moments(images: jax.Array, other: jax.Array) -> _Moments:
+def _moments(images: Array, other: Array) -> _Moments:
   if images.shape != other.shape or images.ndim != 4:
     raise UserError(f'ssim compares images of one shape [n, h, w, c]; got {images.shape} and {other.shape}.')
   if min(images.shape[1:3]) < WINDOW:
@@ -182,7 +171,7 @@ def _moments(images: jax.Array, other: jax.Array) -> _Moments:
   )
 
 
-def _filter(x: jax.Array) -> jax.Array:
+def _filter(x: Array) -> Array:
   """Gaussian window at valid positions, as two products with banded matrices: faster than a depthwise convolution."""
   rows, columns = (jnp.asarray(_band(size), x.dtype) for size in x.shape[1:3])
   x = jnp.einsum('ih,nhwc->niwc', rows, x, precision='highest')
@@ -198,7 +187,7 @@ def _band(size: int) -> np.ndarray:
   return band
 
 
-def _ssim_at(moments: _Moments, gamma: jax.Array) -> jax.Array:
+def _ssim_at(moments: _Moments, gamma: Array) -> Array:
   """SSIM(x, x + gamma d) for one gamma per image, [n]."""
   g = gamma[:, None, None, None]
   mean_x, mean_y = moments.mean_x, moments.mean_x + g * moments.mean_d

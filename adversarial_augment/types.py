@@ -53,17 +53,16 @@ class Dataset(NamedTuple):
 
 
 class PerturbationSet(NamedTuple):
-  """The perturbations of one image: C(x) of Eq. 1 (arXiv 2104.01086), as pure functions of one example.
+  """The perturbations of one image: C(x) of Eq. 1 (arXiv 2104.01086), as pure functions.
 
-  `frozen` holds the parameters that the set is built around (phi for AdA; None for l_p balls). The key of `apply` is
-  that of `init`, and the same in every step, so the noise of c, if any, is constant during the ascent.
+  `frozen` holds the parameters that the set is built around (phi for AdA; None for l_p balls). The keys of
+  `apply_batch` are those of `init`, and the same in every step, so the noise of c, if any, is constant in the ascent.
   """
 
   init: Callable[[Key, PyTree, Array], PyTree]  # (key, frozen, image) -> a random feasible perturbation
   project: Callable[[PyTree, Array, PyTree], PyTree]  # (radii, image, perturbation) -> onto the feasible set
-  apply: Callable[[PyTree, Array, PyTree, Key | None], Array]  # (frozen, image, perturbation, key) -> x' = c(x)
   radii: Callable[[PyTree], PyTree]  # frozen -> one radius per block
-  # Equal to vmap(apply) over all but `frozen`; of m < n perturbations, each serves n / m images in turn.
+  # (frozen, images [n], perturbations [m], keys [n]) -> images x' = c(x); each perturbation is of n / m images in turn.
   apply_batch: Callable[[PyTree, Array, PyTree, Key | None], Array]
 
 

@@ -11,11 +11,9 @@ import pytest
 
 from adversarial_augment import attacks
 from adversarial_augment.attacks import suites
-from adversarial_augment.attacks.autoattack import _of_now
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.types import AttackResult
 
-FAST = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
 KEYS, LABELS = jax.random.split(jax.random.key(0), 2), jnp.array([0, 1])
 
 # Axes, shape of the kernel, options of the convolution, of images [2, 12, 12, 6] or what the axes make of them.
@@ -59,15 +57,13 @@ def convolutions(jaxpr):
     if equation.primitive.name == 'conv_general_dilated':
       yield equation
     for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: isinstance(v, core.Jaxpr)):
-      if isinstance(value, core.ClosedJaxpr):
-        yield from convolutions(value.jaxpr)
-      elif isinstance(value, core.Jaxpr):
-        yield from convolutions(value)
+      if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+        yield from convolutions(getattr(value, 'jaxpr', value))
 
 
 def is_fast(equation):
-  _, *spatial = range(len(equation.invars[0].aval.shape) - 1)
   n = len(equation.invars[0].aval.shape)
+  spatial = range(1, n - 1)
   axes = (0, n - 1, *spatial), (n - 1, n - 2, *(axis - 1 for axis in spatial)), (0, n - 1, *spatial)
   return tuple(equation.params['dimension_numbers']) == axes and equation.params['feature_group_count'] == 1
 
@@ -79,25 +75,26 @@ def check_fast(function, *arguments):
   assert not slow
 
 
+def check_same_and_fast(function, x):
+  """An attack on a function gives the same numbers, and all of its convolutions have fast axes."""
+  fast, plain = (jax.jit(lambda x, one=one: one(KEYS, function, x, LABELS)) for one in looped(function))
+  found, expected = fast(x), plain(x)
+  np.testing.assert_allclose(found.images, expected.images, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(found.metrics['value'], expected.metrics['value'], rtol=1e-4, atol=1e-4)
+  check_fast(fast, x)
+
+
 @pytest.mark.parametrize('name', CASES)
 def test_numbers_stay_and_axes_become_fast(name):
   axes, shape, options = CASES[name]
-  options = {
-    'window_strides': (1, 1),
-    'padding': 'SAME' if 'lhs_dilation' not in options else ((1, 1), (1, 1)),
-  } | options
-  x = jax.random.uniform(jax.random.key(1), (2, 12, 12, 6))
-  w = jax.random.normal(jax.random.key(2), shape)
+  padding = ((1, 1), (1, 1)) if 'lhs_dilation' in options else 'SAME'
+  options = {'window_strides': (1, 1), 'padding': padding} | options
+  x, w = jax.random.uniform(jax.random.key(1), (2, 12, 12, 6)), jax.random.normal(jax.random.key(2), shape)
   kernel_axes = 'HWIO'
   if axes == 'NCHW':
     x, w, kernel_axes = x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1), 'OIHW'
-  function = lambda x: jax.lax.conv_general_dilated(x, w, dimension_numbers=(axes, kernel_axes, axes), **options)
-  fast, plain = looped(function)
-  call = lambda attack: jax.jit(lambda x: attack(KEYS, function, x, LABELS))
-  found, expected = call(fast)(x), call(plain)(x)
-  np.testing.assert_allclose(found.images, expected.images, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(found.metrics['value'], expected.metrics['value'], rtol=1e-4, atol=1e-4)
-  check_fast(call(fast), x)
+  numbers = axes, kernel_axes, axes
+  check_same_and_fast(lambda x: jax.lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options), x)
 
 
 @pytest.mark.parametrize('number', (1, 3), ids='{}D'.format)
@@ -105,14 +102,8 @@ def test_other_numbers_of_spatial_axes(number):
   letters = 'XYZ'[:number]
   x = jax.random.uniform(jax.random.key(1), (2, 4, *(6,) * number))
   w = jax.random.normal(jax.random.key(2), (*(3,) * number, 2, 4))
-  function = lambda x: jax.lax.conv_general_dilated(
-    x, w, (2,) * number, 'SAME', dimension_numbers=(f'NC{letters}', f'{letters}IO', f'NC{letters}'),
-    feature_group_count=2,
-  )  # fmt: skip
-  fast, plain = looped(function)
-  call = lambda attack: jax.jit(lambda x: attack(KEYS, function, x, LABELS))
-  np.testing.assert_allclose(call(fast)(x).images, call(plain)(x).images, rtol=1e-5, atol=1e-5)
-  check_fast(call(fast), x)
+  options = {'dimension_numbers': (f'NC{letters}', f'{letters}IO', f'NC{letters}'), 'feature_group_count': 2}
+  check_same_and_fast(lambda x: jax.lax.conv_general_dilated(x, w, (2,) * number, 'SAME', **options), x)
 
 
 KERNEL = jax.random.normal(jax.random.key(3), (6, 6, 3, 3)) / 8
@@ -156,13 +147,7 @@ NESTED = {
 
 @pytest.mark.parametrize('name', NESTED)
 def test_convolutions_are_found_wherever_they_are(name):
-  function, x = NESTED[name], jax.random.uniform(jax.random.key(1), (2, 6, 8, 8))
-  fast, plain = looped(function)
-  call = lambda attack: jax.jit(lambda x: attack(KEYS, function, x, LABELS))
-  found, expected = call(fast)(x), call(plain)(x)
-  np.testing.assert_allclose(found.images, expected.images, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(found.metrics['value'], expected.metrics['value'], rtol=1e-4, atol=1e-4)
-  check_fast(call(fast), x)
+  check_same_and_fast(NESTED[name], jax.random.uniform(jax.random.key(1), (2, 6, 8, 8)))
 
 
 @functools.cache
@@ -211,7 +196,7 @@ def test_every_attack_runs_a_function_of_the_user_fast(name):
 
 def test_autoattack_runs_it_fast():
   logits_fn, images = haiku_network()
-  compiled = _of_now(logits_fn, np.asarray(images), None)
+  compiled = suites._compile(logits_fn, np.asarray(images), None)
   stages = suites.stages('autoattack', norm='linf', epsilon=8 / 255, num_classes=4)
   assert len(stages) == 4
   for stage in stages:

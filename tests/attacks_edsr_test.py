@@ -11,13 +11,11 @@ import pytest
 
 from adversarial_augment import attacks, corruption_nets, per_example_conv, ssim
 from adversarial_augment.attacks import trees
-from adversarial_augment.attacks.ascent import ascend
-from adversarial_augment.attacks.steps import STEPS
-from adversarial_augment.corruption_nets import weights
+from adversarial_augment.attacks.ascent import STEPS, ascend
 from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.parallel import platforms
 from adversarial_augment.training import step_memory, train_step
-from tests import tiny
+from tests import linear_attack, tiny
 
 SMALL = 'edsr_4x16_x1'
 NUM = 64
@@ -144,11 +142,8 @@ def test_an_example_does_not_depend_on_the_others():
 )
 def test_the_attack_is_alive_from_the_first_step_on(tmp_path, num_devices, batch_norm):
   """On a fresh classifier, in the stage of the train step that runs sharded; a smaller EDSR compiles faster."""
-  sizes = {'name': 'edsr', 'blocks': 1, 'features': 4, 'scale': 1}
-  weights.save(tmp_path / 'phi.safetensors', random_edsr(), {'network': sizes})
-  _, recipe, phi, state = tiny.make(
-    num_devices, attack__batch_norm=batch_norm, corruption_net__weights=str(tmp_path / 'phi.safetensors')
-  )
+  phi_file = linear_attack.smallest_edsr(tmp_path)
+  _, recipe, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm, corruption_net__weights=phi_file)
   images, labels = tiny.batch(recipe, 0)
   corrupt = jax.jit(lambda *arrays: train_step.corrupt(recipe, *arrays))
   corrupted, metrics = corrupt(keys_of(np.arange(8)), images, labels, state, phi)
@@ -159,13 +154,6 @@ def test_the_attack_is_alive_from_the_first_step_on(tmp_path, num_devices, batch
   assert (end > start).all() if batch_norm == 'running' else end.sum() > start.sum()
   assert np.min(corrupted) >= 0
   assert np.max(corrupted) <= 1
-
-
-def random_edsr():
-  network = edsr(blocks=1, features=4, scale=1)
-  shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
-  rng = np.random.default_rng(5)
-  return jax.tree.map(lambda p: np.float32(rng.uniform(-0.2, 0.2, p.shape)), shapes)
 
 
 def test_memory_grows_with_the_images_at_a_time():
@@ -187,12 +175,17 @@ def test_ten_thousand_examples_are_in_the_corruption_set(nu):
     check_feasible(moved, ascent, np.float32(nu))
 
 
-@pytest.mark.usefixtures('x64')
-def test_the_attack_is_the_same_in_the_form_of_each_platform():
+def problem_in_float64():
+  """A small EDSR, its parameters, images, labels, and a classifier of mean colours, all in float64."""
   network = edsr(blocks=2, features=3, scale=2)
   images, labels = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 12, 12, 3))), jnp.array([0, 1])
   phi = tiny.to_default_float(network.init(jax.random.key(0), images))
-  logits_fn = lambda images: images.reshape(2, 3, -1).mean(-1) * 100
+  return network, phi, images, labels, lambda images: images.reshape(2, 3, -1).mean(-1) * 100
+
+
+@pytest.mark.usefixtures('x64')
+def test_the_attack_is_the_same_in_the_form_of_each_platform():
+  network, phi, images, labels, logits_fn = problem_in_float64()
 
   def computed_for(platform):
     mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
@@ -210,10 +203,7 @@ def test_the_attack_is_the_same_in_the_form_of_each_platform():
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('step', ['sign', 'sign_l2'])
 def test_an_ascent_over_stacked_blocks_is_that_over_the_blocks(step):
-  network = edsr(blocks=2, features=3, scale=2)
-  images, labels = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 12, 12, 3))), jnp.array([0, 1])
-  phi = tiny.to_default_float(network.init(jax.random.key(0), images))
-  logits_fn = lambda images: images.reshape(2, 3, -1).mean(-1) * 100
+  network, phi, images, labels, logits_fn = problem_in_float64()
 
   def climbed(stacked):
     ball = attacks.weight_ball(network.apply, nu=0.1, stacked=stacked)

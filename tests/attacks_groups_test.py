@@ -9,21 +9,10 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks
-from adversarial_augment.attacks.ascent import ascend
-from adversarial_augment.attacks.steps import STEPS
+from adversarial_augment.attacks.ascent import STEPS, ascend
 from adversarial_augment.corruption_nets.edsr import edsr
-from tests import tiny
-from tests.linear_attack import (
-  IMAGES,
-  KEYS,
-  LABELS,
-  PHI,
-  TEMPLATE,
-  ascent_directions,
-  linear_logits,
-  linear_network,
-  radius,
-)
+from tests import linear_attack, tiny
+from tests.linear_attack import IMAGES, KEYS, LABELS, PHI, TEMPLATE, linear_logits, linear_network, radius
 
 NU = 0.1
 
@@ -48,7 +37,7 @@ def on_devices(num_devices, function):
 def numpy_ascent(group, num_steps, fraction=0.25):
   """Normalised ascent on the mean loss of each group in float64: betas and losses [6], norm of the first gradient."""
   sign = np.where(LABELS == 0, 1, -1)
-  directions = ascent_directions(LABELS)
+  directions = linear_attack.ascent_directions(LABELS)
   betas, losses = {name: np.zeros((6, *PHI[name].shape)) for name in directions}, np.zeros(6)
   norms = []
   for start in range(0, 6, group):
@@ -139,7 +128,7 @@ def largest_risk(images, labels) -> float:
   return float(np.log1p(np.exp(-2 * (sign * score - reach))).mean())
 
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(3))
 def test_the_risk_of_groups_is_below_that_of_images_which_it_equals_for_groups_of_one(seed):
   rng = np.random.default_rng(seed)
   images = rng.uniform(size=(12, 12, 12, 3), high=rng.uniform(0.2, 3)).astype(np.float32)
@@ -150,14 +139,6 @@ def test_the_risk_of_groups_is_below_that_of_images_which_it_equals_for_groups_o
   assert risks[1] == pytest.approx(largest, rel=1e-5)
   for group in (2, 12):
     assert risks[group] < largest * (1 - 1e-4), risks
-
-
-def test_equal_images_of_a_group_are_attacked_as_one():
-  twice = lambda x: np.repeat(x, 2, axis=0)
-  run = functools.partial(jax.jit(climb, static_argnames=('group', 'num_steps', 'init')), num_steps=3, init='ball')
-  alone, pairs = run(IMAGES, LABELS, group=1), run(twice(IMAGES), twice(LABELS), jnp.repeat(KEYS, 2), group=2)
-  np.testing.assert_allclose(pairs.loss_end, twice(alone.loss_end), rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), pairs.perturbations, alone.perturbations)
 
 
 @pytest.mark.usefixtures('x64')
@@ -194,6 +175,7 @@ def test_a_group_draws_its_noise_with_the_key_of_its_first_image():
 
 
 def test_metrics_are_those_of_images_and_the_best_iterate_is_of_the_group():
+  """On a loss with hills to step over, so that the last iterate is often worse than the best."""
   identity = PHI | {'w': np.eye(3, dtype=np.float32), 'b': np.float32([0.01, -0.01, 0.02])}
   options = {'nu': 0.5, 'num_steps': 5, 'step_fraction': 0.6, 'group': 3}
   bumpy = lambda images: jnp.sin(40 * linear_logits(images))

@@ -10,8 +10,7 @@ import scipy.stats
 
 from adversarial_augment import attacks, deepaugment
 from adversarial_augment import config as configs
-from adversarial_augment.attacks.ascent import ascend
-from adversarial_augment.attacks.steps import STEPS
+from adversarial_augment.attacks.ascent import STEPS, ascend
 from adversarial_augment.config.adversaries import NUM_OFFSETS
 from adversarial_augment.config.tables import NETWORK_SIZES
 from adversarial_augment.errors import UserError
@@ -92,7 +91,6 @@ def test_an_image_goes_through_the_mixture_of_its_weights(impl):
   shift = (moved['b'] + moved['dead'].sum(1, keepdims=True))[:, None, None]
   expected = np.einsum('nhwc,ncd->nhwd', IMAGES, moved['w']) + shift
   np.testing.assert_allclose(hull.apply_batch(HULL, IMAGES, a), expected, atol=1e-5)
-  np.testing.assert_allclose(hull.apply(HULL, IMAGES[2], a[2]), expected[2], atol=1e-5)
   pairs = hull.apply_batch(HULL, IMAGES[[0, 0, 2, 2]], a[[0, 2]])
   np.testing.assert_allclose(pairs, expected[[0, 0, 2, 2]], atol=1e-5)
 
@@ -131,5 +129,3 @@ def test_severe_mixtures_are_pulled_back():
   result = jax.jit(lambda keys: attack(keys, linear_logits, IMAGES, LABELS, hull))(KEYS)
   assert float(result.metrics['ssim_corrected'].mean()) > 0
   assert not np.any(result.metrics['ssim_below_min'])
-  assert float(result.images.min()) >= 0
-  assert float(result.images.max()) <= 1

@@ -93,19 +93,18 @@ def test_weights_that_have_changed_since_are_attacked():
       np.testing.assert_array_equal(reverse, (-LOGITS).argmax(-1) != LABELS)
 
 
-OF_FEW_STEPS = {
+FEW = {
   'pgd': {'num_steps': 3},
   'apgd': {'num_steps': 3},
   'fab': {'num_steps': 3, 'num_targets': 4},
   'square': {'num_queries': 20},
   'multitargeted': {'num_steps': 3, 'num_targets': 4},
-}
+}  # steps
 
 
-@pytest.mark.parametrize('name', OF_FEW_STEPS)
+@pytest.mark.parametrize('name', FEW)
 def test_every_form_of_radius_and_labels_gives_the_same(name):
-  options = OF_FEW_STEPS[name]
-  make = lambda epsilon: getattr(attacks, name)(norm='linf', epsilon=epsilon, **options)
+  make = lambda epsilon: getattr(attacks, name)(norm='linf', epsilon=epsilon, **FEW[name])
   few = KEYS[:6], linear, IMAGES[:6]
   wanted = make(0.01)(*few, LABELS[:6]).images
   for epsilon, labels in (
@@ -116,19 +115,18 @@ def test_every_form_of_radius_and_labels_gives_the_same(name):
     np.testing.assert_array_equal(make(epsilon)(*few, labels).images, wanted)
 
 
-@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square', 'multitargeted'])
+@pytest.mark.parametrize('name', FEW)
 def test_labels_of_8_bits_reach_beyond_255_classes(name):
   """Class 3 + 256 wins: an attack that took it for class 3 would call a wrong answer right."""
   logits_fn = lambda images: images.mean((1, 2, 3))[:, None] * jax.nn.one_hot(259, 300)[None] * 0.1
-  options = {'num_queries': 2} if name == 'square' else {'num_steps': 1}
-  attack = getattr(attacks, name)(norm='linf', epsilon=0.01, **options)
+  attack = getattr(attacks, name)(norm='linf', epsilon=0.01, **FEW[name])
   found = attack(KEYS[:2], logits_fn, IMAGES[:2], np.full(2, 3, np.uint8))
   assert found.metrics['success'].all()
   np.testing.assert_allclose(found.metrics['margin'], 0.1 * found.images.mean((1, 2, 3)), rtol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16, np.uint8])
-@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square', 'multitargeted'])
+@pytest.mark.parametrize('name', FEW)
 def test_images_of_few_digits_are_refused_under_jit_too(name, dtype):
   attack = getattr(attacks, name)(norm='linf', epsilon=0.1)
   with pytest.raises(UserError, match='they must be float32 or float64'):
@@ -169,7 +167,7 @@ def short(images):
     ({'logits_fn': lambda x: (linear(x), {})}, 'gives a tuple'),
   ],
 )
-@pytest.mark.parametrize('name', ['pgd', 'apgd', 'fab', 'square', 'multitargeted', 'autoattack'])
+@pytest.mark.parametrize('name', [*FEW, 'autoattack'])
 def test_what_is_no_input_is_refused(name, changes, message):
   arguments = {'keys': KEYS, 'logits_fn': linear, 'images': IMAGES, 'labels': LABELS} | changes
   with pytest.raises(UserError, match=message) as caught:
@@ -177,20 +175,25 @@ def test_what_is_no_input_is_refused(name, changes, message):
   assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-  'options, message',
-  [
-    ({'norm': 'lin'}, "Unknown norm 'lin'.*Did you mean 'linf'"),
-    ({'epsilon': 8}, 'did you mean 8/255'),
-    ({'epsilon': -1}, 'epsilon=-1'),
-    ({'epsilon': 10**400}, 'must be a finite number'),
-    ({'version': 'plu'}, "Unknown version 'plu'.*Did you mean 'plus'"),
-    ({'batch_size': 0}, 'batch_size=0'),
-  ],
-)
-def test_what_is_no_attack_is_refused(options, message):
+NO_ATTACK = [
+  (attacks.autoattack, {'norm': 'lin'}, "Unknown norm 'lin'.*Did you mean 'linf'"),
+  (attacks.autoattack, {'epsilon': 8}, 'did you mean 8/255'),
+  (attacks.autoattack, {'epsilon': -1}, 'epsilon=-1'),
+  (attacks.autoattack, {'epsilon': 10**400}, 'must be a finite number'),
+  (attacks.autoattack, {'version': 'plu'}, "Unknown version 'plu'.*Did you mean 'plus'"),
+  (attacks.autoattack, {'batch_size': 0}, 'batch_size=0'),
+  (functools.partial(suites.stages, 'autoatack'), {}, "Unknown attack 'autoatack'.*Did you mean 'autoattack"),
+  (functools.partial(suites.stages, 'pgd'), {'norm': 'l1'}, "Unknown norm 'l1'"),
+  (functools.partial(suites.stages, 'pgd'), {'epsilon': float('nan')}, 'epsilon=nan'),
+  (functools.partial(suites.stages, 'pgd'), {'num_classes': 1}, 'num_classes=1'),
+]
+
+
+@pytest.mark.parametrize('make, options, message', NO_ATTACK)
+def test_what_is_no_attack_is_refused(make, options, message):
+  of_suites = {} if make is attacks.autoattack else {'num_classes': 10}
   with pytest.raises(UserError, match=message):
-    attacks.autoattack(**{'norm': 'linf', 'epsilon': 0.1} | options)
+    make(**{'norm': 'linf', 'epsilon': 0.1} | of_suites | options)
 
 
 def test_it_cannot_be_traced():
@@ -202,38 +205,24 @@ def test_it_cannot_be_traced():
 # Suites.
 
 
-def rounds_of(suite: str, num_classes: int = 10) -> dict[str, int]:
+def restarts_of(suite: str, num_classes: int = 10) -> dict[str, int]:
   found = suites.stages(suite, norm='linf', epsilon=0.1, num_classes=num_classes)
   return {stage.name: stage.attack.number for stage in found}
 
 
 def test_the_suites_are_those_of_the_papers():
-  assert rounds_of('autoattack') == {'apgd-ce': 1, 'apgd-t': 9, 'fab-t': 9, 'square': 1}
-  assert rounds_of('autoattack_plus') == {'apgd-ce': 5, 'apgd-dlr': 5, 'apgd-t': 9, 'fab-t': 45, 'square': 1}
-  assert rounds_of('paper') == {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 180, 'square': 1}
-  assert rounds_of('multitargeted') == {'multitargeted': 180}
-  assert rounds_of('pgd') == {'pgd': 5}
+  assert restarts_of('autoattack') == {'apgd-ce': 1, 'apgd-t': 9, 'fab-t': 9, 'square': 1}
+  assert restarts_of('autoattack_plus') == {'apgd-ce': 5, 'apgd-dlr': 5, 'apgd-t': 9, 'fab-t': 45, 'square': 1}
+  assert restarts_of('paper') == {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 180, 'square': 1}
+  assert restarts_of('multitargeted') == {'multitargeted': 180}
+  assert restarts_of('pgd') == {'pgd': 5}
 
 
 def test_of_few_classes_all_others_are_targets_and_losses_that_need_more_are_left_out():
-  assert rounds_of('autoattack', 4) == {'apgd-ce': 1, 'apgd-t': 3, 'fab-t': 3, 'square': 1}
-  assert rounds_of('autoattack', 3) == {'apgd-ce': 1, 'fab-t': 2, 'square': 1}
-  assert rounds_of('paper', 3) == {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 40, 'square': 1}
-  assert rounds_of('paper', 2) == {'apgd-ce': 5, 'multitargeted': 20, 'square': 1}
+  assert restarts_of('autoattack', 4) == {'apgd-ce': 1, 'apgd-t': 3, 'fab-t': 3, 'square': 1}
+  assert restarts_of('autoattack', 3) == {'apgd-ce': 1, 'fab-t': 2, 'square': 1}
+  assert restarts_of('paper', 3) == {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 40, 'square': 1}
+  assert restarts_of('paper', 2) == {'apgd-ce': 5, 'multitargeted': 20, 'square': 1}
   assert suites.left_out('paper', 2) == ('apgd-dlr',)
   assert suites.left_out('autoattack', 3) == ('apgd-t',)
   assert suites.left_out('autoattack_plus', 10) == ()
-
-
-@pytest.mark.parametrize(
-  'options, message',
-  [
-    ({'suite': 'autoatack'}, "Unknown attack 'autoatack'.*Did you mean 'autoattack"),
-    ({'norm': 'l1'}, "Unknown norm 'l1'"),
-    ({'epsilon': float('nan')}, 'epsilon=nan'),
-    ({'num_classes': 1}, 'num_classes=1'),
-  ],
-)
-def test_what_is_no_suite_is_refused(options, message):
-  with pytest.raises(UserError, match=message):
-    suites.stages(**{'suite': 'pgd', 'norm': 'linf', 'epsilon': 0.1, 'num_classes': 10} | options)

@@ -10,7 +10,7 @@ import pytest
 
 from adversarial_augment import attacks, augmentations, classifiers, corruption_nets, ssim
 from adversarial_augment import config as configs
-from adversarial_augment.attacks.steps import STEPS
+from adversarial_augment.attacks.ascent import STEPS
 from adversarial_augment.classifiers import layers
 from adversarial_augment.config.adversaries import ADVERSARIES
 from adversarial_augment.config.tables import (

@@ -10,8 +10,7 @@ import pytest
 from adversarial_augment import attacks, corruption_nets, datasets, per_example_conv
 from adversarial_augment import config as configs
 from adversarial_augment.attacks import trees
-from adversarial_augment.attacks.ascent import ascend
-from adversarial_augment.attacks.steps import STEPS
+from adversarial_augment.attacks.ascent import STEPS, ascend
 from adversarial_augment.config.tables import NETWORK_SIZES
 from adversarial_augment.corruption_nets import layers
 from adversarial_augment.corruption_nets.cae import cae, cae_table

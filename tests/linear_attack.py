@@ -1,8 +1,16 @@
-"""A corruption network and a classifier that are linear, so that the best perturbations have a closed form."""
+"""A corruption network and a classifier that are linear, so that the best perturbations have a closed form.
+
+And the smallest EDSR, for tests of the attack inside a run.
+"""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from adversarial_augment.corruption_nets import weights
+from adversarial_augment.corruption_nets.edsr import edsr
 
 RNG = np.random.default_rng(0)
 PHI = {'w': np.float32(RNG.normal(size=(3, 3))), 'b': np.float32(RNG.normal(size=3)), 'dead': np.zeros(4, np.float32)}
@@ -34,3 +42,13 @@ def ascent_directions(labels) -> dict[str, np.ndarray]:
 
 def radius(block, nu=0.1) -> float:
   return nu * float(np.linalg.norm(PHI[block].astype(float)))
+
+
+def smallest_edsr(folder: Path) -> str:
+  """Writes random weights of an EDSR of one block of 4 features; returns the file."""
+  sizes = {'blocks': 1, 'features': 4, 'scale': 1}
+  shapes = jax.eval_shape(edsr(**sizes).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+  rng = np.random.default_rng(5)
+  params = jax.tree.map(lambda p: np.float32(rng.uniform(-0.2, 0.2, p.shape)), shapes)
+  weights.save(folder / 'phi.safetensors', params, {'network': {'name': 'edsr'} | sizes})
+  return str(folder / 'phi.safetensors')

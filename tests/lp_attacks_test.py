@@ -1,4 +1,4 @@
-"""White-box attacks on l_p balls: bounds, exactness on linear classifiers, independence of images and devices."""
+"""Attacks on l_p balls: bounds, exactness on linear classifiers, independence of images and devices."""
 
 import functools
 
@@ -32,9 +32,15 @@ ATTACKS = {
   'apgd_dlr': functools.partial(attacks.apgd, loss='dlr'),
   'apgd_t': functools.partial(attacks.apgd, loss='targeted', num_targets=4),
   'multitargeted': functools.partial(attacks.multitargeted, num_targets=4, restarts=1),
+  'fab': functools.partial(attacks.fab, num_targets=4),
+  'square': lambda num_steps=100, **ball: attacks.square(num_queries=num_steps, **ball),
 }
 EVERY = [(name, norm) for name in ATTACKS for norm in ('linf', 'l2')]
-MIXED = [('pgd', 'linf'), ('apgd_ce', 'l2'), ('apgd_t', 'linf'), ('multitargeted', 'l2')]
+EXACT = [(name, norm) for name, norm in EVERY if name != 'square']
+MIXED = [
+  ('pgd', 'linf'), ('apgd_ce', 'l2'), ('apgd_t', 'linf'), ('multitargeted', 'l2'), ('fab', 'linf'), ('fab', 'l2'),
+  ('square', 'linf'), ('square', 'l2'),
+]  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=('name', 'norm', 'epsilon', 'num_steps', 'logits_fn'))
@@ -48,7 +54,7 @@ def waves(images):
   return jnp.sin(4 * LINEAR(jnp.sin(3 * images))) + LINEAR(images)
 
 
-@pytest.mark.parametrize('name, norm', EVERY)
+@pytest.mark.parametrize('name, norm', EXACT)
 def test_linear_classifiers_are_broken_exactly_where_they_can_be(name, norm):
   epsilon = EPSILONS[norm]
   reachable = boxed_linear.best_margins(norm, epsilon, *KNOWN)
@@ -64,7 +70,7 @@ def test_linear_classifiers_are_broken_exactly_where_they_can_be(name, norm):
   logits[np.arange(NUM), LABELS] = -np.inf
   np.testing.assert_allclose(logits.max(1) - right, margins, atol=1e-5)
   np.testing.assert_array_equal(success, margins >= 0)
-  wrong = boxed_linear.best_margins(norm, 0.0, *KNOWN) > 0  # misclassified already, so they stay
+  wrong = boxed_linear.best_margins(norm, 0.0, *KNOWN) > 0  # before the attack
   assert 0 < wrong.sum() < NUM
   np.testing.assert_array_equal(np.asarray(result.images)[wrong], IMAGES[wrong])
   assert success[wrong].all()
@@ -118,15 +124,14 @@ def test_an_image_that_can_be_driven_into_nan_is_not_robust(name, norm):
   assert np.sum(banded) >= np.sum(plain) > 5
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
-@pytest.mark.parametrize('dtype', [np.float32, np.float64])
-@pytest.mark.parametrize('name', ATTACKS)
-def test_images_keep_their_precision_where_64_bits_are_on(name, dtype, norm):
-  images = IMAGES[:4].astype(dtype)
+@pytest.mark.parametrize('name, norm', EVERY)
+def test_images_keep_their_precision_where_64_bits_are_on(name, norm):
   with jax.enable_x64(True):
-    result = ATTACKS[name](norm=norm, epsilon=0.1, num_steps=3)(KEYS[:4], LINEAR, images, LABELS[:4])
-    assert result.images.dtype == dtype
-    assert_within(norm, 0.1, images, result.images)
+    for dtype in (np.float32, np.float64)[: 2 if (name, norm) in MIXED else 1]:
+      images = IMAGES[:4].astype(dtype)
+      result = ATTACKS[name](norm=norm, epsilon=0.1, num_steps=3)(KEYS[:4], LINEAR, images, LABELS[:4])
+      assert result.images.dtype == dtype
+      assert_within(norm, 0.1, images, result.images)
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
@@ -170,12 +175,10 @@ def test_results_of_an_image_depend_on_it_and_its_key_alone(name, norm):
 
 
 def test_more_restarts_never_hurt():
-  counts = []
   labels = np.asarray(waves(IMAGES)).argmax(1).astype(np.int32)
-  for restarts in (1, 2, 6):
-    attack = attacks.apgd(norm='linf', epsilon=0.01, num_steps=6, restarts=restarts)
-    counts.append(attack(KEYS, waves, IMAGES, labels).metrics['success'].sum())
-  assert counts[0] <= counts[1] <= counts[2]
+  of = lambda restarts: attacks.apgd(norm='linf', epsilon=0.01, num_steps=6, restarts=restarts)
+  counts = [int(of(restarts)(KEYS, waves, IMAGES, labels).metrics['success'].sum()) for restarts in (1, 2, 6)]
+  assert counts == sorted(counts)
   assert counts[0] < counts[2]
 
 
@@ -207,27 +210,40 @@ def test_targets_are_all_others_in_the_order_of_the_logits():
   (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted'), 9),
   (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted', num_targets=4, restarts=2), 8),
   (attacks.multitargeted(norm='linf', epsilon=0.1, num_targets=4, restarts=20), 80),
+  (attacks.fab(norm='linf', epsilon=0.1, num_targets=3, restarts=2), 6),
+  (attacks.square(norm='linf', epsilon=0.1, restarts=3), 3),
 ])  # fmt: skip
 def test_numbers_of_restarts(attack, number):
   assert attack.number == number
 
 
-@pytest.mark.parametrize('make, message', [
-  (lambda: attacks.pgd(norm='linf', epsilon=8), '8/255'),
-  (lambda: attacks.pgd(norm='l3', epsilon=0.1), 'linf'),
-  (lambda: attacks.apgd(norm='linf', epsilon=-1), 'at least 0'),
-  (lambda: attacks.apgd(norm='linf', epsilon=0.1, loss='dir'), "Did you mean 'dlr'"),
-  (lambda: attacks.pgd(norm='linf', epsilon=0.1, loss='cross_entropi'), "Did you mean 'cross_entropy'"),
-  (lambda: attacks.pgd(norm='linf', epsilon=0.1, step='sing'), "Did you mean 'sign'"),
-  (lambda: attacks.pgd(norm='linf', epsilon=0.1, start='randon'), "Did you mean 'random'"),
-  (lambda: attacks.pgd(norm='linf', epsilon=0.1, restarts=0), 'restarts=0'),
-  (lambda: attacks.pgd(norm='linf', epsilon=0.1, step_size=0.0), 'step_size=0.0'),
-  (lambda: attacks.multitargeted(norm='linf', epsilon=0.1, num_steps=2.5), 'num_steps=2.5'),
-  (lambda: attacks.multitargeted(norm='linf', epsilon=0.1, learning_rate=-1.0), 'learning_rate=-1.0'),
+@pytest.mark.parametrize('name, options, message', [
+  ('pgd', {'epsilon': 8}, '8/255'),
+  ('pgd', {'norm': 'l3'}, 'linf'),
+  ('pgd', {'loss': 'cross_entropi'}, "Did you mean 'cross_entropy'"),
+  ('pgd', {'step': 'sing'}, "Did you mean 'sign'"),
+  ('pgd', {'start': 'randon'}, "Did you mean 'random'"),
+  ('pgd', {'restarts': 0}, 'restarts=0'),
+  ('pgd', {'step_size': 0.0}, 'step_size=0.0'),
+  ('apgd', {'epsilon': -1}, 'at least 0'),
+  ('apgd', {'loss': 'dir'}, "Did you mean 'dlr'"),
+  ('multitargeted', {'num_steps': 2.5}, 'num_steps=2.5'),
+  ('multitargeted', {'learning_rate': -1.0}, 'learning_rate=-1.0'),
+  ('fab', {'norm': 'l3'}, "Unknown norm 'l3'"),
+  ('fab', {'epsilon': 8}, 'epsilon=8'),
+  ('fab', {'num_targets': 0}, 'num_targets=0 of attacks.fab'),
+  ('fab', {'restarts': 0}, 'restarts=0 of attacks.fab'),
+  ('fab', {'num_steps': -1}, 'num_steps=-1 of attacks.fab'),
+  ('square', {'norm': 'l1'}, "Unknown norm 'l1'"),
+  ('square', {'epsilon': -0.1}, 'epsilon=-0.1'),
+  ('square', {'num_queries': 0}, 'num_queries=0 of attacks.square'),
+  ('square', {'restarts': 0}, 'restarts=0 of attacks.square'),
+  ('square', {'p_init': 0.0}, 'p_init=0.0 of attacks.square'),
+  ('square', {'p_init': 1.5}, 'p_init=1.5 of attacks.square'),
 ])  # fmt: skip
-def test_wrong_options_are_refused(make, message):
+def test_wrong_options_are_refused(name, options, message):
   with pytest.raises(UserError, match=message):
-    make()
+    getattr(attacks, name)(**{'norm': 'linf', 'epsilon': 0.1} | options)
 
 
 @pytest.mark.parametrize('attack, num_classes, message', [
@@ -236,6 +252,7 @@ def test_wrong_options_are_refused(make, message):
   (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted', num_targets=2), 3, 'at least 4 classes'),
   (attacks.apgd(norm='linf', epsilon=0.1, loss='targeted'), 5, 'set it to 4'),
   (attacks.multitargeted(norm='linf', epsilon=0.1), 2, 'set it to 1'),
+  (attacks.fab(norm='l2', epsilon=0.1, num_targets=2), 2, 'num_targets=2 must be less .* classes, 2; set it to 1'),
 ])  # fmt: skip
 def test_too_few_classes_are_refused(attack, num_classes, message):
   few = lambda images: LINEAR(images)[:, :num_classes]

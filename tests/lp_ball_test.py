@@ -1,4 +1,4 @@
-"""The l_p balls within the box, against their definition; losses and rounds by hand."""
+"""The l_p balls within the box, against their definition; losses and restarts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -51,19 +51,14 @@ def test_projections_and_starts_are_feasible(norm, epsilon, shape):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
-def test_projections_of_what_is_no_number_are_feasible(norm):
-  images = hard_images()
-  points = np.where(RNG.uniform(size=images.shape) < 0.3, np.float32(np.nan), images + np.float32(np.inf))
-  assert_within(norm, 0.3, images, lp_ball.project(norm, 0.3, images, points))
-
-
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
-def test_feasible_points_stay(norm):
+def test_feasible_points_stay_and_what_is_no_number_becomes_feasible(norm):
   images = hard_images()
   points = lp_ball.project(norm, 0.2, images, images + np.float32(RNG.normal(size=images.shape)))
   np.testing.assert_allclose(lp_ball.project(norm, 0.2, images, points), points, atol=1e-6)
   np.testing.assert_array_equal(lp_ball.project(norm, 0.2, images, images), images)
   np.testing.assert_array_equal(lp_ball.project(norm, 0.0, images, images + 1), images)
+  points = np.where(RNG.uniform(size=images.shape) < 0.3, np.float32(np.nan), images + np.float32(np.inf))
+  assert_within(norm, 0.3, images, lp_ball.project(norm, 0.3, images, points))
 
 
 @pytest.mark.parametrize('epsilon', [0.05, 0.5, 1.5])
@@ -150,15 +145,8 @@ def test_losses_do_not_change_with_shift_or_scale():
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_losses_need_enough_classes():
-  with pytest.raises(UserError, match='at least 3 classes'):
-    dlr(LOGITS[:, :2], CLASSES * 0)
-  with pytest.raises(UserError, match='at least 4 classes'):
-    targeted_dlr(LOGITS[:, :3], CLASSES * 0, CLASSES * 0)
-
-
-def test_rounds_keep_the_first_success_else_the_highest_margin():
-  """Four rounds whose images say their number; margins of each image by hand."""
+def test_restarts_keep_the_first_success_else_the_highest_margin():
+  """Four restarts whose images say their number; margins of each image by hand."""
   margins = jnp.array([[-3.0, 1.0, -1.0, 2.0], [-1.0, -2.0, jnp.nan, -2.0], [jnp.nan] * 4])
 
   def make(index):
@@ -179,5 +167,3 @@ def test_ties_and_nan_are_broken():
   logits = jnp.array([[1.0, 1.0], [2.0, 1.0], [jnp.nan, 1.0], [1.0, jnp.nan]])
   result = attack_result(logits, jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))
   np.testing.assert_array_equal(result.metrics['success'], [True, False, True, True])
-  with pytest.raises(UserError, match=r'must give \[4, classes\]'):
-    attack_result(logits[:, 0], jnp.zeros((4, 1, 1, 1)), jnp.zeros(4, int))

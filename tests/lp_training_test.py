@@ -68,10 +68,9 @@ def test_an_evaluation_under_ada_is_that_of_any_run(folder, capsys):
 
 
 def test_clean_epochs_come_first_and_cost_nothing(tmp_path):
-  flags = ['--config.num_steps=4', '--config.num_epochs=2', '--config.attack.warmup_epochs=1', '--config.evals=']
-  train.main(
-    ['--config=configs/trades.py:smoke', f'--workdir={tmp_path}/w', '--config.optimizer.warmup_epochs=0', *flags]
-  )
+  fields = 'num_steps=4', 'num_epochs=2', 'attack.warmup_epochs=1', 'optimizer.warmup_epochs=0', 'evals='
+  flags = [f'--config.{field}' for field in fields]
+  train.main(['--config=configs/trades.py:smoke', f'--workdir={tmp_path}/w', *flags])
   lines = trainer.lines(tmp_path / 'w')
   assert [line['kl'] is None for line in lines] == [True, True, False, False]
   assert [line['attack_loss_end'] is None for line in lines] == [True, True, False, False]

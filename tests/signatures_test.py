@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 
@@ -45,6 +46,10 @@ def test_what_adversaries_share_has_the_same_defaults(attack):
 
 @pytest.mark.parametrize('name', ['ada', 'advmix', 'lp', 'pgd', 'apgd', 'fab', 'square', 'multitargeted', 'autoattack'])
 def test_every_argument_of_an_attack_is_explained(name):
+  """In the block of its arguments, by itself or in a list that says where they are described."""
   attack = getattr(attacks, name)
-  for argument in inspect.signature(attack).parameters:
-    assert f'    {argument}: ' in attack.__doc__, argument
+  block = attack.__doc__.partition('Args:\n')[2].partition('\n\n')[0]
+  explained = {
+    argument for names in re.findall(r'^    (\w+(?:, \w+)*): ', block, re.M) for argument in names.split(', ')
+  }
+  assert explained == set(inspect.signature(attack).parameters)

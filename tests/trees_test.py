@@ -67,7 +67,7 @@ def test_projection_keeps_the_direction_and_contracts(seed, radius, factor):
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(3))
 def test_projection_is_the_nearest_feasible_point(seed):
   rng = np.random.default_rng(seed)
   point = 2 * rng.normal(size=5)
@@ -78,29 +78,17 @@ def test_projection_is_the_nearest_feasible_point(seed):
     lambda q: ((q - point) ** 2).sum(), np.zeros(5), method='SLSQP', constraints=[constraint], tol=1e-14
   )
   np.testing.assert_allclose(got, found.x, atol=1e-6)
-  others = rng.normal(size=(100, 5))
-  others *= (radius * rng.uniform(size=100) / np.linalg.norm(others, axis=1))[:, None]
-  assert np.linalg.norm(point - got) <= np.linalg.norm(point - others, axis=1).min()
   np.testing.assert_allclose(got, optax.projections.projection_l2_ball(jnp.asarray(point), radius), rtol=1e-12)
 
 
-def test_blocks_are_projected_independently():
+def test_blocks_and_examples_are_projected_independently():
   rng = np.random.default_rng(0)
-  tree = {'a': rng.normal(size=(3, 4)).astype(np.float32), 'b': rng.normal(size=5).astype(np.float32)}
-  radii = {'a': np.float32(0.5), 'b': np.float32(0.25)}
-  first, second = jitted_project(tree, radii), jitted_project(tree | {'b': 100 * tree['b']}, radii)
-  np.testing.assert_array_equal(first['a'], second['a'])
-  assert norm64(first['a']) == pytest.approx(0.5)
-  assert norm64(second['b']) == pytest.approx(0.25)
-
-
-def test_examples_are_projected_independently():
-  rng = np.random.default_rng(0)
-  batch = rng.normal(size=(4, SIZE)).astype(np.float32)
-  mapped = jax.jit(jax.vmap(lambda x: trees.project({'w': x}, {'w': 1.0})['w']))
-  changed = batch.copy()
-  changed[1:] *= 50
-  np.testing.assert_array_equal(mapped(batch)[0], mapped(changed)[0])
+  tree = {'a': rng.normal(size=(2, 3, 4)).astype(np.float32), 'b': rng.normal(size=(2, 5)).astype(np.float32)}
+  mapped = jax.jit(jax.vmap(lambda x: trees.project(x, {'a': np.float32(0.5), 'b': np.float32(0.25)})))
+  first, second = mapped(tree), mapped({'a': tree['a'] * np.float32([1, 50]).reshape(2, 1, 1), 'b': 100 * tree['b']})
+  np.testing.assert_array_equal(first['a'][0], second['a'][0])
+  assert norm64(first['a'][0]) == pytest.approx(0.5)
+  assert norm64(second['b'][0]) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize('radius', [0.0, 1.0])
@@ -115,7 +103,7 @@ def test_gradients_at_zero_are_finite(radius):
 @pytest.mark.usefixtures('x64')
 def test_gradient_of_a_norm_is_the_direction():
   x = jnp.array([3.0, -4.0, 12.0])
-  np.testing.assert_allclose(jax.grad(lambda x: trees.block_norms(x))(x), x / 13, rtol=1e-14)
+  np.testing.assert_allclose(jax.grad(trees.block_norms)(x), x / 13, rtol=1e-14)
 
 
 @functools.partial(jax.jit, static_argnames='radius')
@@ -142,11 +130,7 @@ def test_random_points_have_the_stated_law(radius, power):
   first_entries = np.stack([points['w'][:, 0], points['v'][:, 0, 0]])
   assert abs(np.corrcoef(first_entries)[0, 1]) < 0.06
   assert len(np.unique(np.asarray(points['w'])[:, 0])) > 3990
-
-
-def test_the_zero_start_is_the_centre():
-  start = trees.random_in_balls(jax.random.key(0), {'w': jnp.ones(3)}, {'w': 1.0}, radius='zero')
-  np.testing.assert_array_equal(start['w'], np.zeros(3))
+  assert not any(np.any(leaf) for leaf in draw(jax.random.split(jax.random.key(0), 2), 'zero').values())
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,15 @@ An attack maps (keys, logits_fn, images, labels, frozen) to corrupted images and
 """
 
 from adversarial_augment.attacks import validity
-from adversarial_augment.attacks.ada import ada
+from adversarial_augment.attacks.ada import ada, check_blocks, weight_ball
+from adversarial_augment.attacks.adversary import attacked_images, in_microbatches, on_share
 from adversarial_augment.attacks.advmix import Hull, advmix, weight_hull
 from adversarial_augment.attacks.apgd import apgd
-from adversarial_augment.attacks.autoattack import autoattack
-from adversarial_augment.attacks.batch_parts import attacked_images, in_microbatches, on_share
 from adversarial_augment.attacks.fab import fab
 from adversarial_augment.attacks.lp_ball import lp
-from adversarial_augment.attacks.multitargeted import multitargeted
-from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.pgd import multitargeted, pgd
 from adversarial_augment.attacks.square import square
-from adversarial_augment.attacks.weight_ball import check_blocks, weight_ball
+from adversarial_augment.attacks.suites import autoattack
 
 __all__ = [
   'Hull', 'ada', 'advmix', 'apgd', 'attacked_images', 'autoattack', 'check_blocks', 'fab',

@@ -1,16 +1,22 @@
-"""AdversarialAugment: the adversary of arXiv 2104.01086, section 2 and appendices A and G."""
+"""AdversarialAugment (arXiv 2104.01086, section 2 and appendices A and G), and its perturbation set.
+
+An image-to-image network corrupts an image; the adversary moves the network's weights within balls.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from adversarial_augment import per_example_conv
 from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.adversary import adversary
-from adversarial_augment.attacks.weight_ball import check_blocks, weight_ball
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
-from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PerturbationSet, PyTree
+
+CONSTANT = 'codebook'  # a parameter of this name is no block: its radius is 0
 
 
 def ada(
@@ -35,21 +41,10 @@ def ada(
   (appendix G). The defaults are the paper's.
 
   Args:
-    apply: the corruption network c, (phi, images [n, h, w, 3]) -> images of the same shape in [0, 1].
-    nu: relative radius of every weight and bias array, at least 0: nu_i = nu ||phi_i||_2; 0 gives c_phi(x).
-    num_steps: steps of projected gradient ascent, at least 0.
-    step: rule of a step: 'sign' (iterated FGSM), 'sign_l2', 'l2' (normalised gradients), 'sgd' or 'adam', see
-      attacks/steps.py.
-    step_fraction: step size in units of the median radius, of each block's own radius for 'sign_l2' and 'l2'.
-    init: random start in the balls: 'ball' (uniform), 'uniform' (at a uniform distance from the centre) or 'zero'.
-    keep_best: returns the iterate of the highest loss; the paper's reading is the last one.
-    min_ssim: in [-1, 1]; images whose SSIM with the clean one is smaller are pulled back towards it, each by itself.
-    root: rule of that line search: 'strict', 'first_crossing' or 'literal', see ssim.py; None: no line search.
-    group: images that share a perturbation, one after the other; a divisor of their number. None: all images, and
-      those of every device along `axis_name` (appendix C).
-    axis_name: that mesh axis; unused for groups of a number.
-    impl: how the network runs over examples, see per_example_conv.
-    noisy: `apply` takes a key as a third argument, from which it draws its noise.
+    apply, nu, init, impl, noisy: the perturbation set, see `weight_ball`.
+    num_steps, step, step_fraction, keep_best: the ascent, see `adversary`.
+    min_ssim, root: the correction, see `adversary`.
+    group, axis_name: images that share a perturbation, see `adversary`.
 
   Returns:
     An `Attack` of images [n, h, w, 3] in [0, 1], labels [n] and one key per image, called with phi as `frozen`. To the
@@ -80,13 +75,82 @@ def ada(
   return attack
 
 
-def _radius_fraction(perturbations: PyTree, radii: PyTree) -> jax.Array:
+def weight_ball(
+  apply: Callable, *, nu: float, init: str = 'ball', impl: str = 'auto', noisy: bool = False, stacked: bool = False
+) -> PerturbationSet:
+  """Makes C(x) = {c_{phi + beta}(x): ||beta_i||_2 <= nu ||phi_i||_2 for every weight and every bias array i}.
+
+  Args:
+    apply: the corruption network c, (phi, images [n, h, w, c]) -> images of the same shape in [0, 1].
+    nu: relative radius of every block, at least 0; 0 gives c_phi(x).
+    init: random start in the balls: 'ball' (uniform), 'uniform' (at a uniform distance from the centre) or 'zero'.
+    impl: how the network runs over examples, see per_example_conv.
+    noisy: `apply` takes a key as a third argument, from which it draws its noise.
+    stacked: points of the set, and radii, are `trees.Stacks` of what they are otherwise, trees like phi.
+
+  Returns:
+    A perturbation set around `frozen` = phi. Blocks of norm zero and constants of the network stay at zero.
+  """
+
+  def stack(tree, phi):
+    return trees.Stacks(phi).stack(tree) if stacked else tree
+
+  def radii_of_blocks(phi):
+    of = lambda path, norm: jnp.zeros_like(norm) if path and getattr(path[-1], 'key', None) == CONSTANT else nu * norm
+    return jax.tree.map_with_path(of, trees.block_norms(phi))
+
+  def corrupt(phi, images, beta, key=None):
+    # phi + beta stays in the precision of phi: bfloat16 would lose a relative change of .015.
+    moved = jax.tree.map(jnp.add, stack(phi, phi), beta)
+    return run(apply, trees.Stacks(phi).unstack(moved) if stacked else moved, images, key if noisy else None)
+
+  return PerturbationSet(
+    init=lambda key, phi, image: stack(trees.random_in_balls(key, phi, radii_of_blocks(phi), radius=init), phi),
+    project=lambda radii, image, beta: trees.project(beta, radii),
+    radii=lambda phi: stack(radii_of_blocks(phi), phi),
+    apply_batch=over_groups(corrupt, impl=impl),
+  )
+
+
+def over_groups(corrupt: Callable, *, impl: str = 'auto') -> Callable:
+  """Returns an `apply_batch` (see `PerturbationSet`) of `corrupt(frozen, images, perturbation, key)`.
+
+  The images of a group go through the network together, in convolutions of one kernel, and with the first one's key.
+  So where devices share a perturbation, each draws noise of its own.
+  """
+
+  def apply_batch(frozen, images, perturbations, keys=None):
+    num_groups = len(jax.tree.leaves(perturbations)[0])
+    groups = images.reshape(num_groups, -1, *images.shape[1:])
+    first_keys = None if keys is None else keys.reshape(num_groups, -1)[:, 0]
+    one = lambda both, group: corrupt(frozen, group, *both)
+    return per_example_conv.over_examples(one, impl=impl)((perturbations, first_keys), groups).reshape(images.shape)
+
+  return apply_batch
+
+
+def run(apply: Callable, params: PyTree, images: Array, key: Key | None) -> Array:
+  """Returns c(images); with a key, of a network that draws noise."""
+  if key is None:
+    return apply(params, images)
+  # The start is drawn from fold_in(key, 0) and (key, 1), which is what `split` gives.
+  return apply(params, images, jax.random.fold_in(key, 2))
+
+
+def check_blocks(phi: PyTree) -> None:
+  """Raises UserError where no leaf of phi has a non-zero entry: every ball is a point, and nothing can move."""
+  if not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(phi)):
+    raise UserError(
+      'All weights of the corruption network are zero, so that every radius nu * ||phi_i|| is; load trained weights.'
+    )
+
+
+def _radius_fraction(perturbations: PyTree, radii: PyTree) -> Array:
   """Returns, per perturbation, the median over blocks of non-zero radius of ||beta_i|| / nu_i."""
+  flat = lambda tree: jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)])
 
   def one(beta):
-    norms, limits = (
-      jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (trees.block_norms(beta, radii), radii)
-    )
+    norms, limits = flat(trees.block_norms(beta, radii)), flat(radii)
     return jnp.nan_to_num(jnp.nanmedian(jnp.where(limits > 0, norms / limits, jnp.nan)))
 
   return jax.vmap(one)(perturbations)

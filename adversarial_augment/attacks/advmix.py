@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adversarial_augment.attacks.ada import over_groups, run
 from adversarial_augment.attacks.adversary import adversary
-from adversarial_augment.attacks.weight_ball import over_groups, run
 from adversarial_augment.types import Attack, PerturbationSet, PyTree
 
 
@@ -21,44 +21,6 @@ class Hull(NamedTuple):
 
   phi: PyTree
   offsets: PyTree  # like phi, with an axis in front: [m, ...]
-
-
-def weight_hull(apply: Callable, *, init: str = 'ball', impl: str = 'auto', noisy: bool = False) -> PerturbationSet:
-  """Makes C(x) = {c_{phi + sum_m softmax(a)_m Delta_m}(x)}, with `Hull.offsets` as Delta and a as the perturbation.
-
-  Args:
-    apply: the corruption network, (phi, images [n, h, w, c]) -> images.
-    init: 'ball' starts at a uniform draw from all mixtures, 'zero' in their middle.
-    impl: how the network runs over examples, see per_example_conv.
-    noisy: `apply` takes a third argument, a key from which it draws its noise.
-
-  Returns:
-    A perturbation set around `frozen`, a `Hull`; every a [m] is feasible, and its one radius, the unit of steps, is 1.
-  """
-
-  def corrupt(frozen, images, a, key=None):
-    weights = jax.nn.softmax(a)
-    mixed = lambda p, offsets: p + jnp.tensordot(weights, offsets, axes=1, precision='highest')
-    return run(apply, jax.tree.map(mixed, frozen.phi, frozen.offsets), images, key if noisy else None)
-
-  def apply_one(frozen, image, a, key=None):
-    return corrupt(frozen, image[None], a, key)[0]
-
-  def start(key, frozen, image):
-    del image
-    first = jax.tree.leaves(frozen.offsets)[0]
-    if init == 'zero':
-      return jnp.zeros(len(first), first.dtype)
-    # The softmax of the logarithms of exponential variates is uniform on the simplex.
-    return jnp.log(jax.random.exponential(key, (len(first),), first.dtype))
-
-  return PerturbationSet(
-    init=start,
-    project=lambda radii, image, a: a,
-    apply=apply_one,
-    radii=lambda frozen: jnp.ones((), jax.tree.leaves(frozen.offsets)[0].dtype),
-    apply_batch=over_groups(corrupt, impl=impl),
-  )
 
 
 def advmix(
@@ -79,20 +41,9 @@ def advmix(
   """Makes the adversary that searches, image by image, the mixtures of pre-drawn offsets of phi.
 
   Args:
-    apply: the corruption network c, (phi, images [n, h, w, 3]) -> images of the same shape in [0, 1].
-    num_steps: steps of projected gradient ascent, at least 0.
-    step: rule of a step: 'sign' (iterated FGSM), 'sign_l2', 'l2' (normalised gradients), 'sgd' or 'adam', see
-      attacks/steps.py.
-    step_fraction: step size in units of the logarithms of the mixture's weights.
-    init: 'ball' starts at a random mixture, 'zero' at the mean of the offsets.
-    keep_best: returns the iterate of the highest loss; the paper's reading is the last one.
-    min_ssim: in [-1, 1]; images whose SSIM with the clean one is smaller are pulled back towards it, each by itself.
-    root: rule of that line search: 'strict', 'first_crossing' or 'literal', see ssim.py; None: no line search.
-    group: images that share a perturbation, one after the other; a divisor of their number. None: all images, and
-      those of every device along `axis_name` (appendix C).
-    axis_name: that mesh axis; unused for groups of a number.
-    impl: how the network runs over examples, see per_example_conv.
-    noisy: `apply` takes a key as a third argument, from which it draws its noise.
+    apply, init, impl, noisy: the perturbation set, see `weight_hull`.
+    num_steps, step, step_fraction, keep_best, min_ssim, root, group, axis_name: as in `ada`. The unit of
+      `step_fraction` is 1, in logarithms of the mixture's weights.
 
   Returns:
     An `Attack` of images [n, h, w, 3] in [0, 1], labels [n] and one key per image, called with a `Hull` as `frozen`.
@@ -106,3 +57,35 @@ def advmix(
       hull, num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,
       min_ssim=min_ssim, root=root, group=group, axis_name=axis_name,
   )  # fmt: skip
+
+
+def weight_hull(apply: Callable, *, init: str = 'ball', impl: str = 'auto', noisy: bool = False) -> PerturbationSet:
+  """Makes C(x) = {c_{phi + sum_m softmax(a)_m Delta_m}(x)}, with `Hull.offsets` as Delta and a as the perturbation.
+
+  Args:
+    apply, impl, noisy: as in `ada.weight_ball`.
+    init: 'ball' starts at a uniform draw from all mixtures, 'zero' in their middle.
+
+  Returns:
+    A perturbation set around `frozen`, a `Hull`; every a [m] is feasible, and its one radius, the unit of steps, is 1.
+  """
+
+  def corrupt(frozen, images, a, key=None):
+    weights = jax.nn.softmax(a)
+    mixed = lambda p, offsets: p + jnp.tensordot(weights, offsets, axes=1, precision='highest')
+    return run(apply, jax.tree.map(mixed, frozen.phi, frozen.offsets), images, key if noisy else None)
+
+  def start(key, frozen, image):
+    del image
+    first = jax.tree.leaves(frozen.offsets)[0]
+    if init == 'zero':
+      return jnp.zeros(len(first), first.dtype)
+    # The softmax of the logarithms of exponential variates is uniform on the simplex.
+    return jnp.log(jax.random.exponential(key, (len(first),), first.dtype))
+
+  return PerturbationSet(
+    init=start,
+    project=lambda radii, image, a: a,
+    radii=lambda frozen: jnp.ones((), jax.tree.leaves(frozen.offsets)[0].dtype),
+    apply_batch=over_groups(corrupt, impl=impl),
+  )

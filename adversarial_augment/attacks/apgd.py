@@ -10,18 +10,10 @@ import numpy as np
 
 from adversarial_augment import registry
 from adversarial_augment.attacks import losses
-from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.lp_ball import check_ball, norms, project
-from adversarial_augment.attacks.restarts import (
-  RestartedAttack,
-  attack_result,
-  better,
-  check_counts,
-  choose,
-  ranked_target,
-  restart_keys,
-)
-from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+from adversarial_augment.attacks.restarts import Restart, RestartedAttack, attack_result, check_numbers, restarted
+from adversarial_augment.attacks.trees import choose
+from adversarial_augment.types import Array, AttackResult, Key
 
 LOSSES: dict[str, Callable[..., Array]] = {
   'ce': losses.cross_entropy,
@@ -30,8 +22,6 @@ LOSSES: dict[str, Callable[..., Array]] = {
 }
 RHO = 0.75  # the share of steps that must raise the loss between two checkpoints
 MOMENTUM = 0.75
-
-Objective = Callable[[Array], Array]  # logits [n, k] -> the loss [n]
 
 
 def apgd(
@@ -46,39 +36,26 @@ def apgd(
   """Makes Auto-PGD on an l_p ball; of each restart, the iterate of the highest margin is kept.
 
   Args:
-    norm: 'linf' or 'l2'.
-    epsilon: radius of the ball, for images in [0, 1].
+    norm, epsilon: the ball, see `lp_ball`.
     loss: 'ce' (cross-entropy), 'dlr' (difference of logits ratio, of 3 classes or more), or 'targeted' (APGD-T: the
       targeted ratio, of 4 classes or more, to the classes of the largest clean logits in turn).
     num_steps: steps of a restart.
     restarts: tries, each from a random start of its own; for 'targeted', of every target.
     num_targets: targets of 'targeted', at most the number of classes - 1; other losses have none.
 
-  Returns:
-    A `RestartedAttack` with the metrics `success` and `margin`: restarts, or num_targets * restarts of them.
-
   Raises:
-    UserError: no ball, an unknown loss, a number out of its range, or, when traced, too few classes for the loss.
+    UserError: no ball, an unknown loss, or a number out of its range.
   """
   epsilon = check_ball(norm, epsilon)
   climbed = registry.lookup(LOSSES, loss, 'loss')
-  check_counts('apgd', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
-  targeted = loss == 'targeted'
+  check_numbers('apgd', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
 
-  def make(index: Array | int) -> Attack:
-    @fast_in_loops
-    def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
-      logits = logits_fn(images)
-      clean = attack_result(logits, images, labels)
-      targets = (ranked_target(logits, labels, index % num_targets, num_targets),) if targeted else ()
-      objective = lambda logits: climbed(logits, labels, *targets)
-      starts = _starts(norm, epsilon, restart_keys(keys, index), images)
-      found = _climb(norm, epsilon, num_steps, logits_fn, objective, images, labels, starts)
-      return better(clean, attack_result(logits_fn(found), found, labels))
+  def search(given: Restart) -> AttackResult:
+    targets = (given.targets,) if loss == 'targeted' else ()
+    found = _climb(norm, epsilon, num_steps, given, lambda logits: climbed(logits, given.labels, *targets))
+    return attack_result(given.logits_fn(found), found, given.labels)
 
-    return attack
-
-  return RestartedAttack(restarts * (num_targets if targeted else 1), make)
+  return restarted(search, restarts, num_targets if loss == 'targeted' else 0)
 
 
 def checkpoints(num_steps: int) -> np.ndarray:
@@ -100,51 +77,44 @@ class _Climb(NamedTuple):
 
   points: Array
   previous: Array  # the points before them
-  best: Array  # of the highest loss
-  best_gradient: Array
-  best_loss: Array  # [n]
+  best: tuple[Array, Array, Array]  # points of the highest loss, their gradient, and that loss [n]
+  strongest: tuple[Array, Array]  # points of the highest margin, and that margin [n], which is never NaN
   loss: Array  # [n], of `points`, after the last step
-  strongest: Array  # the points of the highest margin
-  margin: Array  # [n], theirs
   size: Array  # [n], of a step
   num_rises: Array  # [n], steps since the last checkpoint that raised the loss
   best_loss_before: Array  # [n], at the last checkpoint
   halved_before: Array  # [n], whether the step halved there
 
 
-def _climb(
-  norm: str, epsilon: float, num_steps: int, logits_fn: LogitsFn, objective: Objective,
-  images: Array, labels: Array, starts: Array,
-) -> Array:  # fmt: skip
-  """Returns, of each image, the iterate of the highest margin."""
-  onto = lambda points: project(norm, epsilon, images, points)
+def _climb(norm: str, epsilon: float, num_steps: int, given: Restart, objective: Callable[[Array], Array]) -> Array:
+  """Returns, of each image, the iterate of the highest margin; `objective` is the loss [n] of logits [n, k]."""
+  onto = lambda points: project(norm, epsilon, given.images, points)
+  margin = lambda logits: losses.margin(logits, given.labels)
+  stronger = lambda new, old: choose(new[1] > old[1], new, old)
   periods = np.zeros(num_steps + 1)  # the length of that which ends at a checkpoint, elsewhere 0
   periods[checkpoints(num_steps)] = np.diff(checkpoints(num_steps), prepend=0)
 
   def measured(points):
     def total(points):
-      logits = logits_fn(points)
+      logits = given.logits_fn(points)
       values = objective(logits)
-      return values.sum(), (values, losses.margin(logits, labels))
+      return values.sum(), (values, margin(logits))
 
     (_, (values, margins)), gradient = jax.value_and_grad(total, has_aux=True)(points)
     return values, jnp.nan_to_num(gradient), margins
 
   def body(i, state: _Climb) -> _Climb:
     loss, gradient, margins = measured(state.points)
-    strongest, margin = _stronger((state.points, margins), (state.strongest, state.margin))
     rises = state.num_rises + (loss > state.loss)
-    higher = loss > state.best_loss
-    best, best_gradient = choose(higher, (state.points, gradient), (state.best, state.best_gradient))
-    best_loss = jnp.where(higher, loss, state.best_loss)
+    best = choose(loss > state.best[2], (state.points, gradient, loss), state.best)
 
     # Condition 1 or 2 of the paper's section 3.1.
-    stuck = ~state.halved_before & (best_loss <= state.best_loss_before)
+    stuck = ~state.halved_before & (best[2] <= state.best_loss_before)
     period = jnp.asarray(periods, loss.dtype)[i]
     due = period > 0
     halve = due & ((rises <= RHO * period) | stuck)
     size = jnp.where(halve, state.size / 2, state.size)
-    points, gradient = choose(halve, (best, best_gradient), (state.points, gradient))
+    points, gradient, loss_there = choose(halve, best, (state.points, gradient, loss))
 
     ahead = onto(points + _per_image(size) * _direction(norm, gradient))
     momentum = jnp.where(i == 0, 1, MOMENTUM)
@@ -153,40 +123,29 @@ def _climb(
       points=moved,
       previous=points,
       best=best,
-      best_gradient=best_gradient,
-      best_loss=best_loss,
-      loss=jnp.where(halve, best_loss, loss),
-      strongest=strongest,
-      margin=margin,
+      strongest=stronger((state.points, margins), state.strongest),
+      loss=loss_there,
       size=size,
       num_rises=jnp.where(due, 0, rises),
-      best_loss_before=jnp.where(due, best_loss, state.best_loss_before),
+      best_loss_before=jnp.where(due, best[2], state.best_loss_before),
       halved_before=jnp.where(due, halve, state.halved_before),
     )
 
+  starts = _starts(norm, epsilon, given.keys, given.images)
   lowest = jnp.full(len(starts), -jnp.inf, jax.eval_shape(measured, starts)[0].dtype)
   state = _Climb(
     points=starts,
     previous=starts,
-    best=starts,
-    best_gradient=jnp.zeros_like(starts),
-    best_loss=lowest,
+    best=(starts, jnp.zeros_like(starts), lowest),
+    strongest=(starts, lowest),
     loss=-lowest,  # so that the start counts as no rise
-    strongest=starts,
-    margin=lowest,
     size=jnp.full(len(starts), 2 * epsilon, starts.dtype),
     num_rises=jnp.zeros(len(starts), jnp.int32),
     best_loss_before=lowest,
     halved_before=jnp.ones(len(starts), bool),
   )
   state = jax.lax.fori_loop(0, num_steps, body, state)
-  last = (state.points, losses.margin(logits_fn(state.points), labels))
-  return _stronger(last, (state.strongest, state.margin))[0]
-
-
-def _stronger(new: tuple[Array, Array], old: tuple[Array, Array]) -> tuple[Array, Array]:
-  """Takes, image by image, the (points, margin) of the higher margin; never one that is NaN."""
-  return choose(new[1] > old[1], new, old)
+  return stronger((state.points, margin(given.logits_fn(state.points))), state.strongest)[0]
 
 
 def _starts(norm: str, epsilon: float, keys: Key, images: Array) -> Array:

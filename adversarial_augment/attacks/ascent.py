@@ -1,38 +1,86 @@
-"""Projected gradient ascent over the perturbations of a batch: Eq. 2 of arXiv 2104.01086, and its l_p kin."""
+"""Projected gradient ascent over the perturbations of a batch: Eq. 2 of arXiv 2104.01086, and the rules of its steps.
+
+A rule makes, from the radii of the blocks of one perturbation, an `optax.GradientTransformation` of its gradient.
+`size` is the step in units of the median radius over blocks (1/4 in appendix A).
+"""
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.losses import cross_entropy
-from adversarial_augment.attacks.steps import StepRule
-from adversarial_augment.types import LogitsFn, PerturbationSet, PyTree
+from adversarial_augment.types import Array, Key, LogitsFn, PerturbationSet, PyTree
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [n, k], labels [n], or what else it takes) -> [n]
-
+Loss = Callable[[Array, Array], Array]  # (logits [n, k], labels [n], or what else it takes) -> [n]
+StepRule = Callable[[PyTree, float], optax.GradientTransformation]
 
 SCOPE = 'ascent'  # of the loop over the steps, which is found by it in a compiled program
+
+
+def sign(radii: PyTree, size: float) -> optax.GradientTransformation:
+  """Iterated FGSM, the paper's choice: every entry moves by `size` times the median radius.
+
+  On a block of n entries that step has an l2 length of sqrt(n) times as much, mostly beyond the ball: the iterate is
+  the sign of the gradient, rescaled to the sphere by the projection.
+  """
+  step = size * trees.median_radius(radii)
+  return optax.stateless(lambda gradient, _: jax.tree.map(lambda g: step * jnp.sign(g), gradient))
+
+
+def normalised(
+  radii: PyTree, size: float, direction: Callable = lambda gradient: gradient
+) -> optax.GradientTransformation:
+  """Normalised gradient ascent (footnote 1), or its signs: an l2 length of `size` times the block's own radius."""
+
+  def update(gradient, _):
+    directions = jax.tree.map(direction, gradient)
+    norms = trees.block_norms(directions, radii)
+    factors = jax.tree.map(lambda n, r: size * r / jnp.where(n > 0, n, 1), norms, radii)
+    return jax.tree.map(lambda d, f: d * jnp.expand_dims(f, range(f.ndim, d.ndim)), directions, factors)
+
+  return optax.stateless(update)
+
+
+def sgd(radii: PyTree, size: float) -> optax.GradientTransformation:
+  """Plain gradient ascent (footnote 1), its learning rate `size` times the median radius."""
+  return optax.scale(size * trees.median_radius(radii))
+
+
+def adam(radii: PyTree, size: float) -> optax.GradientTransformation:
+  """Adam (footnote 1) with the constants of the group's published code, its learning rate as for `sgd`."""
+  return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-9), sgd(radii, size))
+
+
+STEPS: dict[str, StepRule] = {
+  'sign': sign,
+  'sign_l2': functools.partial(normalised, direction=jnp.sign),
+  'l2': normalised,
+  'sgd': sgd,
+  'adam': adam,
+}
 
 
 class Ascent(NamedTuple):
   """Where the ascent ended, for n images and m <= n perturbations."""
 
   perturbations: PyTree  # [m, ...]
-  images: jax.Array  # [n, h, w, c]
-  loss_start: jax.Array  # [n], at the random start
-  loss_end: jax.Array  # [n], of `images`
-  gradient_norm: jax.Array  # [m], of the first step's gradient; 0 without steps
+  images: Array  # [n, h, w, c]
+  loss_start: Array  # [n], at the random start
+  loss_end: Array  # [n], of `images`
+  gradient_norm: Array  # [m], of the first step's gradient; 0 without steps
 
 
 def ascend(
   perturbation_set: PerturbationSet,
-  keys: jax.Array,
+  keys: Key,
   logits_fn: LogitsFn,
-  images: jax.Array,
-  labels: jax.Array,
+  images: Array,
+  labels: Array,
   frozen: PyTree,
   *,
   num_steps: int,
@@ -46,25 +94,15 @@ def ascend(
 ) -> Ascent:
   """Maximises a loss of `logits_fn` over the perturbation of every image, or of every group of images.
 
+  Arguments that are not here are those of `adversary.adversary` and of the attacks that it makes. Where images share
+  batch statistics, the sum over groups is maximised.
+
   Args:
-    perturbation_set: the feasible set and its action on an image.
-    keys: [n], one per image; a group takes that of its first image.
-    logits_fn: [n, h, w, c] -> [n, k]; images may share batch statistics, then the sum over groups is maximised.
-    images: [n, h, w, c] in [0, 1].
     labels: [n]; whatever `loss` and `score` compare logits with.
-    frozen: parameters the set is built around.
-    num_steps: steps of ascent, each followed by a projection.
     step: the rule that turns a gradient into a step.
-    step_fraction: step size in units of the median block radius.
     loss: what the gradient is taken of, and what `loss_start` and `loss_end` are.
     keep_best: returns the iterate of each group's highest score, instead of the last one.
     score: that score; None: the loss. A score that is NaN is never the highest.
-    group: images that share a perturbation, one after the other, and whose mean loss it maximises; a divisor of n.
-      None: all images, and those of every device along `axis_name`.
-    axis_name: mesh axis of a perturbation that all devices share; unused for groups of a number.
-
-  Returns:
-    An `Ascent`.
   """
   size = group or len(images)
   everywhere = axis_name if group is None else None
@@ -119,20 +157,18 @@ def ascend(
   return Ascent(beta, corrupted, loss_start, loss_end, gradient_norm)
 
 
-def _of_first_device(keys: jax.Array, axis_name: str) -> jax.Array:
+def _of_first_device(keys: Key, axis_name: str) -> Key:
   """Returns the keys [m] of the first device, on all devices."""
   data = jax.lax.all_gather(jax.random.key_data(keys), axis_name)[0]
   return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
-def _norms(tree: PyTree) -> jax.Array:
+def _norms(tree: PyTree) -> Array:
   """Returns the l2 norm of each perturbation's whole gradient, [m]."""
   norms = jax.vmap(lambda one: jnp.stack(jax.tree.leaves(trees.block_norms(one))))(tree)
-  return jax.vmap(lambda blocks: trees.block_norms(blocks))(norms)
+  return jax.vmap(trees.block_norms)(norms)
 
 
-def _better(new: tuple[jax.Array, PyTree], old: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
+def _better(new: tuple[Array, PyTree], old: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
   """Takes, perturbation by perturbation, the one of higher score."""
-  wins = new[0] > old[0]
-  pick = lambda a, b: jnp.where(wins.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-  return jnp.where(wins, new[0], old[0]), jax.tree.map(pick, new[1], old[1])
+  return trees.choose(new[0] > old[0], new, old)

@@ -19,6 +19,10 @@ from adversarial_augment.per_example_conv import columnwise, input_gradient
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 _CHANNELS, _BLOCKS = 16, 16  # of a block of groups at least, in a convolution at most
+_KEPT = (
+  'window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'batch_group_count', 'precision',
+  'preferred_element_type',
+)  # fmt: skip
 
 
 def fast_in_loops(attack: Attack) -> Attack:
@@ -60,12 +64,12 @@ def _convolve(params: Mapping[str, Any], x: Array, w: Array) -> Array:
   # The barrier keeps XLA from taking the transpositions into the convolution.
   x, w = jax.lax.optimization_barrier((x.transpose(batch, *where, channels), w.transpose(*taps, inputs, outputs)))
   groups = params['feature_group_count']
-  joined = _joined_groups(groups, w.shape[-2])
   parts = [(x, w)]
   if groups > 1:
-    number = groups // joined
-    parts = list(zip(jnp.split(x, number, -1), jnp.split(_blocks(w, groups, joined), number, -1), strict=True))
-  y = jnp.concatenate([_dense(params, *part) for part in parts], -1) if len(parts) > 1 else _dense(params, *parts[0])
+    joined = _joined_groups(groups, w.shape[-2])
+    blocks = _blocks(w, groups, joined)
+    parts = [*zip(*(jnp.split(array, groups // joined, -1) for array in (x, blocks)), strict=True)]
+  y = jnp.concatenate([_dense(params, *part) for part in parts], -1)
   order = (out[0], *out[2:], out[1])  # of y's axes
   return y.transpose([order.index(axis) for axis in range(y.ndim)])
 
@@ -95,18 +99,8 @@ def _dense(params: Mapping[str, Any], x: Array, w: Array) -> Array:
     if stride == 1:  # the gradient of a strided convolution
       return _gradient(x, w, dilation, params['padding'])
   letters = 'ABDEFG'[: x.ndim - 2]
-  return jax.lax.conv_general_dilated(
-    x,
-    w,
-    dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'),
-    **{
-      name: params[name]
-      for name in (
-        'window_strides', 'padding', 'lhs_dilation', 'rhs_dilation', 'batch_group_count', 'precision',
-        'preferred_element_type',
-      )
-    },
-  )  # fmt: skip
+  axes = f'N{letters}C', f'{letters}IO', f'N{letters}C'
+  return jax.lax.conv_general_dilated(x, w, dimension_numbers=axes, **{name: params[name] for name in _KEPT})
 
 
 def _gradient(g: Array, w: Array, stride: int, pads: Sequence[tuple[int, int]]) -> Array:

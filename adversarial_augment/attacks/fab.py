@@ -7,17 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from adversarial_augment.attacks import lp_ball
-from adversarial_augment.attacks.convolutions import fast_in_loops
-from adversarial_augment.attacks.losses import targeted_margin
-from adversarial_augment.attacks.restarts import (
-  RestartedAttack,
-  attack_result,
-  check_counts,
-  choose,
-  ranked_target,
-  restart_keys,
-)
-from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+from adversarial_augment.attacks.losses import margin, targeted_margin
+from adversarial_augment.attacks.restarts import Restart, RestartedAttack, check_numbers, restarted
+from adversarial_augment.attacks.trees import choose
+from adversarial_augment.types import Array, AttackResult
 
 # The constants of the paper.
 _MAX_ALPHA = 0.1  # largest weight of the step that starts at the original image
@@ -33,27 +26,18 @@ def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, n
   towards the image. So the attack walks along the decision boundary, and needs no step size and no epsilon.
 
   Args:
-    norm: 'linf' or 'l2'.
-    epsilon: radius within which a perturbation counts, in units of pixels in [0, 1].
+    norm, epsilon: the ball within which a perturbation counts, see `lp_ball`.
     num_steps: steps for each target; one gradient and one more forward pass each. An image that is broken within
       epsilon stays as it is, and the loop ends when all are.
     restarts: tries of every target; the first starts at the image, the others at random within epsilon / 2.
     num_targets: classes to aim at, those of the largest logits on the image; at most the number of classes - 1.
 
-  Returns:
-    A `RestartedAttack` with the metrics `success` and `margin`: every target from the image, then again from each
-    random start.
-
   Raises:
-    UserError: no ball, a number below 1, or, when traced, too few classes for the targets.
+    UserError: no ball, or a number below 1.
   """
   epsilon = lp_ball.check_ball(norm, epsilon)
-  check_counts('fab', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
-
-  def make(index: Array | int) -> Attack:
-    return fast_in_loops(functools.partial(_attack, norm, epsilon, num_steps, num_targets, index))
-
-  return RestartedAttack(restarts * num_targets, make)
+  check_numbers('fab', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
+  return restarted(functools.partial(_search, norm, epsilon, num_steps), restarts, num_targets)
 
 
 class _State(NamedTuple):
@@ -67,35 +51,19 @@ class _State(NamedTuple):
   margins: Array  # [n], of `feasible`
 
 
-def _attack(
-  norm: str,
-  epsilon: float,
-  num_steps: int,
-  num_targets: int,
-  index: Array | int,
-  keys: Key,
-  logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
-  frozen: PyTree = None,
-) -> AttackResult:
+def _search(norm: str, epsilon: float, num_steps: int, given: Restart) -> AttackResult:
   """Walks towards one target of every image."""
-  logits = logits_fn(images)
-  clean = attack_result(logits, images, labels)
-  restart, rank = index // num_targets, index % num_targets
-  targets = ranked_target(logits, labels, rank, num_targets)
-
-  def distance(points):
-    return lp_ball.norms(norm, points - images)
+  images, labels = given.images, given.labels
 
   def boundary(points):
     """The logit of the target less that of the label, summed for its gradient and one by one."""
-    differences = targeted_margin(logits_fn(points), labels, targets)
+    differences = targeted_margin(given.logits_fn(points), labels, given.targets)
     return differences.sum(), differences
 
   def visit(points, state):
     """Measures points, keeps what is better, and returns which are adversarial."""
-    margins, distances = attack_result(logits_fn(points), points, labels).metrics['margin'], distance(points)
+    margins = margin(given.logits_fn(points), labels)
+    distances = lp_ball.norms(norm, points - images)
     broken, inside, is_open = margins >= 0, distances <= epsilon, state.margins < 0
     nearer = broken & is_open & (distances < state.distances)
     higher = inside & is_open & (margins > state.margins)
@@ -123,17 +91,17 @@ def _attack(
     back = (1 - _BACKWARD) * images + _BACKWARD * reached
     return state._replace(step=state.step + 1, points=choose(broken, back, reached))
 
-  start = jax.vmap(functools.partial(lp_ball.random_start, norm, epsilon / 2))(restart_keys(keys, index), images)
-  points = jnp.where(jnp.asarray(restart) > 0, start, images)
+  start = jax.vmap(functools.partial(lp_ball.random_start, norm, epsilon / 2))(given.keys, images)
+  points = jnp.where(jnp.asarray(given.number) > 0, start, images)
   nowhere = jnp.full(len(images), jnp.inf, images.dtype)
-  state = _State(jnp.array(0), points, images, nowhere, images, clean.metrics['margin'])
+  state = _State(jnp.array(0), points, images, nowhere, images, given.clean.metrics['margin'])
   state = jax.lax.while_loop(lambda s: (s.step < num_steps) & (s.margins < 0).any(), walk, state)
   # The line search at the paper's end, for the distance that counts: what is adversarial and too far is pulled in.
   _, state = visit(lp_ball.project(norm, epsilon, images, state.nearest), state)
   return AttackResult(state.feasible, {'success': state.margins >= 0, 'margin': state.margins})
 
 
-def nearest_moves(norm: str, points: jax.Array, normals: jax.Array, offsets: jax.Array) -> jax.Array:
+def nearest_moves(norm: str, points: Array, normals: Array, offsets: Array) -> Array:
   """Returns the smallest moves that bring points onto their hyperplanes without leaving [0, 1] (arXiv 1907.02044).
 
   A move of this form is optimal, with t the number for which <normal, move> = offset, and room the way to the box:
@@ -146,16 +114,13 @@ def nearest_moves(norm: str, points: jax.Array, normals: jax.Array, offsets: jax
   Args:
     norm: 'linf' or 'l2'.
     points: [n, ...] in [0, 1].
-    normals: [n, ...].
-    offsets: [n], what is missing at each point: the move is to satisfy <normal, move> = offset.
-
-  Returns:
-    [n, ...]. Where the hyperplane does not meet the box, the corner nearest to it; zero where the normal is zero.
+    normals: of the same shape; where one is zero, so is the move.
+    offsets: [n], of <normal, move> = offset; where that is out of reach, the move leads to the nearest corner.
   """
   return jax.vmap(lambda x, w, c: _nearest_move(norm, x, w, c))(points, normals, offsets)
 
 
-def _nearest_move(norm: str, point: jax.Array, normal: jax.Array, offset: jax.Array) -> jax.Array:
+def _nearest_move(norm: str, point: Array, normal: Array, offset: Array) -> Array:
   scale = jnp.abs(normal).max()
   scale = jnp.where(scale > 0, scale, 1)  # squares of tiny gradients would be zero
   direction = jnp.sign(normal) * jnp.where(offset < 0, -1, 1).astype(normal.dtype)

@@ -27,7 +27,7 @@ _PASSES = 4  # of the projection; each brings a ball that the box cuts closer to
 
 
 def check_ball(norm: str, epsilon: float) -> float:
-  """Returns epsilon as a float of Python; refuses what is no ball.
+  """Returns epsilon as a float of Python.
 
   Raises:
     UserError: an unknown norm, or an epsilon that is no number, traced, negative, not finite, or for l_inf more than 1.
@@ -66,30 +66,20 @@ def lp_ball(norm: str, epsilon: float, *, init: str = 'ball') -> PerturbationSet
   epsilon = check_ball(norm, epsilon)
   registry.lookup(INITS, init, 'init')
 
-  def nearest(radii, image, delta):
-    del radii
-    return _feasible(norm, epsilon, image[None], delta[None])[0]
-
-  def apply(frozen, image, delta, key=None):
-    del frozen, key
-    return image + delta
-
   def apply_batch(frozen, images, deltas, keys=None):
-    del frozen, keys
     if len(deltas) != len(images):
       raise UserError(f'{len(images)} images share {len(deltas)} offsets of an l_p ball; each needs its own: group=1.')
     return images + deltas
 
   return PerturbationSet(
     init=lambda key, frozen, image: _start(norm, epsilon, init, key, image),
-    project=nearest,
-    apply=apply,
+    project=lambda radii, image, delta: _feasible(norm, epsilon, image[None], delta[None])[0],
     radii=lambda frozen: jnp.asarray(epsilon, jnp.result_type(float)),
     apply_batch=apply_batch,
   )
 
 
-def project(norm: str, epsilon: float, images: jax.Array, points: jax.Array) -> jax.Array:
+def project(norm: str, epsilon: float, images: Array, points: Array) -> Array:
   """Returns the feasible points nearest to `points`: [n, h, w, c] in [0, 1], and the same -> the same.
 
   A pixel that is NaN becomes that of the image.
@@ -97,7 +87,7 @@ def project(norm: str, epsilon: float, images: jax.Array, points: jax.Array) -> 
   return images + _feasible(norm, epsilon, images, points - images)
 
 
-def norms(norm: str, deltas: jax.Array) -> jax.Array:
+def norms(norm: str, deltas: Array) -> Array:
   """Returns the norm of each offset: [n, h, w, c] -> [n]."""
   if norm == 'linf':
     return jnp.abs(deltas).max((1, 2, 3))
@@ -106,12 +96,12 @@ def norms(norm: str, deltas: jax.Array) -> jax.Array:
   return jax.vmap(trees.block_norms)(jax.vmap(jax.vmap(trees.block_norms))(rows))
 
 
-def random_start(norm: str, epsilon: float, key: jax.Array, image: jax.Array) -> jax.Array:
+def random_start(norm: str, epsilon: float, key: Key, image: Array) -> Array:
   """Returns one feasible point: uniform in the ball, then moved to the nearest one within [0, 1]; [h, w, c]."""
   return image + _start(norm, epsilon, 'ball', key, image)
 
 
-def _start(norm: str, epsilon: float, init: str, key: jax.Array, image: jax.Array) -> jax.Array:
+def _start(norm: str, epsilon: float, init: str, key: Key, image: Array) -> Array:
   if init == 'zero':
     return jnp.zeros_like(image)
   if init == 'gaussian':
@@ -123,34 +113,26 @@ def _start(norm: str, epsilon: float, init: str, key: jax.Array, image: jax.Arra
   return _feasible(norm, epsilon, image[None], delta[None])[0]
 
 
-def _feasible(norm: str, epsilon: float, images: jax.Array, deltas: jax.Array) -> jax.Array:
+def _feasible(norm: str, epsilon: float, images: Array, deltas: Array) -> Array:
   """Returns the nearest offsets within ball and box; x + delta is within [0, 1] after rounding, too."""
   deltas = jnp.nan_to_num(deltas)
   if norm == 'linf':
     return jnp.clip(deltas, jnp.maximum(-epsilon, -images), jnp.minimum(epsilon, 1 - images))
   boxed = lambda scale: jnp.clip(deltas * scale[:, None, None, None], -images, 1 - images)
   room = jnp.where(deltas > 0, 1 - images, images)
-  radius = _l2_radius(epsilon, images)
-  scale = _ratio(radius, norms(norm, deltas))
+  ratio = lambda length, norm: jnp.where(norm > length, length / jnp.where(norm > length, norm, 1), 1)  # at most 1
+  # Epsilon less the most that the rounding of norms and of image + delta adds to a norm.
+  rounding = math.sqrt(math.prod(images.shape[1:])) * float(jnp.finfo(images.dtype).eps)
+  radius = jnp.asarray(max(epsilon * (1 - rounding) - rounding / 4, 0), images.dtype)
+  scale = ratio(radius, norms(norm, deltas))
   # The nearest point is the box's nearest to scale * delta, for the largest scale that the ball allows. What the box
   # cuts off leaves length to the other pixels; every pass is feasible, and longer than the last.
   for _ in range(_PASSES):
     cut = jnp.abs(deltas) * scale[:, None, None, None] >= room
     spent = norms(norm, jnp.where(cut, room, 0))
     left = jnp.sqrt(jnp.maximum(radius - spent, 0)) * jnp.sqrt(radius + spent)
-    scale = jnp.maximum(scale, _ratio(left, norms(norm, jnp.where(cut, 0, deltas))))
+    scale = jnp.maximum(scale, ratio(left, norms(norm, jnp.where(cut, 0, deltas))))
   return boxed(scale)
-
-
-def _ratio(length: jax.Array, norm: jax.Array) -> jax.Array:
-  """Returns length / norm, at most 1."""
-  return jnp.where(norm > length, length / jnp.where(norm > length, norm, 1), 1)
-
-
-def _l2_radius(epsilon: float, images: jax.Array) -> jax.Array:
-  """Returns epsilon less the most that the rounding of norms and of image + delta adds to a norm."""
-  rounding = math.sqrt(math.prod(images.shape[1:])) * float(jnp.finfo(images.dtype).eps)
-  return jnp.asarray(max(epsilon * (1 - rounding) - rounding / 4, 0), images.dtype)
 
 
 def lp(
@@ -170,16 +152,13 @@ def lp(
   moves misclassified images too, and returns the last iterate.
 
   Args:
-    norm: 'linf' or 'l2', over all pixels and channels.
-    epsilon: its radius, for images in [0, 1].
-    num_steps: steps of projected gradient ascent, at least 0.
+    norm, epsilon, init: the ball and the start in it, see `lp_ball`.
+    num_steps, keep_best: the ascent, see `adversary`.
     step: rule of a step: 'sign', 'adam' or 'sgd' for linf, 'l2' (normalised gradients) or 'sign_l2' for l2, whose ball
-      a step of 'sign' would leave at once; see attacks/steps.py.
+      a step of 'sign' would leave at once.
     step_fraction: step size in units of epsilon.
-    init: where the ascent starts: 'ball' (uniform in it), 'gaussian' (0.001 N(0, 1), as TRADES) or 'zero'.
     loss: what is climbed: 'cross_entropy', or 'kl', the divergence KL(p(x) || p(x + delta)) of TRADES, for which `init`
       must not be 'zero': at the image itself it is flat.
-    keep_best: returns the iterate of the highest loss instead of the last one.
 
   Returns:
     An `Attack` of images [n, h, w, c] in [0, 1], labels [n] and one key per image; `frozen` is unused. Its metrics are

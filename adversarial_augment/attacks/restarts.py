@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import numpy as np
 
 from adversarial_augment import threefry
 from adversarial_augment.attacks import inputs
+from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.losses import margin
+from adversarial_augment.attacks.trees import choose
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
@@ -19,8 +23,9 @@ class RestartedAttack:
   """An `Attack` of several restarts, each of which is an attack itself, so that a suite can drop broken images between.
 
   Called, it runs them all in one compiled loop, and returns each image's first success, else its feasible image of the
-  highest margin, with the metrics of `attack_result`. It raises a UserError for images outside [0, 1] or of another
-  dtype, out-of-range labels, and anything but one key for each image; of traced arguments it checks shapes and dtypes.
+  highest margin, with the metrics `success` and `margin` of `attack_result`. It raises a UserError for images outside
+  [0, 1] or of another dtype, out-of-range labels, anything but one key for each image, and too few classes for the
+  loss or the targets; of traced arguments it checks shapes and dtypes.
 
   Attributes:
     number: of restarts, at least 1; every target class of a targeted attack counts as one.
@@ -45,33 +50,53 @@ class RestartedAttack:
     return jax.lax.fori_loop(0, self.number, one_more, AttackResult(images, none))
 
 
+class Restart(NamedTuple):
+  """What one restart is given, for n images."""
+
+  number: Array | int  # of the restart; 0 is the first, of every target
+  keys: Key  # [n], of this restart
+  logits_fn: LogitsFn
+  images: Array  # [n, h, w, c]
+  labels: Array  # int32 [n]
+  targets: Any  # int32 [n], the classes to aim at; None for attacks without
+  clean: AttackResult  # the images as they are
+
+
+def restarted(search: Callable[[Restart], AttackResult], restarts: int, num_targets: int = 0) -> RestartedAttack:
+  """Makes the attack that runs `search` with every target, then again from the next start.
+
+  Images on which a search finds nothing stronger stay clean. `num_targets=0` is for searches without targets.
+  """
+
+  def make(index: Array | int) -> Attack:
+    @fast_in_loops
+    def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+      logits = logits_fn(images)
+      clean = attack_result(logits, images, labels)
+      targets = ranked_target(logits, labels, index % num_targets, num_targets) if num_targets else None
+      number, own = index // max(num_targets, 1), restart_keys(keys, index)
+      return better(clean, search(Restart(number, own, logits_fn, images, labels, targets, clean)))
+
+    return attack
+
+  return RestartedAttack(restarts * max(num_targets, 1), make)
+
+
 def attack_result(logits: Array, images: Array, labels: Array) -> AttackResult:
   """Returns images with what their logits say: `margin` [n], and `success` [n], a margin of at least 0.
 
   A label that ties with another class counts as broken, and so do logits that are NaN.
-
-  Raises:
-    UserError: the logits are not [n, k], k at least 2.
   """
-  if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-    raise UserError(
-      f'logits_fn gives {tuple(logits.shape)} for {len(images)} images; it must give [{len(images)}, classes], '
-      'of at least 2 classes.'
-    )
   margins = margin(logits, labels)
   return AttackResult(images, {'success': margins >= 0, 'margin': margins})
 
 
 def better(old: AttackResult, new: AttackResult) -> AttackResult:
   """Takes, image by image, the old one if it is a success; else the new one if that is, or has a higher margin."""
-  higher = _no_nan(new.metrics['margin']) > _no_nan(old.metrics['margin'])
-  return choose(~old.metrics['success'] & (new.metrics['success'] | higher), new, old)
-
-
-def choose(condition: Array, tree: PyTree, other: PyTree) -> PyTree:
-  """Takes, image by image, `tree` where the condition [n] holds, else `other`; all leaves are [n, ...]."""
-  pick = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-  return jax.tree.map(pick, tree, other)
+  old_margin, new_margin = (
+    jnp.where(jnp.isnan(m), -jnp.inf, m) for m in (old.metrics['margin'], new.metrics['margin'])
+  )
+  return choose(~old.metrics['success'] & (new.metrics['success'] | (new_margin > old_margin)), new, old)
 
 
 def restart_keys(keys: Key, index: Array | int) -> Key:
@@ -79,39 +104,20 @@ def restart_keys(keys: Key, index: Array | int) -> Key:
   return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
 
 
-def _no_nan(margins: Array) -> Array:
-  return jnp.where(jnp.isnan(margins), -jnp.inf, margins)
-
-
-def check_counts(attack: str, counts: Mapping[str, int]) -> None:
-  """Checks arguments of an attack that count something.
-
-  Args:
-    attack: its name.
-    counts: the values by the name of the argument.
-
-  Raises:
-    UserError: one of them is no whole number of at least 1.
-  """
+def check_numbers(attack: str, counts: Mapping[str, int], sizes: Mapping[str, float] = {}) -> None:
+  """Raises UserError for arguments of an attack: counts below 1 or not whole, and sizes that are not above 0."""
   for name, count in counts.items():
     if not isinstance(count, int) or count < 1:
       raise UserError(f'{name}={count} of attacks.{attack} must be a whole number, at least 1.')
+  for name, size in sizes.items():
+    if not 0 < size < math.inf:
+      raise UserError(f'{name}={size} of attacks.{attack} must be a finite number above 0, in units of epsilon.')
 
 
-def ranked_target(logits: jax.Array, labels: jax.Array, rank: jax.Array | int, num_targets: int) -> jax.Array:
-  """Returns, of the classes other than the label, that of the `rank`-th largest clean logit, counted from 0.
+def ranked_target(logits: Array, labels: Array, rank: Array | int, num_targets: int) -> Array:
+  """Returns, of the classes other than the label, that of the `rank`-th largest clean logit [n, k], counted from 0.
 
-  Args:
-    logits: [n, k], of the clean images.
-    labels: [n].
-    rank: 0 to num_targets - 1; may be traced.
-    num_targets: the ranks there are.
-
-  Returns:
-    [n]: over all ranks below k - 1 each other class once, and never the label.
-
-  Raises:
-    UserError: fewer than num_targets + 1 classes.
+  Over all ranks below k - 1 that is each other class once. Raises UserError where there are fewer than `num_targets`.
   """
   num_classes = logits.shape[-1]
   if num_targets >= num_classes:

@@ -6,19 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import registry
 from adversarial_augment.attacks import lp_ball
-from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.restarts import (
+  Restart,
   RestartedAttack,
   attack_result,
-  better,
-  check_counts,
-  choose,
+  check_numbers,
   restart_keys,
+  restarted,
 )
+from adversarial_augment.attacks.trees import choose
 from adversarial_augment.errors import UserError
-from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+from adversarial_augment.types import Array, AttackResult, Key
 
 # After each of these queries the share of the image that a square covers is halved.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -31,64 +30,44 @@ def square(
   """Makes Square: changes a random square of the perturbation, and keeps the change where the margin rises.
 
   Args:
-    norm: 'linf' or 'l2'.
-    epsilon: radius, in units of pixels in [0, 1].
+    norm, epsilon: the ball, see `lp_ball`.
     num_queries: forward passes of each restart, the one of its start included. An image that is broken stays as it
       is, and the loop ends when all are.
     p_init: share of the image that the first squares cover, in (0, 1]. It is halved by number of query, whatever
       num_queries is, as in AutoAttack's standard version.
     restarts: tries.
 
-  Returns:
-    A `RestartedAttack` with the metrics `success` and `margin`.
-
   Raises:
     UserError: no ball, a p_init out of range, or a number below 1.
   """
   epsilon = lp_ball.check_ball(norm, epsilon)
-  check_counts('square', {'num_queries': num_queries, 'restarts': restarts})
+  check_numbers('square', {'num_queries': num_queries, 'restarts': restarts})
   if not 0 < p_init <= 1:
     raise UserError(f'p_init={p_init} of attacks.square is a share of the image; use a number in (0, 1], like 0.8.')
 
-  def make(index: Array | int) -> Attack:
-    return fast_in_loops(functools.partial(_attack, norm, epsilon, num_queries, p_init, index))
-
-  return RestartedAttack(restarts, make)
+  return restarted(functools.partial(_search, norm, epsilon, num_queries, p_init), restarts)
 
 
-def _attack(
-  norm: str,
-  epsilon: float,
-  num_queries: int,
-  p_init: float,
-  restart: Array | int,
-  keys: Key,
-  logits_fn: LogitsFn,
-  images: Array,
-  labels: Array,
-  frozen: PyTree = None,
-) -> AttackResult:
+def _search(norm: str, epsilon: float, num_queries: int, p_init: float, given: Restart) -> AttackResult:
   """Searches at random from one start."""
-  begin, change = registry.lookup(_MOVES, norm, 'norm')
-  keys = restart_keys(keys, restart)
+  begin, change = _MOVES[norm]
+  images = given.images
   sides = jnp.array(square_sides(norm, p_init, *images.shape[1:3]))
 
   def measure(points):
     points = lp_ball.project(norm, epsilon, images, points)
-    return attack_result(logits_fn(points), points, labels)
+    return attack_result(given.logits_fn(points), points, given.labels)
 
   def query(state):
     i, best = state
     side = sides[(i > jnp.array(HALVINGS)).sum()]
     draw = jax.vmap(functools.partial(change, epsilon, side))
-    tried = measure(draw(restart_keys(keys, i), images, best.images))
+    tried = measure(draw(restart_keys(given.keys, i), images, best.images))
     return i + 1, choose(_is_open(best) & (tried.metrics['margin'] > best.metrics['margin']), tried, best)
 
-  clean = attack_result(logits_fn(images), images, labels)
-  start = measure(jax.vmap(functools.partial(begin, epsilon))(restart_keys(keys, 0), images))
-  state = (jnp.array(1), choose(_is_open(clean), start, clean))
-  _, best = jax.lax.while_loop(lambda s: (s[0] < num_queries) & _is_open(s[1]).any(), query, state)
-  return better(clean, best)
+  start = measure(jax.vmap(functools.partial(begin, epsilon))(restart_keys(given.keys, 0), images))
+  state = (jnp.array(1), choose(_is_open(given.clean), start, given.clean))
+  return jax.lax.while_loop(lambda s: (s[0] < num_queries) & _is_open(s[1]).any(), query, state)[1]
 
 
 def _is_open(result: AttackResult) -> Array:

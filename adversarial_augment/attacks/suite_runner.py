@@ -42,9 +42,7 @@ class Programs(NamedTuple):
   batch_size: int  # the larger m, and the only one of `margins`
   multiple: int = 1  # every m is one of this
   compile: Callable[[int, int], Any] = lambda index, size: None  # stage, m: makes what `attack` calls, where it can
-  again: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = (
-    None  # `attack` of the float32 network
-  )
+  again: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None  # `attack` in float32
 
 
 class SuiteState(NamedTuple):
@@ -62,11 +60,10 @@ class SuiteState(NamedTuple):
 def start(problem: Problem, programs: Programs, num_stages: int) -> SuiteState:
   """Returns the state before the first attack: an image that is misclassified already is broken."""
   margins = compute_margins(programs, problem.images, problem.labels)
-  broken_in = np.where(margins < 0, ALIVE, 0).astype(np.int32)  # logits that are NaN have an infinite one
   return SuiteState(
     images=problem.images.copy(),
     margins=margins,
-    broken_in=broken_in,
+    broken_in=np.where(margins < 0, ALIVE, 0).astype(np.int32),  # logits that are NaN have an infinite one
     cursor=np.array([1, 0], np.int64),
     seconds=np.zeros(num_stages),
     compile_seconds=np.zeros(num_stages),
@@ -77,13 +74,9 @@ def start(problem: Problem, programs: Programs, num_stages: int) -> SuiteState:
 def compute_margins(programs: Programs, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns the margins [n] of images [n, h, w, c], at least 0 where they are misclassified; in batches of one size."""
   size = programs.batch_size
-  parts = [
-    programs.margins(padded(images[start : start + size], size), padded(labels[start : start + size], size))[
-      : len(images) - start
-    ]
-    for start in range(0, len(images), size)
-  ]
-  return np.concatenate(parts)
+  parts = [slice(start, start + size) for start in range(0, len(images), size)]
+  margins = [programs.margins(padded(images[part], size), padded(labels[part], size)) for part in parts]
+  return np.concatenate(margins)[: len(images)]
 
 
 def run(
@@ -94,28 +87,24 @@ def run(
   Yields:
     Its stage, the restart within that, and the number of images after every batch; 0 images when the restart has ended.
   """
-  number = 0
-  for index, stage in enumerate(stages):
-    for inner in range(stage.attack.number):
-      number += 1
-      if number < state.cursor[0]:
-        continue
-      # Those that this very restart has broken before a stop are still among them: the batches stay the same.
-      alive = np.flatnonzero(state.broken_in >= number)
-      while state.cursor[1] < len(alive):
-        began = time.monotonic()
-        size = _batch_size(len(alive) - state.cursor[1], programs)
-        part = alive[state.cursor[1] :][:size]
-        programs.compile(index, size)
-        compiled = time.monotonic()
-        found, margins = _attack(problem, programs, index, inner, part)
-        _keep(problem, state, part, found, margins, number)
-        state.cursor[1] += len(part)
-        state.seconds[index] += time.monotonic() - compiled
-        state.compile_seconds[index] += compiled - began
-        yield index, inner, len(part)
-      state.cursor[:] = number + 1, 0
-      yield index, inner, 0
+  restarts = [(index, inner) for index, stage in enumerate(stages) for inner in range(stage.attack.number)]
+  for number, (index, inner) in enumerate(restarts[state.cursor[0] - 1 :], int(state.cursor[0])):
+    # Those that this very restart has broken before a stop are still among them: the batches stay the same.
+    alive = np.flatnonzero(state.broken_in >= number)
+    while state.cursor[1] < len(alive):
+      began = time.monotonic()
+      size = _batch_size(len(alive) - state.cursor[1], programs)
+      part = alive[state.cursor[1] :][:size]
+      programs.compile(index, size)
+      compiled = time.monotonic()
+      found, margins = _attack(problem, programs, index, inner, part)
+      _keep(problem, state, part, found, margins, number)
+      state.cursor[1] += len(part)
+      state.seconds[index] += time.monotonic() - compiled
+      state.compile_seconds[index] += compiled - began
+      yield index, inner, len(part)
+    state.cursor[:] = number + 1, 0
+    yield index, inner, 0
 
 
 def batch_sizes(programs: Programs) -> tuple[int, int]:
@@ -126,12 +115,8 @@ def batch_sizes(programs: Programs) -> tuple[int, int]:
 
 def survivors(stages: Sequence[Stage], state: SuiteState) -> dict[str, int]:
   """Returns how many images were left after each stage, of those that have ended."""
-  ends = np.cumsum([stage.attack.number for stage in stages])
-  return {
-    stage.name: int((state.broken_in > end).sum())
-    for stage, end in zip(stages, ends, strict=True)
-    if state.cursor[0] > end
-  }
+  ends = zip(stages, np.cumsum([stage.attack.number for stage in stages]), strict=True)
+  return {stage.name: int((state.broken_in > end).sum()) for stage, end in ends if state.cursor[0] > end}
 
 
 def padded(values: np.ndarray, size: int) -> np.ndarray:

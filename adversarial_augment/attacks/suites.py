@@ -1,23 +1,151 @@
-"""The sequences of attacks that robust accuracies are stated against; an image must withstand all of them."""
+"""AutoAttack and its kin: sequences of attacks that robust accuracies are stated against; images must withstand all."""
 
 from collections.abc import Callable, Sequence
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from adversarial_augment import registry
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adversarial_augment import registry, threefry
+from adversarial_augment.attacks import inputs, suite_runner
 from adversarial_augment.attacks.apgd import apgd
 from adversarial_augment.attacks.fab import fab
 from adversarial_augment.attacks.lp_ball import check_ball
-from adversarial_augment.attacks.multitargeted import multitargeted
-from adversarial_augment.attacks.pgd import pgd
+from adversarial_augment.attacks.pgd import multitargeted, pgd
+from adversarial_augment.attacks.restarts import attack_result, check_numbers
 from adversarial_augment.attacks.square import square
 from adversarial_augment.attacks.suite_runner import Stage
 from adversarial_augment.errors import UserError
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
+
+_VERSIONS = {'standard': 'autoattack', 'plus': 'autoattack_plus'}
+_PROBED = 8  # images whose logits tell whether what is compiled is still the function that is given
 
 _TARGETS = 9  # the most likely wrong classes, at most
 _LONGER_TARGETS = 3
 _QUERIES = 1000  # of Square beside a suite that has none
-_DLR_CLASSES, _TARGETED_DLR_CLASSES = 3, 4  # whose logits the losses divide by
+
+# Steps and queries are those of their defaults.
+_ATTACKS: dict[str, Callable] = {
+  'pgd': pgd,
+  'apgd-ce': apgd,
+  'apgd-dlr': functools.partial(apgd, loss='dlr'),
+  'apgd-t': functools.partial(apgd, loss='targeted'),
+  'fab-t': fab,
+  'multitargeted': multitargeted,
+  'square': square,
+}
+_TARGETED = ('apgd-t', 'fab-t', 'multitargeted')
+_CLASSES = {'apgd-dlr': 3, 'apgd-t': 4}  # whose logits the losses divide by; others need 2
+
+# Suite -> stage -> restarts.
+SUITES: dict[str, dict[str, int]] = {
+  'pgd': {'pgd': 5},
+  'multitargeted': {'multitargeted': 20},
+  'autoattack': {'apgd-ce': 1, 'apgd-t': 1, 'fab-t': 1, 'square': 1},
+  'autoattack_plus': {'apgd-ce': 5, 'apgd-dlr': 5, 'apgd-t': 1, 'fab-t': 5, 'square': 1},
+  'paper': {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 20, 'square': 1},
+}
+
+
+def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_size: int = 128) -> Attack:
+  """Makes AutoAttack: APGD on the cross-entropy, targeted APGD, targeted FAB, and Square, each on the survivors.
+
+    attack = attacks.autoattack(norm='linf', epsilon=8 / 255)
+    result = attack(jax.random.split(jax.random.key(0), len(images)), logits_fn, images, labels)
+    robust_accuracy = 1 - result.metrics['success'].mean()
+
+  Unlike the other attacks it runs from the host, so that images that are broken cost nothing more, and cannot be called
+  under jit. `logits_fn` is compiled once for each of two batch sizes and stage; pass the same function again to reuse
+  that. Every call asks it anew for the logits of a few images: where they differ, because weights that it closes over
+  have changed, all is compiled again. It must treat each image by itself; `attacks.validity` tells whether it does, and
+  whether the outcome means something.
+
+  Args:
+    norm, epsilon: the ball, see `lp_ball`.
+    version: 'standard' or 'plus', see `suites.stages`.
+    batch_size: images attacked at once.
+
+  Returns:
+    An `Attack`, of images [n, h, w, c] and integer labels [n], NumPy's or JAX's. Besides `success` and `margin` its
+    metrics have `stage` [n], the number of the stage that broke an image: 0 none was needed, -1 it is not broken. It
+    raises a UserError for images outside [0, 1], out-of-range labels, and logits of another shape than [n, k].
+
+  Raises:
+    UserError: an unknown norm or version, an epsilon that is no radius, or no batch size.
+  """
+  suite = registry.lookup(_VERSIONS, version, 'version')
+  epsilon = check_ball(norm, epsilon)
+  check_numbers('autoattack', {'batch_size': batch_size})
+  last: _Compiled | None = None
+  # Made once, because what is compiled belongs to the very functions of a stage.
+  stages_of = functools.cache(lambda num_classes: stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes))
+
+  def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    nonlocal last
+    if any(isinstance(x, jax.core.Tracer) for x in (keys, images, labels)):
+      raise UserError(
+        'autoattack runs from the host and cannot be traced; call it outside of jit, grad and vmap, or use '
+        'attacks.apgd, fab and square, which can.'
+      )
+    clean, classes = np.asarray(images), np.asarray(labels)
+    steps = stages_of(inputs.check(keys, logits_fn, clean, classes))
+    keys = threefry.own(keys)
+    clean = np.asarray(jnp.asarray(clean))  # JAX takes float64 for float32, unless 64 bits are on
+    problem = suite_runner.Problem(clean, classes.astype(np.int32), norm, epsilon)
+    last = compiled = _compile(logits_fn, clean, last)
+
+    def attack_part(index: int, inner: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+      found, taken = compiled.attack_batch(
+        steps[index].attack.make, np.int32(index), np.int32(inner), keys[part], clean[part], problem.labels[part]
+      )
+      return np.asarray(found), np.asarray(taken)
+
+    margins = lambda images, labels: np.asarray(compiled.margins(images, labels))
+    programs = suite_runner.Programs(attack_part, margins, min(batch_size, len(clean)))
+    found = suite_runner.start(problem, programs, len(steps))
+    for _ in suite_runner.run(problem, programs, steps, found):
+      pass
+    broken = found.broken_in < suite_runner.ALIVE
+    ends = np.cumsum([stage.attack.number for stage in steps])
+    stage = np.where(found.broken_in > 0, np.searchsorted(ends, found.broken_in) + 1, 0)
+    metrics = {'success': broken, 'margin': found.margins, 'stage': np.where(broken, stage, -1)}
+    return AttackResult(jnp.asarray(found.images), {name: jnp.asarray(value) for name, value in metrics.items()})
+
+  return attack
+
+
+class _Compiled(NamedTuple):
+  """What is compiled of one function; values that it closes over, such as weights, are constants of it."""
+
+  logits_fn: LogitsFn
+  logits: Callable[[np.ndarray], Array]
+  attack_batch: Callable
+  margins: Callable[[np.ndarray, np.ndarray], Array]
+
+
+def _compile(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) -> _Compiled:
+  """Returns what is compiled of `logits_fn`: what is known, where that still computes the same, else anew."""
+  logits = jax.jit(lambda images: logits_fn(images))  # another function for JAX, which remembers those that it knows
+  few = suite_runner.padded(images[:_PROBED], _PROBED)
+  if known and known.logits_fn is logits_fn and np.array_equal(known.logits(few), logits(few), equal_nan=True):
+    return known
+  logits(few)  # traced now, as what follows is
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def attack_batch(make, index, inner, keys, images, labels):
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+    result = make(inner)(keys, logits_fn, images, labels)
+    return result.images, result.metrics['success']
+
+  @jax.jit
+  def margins(images, labels):
+    return attack_result(logits_fn(images), images, labels).metrics['margin']
+
+  return _Compiled(logits_fn, logits, attack_batch, margins)
 
 
 def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[Stage, ...]:
@@ -37,29 +165,24 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
   The DLR loss divides by differences of the third largest logit, the targeted one by those of the fourth: with fewer
   classes than that, their stages are left out, which `left_out` names.
 
-  Args:
-    suite: its name.
-    norm: 'linf' or 'l2'.
-    epsilon: radius of the ball.
-    num_classes: of the classifier, at least 2.
-
   Raises:
-    UserError: an unknown suite, no ball (see `lp_ball.check_ball`), or fewer than 2 classes.
+    UserError: an unknown suite, no ball, or fewer than 2 classes.
   """
   table = registry.lookup(SUITES, suite, 'attack')
   epsilon = check_ball(norm, epsilon)
   if num_classes < 2:
     raise UserError(f'num_classes={num_classes} must be at least 2: an attack needs a class to aim at.')
-  return tuple(
-    Stage(name, _ATTACKS[name](norm, epsilon, num_classes, restarts))
-    for name, restarts in table.items()
-    if num_classes >= _NEEDS.get(name, 2)
-  )
+
+  def made(name: str, restarts: int) -> Stage:
+    targets = {'num_targets': min(_TARGETS, num_classes - 1)} if name in _TARGETED else {}
+    return Stage(name, _ATTACKS[name](norm=norm, epsilon=epsilon, restarts=restarts, **targets))
+
+  return tuple(made(name, table[name]) for name in table if name not in left_out(suite, num_classes))
 
 
 def left_out(suite: str, num_classes: int) -> tuple[str, ...]:
   """Returns the stages of a suite that need more classes."""
-  return tuple(name for name in SUITES[suite] if num_classes < _NEEDS.get(name, 2))
+  return tuple(name for name in SUITES[suite] if num_classes < _CLASSES.get(name, 2))
 
 
 def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
@@ -70,8 +193,8 @@ def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
     attack = pgd(**ball, num_steps=200)
   elif 'multitargeted' in SUITES[suite]:
     attack = multitargeted(**ball, num_steps=400, restarts=1, num_targets=targets)
-  elif num_classes < _TARGETED_DLR_CLASSES:
-    attack = apgd(**ball, loss='ce', num_steps=200, restarts=_LONGER_TARGETS)
+  elif num_classes < _CLASSES['apgd-t']:
+    attack = apgd(**ball, num_steps=200, restarts=_LONGER_TARGETS)
   else:
     attack = apgd(**ball, loss='targeted', num_steps=200, num_targets=targets)
   return Stage('longer', attack)
@@ -92,42 +215,4 @@ def transfer(norm: str, epsilon: float) -> Stage:
 def far(norm: str, image_shape: Sequence[int]) -> tuple[float, Stage]:
   """Returns a radius within which every image can become any other, and an attack within it."""
   epsilon = 1.0 if norm == 'linf' else math.sqrt(math.prod(image_shape))
-  return epsilon, Stage('far', apgd(norm=norm, epsilon=epsilon, loss='ce', num_steps=100, restarts=2))
-
-
-def _targets(num_classes: int) -> int:
-  return min(_TARGETS, num_classes - 1)
-
-
-# Stage -> (norm, epsilon, num_classes, restarts) -> its attack.
-_ATTACKS: dict[str, Callable] = {
-  'pgd': lambda norm, epsilon, _, restarts: pgd(norm=norm, epsilon=epsilon, num_steps=40, restarts=restarts),
-  'apgd-ce': lambda norm, epsilon, _, restarts: apgd(
-    norm=norm, epsilon=epsilon, loss='ce', num_steps=100, restarts=restarts
-  ),
-  'apgd-dlr': lambda norm, epsilon, _, restarts: apgd(
-    norm=norm, epsilon=epsilon, loss='dlr', num_steps=100, restarts=restarts
-  ),
-  'apgd-t': lambda norm, epsilon, classes, restarts: apgd(
-    norm=norm, epsilon=epsilon, loss='targeted', num_steps=100, restarts=restarts, num_targets=_targets(classes)
-  ),
-  'fab-t': lambda norm, epsilon, classes, restarts: fab(
-    norm=norm, epsilon=epsilon, num_steps=100, restarts=restarts, num_targets=_targets(classes)
-  ),
-  'multitargeted': lambda norm, epsilon, classes, restarts: multitargeted(
-    norm=norm, epsilon=epsilon, num_steps=200, restarts=restarts, num_targets=_targets(classes)
-  ),
-  'square': lambda norm, epsilon, _, restarts: square(
-    norm=norm, epsilon=epsilon, num_queries=5000, restarts=restarts
-  ),
-}  # fmt: skip
-_NEEDS = {'apgd-dlr': _DLR_CLASSES, 'apgd-t': _TARGETED_DLR_CLASSES}
-
-# Suite -> stage -> restarts.
-SUITES: dict[str, dict[str, int]] = {
-  'pgd': {'pgd': 5},
-  'multitargeted': {'multitargeted': 20},
-  'autoattack': {'apgd-ce': 1, 'apgd-t': 1, 'fab-t': 1, 'square': 1},
-  'autoattack_plus': {'apgd-ce': 5, 'apgd-dlr': 5, 'apgd-t': 1, 'fab-t': 5, 'square': 1},
-  'paper': {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 20, 'square': 1},
-}
+  return epsilon, Stage('far', apgd(norm=norm, epsilon=epsilon, restarts=2))

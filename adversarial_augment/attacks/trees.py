@@ -1,8 +1,8 @@
 """Norms, balls and projections of pytrees block by block: AdA's feasible set is a product of l2 balls (section 2).
 
 A block is one leaf: one weight or bias array. Blocks of one shape can lie in one array [k, ...], a stack, whose radii
-are [k]: then norms and projections of all k are one operation. All functions take the perturbation of one example;
-`vmap` them.
+are [k]: then norms and projections of all k are one operation. All functions but `choose` take the perturbation of one
+example; `vmap` them.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import threefry
-from adversarial_augment.types import PyTree
+from adversarial_augment.types import Array, Key, PyTree
 
 _CHUNK = 2**14  # normal numbers drawn at once
 
 
 class Stacks:
-  """The blocks of a pytree as stacks: those of one shape whose names differ in numbers alone, in the order of these.
-
-  Args:
-    like: pytree of arrays or shapes, whose blocks these are.
-  """
+  """The blocks of `like` as stacks: those of one shape whose names differ in numbers alone, in the order of these."""
 
   def __init__(self, like: PyTree):
     named: dict[tuple, list[tuple[list[int], int]]] = {}
@@ -35,14 +31,14 @@ class Stacks:
     self._members = [[index for _, index in sorted(members)] for members in named.values()]
     self._treedef = jax.tree.structure(like)
 
-  def stack(self, tree: PyTree) -> list[jax.Array]:
+  def stack(self, tree: PyTree) -> list[Array]:
     """Returns one array [k, ...] for each stack, [...] for blocks that are alone; `tree` has one leaf per block."""
     leaves = jax.tree.leaves(tree)
     return [jnp.stack([leaves[i] for i in members]) if members[1:] else leaves[members[0]] for members in self._members]
 
-  def unstack(self, stacks: Sequence[jax.Array]) -> PyTree:
+  def unstack(self, stacks: Sequence[Array]) -> PyTree:
     """Returns the tree that `stack` was given."""
-    leaves: dict[int, jax.Array] = {}
+    leaves: dict[int, Array] = {}
     for members, stack in zip(self._members, stacks, strict=True):
       # The gradient of a split is one concatenation; that of as many slices, a sum of stacks of zeros.
       parts = jax.lax.split(stack, [1] * len(members)) if members[1:] else [stack[None]]
@@ -53,9 +49,7 @@ class Stacks:
 def block_norms(tree: PyTree, radii: PyTree | None = None) -> PyTree:
   """Returns the l2 norm of every block; finite wherever the norm itself is.
 
-  Args:
-    tree: blocks, or stacks of them.
-    radii: one array for each leaf, [] for a block and [k] for a stack of k; None: there are no stacks.
+  `radii` has [] for each block and [k] for each stack of k; without them there are no stacks.
   """
   if radii is None:
     return jax.tree.map(_norm, tree)
@@ -63,17 +57,12 @@ def block_norms(tree: PyTree, radii: PyTree | None = None) -> PyTree:
 
 
 def project(tree: PyTree, radii: PyTree) -> PyTree:
-  """Returns the nearest point whose every block lies in the l2 ball of its radius; inside points stay as they are.
-
-  Args:
-    tree: blocks, or stacks of them.
-    radii: [] for a block, [k] for a stack of k.
-  """
+  """Returns the nearest point whose every block lies in the l2 ball of its radius; inside points stay as they are."""
   return jax.tree.map(_project_block, tree, radii)
 
 
 @jax.jit  # traced once for each shape, as _norm
-def _project_block(x: jax.Array, radius: jax.Array) -> jax.Array:
+def _project_block(x: Array, radius: Array) -> Array:
   axes = tuple(range(jnp.ndim(radius), x.ndim))
   radius = jnp.expand_dims(radius, axes)
   limits = jnp.finfo(x.dtype)
@@ -89,17 +78,10 @@ def _project_block(x: jax.Array, radius: jax.Array) -> jax.Array:
   return jnp.where(outside | is_point, units * shrink, x)
 
 
-def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str = 'ball') -> PyTree:
-  """Draws a point of the product of balls.
+def random_in_balls(key: Key, like: PyTree, radii: PyTree, *, radius: str = 'ball') -> PyTree:
+  """Draws a point of the product of balls, of the shapes and dtypes of `like`, with one radius per leaf.
 
-  Args:
-    key: PRNG key.
-    like: pytree with the shapes and dtypes of the result.
-    radii: one radius per leaf.
-    radius: 'ball' is uniform in each ball, 'uniform' takes a uniform distance from the centre, 'zero' is the centre.
-
-  Returns:
-    A pytree like `like`.
+  `radius` is 'ball' (uniform in each ball), 'uniform' (at a uniform distance from the centre) or 'zero' (the centre).
   """
   leaves, treedef = jax.tree.flatten(like)
   if radius == 'zero':
@@ -120,14 +102,20 @@ def random_in_balls(key: jax.Array, like: PyTree, radii: PyTree, *, radius: str 
   return jax.tree.unflatten(treedef, [directions[i].reshape(x.shape) * scales[i] for i, x in enumerate(leaves)])
 
 
-def median_radius(radii: PyTree) -> jax.Array:
+def median_radius(radii: PyTree) -> Array:
   """Returns the median over the blocks of non-zero radius (the mean of the middle two where their count is even)."""
   stacked = jnp.concatenate([jnp.ravel(radius) for radius in jax.tree.leaves(radii)])
   return jnp.nan_to_num(jnp.nanmedian(jnp.where(stacked > 0, stacked, jnp.nan)))
 
 
+def choose(condition: Array, tree: PyTree, other: PyTree) -> PyTree:
+  """Takes, example by example, `tree` where the condition [n] holds, else `other`; all leaves are [n, ...]."""
+  pick = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+  return jax.tree.map(pick, tree, other)
+
+
 @functools.partial(jax.jit, static_argnums=1)  # traced once for each shape
-def _norm(x: jax.Array, stacked: int = 0) -> jax.Array:
+def _norm(x: Array, stacked: int = 0) -> Array:
   """The l2 norm over all axes but the first `stacked`; no square overflows or vanishes; with gradient 0 at 0."""
   # Two reductions, which XLA vectorises, as it does not that of the absolute value. The scale cancels.
   axes = tuple(range(stacked, x.ndim))

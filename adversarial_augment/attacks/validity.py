@@ -53,7 +53,7 @@ def of_classifier(
     attacked: [n, h, w, c], what attacks have made of them: gradients must be finite there, too.
 
   Raises:
-    UserError: no such images, labels or logits.
+    UserError: images, labels or logits of other shapes or values.
   """
   images, labels = np.asarray(images), np.asarray(labels)
   if attacked is not None and attacked.shape != images.shape:
@@ -68,8 +68,7 @@ def of_classifier(
 
   def slopes_at(images: np.ndarray) -> dict[str, np.ndarray]:
     gradient_of = lambda loss: jax.grad(lambda x: loss(logits_fn(x), jnp.asarray(labels)).sum())
-    objectives = {'margin': losses.margin, 'ce': losses.cross_entropy}
-    return {name: np.asarray(gradient_of(loss)(images)) for name, loss in objectives.items()}
+    return {loss.__name__: np.asarray(gradient_of(loss)(images)) for loss in (losses.margin, losses.cross_entropy)}
 
   slopes = slopes_at(images)
   ends = {} if attacked is None else slopes_at(np.asarray(attacked))
@@ -86,16 +85,14 @@ def of_classifier(
 
   backwards = call(twice[::-1])[::-1]
   is_zero = {name: (slope == 0).all((1, 2, 3)) for name, slope in slopes.items()}
-  found = {
-    'stochastic_logits': any(differ(call(twice), _REPEATS) for _ in range(_CALLS)),
-    'batch_dependence': differ(darker, _ROUNDING) or differ(backwards, _ROUNDING),
-    'probabilities': logits.min() >= 0 and np.abs(logits.sum(-1) - 1).max() < max(1e-3, rounding),
-    'zero_gradients': is_zero['margin'].mean() > _SHARE,
-    'vanishing_gradients': (is_zero['ce'] & ~is_zero['margin']).mean() > _SHARE,
-  }
-  if found['stochastic_logits']:
-    found['batch_dependence'] = False  # two calls cannot tell
-  return tuple(name for name in FLAGS if found.get(name))
+  stochastic = any(differ(call(twice), _REPEATS) for _ in range(_CALLS))  # then two calls tell nothing of the batch
+  return _flags(
+    stochastic_logits=stochastic,
+    batch_dependence=not stochastic and (differ(darker, _ROUNDING) or differ(backwards, _ROUNDING)),
+    probabilities=logits.min() >= 0 and np.abs(logits.sum(-1) - 1).max() < max(1e-3, rounding),
+    zero_gradients=is_zero['margin'].mean() > _SHARE,
+    vanishing_gradients=(is_zero['cross_entropy'] & ~is_zero['margin']).mean() > _SHARE,
+  )
 
 
 def of_outcome(
@@ -111,25 +108,20 @@ def of_outcome(
 
   Args:
     num_images: all of them.
-    num_correct: classified rightly before any attack.
+    num_correct: classified correctly before any attack.
     num_robust: and after all.
-    recomputed: both counts when asked again, of the clean and of the final images.
+    recomputed: both counts, computed again of the clean and of the final images.
     survivors: after each stage, in order.
     num_nan: images whose logits were NaN.
   """
-  counts = [num_correct, *survivors.values()]
-  by_square = sum(
-    before - after
-    for name, before, after in zip(survivors, counts, counts[1:], strict=False)
-    if name == 'square' and len(survivors) > 1
+  before = dict(zip(survivors, [num_correct, *survivors.values()], strict=False))
+  by_square = before['square'] - survivors['square'] if 'square' in survivors and len(survivors) > 1 else 0
+  return _flags(
+    nan=num_nan > 0,
+    stochastic_logits=recomputed != (num_correct, num_robust),
+    square_beats_white_box=too_many(by_square, num_images, _BLACK_BOX_SHARE),
+    robust_above_clean=max(num_robust, recomputed[1]) > min(num_correct, recomputed[0]),
   )
-  found = {
-    'nan': num_nan > 0,
-    'stochastic_logits': recomputed != (num_correct, num_robust),
-    'square_beats_white_box': too_many(by_square, num_images, _BLACK_BOX_SHARE),
-    'robust_above_clean': max(num_robust, recomputed[1]) > min(num_correct, recomputed[0]),
-  }
-  return tuple(name for name in FLAGS if found.get(name))
 
 
 def of_probes(
@@ -145,15 +137,18 @@ def of_probes(
     transferred: of `num_images`, those that attacks on another classifier broke besides.
     by_square: of `num_images`, those that Square broke besides, where it is no part of the suite.
   """
-  found = {
-    'square_beats_white_box': too_many(by_square, num_images, _BLACK_BOX_SHARE),
-    'transfer_beats_white_box': too_many(transferred, num_images, _BLACK_BOX_SHARE),
-    'more_effort_helps': too_many(more_effort, num_images, _EFFORT_SHARE),
-    'large_epsilon': far_left > _LARGE_SHARE * num_far,
-  }
-  return tuple(name for name in FLAGS if found.get(name))
+  return _flags(
+    square_beats_white_box=too_many(by_square, num_images, _BLACK_BOX_SHARE),
+    transfer_beats_white_box=too_many(transferred, num_images, _BLACK_BOX_SHARE),
+    more_effort_helps=too_many(more_effort, num_images, _EFFORT_SHARE),
+    large_epsilon=far_left > _LARGE_SHARE * num_far,
+  )
 
 
 def too_many(count: int, of: int, share: float) -> bool:
   """Whether `count` is more than that share, and more than chance makes of few images."""
   return count >= _IMAGES and count > share * of
+
+
+def _flags(**found: bool) -> tuple[str, ...]:
+  return tuple(name for name in FLAGS if found.get(name))

@@ -5,9 +5,8 @@ from adversarial_augment import errors
 errors.require_assertions()  # before Haiku is imported
 
 from adversarial_augment.classifiers.layers import logits_fn, reorder_outputs
-from adversarial_augment.classifiers.preact_resnet import preact_resnet
+from adversarial_augment.classifiers.preact_resnet import preact_resnet, wide_resnet
 from adversarial_augment.classifiers.resnext import resnext
-from adversarial_augment.classifiers.wide_resnet import wide_resnet
 
 __all__ = ['CLASSIFIERS', 'logits_fn', 'reorder_outputs']
 

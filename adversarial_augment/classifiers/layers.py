@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import per_example_conv
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import UserError, show
 from adversarial_augment.types import LogitsFn, Network, PyTree
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel
@@ -33,17 +33,17 @@ class Layers(NamedTuple):
   def convolve(self, x: jax.Array, channels: int, size: int, stride: int, name: str, groups: int = 1) -> jax.Array:
     """Convolves [n, h, w, c] with a kernel of `size` pixels per side, without a bias.
 
-    With several groups, input and output channels are divided into equal parts that are convolved separately, because
-    the gradient of a grouped convolution is slow on CPUs.
+    Groups are convolved one by one, because the gradient of a grouped convolution is slow on CPUs.
     """
     with hk.name_scope(name):
       w = hk.get_parameter('w', (size, size, x.shape[-1] // groups, channels), jnp.float32, _he_normal)
     w = w.astype(x.dtype)
     explicit = self.padding == 'torch' and size == 3 and stride > 1  # otherwise the two rules agree
     padding: Any = [(1, 1), (1, 1)] if explicit else 'SAME'
-    parts = zip(jnp.split(x, groups, -1), jnp.split(w, groups, -1), strict=True) if groups > 1 else [(x, w)]
-    outputs = [self.conv(part, kernel, stride=stride, padding=padding) for part, kernel in parts]
-    return jnp.concatenate(outputs, -1) if groups > 1 else outputs[0]
+    convolved = lambda x, w: self.conv(x, w, stride=stride, padding=padding)
+    if groups == 1:
+      return convolved(x, w)
+    return jnp.concatenate([*map(convolved, jnp.split(x, groups, -1), jnp.split(w, groups, -1))], -1)
 
   def norm(self, x: jax.Array, name: str, *, relu: bool = True) -> jax.Array:
     """Normalises [n, h, w, c] over all axes but the channels; by default followed by a ReLU."""
@@ -91,7 +91,14 @@ def classifier(
     UserError: an argument out of range.
   """
   dtype = jnp.dtype(dtype)
-  _check(name, num_classes, batch_norm_decay, padding, dtype)
+  for argument, value, holds, rule in (
+    ('num_classes', num_classes, num_classes >= 1, 'at least 1'),
+    ('batch_norm_decay', batch_norm_decay, 0 <= batch_norm_decay < 1, 'in [0, 1)'),
+    ('padding', padding, padding in ('torch', 'same'), "'torch' or 'same'"),
+    ('dtype', dtype.name, dtype in (jnp.float32, jnp.bfloat16), 'float32 or bfloat16'),
+  ):
+    if not holds:
+      raise UserError(f'{argument}={show(value)} of {name} must be {rule}.')
 
   def network(images: jax.Array, *, is_training: bool, test_local_stats: bool = False) -> jax.Array:
     if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
@@ -107,28 +114,16 @@ def classifier(
 
 
 def logits_fn(classifier: Network, params: PyTree, model_state: PyTree, *, batch_statistics: bool = False) -> LogitsFn:
-  """Returns a trained classifier as a function of images, which attacks and transforms of JAX take.
+  """Returns a trained classifier as a pure function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes].
 
-  Args:
-    classifier: its pair of pure functions.
-    params: its parameters.
-    model_state: its running statistics.
-    batch_statistics: normalises by the statistics of the images instead of the running ones, which stay as they are.
-
-  Returns:
-    Images [n, h, w, 3] in [0, 1] -> logits [n, num_classes].
+  With `batch_statistics` it normalises by those of the images, and without by the running ones; neither changes them.
   """
   statistics = {'test_local_stats': True} if batch_statistics else {}
   return lambda images: classifier.apply(params, model_state, None, images, is_training=False, **statistics)[0]
 
 
 def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:
-  """Returns parameters whose output j is output outputs[j] of the given ones.
-
-  Args:
-    params: of a classifier.
-    outputs: a permutation of its outputs.
-  """
+  """Returns the parameters of a classifier whose output j is output outputs[j] of the given one, a permutation."""
   index = np.array(outputs)
   moved = lambda leaf: jax.jit(lambda x: x[..., index], out_shardings=leaf.sharding)(leaf)
   return {name: jax.tree.map(moved, leaves) if name.endswith('/head') else leaves for name, leaves in params.items()}
@@ -188,15 +183,3 @@ def _he_normal(shape: Sequence[int], dtype: Any) -> jax.Array:
 def _small_normal(shape: Sequence[int], dtype: Any) -> jax.Array:
   """Normal with standard deviation 0.01, truncated at two standard deviations."""
   return 0.01 * jax.random.truncated_normal(hk.next_rng_key(), -2.0, 2.0, (math.prod(shape),), dtype).reshape(shape)
-
-
-def _check(name: str, num_classes: int, batch_norm_decay: float, padding: str, dtype: np.dtype) -> None:
-  """Raises UserError if an argument of `classifier` is out of range."""
-  if num_classes < 1:
-    raise UserError(f'num_classes={num_classes} of {name} must be at least 1.')
-  if not 0.0 <= batch_norm_decay < 1.0:
-    raise UserError(f'batch_norm_decay={batch_norm_decay} of {name} must be in [0, 1).')
-  if padding not in ('torch', 'same'):
-    raise UserError(f"padding='{padding}' of {name} must be 'torch' or 'same'.")
-  if dtype not in (jnp.float32, jnp.bfloat16):
-    raise UserError(f"dtype='{dtype}' of {name} must be float32 or bfloat16.")

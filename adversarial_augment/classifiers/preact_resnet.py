@@ -1,9 +1,12 @@
-"""Pre-activation ResNet (He et al., arXiv 1603.05027) for 32x32 images: a 3x3 stem, no pooling."""
+"""Networks of pre-activation blocks for 32x32 images, with a 3x3 stem and no pooling.
+
+`preact_resnet` is that of He et al. (arXiv 1603.05027); `wide_resnet` that of Zagoruyko and Komodakis (arXiv
+1605.07146), as trained by AugMix (arXiv 1912.02781): without dropout.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 import haiku as hk
@@ -23,6 +26,7 @@ DEPTHS = {
   50: ((3, 4, 6, 3), True),
   101: ((3, 4, 23, 3), True),
 }
+_STEM = 16  # channels of wide ResNets
 
 
 def preact_resnet(
@@ -45,14 +49,7 @@ def preact_resnet(
     width: channels of the stem; the stages are 1, 2, 4 and 8 times as wide (bottlenecks: 4 times that).
     shortcut: what the 1x1 projections see: the activated input of the block ('preact', as He et al.) or the raw one
       ('input').
-    batch_norm_decay: of the running statistics, per update, in [0, 1).
-    padding: of strided 3x3 convolutions: 'torch' or 'same'; see `layers.classifier`, also for the next three.
-    axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
-    conv: the convolution.
-    dtype: of convolutions and activations, float32 or bfloat16.
-
-  Returns:
-    The transformed function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes]; see `layers.classifier`.
+    batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
 
   Raises:
     UserError: an argument out of range.
@@ -61,37 +58,55 @@ def preact_resnet(
     raise UserError(f'depth={depth} of preact_resnet must be one of {", ".join(map(str, DEPTHS))}.')
   counts, bottleneck = DEPTHS[depth]
   stages = [(width * 2**stage, count) for stage, count in enumerate(counts)]
-  body = preact_body('preact_resnet', width, stages, bottleneck=bottleneck, shortcut=shortcut)
+  body = _body('preact_resnet', width, stages, bottleneck=bottleneck, shortcut=shortcut)
   return classifier(
       'preact_resnet', body, num_classes,
       batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
   )  # fmt: skip
 
 
-def preact_body(name: str, stem: int, stages: Sequence[tuple[int, int]], *, bottleneck: bool, shortcut: str) -> Body:
-  """Returns the body of a network of pre-activation blocks: a 3x3 stem, stages, norm and ReLU.
+def wide_resnet(
+  num_classes: int,
+  *,
+  depth: int = 40,
+  width: int = 2,
+  shortcut: str = 'preact',
+  batch_norm_decay: float = 0.99,
+  padding: str = 'torch',
+  axis_name: str | None = None,
+  conv: Conv = per_example_conv.conv,
+  dtype: Any = jnp.float32,
+) -> hk.TransformedWithState:
+  """Builds WRN-depth-width: three stages of basic blocks; AugMix uses WRN-40-2.
 
   Args:
-    name: of the network, for errors.
-    stem: channels.
-    stages: channels (bottlenecks: a quarter of them) and number of blocks; all stages but the first halve the size.
-    bottleneck: whether a block is 1x1, 3x3, 1x1 or 3x3, 3x3.
-    shortcut: as in `preact_resnet`.
+    num_classes: number of logits.
+    depth: 6 * blocks of a stage + 4.
+    width: the widening factor; the stages have 16, 32 and 64 times as many channels.
+    shortcut: as in `preact_resnet`; 'preact' is as published.
+    batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
 
   Raises:
     UserError: an argument out of range.
   """
+  if depth < 10 or depth % 6 != 4:
+    raise UserError(f'depth={depth} of wide_resnet must be 6 n + 4 and at least 10.')
+  stages = [(_STEM * width * 2**stage, (depth - 4) // 6) for stage in range(3)]
+  body = _body('wide_resnet', _STEM, stages, bottleneck=False, shortcut=shortcut)
+  return classifier(
+      'wide_resnet', body, num_classes,
+      batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
+  )  # fmt: skip
+
+
+def _body(name: str, stem: int, stages: Sequence[tuple[int, int]], *, bottleneck: bool, shortcut: str) -> Body:
+  """Returns stem, stages, norm and ReLU; a stage is (channels, blocks), and all but the first halve the size."""
   if stem < 1 or stages[0][0] < 1:
     raise UserError(f'width={stages[0][0]} of {name} must be at least 1.')
   if shortcut not in ('preact', 'input'):
     raise UserError(f"shortcut='{shortcut}' of {name} must be 'preact' or 'input'.")
-  return functools.partial(_body, stem=stem, stages=stages, bottleneck=bottleneck, shortcut=shortcut)
 
-
-def _body(
-  layers: Layers, x: jax.Array, *, stem: int, stages: Sequence[tuple[int, int]], bottleneck: bool, shortcut: str
-) -> jax.Array:
-  def block(x: jax.Array, channels: int, stride: int) -> jax.Array:
+  def block(layers: Layers, x: jax.Array, channels: int, stride: int) -> jax.Array:
     """One residual block, whose output has `channels` channels, or four times as many if it is a bottleneck."""
     out_channels = 4 * channels if bottleneck else channels
     y = layers.norm(x, 'norm_0')
@@ -107,9 +122,12 @@ def _body(
       y = layers.convolve(layers.norm(y, 'norm_1'), channels, 3, 1, 'conv_1')
     return y + residual
 
-  x = layers.convolve(x, stem, 3, 1, 'stem')
-  for stage, (channels, count) in enumerate(stages):
-    for index in range(count):
-      with hk.name_scope(f'stage_{stage}_block_{index}'):
-        x = block(x, channels, stride=2 if stage > 0 and index == 0 else 1)
-  return layers.norm(x, 'norm')
+  def body(layers: Layers, x: jax.Array) -> jax.Array:
+    x = layers.convolve(x, stem, 3, 1, 'stem')
+    for stage, (channels, count) in enumerate(stages):
+      for index in range(count):
+        with hk.name_scope(f'stage_{stage}_block_{index}'):
+          x = block(layers, x, channels, stride=2 if stage > 0 and index == 0 else 1)
+    return layers.norm(x, 'norm')
+
+  return body

@@ -35,14 +35,7 @@ def resnext(
     depth: 9 * blocks of a stage + 2.
     width: channels of each of the 4 groups in the first stage. The stem has twice as many, a block of the first stage
       outputs 8 times as many, and each stage is twice as wide as the previous one.
-    batch_norm_decay: of the running statistics, per update, in [0, 1).
-    padding: of strided 3x3 convolutions: 'torch' or 'same'; see `layers.classifier`, also for the next three.
-    axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
-    conv: the convolution.
-    dtype: of convolutions and activations, float32 or bfloat16.
-
-  Returns:
-    The transformed function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes]; see `layers.classifier`.
+    batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
 
   Raises:
     UserError: an argument out of range.

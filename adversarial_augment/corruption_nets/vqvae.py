@@ -2,7 +2,7 @@
 
 An encoder returns a vector for every 4 x 4 pixels, each is replaced by the nearest vector of a codebook, and a decoder
 maps them to an image. The gradient ignores the quantiser (straight-through). The codebook is a constant to the
-adversary, as are all parameters of that name (attacks/weight_ball.py): no gradient reaches it, and moving it would move
+adversary, as are all parameters of that name (attacks/ada.py): no gradient reaches it, and moving it would move
 the codes of all patches together. Widths and blocks are those of the paper's experiments with 128 channels. The decoder
 upsamples by pixel shuffle instead of transposed convolutions, a choice of this package.
 """
