@@ -143,30 +143,27 @@ def short(images):
   return linear(images)[:, 0]
 
 
-@pytest.mark.parametrize(
-  'changes, message',
-  [
-    ({'images': IMAGES * 255}, r'run from .* to .*\[0, 1\]'),
-    ({'images': IMAGES - 0.5}, r'\[0, 1\]'),
-    ({'images': np.where(IMAGES > 0.69, np.nan, IMAGES)}, r'\[0, 1\]'),
-    ({'images': (IMAGES * 255).astype(np.uint8)}, 'images are uint8'),
-    ({'images': IMAGES.astype(np.float16)}, 'images are float16'),
-    ({'images': IMAGES[0]}, 'must be float32 or float64'),
-    ({'labels': LABELS + 1}, 'labels hold 5; with 5 logits they must be from 0 to 4'),
-    ({'labels': LABELS - 5}, 'labels hold -'),
-    ({'labels': LABELS.astype(np.float32)}, 'must be integers'),
-    ({'labels': LABELS[:3]}, 'one for each image'),
-    ({'labels': np.eye(CLASSES, dtype=int)[LABELS]}, 'one for each image'),
-    ({'keys': KEYS[:3]}, 'one typed key for each image'),
-    ({'keys': jax.random.key(0)}, 'one typed key for each image'),
-    ({'keys': np.zeros(NUM, np.uint32)}, 'one typed key for each image'),
-    ({'logits_fn': short}, r'logits_fn gives float32 of shape \[30\]'),
-    ({'logits_fn': lambda x: linear(x)[:3]}, r'of shape \[3, 5\] for 30 images'),
-    ({'logits_fn': lambda x: linear(x)[:, :1]}, 'at least 2 classes'),
-    ({'logits_fn': lambda x: linear(x).argmax(-1, keepdims=True)}, 'must give floats'),
-    ({'logits_fn': lambda x: (linear(x), {})}, 'gives a tuple'),
-  ],
-)
+@pytest.mark.parametrize('changes, message', [
+  ({'images': IMAGES * 255}, r'run from .* to .*\[0, 1\]'),
+  ({'images': IMAGES - 0.5}, r'\[0, 1\]'),
+  ({'images': np.where(IMAGES > 0.69, np.nan, IMAGES)}, r'\[0, 1\]'),
+  ({'images': (IMAGES * 255).astype(np.uint8)}, 'images are uint8'),
+  ({'images': IMAGES.astype(np.float16)}, 'images are float16'),
+  ({'images': IMAGES[0]}, 'must be float32 or float64'),
+  ({'labels': LABELS + 1}, 'labels hold 5; with 5 logits they must be from 0 to 4'),
+  ({'labels': LABELS - 5}, 'labels hold -'),
+  ({'labels': LABELS.astype(np.float32)}, 'must be integers'),
+  ({'labels': LABELS[:3]}, 'one for each image'),
+  ({'labels': np.eye(CLASSES, dtype=int)[LABELS]}, 'one for each image'),
+  ({'keys': KEYS[:3]}, 'one typed key for each image'),
+  ({'keys': jax.random.key(0)}, 'one typed key for each image'),
+  ({'keys': np.zeros(NUM, np.uint32)}, 'one typed key for each image'),
+  ({'logits_fn': short}, r'logits_fn gives float32 of shape \[30\]'),
+  ({'logits_fn': lambda x: linear(x)[:3]}, r'of shape \[3, 5\] for 30 images'),
+  ({'logits_fn': lambda x: linear(x)[:, :1]}, 'at least 2 classes'),
+  ({'logits_fn': lambda x: linear(x).argmax(-1, keepdims=True)}, 'must give floats'),
+  ({'logits_fn': lambda x: (linear(x), {})}, 'gives a tuple'),
+])  # fmt: skip
 @pytest.mark.parametrize('name', [*FEW, 'autoattack'])
 def test_what_is_no_input_is_refused(name, changes, message):
   arguments = {'keys': KEYS, 'logits_fn': linear, 'images': IMAGES, 'labels': LABELS} | changes

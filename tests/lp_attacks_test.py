@@ -13,7 +13,7 @@ from adversarial_augment.attacks import suites
 from adversarial_augment.attacks.apgd import checkpoints
 from adversarial_augment.attacks.restarts import ranked_target
 from adversarial_augment.errors import UserError
-from tests import boxed_linear, tiny
+from tests import boxed_linear, patch_classifier, tiny
 from tests.boxed_linear import SHAPE
 from tests.lp_ball_test import assert_within, hard_images
 
@@ -268,3 +268,25 @@ def test_two_and_three_classes_are_enough_for_the_others(num_classes):
   for attack in (attacks.apgd(**options), attacks.multitargeted(**options, num_targets=num_classes - 1, restarts=1)):
     result = jax.jit(lambda k, x, y, a=attack: a(k, few, x, y))(KEYS, IMAGES, labels)
     assert np.asarray(result.metrics['success']).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('norm, epsilon', [('linf', 1 / 255), ('linf', 8 / 255), ('l2', 0.5)])
+def test_targeted_attacks_are_as_strong_as_each_other_and_no_weaker_than_the_rest(norm, epsilon):
+  """On a small classifier trained against PGD."""
+  num, allowed = 512, 0.005 * 512  # images
+  logits_fn = functools.partial(patch_classifier.logits_fn, patch_classifier.trained(0, 'linf', 8 / 255))
+  images, labels = patch_classifier.digits('test', num)
+
+  def num_robust(make, **options):
+    attack = make(norm=norm, epsilon=epsilon, **options)
+    run = jax.jit(lambda keys, images, labels: attack(keys, logits_fn, images, labels))
+    return num - int(np.asarray(run(boxed_linear.keys(num, 5), images, labels).metrics['success']).sum())
+
+  targeted = num_robust(attacks.apgd, loss='targeted')
+  multitargeted = num_robust(attacks.multitargeted, restarts=1)
+  others = num_robust(attacks.pgd), num_robust(attacks.apgd), num_robust(attacks.apgd, loss='dlr')
+  assert num / 5 < targeted < num
+  assert abs(targeted - multitargeted) <= allowed
+  assert max(targeted, multitargeted) <= min(others) + allowed
+  assert others[1] <= others[0] + allowed

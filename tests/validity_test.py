@@ -137,20 +137,17 @@ def test_gradients_that_are_infinite_only_where_attacks_end_are_found():
 COUNTS = {'num_images': 1000, 'num_correct': 900, 'num_robust': 500, 'recomputed': (900, 500)}
 
 
-@pytest.mark.parametrize(
-  'changes, flags',
-  [
-    ({'survivors': {'apgd-ce': 600, 'square': 500}}, ('square_beats_white_box',)),
-    ({'survivors': {'apgd-ce': 503, 'square': 500}}, ('square_beats_white_box',)),
-    ({'survivors': {'apgd-ce': 502, 'square': 500}}, ()),
-    ({'survivors': {'square': 500}}, ()),  # alone it beats nobody
-    ({'survivors': {'apgd-ce': 600, 'fab-t': 500, 'square': 500}}, ()),
-    ({'survivors': {'apgd-ce': 500}, 'num_nan': 1}, ('nan',)),
-    ({'survivors': {'apgd-ce': 500}, 'recomputed': (900, 501)}, ('stochastic_logits',)),
-    ({'survivors': {'apgd-ce': 500}, 'recomputed': (899, 500)}, ('stochastic_logits',)),
-    ({'survivors': {'apgd-ce': 500}, 'num_correct': 499, 'recomputed': (499, 500)}, ('robust_above_clean',)),
-  ],
-)
+@pytest.mark.parametrize('changes, flags', [
+  ({'survivors': {'apgd-ce': 600, 'square': 500}}, ('square_beats_white_box',)),
+  ({'survivors': {'apgd-ce': 503, 'square': 500}}, ('square_beats_white_box',)),
+  ({'survivors': {'apgd-ce': 502, 'square': 500}}, ()),
+  ({'survivors': {'square': 500}}, ()),  # alone it beats nobody
+  ({'survivors': {'apgd-ce': 600, 'fab-t': 500, 'square': 500}}, ()),
+  ({'survivors': {'apgd-ce': 500}, 'num_nan': 1}, ('nan',)),
+  ({'survivors': {'apgd-ce': 500}, 'recomputed': (900, 501)}, ('stochastic_logits',)),
+  ({'survivors': {'apgd-ce': 500}, 'recomputed': (899, 500)}, ('stochastic_logits',)),
+  ({'survivors': {'apgd-ce': 500}, 'num_correct': 499, 'recomputed': (499, 500)}, ('robust_above_clean',)),
+])  # fmt: skip
 def test_counts_that_cannot_be_are_flagged(changes, flags):
   assert validity.of_outcome(**COUNTS | changes) == flags
 
