@@ -409,7 +409,7 @@ def config_of(**fields):
   ({'name': 'resnext', 'depth': 28}, 'config.classifier.depth=28 must be one of 11, 20, 29, .* with .*name=resnext'),
   ({'depth': 40}, 'config.classifier.depth=40 must be one of 10, 18, 34, 50, 101 with .*name=preact_resnet'),
   ({'name': 'wide_resnet', 'depth': 40}, 'config.classifier.width=64 must be at most 16 .*WRN-40-2 has'),
-  ({'name': 'resnext', 'depth': 29, 'shortcut': 'input'}, 'config.classifier.shortcut=input goes with pre-activation'),
+  ({'name': 'resnext', 'depth': 29, 'shortcut': 'input'}, 'config.classifier.shortcut=input cannot go with'),
 ])  # fmt: skip
 def test_fields_that_an_architecture_cannot_have_are_one_line(fields, words):
   with pytest.raises(UserError, match=words) as error:

@@ -96,8 +96,9 @@ def weight_ball(
     return trees.Stacks(phi).stack(tree) if stacked else tree
 
   def radii_of_blocks(phi):
-    of = lambda path, norm: jnp.zeros_like(norm) if path and getattr(path[-1], 'key', None) == CONSTANT else nu * norm
-    return jax.tree.map_with_path(of, trees.block_norms(phi))
+    is_constant = lambda path: bool(path) and getattr(path[-1], 'key', None) == CONSTANT
+    radius = lambda path, norm: jnp.zeros_like(norm) if is_constant(path) else nu * norm
+    return jax.tree.map_with_path(radius, trees.block_norms(phi))
 
   def corrupt(phi, images, beta, key=None):
     # phi + beta stays in the precision of phi: bfloat16 would lose a relative change of .015.

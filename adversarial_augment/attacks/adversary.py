@@ -36,7 +36,7 @@ def adversary(
     step: rule of a step: 'sign' (iterated FGSM), 'sign_l2', 'l2' (normalised gradients), 'sgd' or 'adam'; see
       attacks/ascent.py.
     step_fraction: step size in units of the median radius, of each block's own radius for 'sign_l2' and 'l2'.
-    loss: what is climbed.
+    loss: the loss that is maximised.
     keep_best: returns the iterate of the highest loss; the paper's reading is the last one.
     min_ssim: in [-1, 1]; images whose SSIM with the clean one is smaller are pulled back towards it, each by itself.
     root: rule of that line search: 'strict', 'first_crossing' or 'literal', see ssim.py; None: no line search.
@@ -65,11 +65,9 @@ def adversary(
         num_steps=num_steps, step=rule, step_fraction=step_fraction, loss=loss, keep_best=keep_best,
         group=group, axis_name=axis_name,
     )  # fmt: skip
-    of_groups = {'gradient_norm': ascent.gradient_norm} | measure(frozen, ascent.perturbations)
-    metrics = {
-      'attack_loss_start': ascent.loss_start,
-      'attack_loss_end': ascent.loss_end,
-    } | {name: jnp.repeat(value, len(images) // len(value)) for name, value in of_groups.items()}
+    metrics = {'attack_loss_start': ascent.loss_start, 'attack_loss_end': ascent.loss_end}
+    per_group = {'gradient_norm': ascent.gradient_norm} | measure(frozen, ascent.perturbations)
+    metrics |= {name: jnp.repeat(value, len(images) // len(value)) for name, value in per_group.items()}
     if root is None:
       return AttackResult(ascent.images, metrics | {'ssim': ssim.ssim(images, ascent.images)})
     corrected = ssim.correct(images, ascent.images, min_ssim=min_ssim, root=root)

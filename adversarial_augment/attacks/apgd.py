@@ -47,12 +47,12 @@ def apgd(
     UserError: no ball, an unknown loss, or a number out of its range.
   """
   epsilon = check_ball(norm, epsilon)
-  climbed = registry.lookup(LOSSES, loss, 'loss')
+  maximised = registry.lookup(LOSSES, loss, 'loss')
   check_numbers('apgd', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
 
   def search(given: Restart) -> AttackResult:
     targets = (given.targets,) if loss == 'targeted' else ()
-    found = _climb(norm, epsilon, num_steps, given, lambda logits: climbed(logits, given.labels, *targets))
+    found = _climb(norm, epsilon, num_steps, given, lambda logits: maximised(logits, given.labels, *targets))
     return attack_result(given.logits_fn(found), found, given.labels)
 
   return restarted(search, restarts, num_targets if loss == 'targeted' else 0)

@@ -42,7 +42,7 @@ def check_labels(labels: Array | np.ndarray, num_images: int, num_classes: int) 
 
 
 def count_classes(logits_fn: LogitsFn, images: Array | np.ndarray) -> int:
-  """Returns the number of logits, from shapes alone; raises UserError for what is no classifier."""
+  """Returns the number of logits, from shapes alone; raises UserError where it is no classifier."""
   try:
     # A function of its own: JAX remembers what it traced of one that it knows.
     found = jax.eval_shape(lambda images: logits_fn(images), jax.ShapeDtypeStruct(images.shape, images.dtype))

@@ -157,7 +157,7 @@ def lp(
     step: rule of a step: 'sign', 'adam' or 'sgd' for linf, 'l2' (normalised gradients) or 'sign_l2' for l2, whose ball
       a step of 'sign' would leave at once.
     step_fraction: step size in units of epsilon.
-    loss: what is climbed: 'cross_entropy', or 'kl', the divergence KL(p(x) || p(x + delta)) of TRADES, for which `init`
+    loss: 'cross_entropy', or 'kl', the divergence KL(p(x) || p(x + delta)) of TRADES, for which `init`
       must not be 'zero': at the image itself it is flat.
 
   Returns:
@@ -167,9 +167,9 @@ def lp(
   Raises:
     UserError: no ball, or an unknown name.
   """
-  climbed = registry.lookup(LOSSES, loss, 'loss')
+  maximised = registry.lookup(LOSSES, loss, 'loss')
   search = adversary(
-      lp_ball(norm, epsilon, init=init), loss=climbed, root=None,
+      lp_ball(norm, epsilon, init=init), loss=maximised, root=None,
       num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,
   )  # fmt: skip
 

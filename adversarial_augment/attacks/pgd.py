@@ -39,7 +39,7 @@ def pgd(
       of epsilon / sqrt(number of pixels and channels), so that all pixels together move by about step_size * epsilon.
       There, 'sign' and 'adam' are the weaker choices: their fixed points are not those of the ascent.
     restarts: tries, each with keys of its own.
-    loss: 'cross_entropy', 'margin' or 'dlr': what is climbed.
+    loss: the loss that is maximised, 'cross_entropy', 'margin' or 'dlr'.
     start: 'random' (uniform in the ball) or 'none' (at the image; restarts then repeat each other).
 
   Raises:
@@ -47,14 +47,14 @@ def pgd(
   """
   ball = lp_ball(norm, epsilon, init=registry.lookup(STARTS, start, 'start'))
   check_numbers('pgd', {'num_steps': num_steps, 'restarts': restarts}, {'step_size': step_size})
-  climbed = registry.lookup(LOSSES, loss, 'loss')
+  maximised = registry.lookup(LOSSES, loss, 'loss')
   step = {'linf': 'sign', 'l2': 'l2'}[norm] if step is None else step
   rule = registry.lookup(STEPS, step, 'attack step')
   per_pixel = norm == 'l2' and step in ('sign', 'adam', 'sgd')
 
   def search(given: Restart) -> AttackResult:
     size = step_size / math.sqrt(math.prod(given.images.shape[1:])) if per_pixel else step_size
-    return _climb(ball, given, num_steps, rule, size, climbed)
+    return _climb(ball, given, num_steps, rule, size, maximised)
 
   return restarted(search, restarts)
 

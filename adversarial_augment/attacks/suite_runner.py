@@ -156,7 +156,7 @@ def _attack(
 def _keep(
   problem: Problem, state: SuiteState, part: np.ndarray, found: np.ndarray, margins: np.ndarray, number: int
 ) -> None:
-  """Takes over what is stronger than before."""
+  """Keeps the images whose margins are higher than before."""
   far = distances(problem.norm, found, problem.images[part]) > problem.epsilon * (1 + 1e-6) + 1e-7
   assert not far.any(), f'an attack has left the ball of radius {problem.epsilon}'
   assert ((found >= 0) & (found <= 1)).all(), 'an attack has left the box [0, 1]'

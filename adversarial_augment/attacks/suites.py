@@ -22,7 +22,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, PyTree
 
 _VERSIONS = {'standard': 'autoattack', 'plus': 'autoattack_plus'}
-_PROBED = 8  # images whose logits tell whether what is compiled is still the function that is given
+_PROBED = 8  # images whose logits tell whether the compiled function is still the given one
 
 _TARGETS = 9  # the most likely wrong classes, at most
 _LONGER_TARGETS = 3
@@ -81,7 +81,7 @@ def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_si
   epsilon = check_ball(norm, epsilon)
   check_numbers('autoattack', {'batch_size': batch_size})
   last: _Compiled | None = None
-  # Made once, because what is compiled belongs to the very functions of a stage.
+  # Made once, because compiled programs are found by the functions of a stage.
   stages_of = functools.cache(lambda num_classes: stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes))
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
@@ -119,7 +119,7 @@ def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_si
 
 
 class _Compiled(NamedTuple):
-  """What is compiled of one function; values that it closes over, such as weights, are constants of it."""
+  """The compiled programs of one function; values that it closes over, such as weights, are their constants."""
 
   logits_fn: LogitsFn
   logits: Callable[[np.ndarray], Array]
@@ -128,7 +128,7 @@ class _Compiled(NamedTuple):
 
 
 def _compile(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) -> _Compiled:
-  """Returns what is compiled of `logits_fn`: what is known, where that still computes the same, else anew."""
+  """Returns the compiled programs of `logits_fn`: the known ones where they still compute the same, else new ones."""
   logits = jax.jit(lambda images: logits_fn(images))  # another function for JAX, which remembers those that it knows
   few = suite_runner.padded(images[:_PROBED], _PROBED)
   if known and known.logits_fn is logits_fn and np.array_equal(known.logits(few), logits(few), equal_nan=True):

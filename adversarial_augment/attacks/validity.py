@@ -131,11 +131,11 @@ def of_probes(
 
   Args:
     num_images: that the suite attacked, and from whose survivors those of more steps and of another classifier went on.
-    more_effort: of them, those that more steps broke besides.
+    more_effort: of them, those that more steps also broke.
     num_far: attacked within a ball so large that nothing of an image needs to remain.
     far_left: of those, not broken.
-    transferred: of `num_images`, those that attacks on another classifier broke besides.
-    by_square: of `num_images`, those that Square broke besides, where it is no part of the suite.
+    transferred: of `num_images`, those that attacks on another classifier also broke.
+    by_square: of `num_images`, those that Square also broke, where it is no part of the suite.
   """
   return _flags(
     square_beats_white_box=too_many(by_square, num_images, _BLACK_BOX_SHARE),
