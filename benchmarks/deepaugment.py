@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import corruption_nets, datasets, deepaugment, per_example_conv
-from adversarial_augment.deepaugment import edsr_features
+from adversarial_augment.deepaugment import features
 from adversarial_augment.parallel import devices
 from benchmarks import timing
 
@@ -26,7 +26,7 @@ WEIGHTS = 'edsr_4x16_x1'
 
 def plain(images: np.ndarray, params, settings: deepaugment.Settings):
   """The published script's formulation."""
-  apply = functools.partial(edsr_features.apply, bug_compatible=True, conv=per_example_conv.conv)
+  apply = functools.partial(features.edsr, bug_compatible=True, conv=per_example_conv.conv)
   levels = lambda weights, image, key: jnp.clip(apply(weights, image.astype(jnp.float32), key), 0, 255)
   one = jax.jit(lambda weights, image, key: levels(weights, image, key).astype(jnp.uint8))
   out, weights = np.empty_like(images), params

@@ -47,24 +47,28 @@ def init(name, dtype=jnp.float32, scale=1.0):
 
 
 @pytest.mark.parametrize(
-  'name, count, blocks',
+  'name, sizes, count, blocks',
   # By hand, for the U-Net down, back, and out; for the VQ-VAE encoder, codebook and decoder.
   [
-    ('cae', 1_197_728 + 1_044_131, 42),
-    ('unet', 38_720 + 221_440 + 885_248 + 737_664 + 184_512 + 1_731, 26),
-    ('vqvae', 134_336 + 147_584 + 2 * 41_120 + 8_256 + 512 * 64 + 73_856 + 2 * 41_120 + 295_168 + 6_924, 31),
+    ('edsr', {'scale': 1}, 1_222_147, 70),
+    ('edsr', {'scale': 2}, 1_369_859, 72),
+    ('edsr', {}, 1_517_571, 74),
+    ('cae', {}, 1_197_728 + 1_044_131, 42),
+    ('unet', {}, 38_720 + 221_440 + 885_248 + 737_664 + 184_512 + 1_731, 26),
+    ('vqvae', {}, 134_336 + 147_584 + 2 * 41_120 + 8_256 + 512 * 64 + 73_856 + 2 * 41_120 + 295_168 + 6_924, 31),
   ],
 )
-def test_parameters_and_blocks_are_as_many_as_published(name, count, blocks):
-  shapes = [shape for layer in corruption_nets.shapes(name, NETWORK_SIZES[name]).values() for shape in layer.values()]
-  assert sum(int(np.prod(shape)) for shape in shapes) == count
-  assert len(shapes) == blocks
+def test_parameters_and_blocks_are_as_many_as_published(name, sizes, count, blocks):
+  shapes = corruption_nets.shapes(name, NETWORK_SIZES[name] | sizes)
+  flat = [shape for layer in shapes.values() for shape in layer.values()]
+  assert sum(int(np.prod(shape)) for shape in flat) == count
+  assert len(flat) == blocks
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-@pytest.mark.parametrize('features', [64, 5])
-def test_shapes_of_a_weight_file_are_those_of_the_network(name, features):
-  sizes = NETWORK_SIZES[name] | {'features': features}
+@pytest.mark.parametrize('changed', [{}, {'features': 5, 'blocks': 3, 'scale': 2}, {'features': 4, 'scale': 1}])
+def test_shapes_of_a_weight_file_are_those_of_the_network(name, changed):
+  sizes = {size: changed.get(size, value) for size, value in NETWORK_SIZES[name].items()}
   network = corruption_nets.CORRUPTION_NETS[name](**sizes)
   phi = jax.eval_shape(network.init, KEY, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
   found = {module: {key: p.shape for key, p in layer.items()} for module, layer in phi.items()}
@@ -123,7 +127,7 @@ def test_sizes_that_are_none_are_as_published():
 def test_doubling_is_a_transposed_convolution_without_flip():
   import haiku as hk
 
-  network = hk.without_apply_rng(hk.transform(lambda x: layers.Doubling(2, 'up')(x)))
+  network = hk.without_apply_rng(hk.transform(lambda x: layers.doubling(x, 'up', 2)))
   w, b, x = RNG.normal(size=(2, 2, 3, 2)), RNG.normal(size=2), RNG.normal(size=(1, 2, 3, 3))
   expected = np.zeros((1, 4, 6, 2))
   for i, j, a, c in np.ndindex(2, 3, 2, 2):
@@ -232,7 +236,12 @@ def test_gradients_pass_the_codes_and_leave_the_codebook_alone():
 
 @pytest.mark.parametrize(
   'name, weights, similarity, ratio',
-  [('cae', 'cae_16', 0.75, 22), ('unet', 'unet_16', 0.99, 45), ('vqvae', 'vqvae_16x512', 0.75, 23)],
+  [
+    ('edsr', 'edsr_4x16_x1', 0.97, 30),
+    ('cae', 'cae_16', 0.75, 22),
+    ('unet', 'unet_16', 0.99, 45),
+    ('vqvae', 'vqvae_16x512', 0.75, 23),
+  ],
 )
 def test_shipped_weights_give_images_back(name, weights, similarity, ratio):
   """On test images that no pretraining saw; `ratio` is the PSNR in dB."""

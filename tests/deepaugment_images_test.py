@@ -8,21 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adversarial_augment import corruption_nets, deepaugment
-from adversarial_augment.deepaugment import images as made_by
-from adversarial_augment.deepaugment import kernels
+from adversarial_augment import deepaugment
+from tests.deepaugment_oracle import params_of
 
 N = 70
-
-
-def params_of(net: str) -> kernels.Params:
-  sizes = {'edsr': {'blocks': 2, 'features': 4, 'scale': 2}, 'cae': {'features': 4}}[net]
-  rng = np.random.default_rng(1)
-  draw = lambda shape: (rng.normal(size=shape) / np.sqrt(9 * shape[-1])).astype(np.float32)
-  shapes = corruption_nets.shapes(net, sizes)
-  return {module: {name: draw(shape) for name, shape in layer.items()} for module, layer in shapes.items()}
-
-
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 12, 3), np.uint8)
 SETTINGS = deepaugment.Settings('edsr', seed=3)
 
@@ -31,10 +20,10 @@ SETTINGS = deepaugment.Settings('edsr', seed=3)
 def whole() -> dict[str, np.ndarray]:
   """All images through each network, made in one go."""
   all_of = lambda net: deepaugment.generate(IMAGES, np.arange(N), 1, params_of(net), SETTINGS._replace(net=net))
-  return {net: all_of(net) for net in made_by.NETS}
+  return {net: all_of(net) for net in deepaugment.NETS}
 
 
-@pytest.mark.parametrize('net', made_by.NETS)
+@pytest.mark.parametrize('net', deepaugment.NETS)
 def test_any_subset_gives_the_same_bytes(whole, net):
   assert whole[net].dtype == np.uint8
   assert whole[net].shape == IMAGES.shape
@@ -112,15 +101,15 @@ def test_weights_come_from_the_pristine_ones_and_leave_them_alone():
 def test_through_a_network_and_back_to_size():
   image = IMAGES[0]
   key = jax.random.key(0)
-  np.testing.assert_array_equal(made_by._through(lambda x, key: x, image, key, 'native32'), image)
+  np.testing.assert_array_equal(deepaugment._through(lambda x, key: x, image, key, 'native32'), image)
   flat = np.full((8, 12, 3), 77, np.uint8)
-  np.testing.assert_array_equal(made_by._through(lambda x, key: x, flat, key, 'published'), flat)
-  larger = made_by._through(lambda x, key: x.repeat(2, 0).repeat(2, 1) + 0.6, image, key, 'native32')
+  np.testing.assert_array_equal(deepaugment._through(lambda x, key: x, flat, key, 'published'), flat)
+  larger = deepaugment._through(lambda x, key: x.repeat(2, 0).repeat(2, 1) + 0.6, image, key, 'native32')
   np.testing.assert_array_equal(larger, np.minimum(image.astype(int), 255))  # truncated
   sizes = []
-  made_by._through(lambda x, key: sizes.append(x.shape) or x, image, key, 'published')
+  deepaugment._through(lambda x, key: sizes.append(x.shape) or x, image, key, 'published')
   assert sizes == [(32, 48, 3)]
-  beyond = made_by._through(lambda x, key: jnp.where(x > 100, 1e4, -1e4), image, key, 'native32')
+  beyond = deepaugment._through(lambda x, key: jnp.where(x > 100, 1e4, -1e4), image, key, 'native32')
   np.testing.assert_array_equal(beyond, np.where(image > 100, 255, 0))
 
 
@@ -128,4 +117,4 @@ def test_made_with_names_what_the_bytes_depend_on():
   about = deepaugment.made_with()
   assert about.keys() == {'adversarial_augment', 'deepaugment', 'platform', 'jax', 'numpy', 'scipy'}
   assert about['platform'] == 'cpu'
-  assert about['deepaugment'] == made_by.VERSION
+  assert about['deepaugment'] == deepaugment.VERSION

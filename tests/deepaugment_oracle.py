@@ -8,6 +8,18 @@ import math
 
 import numpy as np
 
+from adversarial_augment import corruption_nets
+
+SMALL = {'edsr': {'blocks': 2, 'features': 4, 'scale': 2}, 'cae': {'features': 4}}
+
+
+def params_of(net, **sizes):
+  """Random weights of a small network, as in a weight file."""
+  rng = np.random.default_rng(1)
+  draw = lambda shape: (rng.normal(size=shape) / np.sqrt(9 * shape[-1])).astype(np.float32)
+  shapes = corruption_nets.shapes(net, SMALL[net] | sizes)
+  return {module: {name: draw(shape) for name, shape in layer.items()} for module, layer in shapes.items()}
+
 
 def pick(rng, values):
   return values[rng.integers(len(values))]
@@ -116,8 +128,13 @@ def edsr(option: int, weights: dict, rng: np.random.Generator) -> None:
       weights[W(i, c)] = max_tap(weights[W(i, c)])
 
 
-def cae(option: int, weights: list, i: int, j: int, rng: np.random.Generator) -> None:
+CAE_LAYERS = {0: range(11, 16), 3: range(10, 14)}  # others: 8 to 13
+
+
+def cae(option: int, weights: list, rng: np.random.Generator) -> None:
   """`weights`: [kernel, bias] of each of the 21 published layers."""
+  numbers = CAE_LAYERS.get(option, range(8, 14))
+  i, j = pick(rng, numbers), pick(rng, numbers)
   w, b = weights[i]
   d = len(w)
   if option == 0:

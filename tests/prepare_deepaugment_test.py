@@ -103,8 +103,8 @@ def test_manifest(whole):
 
 def test_a_set_is_made_by_the_version_of_the_algorithm(data_dir):
   """The release before named the hash of its code."""
-  now = {'adversarial_augment': '0.2.0', 'deepaugment': deepaugment.images.VERSION, 'jax': '1'}
-  code = made_with._CODE['deepaugment'][deepaugment.images.VERSION]
+  now = {'adversarial_augment': '0.2.0', 'deepaugment': deepaugment.VERSION, 'jax': '1'}
+  code = made_with._CODE['deepaugment'][deepaugment.VERSION]
   before = {'adversarial_augment': '0.1.0', 'code_sha256': code, 'jax': '1'}
   write(data_dir, changes={'made_with': before})
   assert write(data_dir, changes={'made_with': now}) == (0, 0)

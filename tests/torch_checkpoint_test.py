@@ -1,19 +1,37 @@
 """The reader of PyTorch checkpoints: reads what PyTorch writes, and runs nothing of what a file asks for."""
 
+import functools
 import os
 import pickle
 import struct
 import zipfile
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
-from adversarial_augment.corruption_nets.edsr import MEAN, edsr
+from adversarial_augment.corruption_nets import torch_checkpoint
 from adversarial_augment.errors import UserError
-from tests.torch_state import edsr_state, integer, mapping, tensor, text, tuple_of, write, write_state
+from tests.torch_state import (
+  cae_state,
+  edsr_state,
+  integer,
+  mapping,
+  tensor,
+  text,
+  tuple_of,
+  write,
+  write_legacy,
+  write_legacy_state,
+  write_state,
+)
+
+STATES = [edsr_state, cae_state]
+NUMBERS = {'0': np.arange(6, dtype='<f4')}
+
+
+def one(shape=(2, 3), **options):
+  return mapping({'x': tensor('0', shape, view=b'N', **options)})
 
 
 def refused(path):
@@ -27,42 +45,46 @@ def refused(path):
 # ---- Reading.
 
 
-@pytest.mark.parametrize('wrap', [(), ('state_dict',), ('model',), ('model', 'state_dict')])
-def test_reads_a_state_dict_and_nested_ones(tmp_path, wrap):
-  state = edsr_state()
-  found = torch_checkpoint.read(write_state(tmp_path / 'c.pt', state, wrap=wrap))
+@pytest.mark.parametrize('make', STATES)
+@pytest.mark.parametrize(
+  'write_as',
+  [
+    write_legacy_state,
+    *(functools.partial(write_state, wrap=wrap) for wrap in ((), ('state_dict',), ('model',), ('model', 'state_dict'))),
+  ],
+)
+def test_reads_a_state_dict_and_nested_ones(tmp_path, make, write_as):
+  state = make()
+  found = torch_checkpoint.read(write_as(tmp_path / 'c.pt', state))
   assert list(found) == list(state)
   for key, value in state.items():
     np.testing.assert_array_equal(found[key], value)
+    assert not found[key].flags.writeable
 
 
+@pytest.mark.parametrize('form, view', [(write, b''), (write_legacy, b'N')])
 @pytest.mark.parametrize(
-  'kind, dtype',
+  'kind, dtype, read_as',
   [
-    ('FloatStorage', 'float32'),
-    ('HalfStorage', 'float16'),
-    ('DoubleStorage', 'float64'),
-    ('LongStorage', 'int64'),
-    ('IntStorage', 'int32'),
-    ('ShortStorage', 'int16'),
-    ('CharStorage', 'int8'),
-    ('ByteStorage', 'uint8'),
-    ('BoolStorage', 'bool'),
+    ('FloatStorage', 'float32', 'float32'),
+    ('HalfStorage', 'float16', 'float16'),
+    ('DoubleStorage', 'float64', 'float64'),
+    ('LongStorage', 'int64', 'int64'),
+    ('IntStorage', 'int32', 'int32'),
+    ('ShortStorage', 'int16', 'int16'),
+    ('CharStorage', 'int8', 'int8'),
+    ('ByteStorage', 'uint8', 'uint8'),
+    ('BoolStorage', 'bool', 'bool'),
+    ('BFloat16Storage', jnp.bfloat16, 'float32'),
   ],
 )
-def test_types(tmp_path, kind, dtype):
-  values = np.array([[0, 1, 1], [1, 0, 1]], dtype)
-  found = torch_checkpoint.read(write(tmp_path / 'c', mapping({'x': tensor('0', (2, 3), kind=kind)}), {'0': values}))
-  assert found['x'].dtype == dtype
-  np.testing.assert_array_equal(found['x'], values)
-
-
-def test_bfloat16_becomes_float32(tmp_path):
-  values = np.random.default_rng(0).normal(size=6).astype(jnp.bfloat16)
-  body = mapping({'x': tensor('0', (6,), kind='BFloat16Storage')})
-  found = torch_checkpoint.read(write(tmp_path / 'c', body, {'0': values.tobytes()}))
-  assert found['x'].dtype == np.float32
-  np.testing.assert_array_equal(found['x'], values.astype(np.float32))
+def test_types(tmp_path, form, view, kind, dtype, read_as):
+  values = np.array([0, 1, 1, 1, 0, 1], dtype)
+  stored = values.view('<u2') if dtype == jnp.bfloat16 else values
+  body = mapping({'x': tensor('0', (2, 3), kind=kind, view=view)})
+  found = torch_checkpoint.read(form(tmp_path / 'c', body, {'0': stored}))['x']
+  assert found.dtype == read_as
+  np.testing.assert_array_equal(found, values.reshape(2, 3).astype(read_as))
 
 
 def test_views_shared_storages_parameters_and_scalars(tmp_path):
@@ -80,6 +102,21 @@ def test_views_shared_storages_parameters_and_scalars(tmp_path):
   np.testing.assert_array_equal(found['tail'], [10, 11])
   assert found['scalar'] == 7
   assert found['empty'].shape == (0, 3)
+
+
+def test_views_and_the_tensors_of_older_versions(tmp_path):
+  body = one((3, 2), stride=(1, 3), count=6)
+  np.testing.assert_array_equal(
+    torch_checkpoint.read(write_legacy(tmp_path / 'a', body, NUMBERS))['x'], NUMBERS['0'].reshape(2, 3).T
+  )
+  storage = tuple_of(text('storage'), b'ctorch\nFloatStorage\n', text('0'), text('cuda:0'), integer(6), b'N') + b'Q'
+  first = tuple_of(storage, integer(2), tuple_of(integer(3)), tuple_of(integer(1)))
+  body = mapping({'x': b'ctorch._utils\n_rebuild_tensor\n' + first + b'R'})
+  np.testing.assert_array_equal(torch_checkpoint.read(write_legacy(tmp_path / 'a', body, NUMBERS))['x'], [2, 3, 4])
+
+
+def test_the_magic_number_is_that_of_pytorch():
+  assert torch_checkpoint._LEGACY[4:-1] == (0x1950A86A20F9469CFC6C).to_bytes(10, 'little')
 
 
 # ---- Refusing.
@@ -147,6 +184,14 @@ def test_small_files_cannot_ask_for_much_memory(tmp_path):
   assert 'compressed' in refused(bomb)
 
 
+@pytest.mark.parametrize('make', STATES)
+def test_a_legacy_file_that_is_cut_off_anywhere_is_refused(tmp_path, make):
+  whole = write_legacy_state(tmp_path / 'whole.pt', make()).read_bytes()
+  for end in [0, 1, 2, 5, 14, 15, 16, 40, *np.random.default_rng(0).integers(0, len(whole), 40), len(whole) - 1]:
+    (tmp_path / 'cut.pt').write_bytes(whole[:end])
+    assert any(word in refused(tmp_path / 'cut.pt') for word in ('cut off', 'damaged', 'empty'))
+
+
 def test_damaged_files_are_refused(tmp_path):
   path = write_state(tmp_path / 'c.pt', edsr_state())
   raw = path.read_bytes()
@@ -174,59 +219,43 @@ def test_other_files_are_refused(tmp_path):
   assert "'lr'" in refused(write(tmp_path / 'mixed', mapping({'lr': integer(3)}), {}))
 
 
-# ---- EDSR.
+HOSTILE = {
+  'a function': lambda p: write_legacy(p, b'cposix\nsystem\n' + tuple_of(text('true')) + b'R', {}),
+  'a function in the keys': lambda p: write_legacy(p, one(), NUMBERS, keys=[])
+  and p.write_bytes(p.read_bytes().replace(b'](e.', b'cposix\nsystem\n(X\4\0\0\0truetR.')),
+  'a function in the machine': lambda p: write_legacy(p, one(), NUMBERS, machine=b'cbuiltins\neval\n(X\1\0\0\0001tR'),
+  'a key of tuples': lambda p: write_legacy(p, b'})' + b'q\0h\0h\0\x86' * 40 + b'Ns', {}),
+  'a storage that is huge': lambda p: write_legacy(p, one(count=2**31 - 1), NUMBERS),
+  'a storage below zero': lambda p: write_legacy(p, one(count=-1), NUMBERS),
+  'many storages that are huge': lambda p: write_legacy(
+    p,
+    mapping({str(i): tensor(str(i), (1,), count=2**31 - 1, kind='DoubleStorage', view=b'N') for i in range(1000)}),
+    {str(i): np.zeros(0) for i in range(1000)},
+  ),
+  'a length that is another': lambda p: write_legacy(p, one(), NUMBERS)
+  and p.write_bytes(p.read_bytes()[:-32] + struct.pack('<q', 2**40) + bytes(24)),
+  'a storage of two kinds': lambda p: write_legacy(
+    p, mapping({'x': tensor('0', (6,), view=b'N'), 'y': tensor('0', (6,), kind='LongStorage', view=b'N')}), NUMBERS
+  ),
+  'a part of a storage': lambda p: write_legacy(
+    p, mapping({'x': tensor('0', (2, 3), view=tuple_of(text('0'), integer(0), integer(9)))}), NUMBERS
+  ),
+  'other keys': lambda p: write_legacy(p, one(), NUMBERS, keys=['1']),
+  'a key twice': lambda p: write_legacy(p, one(), NUMBERS, keys=['0', '0']),
+  'another version': lambda p: write_legacy(p, one(), NUMBERS, version=1002),
+  'another machine': lambda p: write_legacy(p, one(), NUMBERS, machine=b'}(X\r\0\0\0little_endian\x89u'),
+  'a module': lambda p: write_legacy(
+    p, tuple_of(text('module'), b'ctorch.nn\nLinear\n', text('a.py'), text('import os')) + b'Q', {}
+  ),
+  'no tensors': lambda p: write_legacy(p, b'}', {}),
+  'a tensor that leaves its storage': lambda p: write_legacy(p, one((3, 3), count=6), NUMBERS),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize('scale', [1, 2, 4])
-@pytest.mark.parametrize('prefix', ['', 'module.', 'model.', 'module.model.'])
-def test_edsr_keys_and_layout(scale, prefix):
-  state = edsr_state(blocks=3, features=5, scale=scale)
-  params, sizes = torch_layouts.edsr_from_torch({prefix + key: value for key, value in state.items()})
-  assert sizes == {'blocks': 3, 'features': 5, 'scale': scale}
-  network = edsr(**sizes)
-  weights.check(params, jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))), 'converted')
-  kernel = state['body.2.body.2.weight']
-  assert params['edsr/block_2/conv_1']['w'][0, 2, 3, 4] == kernel[4, 3, 0, 2]
-  np.testing.assert_array_equal(params['edsr/out']['b'], state['tail.1.bias'])
-
-
-def test_the_baseline_has_the_published_size():
-  state = edsr_state(blocks=16, features=64, scale=4)
-  assert len(state) == 78
-  params, _ = torch_layouts.edsr_from_torch(state)
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_517_571
-
-
-@pytest.mark.parametrize(
-  'change, word',
-  [
-    ({'body.1.body.2.bias': None}, "lacks 'body.1.body.2.bias', which in this EDSR has shape [4]"),
-    ({'head.0.weight': None}, "'head.0.weight'"),
-    ({'sub_mean.bias': None}, "lacks 'sub_mean.bias'"),
-    ({'tail.0.0.weight': None}, "lacks 'tail.0.0.weight'"),
-    ({'extra\nkey': np.zeros(3)}, r"'extra\nkey'"),
-    ({'body.7.body.0.weight': np.zeros((4, 4, 3, 3))}, "lacks 'body.2.body.0.weight'"),
-    ({'tail.0.0.weight': np.zeros((36, 4, 3, 3))}, 'shape [36, 4, 3, 3]; in this EDSR it must have [16, 4, 3, 3]'),
-    ({'sub_mean.weight': 2 * np.eye(3).reshape(3, 3, 1, 1)}, "'sub_mean.weight'"),
-    ({'add_mean.bias': MEAN}, "'add_mean.bias'"),  # grey levels 0 to 1
-  ],
-)
-def test_other_networks_are_refused_by_key(change, word):
-  state = edsr_state()
-  for key, value in change.items():
-    if value is None:
-      del state[key]
-    else:
-      state[key] = value
-  with pytest.raises(UserError) as error:
-    torch_layouts.edsr_from_torch(state)
-  assert word in str(error.value)
-  assert '\n' not in str(error.value)
-
-
-def test_empty_state_is_refused():
-  with pytest.raises(UserError, match='not EDSR'):
-    torch_layouts.edsr_from_torch({})
+@pytest.mark.parametrize('name', HOSTILE)
+def test_what_is_no_state_dict_is_refused(tmp_path, name):
+  HOSTILE[name](tmp_path / 'c.pt')
+  refused(tmp_path / 'c.pt')
 
 
 # ---- Against PyTorch itself.
@@ -245,31 +274,3 @@ def test_reads_what_torch_saves(tmp_path, wrap):
   for key, value in state.items():
     value = value.detach()
     np.testing.assert_array_equal(found[key], (value.float() if value.dtype == torch.bfloat16 else value).numpy())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('scale', [1, 2, 4])
-def test_converted_edsr_computes_what_torch_computes(tmp_path, scale):
-  torch = pytest.importorskip('torch')
-  functional = torch.nn.functional
-  state = edsr_state(blocks=3, features=8, scale=scale)
-  torch.save({key: torch.from_numpy(value) for key, value in state.items()}, tmp_path / 'c.pt')
-  images = np.random.default_rng(1).random((2, 16, 12, 3), np.float32)
-
-  weight = {key: torch.from_numpy(value) for key, value in state.items()}
-  conv = lambda x, name: functional.conv2d(x, weight[f'{name}.weight'], weight[f'{name}.bias'], padding='same')
-  x = conv(255 * torch.from_numpy(images).permute(0, 3, 1, 2), 'sub_mean')
-  head = x = conv(x, 'head.0')
-  for i in range(3):
-    x = x + conv(functional.relu(conv(x, f'body.{i}.body.0')), f'body.{i}.body.2')
-  x = head + conv(x, 'body.3')
-  for i in range({1: 0, 2: 1, 4: 2}[scale]):
-    x = functional.pixel_shuffle(conv(x, f'tail.0.{2 * i}'), 2)
-  x = conv(conv(x, 'tail.1'), 'add_mean') / 255
-  expected = x.permute(0, 2, 3, 1).numpy()
-
-  params, sizes = torch_layouts.edsr_from_torch(torch_checkpoint.read(tmp_path / 'c.pt'))
-  network = edsr(**sizes, native=False)
-  found = jax.jit(network.apply)(params, images)
-  assert found.shape == (2, 16 * scale, 12 * scale, 3)
-  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -1,6 +1,4 @@
-"""DeepAugment's CAE from its PyTorch checkpoint, key by key (EDSR: torch_checkpoint_test.py)."""
-
-from collections import OrderedDict
+"""The published networks from their PyTorch checkpoints, key by key, and the command that converts them."""
 
 import jax
 import numpy as np
@@ -9,37 +7,9 @@ import pytest
 from adversarial_augment import cli, convert, corruption_nets
 from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 from adversarial_augment.corruption_nets.cae import cae
+from adversarial_augment.corruption_nets.edsr import MEAN, edsr
 from adversarial_augment.errors import UserError
-from tests.torch_state import edsr_state, mapping, tensor, write, write_state
-
-
-def layers(f=64):
-  """Prefix -> shape of the weight, as methods of the published network have them; f is the width of its first layer."""
-  block = lambda name: {f'{name}_{i}.{j}': (2 * f, 2 * f, 3, 3) for i in (1, 2, 3) for j in (1, 4)}
-  return {
-    'e_conv_1.1': (f, 3, 5, 5),
-    'e_conv_2.1': (2 * f, f, 5, 5),
-    **block('e_block'),
-    'e_conv_3.0': (32, 2 * f, 5, 5),
-    'd_up_conv_1.0': (f, 32, 3, 3),
-    'd_up_conv_1.3': (f, 2 * f, 2, 2),  # transposed: in, out
-    **block('d_block'),
-    'd_up_conv_2.0': (f // 2, 2 * f, 3, 3),
-    'd_up_conv_2.3': (f // 2, 4 * f, 2, 2),  # transposed
-    'd_up_conv_3.0': (f // 4, 4 * f, 3, 3),
-    'd_up_conv_3.3': (3, f // 4, 3, 3),
-  }
-
-
-def cae_state(f=4):
-  """A state dict with the published keys and random values, large enough that bits are of both signs."""
-  rng, state = np.random.default_rng(0), OrderedDict()
-  for name, shape in layers(f).items():
-    outputs = shape[1] if shape[2] == 2 else shape[0]
-    scale = 2 / np.sqrt(shape[0] if shape[2] == 2 else np.prod(shape[1:]))
-    state[f'{name}.weight'] = rng.normal(0, scale, shape).astype(np.float32)
-    state[f'{name}.bias'] = rng.normal(0, 0.1, outputs).astype(np.float32)
-  return state
+from tests.torch_state import cae_state, edsr_state, mapping, tensor, write, write_legacy_state, write_state
 
 
 def test_the_published_network_has_21_layers_and_its_number_of_parameters():
@@ -55,23 +25,61 @@ def test_the_published_network_has_21_layers_and_its_number_of_parameters():
   np.testing.assert_array_equal(params['cae/d_up_conv_3/out']['b'], state['d_up_conv_3.3.bias'])
 
 
+@pytest.mark.parametrize('scale', [1, 2, 4])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'model.', 'module.model.'])
+def test_edsr_keys_and_layout(scale, prefix):
+  state = edsr_state(blocks=3, features=5, scale=scale)
+  params, sizes = torch_layouts.edsr_from_torch({prefix + key: value for key, value in state.items()})
+  assert sizes == {'blocks': 3, 'features': 5, 'scale': scale}
+  weights.check(params, corruption_nets.shapes('edsr', sizes), 'converted')
+  kernel = state['body.2.body.2.weight']
+  assert params['edsr/block_2/conv_1']['w'][0, 2, 3, 4] == kernel[4, 3, 0, 2]
+  np.testing.assert_array_equal(params['edsr/out']['b'], state['tail.1.bias'])
+
+
+def test_the_baseline_of_edsr_has_the_published_size():
+  state = edsr_state(blocks=16, features=64, scale=4)
+  assert len(state) == 78
+  params, _ = torch_layouts.edsr_from_torch(state)
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_517_571
+
+
 @pytest.mark.parametrize(
-  'change, word',
+  'net, change, word',
   [
-    ({'e_block_3.4.bias': None}, "lacks 'e_block_3.4.bias', which in this CAE has shape [8]"),
-    ({'e_conv_1.1.weight': None}, "not CAE's: it lacks a convolution 'e_conv_1.1.weight'"),
-    ({'d_up_conv_1.3.weight': np.zeros((8, 4, 2, 2))}, 'has shape [8, 4, 2, 2]; in this CAE it must have [4, 8, 2, 2]'),
-    ({'e_conv_3.0.weight': np.zeros((8, 8, 5, 5))}, 'it must have [32, 8, 5, 5]'),
-    ({'e_conv_1.1.weight': np.zeros((513, 3, 5, 5))}, 'CAE with features=513, which must be an integer from 1 to 512'),
-    ({'extra\nkey': np.zeros(3)}, r"holds 'extra\nkey', which CAE does not have"),
+    ('edsr', {'body.1.body.2.bias': None}, "lacks 'body.1.body.2.bias', which must have shape [4]"),
+    ('edsr', {'head.0.weight': None}, "'head.0.weight'"),
+    ('edsr', {'sub_mean.bias': None}, "lacks 'sub_mean.bias'"),
+    ('edsr', {'tail.0.0.weight': None}, "lacks 'tail.0.0.weight'"),
+    ('edsr', {'extra\nkey': np.zeros(3)}, r"'extra\nkey'"),
+    ('edsr', {'k' * 1000: np.zeros(3)}, 'kkk... of shape [3], which the network does not have'),
+    ('edsr', {'body.7.body.0.weight': np.zeros((4, 4, 3, 3))}, "lacks 'body.2.body.0.weight'"),
+    ('edsr', {'tail.0.0.weight': np.zeros((36, 4, 3, 3))}, 'shape [36, 4, 3, 3] and must have [16, 4, 3, 3]'),
+    ('edsr', {'head.0.bias': np.zeros(3)}, "'head.0.bias', which has shape [3] and must have [4]"),
+    ('edsr', {'sub_mean.weight': 2 * np.eye(3).reshape(3, 3, 1, 1)}, "'sub_mean.weight' of the state dict must be the"),
+    ('edsr', {'add_mean.bias': MEAN}, "around DIV2K's mean"),  # grey levels 0 to 1
+    ('cae', {'e_block_3.4.bias': None}, "lacks 'e_block_3.4.bias', which must have shape [8]"),
+    ('cae', {'e_conv_1.1.weight': None}, "not CAE's: it lacks a convolution 'e_conv_1.1.weight'"),
+    ('cae', {'d_up_conv_1.3.weight': np.zeros((8, 4, 2, 2))}, 'has shape [8, 4, 2, 2] and must have [4, 8, 2, 2]'),
+    ('cae', {'e_conv_3.0.weight': np.zeros((8, 8, 5, 5))}, 'must have [32, 8, 5, 5]'),
+    ('cae', {'e_conv_1.1.weight': np.zeros((513, 3, 5, 5))}, 'features=513, which must be an integer from 1 to 512'),
+    ('cae', {'extra\nkey': np.zeros(3)}, r"holds 'extra\nkey' of shape [3], which the network does not have"),
   ],
 )
-def test_other_networks_are_refused_by_key(change, word):
-  state = {key: value for key, value in (cae_state() | change).items() if value is not None}
+def test_other_networks_are_refused_by_key(net, change, word):
+  state = {'edsr': edsr_state, 'cae': cae_state}[net]()
+  state = {key: value for key, value in (state | change).items() if value is not None}
   with pytest.raises(UserError) as error:
-    torch_layouts.cae_from_torch(state)
+    torch_layouts.FROM_TORCH[net](state)
   assert word in str(error.value)
+  assert len(str(error.value)) < 400
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('net', torch_layouts.FROM_TORCH)
+def test_empty_state_is_refused(net):
+  with pytest.raises(UserError, match=f'not {net.upper()}'):
+    torch_layouts.FROM_TORCH[net]({})
 
 
 def run_convert(*arguments):
@@ -96,9 +104,11 @@ def test_convert_writes_a_file_that_load_takes(tmp_path, capsys):
 def test_convert_refuses_what_is_not_a_cae_on_one_line(tmp_path, capsys):
   good = write_state(tmp_path / 'good.state', cae_state())
   (tmp_path / 'cut.state').write_bytes(good.read_bytes()[:-900])
+  (tmp_path / 'cut.pt').write_bytes(write_legacy_state(tmp_path / 'whole.pt', cae_state()).read_bytes()[:-1])
   for source, net, word in (
-    (good, 'edsr', "not EDSR's"),
-    (tmp_path / 'cut.state', 'cae', 'cut.state'),
+    (good, 'edsr', 'take another checkpoint, or name the network that this one is of'),
+    (tmp_path / 'cut.state', 'cae', 'cut off'),
+    (tmp_path / 'cut.pt', 'cae', 'cut off'),
     (tmp_path / 'none.state', 'cae', 'No such file'),
   ):
     assert run_convert(f'--net={net}', source, tmp_path / 'out.safetensors') == 2
@@ -108,28 +118,14 @@ def test_convert_refuses_what_is_not_a_cae_on_one_line(tmp_path, capsys):
   assert not (tmp_path / 'out.safetensors').exists()
 
 
-def test_convert_names_the_file_and_a_way_out(tmp_path, capsys):
-  state = edsr_state()
-  lacking = {key: value for key, value in state.items() if key != 'body.1.body.2.bias'}
-  for changed, word in (
-    (lacking, "the state dict lacks 'body.1.body.2.bias', which in this EDSR has shape [4]"),
-    (state | {'k' * 1000: np.zeros(3)}, 'kkk..., which EDSR does not have'),
-    (
-      state | {'head.0.bias': np.zeros(3)},
-      "'head.0.bias' of the state dict has shape [3]; in this EDSR it must have [4]",
-    ),
-    (state | {'add_mean.bias': np.zeros(3)}, "around DIV2K's mean"),
-    (state | {'sub_mean.weight': np.zeros((3, 3, 1, 1))}, 'must be the identity'),
-    (cae_state(), "is not EDSR's"),
-  ):
-    source = write_state(tmp_path / 'c.pt', changed)
-    assert run_convert(source, tmp_path / 'out.safetensors') == 2
-    said = capsys.readouterr().err
-    assert f"Cannot convert '{source}': " in said
-    assert word in said
-    assert 'take another checkpoint, or name the network that this one is of' in said
-    assert said.count('\n') == 1
-    assert len(said) < 400 + len(str(source))
+def test_another_scale_is_named_with_the_file(tmp_path, capsys):
+  state = edsr_state(scale=2, features=4)
+  state['tail.0.0.weight'], state['tail.0.0.bias'] = np.zeros((36, 4, 3, 3)), np.zeros(36)  # pixel shuffle of 3
+  source = write_legacy_state(tmp_path / 'edsr_baseline.pt', state)
+  assert run_convert(source, tmp_path / 'out.safetensors') == 2
+  said = capsys.readouterr().err
+  assert f"Cannot convert '{source}': " in said
+  assert 'scale=3, which must be one of 1, 2, 4' in said
 
 
 def test_convert_refuses_numbers_that_are_too_large_on_one_line(tmp_path, capsys):
@@ -152,6 +148,34 @@ def test_convert_leaves_its_source_alone(tmp_path, capsys):
   assert source.read_bytes() == held
   assert run_convert('', tmp_path / 'z.safetensors') == 2
   assert 'CHECKPOINT.pt is empty' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scale', [1, 2, 4])
+def test_converted_edsr_computes_what_torch_computes(tmp_path, scale):
+  torch = pytest.importorskip('torch')
+  functional = torch.nn.functional
+  state = edsr_state(blocks=3, features=8, scale=scale)
+  torch.save({key: torch.from_numpy(value) for key, value in state.items()}, tmp_path / 'c.pt')
+  images = np.random.default_rng(1).random((2, 16, 12, 3), np.float32)
+
+  weight = {key: torch.from_numpy(value) for key, value in state.items()}
+  conv = lambda x, name: functional.conv2d(x, weight[f'{name}.weight'], weight[f'{name}.bias'], padding='same')
+  x = conv(255 * torch.from_numpy(images).permute(0, 3, 1, 2), 'sub_mean')
+  head = x = conv(x, 'head.0')
+  for i in range(3):
+    x = x + conv(functional.relu(conv(x, f'body.{i}.body.0')), f'body.{i}.body.2')
+  x = head + conv(x, 'body.3')
+  for i in range({1: 0, 2: 1, 4: 2}[scale]):
+    x = functional.pixel_shuffle(conv(x, f'tail.0.{2 * i}'), 2)
+  x = conv(conv(x, 'tail.1'), 'add_mean') / 255
+  expected = x.permute(0, 2, 3, 1).numpy()
+
+  params, sizes = torch_layouts.edsr_from_torch(torch_checkpoint.read(tmp_path / 'c.pt'))
+  network = edsr(**sizes, native=False)
+  found = jax.jit(network.apply)(params, images)
+  assert found.shape == (2, 16 * scale, 12 * scale, 3)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.slow

@@ -33,8 +33,9 @@ def refused(path):
   return message
 
 
-def test_float32_round_trip_is_exact(tmp_path):
-  weights.save(tmp_path / 'w.safetensors', params(), METADATA, dtype='float32')
+@pytest.mark.parametrize('convert', [np.asarray, jnp.asarray, lambda array: np.asarray(array.T, order='C').T])
+def test_float32_round_trip_is_exact(tmp_path, convert):
+  weights.save(tmp_path / 'w.safetensors', jax.tree.map(convert, params()), METADATA, dtype='float32')
   loaded, metadata = weights.load(tmp_path / 'w.safetensors')
   jax.tree.map(np.testing.assert_array_equal, loaded, params())
   assert metadata == METADATA
@@ -46,23 +47,9 @@ def test_half_precision_is_the_default_and_is_half_as_large(tmp_path):
   weights.save(tmp_path / 'half', big, METADATA)
   weights.save(tmp_path / 'full', big, METADATA, dtype='float32')
   assert (tmp_path / 'half').stat().st_size < 0.55 * (tmp_path / 'full').stat().st_size
-  loaded, _ = weights.load(tmp_path / 'half')
-  value = loaded['net/conv']['w']
+  value = weights.load(tmp_path / 'half')[0]['net/conv']['w']
   assert value.dtype == np.float32
   np.testing.assert_array_equal(value, big['net/conv']['w'].astype(np.float16).astype(np.float32))
-
-
-def test_transposed_arrays_keep_their_layout(tmp_path):
-  w = np.arange(2 * 3 * 5 * 7, dtype=np.float32).reshape(2, 3, 5, 7)
-  weights.save(tmp_path / 'w', {'net': {'w': w.transpose(2, 3, 1, 0)}}, {}, dtype='float32')
-  loaded, _ = weights.load(tmp_path / 'w')
-  np.testing.assert_array_equal(loaded['net']['w'], w.transpose(2, 3, 1, 0))
-
-
-def test_jax_arrays_can_be_saved(tmp_path):
-  weights.save(tmp_path / 'w', jax.tree.map(jnp.asarray, params()), METADATA, dtype='float32')
-  loaded, _ = weights.load(tmp_path / 'w')
-  jax.tree.map(np.testing.assert_array_equal, loaded, params())
 
 
 def test_keys_and_header_are_readable_by_safetensors_alone(tmp_path):

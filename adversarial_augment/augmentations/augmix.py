@@ -25,20 +25,8 @@ def _whole(level: Array, limit: float) -> Array:
   return (level * (limit / 10)).astype(jnp.int32)
 
 
-def _turn(rotate, image: Array, level: Array) -> Array:
-  return rotate(image, _whole(level, 30).astype(jnp.float32))
-
-
-def _shear(shear, image: Array, level: Array) -> Array:
-  return shear(image, level * (0.3 / 10))
-
-
-def _move(translate, axis: int, image: Array, level: Array) -> Array:
-  return translate(image, _whole(level, image.shape[axis] / 3).astype(jnp.float32))
-
-
-def _enhance(operation, image: Array, level: Array) -> Array:
-  return operation(image, jnp.abs(level) * (1.8 / 10) + 0.1)
+def _factor(level: Array) -> Array:
+  return jnp.abs(level) * (1.8 / 10) + 0.1
 
 
 # (image, level) -> image. The sign of a level is the direction, for operations that have one.
@@ -46,20 +34,20 @@ OPS = (
   lambda image, level: augmix_ops.autocontrast(image),
   lambda image, level: augmix_ops.equalize(image),
   lambda image, level: augmix_ops.posterize(image, 4 - _whole(jnp.abs(level), 4)),
-  functools.partial(_turn, augmix_ops.rotate),
+  lambda image, level: augmix_ops.rotate(image, _whole(level, 30).astype(jnp.float32)),
   lambda image, level: augmix_ops.solarize(image, 256 - _whole(jnp.abs(level), 256)),
-  functools.partial(_shear, augmix_ops.shear_x),
-  functools.partial(_shear, augmix_ops.shear_y),
-  functools.partial(_move, augmix_ops.translate_x, 1),
-  functools.partial(_move, augmix_ops.translate_y, 0),
+  lambda image, level: augmix_ops.shear_x(image, level * (0.3 / 10)),
+  lambda image, level: augmix_ops.shear_y(image, level * (0.3 / 10)),
+  lambda image, level: augmix_ops.translate_x(image, _whole(level, image.shape[1] / 3).astype(jnp.float32)),
+  lambda image, level: augmix_ops.translate_y(image, _whole(level, image.shape[0] / 3).astype(jnp.float32)),
 )
 # Four more, which resemble corruptions of the test sets.
 ALL_OPS = (
   *OPS,
-  functools.partial(_enhance, augmix_ops.color),
-  functools.partial(_enhance, augmix_ops.contrast),
-  functools.partial(_enhance, augmix_ops.brightness),
-  functools.partial(_enhance, augmix_ops.sharpness),
+  lambda image, level: augmix_ops.color(image, _factor(level)),
+  lambda image, level: augmix_ops.contrast(image, _factor(level)),
+  lambda image, level: augmix_ops.brightness(image, _factor(level)),
+  lambda image, level: augmix_ops.sharpness(image, _factor(level)),
 )
 
 

@@ -106,13 +106,10 @@ def translate_y(image: Array, pixels: Array) -> Array:
 
 
 def _affine(image: Array, x_row: tuple, y_row: tuple) -> Array:
-  """Resamples bilinearly, with black outside the image.
+  """Resamples [h, w, c] bilinearly, with black outside the image.
 
-  Args:
-    image: [h, w, c].
-    x_row: (a, b, c): the pixel at (x, y), measured from the image's upper left corner to the pixel's centre, comes from
-      a * x + b * y + c to the right,
-    y_row: and likewise down.
+  The pixel at (x, y), measured from the image's upper left corner to the pixel's centre, comes from a x + b y + c to
+  the right, where `x_row` is (a, b, c), and likewise down.
   """
   height, width, channels = image.shape
   x, y = jnp.arange(width, dtype=jnp.float32)[None] + 0.5, jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5

@@ -1,4 +1,9 @@
-"""The corruption networks: factories of Haiku's (init, apply), and the weights that ship with the package."""
+"""The corruption networks: factories of Haiku's (init, apply), and the weights that ship with the package.
+
+A network is a pair of pure functions of images [n, h, w, 3] in [0, 1]; phi has a {'w': [kh, kw, c, k], 'b': [k]} for
+each layer. All factories take `conv`, the convolution (see per_example_conv), and `dtype`, of the layers (None: of the
+images).
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +24,7 @@ from adversarial_augment.corruption_nets import weights as weight_files
 from adversarial_augment.corruption_nets.cae import cae, cae_table
 from adversarial_augment.corruption_nets.edsr import edsr, edsr_table
 from adversarial_augment.corruption_nets.unet import unet, unet_table
-from adversarial_augment.corruption_nets.vqvae import vqvae, vqvae_shapes
+from adversarial_augment.corruption_nets.vqvae import CODEBOOK, vqvae, vqvae_table
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import files
 from adversarial_augment.types import PyTree
@@ -31,12 +36,9 @@ _DEFAULTS = {'edsr': 'edsr_16x64_x4', 'cae': 'cae_16', 'unet': 'unet_16', 'vqvae
 _SIZES_IN_NAMES = {
   'edsr': '{blocks}x{features}_x{scale}', 'cae': '{features}', 'unet': '{features}', 'vqvae': '{features}x{codes}',
 }  # fmt: skip
-_SHAPES: dict[str, Callable[..., layers.Shapes]] = {
-  'edsr': lambda **sizes: layers.shapes('edsr', edsr_table(**sizes)),
-  'cae': lambda **sizes: layers.shapes('cae', cae_table(**sizes)),
-  'unet': lambda **sizes: layers.shapes('unet', unet_table(**sizes)),
-  'vqvae': vqvae_shapes,
-}
+_TABLES: dict[str, Callable[..., layers.Table]] = {
+  'edsr': edsr_table, 'cae': cae_table, 'unet': unet_table, 'vqvae': vqvae_table,
+}  # fmt: skip
 
 
 def load(
@@ -56,8 +58,7 @@ def load(
       largest of them.
     perturb_mean_shift: of EDSR alone: phi includes its fixed colour-mean layers.
     deterministic: of the CAE alone: its bits are rounded instead of drawn.
-    conv: the convolution, see per_example_conv.
-    dtype: of the layers; None is the images' own.
+    conv, dtype: see the package.
 
   Returns:
     The network and phi: `network.apply(phi, images, key)` maps images [n, h, w, 3] in [0, 1] to images of that shape.
@@ -79,18 +80,7 @@ def load(
 
 
 def read(name: str, weights: str | Path) -> tuple[weight_files.Params, dict[str, int]]:
-  """Reads and checks a weight file with NumPy only; uses no device.
-
-  Args:
-    name: architecture, a key of `CORRUPTION_NETS`.
-    weights: a `.safetensors` file, or the name of shipped weights.
-
-  Returns:
-    Parameters with the names and shapes of the architecture, and its sizes.
-
-  Raises:
-    UserError: the file is missing, damaged, or for another network.
-  """
+  """Returns the parameters in a weight file, and the network's sizes; as `load`, but with NumPy only, on no device."""
   path = find(weights)
   params, metadata = weight_files.load(path)
   found, sizes = weight_files.network_of(metadata, path)
@@ -105,7 +95,11 @@ def read(name: str, weights: str | Path) -> tuple[weight_files.Params, dict[str,
 
 def shapes(name: str, sizes: Mapping[str, int]) -> layers.Shapes:
   """Returns the names and shapes of a network's parameters in a weight file; uses no device."""
-  return _SHAPES[name](**sizes)
+  sizes = dict(sizes)
+  constants: layers.Shapes = (
+    {CODEBOOK: {'codebook': (sizes.pop('codes'), sizes['features'])}} if name == 'vqvae' else {}
+  )
+  return layers.shapes(name, _TABLES[name](**sizes)) | constants
 
 
 def label(name: str, sizes: Mapping[str, int]) -> str:
@@ -114,11 +108,7 @@ def label(name: str, sizes: Mapping[str, int]) -> str:
 
 
 def find(weights: str | Path) -> Path:
-  """Returns the file of shipped weights, or the given path.
-
-  Raises:
-    UserError: neither ships nor looks like a path, or a path that no file can have.
-  """
+  """Returns the file of shipped weights, or the given path; raises UserError if it neither ships nor is a path."""
   if str(weights).endswith('.safetensors'):
     return files.user_path(str(weights), 'weights')
   known = {path.stem: path for path in files.named(_SHIPPED, '*.safetensors')}
@@ -126,11 +116,7 @@ def find(weights: str | Path) -> Path:
 
 
 def shipped_name(name: str, sizes: Mapping[str, int]) -> str:
-  """Returns the name of the shipped weights of an architecture.
-
-  Raises:
-    UserError: no weights ship for it.
-  """
+  """Returns the name of the shipped weights of an architecture; raises UserError if none ship for it."""
   stem = label(name, sizes)
   known = [path.stem for path in files.named(_SHIPPED, '*.safetensors')]
   if stem not in known:

@@ -5,6 +5,8 @@ An encoder maps every 4 x 4 pixels to 32 bits, and a decoder maps the bits to an
 the encoder's output. Their gradient is that of z (straight-through).
 """
 
+from collections.abc import Callable
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -27,31 +29,20 @@ def cae(
 
   Args:
     features: channels of the first layer; the other layers scale with it.
-    deterministic: whether bits are the sign of z; `apply` then needs no key.
+    deterministic: whether bits are the sign of z; `apply` then needs no key, from which they are drawn otherwise.
     native: whether to return images in [0, 1]; otherwise in [-1, 1], before clipping.
-    conv: the convolution, see per_example_conv.
-    dtype: of the layers; None: that of the images.
-
-  Returns:
-    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size; the noise of a batch is drawn from the
-    key. phi is a dict of {'w': [kh, kw, c, k], 'b': [k]}.
+    conv, dtype: see the package.
   """
   table = cae_table(features)
-  convolve = layers.layers_of('cae', table, conv)
 
   def forward(images: jax.Array) -> jax.Array:
-    layer = lambda x, name, **options: _leaky(convolve(x, name, **options))
-    x = images if dtype is None else images.astype(dtype)
-    for name in ('e_conv_1', 'e_conv_2'):
-      x = layer(x, name, stride=2, padding=((1, 2), (1, 2)))
-    x = _blocks(x, 'e_block', convolve)
-    z = jnp.tanh(convolve(x, 'e_conv_3').astype(images.dtype))
-    x = (z + jax.lax.stop_gradient(bits(z) - z)).astype(x.dtype)
-    x = _blocks(double(layer(x, 'd_up_conv_1/conv', padding='VALID'), 'd_up_conv_1/up'), 'd_block', convolve)
-    x = double(layer(x, 'd_up_conv_2/conv', padding='VALID'), 'd_up_conv_2/up')
-    x = layer(x, 'd_up_conv_3/conv', padding='VALID')
-    x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode='reflect')
-    x = jnp.tanh(convolve(x, 'd_up_conv_3/out', padding='VALID').astype(images.dtype))
+    def code(x: jax.Array) -> jax.Array:
+      z = jnp.tanh(x.astype(images.dtype))
+      return (z + jax.lax.stop_gradient(bits(z) - z)).astype(x.dtype)
+
+    double = lambda x, name: layers.doubling(x, f'cae/{name}', table[name][2])
+    x = run(images if dtype is None else images.astype(dtype), layers.Layers('cae', table, conv), double, code)
+    x = jnp.tanh(x.astype(images.dtype))
     return jnp.clip(x, 0.0, 1.0) if native else x
 
   def bits(z: jax.Array) -> jax.Array:
@@ -61,10 +52,31 @@ def cae(
       threshold = jax.random.uniform(hk.next_rng_key(), (z.size,), z.dtype, -1.0, 1.0).reshape(z.shape)
     return jnp.where(z > threshold, 1.0, -1.0).astype(z.dtype)
 
-  def double(x: jax.Array, name: str) -> jax.Array:  # the preceding valid convolution removed a border
-    return layers.Doubling(table[name][2], f'cae/{name}')(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
-
   return layers.transform(forward, multiple=4)
+
+
+def run(x: jax.Array, layer: Callable, double: Callable, code: Callable[[jax.Array], jax.Array]) -> jax.Array:
+  """Applies `layer(x, name, ...)` and the transposed `double(x, name)` to images [n, h, w, 3], up to the last tanh.
+
+  h and w are multiples of 4; `code` maps the encoder's output before its tanh to the decoder's input.
+  """
+
+  def blocks(x: jax.Array, name: str) -> jax.Array:
+    for i in (1, 2, 3):
+      x = x + layer(_leaky(layer(x, f'{name}_{i}/conv_0')), f'{name}_{i}/conv_1')
+    return x
+
+  def up(x: jax.Array, name: str) -> jax.Array:
+    x = _leaky(layer(x, f'{name}/conv', padding='VALID'))
+    return double(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), f'{name}/up')
+
+  for name in ('e_conv_1', 'e_conv_2'):
+    x = _leaky(layer(x, name, stride=2, padding=((1, 2), (1, 2))))
+  x = code(layer(blocks(x, 'e_block'), 'e_conv_3'))
+  x = up(blocks(up(x, 'd_up_conv_1'), 'd_block'), 'd_up_conv_2')
+  x = _leaky(layer(x, 'd_up_conv_3/conv', padding='VALID'))
+  x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode='reflect')
+  return layer(x, 'd_up_conv_3/out', padding='VALID')
 
 
 def cae_table(features: int) -> layers.Table:
@@ -84,12 +96,6 @@ def cae_table(features: int) -> layers.Table:
     'd_up_conv_3/conv': (3, 4 * f, quarter),
     'd_up_conv_3/out': (3, quarter, 3),
   }
-
-
-def _blocks(x: jax.Array, name: str, convolve) -> jax.Array:
-  for i in (1, 2, 3):
-    x = x + convolve(_leaky(convolve(x, f'{name}_{i}/conv_0')), f'{name}_{i}/conv_1')
-  return x
 
 
 def _leaky(x: jax.Array) -> jax.Array:

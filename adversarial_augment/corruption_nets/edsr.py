@@ -42,20 +42,16 @@ def edsr(
     native: whether to return images of the input's size in [0, 1]; otherwise super-resolved ones, not clipped.
     tail: how native images are computed after the last residual sum: 'composed', see linear_tail.py, or 'layers', one
       after the other. Equal up to rounding.
-    conv: the convolution, see per_example_conv.
-    dtype: of the convolutions; None: that of the images.
-
-  Returns:
-    A pair of pure functions; images are [n, h, w, 3] in [0, 1], and phi a dict of {'w': [3, 3, c, k], 'b': [k]}.
+    conv, dtype: see the package.
   """
   table = edsr_table(blocks, features, scale)
-  layer, weights = layers.layers_of('edsr', table, conv), layers.weights_of('edsr', table)
+  layer = layers.Layers('edsr', table, conv)
   ups = [f'up_{i}' for i in range(int(math.log2(scale)))]
 
   def forward(images: jax.Array) -> jax.Array:
     mean = jnp.asarray(255.0 * MEAN, images.dtype).reshape(1, 1, 1, 3)
     if perturb_mean_shift:
-      x = _MeanShift(-1.0, 'edsr/sub_mean')(255.0 * images)
+      x = _shift(255.0 * images, -1.0, 'edsr/sub_mean')
     else:
       x = 255.0 * images - mean
     if dtype is not None:
@@ -67,7 +63,7 @@ def edsr(
     x = (skip + layer(x, 'body_out')).reshape(n, h, w, features)
     if native and ups and tail == 'composed' and min(h, w) > 1:
       kernels, biases = linear_tail.composed(
-        [weights(name, images.dtype) for name in ups], weights('out', images.dtype)
+        [layer.weights(name, images.dtype) for name in ups], layer.weights('out', images.dtype)
       )
       x = linear_tail.apply(x, kernels.astype(x.dtype), biases.astype(x.dtype), conv).astype(images.dtype)
     else:
@@ -76,7 +72,7 @@ def edsr(
       x = layer(x, 'out').astype(images.dtype)
       if native:
         x = x.reshape(n, h, scale, w, scale, 3).mean((2, 4))
-    x = _MeanShift(1.0, 'edsr/add_mean')(x) if perturb_mean_shift else x + mean
+    x = _shift(x, 1.0, 'edsr/add_mean') if perturb_mean_shift else x + mean
     return jnp.clip(x / 255.0, 0.0, 1.0) if native else x / 255.0
 
   return layers.transform(forward)
@@ -91,14 +87,9 @@ def edsr_table(blocks: int, features: int, scale: int) -> layers.Table:
   return {name: (3, *pair) for name, pair in (channels | {'out': (features, 3)}).items()}
 
 
-class _MeanShift(hk.Module):
+def _shift(x: jax.Array, sign: float, module: str) -> jax.Array:
   """Adds or removes the mean colour, as a 1x1 convolution."""
-
-  def __init__(self, sign: float, name: str):
-    super().__init__(hk.experimental.force_name(name))
-    self._sign = sign
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    w = hk.get_parameter('w', (3, 3), init=lambda shape, dtype: jnp.eye(3, dtype=dtype))
-    b = hk.get_parameter('b', (3,), init=lambda shape, dtype: jnp.asarray(self._sign * 255.0 * MEAN, dtype))
-    return x @ w.astype(x.dtype) + b.astype(x.dtype).reshape(1, 1, 1, 3)
+  identity = lambda shape, dtype: jnp.eye(3, dtype=dtype)
+  colour = lambda shape, dtype: jnp.asarray(sign * 255.0 * MEAN, dtype)
+  w, b = layers.parameters(module, x.dtype, w=((3, 3), identity), b=((3,), colour))
+  return x @ w + b.reshape(1, 1, 1, 3)

@@ -18,7 +18,7 @@ import numpy as np
 
 from adversarial_augment import per_example_conv
 
-Layer = tuple[jax.Array, jax.Array]  # weight [3, 3, c, k] and bias [k]
+Layer = Sequence[jax.Array]  # weight [3, 3, c, k] and bias [k]
 
 _WINDOW = 5  # side of the composed kernel
 _PLACES = 3  # of a row or column in the image: first, between, last
@@ -54,10 +54,7 @@ def composed(ups: Sequence[Layer], out: Layer) -> tuple[jax.Array, jax.Array]:
 def _through(effect: jax.Array, weight: jax.Array, inside: np.ndarray) -> jax.Array:
   """Maps effects of a layer's outputs [a, b, h, w, o, k] to those of its inputs [3, 3, h + 2, w + 2, o, c].
 
-  Args:
-    effect: a and b are 3, or 1 if all places are equal.
-    weight: of the layer, [3, 3, c, k].
-    inside: [3, h], whether each output exists; h = w.
+  a and b are 3, or 1 if all places are equal; `inside` [3, h] says whether each output exists; h = w.
   """
   # A plain matrix product: gradients with several summed axes crash in XLA's CPU backend (jaxlib 0.10.2).
   c, k = weight.shape[2:]
@@ -102,23 +99,16 @@ def _inside(size: int, below: int, scale: int) -> np.ndarray:
 
 
 def apply(x: jax.Array, kernels: jax.Array, biases: jax.Array, conv: per_example_conv.Conv) -> jax.Array:
-  """Returns the tail of [n, h, w, c], with at least 2 pixels per side: [n, h, w, k].
+  """Applies what `composed` returns to features [n, h, w, c] with at least 2 pixels per side: [n, h, w, k].
 
   One convolution computes all places for every pixel, and one of them is selected: the extra channels cost less than
   nine operations.
-
-  Args:
-    x: the features.
-    kernels: [3, 3, 5, 5, c, k], see `composed`.
-    biases: [3, 3, k], likewise.
-    conv: a convolution, see per_example_conv.
   """
   n, h, w, _ = x.shape
   c, k = kernels.shape[4:]
   size = _PLACES**2 * k
-  every = conv(x, kernels.transpose(2, 3, 4, 0, 1, 5).reshape(_WINDOW, _WINDOW, c, size)) + biases.reshape(
-    1, 1, 1, size
-  )
+  kernel = kernels.transpose(2, 3, 4, 0, 1, 5).reshape(_WINDOW, _WINDOW, c, size)
+  every = conv(x, kernel) + biases.reshape(1, 1, 1, size)
   places = jnp.asarray(_places(h)[:, None, :, None] * _places(w)[None, :, None, :], x.dtype)
   return (every.reshape(n, h, w, -1, k) * places.reshape(1, h, w, -1, 1)).sum(3)
 

@@ -26,24 +26,14 @@ _BIG_ENDIAN = 'was written on a big-endian machine; save it again on a little-en
 
 # Storage types of the module `torch`; bfloat16, which NumPy lacks, is read as its bits.
 STORAGES = {
-  'FloatStorage': '<f4',
-  'DoubleStorage': '<f8',
-  'HalfStorage': '<f2',
-  'BFloat16Storage': 'bfloat16',
-  'LongStorage': '<i8',
-  'IntStorage': '<i4',
-  'ShortStorage': '<i2',
-  'CharStorage': '|i1',
-  'ByteStorage': '|u1',
+  'FloatStorage': '<f4', 'DoubleStorage': '<f8', 'HalfStorage': '<f2', 'BFloat16Storage': 'bfloat16',
+  'LongStorage': '<i8', 'IntStorage': '<i4', 'ShortStorage': '<i2', 'CharStorage': '|i1', 'ByteStorage': '|u1',
   'BoolStorage': '|b1',
-}
+}  # fmt: skip
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Reads the state dict of a PyTorch checkpoint.
-
-  Args:
-    path: a checkpoint of any PyTorch: a state dict, or a dict that holds one under 'model' or 'state_dict'.
+  """Returns the state dict in a checkpoint of any PyTorch, or of what it has under 'model' or 'state_dict'.
 
   Returns:
     Read-only arrays by key, in the file's order, which may share memory; bfloat16 becomes float32.
@@ -100,9 +90,26 @@ class _Tensor(NamedTuple):
   size: Any
   stride: Any
 
+  def array(self, values: np.ndarray) -> np.ndarray:
+    """Returns a read-only view of the storage's numbers; refuses one that leaves them, and what describes none."""
+    offset, size, stride = self.offset, self.size, self.stride
+    if not all(
+      isinstance(sizes, tuple) and len(sizes) <= pickles.MAX_DIMENSIONS for sizes in (size, stride)
+    ) or not all(isinstance(number, int) and 0 <= number < 2**63 for number in (offset, *size, *stride)):
+      raise ValueError('impossible size, stride or offset of a tensor')
+    if len(size) != len(stride):
+      raise ValueError(f'impossible tensor of size {size}, stride {stride}')
+    if math.prod(size) == 0:
+      return np.empty(size, values.dtype)
+    # No copy: a small pickle could describe many large tensors of one storage.
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= len(values) or math.prod(size) > len(values):
+      raise ValueError(f'tensor of size {size}, stride {stride}, offset {offset} leaves its storage of {len(values)}')
+    steps = tuple(step * values.itemsize for step in stride)
+    return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
+
 
 def _read_zip(archive: zipfile.ZipFile, path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Returns the tensors of an archive."""
   members = {member.filename: member for member in archive.infolist()}
   # PyTorch does not compress, so the members fit into the file, and reading them cannot take more memory than its size.
   if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()) or (
@@ -121,7 +128,8 @@ def _read_zip(archive: zipfile.ZipFile, path: str | os.PathLike) -> dict[str, np
   storages: dict[str, _Storage] = {}
   tensors = _tensors(_load(io.BytesIO(read('data.pkl')), path, storages), path)
   used = {tensor.storage.key for tensor in tensors.values()}
-  return _arrays(tensors, {key: storages[key].numbers(read(f'data/{key}')) for key in used})
+  numbers = {key: storages[key].numbers(read(f'data/{key}')) for key in used}
+  return {key: tensor.array(numbers[tensor.storage.key]) for key, tensor in tensors.items()}
 
 
 def _read_legacy(file: BinaryIO, path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -149,7 +157,7 @@ def _read_legacy(file: BinaryIO, path: str | os.PathLike) -> dict[str, np.ndarra
     if int.from_bytes(length, 'little') != storage.length:
       raise ValueError('a storage of another length')
     numbers[storage.key] = storage.numbers(file.read(expected))
-  return _arrays(_tensors(content, path), numbers)
+  return {key: tensor.array(numbers[tensor.storage.key]) for key, tensor in _tensors(content, path).items()}
 
 
 def _load(stream: io.BytesIO, path: str | os.PathLike, storages: dict[str, _Storage] | None = None) -> Any:
@@ -189,10 +197,6 @@ def _tensors(content: Any, path: str | os.PathLike) -> dict[str, _Tensor]:
   return content
 
 
-def _arrays(tensors: dict[str, _Tensor], numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  return {key: _strided(numbers[tensor.storage.key], *tensor[1:]) for key, tensor in tensors.items()}
-
-
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
   if not isinstance(storage, _Storage):
     raise ValueError('a tensor of what is no storage')
@@ -205,21 +209,3 @@ _GLOBALS: dict[str, Any] = {
   'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
   'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
 } | {f'torch.{name}': kind for name, kind in STORAGES.items()}
-
-
-def _strided(values: np.ndarray, offset: Any, size: Any, stride: Any) -> np.ndarray:
-  """Returns a read-only view of a storage [n] as a tensor; refuses one that leaves it, and what describes none."""
-  if not all(
-    isinstance(numbers, tuple) and len(numbers) <= pickles.MAX_DIMENSIONS for numbers in (size, stride)
-  ) or not all(isinstance(number, int) and 0 <= number < 2**63 for number in (offset, *size, *stride)):
-    raise ValueError('impossible size, stride or offset of a tensor')
-  if len(size) != len(stride):
-    raise ValueError(f'impossible tensor of size {size}, stride {stride}')
-  if math.prod(size) == 0:
-    return np.empty(size, values.dtype)
-  # No copy: a small pickle could describe many large tensors of one storage.
-  last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-  if last >= len(values) or math.prod(size) > len(values):
-    raise ValueError(f'tensor of size {size}, stride {stride}, offset {offset} leaves its storage of {len(values)}')
-  steps = tuple(step * values.itemsize for step in stride)
-  return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)

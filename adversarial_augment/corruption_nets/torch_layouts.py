@@ -1,17 +1,16 @@
 """The published PyTorch networks, key by key: from a state dict to the parameters of ours.
 
 Weights of convolutions are [out, in, kh, kw] there and [kh, kw, in, out] here, those of transposed convolutions
-[in, out, kh, kw] and [kh, kw, in, out]. No axis is reversed: `layers.Doubling` writes
-y[2i + a, 2j + b] = x[i, j] w[a, b] as PyTorch does, unlike `jax.lax.conv_transpose`.
+[in, out, kh, kw] and [kh, kw, in, out]. No axis is reversed: `layers.doubling` writes as PyTorch does, unlike
+`jax.lax.conv_transpose`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 import re
 
 import numpy as np
 
-from adversarial_augment.config.fields import show
 from adversarial_augment.corruption_nets import layers, weights
 from adversarial_augment.corruption_nets.cae import cae_table
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr_table
@@ -31,16 +30,10 @@ _CAE_KEYS = (
 
 
 def edsr_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
-  """Turns a state dict of EDSR-PyTorch (baseline family) into the parameters of `corruption_nets.edsr`.
+  """Returns the parameters, float32, and the sizes of `corruption_nets.edsr` in a state dict of EDSR-PyTorch.
 
-  Blocks, features and scale (1, 2 or 4) follow from the keys and shapes. The fixed layers that remove and add the mean
-  colour are checked and dropped.
-
-  Args:
-    state: arrays by PyTorch key; prefixes 'module.' and 'model.' are ignored.
-
-  Returns:
-    Haiku parameters, float32, and the sizes of the network.
+  Blocks, features and scale (1, 2 or 4) follow from the keys and shapes of the state dict (baseline family). The fixed
+  layers that remove and add the mean colour are checked and dropped. Prefixes 'module.' and 'model.' are ignored.
 
   Raises:
     UserError: a key is missing, unknown, or has another shape than EDSR gives it; the mean colour is another one; or
@@ -55,26 +48,18 @@ def edsr_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
   scale = 2**stages  # each doubles the size, but a factor of 3 is one
   if stages == 1 and (first := state.get('tail.0.0.weight')) is not None and first.ndim:
     scale = math.isqrt(first.shape[0] // max(features, 1))
+  sizes = {'blocks': blocks, 'features': features, 'scale': scale}
+  _check_sizes(sizes, 'EDSR')
   keys = {'head': 'head.0', 'body_out': f'body.{blocks}', 'out': 'tail.1'}
   keys |= {f'block_{i}/conv_{j}': f'body.{i}.body.{2 * j}' for i in range(blocks) for j in (0, 1)}
   keys |= {f'up_{i}': f'tail.0.{2 * i}' for i in range(stages)}
-  sizes = {'blocks': blocks, 'features': features, 'scale': scale}
-  _check_sizes(sizes, 'EDSR')
-  table = edsr_table(**sizes)
-  mean_shifts = dict.fromkeys(('sub_mean', 'add_mean'), ((3, 3, 1, 1), 3))
-  _check(state, mean_shifts | _torch_layers(table, keys), 'EDSR')
+  params = _converted('edsr', edsr_table(**sizes), keys, state, mean_shifts=('sub_mean', 'add_mean'))
   _check_mean(state)
-  return _params('edsr', table, keys, state), sizes
+  return params, sizes
 
 
 def cae_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
-  """Turns a state dict of DeepAugment's CAE into the parameters of `corruption_nets.cae`.
-
-  Args:
-    state: arrays by PyTorch key; prefixes 'module.' and 'model.' are ignored.
-
-  Returns:
-    Haiku parameters, float32, and the sizes of the network.
+  """Returns the parameters, float32, and the sizes of `corruption_nets.cae` in a state dict of DeepAugment's CAE.
 
   Raises:
     UserError: a key is missing, unknown, or has another shape than the CAE gives it.
@@ -83,15 +68,23 @@ def cae_from_torch(state: State) -> tuple[weights.Params, dict[str, int]]:
   sizes = {'features': _width(state, f'{_CAE_KEYS[0]}.weight', 'CAE')}
   _check_sizes(sizes, 'CAE')
   table = cae_table(**sizes)
-  keys = dict(zip(table, _CAE_KEYS, strict=True))
-  _check(state, _torch_layers(table, keys), 'CAE')
-  return _params('cae', table, keys, state), sizes
+  return _converted('cae', table, dict(zip(table, _CAE_KEYS, strict=True)), state), sizes
 
 
 FROM_TORCH: dict[str, Callable[[State], tuple[weights.Params, dict[str, int]]]] = {
   'edsr': edsr_from_torch,
   'cae': cae_from_torch,
 }
+
+
+def is_transposed(name: str) -> bool:
+  """Whether a layer of a table is a transposed convolution."""
+  return name.endswith('/up')  # of the CAE
+
+
+def order(name: str) -> tuple[int, int, int, int]:
+  """Returns the axes of PyTorch's weight in the order of ours."""
+  return (2, 3, 0, 1) if is_transposed(name) else (2, 3, 1, 0)
 
 
 def _without_prefixes(state: State) -> State:
@@ -108,21 +101,31 @@ def _width(state: State, key: str, network: str) -> int:
   return state[key].shape[0]
 
 
-def _check(state: State, layers_of: Mapping[str, tuple[tuple[int, ...], int]], network: str) -> None:
-  """Refuses a state dict that has not exactly these layers: prefix -> shape of the weight, outputs."""
-  shapes = {f'{key}.weight': shape for key, (shape, _) in layers_of.items()}
-  shapes |= {f'{key}.bias': (outputs,) for key, (_, outputs) in layers_of.items()}
-  for key, shape in shapes.items():
-    if key not in state:
-      raise UserError(f"the state dict lacks '{key}', which in this {network} has shape {list(shape)}; {_WAY_OUT}.")
-    if state[key].shape != shape:
-      raise UserError(
-        f"'{key}' of the state dict has shape {list(state[key].shape)}; in this {network} it must have {list(shape)}: "
-        f'{_WAY_OUT}.'
-      )
-  for key in state:
-    if key not in shapes:
-      raise UserError(f'the state dict holds {show(key)}, which {network} does not have; {_WAY_OUT}.')
+def _check_sizes(sizes: dict[str, int], network: str) -> None:
+  if wrong := weights.wrong_size(sizes):
+    raise UserError(f'the state dict is of {network} with {wrong}; convert another one.')
+
+
+def _converted(
+  network: str, table: layers.Table, keys: Mapping[str, str], state: State, mean_shifts: Sequence[str] = ()
+) -> weights.Params:
+  """Converts the layers of a table; `keys` are their prefixes in a state dict that may have nothing else."""
+  wanted: dict[str, tuple[int, ...]] = {}
+  for name in mean_shifts:
+    wanted |= {f'{name}.weight': (3, 3, 1, 1), f'{name}.bias': (3,)}
+  for name, (size, inputs, outputs) in table.items():
+    channels = (inputs, outputs) if is_transposed(name) else (outputs, inputs)
+    wanted |= {f'{keys[name]}.weight': (*channels, size, size), f'{keys[name]}.bias': (outputs,)}
+  if wrong := weights.wrong_shape({key: value.shape for key, value in state.items()}, wanted):
+    raise UserError(f'the state dict is not that of such a network ({network}): it {wrong}; {_WAY_OUT}.')
+  params = {}
+  for name in table:
+    with np.errstate(over='ignore'):  # weights.save refuses what is too large
+      params[f'{network}/{name}'] = {
+        'w': np.ascontiguousarray(state[f'{keys[name]}.weight'].transpose(order(name)), np.float32),
+        'b': np.ascontiguousarray(state[f'{keys[name]}.bias'], np.float32),
+      }
+  return params
 
 
 def _check_mean(state: State) -> None:
@@ -137,34 +140,3 @@ def _check_mean(state: State) -> None:
       raise UserError(
         f"'{name}.bias' of the state dict must be {rounded}, grey levels 0 to 255 around DIV2K's mean: {_WAY_OUT}."
       )
-
-
-def _check_sizes(sizes: dict[str, int], network: str) -> None:
-  wrong = weights.wrong_size(sizes)
-  if wrong:
-    raise UserError(f'the state dict is of {network} with {wrong}; convert another one.')
-
-
-def _torch_layers(table: layers.Table, keys: Mapping[str, str]) -> dict[str, tuple[tuple[int, ...], int]]:
-  """PyTorch's prefix -> shape of its weight, outputs."""
-  found: dict[str, tuple[tuple[int, ...], int]] = {}
-  for name, (size, inputs, outputs) in table.items():
-    channels = (inputs, outputs) if _is_transposed(name) else (outputs, inputs)
-    found[keys[name]] = (*channels, size, size), outputs
-  return found
-
-
-def _params(network: str, table: layers.Table, keys: Mapping[str, str], state: State) -> weights.Params:
-  params = {}
-  for name in table:
-    order = (2, 3, 0, 1) if _is_transposed(name) else (2, 3, 1, 0)
-    with np.errstate(over='ignore'):  # weights.save refuses what is too large
-      params[f'{network}/{name}'] = {
-        'w': np.ascontiguousarray(state[f'{keys[name]}.weight'].transpose(order), np.float32),
-        'b': np.ascontiguousarray(state[f'{keys[name]}.bias'], np.float32),
-      }
-  return params
-
-
-def _is_transposed(name: str) -> bool:
-  return name.endswith('/up')  # of the CAE

@@ -27,14 +27,9 @@ def unet(
   Args:
     features: channels at full resolution; each of the two lower resolutions doubles them.
     native: whether to clip the images to [0, 1].
-    conv: the convolution, see per_example_conv.
-    dtype: of the layers; None: that of the images.
-
-  Returns:
-    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and phi a dict of
-    {'w': [3, 3, c, k], 'b': [k]}.
+    conv, dtype: see the package.
   """
-  convolve = layers.layers_of('unet', unet_table(features), conv)
+  convolve = layers.Layers('unet', unet_table(features), conv)
 
   def forward(images: jax.Array) -> jax.Array:
     layer = lambda x, name: jax.nn.relu(convolve(x, name))

@@ -40,16 +40,11 @@ def vqvae(
 
   Args:
     features: channels of the first layer and length of a code; the layers between have twice as many.
-    codes: vectors in the codebook.
+    codes: vectors in the codebook, {'codebook': [codes, features]}.
     native: whether to return images in [0, 1]; otherwise a `Coded`, for images whose sides are multiples of 4.
-    conv: the convolution, see per_example_conv.
-    dtype: of the layers; None: that of the images, which distances to codes always use.
-
-  Returns:
-    A pair of pure functions; images are [n, h, w, 3] in [0, 1], of any size, and phi a dict of
-    {'w': [kh, kw, c, k], 'b': [k]}, and the codebook.
+    conv, dtype: see the package; distances to codes always use the type of the images.
   """
-  layer = layers.layers_of('vqvae', vqvae_table(features), conv)
+  layer = layers.Layers('vqvae', vqvae_table(features), conv)
 
   def forward(images: jax.Array) -> Coded | jax.Array:
     x = (images if dtype is None else images.astype(dtype)) - 0.5
@@ -57,7 +52,9 @@ def vqvae(
       x = jax.nn.relu(layer(x, name, stride=2, padding=((1, 1), (1, 1))))
     x = blocks(layer(x, 'encoder'), 'encoder_block')
     latents = layer(x, 'to_code').astype(images.dtype)
-    quantised, indices = quantise(latents, _Codebook()((codes, features), latents.dtype))
+    normal = hk.initializers.RandomNormal(0.1)
+    (codebook,) = layers.parameters(CODEBOOK, latents.dtype, codebook=((codes, features), normal))
+    quantised, indices = quantise(latents, jax.lax.stop_gradient(codebook))
     x = layer((latents + jax.lax.stop_gradient(quantised - latents)).astype(x.dtype), 'from_code')
     x = blocks(x, 'decoder_block')
     x = jax.nn.relu(layers.pixel_shuffle(layer(x, 'up_0'), 2))
@@ -79,20 +76,6 @@ def quantise(latents: jax.Array, codebook: jax.Array) -> tuple[jax.Array, jax.Ar
   distances = jnp.sum(codebook**2, -1)[None] - 2 * jnp.matmul(flat, codebook.T, precision='highest')
   indices = jnp.argmin(distances, -1).reshape(latents.shape[:-1])
   return codebook[indices], indices
-
-
-class _Codebook(hk.Module):
-  def __init__(self) -> None:
-    super().__init__(hk.experimental.force_name(CODEBOOK))
-
-  def __call__(self, shape: tuple[int, int], dtype) -> jax.Array:
-    codebook = hk.get_parameter('codebook', shape, init=hk.initializers.RandomNormal(0.1))
-    return jax.lax.stop_gradient(codebook.astype(dtype))
-
-
-def vqvae_shapes(features: int, codes: int) -> layers.Shapes:
-  """Returns the names and shapes of all parameters."""
-  return layers.shapes('vqvae', vqvae_table(features)) | {CODEBOOK: {'codebook': (codes, features)}}
 
 
 def vqvae_table(features: int) -> layers.Table:

@@ -37,20 +37,12 @@ def save(
   *,
   dtype: str = 'float16',
 ) -> None:
-  """Writes parameters and their provenance to `path`, atomically.
-
-  Args:
-    path: the file to write or replace; its folder must exist.
-    params: Haiku parameters, module name -> parameter name -> array.
-    metadata: provenance; any JSON-serialisable values.
-    dtype: 'float16' or 'float32', how the numbers are stored.
+  """Writes parameters and their provenance (any JSON-serialisable values) to `path`, atomically.
 
   Raises:
-    UserError: unknown dtype, or a value that is not finite in that dtype.
+    UserError: a value that is not finite in the dtype, 'float16' or 'float32'.
     StorageError: the file cannot be written.
   """
-  if dtype not in DTYPES:
-    raise UserError(f"dtype='{dtype}' of a weight file must be one of {', '.join(DTYPES)}.")
   tensors = {}
   for key, value in _flatten(params).items():
     with np.errstate(over='ignore'):  # too large for half precision is reported below
@@ -61,24 +53,14 @@ def save(
         f"Parameter {key!r} holds values that are not finite in {dtype}; '{path}' was not written: take other weights"
         f'{", or store them as float32" if dtype == "float16" else ""}.'
       )
-  header = {
-    'format': FORMAT,
-    'sha256': _digest(tensors),
-    'provenance': json.dumps(dict(metadata), sort_keys=True),
-  }
-  target = Path(path)
-  with artifact.storage_errors(f"write the weight file '{target}'"):
-    artifact.replace(target, to_bytes(tensors, metadata=header))
+  provenance = json.dumps(dict(metadata), sort_keys=True)
+  header = {'format': FORMAT, 'sha256': _digest(tensors), 'provenance': provenance}
+  with artifact.storage_errors(f"write the weight file '{path}'"):
+    artifact.replace(Path(path), to_bytes(tensors, metadata=header))
 
 
 def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
-  """Reads a weight file written by `save` and verifies it.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The parameters as nested dicts of float32 arrays, and the metadata given to `save`.
+  """Returns the parameters, float32, and the metadata that `save` wrote, verified.
 
   Raises:
     UserError: no such file, not a weight file of this package, damaged, or with NaN or infinite values.
@@ -86,8 +68,7 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
   try:
     untrusted.open_file(path, MAX_BYTES).close()
     with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
-      header = file.metadata() or {}
-      provenance = _read_header(path, header)
+      sha256, provenance = _read_header(path, file.metadata() or {})
       tensors = {}
       for key in file.keys():  # noqa: SIM118 (the file is no mapping)
         tag = file.get_slice(key).get_dtype()
@@ -105,7 +86,7 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
       f"'{path}' is damaged or not a .safetensors weight file ({reason}); get or make it again."
     ) from error
 
-  if _digest(tensors) != header['sha256']:
+  if _digest(tensors) != sha256:
     raise UserError(f"'{path}' is damaged: its tensors do not have the SHA-256 in its header; get or make it again.")
   params: Params = {}
   for key in list(tensors):
@@ -120,30 +101,23 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
 def network_of(metadata: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, dict[str, int]]:
   """Returns the name of the network that a weight file was made for, and its sizes; none of an unknown network.
 
-  Args:
-    metadata: of the file, as `load` gives it.
-    path: the file, for the message.
-
   Raises:
     UserError: the header does not name a network, or not by its name and sizes alone.
   """
   network = metadata.get('network')
   entries: dict[str, Any] = network if isinstance(network, dict) else {}
-  name = entries.get('name')
-  if not isinstance(name, str):
-    wanted: tuple[str, ...] = ('name', 'the sizes of that network')
-  elif name in NETWORK_SIZES:
-    wanted = ('name', *NETWORK_SIZES[name])
-  else:
+  name: Any = entries.get('name')
+  known = isinstance(name, str)
+  if known and name not in NETWORK_SIZES:
     return name, {}
-  if not isinstance(name, str) or entries.keys() != set(wanted):
+  sizes: dict[str, Any] = {key: entries.get(key) for key in NETWORK_SIZES[name]} if known else {}
+  if not known or entries.keys() != {'name', *sizes}:
+    wanted = ', '.join(('name', *sizes) if known else ('name', 'the sizes of that network'))
     raise UserError(
       f"'{path}' does not say what network its weights are of: 'network' in its header is {show(network)} and must "
-      f'have exactly {", ".join(wanted)}; {WAY_OUT}.'
+      f'have exactly {wanted}; {WAY_OUT}.'
     )
-  sizes = {key: entries[key] for key in NETWORK_SIZES[name]}
-  wrong = wrong_size(sizes)
-  if wrong:
+  if wrong := wrong_size(sizes):
     raise UserError(f"'{path}': 'network' in its header has {wrong}; {WAY_OUT}.")
   return name, sizes
 
@@ -159,31 +133,26 @@ def wrong_size(sizes: Mapping[str, Any]) -> str:
 def check(
   params: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Mapping[str, Any]], path: str | os.PathLike
 ) -> None:
-  """Refuses parameters that are not those of the network they are meant for.
+  """Raises UserError unless parameters from `path` have the expected shapes (or the shapes of the expected arrays)."""
+  found = {key: value.shape for key, value in _flatten(params).items()}
+  wanted = {key: getattr(value, 'shape', value) for key, value in _flatten(expected).items()}
+  if wrong := wrong_shape(found, wanted):
+    raise UserError(f"'{path}' {wrong}; these are not the weights of the network it is meant for: {WAY_OUT}.")
 
-  Args:
-    params: Haiku parameters, as `load` gives them.
-    expected: the same structure; its leaves are shapes, or have one (as from `jax.eval_shape(network.init, ...)`).
-    path: where `params` came from, for the message.
 
-  Raises:
-    UserError: a parameter is missing, mis-shaped, or one too many; the first of them is named.
-  """
-  found = {key: tuple(value.shape) for key, value in _flatten(params).items()}
-  wanted = {key: tuple(getattr(value, 'shape', value)) for key, value in _flatten(expected).items()}
-  advice = f'these are not the weights of the network it is meant for: {WAY_OUT}'
+def wrong_shape(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+  """Returns what is wrong with the first array that is missing, mis-shaped or one too many; '' where none is."""
   for key, shape in wanted.items():
     if key not in found:
-      raise UserError(f"'{path}' lacks '{key}', which must have shape {list(shape)}; {advice}.")
-    if found[key] != shape:
-      raise UserError(f"'{path}': '{key}' has shape {list(found[key])} and must have {list(shape)}; {advice}.")
-  for key, shape in found.items():
-    if key not in wanted:
-      raise UserError(f"'{path}' holds {show(key)} of shape {list(shape)}, which the network does not have; {advice}.")
+      return f"lacks '{key}', which must have shape {list(shape)}"
+    if tuple(found[key]) != tuple(shape):
+      return f"holds '{key}', which has shape {list(found[key])} and must have {list(shape)}"
+  extra = [key for key in found if key not in wanted]
+  return f'holds {show(extra[0])} of shape {list(found[extra[0]])}, which the network does not have' if extra else ''
 
 
-def _read_header(path: str | os.PathLike, header: Mapping[str, str]) -> dict[str, Any]:
-  """Returns the metadata in a header; raises UserError unless it is one that `save` writes."""
+def _read_header(path: str | os.PathLike, header: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+  """Returns the hash and the metadata in a header; raises UserError unless it is one that `save` writes."""
   missing = [key for key in ('format', 'sha256', 'provenance') if key not in header]
   if missing:
     raise UserError(f"'{path}' is no weight file of this package: its header lacks '{missing[0]}'; {WAY_OUT}.")
@@ -195,7 +164,7 @@ def _read_header(path: str | os.PathLike, header: Mapping[str, str]) -> dict[str
     provenance = None
   if not isinstance(provenance, dict):
     raise UserError(f"'{path}' is damaged: 'provenance' in its header is not a JSON object; get or make it again.")
-  return provenance
+  return header['sha256'], provenance
 
 
 def _flatten(params: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

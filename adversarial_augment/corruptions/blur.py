@@ -14,7 +14,6 @@ from scipy import ndimage
 
 from adversarial_augment.corruptions import filters
 from adversarial_augment.corruptions.corruption import Corruption, Size, no_draw
-from adversarial_augment.corruptions.motion import motion_blur, motion_kernel
 from adversarial_augment.types import Array, Key
 
 _GAUSSIAN = (0.4, 0.6, 0.7, 0.8, 1.0)  # sigma, in pixels
@@ -58,16 +57,14 @@ def _gaussian(sigma: float, size: Size) -> _Gaussian:
 
 
 def _gaussian_blur(image: Array, draws: tuple[()], gaussian: _Gaussian) -> Array:
-  del draws
   downwards = jnp.einsum('ih,hwc->iwc', gaussian.rows, image)
   across = jnp.einsum('jw,hwc->hjc', gaussian.columns, image + downwards)
   return image + jnp.floor(downwards + across + gaussian.slack)
 
 
-def _defocus(severity: int, size: Size) -> np.ndarray:
+def _defocus(numbers: tuple[float, float], size: Size) -> np.ndarray:
   """Returns the kernel, float32 [5, 5]: a disk, blurred over 3 x 3 pixels."""
-  del size
-  radius, sigma = _DEFOCUS[severity - 1]
+  radius, sigma = numbers
   steps = np.arange(-_DEFOCUS_REACH, _DEFOCUS_REACH + 1)
   disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(np.float64)
   around = np.exp(-(np.arange(-1, 2) ** 2) / (2 * sigma**2))
@@ -76,7 +73,6 @@ def _defocus(severity: int, size: Size) -> np.ndarray:
 
 
 def _defocus_blur(image: Array, draws: tuple[()], kernel: Array) -> Array:
-  del draws
   h, w, _ = image.shape
   padded = jnp.pad(image, ((_DEFOCUS_REACH, _DEFOCUS_REACH), (_DEFOCUS_REACH, _DEFOCUS_REACH), (0, 0)), mode='reflect')
   change = jnp.zeros_like(image)
@@ -85,14 +81,13 @@ def _defocus_blur(image: Array, draws: tuple[()], kernel: Array) -> Array:
   return image + jnp.floor(change + _DEFOCUS_SLACK)
 
 
-def _glass(severity: int, size: Size) -> _Glass:
-  sigma, rounds = _GLASS[severity - 1]
+def _glass(numbers: tuple[float, int], size: Size) -> _Glass:
+  sigma, rounds = numbers
   return _Glass(_gaussian(sigma, size), np.int32(rounds))
 
 
 def _displacements(key: Key, size: Size, constants: _Glass) -> Array:
   """Returns how far up and to the left each pixel's source is, 0 or 1, int32 [rounds, 2, h, w]."""
-  del constants
   bits = jax.random.bits(key, size)[None, None]
   places = jnp.arange(2 * _GLASS_ROUNDS, dtype=bits.dtype).reshape(_GLASS_ROUNDS, 2, 1, 1)
   return (bits >> places & 1).astype(jnp.int32)
@@ -113,30 +108,30 @@ def _glass_blur(image: Array, displacements: Array, glass: _Glass) -> Array:
   return _gaussian_blur(image, (), glass.gaussian)
 
 
+def _motion(numbers: tuple[int, float], size: Size) -> np.ndarray:
+  return filters.motion_kernel(*numbers, _MOTION_TAPS)
+
+
 def _angle(key: Key, size: Size, kernel: Array) -> Array:
-  del size, kernel
   return jax.random.uniform(key, minval=-45, maxval=45)  # degrees
 
 
-def _zooms(severity: int, size: Size) -> _Zooms:
+def _zooms(largest: float, size: Size) -> _Zooms:
   """The mean of the image and its clipped zooms, the first of which is the image itself; padded with zeros."""
-  factors = np.arange(1, _ZOOM[severity - 1], 0.01)
+  factors = np.arange(1, largest, 0.01)
   matrices = [np.stack([filters.zoom_matrix(n, factor) for factor in (1, *factors)]) for n in size]
   rows, columns = (np.pad(m, ((0, _ZOOM_FACTORS + 1 - len(m)), (0, 0), (0, 0))) for m in matrices)
   return _Zooms(rows / np.float32(len(factors) + 1), columns)
 
 
 def _zoom_blur(image: Array, draws: tuple[()], zooms: _Zooms) -> Array:
-  del draws
   return jnp.einsum('nih,hwc,njw->ijc', zooms.rows, image, zooms.columns) + _ZOOM_SLACK
 
 
-GAUSSIAN_BLUR = Corruption(
-  _GAUSSIAN, lambda severity, size: _gaussian(_GAUSSIAN[severity - 1], size), no_draw, _gaussian_blur
-)
-DEFOCUS_BLUR = Corruption(_DEFOCUS, _defocus, no_draw, _defocus_blur)
-GLASS_BLUR = Corruption(_GLASS, _glass, _displacements, _glass_blur)
-MOTION_BLUR = Corruption(
-  _MOTION, lambda severity, size: motion_kernel(*_MOTION[severity - 1], _MOTION_TAPS), _angle, motion_blur
-)
-ZOOM_BLUR = Corruption(_ZOOM, _zooms, no_draw, _zoom_blur)
+CORRUPTIONS = {
+  'defocus_blur': Corruption(_DEFOCUS, _defocus, no_draw, _defocus_blur),
+  'glass_blur': Corruption(_GLASS, _glass, _displacements, _glass_blur),
+  'motion_blur': Corruption(_MOTION, _motion, _angle, filters.motion_blur),
+  'zoom_blur': Corruption(_ZOOM, _zooms, no_draw, _zoom_blur),
+  'gaussian_blur': Corruption(_GAUSSIAN, _gaussian, no_draw, _gaussian_blur),
+}

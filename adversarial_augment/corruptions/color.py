@@ -8,7 +8,7 @@ in float64 as in the official code, because truncation turns the last bit into a
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment.corruptions.corruption import Corruption, Size, no_draw
+from adversarial_augment.corruptions.corruption import Corruption, Size, no_draw, one_number
 from adversarial_augment.types import Array
 
 _BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)  # added to the value
@@ -28,24 +28,21 @@ def _value_and_saturation() -> tuple[np.ndarray, np.ndarray]:
   return value, np.divide(spread, value, out=np.zeros_like(spread), where=value > 0)
 
 
-def _brightness(severity: int, size: Size) -> np.ndarray:
+def _brightness(addend: float, size: Size) -> np.ndarray:
   """Returns the new level for level j in a pixel whose largest level is i, uint8 [256, 256]."""
-  del size
   value, saturation = _value_and_saturation()
-  brighter = np.clip(value + _BRIGHTNESS[severity - 1], 0, 1)
+  brighter = np.clip(value + addend, 0, 1)
   return (255 * (brighter * (1 - saturation))).astype(np.uint8)
 
 
 def _brighten(image: Array, draws: tuple[()], table: Array) -> Array:
-  del draws
   levels = image.astype(jnp.int32)
   return table[levels.max(axis=2, keepdims=True), levels].astype(jnp.float32)
 
 
-def _saturate(severity: int, size: Size) -> np.ndarray:
+def _saturate(numbers: tuple[float, float], size: Size) -> np.ndarray:
   """Returns the new smallest level for smallest level j and largest level i, float32 [256, 256]."""
-  del size
-  factor, addend = _SATURATE[severity - 1]
+  factor, addend = numbers
   value, saturation = _value_and_saturation()
   smallest = 255 * (value * (1 - np.clip(factor * saturation + addend, 0, 1)))
   rounded = smallest.astype(np.float32)
@@ -54,23 +51,18 @@ def _saturate(severity: int, size: Size) -> np.ndarray:
 
 def _stretch(image: Array, draws: tuple[()], smallest: Array) -> Array:
   """Moves the smallest level to that of the table; the largest stays, the middle one keeps its relative position."""
-  del draws
   high, low = image.max(axis=2, keepdims=True), image.min(axis=2, keepdims=True)
   share = jnp.where(high > low, (high - image) / jnp.maximum(high - low, 1), _GREY[None, None])
   return (1 - share) * high + share * smallest[high.astype(jnp.int32), low.astype(jnp.int32)]
 
 
-def _contrast(severity: int, size: Size) -> np.float32:
-  del size
-  return np.float32(_CONTRAST[severity - 1])
-
-
 def _flatten(image: Array, draws: tuple[()], factor: Array) -> Array:
-  del draws
   mean = image.mean(axis=(0, 1), keepdims=True)
   return factor * (image - mean) + mean + _ABOVE
 
 
-BRIGHTNESS = Corruption(_BRIGHTNESS, _brightness, no_draw, _brighten)
-SATURATE = Corruption(_SATURATE, _saturate, no_draw, _stretch)
-CONTRAST = Corruption(_CONTRAST, _contrast, no_draw, _flatten)
+CORRUPTIONS = {
+  'brightness': Corruption(_BRIGHTNESS, _brightness, no_draw, _brighten),
+  'contrast': Corruption(_CONTRAST, one_number, no_draw, _flatten),
+  'saturate': Corruption(_SATURATE, _saturate, no_draw, _stretch),
+}

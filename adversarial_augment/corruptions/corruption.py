@@ -14,20 +14,27 @@ class Corruption(NamedTuple):
   """A corruption at all five severities, compiled once: severities differ only in the numbers in `constants`."""
 
   severities: tuple[Any, ...]  # the published numbers of each severity, explained in the module
-  constants: Callable[[int, Size], PyTree]  # severity 1..5 -> NumPy arrays, of the same shapes for every severity
+  prepare: Callable[[Any, Size], PyTree]  # numbers of a severity -> NumPy arrays, of the same shapes for all severities
   draw: Callable[[Key, Size, PyTree], PyTree]  # key of one image, its size, constants -> its random numbers
   # Grey levels 0..255, float32 [h, w, 3], draws, constants -> grey levels, to be clipped and truncated.
   apply: Callable[[Array, PyTree, PyTree], Array]
+
+  def constants(self, severity: int, size: Size) -> PyTree:
+    return self.prepare(self.severities[severity - 1], size)
 
 
 class HostCorruption(NamedTuple):
   """A deterministic corruption by a library, outside JAX."""
 
   severities: tuple[Any, ...]
-  apply: Callable[[np.ndarray, int], np.ndarray]  # uint8 [h, w, 3], severity -> uint8 [h, w, 3]
+  apply: Callable[[np.ndarray, Any], np.ndarray]  # uint8 [h, w, 3], numbers of a severity -> uint8 [h, w, 3]
+
+
+def one_number(value: float, size: Size) -> np.float32:
+  """The `prepare` of a corruption whose severities differ in one number."""
+  return np.float32(value)
 
 
 def no_draw(key: Key, size: Size, constants: PyTree) -> tuple[()]:
   """The `draw` of a deterministic corruption."""
-  del key, size, constants
   return ()

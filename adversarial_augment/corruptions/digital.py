@@ -9,16 +9,13 @@ import numpy as np
 from PIL import Image
 
 from adversarial_augment.corruptions import filters
-from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size, no_draw
+from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
 from adversarial_augment.types import Array, Key
 
 # As fractions of the shorter side: displacement length, its smoothness, range of the affine map's three points.
 _ELASTIC = ((0.0, 0.0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
 _PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)  # fraction of pixels kept along a side
 _JPEG_QUALITY = (80, 65, 58, 50, 40)
-
-_PRECISION = 22  # fractional bits of Pillow's weights for 8-bit channels
-_TAPS = 3  # most source pixels of a new pixel, if at least 0.6 of a side is kept
 
 
 class _Elastic(NamedTuple):
@@ -32,22 +29,14 @@ class _Draws(NamedTuple):
   pixels: Array  # in [-1, 1): x and y of every pixel, float32 [2, h, w]
 
 
-class _Taps(NamedTuple):
-  """The source pixels of each new pixel in a row or column."""
-
-  places: Any  # int32 [3, n]
-  weights: Any  # int32 [3, n], in units of 2**-22
-
-
-def _elastic(severity: int, size: Size) -> _Elastic:
-  length, sigma, shift = (min(size) * part for part in _ELASTIC[severity - 1])
+def _elastic(numbers: tuple[float, float, float], size: Size) -> _Elastic:
+  length, sigma, shift = (min(size) * part for part in numbers)
   smooth = lambda n: filters.gaussian_matrix(n, sigma, mode='reflect', truncate=3) if sigma else np.eye(n)
   rows, columns = (smooth(n).astype(np.float32) for n in size)
   return _Elastic(np.float32(shift), np.float32(length) * rows, columns)
 
 
 def _uniform(key: Key, size: Size, elastic: _Elastic) -> _Draws:
-  del elastic
   points, pixels = jax.random.split(key)
   return _Draws(jax.random.uniform(points, (3, 2), minval=-1), jax.random.uniform(pixels, (2, *size), minval=-1))
 
@@ -65,14 +54,10 @@ def _deform(image: Array, draws: _Draws, elastic: _Elastic) -> Array:
 
 
 def _affine_source(row: Array, column: Array, shifts: Array) -> tuple[Array, Array]:
-  """Returns the source positions of the pixels under an affine map.
+  """Returns the source positions of pixels at (row, column), each [h, w], under an affine map.
 
-  The map moves three corners of a square around the centre: lower right, upper right, upper left.
-
-  Args:
-    row: [h, w].
-    column: [h, w].
-    shifts: of the corners, x and y, [3, 2].
+  The map moves three corners of a square around the centre (lower right, upper right, upper left) by `shifts`, x and y,
+  [3, 2].
   """
   h, w = row.shape
   half = min(h, w) // 3
@@ -85,16 +70,9 @@ def _affine_source(row: Array, column: Array, shifts: Array) -> tuple[Array, Arr
 
 
 def _sample(image: Array, row: Array, column: Array, *, edge_twice: bool) -> Array:
-  """Interpolates linearly in an image that is repeated by reflection beyond its edges.
+  """Interpolates [h, w, c] linearly at positions (row, column), each [h, w]; the image is repeated by reflection.
 
-  Args:
-    image: [h, w, c].
-    row: of the positions, [h, w].
-    column: [h, w].
-    edge_twice: whether the edge pixel is repeated, that is, the axis of reflection is its outer side, not its centre.
-
-  Returns:
-    [h, w, c]
+  `edge_twice` says that the edge pixel is repeated, that is, the axis of reflection is its outer side, not its centre.
   """
 
   def inside(i: Array, n: int) -> Array:
@@ -112,47 +90,22 @@ def _sample(image: Array, row: Array, column: Array, *, edge_twice: bool) -> Arr
   return upper + down * (lower - upper)
 
 
-def _pixelate(severity: int, size: Size) -> tuple[_Taps, _Taps]:
-  rows, columns = (_box(n, int(n * _PIXELATE[severity - 1])) for n in size)
-  return rows, columns
+def _pixelate(image: np.ndarray, kept: float) -> np.ndarray:
+  h, w, _ = image.shape
+  # Rows first, then columns: some versions of Pillow begin with the columns of tall images.
+  narrow = Image.fromarray(image).resize((int(w * kept), h), Image.Resampling.BOX)
+  small = narrow.resize((int(w * kept), int(h * kept)), Image.Resampling.BOX)
+  return np.asarray(small.resize((w, h), Image.Resampling.BOX))
 
 
-def _box(size: int, kept: int) -> _Taps:
-  """Returns Pillow's BOX filter down to `kept` pixels, followed by the one back up, which repeats pixels."""
-  scale = size / kept
-  places, weights = np.zeros((2, _TAPS, kept), np.int32)
-  for i in range(kept):
-    centre = (i + 0.5) * scale
-    first, last = int(centre - scale / 2 + 0.5), min(int(centre + scale / 2 + 0.5), size)
-    offsets = (np.arange(first, last) + 0.5 - centre) / scale
-    covered = (offsets > -0.5) & (offsets <= 0.5)
-    places[:, i] = np.minimum(first + np.arange(_TAPS), size - 1)
-    weights[: last - first, i] = covered / covered.sum() * 2**_PRECISION + 0.5
-  repeat = ((np.arange(size) + 0.5) * (kept / size)).astype(int)
-  return _Taps(places[:, repeat], weights[:, repeat])
-
-
-def _average(image: Array, draws: tuple[()], taps: tuple[_Taps, _Taps]) -> Array:
-  """Filters rows, then columns, in Pillow's integer arithmetic: integer levels after each step.
-
-  Unlike Pillow 13, which filters columns first if an image is more than twice as high as wide.
-  """
-  del draws
-  rows, columns = taps
-  half = 1 << (_PRECISION - 1)
-  levels = image.astype(jnp.int32)
-  wide = sum(columns.weights[k][None, :, None] * levels[:, columns.places[k]] for k in range(_TAPS))
-  levels = (wide + half) >> _PRECISION
-  high = sum(rows.weights[k][:, None, None] * levels[rows.places[k]] for k in range(_TAPS))
-  return ((high + half) >> _PRECISION).astype(jnp.float32)
-
-
-def _jpeg(image: np.ndarray, severity: int) -> np.ndarray:
+def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
   with io.BytesIO() as file:
-    Image.fromarray(image).save(file, 'JPEG', quality=_JPEG_QUALITY[severity - 1])
+    Image.fromarray(image).save(file, 'JPEG', quality=quality)
     return np.asarray(Image.open(file))
 
 
-ELASTIC_TRANSFORM = Corruption(_ELASTIC, _elastic, _uniform, _deform)
-PIXELATE = Corruption(_PIXELATE, _pixelate, no_draw, _average)
-JPEG_COMPRESSION = HostCorruption(_JPEG_QUALITY, _jpeg)
+CORRUPTIONS: dict[str, Corruption | HostCorruption] = {
+  'elastic_transform': Corruption(_ELASTIC, _elastic, _uniform, _deform),
+  'pixelate': HostCorruption(_PIXELATE, _pixelate),
+  'jpeg_compression': HostCorruption(_JPEG_QUALITY, _jpeg),
+}

@@ -1,13 +1,13 @@
 """Noise: every pixel and channel changes independently. Constants and formulas are those of CIFAR-10-C."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from adversarial_augment.corruptions.corruption import Corruption, Size
+from adversarial_augment.corruptions.corruption import Corruption, Size, one_number
 from adversarial_augment.types import Array, Key
 
 _GAUSSIAN = (0.04, 0.06, 0.08, 0.09, 0.10)  # standard deviation, white is 1
@@ -26,24 +26,16 @@ class _Poisson(NamedTuple):
   levels: np.ndarray  # float32 [501], grey level of each count; larger counts are 255
 
 
-def _pick(values: tuple[float, ...]) -> Any:
-  """Returns the `constants` of a corruption whose severities differ in one number."""
-  return lambda severity, size: np.float32(values[severity - 1])
-
-
 def _normal(key: Key, size: Size, sigma: Array) -> Array:
-  del sigma
   return jax.random.normal(key, (*size, 3))
 
 
 def _uniform(key: Key, size: Size, amount: Array) -> Array:
-  del amount
   return jax.random.uniform(key, (*size, 3))
 
 
 def _uniform_bits(key: Key, size: Size, constants: _Poisson) -> Array:
   """Returns integers of 24 bits, int32 [h, w, 3]."""
-  del constants
   return (jax.random.bits(key, (*size, 3)) >> (32 - _BITS)).astype(jnp.int32)
 
 
@@ -60,9 +52,7 @@ def _impulse(image: Array, uniform: Array, amount: Array) -> Array:
   return jnp.where(uniform < amount / 2, 255, jnp.where(uniform < amount, 0, image))
 
 
-def _poisson(severity: int, size: Size) -> _Poisson:
-  del size
-  photons = _PHOTONS[severity - 1]
+def _poisson(photons: int, size: Size) -> _Poisson:
   counts = np.arange(2 * _PHOTONS[0])
   mean = np.arange(256)[:, None] * photons / 255
   # The draw b represents (b + 1/2) / 2**24, which exceeds P(count <= k) if b is at least this.
@@ -82,7 +72,9 @@ def _shot(image: Array, bits: Array, poisson: _Poisson) -> Array:
   return poisson.levels[jnp.minimum(count, _PHOTONS[0])]
 
 
-GAUSSIAN_NOISE = Corruption(_GAUSSIAN, _pick(_GAUSSIAN), _normal, _gaussian)
-SHOT_NOISE = Corruption(_PHOTONS, _poisson, _uniform_bits, _shot)
-IMPULSE_NOISE = Corruption(_IMPULSE, _pick(_IMPULSE), _uniform, _impulse)
-SPECKLE_NOISE = Corruption(_SPECKLE, _pick(_SPECKLE), _normal, _speckle)
+CORRUPTIONS = {
+  'gaussian_noise': Corruption(_GAUSSIAN, one_number, _normal, _gaussian),
+  'shot_noise': Corruption(_PHOTONS, _poisson, _uniform_bits, _shot),
+  'impulse_noise': Corruption(_IMPULSE, one_number, _uniform, _impulse),
+  'speckle_noise': Corruption(_SPECKLE, one_number, _normal, _speckle),
+}

@@ -6,6 +6,7 @@ computed in integers, as in OpenCV.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -42,56 +43,34 @@ _EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
 class _Spatter(NamedTuple):
-  """Float64 numbers are stored as sums of two float32 halves."""
-
-  noise: Any  # mean and deviation, float32 [2 halves, 2]
-  threshold: Any  # float32 [2 halves]
-  rows: Any  # smooths the noise, float32 [2 halves, h, h]
-  columns: Any  # float32 [2 halves, w, w]
+  # Mean and deviation of the noise, the threshold, and the matrices that smooth the noise: float64, as two float32.
+  high: Any  # ([2], [], [h, h], [w, w])
+  low: Any
   is_mud: Any  # bool []
   opacity: Any  # of water, float32 []
-  mud_rows: Any  # smooths mud, float32 [h, h]
-  mud_columns: Any  # float32 [w, w]
+  mud: Any  # matrices that smooth mud, float32 [h, h], [w, w]
 
 
-def _halves(x: np.ndarray) -> np.ndarray:
-  """Splits float64 [...] into float32 [2, ...] with the same sum."""
-  high = x.astype(np.float32)
-  return np.stack([high, (x - high).astype(np.float32)])
-
-
-def _sum(halves: Array) -> Array:
-  """The inverse of `_halves`, in a 64-bit context."""
-  return halves[0].astype(jnp.float64) + halves[1].astype(jnp.float64)
-
-
-def _spatter(severity: int, size: Size) -> _Spatter:
-  mean, deviation, sigma, threshold, last = _SPATTER[severity - 1]
-  rows, columns = (ndimage.gaussian_filter1d(np.eye(n), sigma, axis=0, mode='nearest', truncate=4) for n in size)
-  mud_rows, mud_columns = (filters.gaussian_matrix(n, last, mode='nearest', truncate=4) for n in size)
-  return _Spatter(
-    noise=_halves(np.array([mean, deviation])),
-    threshold=_halves(np.array(threshold)),
-    rows=_halves(rows),
-    columns=_halves(columns),
-    is_mud=np.array(severity >= _FIRST_MUD),
-    opacity=np.float32(last),
-    mud_rows=mud_rows,
-    mud_columns=mud_columns,
-  )
+def _spatter(numbers: tuple[float, ...], size: Size) -> _Spatter:
+  mean, deviation, sigma, threshold, last = numbers
+  smooth = (ndimage.gaussian_filter1d(np.eye(n), sigma, axis=0, mode='nearest', truncate=4) for n in size)
+  exact = (np.array([mean, deviation]), np.array(threshold), *smooth)
+  high = tuple(x.astype(np.float32) for x in exact)
+  low = tuple((x - part).astype(np.float32) for x, part in zip(exact, high, strict=True))
+  mud = tuple(filters.gaussian_matrix(n, last, mode='nearest', truncate=4) for n in size)
+  return _Spatter(high, low, np.array(numbers in _SPATTER[_FIRST_MUD - 1 :]), np.float32(last), mud)
 
 
 def _normal(key: Key, size: Size, spatter: _Spatter) -> Array:
-  del spatter
   return jax.random.normal(key, size)
 
 
 def _splash(image: Array, normal: Array, spatter: _Spatter) -> Array:
   with jax.enable_x64(True):
-    mean, deviation = _sum(spatter.noise)
-    noise = mean + deviation * normal.astype(jnp.float64)
-    noise = filters.separable(noise, _sum(spatter.rows), _sum(spatter.columns))
-    threshold = _sum(spatter.threshold)
+    double = lambda x: x.astype(jnp.float64)
+    exact = jax.tree.map(lambda high, low: double(high) + double(low), spatter.high, spatter.low)
+    (mean, deviation), threshold, rows, columns = exact
+    noise = filters.separable(mean + deviation * double(normal), rows, columns)
     wet = noise > threshold
     levels = jnp.where(noise < threshold, 0, noise * 255).astype(jnp.int32) & 255  # wraps around at 256
   return jax.lax.cond(
@@ -101,7 +80,7 @@ def _splash(image: Array, normal: Array, spatter: _Spatter) -> Array:
 
 def _with_mud(image: Array, wet: Array, spatter: _Spatter) -> Array:
   """Smooths the mask of dry pixels; inside mud it stays zero, which keeps levels integer there."""
-  dry = filters.separable(1 - wet.astype(jnp.float32), spatter.mud_rows, spatter.mud_columns)[..., None]
+  dry = filters.separable(1 - wet.astype(jnp.float32), *spatter.mud)[..., None]
   return jnp.where(1 - dry < _THIN_MUD, image, image * dry + _MUD[None, None] * (1 - dry))
 
 
@@ -141,8 +120,7 @@ def _edges(levels: Array) -> Array:
 
   def grow(edges: Array) -> Array:
     padded = jnp.pad(edges, 1)
-    near = jnp.stack([_shifted(padded, 1, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)])
-    return weak & near.any(axis=0)
+    return weak & functools.reduce(jnp.logical_or, (_shifted(padded, 1, i - 1, j - 1) for i, j in np.ndindex(3, 3)))
 
   return _fixed_point(grow, weak & (length > _CANNY_HIGH))
 
@@ -183,10 +161,8 @@ def _sum_of_nine(x: Array) -> Array:
 def _correlate(x: Array, kernel: tuple[tuple[int, ...], ...], *, pad: bool = True) -> Array:
   """Correlates integers with a 3 x 3 kernel, padding by reflection; without `pad`, x is already padded."""
   padded = jnp.pad(x, 1, mode='reflect') if pad else x
-  terms = [
-    kernel[y + 1][x + 1] * _shifted(padded, 1, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if kernel[y + 1][x + 1]
-  ]
-  return sum(terms[1:], terms[0])
+  terms = (kernel[i][j] * _shifted(padded, 1, i - 1, j - 1) for i, j in np.ndindex(3, 3) if kernel[i][j])
+  return functools.reduce(jnp.add, terms)
 
 
 def _shifted(padded: Array, pad: int, y: int, x: int) -> Array:
@@ -195,4 +171,4 @@ def _shifted(padded: Array, pad: int, y: int, x: int) -> Array:
   return padded[pad + y : h - pad + y, pad + x : w - pad + x]
 
 
-SPATTER = Corruption(_SPATTER, _spatter, _normal, _splash)
+CORRUPTIONS = {'spatter': Corruption(_SPATTER, _spatter, _normal, _splash)}

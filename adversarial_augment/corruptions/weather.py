@@ -1,26 +1,67 @@
-"""Frost and fog. Constants and formulas are those of CIFAR-10-C."""
+"""Snow (blurred flakes on a brightened image) and fog. Constants and formulas are those of CIFAR-10-C."""
 
-import functools
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment.corruptions import frost_textures
+from adversarial_augment.corruptions import filters
 from adversarial_augment.corruptions.corruption import Corruption, Size
 from adversarial_augment.types import Array, Key
 
-_FROST = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))  # factors of the image and of the frost
+# Mean and standard deviation of the noise, its zoom, the threshold of a flake, radius and sigma of the motion, weight
+# of the image that is not brightened.
+_SNOW = (
+  (0.1, 0.2, 1.0, 0.6, 8, 3, 0.95),
+  (0.1, 0.2, 1.0, 0.5, 10, 4, 0.9),
+  (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+  (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+  (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+)
+_TAPS = 29
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue
+
 _FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))  # thickness, decay of the fine structure
 
 
-class _Frost(NamedTuple):
-  sums: Any  # uint8 [256, 256], of level i of the image and level j of the frost
-  textures: Any  # uint8 [5, height, width, 3], padded to one shape
-  sizes: Any  # int32 [5, 2], sizes without the padding
+class _Snow(NamedTuple):
+  """The table's numbers, and filters for zoom and motion, float32; NumPy arrays, or JAX arrays inside `apply`."""
+
+  mean: np.float32
+  deviation: np.float32
+  rows: Any  # [h, h]
+  columns: Any  # [w, w]
+  threshold: np.float32
+  kernel: Any  # [taps]
+  kept: np.float32
+
+
+class _Flakes(NamedTuple):
+  normal: Array  # [h, w]
+  degrees: Array  # degrees of the motion: upwards, and up to 45 to either side
+
+
+def _snow(numbers: tuple[float, ...], size: Size) -> _Snow:
+  mean, deviation, zoom, threshold, radius, sigma, kept = numbers
+  rows, columns = (filters.zoom_matrix(n, zoom) for n in size)
+  kernel = filters.motion_kernel(int(radius), sigma, _TAPS)
+  return _Snow(np.float32(mean), np.float32(deviation), rows, columns, np.float32(threshold), kernel, np.float32(kept))
+
+
+def _flakes(key: Key, size: Size, constants: _Snow) -> _Flakes:
+  keys = jax.random.split(key)
+  return _Flakes(jax.random.normal(keys[0], size), jax.random.uniform(keys[1], minval=-135, maxval=-45))
+
+
+def _add_snow(image: Array, draws: _Flakes, snow: _Snow) -> Array:
+  noise = filters.separable(snow.mean + snow.deviation * draws.normal, snow.rows, snow.columns)
+  flakes = jnp.floor(255 * jnp.clip(jnp.where(noise < snow.threshold, 0, noise), 0, 1))
+  layer = filters.motion_blur(flakes[:, :, None], draws.degrees, snow.kernel)
+  grey = (image @ _GREY)[:, :, None]
+  bright = jnp.maximum(image, 1.5 * grey + 127.5)
+  return snow.kept * image + (1 - snow.kept) * bright + layer + layer[::-1, ::-1]
 
 
 class _Fog(NamedTuple):
@@ -28,44 +69,9 @@ class _Fog(NamedTuple):
   amplitudes: Any  # float32 [steps], from coarse to fine
 
 
-@functools.cache
-def frost(folder: Path | None) -> Corruption:
-  """Returns the corruption that blends in a crop of one of five photographs, or of procedural textures.
-
-  Args:
-    folder: see `frost_textures.textures`, also for errors.
-  """
-  return Corruption(_FROST, functools.partial(_frost, folder), _place, _add_frost)
-
-
-def _frost(folder: Path | None, severity: int, size: Size) -> _Frost:
-  of_image, of_frost = _FROST[severity - 1]
-  level = np.arange(256)
-  sums = np.clip(of_image * level[:, None] + of_frost * level, 0, 255).astype(np.uint8)
-  textures = frost_textures.textures(folder, size)
-  sizes = np.array([texture.shape[:2] for texture in textures], np.int32)
-  padded = np.zeros((len(textures), *sizes.max(axis=0), 3), np.uint8)
-  for i, texture in enumerate(textures):
-    padded[i, : texture.shape[0], : texture.shape[1]] = texture
-  return _Frost(sums, padded, sizes)
-
-
-def _place(key: Key, size: Size, frost: _Frost) -> tuple[Array, Array]:
-  """Draws a texture, and the row and column of its first pixel; as in the original, never the last of each."""
-  which, where = jax.random.split(key)
-  number = jax.random.randint(which, (), 0, len(frost.sizes))
-  return number, jax.random.randint(where, (2,), 0, frost.sizes[number] - jnp.array(size))
-
-
-def _add_frost(image: Array, place: tuple[Array, Array], frost: _Frost) -> Array:
-  number, (row, column) = place
-  piece = jax.lax.dynamic_slice(frost.textures, (number, row, column, 0), (1, *image.shape))[0]
-  return frost.sums[image.astype(jnp.int32), piece.astype(jnp.int32)].astype(jnp.float32)
-
-
-def _fog(severity: int, size: Size) -> _Fog:
+def _fog(numbers: tuple[float, float], size: Size) -> _Fog:
   """The amplitude enters squared: it is both the range of the draws and their factor."""
-  thickness, decay = _FOG[severity - 1]
+  thickness, decay = numbers
   wibbles = 100 / decay ** np.arange(_doublings(size))
   return _Fog(np.float32(thickness), (wibbles**2).astype(np.float32))
 
@@ -77,7 +83,6 @@ def _doublings(size: Size) -> int:
 
 def _uniform(key: Key, size: Size, fog: _Fog) -> Array:
   """Draws a number in [-1, 1) for each point of the map except the first, in the order in which they are set."""
-  del fog
   return jax.random.uniform(key, (4 ** _doublings(size) - 1,), minval=-1)
 
 
@@ -91,13 +96,8 @@ def _add_fog(image: Array, uniform: Array, fog: _Fog) -> Array:
 def _plasma(uniform: Array, amplitudes: Array) -> Array:
   """Diamond-square on a torus: each step doubles the map, setting new points to the mean of four plus a draw.
 
-  Args:
-    uniform: [4**k - 1]. A step from n to 2n points per side uses n * n draws each for the centres of squares, the
-      points between neighbours of a row, and those between neighbours of a column.
-    amplitudes: factors of the draws, [k].
-
-  Returns:
-    The map, [2**k, 2**k], from 0 to 1.
+  A step from n to 2n points per side uses n * n draws each for the centres of squares, the points between neighbours of
+  a row, and those between neighbours of a column: of 4**k - 1 in all. The map, [2**k, 2**k], is scaled to [0, 1].
   """
   corners = jnp.zeros((1, 1))
   for k in range(len(amplitudes)):
@@ -114,4 +114,7 @@ def _plasma(uniform: Array, amplitudes: Array) -> Array:
   return corners / corners.max()
 
 
-FOG = Corruption(_FOG, _fog, _uniform, _add_fog)
+CORRUPTIONS = {
+  'snow': Corruption(_SNOW, _snow, _flakes, _add_snow),
+  'fog': Corruption(_FOG, _fog, _uniform, _add_fog),
+}

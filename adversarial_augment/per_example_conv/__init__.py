@@ -99,14 +99,9 @@ def _on_tpu(
 
 
 def side_by_side(images: jax.Array, form: Conv) -> jax.Array:
-  """Returns images in the shape in which a chain of 3x3 layers of equal width is fastest; reshape the result back.
+  """Returns [n, h, w, c] in the shape in which a chain of 3x3 layers of equal width is fastest; reshape it back.
 
-  Args:
-    images: [n, h, w, c].
-    form: the convolution of the layers.
-
-  Returns:
-    [n, h, w / q, q * c]; q is 1 except for `example_conv` on TPUs, see tpu_conv.py.
+  The shape is [n, h, w / q, q * c]; q is 1 except for layers of the form `example_conv` on TPUs, see tpu_conv.py.
   """
   channels = images.shape[3]
   layer = (3, 3, channels, channels), images.dtype, 1, ((1, 1), (1, 1))

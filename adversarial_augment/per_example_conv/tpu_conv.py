@@ -69,17 +69,9 @@ def side_by_side(images: jax.Array, kernel_side: int, channels: int) -> jax.Arra
 
 
 def conv(x: jax.Array, w: jax.Array, bias: jax.Array, pads: Pads, *, relu: bool = False) -> jax.Array:
-  """Returns the convolution plus bias, stride 1; `vmap` it over kernels.
+  """Returns the convolution of [n, h, w, c] with [kh, kw, c, k], stride 1, plus bias [k]; `vmap` it over kernels.
 
-  Args:
-    x: images [n, h, w, c], or [n, h, w / q, q * c] with q pixels side by side, see `suits`.
-    w: their common kernel, [kh, kw, c, k].
-    bias: [k].
-    pads: rows of zeros above and below, columns left and right.
-    relu: whether negative outputs become 0.
-
-  Returns:
-    [n, h', w', k], or [n, h, w / q, q * k] for images with pixels side by side.
+  Of images [n, h, w / q, q * c] with q pixels side by side, see `suits`, it is [n, h, w / q, q * k].
   """
   n, h, columns, lanes = x.shape
   rows, taps, c, k = w.shape
@@ -263,14 +255,12 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _call(kernel, inputs, outputs, gathered: Sequence[tuple[jax.Array, int]], layer: _Layer):
-  """Runs a kernel on each image.
+  """Runs a kernel, a function of references to inputs, outputs, and scratch memory, on each image.
 
   Args:
-    kernel: a function of references to inputs, outputs, and scratch memory (groups of `gathered`, and matrices).
     inputs: arrays [n, size, lanes], of which the kernel sees one image; x is the first, the weights the second.
     outputs: likewise, arrays or their shapes.
     gathered: images whose groups the kernel uses, and the number of zero columns to the left of each.
-    layer: its static facts.
   """
   (n, size, _), (rows, taps, *blocks) = inputs[0].shape, inputs[1].shape
   groups = [len(_groups(taps, left, layer.q)) for _, left in gathered]

@@ -29,13 +29,7 @@ def suits(channels: int, outputs: int, stride: int) -> bool:
 
 
 def conv(x: jax.Array, w: jax.Array, pads: Pads) -> jax.Array:
-  """Returns the convolution of [n, h, w, c] with [kh, kw, c, k], stride 1; `vmap` it over kernels.
-
-  Args:
-    x: images.
-    w: their common kernel.
-    pads: rows of zeros above and below, columns of zeros left and right.
-  """
+  """Returns the convolution of [n, h, w, c] with [kh, kw, c, k], stride 1; `vmap` it over kernels."""
   c, k = w.shape[2:]
   more_c, more_k = (next((few for few in _FEW if n <= few), n) - n for n in (c, k))
   x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more_c)))

@@ -1,4 +1,4 @@
-"""Frost and fog against oracles that have the same draws; the law of the draws; where frost's photographs are from."""
+"""Frost against OpenCV with the same draws; the law of the draws; and where its photographs are from."""
 
 import hashlib
 import importlib.util
@@ -11,17 +11,10 @@ from PIL import Image
 import pytest
 from scipy import stats
 
-from adversarial_augment.corruptions import frost_textures, weather
+from adversarial_augment.corruptions import frost
 from adversarial_augment.errors import UserError
-from tests import corruption_oracles_b as oracles
-from tests.corruption_images import (
-  assert_equals_oracle,
-  assert_one_shape,
-  corrupted,
-  differences,
-  of_another_size,
-  real_images,
-)
+from tests import corruption_oracles as oracles
+from tests.corruption_images import corrupted, differences, of_another_size, real_images
 
 SEVERITIES = (1, 2, 3, 4, 5)
 NAMES = ['frost1.png', 'frost2.png', 'frost3.png', 'frost4.jpg', 'frost5.jpg']
@@ -41,9 +34,9 @@ def no_distribution(monkeypatch):
   """imagecorruptions is not installed."""
   find_spec = importlib.util.find_spec
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'imagecorruptions' else find_spec(name))
-  frost_textures.textures.cache_clear()
+  frost.textures.cache_clear()
   yield
-  frost_textures.textures.cache_clear()
+  frost.textures.cache_clear()
 
 
 @pytest.fixture
@@ -58,23 +51,18 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize('severity', SEVERITIES)
 def test_frost_equals_opencv_exactly(photographs, severity):
-  frost, oracle = weather.frost(photographs), oracles.frost(photographs)
-  assert not differences(frost, oracle, real_images(100), severity).any()
-  assert not differences(frost, oracle, of_another_size(real_images(20)), severity).any()
+  for images in (real_images(100), of_another_size(real_images(20))):
+    found = differences(frost.with_photographs(photographs), oracles.frost(photographs), images, severity)
+    assert not found.any()
 
 
 def test_frost_equals_opencv_exactly_for_other_photographs(folder):
   for severity in SEVERITIES:
-    assert not differences(weather.frost(folder), oracles.frost(folder), real_images(30), severity).any()
-
-
-def test_every_severity_has_constants_of_the_same_shapes(folder):
-  assert_one_shape(weather.frost(folder))
-  assert_one_shape(weather.FOG)
+    assert not differences(frost.with_photographs(folder), oracles.frost(folder), real_images(30), severity).any()
 
 
 def test_law_of_the_draws_of_frost(folder):
-  number, place = corrupted(weather.frost(folder), np.zeros((5000, 32, 32, 3), np.uint8), 1)[0]
+  number, place = corrupted(frost.with_photographs(folder), np.zeros((5000, 32, 32, 3), np.uint8), 1)[0]
   assert stats.chisquare(np.bincount(number, minlength=5)).pvalue > 0.01
   shapes = np.array([oracles.frost_photograph(folder, i).shape[:2] for i in range(5)])
   places = shapes[number] - 32
@@ -86,32 +74,30 @@ def test_law_of_the_draws_of_frost(folder):
 
 
 def test_photographs_of_the_distribution_are_found_without_importing_it(photographs):
-  assert frost_textures.describe(None) == 'photographs of CIFAR-10-C'
-  assert frost_textures.describe(photographs) == 'photographs of CIFAR-10-C'
-  for found, given in zip(
-    frost_textures.textures(None, (32, 32)), frost_textures.textures(photographs, (32, 32)), strict=True
-  ):
+  assert frost.describe(None) == 'photographs of CIFAR-10-C'
+  assert frost.describe(photographs) == 'photographs of CIFAR-10-C'
+  for found, given in zip(frost.textures(None, (32, 32)), frost.textures(photographs, (32, 32)), strict=True):
     np.testing.assert_array_equal(found, given)
   assert 'imagecorruptions' not in sys.modules
 
 
 def test_without_photographs_frost_is_noise_and_says_so(no_distribution):
-  assert frost_textures.describe(None) == 'procedural'
-  textures = frost_textures.textures(None, (32, 32))
+  assert frost.describe(None) == 'procedural'
+  textures = frost.textures(None, (32, 32))
   assert [texture.shape for texture in textures] == [(120, 180, 3)] * 5
   assert len({texture.tobytes() for texture in textures}) == 5
   for texture in textures:
     assert 100 < texture.mean() < 200
     assert 15 < texture.mean(axis=2).std() < 50
   images = real_images(50)
-  first, second = (corrupted(weather.frost.__wrapped__(None), images, 3)[1] for _ in range(2))
+  first, second = (corrupted(frost.with_photographs.__wrapped__(None), images, 3)[1] for _ in range(2))
   np.testing.assert_array_equal(first, second)
   assert 20 < abs(first - images.astype(int)).mean() < 80
 
 
 @pytest.mark.parametrize('size', [(32, 32), (33, 60), (224, 200)])
 def test_textures_leave_room_for_a_crop_at_every_size(folder, size):
-  for texture, name in zip(frost_textures.textures(folder, size), NAMES, strict=True):
+  for texture, name in zip(frost.textures(folder, size), NAMES, strict=True):
     assert texture.shape[0] > size[0]
     assert texture.shape[1] > size[1]
     with Image.open(folder / name) as photograph:
@@ -119,26 +105,26 @@ def test_textures_leave_room_for_a_crop_at_every_size(folder, size):
     factor = max(0.2, (size[0] + 1) / h, (size[1] + 1) / w)
     assert texture.shape == (round(factor * h), round(factor * w), 3)
   images = np.zeros((20, *size, 3), np.uint8)
-  assert corrupted(weather.frost(folder), images, 1)[1].any(axis=(1, 2, 3)).all()
+  assert corrupted(frost.with_photographs(folder), images, 1)[1].any(axis=(1, 2, 3)).all()
 
 
 @pytest.mark.parametrize('factor', [0.2, 0.37, 0.5001, 1.7])
 def test_resizing_is_that_of_opencv(factor):
   image = np.random.default_rng(0).integers(0, 256, (53, 97, 3), np.uint8)
   expected = cv2.resize(image, (0, 0), fx=factor, fy=factor)
-  result = frost_textures.resize(image, factor)
+  result = frost.resize(image, factor)
   assert result.shape == expected.shape
   assert abs(result.astype(int) - expected).max() <= (0 if factor == 0.2 else 1)
 
 
 def test_a_folder_is_described_by_its_content(folder):
   content = b''.join((folder / name).read_bytes() for name in NAMES)
-  assert frost_textures.describe(folder) == f'other photographs, SHA-256 {hashlib.sha256(content).hexdigest()}'
+  assert frost.describe(folder) == f'other photographs, SHA-256 {hashlib.sha256(content).hexdigest()}'
 
 
 def test_a_folder_that_lacks_a_photograph_is_refused(folder):
   (folder / 'frost4.jpg').unlink()
-  for use in (frost_textures.describe, lambda folder: weather.frost(folder).constants(1, (32, 32))):
+  for use in (frost.describe, lambda folder: frost.with_photographs(folder).constants(1, (32, 32))):
     with pytest.raises(
       UserError, match=r"^frost: cannot read '.*frost4\.jpg' \(No such file.*must hold frost1\.png, .*"
     ):
@@ -148,26 +134,4 @@ def test_a_folder_that_lacks_a_photograph_is_refused(folder):
 def test_a_photograph_that_is_none_is_refused(folder):
   (folder / 'frost2.png').write_text('snow')
   with pytest.raises(UserError, match=r"^frost: '.*frost2\.png' cannot be read as an image [^\n]*$"):
-    weather.frost(folder).constants(1, (32, 32))
-
-
-@pytest.mark.parametrize('severity', SEVERITIES)
-def test_fog_equals_the_oracle(severity):
-  for images in (real_images(100), of_another_size(real_images(20))):
-    assert_equals_oracle(weather.FOG, oracles.fog, images, severity, levels=1)
-
-
-def test_fog_leaves_black_black_and_keeps_the_largest_level():
-  black = np.zeros((100, 32, 32, 3), np.uint8)
-  for severity in SEVERITIES:
-    assert not corrupted(weather.FOG, black, severity)[1].any()
-    images = real_images(100)
-    foggy = corrupted(weather.FOG, images, severity)[1]
-    assert (foggy.max(axis=(1, 2, 3)) <= images.max(axis=(1, 2, 3))).all()
-
-
-def test_law_of_the_draws_of_fog():
-  for size, number in (((32, 32), 1023), ((48, 40), 4095)):
-    uniform = corrupted(weather.FOG, np.zeros((200, *size, 3), np.uint8), 1)[0]
-    assert uniform.shape == (200, number)
-    assert stats.kstest(uniform[:50].ravel(), stats.uniform(-1, 2).cdf).pvalue > 0.01
+    frost.with_photographs(folder).constants(1, (32, 32))
