@@ -13,7 +13,7 @@ from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.ascent import STEPS, ascend
 from adversarial_augment.config.tables import NETWORK_SIZES
 from adversarial_augment.corruption_nets import layers
-from adversarial_augment.corruption_nets.cae import cae, cae_table
+from adversarial_augment.corruption_nets.cae import cae
 from adversarial_augment.corruption_nets.vqvae import CODEBOOK, quantise, vqvae
 from adversarial_augment.errors import UserError
 from adversarial_augment.ssim import ssim
@@ -86,15 +86,6 @@ def test_layers_in_half_precision_give_images_in_full(name):
   network, images = make(name, dtype=jnp.bfloat16, conv=spy), jax.ShapeDtypeStruct((1, 16, 12, 3), jnp.float32)
   assert jax.eval_shape(network.apply, init(name), images, KEY).dtype == jnp.float32
   assert set(dtypes) == {(jnp.dtype('bfloat16'), jnp.dtype('bfloat16'))}
-
-
-def test_the_cae_has_21_layers_in_the_published_order():
-  names = list(cae_table(64))
-  assert [names[i] for i in (0, 2, 8, 9, 10, 16, 18, 20)] == [
-    'e_conv_1', 'e_block_1/conv_0', 'e_conv_3', 'd_up_conv_1/conv', 'd_up_conv_1/up', 'd_block_3/conv_1',
-    'd_up_conv_2/up', 'd_up_conv_3/out',
-  ]  # fmt: skip
-  assert len(names) == 21
 
 
 @pytest.mark.parametrize(

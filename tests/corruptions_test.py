@@ -29,51 +29,6 @@ def test_the_names_are_those_of_cifar10_c():
   assert CORRUPTIONS.keys() == set(ALL)
 
 
-# The constants of `make_cifar_c.py` in hendrycks/robustness, severities 1 to 5.
-PUBLISHED = {
-  'gaussian_noise': (0.04, 0.06, 0.08, 0.09, 0.10),
-  'shot_noise': (500, 250, 100, 75, 50),
-  'impulse_noise': (0.01, 0.02, 0.03, 0.05, 0.07),
-  'speckle_noise': (0.06, 0.1, 0.12, 0.16, 0.2),
-  'gaussian_blur': (0.4, 0.6, 0.7, 0.8, 1),
-  'glass_blur': ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2)),  # displacements are of one pixel always
-  'defocus_blur': ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
-  'motion_blur': ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
-  'zoom_blur': (1.06, 1.11, 1.16, 1.21, 1.26),
-  'snow': (
-    (0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9), (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-    (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85), (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-  ),
-  'frost': ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
-  'fog': ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
-  'brightness': (0.05, 0.1, 0.15, 0.2, 0.3),
-  'saturate': ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
-  'contrast': (0.75, 0.5, 0.4, 0.3, 0.15),
-  'elastic_transform': ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-  'pixelate': (0.95, 0.9, 0.85, 0.75, 0.65),
-  'jpeg_compression': (80, 65, 58, 50, 40),
-  'spatter': (
-    (0.62, 0.1, 0.7, 0.7, 0.5), (0.65, 0.1, 0.8, 0.7, 0.5), (0.65, 0.3, 1, 0.69, 0.5), (0.65, 0.1, 0.7, 0.69, 0.6),
-    (0.65, 0.1, 0.5, 0.68, 0.6),
-  ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_every_name_stands_for_its_corruption(name):
-  assert CORRUPTIONS[name].severities == PUBLISHED[name]
-
-
-@pytest.mark.parametrize(
-  'name', ['gaussian_noise', 'speckle_noise', 'gaussian_blur', 'zoom_blur', 'fog', 'brightness', 'contrast', 'pixelate',
-           'jpeg_compression'],
-)  # fmt: skip
-def test_higher_severities_change_more(name):
-  images = real_images(COUNT).astype(int)
-  changes = [abs(corrupted(name, severity) - images).mean() for severity in range(1, 6)]
-  assert changes == sorted(changes)
-
-
 @pytest.mark.parametrize('name', ALL)
 def test_a_subset_equals_the_same_rows_of_the_whole(name):
   whole = corrupted(name, 3)
@@ -83,16 +38,6 @@ def test_a_subset_equals_the_same_rows_of_the_whole(name):
   np.testing.assert_array_equal(corrupt(real_images(COUNT)[rows], name, 3, seed=3, indices=rows), whole[rows])
   for row in (0, 41):
     np.testing.assert_array_equal(corrupt(real_images(COUNT)[row : row + 1], name, 3, 3, [row])[0], whole[row])
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_every_severity_changes_the_images(name):
-  images = real_images(COUNT)
-  results = [corrupted(name, severity) for severity in (1, 3, 5)]
-  for result in results:
-    assert (result != images).any(axis=(1, 2, 3)).mean() > 0.9
-  assert not np.array_equal(results[0], results[1])
-  assert not np.array_equal(results[1], results[2])
 
 
 CHANCE = sorted(set(ALL) - {'defocus_blur', 'zoom_blur', 'brightness', 'contrast', 'pixelate', 'jpeg_compression'}

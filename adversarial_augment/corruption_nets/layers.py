@@ -4,8 +4,9 @@ Every layer has a weight and a bias block, initialised as in PyTorch by default,
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import haiku as hk
 import jax
@@ -40,7 +41,8 @@ def transform(forward: Callable[[jax.Array], Any], *, multiple: int = 1) -> hk.T
   return hk.Transformed(pure.init, lambda phi, images, key=None: pure.apply(phi, key, images))
 
 
-class Layers(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Layers:
   """The convolutions of a table: `layer(x, name, relu=, stride=, padding=)`."""
 
   network: str
