@@ -163,11 +163,6 @@ def _pad(x: jax.Array, pads: Pads, strides: tuple[int, int] = (1, 1)) -> jax.Arr
 # The canonical form: forward, input gradient and weight gradient are all NHWC/HWIO/NHWC convolutions.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _canonical(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  return columnwise(x, w, stride, pads)
-
-
 def columnwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
   """The convolution; with few channels, several neighbouring columns are channels of one wider window."""
   kw, c, k = w.shape[1:]
@@ -184,10 +179,6 @@ def _joined_columns(inputs: int, outputs: int, width: int) -> int:
   """How many: XLA's CPU backend is up to ten times slower below 24 channels in and 32 out (64, if very few in)."""
   wanted = 1 if inputs >= 24 else (64 if inputs < 8 else 32) // outputs
   return next(n for n in range(max(wanted, 1), 0, -1) if width % n == 0)
-
-
-def _canonical_forward(x, w, stride, pads):
-  return _canonical(x, w, stride, pads), (x, w)
 
 
 def _canonical_backward(stride, pads, saved, g):
@@ -222,9 +213,6 @@ def input_gradient(shape, w: jax.Array, g: jax.Array, stride: int, pads: Pads) -
   return jnp.stack(parts, 2).reshape(n, rows * stride, columns * stride, c)[:, :height, :width]
 
 
-_canonical.defvjp(_canonical_forward, _canonical_backward)
-
-
 # The rowwise form: one matrix product with patches one row high, then a sum over the kernel's rows. It moves a
 # third of what full patches would, and the sum fuses with what follows it.
 
@@ -233,15 +221,10 @@ def _rowwise_conv(images, kernel, *, stride, padding):
   return _rowwise(images, kernel, stride, _pads(images.shape, kernel.shape, stride, padding))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _rowwise(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def _rowwise_forward(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
   kh, kw, c, k = w.shape
   patches = _windows(_pad(x, pads), 2, kw, stride, join=3)  # [n, padded h, w', kw * c]
   return _fold(_dot(patches, w.transpose(1, 2, 0, 3).reshape(kw * c, kh * k)), 1, kh, stride)
-
-
-def _rowwise_forward(x, w, stride, pads):
-  return _rowwise(x, w, stride, pads), (x, w)
 
 
 def _rowwise_backward(stride, pads, saved, g):
@@ -264,20 +247,6 @@ def _rowwise_backward(stride, pads, saved, g):
   return dx, dw.reshape(kw, c, kh, k)[:, :, ::-1].transpose(2, 0, 1, 3)
 
 
-_rowwise.defvjp(_rowwise_forward, _rowwise_backward)
-
-
-# The mixed form: forward as the first, backward as the second.
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mixed(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  return _canonical(x, w, stride, pads)
-
-
-_mixed.defvjp(_canonical_forward, _rowwise_backward)
-
-
 def _windows(x: jax.Array, axis: int, size: int, stride: int, *, join: int) -> jax.Array:
   """Stacks, along a new axis, the slices of a padded image that the taps of a window along `axis` see."""
   x = jax.lax.optimization_barrier(x)  # otherwise XLA pads again for each tap
@@ -296,3 +265,15 @@ def _fold(z: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
 
 def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
   return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _with_gradient(form: Callable[..., jax.Array], backward: Callable[..., tuple[jax.Array, jax.Array]]) -> Conv:
+  """Returns `form(x, w, stride, pads)` with the gradients (dx, dw) of `backward(stride, pads, (x, w), g)`."""
+  function = jax.custom_vjp(form, nondiff_argnums=(2, 3))
+  function.defvjp(lambda x, w, stride, pads: (form(x, w, stride, pads), (x, w)), backward)
+  return function
+
+
+_canonical = _with_gradient(columnwise, _canonical_backward)
+_rowwise = _with_gradient(_rowwise_forward, _rowwise_backward)
+_mixed = _with_gradient(columnwise, _rowwise_backward)
