@@ -1,15 +1,15 @@
-"""The published networks from their PyTorch checkpoints, key by key, and the command that converts them."""
+"""The published networks from their PyTorch checkpoints, key by key."""
 
 import jax
 import numpy as np
 import pytest
 
-from adversarial_augment import cli, convert, corruption_nets
+from adversarial_augment import corruption_nets
 from adversarial_augment.corruption_nets import torch_checkpoint, torch_layouts, weights
 from adversarial_augment.corruption_nets.cae import cae
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr
 from adversarial_augment.errors import UserError
-from tests.torch_state import cae_state, edsr_state, mapping, tensor, write, write_legacy_state, write_state
+from tests.torch_state import cae_state, edsr_state
 
 
 def test_the_published_network_has_21_layers_and_its_number_of_parameters():
@@ -82,74 +82,6 @@ def test_empty_state_is_refused(net):
     torch_layouts.FROM_TORCH[net]({})
 
 
-def run_convert(*arguments):
-  with pytest.raises(SystemExit) as exit_:
-    cli.run(convert.main, [str(argument) for argument in arguments])
-  return exit_.value.code
-
-
-def test_convert_writes_a_file_that_load_takes(tmp_path, capsys):
-  source, target = write_state(tmp_path / 'model_final.state', cae_state()), tmp_path / 'cae.safetensors'
-  assert run_convert('--net=cae', source, target) == 0
-  assert f'cae, features 4. Use it with --config.corruption_net.name=cae --config.corruption_net.weights={target}' in (
-    capsys.readouterr().out
-  )
-  _, phi = corruption_nets.load('cae', target)
-  np.testing.assert_array_equal(
-    phi['cae/d_up_conv_1/up']['w'], cae_state()['d_up_conv_1.3.weight'].transpose(2, 3, 0, 1)
-  )
-  assert weights.load(target)[1]['network'] == {'name': 'cae', 'features': 4}
-
-
-def test_convert_refuses_what_is_not_a_cae_on_one_line(tmp_path, capsys):
-  good = write_state(tmp_path / 'good.state', cae_state())
-  (tmp_path / 'cut.state').write_bytes(good.read_bytes()[:-900])
-  (tmp_path / 'cut.pt').write_bytes(write_legacy_state(tmp_path / 'whole.pt', cae_state()).read_bytes()[:-1])
-  for source, net, word in (
-    (good, 'edsr', 'take another checkpoint, or name the network that this one is of'),
-    (tmp_path / 'cut.state', 'cae', 'cut off'),
-    (tmp_path / 'cut.pt', 'cae', 'cut off'),
-    (tmp_path / 'none.state', 'cae', 'No such file'),
-  ):
-    assert run_convert(f'--net={net}', source, tmp_path / 'out.safetensors') == 2
-    said = capsys.readouterr().err
-    assert word in said
-    assert said.count('\n') == 1
-  assert not (tmp_path / 'out.safetensors').exists()
-
-
-def test_another_scale_is_named_with_the_file(tmp_path, capsys):
-  state = edsr_state(scale=2, features=4)
-  state['tail.0.0.weight'], state['tail.0.0.bias'] = np.zeros((36, 4, 3, 3)), np.zeros(36)  # pixel shuffle of 3
-  source = write_legacy_state(tmp_path / 'edsr_baseline.pt', state)
-  assert run_convert(source, tmp_path / 'out.safetensors') == 2
-  said = capsys.readouterr().err
-  assert f"Cannot convert '{source}': " in said
-  assert 'scale=3, which must be one of 1, 2, 4' in said
-
-
-def test_convert_refuses_numbers_that_are_too_large_on_one_line(tmp_path, capsys):
-  values = cae_state() | {'e_conv_3.0.bias': np.full(32, 1e39)}
-  body = mapping({key: tensor(key, value.shape, kind='DoubleStorage') for key, value in values.items()})
-  source = write(tmp_path / 'c.pt', body, {key: value.astype('<f8').tobytes() for key, value in values.items()})
-  assert run_convert('--net=cae', source, tmp_path / 'out.safetensors') == 2
-  said = capsys.readouterr().err
-  assert 'not finite in float32' in said
-  assert said.count('\n') == 1
-
-
-def test_convert_leaves_its_source_alone(tmp_path, capsys):
-  source = write_state(tmp_path / 'a.safetensors', cae_state())
-  held, link = source.read_bytes(), tmp_path / 'link.safetensors'
-  link.symlink_to(source)
-  for target in (source, link):
-    assert run_convert('--net=cae', source, target) == 2
-    assert f"OUT.safetensors='{target}' is the checkpoint itself" in capsys.readouterr().err
-  assert source.read_bytes() == held
-  assert run_convert('', tmp_path / 'z.safetensors') == 2
-  assert 'CHECKPOINT.pt is empty' in capsys.readouterr().err
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('scale', [1, 2, 4])
 def test_converted_edsr_computes_what_torch_computes(tmp_path, scale):
@@ -212,16 +144,3 @@ def test_converted_cae_computes_what_torch_computes(tmp_path):
   found = jax.jit(cae(**sizes, deterministic=True, native=False).apply)(params, images)
   assert np.std(expected) > 0.05
   np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize('dtype', ['HalfStorage', 'BFloat16Storage'])
-def test_edsr_in_half_precision_is_converted(tmp_path, dtype):
-  """Its mean colour is off by up to half a grey level then."""
-  state = edsr_state()
-  half = lambda x: x.astype('<f2') if dtype == 'HalfStorage' else ((x.view('<u4') + 0x8000) >> 16).astype('<u2')
-  body = mapping({key: tensor(str(i), value.shape, kind=dtype) for i, (key, value) in enumerate(state.items())})
-  stored = {str(i): half(value).tobytes() for i, value in enumerate(state.values())}
-  source = write(tmp_path / 'half.pt', body, stored)
-  assert run_convert(source, tmp_path / 'out.safetensors') == 0
-  params, _ = weights.load(tmp_path / 'out.safetensors')
-  np.testing.assert_allclose(params['edsr/head']['w'], state['head.0.weight'].transpose(2, 3, 1, 0), rtol=2**-8)
