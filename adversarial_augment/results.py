@@ -1,10 +1,12 @@
 """Results of a run on disk: results/NAME.json and NAME.csv of each evaluation, and the training log.
 
-A results file may have been damaged or edited. So it is read into records, which msgspec checks and whose numbers must
-not contradict each other. It may contain other fields as well; fields that only newer versions write are optional.
+A results file may have been damaged or edited. So each is converted to a record, which checks the types and ranges of
+its fields and that its numbers do not contradict each other. Other fields are allowed; fields that only newer versions
+write are optional.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 import csv
 import hashlib
 import io
@@ -17,6 +19,7 @@ from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
+import numpy as np
 
 from adversarial_augment import metrics
 from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
@@ -92,7 +95,7 @@ class _Accuracy(_Images, kw_only=True):
   correct: str | UnsetType = UNSET  # which images are right; see outcomes.py
 
   def __post_init__(self) -> None:
-    _agree('accuracy', self.accuracy, self.num_correct / self.num_images)
+    _agree(self, accuracy=self.num_correct / self.num_images)
     _agree_bits('correct', self.correct, self.num_correct, self.num_images)
 
 
@@ -112,22 +115,19 @@ class _Corrupted(_Images, kw_only=True):
   severity_error: _Errors
 
   def __post_init__(self) -> None:
-    by_corruption = {
-      field: msgspec.structs.asdict(table)
-      for field, table in msgspec.structs.asdict(self).items()
-      if isinstance(table, Struct)
+    tables, n = msgspec.to_builtins(self), self.num_images
+    errors = tables['error']
+    computed = {
+      self.mean: metrics.mean_corruption_error(errors),
+      'severity_error': np.mean(list(errors.values()), axis=0),
+      'corruption_error': {name: np.mean(row) for name, row in errors.items()},
     }
-    errors, n = by_corruption['error'], self.num_images
-    _agree(self.mean, getattr(self, self.mean), metrics.mean_corruption_error(errors))
-    for index, cells in enumerate(zip(*errors.values(), strict=True)):
-      _agree(f'severity_error[{index}]', self.severity_error[index], sum(cells) / len(cells))
-    for name, row in errors.items():
-      _agree(f'corruption_error.{name}', by_corruption['corruption_error'][name], sum(row) / len(row))
-      for index, error in enumerate(row):
-        if 'num_correct' in by_corruption:
-          _agree(f'error.{name}[{index}]', error, 1 - by_corruption['num_correct'][name][index] / n)
-        if 'correct' in by_corruption:
-          _agree_bits(f'correct.{name}[{index}]', by_corruption['correct'][name][index], n * (1 - error), n)
+    if 'num_correct' in tables:
+      computed['error'] = {name: 1 - np.asarray(row) / n for name, row in tables['num_correct'].items()}
+    _agree(self, **computed)
+    for name, row in tables.get('correct', {}).items():
+      for index, (bits, error) in enumerate(zip(row, errors[name], strict=True)):
+        _agree_bits(f'correct.{name}[{index}]', bits, n * (1 - error), n)
 
 
 def _corrupted(mean: str, names: Sequence[str]) -> Any:
@@ -190,7 +190,7 @@ class _DetailsOfClean(_Details, kw_only=True):
   calibration: _Calibration
 
   def __post_init__(self) -> None:
-    _agree('the sum of calibration.count', sum(self.calibration.count), self.num_images)
+    _add_up('calibration', self.calibration.count, self.num_images)
 
 
 class _DetailsOfAda(_DetailsOfClean, kw_only=True):
@@ -198,7 +198,7 @@ class _DetailsOfAda(_DetailsOfClean, kw_only=True):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    _agree('the sum of ssim_histogram.count', sum(self.ssim_histogram.count), self.num_images)
+    _add_up('ssim_histogram', self.ssim_histogram.count, self.num_images)
 
 
 class _Robustness(_Checkpoint, kw_only=True):
@@ -228,32 +228,26 @@ class _Robustness(_Checkpoint, kw_only=True):
 
   def __post_init__(self) -> None:
     n = self.num_images
-    for field, count in (
-      ('clean_accuracy', self.num_correct),
-      ('robust_accuracy', self.num_robust),
-      ('robust_accuracy_uint8', self.num_robust_uint8),
-    ):
-      _agree(field, getattr(self, field), count / n)
+    _agree(
+      self,
+      clean_accuracy=self.num_correct / n,
+      robust_accuracy=self.num_robust / n,
+      robust_accuracy_uint8=self.num_robust_uint8 / n,
+      interval=metrics.binomial_interval(self.num_robust, n),
+    )
     _agree_bits('correct', self.correct, self.num_correct, n)
     _agree_bits('robust', self.robust, self.num_robust, n)
-    for index, bound in enumerate(metrics.binomial_interval(self.num_robust, n)):
-      _agree(f'interval[{index}]', self.interval[index], bound)
     if not math.isclose(self.epsilon, _parse_fraction(self.epsilon_text), rel_tol=1e-9):
       raise ValueError(f'epsilon is {self.epsilon}, but epsilon_text {show(self.epsilon_text)}')
-    self._check_stages()
-
-  def _check_stages(self) -> None:
-    for field, table in (('survivors', self.survivors), ('seconds', self.seconds)):
-      if missing := [stage for stage in self.stages if stage not in table]:
-        raise ValueError(f'{field} of {show(missing[0])} is missing')
-    if len(set(self.stages)) < len(self.stages):
-      raise ValueError(f'stages={show(self.stages)} must be distinct')
+    stages = set(self.stages)
+    if len(stages) < len(self.stages) or not stages <= self.survivors.keys() & self.seconds.keys():
+      raise ValueError(f'stages={show(self.stages)} must be distinct, each with its survivors and seconds')
     left = [self.num_correct, *(self.survivors[stage] for stage in self.stages)]
     is_random = 'stochastic_logits' in self.flags  # then the same image may be right now and wrong later
     if any(before < after for before, after in itertools.pairwise(left[is_random:])):
       raise ValueError(f'survivors must not rise from stage to stage, but are {left}')
     if not is_random:
-      _agree('num_robust', self.num_robust, left[-1])
+      _agree(self, num_robust=left[-1])
 
 
 def _details(entry: Evaluation) -> Any:
@@ -314,9 +308,19 @@ def _rise(field: str, values: Sequence[float]) -> None:
     raise ValueError(f'{field} must rise')
 
 
-def _agree(field: str, stated: float, computed: float) -> None:
-  if not math.isclose(stated, computed, abs_tol=1e-6):
-    raise ValueError(f'{field} is {stated}, but must be {computed:.6g} by the other numbers')
+def _add_up(field: str, counts: Sequence[int], n: int) -> None:
+  if sum(counts) != n:
+    raise ValueError(f'the sum of {field}.count is {sum(counts)}, but must be {n} by the other numbers')
+
+
+def _agree(record: Struct, **computed: Any) -> None:
+  """Compares fields of a record with what its other numbers give, both of which may be lists and tables."""
+  stated = registry.flatten(msgspec.to_builtins(record))
+  for field, values in registry.flatten(computed).items():
+    for index, (found, wanted) in enumerate(zip(np.ravel(stated[field]), np.ravel(values), strict=True)):
+      if not math.isclose(found, wanted, abs_tol=1e-6):
+        place = f'{field}[{index}]' if np.ndim(values) else field
+        raise ValueError(f'{place} is {found}, but must be {wanted:.6g} by the other numbers')
 
 
 def _agree_bits(field: str, bits: str | UnsetType, count: float, n: int) -> None:
@@ -332,16 +336,10 @@ def _agree_bits(field: str, bits: str | UnsetType, count: float, n: int) -> None
 
 
 def check(value: Any, record: Any, source: str, remedy: str) -> Any:
-  """Returns a value as its record.
-
-  Args:
-    value: as JSON gives it.
-    record: a type that msgspec knows.
-    source: the file, for the message.
-    remedy: ends the message.
+  """Returns a value of JSON as a record, a type that msgspec knows.
 
   Raises:
-    UserError: names the first field that is missing or wrong, its value, and the rule.
+    UserError: names the source, the first field that is missing or wrong, its value, the rule, and the remedy.
   """
   try:
     return msgspec.convert(value, record)
@@ -350,7 +348,7 @@ def check(value: Any, record: Any, source: str, remedy: str) -> Any:
 
 
 def _explain(message: str, value: Any) -> str:
-  """Says what msgspec says, such as "Expected `int` >= 0 - at `$.evals.clean.step`", as a sentence."""
+  """Returns a message such as "Expected `int` >= 0 - at `$.evals.clean.step`" as a sentence."""
   rule, place = re.fullmatch(r'(.*?)(?: - at `\$\.?(.*?)`)?', message, re.DOTALL).groups('')  # type: ignore[union-attr]
   inside = f'{place}.' if place else ''
   if missing := re.fullmatch('Object missing required field `(.*)`', rule):
@@ -364,7 +362,7 @@ def _explain(message: str, value: Any) -> str:
 
 
 def _in_words(rule: str) -> str:
-  """Says what a type asks for: "`int` >= 0" -> 'an integer of at least 0'."""
+  """Returns '`int` >= 0' as 'an integer of at least 0'."""
   if 'out of range' in rule:
     return 'a number of usual size'
   if 'regex' in rule:
@@ -392,11 +390,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load(workdir: Path, name: str) -> dict[str, Any]:
-  """Returns results/NAME.json of a run, checked, with all of its fields; {} where there is none.
+  """Returns results/NAME.json of a run, with all of its fields; {} where there is none.
 
-  Args:
-    workdir: of the run.
-    name: of an evaluation, an attack (see `robustness_name`), or 'train' or 'eval_STEP', which sum up several.
+  `name` is an evaluation, an attack (see `robustness_name`), or 'train' or 'eval_STEP', which sum up several.
 
   Raises:
     UserError: the file cannot be read, a field is missing or wrong, or its numbers contradict each other.
@@ -423,11 +419,7 @@ def load(workdir: Path, name: str) -> dict[str, Any]:
 
 
 def load_robustness(workdir: Path) -> list[dict[str, Any]]:
-  """Returns the results of all attacks on a run, checked, by attack, norm and epsilon.
-
-  Raises:
-    UserError: as of `load`.
-  """
+  """Returns the results of all attacks on a run by attack, norm and epsilon; raises as `load`."""
   ours = re.compile(rf'{ROBUSTNESS}\w+_(linf|l2)_[\w.+-]+')  # not 'robustness_pgd_l2_0.5 copy'
   names = [path.stem for path in files.named(workdir / 'results', f'{ROBUSTNESS}*.json')]
   found = [load(workdir, name) for name in names if ours.fullmatch(name)]
@@ -435,11 +427,7 @@ def load_robustness(workdir: Path) -> list[dict[str, Any]]:
 
 
 def load_data(workdir: Path) -> dict[str, Any]:
-  """Returns data.json of a run, checked: the hash of each split, `image_shape`, `class_names`; {} where there is none.
-
-  Raises:
-    UserError: the file cannot be read, or a field is wrong.
-  """
+  """Returns data.json: the hash of each split, `image_shape`, `class_names`; {} if missing; raises as `load`."""
   path, remedy = workdir / 'data.json', 'bring it back, or remove it'
   data = read_json(path, remedy)
   if data is None:
@@ -455,33 +443,15 @@ def split_hashes(data: Result) -> dict[str, str]:
 
 
 def read_json(path: Path, remedy: str) -> Any:
-  """Returns the content of a JSON file; None if it does not exist.
-
-  Args:
-    path: the file.
-    remedy: ends the message.
-
-  Raises:
-    UserError: it cannot be read, or is not JSON; NaN and infinity are not.
-  """
-  try:
-    return untrusted.read_json(path)
-  except FileNotFoundError:
-    return None
-  except untrusted.Unusable as error:
-    raise UserError(f"'{path}' is damaged ({error}); {remedy}.") from error
-  except OSError as error:
-    raise UserError(f"Cannot read '{path}': {error.strerror or error}; {remedy}.") from error
+  """Returns the content of a JSON file, or None if it does not exist; raises UserError if it cannot be read."""
+  with _readable(path, remedy):
+    return untrusted.read_json(path) if path.exists() else None
 
 
 def read_log(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-  """Returns the step and some metrics of each line of metrics.jsonl; [] without such a file.
+  """Returns the step and the metrics `names` of each line of metrics.jsonl; [] without such a file.
 
-  An incomplete last line, which a kill may leave, is ignored, as on resume.
-
-  Args:
-    path: the file.
-    names: of the metrics to read; each is a finite number, null, or missing.
+  Each is a finite number, null, or missing. An incomplete last line, which a kill may leave, is ignored.
 
   Raises:
     UserError: the file cannot be read, or a field of a line is missing or wrong.
@@ -489,30 +459,36 @@ def read_log(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
   fields = {'step': Count} | dict.fromkeys(names, NotRequired[Number | None])  # type: ignore[operator, valid-type]
   decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(TypedDict('Line', fields))  # type: ignore
   records: list[dict[str, Any]] = []
-  try:
-    for number, line in enumerate(untrusted.lines(path), start=1):
+  with _readable(path, 'remove the file'):
+    for number, line in enumerate(untrusted.lines(path) if path.exists() else (), start=1):
       if not line.endswith(b'\n'):
         break
       try:
         records.append(decoder.decode(line))
       except (msgspec.DecodeError, RecursionError):
-        records.append(_checked_line(line, decoder.type, f"'{path}' line {number}"))
-  except FileNotFoundError:
-    return []
-  except untrusted.Unusable as error:
-    raise UserError(f"'{path}' cannot be used ({error}); remove the file.") from error
-  except OSError as error:
-    raise UserError(f"Cannot read '{path}': {error.strerror or error}; remove the file.") from error
+        records.append(_explained_line(line, decoder.type, f"'{path}' line {number}"))
   return records
 
 
-def _checked_line(line: bytes, line_type: Any, source: str) -> dict[str, Any]:
+def _explained_line(line: bytes, line_type: Any, source: str) -> dict[str, Any]:
   """Raises the error of a line that msgspec refuses."""
   try:
     value = untrusted.parse_json(line)
   except untrusted.Unusable as error:
     raise UserError(f'{source} is damaged ({error}); remove the line.') from error
   return check(value, line_type, source, 'remove the line')
+
+
+@contextmanager
+def _readable(path: Path, remedy: str) -> Iterator[None]:
+  try:
+    yield
+  except UserError:
+    raise
+  except untrusted.Unusable as error:
+    raise UserError(f"'{path}' is damaged ({error}); {remedy}.") from error
+  except OSError as error:
+    raise UserError(f"Cannot read '{path}': {error.strerror or error}; {remedy}.") from error
 
 
 # ---- Writing.
@@ -525,31 +501,20 @@ def without_details(result: Result) -> dict[str, Any]:
 
 
 def write(path: Path, result: Result) -> None:
-  """Writes a results file atomically.
-
-  Raises:
-    NumericalError: a value is NaN or infinite.
-    StorageError: it cannot be written.
-  """
+  """Writes a results file atomically; raises NumericalError for NaN and infinity, or StorageError."""
   with artifact.storage_errors(f"write '{path}'"):
     path.parent.mkdir(exist_ok=True)
   artifact.write_json(path, result)
 
 
 def write_evaluation(folder: Path, name: str, result: Result) -> None:
-  """Writes NAME.csv, one line a cell, and then NAME.json.
-
-  Raises:
-    NumericalError: a value is NaN or infinite.
-    StorageError: they cannot be written.
-  """
-  with artifact.storage_errors(f"write '{folder}'"):
-    folder.mkdir(exist_ok=True)
+  """Writes NAME.csv, one line a cell, and then NAME.json; raises as `write`."""
   text = io.StringIO()
   table = csv.writer(text, lineterminator='\n')
   table.writerow(_COLUMNS)
   table.writerows(_rows(name, result))
   with artifact.storage_errors(f"write '{folder / name}.csv'"):
+    folder.mkdir(exist_ok=True)
     artifact.replace(folder / f'{name}.csv', text.getvalue().encode())
   write(folder / f'{name}.json', result)
 

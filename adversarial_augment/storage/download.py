@@ -20,12 +20,12 @@ from adversarial_augment.storage import artifact
 _CHUNK = 1 << 18
 _TIMEOUT = 60.0  # seconds without a byte
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
-_PASSING_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # cut off; others are of the two sides
+_PASSING_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # cut off; others will come again
 _PASSING_NAMES = (socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM)  # no answer; others are an answer
 
 
 def part_of(path: pathlib.Path, url: str, sha256: str) -> pathlib.Path:
-  """Returns where a download keeps what arrived: another file for each address, so that no two are ever mixed."""
+  """Returns where a download keeps what has arrived: another file for each address, so that no two are mixed."""
   key = hashlib.sha256(f'{sha256} {url}'.encode(errors='surrogateescape')).hexdigest()[:16]
   return path.with_name(f'{path.name}.{key}.part')
 
@@ -33,19 +33,19 @@ def part_of(path: pathlib.Path, url: str, sha256: str) -> pathlib.Path:
 def download(
   url: str, path: pathlib.Path, sha256: str, size: int, *, retries: int = 5, first_wait: float = 1.0
 ) -> None:
-  """Brings a file, or the rest of it: what arrived stays in `part_of` until all of it is there and is right.
+  """Downloads a file, or the rest of it; until all of it is there and right, it stays in `part_of`.
 
   Args:
-    url: http or https; a server that knows no range requests is asked for the whole file again.
-    path: where it goes; its folder exists, and it is none.
+    url: http or https; a server without range requests is asked for the whole file again.
+    path: of the file, in an existing folder.
     sha256: of the whole file.
     size: of the whole file, in bytes.
-    retries: how often in a row an attempt may bring nothing before giving up.
+    retries: how many attempts in a row may bring nothing before giving up.
     first_wait: seconds before the second attempt; doubled for each further one.
 
   Raises:
-    UserError: no such address, no such file on the server, a proxy or a certificate that is wrong, no connection, or
-      another hash or size, whereupon the wrong file is removed; or `path` is a folder.
+    UserError: the address, the server, the proxy, the certificate or the connection does not work; the file has
+      another hash or size, and is removed; or `path` is a folder.
     StorageError: the disk is full or not writable.
   """
   from tqdm import tqdm
@@ -58,18 +58,9 @@ def download(
   streams.say(f"downloading '{url}' ({size / 1e6:,.0f} MB){proxy}...")
   failures = 0
   with tqdm(total=size, desc=path.name, unit='B', unit_scale=True, unit_divisor=1024, disable=None) as bar:
-    while True:
-      have = part.stat().st_size if part.exists() else 0
-      if have >= size:
-        break
-      try:
-        _fetch(url, part, have, size, lambda n: (bar.update(n - bar.n), None)[1])
-        reason = 'the connection was cut'
-      except StorageError:
-        raise
-      except (OSError, http.client.HTTPException) as error:  # URLError, TimeoutError and errors of TLS are OSErrors
-        reason = _explain(error, url, proxy)
-      now = part.stat().st_size if part.exists() else 0
+    while (have := artifact.size_of(part) or 0) < size:
+      reason = _fetch(url, part, have, size, proxy, lambda n: (bar.update(n - bar.n), None)[1])
+      now = artifact.size_of(part) or 0
       if now >= size:
         break
       failures = 0 if now > have else failures + 1
@@ -93,88 +84,84 @@ def download(
 
 
 def _check_url(url: str) -> None:
-  """Refuses what is no http or https address before anything is tried."""
-  problem = ''
+  """Refuses an address that is not http or https before anything is tried."""
   try:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ('http', 'https') or not parts.hostname:
-      problem = 'it must begin with http:// or https:// and name a host'
-    elif not url.isascii() or not url.isprintable() or ' ' in url:
-      problem = 'blanks, control characters and letters beyond ASCII must be written as %20 and so on'
-    elif parts.port == 0:  # reading it also checks that it is a number up to 65535
-      problem = 'port 0 cannot be reached'
+      raise ValueError('it must begin with http:// or https:// and name a host')
+    if not url.isascii() or not url.isprintable() or ' ' in url:
+      raise ValueError('blanks, control characters and letters beyond ASCII must be written as %20 and so on')
+    if parts.port == 0:  # reading it also checks that it is a number up to 65535
+      raise ValueError('port 0 cannot be reached')
   except ValueError as error:
-    problem = str(error)
-  if problem:
-    raise _bad_url(url, problem)
+    raise _bad_url(url, error) from None
 
 
 def _bad_url(url: str, problem: object) -> UserError:
   return UserError(f'{url!r} cannot be downloaded ({problem}); mend the address.', remedy='url')
 
 
-def _fetch(url: str, part: pathlib.Path, have: int, size: int, report: Callable[[int], None]) -> None:
-  """Appends what one connection brings."""
+def _fetch(url: str, part: pathlib.Path, have: int, size: int, proxy: str, report: Callable[[int], None]) -> str:
+  """Appends what one connection brings; returns why it ended. Raises UserError where another will not help."""
   headers = {'User-Agent': 'adversarial-augment'} | ({'Range': f'bytes={have}-'} if have else {})
   try:
     request = urllib.request.Request(url, headers=headers)  # noqa: S310
-    response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310
+      _append(response, url, part, have, size, report)
+    return 'the connection was cut'
+  except (UserError, StorageError):
+    raise
   except (ValueError, http.client.InvalidURL) as error:  # also one that the server points to
     raise _bad_url(url, error) from error
-  with response:
-    resumed = response.status == 206 and response.headers.get('Content-Range', '').startswith(f'bytes {have}-')
-    position = have if resumed else 0
-    report(position)
-    with artifact.storage_errors(f"write '{part}'"):
-      file = part.open('ab' if resumed else 'wb')
-    with file:
-      while block := response.read(_CHUNK):
-        position += len(block)
-        if position > size:
-          file.truncate(0)
-          raise UserError(f"'{url}' is longer than the {size:,} bytes expected; it is not the right file.")
-        with artifact.storage_errors(f"write '{part}'"):
-          file.write(block)
-          file.flush()  # so that a full disk is met here
-        report(position)
+  except (OSError, http.client.HTTPException) as error:  # URLError, TimeoutError and errors of TLS are OSErrors
+    return _explain(error, url, proxy)
+
+
+def _append(
+  response: http.client.HTTPResponse, url: str, part: pathlib.Path, have: int, size: int, report: Callable[[int], None]
+) -> None:
+  resumed = response.status == 206 and response.headers.get('Content-Range', '').startswith(f'bytes {have}-')
+  position = have if resumed else 0
+  report(position)
+  with artifact.storage_errors(f"write '{part}'"):
+    file = part.open('ab' if resumed else 'wb')
+  with file:
+    while block := response.read(_CHUNK):
+      position += len(block)
+      if position > size:
+        file.truncate(0)
+        raise UserError(f"'{url}' is longer than the {size:,} bytes expected; it is not the right file.")
+      with artifact.storage_errors(f"write '{part}'"):
+        file.write(block)
+        file.flush()  # so that a full disk is met here
+      report(position)
 
 
 def _proxy(url: str) -> str:
-  """Returns ' through the proxy ADDRESS (VARIABLE)' where the environment names one for `url`, without its password.
-
-  Raises:
-    UserError: it is no proxy that can be used.
-  """
+  """Returns ' through the proxy ADDRESS (VARIABLE)' if the environment has one for `url`, without its password."""
   parts = urllib.parse.urlsplit(url)
   proxy = urllib.request.getproxies().get(parts.scheme)
   if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition('@')[2]):
     return ''
-  variable = next(
-    (name for name in (f'{parts.scheme}_proxy', f'{parts.scheme}_PROXY'.upper()) if name in os.environ), ''
-  )
+  names = (f'{parts.scheme}_proxy', f'{parts.scheme}_PROXY'.upper())
+  variable = next((name for name in names if name in os.environ), '')
   try:
-    of_proxy = urllib.parse.urlsplit(proxy if '://' in proxy else f'http://{proxy}')
-    address = f'{of_proxy.hostname}:{of_proxy.port}' if of_proxy.port else of_proxy.hostname
-    problem = '' if address and of_proxy.scheme in ('http', 'https') else 'it must be http://HOST:PORT'
+    address = urllib.parse.urlsplit(proxy if '://' in proxy else f'http://{proxy}')
+    if not address.hostname or address.scheme not in ('http', 'https'):
+      raise ValueError('it must be http://HOST:PORT')
+    place = f'{address.hostname}:{address.port}' if address.port else address.hostname
   except ValueError as error:
-    problem = str(error)
-  if problem:
-    shown = re.sub('//[^/]*@', '//', proxy)  # without the password
+    shown = re.sub('//[^/]*@', '//', proxy)
     raise UserError(
-      f"Cannot download '{url}': the proxy {variable}={shown!r} cannot be used ({problem}); change or unset the "
-      'variable.',
+      f"Cannot download '{url}': the proxy {variable}={shown!r} cannot be used ({error}); change or unset it.",
       remedy='from',
-    )
-  return f' through the proxy {address} ({variable})' if variable else f' through the proxy {address}'
+    ) from None
+  return f' through the proxy {place} ({variable})' if variable else f' through the proxy {place}'
 
 
 def _explain(error: Exception, url: str, proxy: str) -> str:
-  """Returns why an attempt failed, if another one may help.
-
-  Raises:
-    UserError: another one will not help.
-  """
-  problem, way_out = '', 'check the address'
+  """Returns why an attempt failed, if another one may help, and else raises UserError."""
+  problem, way_out = '', 'mend or unset the proxy of the environment' if proxy else 'check the address'
   reason = error.reason if isinstance(error, urllib.error.URLError) else error
   text = str(reason) or type(reason).__name__
   if isinstance(error, urllib.error.HTTPError):
@@ -194,7 +181,5 @@ def _explain(error: Exception, url: str, proxy: str) -> str:
   elif (tunnel := re.search('Tunnel connection failed: ([0-9]+)', text)) and int(tunnel[1]) not in _RETRY_STATUS:
     problem = f'the proxy refuses ({text})'
   if problem:
-    if proxy and not isinstance(reason, ssl.SSLCertVerificationError):
-      way_out = 'mend or unset the proxy of the environment'
     raise UserError(f"Cannot download '{url}'{proxy}: {problem}; {way_out}.", remedy='url') from error
   return text

@@ -1,13 +1,13 @@
 """Reading pickles without running what they ask for.
 
-A pickle is a program. It is run here by the standard library's unpickler, with two restrictions: only the opcodes that
-plain data and arrays need, and an inert stand-in of ours for each global. No class or function that a pickle names is
-imported or called. That includes those of NumPy and PyTorch: a forged `numpy.dtype` state corrupts memory. Arrays are
-made of raw bytes, a checked type and a checked shape.
+A pickle is a program. The standard library's unpickler runs it here with only the opcodes that plain data and arrays
+need, and with an inert stand-in for each global: no class or function that a pickle names is imported or called, not
+even NumPy's (a forged `numpy.dtype` state corrupts memory). Arrays are made of raw bytes, a checked type and a checked
+shape.
 
-It is the unpickler in pure Python, because the one in C cannot be bounded: a few bytes nest a tuple so that its hash
-takes forever, and the C code hashes it as the key of a dict before anyone can look at it; memo indices and lengths make
-it allocate gigabytes. Here time and memory are in proportion to the length of the pickle.
+It is the unpickler in pure Python, because the one in C cannot be bounded: a few bytes nest a tuple so that hashing it
+as a key of a dict takes forever, and memo indices and lengths allocate gigabytes. Here time and memory are in
+proportion to the length of the pickle.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,12 @@ _MAX_KEY = 1 << 32  # integers below it do not collide as keys of a dict
 def load(data: bytes | BinaryIO, find: Callable[[str], Any], persistent: Callable[[Any], Any] | None = None) -> Any:
   """Returns the object that a pickle describes: dicts, lists, tuples, numbers, strings, bytes and stand-ins.
 
-  A value may be a nested tuple whose hash, text or comparison takes forever. Check its type before looking into it.
+  Hashing, printing or comparing a value may take forever: check its type before looking into it.
 
   Args:
     data: the pickle, or a stream, which is left behind its end.
-    find: 'module.name' of a global -> its stand-in; raises where there is none.
-    persistent: persistent id -> what it stands for; None: there are none.
+    find: gives the stand-in of a global 'module.name', or raises.
+    persistent: gives what a persistent id stands for; None: there are none.
 
   Raises:
     Exception: of nearly any kind, where the pickle is damaged or asks for more.
@@ -43,15 +43,14 @@ def load(data: bytes | BinaryIO, find: Callable[[str], Any], persistent: Callabl
 
 
 def load_numpy(data: bytes) -> Any:
-  """Returns the same of a pickle with NumPy's arrays, each as an `Array`; raises as `load`."""
+  """Returns the same for a pickle with arrays of NumPy, each as an `Array`; raises as `load`."""
   return load(data, _NumPy(len(data)).find)
 
 
 class StandIn:
-  """What is made in place of an object of a class that a pickle names."""
+  """What is made in place of an object of a class that a pickle names; `build` takes the state of the object."""
 
   def build(self, state: Any) -> None:
-    """Takes the state that the pickle gives the object."""
     raise ValueError('a state for what has none')
 
 
@@ -156,27 +155,20 @@ _Unpickler.dispatch = _Opcodes({code: getattr(_Unpickler, _PYTHON.dispatch[code]
 
 
 def array_type(text: Any) -> np.dtype:
-  """Returns the type of an array's numbers by its name, such as '<i8'.
-
-  Raises:
-    ValueError: it is not one of plain numbers.
-  """
+  """Returns the type of an array of plain numbers by its name, such as '<i8'; raises ValueError for others."""
   if not isinstance(text, str) or not _TYPE.fullmatch(text):
     raise ValueError('an array of other things than plain numbers')
   return np.dtype(text)
 
 
 def array(raw: Any, dtype: np.dtype, shape: Any, fortran: bool = False) -> np.ndarray:
-  """Returns a read-only array of bytes that somebody else describes.
+  """Returns a read-only array of bytes that somebody else describes; raises ValueError if they do not fit together.
 
   Args:
     raw: bytes or a bytearray.
-    dtype: as of `array_type`.
-    shape: sizes of the dimensions, whose product the bytes must have.
-    fortran: whether the first index is the fastest.
-
-  Raises:
-    ValueError: they do not fit together.
+    dtype: as from `array_type`.
+    shape: a tuple.
+    fortran: whether the first index varies fastest.
   """
   if not isinstance(raw, bytes | bytearray) or not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
     raise ValueError('an array without bytes or a shape')
@@ -188,7 +180,7 @@ def array(raw: Any, dtype: np.dtype, shape: Any, fortran: bool = False) -> np.nd
 
 
 class Array(StandIn):
-  """An array of NumPy; `values` is None until its state has come."""
+  """An array of NumPy; `values` is None until its state has been read."""
 
   values: np.ndarray | None = None
 
@@ -220,10 +212,10 @@ class _DType(StandIn):
 
 
 class _NumPy:
-  """The stand-ins of what NumPy's pickles name."""
+  """Stand-ins for what pickles of NumPy name."""
 
   def __init__(self, length: int):
-    self._left = 2 * length  # bytes to be made of text; a pickle that asks for more has the same text many times
+    self._left = 2 * length  # bytes to make of text; a pickle that asks for more encodes the same text many times
     self._known: dict[str, Any] = {
       'numpy.ndarray': None,  # only named, as an argument
       'numpy.dtype': _DType,
@@ -239,7 +231,7 @@ class _NumPy:
     return self._known[name]
 
   def _to_bytes(self, raw: Any) -> Any:
-    """Returns bytes as they are; text, as in pickles of Python 2, and a bytearray become bytes."""
+    """Turns text, as in pickles of Python 2, and a bytearray into bytes."""
     if not isinstance(raw, str | bytearray):
       return raw
     self._left -= len(raw)
