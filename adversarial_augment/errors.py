@@ -53,11 +53,7 @@ def show(value: Any, limit: int = 80) -> str:
 
 
 def require_assertions() -> None:
-  """Refuses an interpreter that strips `assert`: Haiku does work in assertions, without which names and results change.
-
-  Raises:
-    UserError: Python runs with -O, -OO or PYTHONOPTIMIZE.
-  """
+  """Refuses an interpreter that strips `assert`: Haiku does work in assertions, so names and results would change."""
   if not __debug__:
     raise UserError(
       'Python runs without assertions (-O or PYTHONOPTIMIZE), in which Haiku does work: another network would be '

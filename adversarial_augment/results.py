@@ -21,7 +21,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 import numpy as np
 
-from adversarial_augment import metrics
+from adversarial_augment import metrics, registry
 from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import artifact, files, outcomes, untrusted

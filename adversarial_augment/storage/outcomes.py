@@ -1,4 +1,4 @@
-"""Which images a classifier gets right, one bit each, as text for results files; paired comparisons need it."""
+"""Which images a classifier gets right, one bit each, as text for results files; for paired comparisons."""
 
 import base64
 import binascii
@@ -13,11 +13,7 @@ def pack(correct: np.ndarray | Sequence[bool]) -> str:
 
 
 def unpack(text: str, n: int) -> np.ndarray:
-  """Returns the booleans [n] that `pack` was given.
-
-  Raises:
-    ValueError: the text does not hold n booleans.
-  """
+  """Returns the booleans [n] that `pack` was given; raises ValueError where the text does not hold n of them."""
   try:
     content = base64.b64decode(text, validate=True)
   except (binascii.Error, ValueError) as error:  # the latter of letters beyond ASCII

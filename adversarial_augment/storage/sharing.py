@@ -1,6 +1,6 @@
-"""How results, reports, exports and cards, which are made to be shared, name the files of the machine that made them.
+"""How results, reports, exports and cards, which are made to be shared, name files of the machine that made them.
 
-By their path within the run's folder, or else by their last part alone: where a run lies is nobody's business.
+By their path within the run's folder, or else by their last part alone.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,7 @@ _WITHIN = re.compile(r"""(?<=[\s=,'"(])/[^\s,:'")]*""")  # a path in a longer te
 
 
 def relative(value: Any, workdir: Path) -> Any:
-  """Returns `value` with every path that is absolute, or leads out by '..', made relative; other text stays.
-
-  Args:
-    value: a text, or dicts and lists with texts, as JSON has them.
-    workdir: the run's folder.
-  """
+  """Returns a value of JSON with every path that is absolute, or leads out by '..', made relative to the run."""
   if isinstance(value, dict):
     return {name: relative(inner, workdir) for name, inner in value.items()}
   if isinstance(value, (list, tuple)):
@@ -32,7 +27,7 @@ def relative(value: Any, workdir: Path) -> Any:
 
 
 def command(program: str, arguments: Sequence[str], workdir: Path) -> str:
-  """Returns the line that runs a module with these arguments, each as `relative` has it."""
+  """Returns the command line of a module with these arguments, each made `relative`."""
 
   def word(argument: str) -> str:
     name, equals, value = argument.rpartition('=')
