@@ -23,6 +23,7 @@ import numpy as np
 
 from adversarial_augment import metrics, registry
 from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
+from adversarial_augment.config.fields import parse_fraction
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import artifact, files, outcomes, untrusted
 
@@ -237,7 +238,7 @@ class _Robustness(_Checkpoint, kw_only=True):
     )
     _agree_bits('correct', self.correct, self.num_correct, n)
     _agree_bits('robust', self.robust, self.num_robust, n)
-    if not math.isclose(self.epsilon, _parse_fraction(self.epsilon_text), rel_tol=1e-9):
+    if not math.isclose(self.epsilon, parse_fraction(self.epsilon_text), rel_tol=1e-9):
       raise ValueError(f'epsilon is {self.epsilon}, but epsilon_text {show(self.epsilon_text)}')
     stages = set(self.stages)
     if len(stages) < len(self.stages) or not stages <= self.survivors.keys() & self.seconds.keys():
@@ -293,14 +294,6 @@ class _Data(Struct):
 
   image_shape: tuple[Positive, Positive, Positive] | UnsetType = UNSET
   class_names: list[str] | UnsetType = UNSET
-
-
-def _parse_fraction(text: str) -> float:
-  above, _, below = text.partition('/')
-  try:
-    return float(above) / float(below or 1)
-  except (ValueError, ZeroDivisionError):
-    return math.nan
 
 
 def _rise(field: str, values: Sequence[float]) -> None:

@@ -1,24 +1,22 @@
 """The one store: whole or as before under kills and errors, verified by what is listed alone, compared by fields."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from adversarial_augment import cli
 from adversarial_augment.datasets import made_with as versions
-from adversarial_augment.errors import ArtifactError, StorageError
-from adversarial_augment.storage import artifact, kills
+from adversarial_augment.errors import ArtifactError, NumericalError, StorageError
+from adversarial_augment.storage import artifact
+from tests.checkpoint_cases import python
 from tests.described import described
 from tests.hostile_base import pipe
-
-ROOT = Path(__file__).parents[1]
 
 
 def folder_of(path: Path, content: str) -> Path:
@@ -84,14 +82,35 @@ def test_a_failure_at_any_system_call_leaves_what_was_there(tmp_path, monkeypatc
 @pytest.mark.parametrize('moment, content', [('before', 'old'), ('after', 'new')])
 def test_a_kill_beside_the_rename(tmp_path, action, target, moment, content):
   place = put(tmp_path / 'place')
-  code = (
-    f'import sys\nfrom pathlib import Path\nfrom tests import artifact_test\nartifact_test.{action}(Path(sys.argv[1]))'
+  process = python(
+    f'from tests import artifact_test\nartifact_test.{action}(directory)', place, crash_at=f'{moment}_rename@{target}'
   )
-  environment = os.environ | {kills.CRASH_VARIABLE: f'{moment}_rename@{target}'}
-  done = subprocess.run([sys.executable, '-c', code, str(place)], cwd=ROOT, env=environment, capture_output=True)
-  assert done.returncode == -signal.SIGKILL, done.stderr
+  said = process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGKILL, said
   held = place / target if (place / target).exists() else place / 'aside.tmp'  # between the two renames of a folder
   assert (held if action == 'replace' else held / 'sub' / 'b').read_text() == content
+
+
+def test_json_is_sorted_and_refuses_nan_leaving_the_old_file(tmp_path):
+  path = tmp_path / 'train.json'
+  artifact.write_json(path, {'b': 1, 'a': [0.1, None]})
+  content = path.read_text()
+  assert content.index('"a"') < content.index('"b"')
+  assert json.loads(content) == {'a': [0.1, None], 'b': 1}
+  with pytest.raises(NumericalError, match=r'train\.json'):
+    artifact.write_json(path, {'b': float('inf')})
+  assert path.read_text() == content
+
+
+def test_replacement_is_synced_before_and_after_the_rename(tmp_path, monkeypatch):
+  events = []
+  fsync, rename = os.fsync, os.replace
+  monkeypatch.setattr(
+    os, 'fsync', lambda fd: (events.append(('fsync', os.path.basename(os.readlink(f'/proc/self/fd/{fd}')))), fsync(fd))
+  )
+  monkeypatch.setattr(os, 'replace', lambda a, b: (events.append(('rename', b.name)), rename(a, b)))
+  artifact.write_json(tmp_path / 'x.json', 1)
+  assert events == [('fsync', '.x.json.tmp'), ('rename', 'x.json'), ('fsync', tmp_path.name)]
 
 
 def test_a_file_and_its_entry(tmp_path):

@@ -1,14 +1,13 @@
-"""Kills, full disks, failing system calls, and several processes."""
+"""Kills, full disks, failing system calls, readers beside a run, and several processes."""
 
 import os
 from pathlib import Path
 import random
-import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -17,78 +16,23 @@ from jax.sharding import SingleDeviceSharding
 import numpy as np
 import pytest
 
-from adversarial_augment.errors import NumericalError, StorageError
-from adversarial_augment.storage import artifact, checkpoints, kills
-from tests.checkpoint_cases import ROOT, assert_restores, files_of, flip, make_state, restore, save
+from adversarial_augment.errors import CheckpointError, StorageError
+from adversarial_augment.storage import artifact, checkpoints, state_arrays
+from tests.checkpoint_cases import (
+  ROOT,
+  SAVES_WITHOUT_END,
+  assert_restores,
+  largest_file,
+  make_state,
+  output,
+  python,
+  reseal,
+  restore,
+  save,
+)
+from tests.trainer import free_port
 
-# Saving.
-
-
-def test_manifest_says_what_is_saved(three):
-  manifest = checkpoints.verify(three / '30', 30)
-  assert manifest['config_sha256'] == 'c' * 64
-  assert manifest['state_sha256'] == checkpoints.state_sha256(make_state(30))
-  assert manifest['leaves']['params/net/~/head/w'] == [[2, 2], 'bfloat16']
-  assert set(manifest['files']) == {path.relative_to(three / '30').as_posix() for path in files_of(three / '30')} - {
-    artifact.MANIFEST
-  }
-
-
-@pytest.mark.parametrize('value', [np.nan, np.inf])
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_a_state_that_is_not_finite_is_never_committed(directory, value, dtype):
-  with pytest.raises(NumericalError, match="'opt_state/m' is not finite after step 40"):
-    save(directory, 40, make_state(40)._replace(opt_state={'m': jnp.full(3, value, dtype)}))
-  assert checkpoints.steps(directory) == [10, 20, 30]
-
-
-def test_saving_again_keeps_the_same_and_replaces_the_damaged_or_different(directory):
-  inode = (directory / '30').stat().st_ino
-  save(directory, 30)
-  assert (directory / '30').stat().st_ino == inode
-  flip(directory / '30' / 'arrays' / '_METADATA', directory)
-  save(directory, 30)
-  assert_restores(directory, 30)
-  save(directory, 30, make_state(99))
-  _, state, _ = restore(directory)
-  assert checkpoints.state_sha256(state) == checkpoints.state_sha256(make_state(99))
-  assert sorted(os.listdir(directory)) == ['10', '20', '30']
-
-
-def test_a_killed_replacement_brings_the_old_one_back(directory):
-  os.rename(directory / '30', directory / '30.replaced.tmp')
-  (directory / '30.tmp').mkdir()
-  checkpoints.remove_unfinished(directory)
-  assert sorted(os.listdir(directory)) == ['10', '20', '30']
-  assert_restores(directory, 30)
-
-
-def test_everything_is_on_disk_before_the_rename(tmp_path, monkeypatch):
-  events: list[tuple[str, str]] = []
-  fsync, rename = os.fsync, os.rename
-
-  def record_fsync(descriptor: int) -> None:
-    events.append(('fsync', os.path.relpath(os.readlink(f'/proc/self/fd/{descriptor}'), tmp_path)))
-    fsync(descriptor)
-
-  def record_rename(source: Path, destination: Path) -> None:
-    if '.orbax-checkpoint-tmp' not in str(source):
-      events.append(('rename', os.path.relpath(destination, tmp_path)))
-    rename(source, destination)
-
-  monkeypatch.setattr(os, 'fsync', record_fsync)
-  monkeypatch.setattr(os, 'rename', record_rename)
-  folder = save(tmp_path / 'c', 7)
-  assert events[-2:] == [('rename', 'c/7'), ('fsync', 'c')]
-  synced = {path for event, path in events[:-2] if event == 'fsync'}
-  below = [path.relative_to(folder).as_posix() for path in folder.rglob('*')]
-  assert synced >= {f'c/7.tmp/{name}' for name in below} | {'c/7.tmp'}
-
-
-def test_a_missing_workdir_is_a_storage_error_not_a_new_one(tmp_path):
-  with pytest.raises(StorageError, match='No such file'):
-    save(tmp_path / 'gone' / 'checkpoints', 1)
-  assert not (tmp_path / 'gone').exists()
+# Disks.
 
 
 def large_state() -> dict[str, jax.Array]:
@@ -112,12 +56,8 @@ def test_too_little_space_is_seen_before_anything_is_written(directory, monkeypa
 
 
 def test_a_write_that_fails_leaves_the_older_ones_and_no_temporary(directory):
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))
-  try:
+  with largest_file(1 << 18):
     assert_a_failed_save_leaves_nothing(directory)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   save(directory, 40)
   assert_restores(directory, 40)
 
@@ -171,14 +111,36 @@ def test_a_full_disk_and_a_save_after_space_is_freed(three, tmp_path, monkeypatc
     subprocess.run(['umount', str(disk)], check=True)
 
 
+FAILS = """
+state = {f'params/{i}': np.random.default_rng(i).normal(size=20_000).astype(np.float32) for i in range(40)}
+checkpoints.save(directory, 1, state, config_sha256='c')
+for size in (1 << 10, 1 << 14, 1 << 18, 1 << 20):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+  try:
+    checkpoints.save(directory, 2, state, config_sha256='c')
+  except checkpoints.StorageError as error:
+    print('failed', size)
+assert checkpoints.restore_newest(directory, state, report=print)[0] == 1
+"""
+
+
+def test_a_disk_that_fails_is_told_by_the_error_alone(tmp_path):
+  said = output(FAILS, tmp_path / 'c').splitlines()
+  assert said == [f'failed {size}' for size in (1 << 10, 1 << 14, 1 << 18, 1 << 20)]
+
+
 # Kills.
 
+
+def test_a_killed_replacement_brings_the_old_one_back(directory):
+  os.rename(directory / '30', directory / '30.replaced.tmp')
+  (directory / '30.tmp').mkdir()
+  checkpoints.remove_unfinished(directory)
+  assert sorted(os.listdir(directory)) == ['10', '20', '30']
+  assert_restores(directory, 30)
+
+
 CRASH = """
-import sys
-from pathlib import Path
-import numpy as np
-from adversarial_augment.storage import checkpoints
-directory = Path(sys.argv[1])
 checkpoints.save(directory, 40, {'w': np.arange(4, dtype=np.float32)}, config_sha256='c')
 checkpoints.prune(directory, 2)
 """
@@ -200,11 +162,9 @@ def test_a_kill_leaves_a_whole_checkpoint_and_the_next_save_cleans_up(tmp_path, 
   state = {'w': np.arange(4, dtype=np.float32)}
   for step in (10, 20, 30):
     save(directory, step, state)
-  environment = {**os.environ, kills.CRASH_VARIABLE: point, 'JAX_PLATFORMS': 'cpu'}
-  process = subprocess.run(
-    [sys.executable, '-c', CRASH, str(directory)], cwd=ROOT, env=environment, capture_output=True, timeout=60
-  )
-  assert process.returncode == -signal.SIGKILL, process.stderr
+  process = python(CRASH, directory, crash_at=point)
+  process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGKILL
   step, restored, lines = restore(directory, state)
   assert (step, lines) == (newest, [])
   np.testing.assert_array_equal(restored['w'], state['w'])
@@ -222,28 +182,12 @@ def test_an_interrupt_during_a_save_leaves_no_temporary(directory, monkeypatch):
   assert sorted(os.listdir(directory)) == ['10', '20', '30']
 
 
-LOOP = """
-import itertools
-import sys
-from pathlib import Path
-import numpy as np
-from adversarial_augment.storage import checkpoints
-directory = Path(sys.argv[1])
-for step in itertools.count(max(checkpoints.steps(directory), default=0) + 1):
-  checkpoints.save(directory, step, {'w': np.full(100_000, step, np.float32)}, config_sha256='c')
-  checkpoints.prune(directory, 2)
-  print(step, flush=True)
-"""
-
-
 @pytest.mark.slow
 def test_kills_at_random_instants_never_cost_a_committed_step(tmp_path):
   directory, state = tmp_path / 'checkpoints', {'w': np.zeros(100_000, np.float32)}
   random.seed(0)
   for _ in range(20):
-    process = subprocess.Popen(
-      [sys.executable, '-c', LOOP, str(directory)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = python(SAVES_WITHOUT_END, directory)
     last = int(process.stdout.readline())
     time.sleep(random.uniform(0, 0.3))
     process.kill()
@@ -252,6 +196,76 @@ def test_kills_at_random_instants_never_cost_a_committed_step(tmp_path):
     assert lines == []
     assert step in (last, last + 1)
     assert np.unique(restored['w']).tolist() == [step]
+
+
+# Readers beside a run.
+
+
+def test_a_checkpoint_is_not_pruned_while_it_is_read(directory, monkeypatch):
+  """The reader is slow: meanwhile, the run saves and prunes ten times."""
+  read = state_arrays.read
+
+  def slowly(path: Path, *arguments, **how):
+    for step in range(40, 50):
+      save(directory, step)
+      checkpoints.prune(directory, 2)
+    assert checkpoints.steps(directory) == [30, 48, 49]
+    return read(path, *arguments, **how)
+
+  monkeypatch.setattr(state_arrays, 'read', slowly)
+  assert_restores(directory, 30)
+  checkpoints.prune(directory, 2)
+  assert checkpoints.steps(directory) == [48, 49]
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_without_locks_a_reader_takes_the_newest_again(directory, monkeypatch, when):
+  """As on some network disks: the checkpoint that is being read vanishes, several times."""
+  monkeypatch.setattr(artifact.fcntl, 'flock', lambda *_: (_ for _ in ()).throw(OSError(95, 'Operation not supported')))
+  verify, tries = checkpoints.verify, []
+
+  def vanishes(folder: Path, step: int):
+    tries.append(step)
+    manifest = verify(folder, step) if when == 'after' else None
+    if len(tries) < 8:
+      newer = Path(shutil.copytree(folder, directory / str(step + 1)))
+      reseal(newer, step=step + 1)
+      for old in checkpoints.steps(directory)[:-1]:
+        shutil.rmtree(directory / str(old))
+    return manifest or verify(folder, step)
+
+  monkeypatch.setattr(checkpoints, 'verify', vanishes)
+  step, state, lines = restore(directory)
+  assert (step, lines) == (37, [])
+  assert checkpoints.state_sha256(state) == checkpoints.state_sha256(make_state(30))
+
+
+def test_a_checkpoint_that_always_vanishes_ends(directory, monkeypatch):
+  monkeypatch.setattr(checkpoints, 'steps', lambda directory: [70])
+  with pytest.raises(CheckpointError, match='No usable checkpoint'):
+    restore(directory)
+
+
+def test_twenty_reads_beside_a_run_that_saves_without_pause(tmp_path):
+  directory, state = tmp_path / 'checkpoints', {'w': np.zeros(100_000, np.float32)}
+  with python(SAVES_WITHOUT_END, directory) as process:
+    for _ in range(3):
+      process.stdout.readline()
+    drain = threading.Thread(target=lambda: [None for _ in process.stdout], daemon=True)
+    drain.start()
+    found = []
+    try:
+      for _ in range(20):
+        step, restored, lines = restore(directory, state)
+        assert lines == []
+        assert np.unique(restored['w']).tolist() == [step]
+        assert checkpoints.newest_manifest(directory)['step'] >= step
+        found.append(step)
+    finally:
+      process.kill()
+      drain.join()
+  assert found == sorted(found)
+  assert found[-1] > found[0]
 
 
 # Two processes.
@@ -323,13 +337,11 @@ print('fine')
 
 
 def test_two_processes_agree_and_only_the_first_needs_the_disk(tmp_path):
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  port = str(free_port())
   environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
   processes = [
     subprocess.Popen(
-      [sys.executable, '-c', WORKER, str(rank), str(port), str(tmp_path / 'checkpoints')],
+      [sys.executable, '-c', WORKER, str(rank), port, str(tmp_path / 'checkpoints')],
       cwd=ROOT,
       env={**environment, 'JAX_PLATFORMS': 'cpu'},
       stdout=subprocess.PIPE,
@@ -343,9 +355,9 @@ def test_two_processes_agree_and_only_the_first_needs_the_disk(tmp_path):
   finally:
     for process in processes:
       process.kill()
-  for process, (output, error) in zip(processes, outputs, strict=True):
+  for process, (said, error) in zip(processes, outputs, strict=True):
     assert process.returncode == 0, error
-    assert output.strip().endswith('fine')
+    assert said.strip().endswith('fine')
   one_device = SingleDeviceSharding(jax.devices()[0])
   shapes = {'whole': ((2, 3), 'f4'), 'zero': ((2,), 'f4'), 'half': ((3,), jnp.bfloat16), 'count': ((), 'i4')}
   target = {

@@ -1,6 +1,5 @@
 """A damaged checkpoint is never used: it is named on one line, and an older one steps in."""
 
-import json
 import os
 from pathlib import Path
 import shutil
@@ -9,15 +8,13 @@ import pytest
 
 from adversarial_augment.errors import CheckpointError
 from adversarial_augment.storage import artifact, checkpoints
-from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, save
-
-# Damage.
+from tests.checkpoint_cases import assert_restores, files_of, flip, make_state, reseal, save
+from tests.hostile_base import DEEP, ENDLESS, pipe
 
 
 def flip_last(path: Path, other: Path) -> None:
-  content = bytearray(path.read_bytes())
-  content[-1] ^= 1
-  path.write_bytes(content)
+  content = path.read_bytes()
+  path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def swap(path: Path, other: Path) -> None:
@@ -65,32 +62,56 @@ def test_every_bit_of_the_manifest_counts(three, tmp_path):
       checkpoints.verify(folder, 30)
 
 
-@pytest.mark.parametrize('content', [b'[]', b'null', b'{}', b'{"step": 30}', b'\xff\xfe', b'"' * 100])
-def test_a_manifest_that_is_none_is_rejected(directory, content):
-  (directory / '30' / artifact.MANIFEST).write_bytes(content)
-  assert_restores(directory, 20, lines=1)
+def manifest(folder: Path) -> Path:
+  return folder / artifact.MANIFEST
 
 
-def test_manifest_of_another_step_is_rejected(directory):
-  shutil.copy(directory / '20' / artifact.MANIFEST, directory / '30' / artifact.MANIFEST)
-  assert assert_restores(directory, 20, lines=1) == [
-    'checkpoint 30 rejected: step 20 in MANIFEST.json; using 20',
-  ]
+NONE = (b'[]', b'null', b'3', b'{}', b'{"step": 30}', b'\xff\xfe', b'"' * 100, f'{{"format": {DEEP}}}'.encode())
+FIELD = 'a field that is missing or of another type in MANIFEST.json'
+HARMS = {
+  **{f'none: {text[:20]}': (lambda f, text=text: manifest(f).write_bytes(text), '.json') for text in NONE},
+  'a pipe': (lambda folder: pipe(manifest(folder)), 'it is a named pipe, not a file in MANIFEST.json'),
+  'endless': (lambda folder: os.truncate(manifest(folder), ENDLESS), 'no such file has more than'),
+  'a pipe for a file': (lambda folder: pipe(files_of(folder / 'arrays')[0]), 'missing file in arrays/'),
+  'a pipe that is listed': (
+    lambda folder: (pipe(folder / 'x'), reseal(folder, files={'x': {'bytes': 0, 'sha256': ''}})),
+    'missing file in x',
+  ),
+  'of another step': (lambda folder: reseal(folder, step=7), 'step 7 in MANIFEST.json'),
+  'of another format': (lambda folder: reseal(folder, format=99), 'unknown format 99 in MANIFEST.json'),
+  'of another state': (lambda folder: reseal(folder, state_sha256='0' * 64), 'state_sha256 mismatch in arrays'),
+  'files that are no object': (lambda folder: reseal(folder, files=3), FIELD),
+  'a size that is a text': (lambda folder: reseal(folder, files={'x': {'bytes': '1', 'sha256': ''}}), FIELD),
+  'no leaves': (lambda folder: reseal(folder, leaves=None), FIELD),
+  'leaves of objects': (lambda folder: reseal(folder, leaves={'params/x': [[2], 'object']}), FIELD),
+  'leaves without end': (lambda folder: reseal(folder, leaves={'params/x': [[1 << 60], 'float32']}), FIELD),
+  'large leaves': (lambda folder: reseal(folder, leaves={'params/x': [[1 << 40], 'float32']}), 'larger than those of'),
+  **{
+    f'impossible lines {log}': (lambda folder, log=log: reseal(folder, log=log), FIELD)
+    for log in ([[1, 8]], [[0, 1, 1]], [[1, 99, 1]], [[2, 2, 0]], [[3, 4, 1], [2, 2, 1]], [[1, '2', 1]], 3)
+  },
+}
 
 
-def test_a_copy_under_another_step_is_rejected(directory):
-  shutil.copytree(directory / '30', directory / '40')
-  (line,) = assert_restores(directory, 30, lines=1)
-  assert line == 'checkpoint 40 rejected: step 30 in MANIFEST.json; using 30'
-
-
-def test_manifest_of_another_format_is_rejected(directory):
-  path = directory / '30' / artifact.MANIFEST
-  manifest = json.loads(path.read_bytes())
-  body = {name: value for name, value in manifest.items() if name != 'manifest_sha256'}
-  path.write_bytes(checkpoints.sealed({**body, 'format': 99}))
+@pytest.mark.parametrize('name', HARMS)
+def test_a_checkpoint_that_is_none_or_attacks_is_passed_over(directory, name):
+  harm, words = HARMS[name]
+  harm(directory / '30')
   (line,) = assert_restores(directory, 20, lines=1)
-  assert 'unknown format 99 in MANIFEST.json' in line
+  assert line.startswith('checkpoint 30 rejected: ')
+  assert words in line
+  for older in ('20', '10'):
+    harm(directory / older)
+  with pytest.raises(CheckpointError):
+    checkpoints.restore_newest(directory, make_state(0), report=lambda line: None)
+
+
+def test_a_checkpoint_or_its_manifest_under_another_step_is_rejected(directory):
+  shutil.copytree(directory / '30', directory / '40')
+  assert assert_restores(directory, 30, lines=1) == ['checkpoint 40 rejected: step 30 in MANIFEST.json; using 30']
+  shutil.rmtree(directory / '40')
+  shutil.copy(manifest(directory / '20'), manifest(directory / '30'))
+  assert assert_restores(directory, 20, lines=1) == ['checkpoint 30 rejected: step 20 in MANIFEST.json; using 20']
 
 
 @pytest.mark.parametrize(
@@ -138,21 +159,9 @@ def test_an_unreadable_file_is_rejected(directory, monkeypatch):
 def test_an_empty_folder_and_a_file_are_rejected(directory):
   (directory / '40').mkdir()
   (directory / '50').write_text('not a checkpoint')
-  lines = assert_restores(directory, 30, lines=2)
-  assert lines == [
+  assert assert_restores(directory, 30, lines=2) == [
     'checkpoint 50 rejected: Not a directory in MANIFEST.json; using 30',
     'checkpoint 40 rejected: No such file or directory in MANIFEST.json; using 30',
-  ]
-
-
-def test_arrays_that_orbax_reads_wrongly_are_rejected(directory):
-  """Files and manifest agree, and the state is still not the one that was saved."""
-  path = directory / '30' / artifact.MANIFEST
-  body = json.loads(path.read_bytes())
-  del body['manifest_sha256']
-  path.write_bytes(checkpoints.sealed({**body, 'state_sha256': '0' * 64}))
-  assert assert_restores(directory, 20, lines=1) == [
-    'checkpoint 30 rejected: state_sha256 mismatch in arrays; using 20'
   ]
 
 

@@ -1,7 +1,6 @@
 """Weights, and folders of runs, that attack."""
 
 from collections.abc import Callable
-import json
 from pathlib import Path
 import shutil
 import struct
@@ -9,8 +8,9 @@ import zipfile
 
 import numpy as np
 
-from adversarial_augment.storage import artifact, checkpoints
+from adversarial_augment.storage import artifact
 from tests import torch_state
+from tests.checkpoint_cases import reseal
 from tests.hostile_archives import members
 from tests.hostile_base import DEEP, ENDLESS, NESTED, ROOT, Base, case, device, endless, pipe
 from tests.hostile_datasets import train
@@ -83,13 +83,6 @@ def _of_each(spoil: Callable[[Path], object]) -> Callable[[Path], object]:
   return lambda run: [spoil(folder) for folder in (run / 'checkpoints').iterdir()]
 
 
-def _reseal(folder: Path, **changes) -> None:
-  path = folder / artifact.MANIFEST
-  content = json.loads(path.read_bytes())
-  del content['manifest_sha256']
-  path.write_bytes(checkpoints.sealed(content | changes))
-
-
 def _array(folder: Path) -> Path:
   return max((path for path in (folder / 'arrays').rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
 
@@ -124,13 +117,13 @@ for name, spoil in {
   'endless manifests': lambda folder: endless(folder / artifact.MANIFEST),
   'pipes for arrays': lambda folder: pipe(_array(folder)),
   'devices for arrays': lambda folder: device(_array(folder)),
-  'manifests of a number': lambda folder: _reseal(folder, files=3),
-  'manifests of no arrays': lambda folder: _reseal(folder, leaves=[[]]),
-  'manifests of arrays without end': lambda folder: _reseal(folder, leaves={'opt_state/x': [[2**45], 'float32']}),
+  'manifests of a number': lambda folder: reseal(folder, files=3),
+  'manifests of no arrays': lambda folder: reseal(folder, leaves=[[]]),
+  'manifests of arrays without end': lambda folder: reseal(folder, leaves={'opt_state/x': [[2**45], 'float32']}),
 }.items():
   _run_case(name, _of_each(spoil), 'evaluate', 4)
 _run_case(
   'an output that is a number',
-  _of_each(lambda folder: _reseal(folder, leaves={'params/net/head/b': [[], 'float32']})),
+  _of_each(lambda folder: reseal(folder, leaves={'params/net/head/b': [[], 'float32']})),
   'export',
 )

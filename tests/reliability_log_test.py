@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from adversarial_augment.errors import StorageError
-from adversarial_augment.storage import artifact, checkpoints, run_directory
+from adversarial_augment.storage import checkpoints, run_directory
+from tests import checkpoint_cases
 from tests.checkpoint_cases import ROOT
 from tests.train_loop_test import kill, start, steps
 
@@ -139,53 +140,10 @@ def test_the_manifest_says_of_which_steps_the_log_has_lines(tmp_path):
 
 def test_a_checkpoint_without_a_log_is_taken_as_it_is(stopped, capfd):
   """As older versions have written them."""
-  folder = stopped / 'checkpoints' / '8'
-  body = {
-    name: value for name, value in checkpoints.verify(folder, 8).items() if name not in ('manifest_sha256', 'log')
-  }
-  (folder / artifact.MANIFEST).write_bytes(checkpoints.sealed(body))
+  checkpoint_cases.reseal(stopped / 'checkpoints' / '8', without='log')
   change(stopped, [1, 2])
   start(stopped)
   assert 'warning' not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-  'log', [[[1, 8]], [[0, 1, 1]], [[1, 9, 1]], [[2, 2, 0]], [[3, 4, 1], [2, 2, 1]], [[1, '2', 1]], 3]
-)
-def test_a_manifest_with_impossible_lines_is_damaged(stopped, log):
-  folder = stopped / 'checkpoints' / '8'
-  body = {name: value for name, value in checkpoints.verify(folder, 8).items() if name != 'manifest_sha256'}
-  (folder / artifact.MANIFEST).write_bytes(checkpoints.sealed({**body, 'log': log}))
-  with pytest.raises(artifact.Damaged, match=r'of another type in MANIFEST\.json'):
-    checkpoints.verify(folder, 8)
-
-
-@pytest.mark.parametrize(
-  'steps', [[], [7], [1, 10, 20, 30], [1, 2, 3, 7, 9, 11, 20], list(range(5, 500, 5)), [1, 3, 4]]
-)
-def test_runs_of_steps_say_the_steps(steps):
-  runs = run_directory.to_runs(steps)
-  assert list(run_directory.steps_of(runs)) == steps
-  assert len(runs) <= max(1, len(steps))
-
-
-@pytest.mark.parametrize(
-  'steps, words',
-  [
-    ([3], 'step 3'),
-    ([3, 9], 'steps 3, 9'),
-    (list(range(10, 100, 10)), 'steps 10 to 90 (9 lines)'),
-    ([1, 2, 3, 9, 20, 21, 40], 'steps 1 to 3 (3 lines), 9 to 20 (2 lines), 21 to 40 (2 lines)'),
-    ([2**power for power in range(12)], 'steps 1 to 2 (2 lines), 4 to 8 (2 lines), 16 to 32 (2 lines), '
-     '64 to 128 (2 lines), 256 to 512 (2 lines) and 2 more'),
-  ],
-)  # fmt: skip
-def test_steps_in_words(steps, words):
-  assert run_directory.in_words(steps) == words
-
-
-def test_a_log_of_many_lines_has_a_short_manifest():
-  assert run_directory.to_runs([1, *range(50, 60_001, 50)]) == [[1, 50, 49], [100, 60_000, 50]]
 
 
 # A checkpoint of another run.

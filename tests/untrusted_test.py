@@ -8,20 +8,14 @@ import signal
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import inference
+from adversarial_augment import inference, results
 from adversarial_augment.datasets import mixture
-from adversarial_augment.errors import CheckpointError, StorageError, UserError
+from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.run import opening
-from adversarial_augment.storage import (
-  artifact,
-  checkpoints,
-  results,
-  run_directory,
-  untrusted,
-)
-from tests import checkpoint_cases
+from adversarial_augment.storage import artifact, run_directory, untrusted
+from tests.hostile_base import DEEP, endless, pipe
 
-DEEP = '{"format": ' + '[' * 100_000 + ']' * 100_000 + '}'
+NESTED = f'{{"format": {DEEP}}}'
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +27,14 @@ def soon():
   signal.alarm(0)
 
 
-def pipe(path: Path) -> Path:
-  path.unlink(missing_ok=True)
-  os.mkfifo(path)
-  return path
-
-
 def test_only_regular_files_are_opened_and_links_to_them(tmp_path):
   (tmp_path / 'file').write_bytes(b'abc')
   (tmp_path / 'link').symlink_to('file')
   (tmp_path / 'device').symlink_to('/dev/zero')
   assert untrusted.read_bytes(tmp_path / 'file', 3) == untrusted.read_bytes(tmp_path / 'link', 3) == b'abc'
+  pipe(tmp_path / 'pipe')
   with pytest.raises(untrusted.Unusable, match='named pipe'):
-    untrusted.open_file(pipe(tmp_path / 'pipe'))
+    untrusted.open_file(tmp_path / 'pipe')
   with pytest.raises(untrusted.Unusable, match='device'):
     untrusted.open_file(tmp_path / 'device')
   with pytest.raises(untrusted.Unusable, match='3 bytes.*more than 2'):
@@ -99,7 +88,6 @@ def run(tmp_path) -> Path:
   (tmp_path / 'data.json').write_text('{}')
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
   (tmp_path / 'results').mkdir()
-  checkpoint_cases.three_checkpoints(tmp_path / 'checkpoints')
   return tmp_path
 
 
@@ -124,59 +112,16 @@ READERS = {
 def test_every_file_of_json_is_refused_in_one_line(run, name, kind):
   path = run / name
   if kind == 'deep':
-    path.write_text(f'{DEEP}\n{{"step": 2}}\n' if name == 'metrics.jsonl' else DEEP)
+    path.write_text(f'{NESTED}\n{{"step": 2}}\n' if name == 'metrics.jsonl' else NESTED)
   elif kind == 'pipe':
     pipe(path)
   else:
-    path.touch()
-    os.truncate(path, 1 << 40)
+    endless(path)
   for read in READERS[name]:
     with pytest.raises(UserError) as error:
       read(run)
     assert str(path) in str(error.value)
     assert '\n' not in str(error.value)
-
-
-def _reseal(folder: Path, **changes) -> None:
-  path = folder / artifact.MANIFEST
-  content = json.loads(path.read_bytes())
-  del content['manifest_sha256']
-  path.write_bytes(checkpoints.sealed(content | changes))
-
-
-def _file_of(folder: Path) -> Path:
-  return next(path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != artifact.MANIFEST)
-
-
-DAMAGE = {
-  'deep': lambda folder: (folder / artifact.MANIFEST).write_text(DEEP),
-  'pipe for the manifest': lambda folder: pipe(folder / artifact.MANIFEST),
-  'pipe for a file': lambda folder: pipe(_file_of(folder)),
-  'a pipe that the manifest lists': lambda folder: (
-    pipe(folder / 'extra') and _reseal(folder, files={'extra': {'bytes': 0, 'sha256': ''}})
-  ),
-  'huge': lambda folder: os.truncate(folder / artifact.MANIFEST, 1 << 40),
-  'files is no object': lambda folder: _reseal(folder, files=3),
-  'a size that is a text': lambda folder: _reseal(folder, files={'x': {'bytes': '1', 'sha256': ''}}),
-  'no leaves': lambda folder: _reseal(folder, leaves=None),
-  'leaves of objects': lambda folder: _reseal(folder, leaves={'params/x': [[2], 'object']}),
-  'leaves without end': lambda folder: _reseal(folder, leaves={'params/x': [[1 << 60], 'float32']}),
-}
-
-
-@pytest.mark.parametrize('name', DAMAGE)
-def test_a_checkpoint_that_attacks_is_passed_over_for_the_one_before(directory, name):
-  DAMAGE[name](directory / '30')
-  lines = []
-  step, _ = checkpoints.restore_newest(directory, checkpoint_cases.make_state(0), report=lines.append)
-  assert step == 20
-  assert len(lines) == 1
-  assert 'checkpoint 30 rejected' in lines[0]
-  assert '\n' not in lines[0]
-  for older in ('20', '10'):
-    DAMAGE[name](directory / older)
-  with pytest.raises(CheckpointError):
-    checkpoints.restore_newest(directory, checkpoint_cases.make_state(0), report=lines.append)
 
 
 def test_what_is_written_follows_no_link_and_waits_for_no_pipe(tmp_path):
@@ -188,5 +133,6 @@ def test_what_is_written_follows_no_link_and_waits_for_no_pipe(tmp_path):
     artifact.replace(tmp_path / name, b'{}')
     assert (tmp_path / name).read_bytes() == b'{}'
   assert victim.read_text() == 'mine'
+  pipe(tmp_path / 'metrics.jsonl')
   with pytest.raises(StorageError):
-    run_directory.append_line(pipe(tmp_path / 'metrics.jsonl'), {'step': 1})
+    run_directory.append_line(tmp_path / 'metrics.jsonl', {'step': 1})
