@@ -1,11 +1,15 @@
-"""Tests of the downloader, against a server on this machine."""
+"""The downloader, against a server on this machine: what it resumes, what it tries again, and what it refuses."""
 
 from collections.abc import Iterator
+import errno
 import hashlib
 import http.server
 import pathlib
 import re
+import socket
+import ssl
 import threading
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -86,19 +90,13 @@ def test_cut_connections_are_resumed_with_ranges(server, tmp_path):
   assert server.requests == [None, *(f'bytes={n}-' for n in range(400_000, 3_000_000, 400_000))]
 
 
-def test_a_later_command_goes_on(server, tmp_path):
+@pytest.mark.parametrize('ranges', [True, False])  # without them, the server sends it all again
+def test_a_later_command_goes_on(server, tmp_path, ranges):
+  server.behaviour['ranges'] = ranges
   _part(server.url, tmp_path).write_bytes(CONTENT[:1_234_567])
   _download(server, tmp_path / 'file')
   assert (tmp_path / 'file').read_bytes() == CONTENT
   assert server.requests == ['bytes=1234567-']
-
-
-def test_server_without_ranges_sends_it_all_again(server, tmp_path):
-  server.behaviour['ranges'] = False
-  _part(server.url, tmp_path).write_bytes(CONTENT[:1_000])
-  _download(server, tmp_path / 'file')
-  assert (tmp_path / 'file').read_bytes() == CONTENT
-  assert server.requests == ['bytes=1000-']
 
 
 def test_server_that_cuts_and_has_no_ranges_is_given_up(server, tmp_path):
@@ -139,17 +137,14 @@ def test_404_is_told_at_once(server, tmp_path):
   assert len(server.requests) == 1
 
 
-def test_busy_server_is_asked_again(server, tmp_path):
+def test_busy_server_is_asked_again_a_few_times(server, tmp_path):
   server.behaviour['status'] = [503, 429]
   _download(server, tmp_path / 'file')
   assert (tmp_path / 'file').read_bytes() == CONTENT
-
-
-def test_server_that_stays_busy_is_given_up(server, tmp_path):
   server.behaviour['status'] = [503] * 9
   with pytest.raises(UserError, match='answers 503'):
-    _download(server, tmp_path / 'file')
-  assert len(server.requests) == 3
+    _download(server, tmp_path / 'other')
+  assert len(server.requests) == 3 + 3
 
 
 def test_unreachable(tmp_path):
@@ -161,24 +156,11 @@ def test_unreachable(tmp_path):
 @pytest.mark.parametrize(
   'url',
   [
-    '',
-    'no address',
-    'zzz://host/x',
-    'file:///etc/hostname',
-    'ftp://host/x',
-    'http://',
-    'http:///x',
-    'http://exa mple/',
-    'http://host/a b',
-    'http://host/\n',
-    'http://host/\udcff',
-    'http://höst/',
-    'http://host:99999/x',
-    'http://host:0/x',
-    'http://host:x/',
-    'http://[::1/x',
+    '', 'no address', 'zzz://host/x', 'file:///etc/hostname', 'ftp://host/x', 'http://', 'http:///x',
+    'http://exa mple/', 'http://host/a b', 'http://host/\n', 'http://host/\udcff', 'http://höst/',
+    'http://host:99999/x', 'http://host:0/x', 'http://host:x/', 'http://[::1/x',
   ],
-)
+)  # fmt: skip
 def test_what_is_no_address_is_told_at_once(tmp_path, monkeypatch, url):
   monkeypatch.setattr(download_lib, '_fetch', lambda *_: pytest.fail('it tried'))
   with pytest.raises(UserError, match='cannot be downloaded') as caught:
@@ -193,13 +175,10 @@ def test_parts_of_two_addresses_are_not_mixed(server, tmp_path):
   assert server.requests == [None]
 
 
-def test_target_that_is_a_folder(server, tmp_path):
+def test_a_target_that_cannot_be_written(server, tmp_path):
   with pytest.raises(UserError, match='is a folder'):
     _download(server, tmp_path)
   assert not server.requests
-
-
-def test_folder_that_cannot_be_written(server, tmp_path):
   with pytest.raises(StorageError, match='Cannot write'):
     _download(server, tmp_path / 'missing' / 'file')
 
@@ -208,3 +187,122 @@ def test_full_disk(server, tmp_path):
   _part(server.url, tmp_path).symlink_to('/dev/full')
   with pytest.raises(StorageError, match='No space left'):
     _download(server, tmp_path / 'file')
+
+
+# Networks and proxies.
+
+URL = 'https://example.org/file.bin'
+PROXY = 'http://name:secret@proxy.example.org:3128'
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+  for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(name.upper(), raising=False)
+
+
+def refused(tmp_path, url: str = URL) -> str:
+  """Returns the message of a download that is given up at once."""
+  began = time.monotonic()
+  with pytest.raises(UserError) as caught:
+    download_lib.download(url, tmp_path / 'file', 'f' * 64, 170_000_000, first_wait=10.0)
+  assert time.monotonic() - began < 5
+  assert '\n' not in str(caught.value)
+  assert 'secret' not in str(caught.value)
+  return str(caught.value)
+
+
+def fails_with(monkeypatch, error: OSError) -> None:
+  """Makes every connection fail so, however deep urllib has its own handling."""
+
+  def connect(*_, **__):
+    raise error
+
+  monkeypatch.setattr(socket, 'create_connection', connect)
+
+
+CERTIFICATE = ssl.SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed')
+CERTIFICATE.verify_message = 'self-signed certificate in certificate chain'
+
+
+@pytest.mark.parametrize(
+  'error, words',
+  [
+    (CERTIFICATE, 'the certificate is not accepted (self-signed certificate in certificate chain); set SSL_CERT_FILE'),
+    (ssl.SSLError(1, '[SSL: TLSV1_ALERT_PROTOCOL_VERSION] tlsv1 alert'), 'no TLS connection is possible'),
+    (socket.gaierror(socket.EAI_NONAME, 'Name or service not known'), 'the host of the address is not known'),
+    (socket.gaierror(socket.EAI_FAIL, 'Non-recoverable failure'), 'the host of the address is not known'),
+  ],
+)
+def test_what_will_not_pass_is_not_tried_again(error, words, tmp_path, monkeypatch, capsys):
+  fails_with(monkeypatch, error)
+  assert words in refused(tmp_path)
+  assert capsys.readouterr().err == f"downloading '{URL}' (170 MB)...\n"
+
+
+@pytest.mark.parametrize(
+  'error, words',
+  [
+    (socket.gaierror(socket.EAI_NONAME, 'Name or service not known'), 'the host of the proxy is not known'),
+    (
+      OSError('Tunnel connection failed: 407 Proxy Authentication Required'),
+      'the proxy refuses (Tunnel connection failed: 407',
+    ),
+    (OSError('Tunnel connection failed: 403 Forbidden'), 'the proxy refuses'),
+  ],
+)
+@pytest.mark.parametrize('variable', ['https_proxy', 'HTTPS_PROXY'])
+def test_a_proxy_is_named(error, words, variable, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv(variable, PROXY)
+  fails_with(monkeypatch, error)
+  message = refused(tmp_path)
+  assert words in message
+  assert f'through the proxy proxy.example.org:3128 ({variable})' in message
+  assert 'mend or unset the proxy' in message
+  assert f'through the proxy proxy.example.org:3128 ({variable})...' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('proxy', ['socks5://host:1080', 'http://host:port', 'http://', 'http://name:secret@host:x'])
+def test_what_is_no_proxy_is_told_before_anything_is_tried(proxy, tmp_path, monkeypatch):
+  monkeypatch.setattr(download_lib, '_fetch', lambda *_: pytest.fail('it tried'))
+  monkeypatch.setenv('https_proxy', proxy)
+  assert 'the proxy https_proxy=' in refused(tmp_path)
+
+
+def test_hosts_that_need_no_proxy_do_not_name_it(tmp_path, monkeypatch):
+  monkeypatch.setenv('https_proxy', PROXY)
+  monkeypatch.setenv('no_proxy', 'example.org')
+  fails_with(monkeypatch, socket.gaierror(socket.EAI_NONAME, 'Name or service not known'))
+  assert 'proxy' not in refused(tmp_path)
+
+
+def test_tls_where_the_server_has_none(tmp_path):
+  with http.server.HTTPServer(('127.0.0.1', 0), http.server.BaseHTTPRequestHandler) as server:
+    server.handle_error = lambda *_: None
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    message = refused(tmp_path, f'https://127.0.0.1:{server.server_port}/x')
+    server.shutdown()
+    thread.join()
+  assert 'no TLS connection is possible' in message
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    socket.gaierror(socket.EAI_AGAIN, 'Temporary failure in name resolution'),
+    ConnectionRefusedError(errno.ECONNREFUSED, 'Connection refused'),
+    ssl.SSLEOFError(8, 'EOF occurred in violation of protocol'),
+    OSError('Tunnel connection failed: 503 Service Unavailable'),
+    TimeoutError('timed out'),
+  ],
+)
+def test_what_may_pass_is_tried_again_and_said_at_once(error, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('https_proxy', PROXY)
+  fails_with(monkeypatch, error)
+  with pytest.raises(UserError, match=r'through the proxy proxy.example.org:3128 \(https_proxy\): .* are kept'):
+    download_lib.download(URL, tmp_path / 'file', 'f' * 64, 1000, retries=2, first_wait=0.001)
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 3
+  assert all('trying again in 0 s, with 0 of 1,000 bytes' in line for line in lines[1:])
