@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import hashlib
 import http.client
-import os
 import pathlib
 import re
 import socket
@@ -138,48 +137,43 @@ def _append(
 
 
 def _proxy(url: str) -> str:
-  """Returns ' through the proxy ADDRESS (VARIABLE)' if the environment has one for `url`, without its password."""
+  """Returns ' through the proxy ADDRESS' if the environment has one for `url`, without its password."""
   parts = urllib.parse.urlsplit(url)
   proxy = urllib.request.getproxies().get(parts.scheme)
   if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition('@')[2]):
     return ''
-  names = (f'{parts.scheme}_proxy', f'{parts.scheme}_PROXY'.upper())
-  variable = next((name for name in names if name in os.environ), '')
-  try:
-    address = urllib.parse.urlsplit(proxy if '://' in proxy else f'http://{proxy}')
-    if not address.hostname or address.scheme not in ('http', 'https'):
-      raise ValueError('it must be http://HOST:PORT')
-    place = f'{address.hostname}:{address.port}' if address.port else address.hostname
-  except ValueError as error:
-    shown = re.sub('//[^/]*@', '//', proxy)
+  variable = f'{parts.scheme}_proxy'
+  address = re.fullmatch(r'(?:https?://)?(?:[^/]*@)?((?:[\w.-]+|\[[\da-fA-F:]+\])(?::\d+)?)/?', proxy)
+  if not address:
     raise UserError(
-      f"Cannot download '{url}': the proxy {variable}={shown!r} cannot be used ({error}); change or unset it.",
-      remedy='from',
-    ) from None
-  return f' through the proxy {place} ({variable})' if variable else f' through the proxy {place}'
+      f"Cannot download '{url}': the proxy in {variable} must be http://HOST:PORT; change or unset it.", remedy='from'
+    )
+  return f' through the proxy {address[1]} ({variable})'
 
 
 def _explain(error: Exception, url: str, proxy: str) -> str:
   """Returns why an attempt failed, if another one may help, and else raises UserError."""
-  problem, way_out = '', 'mend or unset the proxy of the environment' if proxy else 'check the address'
-  reason = error.reason if isinstance(error, urllib.error.URLError) else error
-  text = str(reason) or type(reason).__name__
+  if not isinstance(error, urllib.error.URLError):  # the connection stood
+    return str(error) or type(error).__name__
+  reason = error.reason
+  text = str(
+    getattr(reason, 'verify_message', '') or getattr(reason, 'strerror', '') or reason or type(reason).__name__
+  )
+  way_out = 'mend or unset the proxy' if proxy else 'check the address'
   if isinstance(error, urllib.error.HTTPError):
     error.close()
-    text = f'the server answers {error.code} {error.reason}'
-    if error.code not in _RETRY_STATUS:
-      problem = text
-  elif not isinstance(error, urllib.error.URLError):  # the connection stood
-    return text
+    text, passes = f'the server answers {error.code} {reason}', error.code in _RETRY_STATUS
   elif isinstance(reason, ssl.SSLCertVerificationError):
-    problem = f'the certificate is not accepted ({reason.verify_message or text})'
+    text, passes = f'the certificate is not accepted ({text})', False
     way_out = 'set SSL_CERT_FILE to a file with the certificates of your network'
-  elif isinstance(reason, ssl.SSLError) and not isinstance(reason, _PASSING_TLS):
-    problem = f'no TLS connection is possible ({text})'
-  elif isinstance(reason, socket.gaierror) and reason.errno not in _PASSING_NAMES:
-    problem = f'the host of the {"proxy" if proxy else "address"} is not known ({reason.strerror})'
-  elif (tunnel := re.search('Tunnel connection failed: ([0-9]+)', text)) and int(tunnel[1]) not in _RETRY_STATUS:
-    problem = f'the proxy refuses ({text})'
-  if problem:
-    raise UserError(f"Cannot download '{url}'{proxy}: {problem}; {way_out}.", remedy='url') from error
+  elif isinstance(reason, ssl.SSLError):
+    text, passes = f'no TLS connection is possible ({text})', isinstance(reason, _PASSING_TLS)
+  elif isinstance(reason, socket.gaierror):
+    text, passes = f'the host is not known ({text})', reason.errno in _PASSING_NAMES
+  elif tunnel := re.search('Tunnel connection failed: ([0-9]+)', text):
+    passes = int(tunnel[1]) in _RETRY_STATUS
+  else:
+    passes = isinstance(reason, OSError)  # else a text, of an address or a proxy that cannot be used
+  if not passes:
+    raise UserError(f"Cannot download '{url}'{proxy}: {text}; {way_out}.", remedy='url') from error
   return text
