@@ -11,6 +11,7 @@ proportion to the length of the pickle.
 """
 
 from collections.abc import Callable
+import functools
 import io
 import pickle
 import pickletools
@@ -40,11 +41,6 @@ def load(data: bytes | BinaryIO, find: Callable[[str], Any], persistent: Callabl
     Exception: of nearly any kind, where the pickle is damaged or asks for more.
   """
   return _Unpickler(_File(io.BytesIO(data) if isinstance(data, bytes) else data), find, persistent).load()
-
-
-def load_numpy(data: bytes) -> Any:
-  """Returns the same for a pickle with arrays of NumPy, each as an `Array`; raises as `load`."""
-  return load(data, _NumPy(len(data)).find)
 
 
 class StandIn:
@@ -190,12 +186,13 @@ class Array(StandIn):
   def build(self, state: Any) -> None:  # (version, shape, type, whether Fortran, bytes)
     if not isinstance(state, tuple) or len(state) != 5:
       raise ValueError('an array without its state')
-    self.fill(self._to_bytes(state[4]), state[2], state[1], fortran=state[3])
+    self.fill(state[4], state[2], state[1], fortran=state[3])
 
-  def fill(self, raw: Any, dtype: Any, shape: Any, fortran: Any) -> None:
+  def fill(self, raw: Any, dtype: Any, shape: Any, fortran: Any) -> 'Array':
     if not isinstance(dtype, _DType) or not isinstance(fortran, bool | int):
       raise ValueError('an array without a type or an order')
-    self.values = array(raw, dtype.dtype, shape, bool(fortran))
+    self.values = array(self._to_bytes(raw), dtype.dtype, shape, bool(fortran))
+    return self
 
 
 class _DType(StandIn):
@@ -211,42 +208,29 @@ class _DType(StandIn):
     self.dtype = array_type(order + self.dtype.str[1:])
 
 
-class _NumPy:
-  """Stand-ins for what pickles of NumPy name."""
+def load_numpy(data: bytes) -> Any:
+  """Returns the same as `load` for a pickle with arrays of NumPy, each as an `Array`."""
+  encode = functools.cache(lambda text: text.encode('latin-1'))  # once: a pickle may name the same text again and again
+  to_bytes = lambda raw: encode(raw) if isinstance(raw, str) else raw  # pickles of Python 2 have text for bytes
 
-  def __init__(self, length: int):
-    self._left = 2 * length  # bytes to make of text; a pickle that asks for more encodes the same text many times
-    self._known: dict[str, Any] = {
-      'numpy.ndarray': None,  # only named, as an argument
-      'numpy.dtype': _DType,
-      '_codecs.encode': self._encode,
-    }
-    for package in ('core', '_core'):
-      self._known[f'numpy.{package}.multiarray._reconstruct'] = lambda *_: Array(self._to_bytes)
-      self._known[f'numpy.{package}.numeric._frombuffer'] = self._from_buffer
-
-  def find(self, name: str) -> Any:
-    if name not in self._known:
-      raise ValueError(f'{name[:80]} is not allowed')
-    return self._known[name]
-
-  def _to_bytes(self, raw: Any) -> Any:
-    """Turns text, as in pickles of Python 2, and a bytearray into bytes."""
-    if not isinstance(raw, str | bytearray):
-      return raw
-    self._left -= len(raw)
-    if self._left < 0:
-      raise ValueError('more bytes of arrays than the pickle has')
-    return raw.encode('latin-1') if isinstance(raw, str) else bytes(raw)
-
-  def _encode(self, text: Any, encoding: Any) -> Any:  # how Python 3 writes bytes in old protocols
+  def encoded(text: Any, encoding: Any) -> bytes:  # how Python 3 writes bytes in old protocols
     if not isinstance(text, str) or not isinstance(encoding, str) or encoding != 'latin1':
       raise ValueError('bytes in an encoding other than latin1')
-    return self._to_bytes(text)
+    return encode(text)
 
-  def _from_buffer(self, raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
+  def from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> Array:
     if not isinstance(order, str) or order not in ('C', 'F'):
       raise ValueError('an array of an unknown order')
-    made = Array(self._to_bytes)
-    made.fill(self._to_bytes(raw), dtype, shape, order == 'F')
-    return made
+    return Array(to_bytes).fill(raw, dtype, shape, order == 'F')
+
+  known: dict[str, Any] = {'numpy.ndarray': None, 'numpy.dtype': _DType, '_codecs.encode': encoded}
+  for package in ('core', '_core'):
+    known[f'numpy.{package}.multiarray._reconstruct'] = lambda *_: Array(to_bytes)
+    known[f'numpy.{package}.numeric._frombuffer'] = from_buffer
+
+  def find(name: str) -> Any:
+    if name not in known:
+      raise ValueError(f'{name[:80]} is not allowed')
+    return known[name]
+
+  return load(data, find)
