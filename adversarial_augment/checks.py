@@ -1,4 +1,4 @@
-"""Checks of what callers of the library give, for every place that takes it. No JAX: configs use them, too."""
+"""Checks of arguments that several functions of the library take. No JAX: configs use them, too."""
 
 from collections.abc import Sequence
 import math
@@ -16,15 +16,15 @@ def check_images(
   min_side: int = 1,
   values: bool = True,
 ) -> None:
-  """Checks a batch of images, floats among which must lie in [0, 1].
+  """Checks images [n, h, w, c] of NumPy or JAX.
 
   Args:
-    images: an array of NumPy or JAX, which must be [n, h, w, c].
-    dtypes: names of the dtypes it may have; 'floats' stands for all of them.
+    images: floats must lie in [0, 1].
+    dtypes: names of the dtypes they may have; 'floats' stands for all floats.
     channels: what c must be; None: any.
     min_images: the least n.
     min_side: the least h and w.
-    values: whether the range is checked; a traced array has none.
+    values: whether to check the range; a traced array has no values.
 
   Raises:
     UserError: another shape or dtype, a value beyond [0, 1], or NaN.
@@ -48,12 +48,9 @@ def check_images(
 
 
 def too_large_radius(norm: str, epsilon: float, num_values: int | None = None) -> str:
-  """Returns why an l_p ball is too large, and the radius that may have been meant; '' where it is not.
+  """Returns why an l_p ball is too large, and the radius that may have been meant; '' if it is not too large.
 
-  Args:
-    norm: 'linf' or 'l2'.
-    epsilon: radius of the ball.
-    num_values: of an image, pixels times channels, which bound the radius of l_2; None: not known.
+  `num_values` of an image, pixels times channels, bounds the radius of l_2 balls.
   """
   largest = 1.0 if norm == 'linf' else math.sqrt(num_values) if num_values else math.inf
   if epsilon <= largest:

@@ -1,4 +1,4 @@
-"""Kills that tests ask for, at the few places whose crash a program must survive."""
+"""Kills that tests ask for, by `ADA_CRASH_AT=name` or `name@place`, at the few instants that a program must survive."""
 
 import os
 import signal
@@ -8,7 +8,6 @@ CRASH_VARIABLE = 'ADA_CRASH_AT'
 
 
 def crash_wanted(name: str, place: object = None) -> bool:
-  """Whether a test asks for a kill here: `ADA_CRASH_AT=name`, or `name@place`."""
   return os.environ.get(CRASH_VARIABLE) in (name, f'{name}@{place}')
 
 
