@@ -5,7 +5,7 @@ its fields and that its numbers do not contradict each other. Other fields are a
 write are optional.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 import csv
 import hashlib
@@ -15,7 +15,7 @@ import json
 import math
 from pathlib import Path
 import re
-from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -42,12 +42,25 @@ def _one_of(*names: str) -> Meta:
   return Meta(pattern=rf'^({"|".join(names)})\Z')
 
 
+def _list(of: Any, length: int) -> Any:
+  return Annotated[list[of], Meta(min_length=length, max_length=length)]
+
+
+def _record(
+  check: Callable[[Any], None] | None = None, optional: Collection[str] = ('subset_of', 'correct'), /, **fields: Any
+) -> Any:
+  """Returns a record of these fields, whose numbers `check` compares; older versions did not write `optional` ones."""
+  typed = [(name, of | UnsetType, UNSET) if name in optional else (name, of) for name, of in fields.items()]
+  return msgspec.defstruct('Record', typed, kw_only=True, namespace={'__post_init__': check} if check else {})
+
+
+# ---- Kinds of fields.
+
 Share = Annotated[float, Meta(ge=0, le=1)]
 Number = Annotated[float, Meta(ge=-1e300, le=1e300)]
 Count = Annotated[int, Meta(ge=0, le=10**12)]
 Positive = Annotated[int, Meta(ge=1, le=10**12)]
 Text = Annotated[str, Meta(pattern=_PRINTABLE)]
-Norm = Annotated[str, _one_of('linf', 'l2')]
 _Origin = Annotated[
   str,
   _one_of(
@@ -67,243 +80,61 @@ class Attack(Struct):
   min_ssim: _Ssim
 
 
-class _Config(Struct):
-  attack: Attack
+# ---- Checks of numbers against each other.
 
 
-class _Devices(Struct):
-  kind: Text
-  count: Positive
+def _check_edges(histogram: Any) -> None:
+  if any(left >= right for left, right in itertools.pairwise(histogram.edges)):
+    raise ValueError('edges must rise')
 
 
-class _Provenance(Struct):
-  data: dict[str, Any]
-  config: _Config
-  versions: dict[str, Any]
-  devices: _Devices
+def _check_accuracy(record: Any) -> None:
+  n = record.num_images
+  _agree(record, accuracy=record.num_correct / n)
+  _agree_bits('correct', record.correct, record.num_correct, n)
+  for name in ('calibration', 'ssim_histogram'):
+    if hasattr(record, name) and (total := sum(getattr(record, name).count)) != n:
+      raise ValueError(f'the sum of {name}.count is {total}, but must be {n} by the other numbers')
 
 
-class _Images(Struct, kw_only=True):
-  num_images: Positive
-  origin: _Origin
-  subset_of: Positive | UnsetType = UNSET
+def _check_errors(record: Any, mean: str) -> None:
+  tables, n = msgspec.to_builtins(record), record.num_images
+  errors = tables['error']
+  computed = {
+    mean: metrics.mean_corruption_error(errors),
+    'severity_error': np.mean(list(errors.values()), axis=0),
+    'corruption_error': {name: np.mean(row) for name, row in errors.items()},
+  }
+  if 'num_correct' in tables:
+    computed['error'] = {name: 1 - np.asarray(row) / n for name, row in tables['num_correct'].items()}
+  _agree(record, **computed)
+  for name, row in tables.get('correct', {}).items():
+    for index, (bits, error) in enumerate(zip(row, errors[name], strict=True)):
+      _agree_bits(f'correct.{name}[{index}]', bits, n * (1 - error), n)
 
 
-class _Accuracy(_Images, kw_only=True):
-  accuracy: Share
-  num_correct: Count
-  interval: _Interval
-  correct: str | UnsetType = UNSET  # which images are right; see outcomes.py
-
-  def __post_init__(self) -> None:
-    _agree(self, accuracy=self.num_correct / self.num_images)
-    _agree_bits('correct', self.correct, self.num_correct, self.num_images)
-
-
-class _AccuracyUnderAda(_Accuracy, kw_only=True):
-  ssim: _Ssim
-  ssim_corrected: Share
-  ssim_below_min: Share
-  attack_loss_start: Number
-  attack_loss_end: Number
-
-
-class _Corrupted(_Images, kw_only=True):
-  """The base of `_corrupted`, which adds the fields that have a number for each corruption."""
-
-  mean: ClassVar[str]  # the field of the mean error over all corruptions
-  interval: _Interval
-  severity_error: _Errors
-
-  def __post_init__(self) -> None:
-    tables, n = msgspec.to_builtins(self), self.num_images
-    errors = tables['error']
-    computed = {
-      self.mean: metrics.mean_corruption_error(errors),
-      'severity_error': np.mean(list(errors.values()), axis=0),
-      'corruption_error': {name: np.mean(row) for name, row in errors.items()},
-    }
-    if 'num_correct' in tables:
-      computed['error'] = {name: 1 - np.asarray(row) / n for name, row in tables['num_correct'].items()}
-    _agree(self, **computed)
-    for name, row in tables.get('correct', {}).items():
-      for index, (bits, error) in enumerate(zip(row, errors[name], strict=True)):
-        _agree_bits(f'correct.{name}[{index}]', bits, n * (1 - error), n)
-
-
-def _corrupted(mean: str, names: Sequence[str]) -> Any:
-  """Returns the record of an evaluation of corruptions."""
-  table = lambda of: msgspec.defstruct('Table', [(name, of) for name in names])
-  counts, bits = table(tuple[Count, Count, Count, Count, Count]), table(tuple[str, str, str, str, str])
-  fields = [(mean, Share), ('corruption_error', table(Share)), ('error', table(_Errors))]
-  optional = [('num_correct', counts | UnsetType, UNSET), ('correct', bits | UnsetType, UNSET)]
-  return msgspec.defstruct(
-    'Corrupted', [*fields, *optional], bases=(_Corrupted,), kw_only=True, namespace={'mean': mean}
+def _check_robustness(record: Any) -> None:
+  n = record.num_images
+  _agree(
+    record,
+    clean_accuracy=record.num_correct / n,
+    robust_accuracy=record.num_robust / n,
+    robust_accuracy_uint8=record.num_robust_uint8 / n,
+    interval=metrics.binomial_interval(record.num_robust, n),
   )
-
-
-def _numbers(entry: Evaluation) -> Any:
-  """Returns the record of an evaluation's numbers."""
-  if entry.corruptions:
-    return _corrupted(entry.mean_error, entry.corruptions)
-  if entry.parts:
-    fields = [(part, _Accuracy) for part in entry.parts]
-    return msgspec.defstruct('Parts', fields, bases=(_Accuracy,), kw_only=True)
-  return _AccuracyUnderAda if entry.under_attack else _Accuracy
-
-
-class _Checkpoint(Struct, kw_only=True):
-  step: Count
-  split: Text
-  seed: Count | None  # official files have none
-  checkpoint_sha256: Text
-  provenance: _Provenance
-
-
-class _Details(_Checkpoint, kw_only=True):
-  """Fields of an evaluation's own file that the summary of several does not repeat."""
-
-  eval: str
-  seconds: _Seconds
-
-
-class _Calibration(Struct):
-  edges: Annotated[list[Share], Meta(min_length=16, max_length=16)]
-  count: Annotated[list[Count], Meta(min_length=15, max_length=15)]
-  num_correct: Annotated[list[Count], Meta(min_length=15, max_length=15)]
-  confidence: Annotated[list[Number], Meta(min_length=15, max_length=15)]
-  ece: Share
-
-  def __post_init__(self) -> None:
-    _rise('edges', self.edges)
-
-
-class _SsimHistogram(Struct):
-  edges: Annotated[list[_Ssim], Meta(min_length=201, max_length=201)]
-  count: Annotated[list[Count], Meta(min_length=200, max_length=200)]
-
-  def __post_init__(self) -> None:
-    _rise('edges', self.edges)
-
-
-class _DetailsOfClean(_Details, kw_only=True):
-  num_images: Positive
-  calibration: _Calibration
-
-  def __post_init__(self) -> None:
-    _add_up('calibration', self.calibration.count, self.num_images)
-
-
-class _DetailsOfAda(_DetailsOfClean, kw_only=True):
-  ssim_histogram: _SsimHistogram
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    _add_up('ssim_histogram', self.ssim_histogram.count, self.num_images)
-
-
-class _Robustness(_Checkpoint, kw_only=True):
-  """The results of an l_p attack; see `robustness_name`."""
-
-  num_images: Positive
-  origin: _Origin
-  attack: Text
-  norm: Norm
-  epsilon: _Seconds
-  epsilon_text: Text
-  num_correct: Count
-  num_robust: Count
-  num_robust_uint8: Count
-  clean_accuracy: Share
-  robust_accuracy: Share
-  robust_accuracy_uint8: Share
-  interval: _Interval
-  stages: Annotated[list[str], Meta(min_length=1)]
-  survivors: dict[str, Count]
-  seconds: dict[str, _Seconds]
-  left_out: list[str]
-  flags: list[str]
-  conditions_sha256: Text
-  correct: str | UnsetType = UNSET
-  robust: str | UnsetType = UNSET
-
-  def __post_init__(self) -> None:
-    n = self.num_images
-    _agree(
-      self,
-      clean_accuracy=self.num_correct / n,
-      robust_accuracy=self.num_robust / n,
-      robust_accuracy_uint8=self.num_robust_uint8 / n,
-      interval=metrics.binomial_interval(self.num_robust, n),
-    )
-    _agree_bits('correct', self.correct, self.num_correct, n)
-    _agree_bits('robust', self.robust, self.num_robust, n)
-    if not math.isclose(self.epsilon, parse_fraction(self.epsilon_text), rel_tol=1e-9):
-      raise ValueError(f'epsilon is {self.epsilon}, but epsilon_text {show(self.epsilon_text)}')
-    stages = set(self.stages)
-    if len(stages) < len(self.stages) or not stages <= self.survivors.keys() & self.seconds.keys():
-      raise ValueError(f'stages={show(self.stages)} must be distinct, each with its survivors and seconds')
-    left = [self.num_correct, *(self.survivors[stage] for stage in self.stages)]
-    is_random = 'stochastic_logits' in self.flags  # then the same image may be right now and wrong later
-    if any(before < after for before, after in itertools.pairwise(left[is_random:])):
-      raise ValueError(f'survivors must not rise from stage to stage, but are {left}')
-    if not is_random:
-      _agree(self, num_robust=left[-1])
-
-
-def _details(entry: Evaluation) -> Any:
-  """Returns the record of the other fields in an evaluation's own file."""
-  if entry.corruptions or entry.parts:
-    return _Details
-  return _DetailsOfAda if entry.under_attack else _DetailsOfClean
-
-
-_NUMBERS = {name: _numbers(entry) for name, entry in EVALUATIONS.items()}
-_DETAILS = {name: _details(entry) for name, entry in EVALUATIONS.items()}
-_Evaluations = msgspec.defstruct(
-  'Evaluations', [(name, record | UnsetType, UNSET) for name, record in _NUMBERS.items()]
-)
-
-
-class _Split(Struct):
-  name: Text
-
-
-class _Splits(Struct):
-  train: _Split
-
-
-class _Summary(Struct):
-  """Several evaluations: train.json, which closes a run, and eval_STEP.json."""
-
-  data: _Splits
-  config: _Config
-  versions: dict[str, Any]
-  devices: _Devices
-  seed: Count
-  command: str
-  step: Count
-  num_steps: Positive
-  split: Text
-  state_sha256: Text
-  evals: _Evaluations  # type: ignore[valid-type]
-
-
-class _Data(Struct):
-  """What data.json holds beside the hash of each split; in older runs there are only hashes."""
-
-  image_shape: tuple[Positive, Positive, Positive] | UnsetType = UNSET
-  class_names: list[str] | UnsetType = UNSET
-
-
-def _rise(field: str, values: Sequence[float]) -> None:
-  if any(left >= right for left, right in itertools.pairwise(values)):
-    raise ValueError(f'{field} must rise')
-
-
-def _add_up(field: str, counts: Sequence[int], n: int) -> None:
-  if sum(counts) != n:
-    raise ValueError(f'the sum of {field}.count is {sum(counts)}, but must be {n} by the other numbers')
+  _agree_bits('correct', record.correct, record.num_correct, n)
+  _agree_bits('robust', record.robust, record.num_robust, n)
+  if not math.isclose(record.epsilon, parse_fraction(record.epsilon_text), rel_tol=1e-9):
+    raise ValueError(f'epsilon is {record.epsilon}, but epsilon_text {show(record.epsilon_text)}')
+  stages = set(record.stages)
+  if len(stages) < len(record.stages) or not stages <= record.survivors.keys() & record.seconds.keys():
+    raise ValueError(f'stages={show(record.stages)} must be distinct, each with its survivors and seconds')
+  left = [record.num_correct, *(record.survivors[stage] for stage in record.stages)]
+  is_random = 'stochastic_logits' in record.flags  # then the same image may be right now and wrong later
+  if any(before < after for before, after in itertools.pairwise(left[is_random:])):
+    raise ValueError(f'survivors must not rise from stage to stage, but are {left}')
+  if not is_random:
+    _agree(record, num_robust=left[-1])
 
 
 def _agree(record: Struct, **computed: Any) -> None:
@@ -326,6 +157,107 @@ def _agree_bits(field: str, bits: str | UnsetType, count: float, n: int) -> None
     raise ValueError(f'{field} is damaged: {error}') from error
   if not math.isclose(right, count, abs_tol=1e-6 * n):
     raise ValueError(f'{field} has {right} right images, but must have {count:.6g} by the other numbers')
+
+
+# ---- Records.
+
+_CONFIG = _record(attack=Attack)
+_DEVICES = _record(kind=Text, count=Positive)
+_PROVENANCE = _record(data=dict[str, Any], config=_CONFIG, versions=dict[str, Any], devices=_DEVICES)
+_IMAGES = {'num_images': Positive, 'origin': _Origin, 'subset_of': Positive}
+_ACCURACY = _IMAGES | {'accuracy': Share, 'num_correct': Count, 'interval': _Interval, 'correct': str}
+_UNDER_ADA = {
+  'ssim': _Ssim,
+  'ssim_corrected': Share,
+  'ssim_below_min': Share,
+  'attack_loss_start': Number,
+  'attack_loss_end': Number,
+}
+_CHECKPOINT = {
+  'step': Count,
+  'split': Text,
+  'seed': Count | None,  # official files have none
+  'checkpoint_sha256': Text,
+  'provenance': _PROVENANCE,
+}
+_OWN_FILE = {'eval': str, 'seconds': _Seconds, **_CHECKPOINT}
+_HISTOGRAMS = {
+  'calibration': _record(
+    _check_edges,
+    edges=_list(Share, 16),
+    count=_list(Count, 15),
+    num_correct=_list(Count, 15),
+    confidence=_list(Number, 15),
+    ece=Share,
+  ),
+  'ssim_histogram': _record(_check_edges, edges=_list(_Ssim, 201), count=_list(Count, 200)),
+}
+
+
+def _evaluation(entry: Evaluation, own_file: bool) -> Any:
+  """Returns the record of an evaluation, in its own file or in the summary of several, which has fewer fields."""
+  own = _OWN_FILE if own_file else {}
+  if entry.corruptions:
+    table = lambda of: _record(**dict.fromkeys(entry.corruptions, of))
+    return _record(
+      lambda record: _check_errors(record, entry.mean_error),
+      ('subset_of', 'num_correct', 'correct'),
+      **{**_IMAGES, **own, entry.mean_error: Share},
+      interval=_Interval,
+      severity_error=_Errors,
+      corruption_error=table(Share),
+      error=table(_Errors),
+      num_correct=table(tuple[Count, Count, Count, Count, Count]),
+      correct=table(tuple[str, str, str, str, str]),
+    )
+  fields = _ACCURACY | own | (_UNDER_ADA if entry.under_attack else {})
+  if own_file and not entry.parts:
+    fields |= _HISTOGRAMS if entry.under_attack else {'calibration': _HISTOGRAMS['calibration']}
+  return _record(_check_accuracy, **fields, **{part: _record(_check_accuracy, **_ACCURACY) for part in entry.parts})
+
+
+_EVALUATED = {name: _evaluation(entry, True) for name, entry in EVALUATIONS.items()}
+_SUMMARY = _record(  # train.json, which closes a run, and eval_STEP.json
+  data=_record(train=_record(name=Text)),
+  config=_CONFIG,
+  versions=dict[str, Any],
+  devices=_DEVICES,
+  seed=Count,
+  command=str,
+  step=Count,
+  num_steps=Positive,
+  split=Text,
+  state_sha256=Text,
+  evals=_record(None, EVALUATIONS, **{name: _evaluation(entry, False) for name, entry in EVALUATIONS.items()}),
+)
+_ATTACKED = _record(
+  _check_robustness,
+  ('correct', 'robust'),
+  **_CHECKPOINT,
+  num_images=Positive,
+  origin=_Origin,
+  attack=Text,
+  norm=Annotated[str, _one_of('linf', 'l2')],
+  epsilon=_Seconds,
+  epsilon_text=Text,
+  num_correct=Count,
+  num_robust=Count,
+  num_robust_uint8=Count,
+  clean_accuracy=Share,
+  robust_accuracy=Share,
+  robust_accuracy_uint8=Share,
+  interval=_Interval,
+  stages=Annotated[list[str], Meta(min_length=1)],
+  survivors=dict[str, Count],
+  seconds=dict[str, _Seconds],
+  left_out=list[str],
+  flags=list[str],
+  conditions_sha256=Text,
+  correct=str,
+  robust=str,
+)
+_DATA_FIELDS = {'image_shape': tuple[Positive, Positive, Positive], 'class_names': list[str]}
+_DATA = _record(None, _DATA_FIELDS, **_DATA_FIELDS)  # of data.json, beside the hash of each split
 
 
 def check(value: Any, record: Any, source: str, remedy: str) -> Any:
@@ -397,14 +329,12 @@ def load(workdir: Path, name: str) -> dict[str, Any]:
   if result is None:
     return {}
   if name in EVALUATIONS:
-    check(result, _NUMBERS[name], source, remedy)
-    about = check(result, _DETAILS[name], source, remedy)
-    own_name = about.eval
+    own_name = check(result, _EVALUATED[name], source, remedy).eval
   elif is_attack:
-    about = check(result, _Robustness, source, remedy)
+    about = check(result, _ATTACKED, source, remedy)
     own_name = robustness_name(about.attack, about.norm, about.epsilon_text)
   else:
-    check(result, _Summary, source, remedy)
+    check(result, _SUMMARY, source, remedy)
     own_name = name
   if own_name != name:
     raise UserError(f'{source} holds the results of {show(own_name)}; {remedy}.')
@@ -425,14 +355,14 @@ def load_data(workdir: Path) -> dict[str, Any]:
   data = read_json(path, remedy)
   if data is None:
     return {}
-  check(data, _Data, f"'{path}'", remedy)
+  check(data, _DATA, f"'{path}'", remedy)
   check(split_hashes(data), dict[str, str], f"'{path}'", remedy)
   return data
 
 
 def split_hashes(data: Result) -> dict[str, str]:
   """Returns the hash of each split in what `load_data` gives."""
-  return {name: value for name, value in data.items() if name not in _Data.__struct_fields__}
+  return {name: value for name, value in data.items() if name not in _DATA_FIELDS}
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -489,7 +419,7 @@ def _readable(path: Path, remedy: str) -> Iterator[None]:
 
 def without_details(result: Result) -> dict[str, Any]:
   """Returns the part of a result that the summary of several evaluations repeats."""
-  details = {*_DetailsOfAda.__struct_fields__, 'conditions_sha256', 'correct'} - {'num_images'}
+  details = {*_OWN_FILE, *_HISTOGRAMS, 'conditions_sha256', 'correct'}
   return {field: value for field, value in result.items() if field not in details}
 
 

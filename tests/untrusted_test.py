@@ -88,6 +88,7 @@ def run(tmp_path) -> Path:
   (tmp_path / 'data.json').write_text('{}')
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
   (tmp_path / 'results').mkdir()
+  (tmp_path / 'checkpoints' / '10').mkdir(parents=True)
   return tmp_path
 
 
