@@ -75,76 +75,55 @@ def _part(url: str, folder: pathlib.Path) -> pathlib.Path:
   return download_lib.part_of(folder / 'file', url, SHA256)
 
 
-def test_whole_file(server, tmp_path):
+@pytest.mark.parametrize(
+  'behaviour, have, requests',
+  [
+    ({}, 0, [None]),
+    ({'cut_after': 400_000}, 0, [None, *(f'bytes={n}-' for n in range(400_000, 3_000_000, 400_000))]),  # many cuts
+    ({}, 1_234_567, ['bytes=1234567-']),  # as an earlier command left it
+    ({'ranges': False}, 1_234_567, ['bytes=1234567-']),  # the server sends it all again
+    ({}, 3_000_000, []),
+    ({'status': [503, 429]}, 0, [None] * 3),  # a busy server
+  ],
+)
+def test_a_download_brings_what_is_missing(server, tmp_path, behaviour, have, requests):
+  server.behaviour.update(behaviour)
+  if have:
+    _part(server.url, tmp_path).write_bytes(CONTENT[:have])
+  _part('http://127.0.0.1:1/', tmp_path).write_bytes(b'x' * 1000)  # of another address
   _download(server, tmp_path / 'file')
   assert (tmp_path / 'file').read_bytes() == CONTENT
-  assert server.requests == [None]
-  assert [path.name for path in tmp_path.iterdir()] == ['file']
   assert artifact.sha256_of(tmp_path / 'file') == SHA256
+  assert server.requests == requests
+  assert {path.name for path in tmp_path.iterdir()} == {'file', _part('http://127.0.0.1:1/', tmp_path).name}
 
 
-def test_cut_connections_are_resumed_with_ranges(server, tmp_path):
-  server.behaviour['cut_after'] = 400_000  # 8 answers, more than the retries: each brings something
-  _download(server, tmp_path / 'file')
-  assert (tmp_path / 'file').read_bytes() == CONTENT
-  assert server.requests == [None, *(f'bytes={n}-' for n in range(400_000, 3_000_000, 400_000))]
+@pytest.mark.parametrize(
+  'behaviour, changes, message, requests, kept',
+  [
+    # The first brings something, and three bring nothing more.
+    ({'ranges': False, 'cut_after': 1_000}, {}, 'connection was cut; 1,000 of 3,000,000 bytes are kept', 4, 1_000),
+    ({'content': b'x' * len(CONTENT)}, {}, f'has SHA-256 [0-9a-f]{{64}}, but {SHA256} was expected', 1, None),
+    ({}, {'size': 1000}, 'longer than the 1,000 bytes expected', 1, 0),
+    ({'status': [404]}, {}, 'the server answers 404 Not Found; check the address', 1, None),
+    ({'status': [503] * 9}, {}, 'answers 503', 3, None),
+  ],
+)
+def test_a_download_is_given_up(server, tmp_path, behaviour, changes, message, requests, kept):
+  server.behaviour.update(behaviour)
+  with pytest.raises(UserError, match=message) as caught:
+    _download(server, tmp_path / 'file', **changes)
+  assert len(server.requests) == requests
+  assert [path.stat().st_size for path in tmp_path.iterdir()] == ([] if kept is None else [kept])
+  if behaviour.get('status') == []:  # 404
+    assert cli.describe(caught.value).endswith(', or give another --url, or a file that you have with --from.')
 
 
-@pytest.mark.parametrize('ranges', [True, False])  # without them, the server sends it all again
-def test_a_later_command_goes_on(server, tmp_path, ranges):
-  server.behaviour['ranges'] = ranges
-  _part(server.url, tmp_path).write_bytes(CONTENT[:1_234_567])
-  _download(server, tmp_path / 'file')
-  assert (tmp_path / 'file').read_bytes() == CONTENT
-  assert server.requests == ['bytes=1234567-']
-
-
-def test_server_that_cuts_and_has_no_ranges_is_given_up(server, tmp_path):
-  server.behaviour.update(ranges=False, cut_after=1_000)
-  with pytest.raises(UserError, match='the connection was cut; 1,000 of 3,000,000 bytes are kept'):
-    _download(server, tmp_path / 'file')
-  assert len(server.requests) == 4  # the first, which brought something, and three without progress
-
-
-def test_complete_part_needs_no_server(tmp_path):
-  _part('http://127.0.0.1:1/', tmp_path).write_bytes(CONTENT)
-  _download(Server('http://127.0.0.1:1/', {}, []), tmp_path / 'file')
-  assert (tmp_path / 'file').read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize('resumed', [False, True])
-def test_wrong_hash_is_named_and_removed(server, tmp_path, resumed):
-  if resumed:
-    _part(server.url, tmp_path).write_bytes(b'x' * 1000)
-  else:
-    server.behaviour['content'] = b'x' * len(CONTENT)
-  with pytest.raises(UserError, match=f'has SHA-256 [0-9a-f]{{64}}, but {SHA256} was expected'):
+def test_a_part_that_is_wrong_is_removed(server, tmp_path):
+  _part(server.url, tmp_path).write_bytes(b'x' * 1000)
+  with pytest.raises(UserError, match=f'but {SHA256} was expected'):
     _download(server, tmp_path / 'file')
   assert not list(tmp_path.iterdir())
-
-
-def test_longer_file_is_refused_without_reading_it_all(server, tmp_path):
-  with pytest.raises(UserError, match='longer than the 1,000 bytes expected'):
-    _download(server, tmp_path / 'file', size=1000)
-  assert _part(server.url, tmp_path).stat().st_size == 0
-
-
-def test_404_is_told_at_once(server, tmp_path):
-  server.behaviour['status'] = [404]
-  with pytest.raises(UserError, match='the server answers 404 Not Found; check the address') as caught:
-    _download(server, tmp_path / 'file')
-  assert cli.describe(caught.value).endswith(', or give another --url, or a file that you have with --from.')
-  assert len(server.requests) == 1
-
-
-def test_busy_server_is_asked_again_a_few_times(server, tmp_path):
-  server.behaviour['status'] = [503, 429]
-  _download(server, tmp_path / 'file')
-  assert (tmp_path / 'file').read_bytes() == CONTENT
-  server.behaviour['status'] = [503] * 9
-  with pytest.raises(UserError, match='answers 503'):
-    _download(server, tmp_path / 'other')
-  assert len(server.requests) == 3 + 3
 
 
 def test_unreachable(tmp_path):
@@ -166,13 +145,6 @@ def test_what_is_no_address_is_told_at_once(tmp_path, monkeypatch, url):
   with pytest.raises(UserError, match='cannot be downloaded') as caught:
     _download(Server(url, {}, []), tmp_path / 'file')
   assert '\n' not in str(caught.value)
-
-
-def test_parts_of_two_addresses_are_not_mixed(server, tmp_path):
-  _part('http://127.0.0.1:1/', tmp_path).write_bytes(b'x' * 1000)
-  _download(server, tmp_path / 'file')
-  assert (tmp_path / 'file').read_bytes() == CONTENT
-  assert server.requests == [None]
 
 
 def test_a_target_that_cannot_be_written(server, tmp_path):

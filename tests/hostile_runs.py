@@ -98,6 +98,7 @@ for command in ('train', 'evaluate', 'report'):
 for command in ('train', 'evaluate'):
   _run_case('a deep data.json', _deep_data, command)
 _run_case('a pipe for data.json', lambda run: pipe(run / 'data.json'), 'train')
+_run_case('an endless data.json', lambda run: endless(run / 'data.json'), 'train')
 for kind, spoil in {
   'a deep line': lambda path: path.write_text(f'{{"step": 1, "a": {DEEP}}}\n{{"step": 2}}\n'),
   'a pipe': pipe,
@@ -110,6 +111,7 @@ for kind, spoil in {
 for name in ('clean', 'train', 'eval_3', 'robustness_pgd_linf_8-255'):
   _run_case(f'deep {name}.json', lambda run, name=name: (run / 'results' / f'{name}.json').write_text(DEEP), 'report')
 _run_case('a pipe for clean.json', lambda run: pipe(run / 'results' / 'clean.json'), 'report')
+_run_case('an endless train.json', lambda run: endless(run / 'results' / 'train.json'), 'report')
 
 for name, spoil in {
   'deep manifests': lambda folder: (folder / artifact.MANIFEST).write_text(DEEP),
