@@ -243,13 +243,10 @@ def verify(folder: Path, files: Mapping[str, Entry], *, hashed: bool = True) -> 
 def read(
   file: str | os.PathLike, check: Callable[[dict[str, Any]], object], content: bytes | None = None, **error: Any
 ) -> dict[str, Any]:
-  """Returns the JSON object in a manifest.
+  """Returns the JSON object in a manifest; `file` is its path, or its name for messages if `content` is given.
 
-  Args:
-    file: its path, or what messages call it if `content` is given.
-    check: raises ValueError, KeyError, TypeError or AttributeError if a field is wrong.
-    content: of the file.
-    error: further arguments of the ArtifactError that is raised where the manifest is damaged.
+  `check` raises ValueError, KeyError, TypeError or AttributeError if a field is wrong. A damaged manifest is an
+  ArtifactError with the further arguments `error`.
   """
   try:
     value = untrusted.read_json(file) if content is None else untrusted.parse_json(content)
@@ -287,12 +284,10 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def lock(folder: Path, name: str = '', *, wait: bool = False) -> Iterator[None]:
-  """Locks a folder, or one thing in it, against a second writer; the kernel drops the lock when the process ends.
+  """Locks a folder, or the thing `name` in it, against a second writer, until the block or the process ends.
 
-  Args:
-    folder: an existing folder; `.lock` in it holds the owner's process id and host.
-    name: of what is locked, by `.NAME.lock`; '': the whole folder.
-    wait: whether to wait for the other writer, who holds it for an instant, instead of raising ArtifactError.
+  The lock file holds the owner's process id and host. If another process has the lock, either waits, or raises
+  ArtifactError.
   """
   path = folder / (f'.{name}.lock' if name else '.lock')
   with storage_errors(f"lock '{folder / name}'"):

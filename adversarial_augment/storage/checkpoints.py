@@ -97,18 +97,12 @@ def save(
 ) -> Path:
   """Writes `directory/<step>` whole, or leaves no trace of it; returns its folder when it is on the disk.
 
-  A good checkpoint of the same state and config in that place stays as it is; any other one is replaced.
-
-  Args:
-    directory: of the checkpoints; made if missing, its parent must exist.
-    step: updates made so far, at least 0.
-    state: arrays only.
-    config_sha256: hash of the run's config.
-    log: the steps that the run's log has lines of; on process 0.
+  A good checkpoint of the same state and config in that place stays as it is; any other one is replaced. `log` has the
+  steps of the lines of the run's log, on process 0.
 
   Raises:
     NumericalError: a leaf of `state` is not finite; nothing is written.
-    StorageError: the disk is full, missing or not writable; older checkpoints are untouched and the save can be tried
+    StorageError: the disk is full, missing or not writable; older checkpoints are untouched, and the save can be tried
       again.
   """
   arrays = state_arrays.to_host(state_arrays.flatten(state))
@@ -225,19 +219,16 @@ def restore_newest(
 ) -> tuple[int, State] | None:
   """Restores the newest good checkpoint into arrays like those of `target`.
 
-  Only reads, and may do so beside the run: what is pruned meanwhile is left for a newer one. A run that resumes in its
-  own directory calls `remove_unfinished` first.
+  Only reads, and may do so beside the run: what is pruned meanwhile is left for a newer one. `report` and `check` are
+  called on process 0. The result is (step, state), or None where there is no checkpoint, good or bad.
 
   Args:
     directory: of the checkpoints.
-    target: the state's structure; its leaves are jax.Arrays or jax.ShapeDtypeStructs, whose shardings the result gets
-      (one without a sharding goes to the first local device).
-    report: takes one line per damaged checkpoint that is newer; called on process 0.
-    check: takes the manifest on process 0, and raises UserError where the checkpoint must not be used.
+    target: the state's structure, of jax.Arrays or jax.ShapeDtypeStructs, whose shardings the result gets (one without
+      a sharding goes to the first local device).
+    report: see `Report`.
+    check: see `Check`.
     names: the fields of the saved state that `target` has; None: all.
-
-  Returns:
-    (step, state), or None where there is no checkpoint, good or bad.
 
   Raises:
     CheckpointError: there are checkpoints and all are damaged.

@@ -32,15 +32,10 @@ def part_of(path: pathlib.Path, url: str, sha256: str) -> pathlib.Path:
 def download(
   url: str, path: pathlib.Path, sha256: str, size: int, *, retries: int = 5, first_wait: float = 1.0
 ) -> None:
-  """Downloads a file, or the rest of it; until all of it is there and right, it stays in `part_of`.
+  """Downloads a file, or the rest of it, into an existing folder; until it is whole and right, it stays in `part_of`.
 
-  Args:
-    url: http or https; a server without range requests is asked for the whole file again.
-    path: of the file, in an existing folder.
-    sha256: of the whole file.
-    size: of the whole file, in bytes.
-    retries: how many attempts in a row may bring nothing before giving up.
-    first_wait: seconds before the second attempt; doubled for each further one.
+  A server without range requests is asked for the whole file again. `retries` attempts in a row may bring nothing; the
+  wait between them begins with `first_wait` seconds and doubles.
 
   Raises:
     UserError: the address, the server, the proxy, the certificate or the connection does not work; the file has

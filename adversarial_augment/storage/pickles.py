@@ -32,13 +32,9 @@ def load(data: bytes | BinaryIO, find: Callable[[str], Any], persistent: Callabl
 
   Hashing, printing or comparing a value may take forever: check its type before looking into it.
 
-  Args:
-    data: the pickle, or a stream, which is left behind its end.
-    find: gives the stand-in of a global 'module.name', or raises.
-    persistent: gives what a persistent id stands for; None: there are none.
-
-  Raises:
-    Exception: of nearly any kind, where the pickle is damaged or asks for more.
+  A stream is left behind the pickle's end. `find` gives the stand-in of a global 'module.name', and `persistent` what a
+  persistent id stands for, if there may be any. Nearly any exception is raised where the pickle is damaged or asks for
+  more.
   """
   return _Unpickler(_File(io.BytesIO(data) if isinstance(data, bytes) else data), find, persistent).load()
 
@@ -158,14 +154,7 @@ def array_type(text: Any) -> np.dtype:
 
 
 def array(raw: Any, dtype: np.dtype, shape: Any, fortran: bool = False) -> np.ndarray:
-  """Returns a read-only array of bytes that somebody else describes; raises ValueError if they do not fit together.
-
-  Args:
-    raw: bytes or a bytearray.
-    dtype: as from `array_type`.
-    shape: a tuple.
-    fortran: whether the first index varies fastest.
-  """
+  """Returns a read-only array of bytes that somebody else describes; raises ValueError if they do not fit together."""
   if not isinstance(raw, bytes | bytearray) or not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
     raise ValueError('an array without bytes or a shape')
   if not all(type(size) is int and 0 <= size < 2**48 for size in shape):
