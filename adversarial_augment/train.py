@@ -3,6 +3,7 @@
 The path of a batch: `datasets` -> `sharding.shard_batch` -> `train_step` -> `loop`, which logs, saves and stops.
 """
 
+import functools
 from pathlib import Path
 import time
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,9 @@ def main(argv: list[str]) -> None:
       return
     count = launch.number(processes)
     rules.check_batch(config.batch_size, count, 'processes of the run')
-    _load_jax()
+    with progress.stage('loading JAX'):
+      from adversarial_augment.evaluation import milestones  # noqa: F401  (and with it all the rest)
+      from adversarial_augment.training import builders
     if processes is None:  # of several, process 0 alone looks at the workdir
       _check_workdir(config, arguments.workdir, {})
     splits, test = _load(config)
@@ -41,8 +44,9 @@ def main(argv: list[str]) -> None:
     shared |= launch.facts('train', configs.to_json(config), about)
   num_devices = devices.virtual_devices(config.batch_size // count)
   if processes is None:
-    _check_workdir(config, arguments.workdir, splits)
-    _check_devices(config, num_devices)
+    _check_workdir(config, arguments.workdir, _data(splits))
+    if num_devices is not None:
+      builders.check_parts(config, num_devices)
   devices.compilation_cache()
   train(config, arguments.workdir, splits, test)
 
@@ -63,11 +67,6 @@ def _derived(config: ConfigDict) -> list[str]:
   return ['', *recipe.derived(config, known), *note]
 
 
-def _load_jax() -> None:
-  with progress.stage('loading JAX'):
-    from adversarial_augment.evaluation import milestones  # noqa: F401  (and with it all the rest)
-
-
 def _load(config: ConfigDict) -> tuple[dict[str, Dataset], 'Images']:
   """Returns the splits 'train', 'test' and, with a holdout, 'validation'; and all that the evaluations read."""
   from adversarial_augment.evaluation import bench
@@ -80,7 +79,6 @@ def _load(config: ConfigDict) -> tuple[dict[str, Dataset], 'Images']:
 
 
 def _load_splits(config: ConfigDict) -> dict[str, Dataset]:
-  """Returns the splits 'train', 'test' and, with a holdout, 'validation'."""
   splits = {split: datasets.load(config.dataset, split, config.data_dir) for split in ('train', 'test')}
   copies = mixture.load(splits['train'], config.data_dir, config.deepaugment.sets, config.deepaugment.copies)
   if config.holdout:
@@ -91,12 +89,12 @@ def _load_splits(config: ConfigDict) -> dict[str, Dataset]:
   return splits
 
 
-def _check_workdir(config: ConfigDict, workdir: Path, splits: dict[str, Dataset]) -> None:
-  """Checks that a run can begin or go on in a folder; without `splits`, whatever its data are."""
+def _check_workdir(config: ConfigDict, workdir: Path, data: dict[str, Any]) -> None:
+  """Checks that a run can begin or resume in a folder; without `data`, whatever they are."""
   from adversarial_augment.run import opening
 
   files.check_folder(workdir, '--workdir')
-  opening.check_run(workdir, config, _data(splits) if splits else {})
+  opening.check_run(workdir, config, data)
 
 
 def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images') -> dict[str, Any]:
@@ -112,37 +110,31 @@ def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 
   return {'data': _data(splits) | origins, **test.origins(), 'weights': builders.weights_sha256(config)}
 
 
-def _check_devices(config: ConfigDict, num_devices: int | None) -> None:
-  from adversarial_augment.training import builders
-
-  if num_devices is not None:
-    builders.check_parts(config, num_devices)
-
-
 def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images | None' = None) -> TrainState:
-  """Trains, or goes on with what `workdir` holds; evaluates, draws the figure, prints the closing table.
+  """Trains, or resumes what `workdir` holds; evaluates, draws the figure, prints the closing table.
 
   Args:
     config: validated.
     workdir: made if missing.
-    splits: 'train', 'test', and perhaps 'validation', on which the run is then evaluated while it goes on.
+    splits: 'train', 'test', and perhaps 'validation', on which the run is then evaluated between steps.
     test: what the evaluations read; None: `splits['test']` alone, corrupted in memory.
-
-  Raises:
-    AdversarialAugmentError: see opening.py, loop.py and recipe.py.
   """
+  import jax
+
   from adversarial_augment.evaluation import bench
   from adversarial_augment.evaluation.milestones import Milestones
   from adversarial_augment.parallel import sharding
   from adversarial_augment.run import loop, opening, summary, train_job
   from adversarial_augment.training import recipe as recipes
+  from adversarial_augment.training import train_step
 
   began, mesh, dataset = time.monotonic(), sharding.data_mesh(), splits['train']
   with opening.open_run(workdir, config, _data(splits)) as stop:
     with progress.stage('making the networks', progress.log):
       recipe, phi = recipes.build(config, dataset, mesh)
       phi = sharding.replicate(mesh, phi)
-      state = _first_state(recipe, dataset)
+      init = functools.partial(train_step.init_state, recipe, dataset.image_shape)
+      state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     state = opening.resume(workdir, state)
     if not int(state.step):
       state = _start_from(config.init_from, state, dataset)
@@ -152,25 +144,12 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: '
     milestones = Milestones(config, workdir, recipe, splits, test, began)
     job = train_job.make(config, recipe, dataset, state, phi, milestones, milestones.compile)
     state = loop.run(workdir, config, state, job, stop)
-    _report(workdir)
+    if jax.process_index() == 0:
+      _report(workdir)
     return state
 
 
-def _first_state(recipe: Any, dataset: Dataset) -> TrainState:
-  import jax
-
-  from adversarial_augment.parallel import sharding
-  from adversarial_augment.training import train_step
-
-  init = lambda: train_step.init_state(recipe, dataset.image_shape)
-  return jax.jit(init, out_shardings=sharding.replicated(recipe.mesh))()
-
-
 def _report(workdir: Path) -> None:
-  import jax
-
-  if jax.process_index() != 0:
-    return
   try:
     with progress.stage('writing the report', progress.log):
       page = report.report([workdir])

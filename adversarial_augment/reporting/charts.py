@@ -64,15 +64,8 @@ def chart(
 ) -> Chart | None:
   """Returns a chart; None where there is nothing to draw, or no Matplotlib to draw it with.
 
-  Args:
-    key: letters and digits, another one for every chart of a page.
-    caption: above the chart.
-    series: the curves.
-    alt: what the chart shows, in words.
-    x, y: names of the axes; 'step' and 'severity' are whole numbers.
-    from_zero: whether y begins at 0.
-    square: whether the axes are about as high as wide.
-    counts: outlines of histograms, drawn below over the same x.
+  `key` is unique on the page. `alt` says in words what the chart shows, `x` and `y` name the axes ('step' and
+  'severity' are whole numbers), and `counts` are outlines of histograms, drawn below over the same x.
   """
   series = [one for one in series if len(one.x)]
   if not series or not available():

@@ -73,20 +73,16 @@ def ada_examples(
 
   Args:
     path: the picture to write, a PNG.
-    images: clean, [n, h, w, 3] in [0, 1]; about 8 look best.
-    corrupted: adversarial, of the same shape.
-    ssim: of each pair, [n], written below it.
+    images, corrupted: clean and adversarial ones, [n, h, w, 3] in [0, 1]; about 8 look best.
+    ssim: of each pair, [n].
     labels: names of the true classes, [n].
     seen: names of the classes that a classifier took the clean and the adversarial images for.
     title: what was drawn: nu, step, network.
-
-  Raises:
-    StorageError: the file cannot be written.
   """
   n, heads = len(images), _heads(labels, seen)
   above = [0.07 + 0.14 * max(text.count('\n') + 1 for text, _ in row) if row else 0.0 for row in heads]
   width, height = _LEFT + n * (_TILE + _GAP) + 0.1, _TOP + sum(above) + 3 * (_TILE + _GAP) + 0.3
-  figure = _new_figure(width, height)
+  figure = _figure(width, height)
 
   def write(x: float, y: float, text: str, **options: Any) -> None:
     figure.text(x / width, y / height, text, **_SMALL | options)
@@ -141,11 +137,9 @@ def _draw_key(figure: 'Figure', width: float, height: float, y: float) -> None:
 
 
 def pieces(picture: bytes) -> tuple[str, list[bytes]]:
-  """Cuts the PNG of `ada_examples` into parts of 4 columns, each with the names of the rows, for a narrow page.
+  """Returns the title of a PNG of `ada_examples`, and parts of 4 columns, each with the names of the rows.
 
-  Returns:
-    The title, and the parts without it; '' and the whole picture where it has no more columns than that, or does not
-    say where they are.
+  Without more columns than that, or without a word of where they are: '' and the whole picture.
   """
   with Image.open(io.BytesIO(picture), formats=('PNG',)) as image:
     image.load()
@@ -170,12 +164,7 @@ def pieces(picture: bytes) -> tuple[str, list[bytes]]:
 
 
 def training_curves(path: Path, metrics_jsonl: Path) -> None:
-  """Draws the metrics of a run over its steps as a PNG, one panel for each quantity that the run has something of.
-
-  Raises:
-    UserError: the metrics are missing, damaged, or none that is known.
-    StorageError: the file cannot be written.
-  """
+  """Draws the metrics of a run over its steps as a PNG, one panel for each quantity that the run has something of."""
   lines = results.read_log(metrics_jsonl, METRICS)
   panels = {}
   for panel in PANELS:
@@ -187,8 +176,7 @@ def training_curves(path: Path, metrics_jsonl: Path) -> None:
 
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
-  figure = _new_figure(3.6 * columns, 2.6 * rows)
-  figure.set_layout_engine('constrained')
+  figure = _figure(3.6 * columns, 2.6 * rows, layout='constrained')
   for index, (title, curves) in enumerate(panels.items()):
     axes = figure.add_subplot(rows, columns, index + 1)
     for label, (steps, values) in curves.items():
@@ -205,11 +193,11 @@ def training_curves(path: Path, metrics_jsonl: Path) -> None:
   _save(figure, path)
 
 
-def _new_figure(width: float, height: float) -> 'Figure':
+def _figure(width: float, height: float, layout: Any = None) -> 'Figure':
   """A figure of that many inches, outside pyplot, so that no display or state is involved."""
   from matplotlib.figure import Figure
 
-  return Figure(figsize=(width, height), facecolor='white')
+  return Figure(figsize=(width, height), facecolor='white', layout=layout)
 
 
 def _save(figure: 'Figure', path: Path, about: Mapping[str, str] | None = None) -> None:

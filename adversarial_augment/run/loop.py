@@ -17,9 +17,8 @@ import numpy as np
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals
 from adversarial_augment.errors import NumericalError, Stopped
-from adversarial_augment.run.forecast import Forecast
 from adversarial_augment.run.retries import Retries
-from adversarial_augment.run.run_log import RunLog
+from adversarial_augment.run.run_log import Forecast, RunLog
 from adversarial_augment.storage import checkpoints, kills, state_arrays
 from adversarial_augment.types import TrainState
 
@@ -45,14 +44,7 @@ class _StopRequested(Exception):
 
 
 def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: signals.Stop) -> TrainState:
-  """Trains from `state.step` to `job.num_steps`, saves the last state, and evaluates it.
-
-  Args:
-    workdir: of the run, held by `opening.open_run`.
-    config: of the run.
-    state: where it starts; as `opening.resume` returned it.
-    job: what to do.
-    stop: what `opening.open_run` yielded.
+  """Trains within `opening.open_run` from `state.step` to `job.num_steps`, saves the last state, and evaluates it.
 
   Raises:
     Stopped: a signal asked for it; the state is saved.
@@ -60,7 +52,8 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
     StorageError: three writes in a row failed.
   """
   start = int(state.step)
-  with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard, job.forecast)) as log:
+  forecast = job.forecast or Forecast(job.num_steps)
+  with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard, forecast)) as log:
     loop = _Loop(workdir, config, state, job, stop, log)
     for step in range(start, job.num_steps):
       if step and config.eval_every and step % config.eval_every == 0:

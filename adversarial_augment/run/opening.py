@@ -1,4 +1,4 @@
-"""A run's folder when a command starts: what may go on in it, and from which state."""
+"""A run's folder when a command starts: what may resume in it, and from which state."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,8 +16,6 @@ from adversarial_augment.errors import CheckpointError, UserError, show
 from adversarial_augment.parallel import processes
 from adversarial_augment.storage import artifact, checkpoints, run_directory, untrusted
 from adversarial_augment.types import TrainState
-
-_ENVIRONMENT = 'environment.json'
 
 
 @contextmanager
@@ -44,7 +42,7 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
       checkpoints.try_to_save(workdir / 'checkpoints')
       artifact.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
       artifact.write_json(workdir / 'data.json', dict(data or {}))
-      artifact.write_json(workdir / _ENVIRONMENT, environment.settings())
+      artifact.write_json(workdir / 'environment.json', environment.settings())
 
     processes.on_process_0(prepare)
     kept = 'the last checkpoint is kept' if checkpoints.steps(workdir / 'checkpoints') else 'no step has been made'
@@ -52,12 +50,7 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
 
 
 def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str:
-  """Checks, if `workdir` holds a run, that it can go on with this config and these data; touches no device.
-
-  Args:
-    workdir: of the run; it need not exist.
-    config: of the run.
-    data: as of `open_run`; what is left out is not compared.
+  """Checks, if `workdir` holds a run, that it can resume with this config and these data; touches no device.
 
   Returns:
     A note on a run that an older version began, or ''.
@@ -68,10 +61,12 @@ def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str
   if not checkpoints.steps(workdir / 'checkpoints'):
     _check_not_lost(workdir, config.checkpoint_every)
     return ''
-  note = _check_config(workdir / 'config.json', config)
-  _check_data(workdir / 'data.json', data)
-  _check_environment(workdir / _ENVIRONMENT)
-  return note
+  path = workdir / 'config.json'
+  old = _recorded(path, ', the config of the checkpoints beside it')
+  added = configs.unknown_to(old)
+  for difference in _differences(workdir, registry.flatten(old) | added, config, data):
+    raise UserError(f"'{workdir}' holds a run {difference}.", remedy='workdir')
+  return configs.note(path, added) if added else ''
 
 
 def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
@@ -84,54 +79,34 @@ def _check_not_lost(workdir: Path, checkpoint_every: int) -> None:
     )
 
 
-def _check_config(path: Path, config: ConfigDict) -> str:
-  """Returns a note if config.json is of an older version."""
-  old = _recorded(path, 'the config of the checkpoints beside it')
-  added = configs.unknown_to(old)
-  if changed := configs.differences(registry.flatten(old) | added, json.loads(configs.to_json(config))):
-    raise UserError(
-      f"'{path.parent}' holds a run with another config ({'; '.join(changed)}); use that config.", remedy='workdir'
-    )
-  return configs.note(path, added) if added else ''
-
-
-def _check_data(path: Path, new: Mapping[str, Any]) -> None:
-  old = _recorded(path) if path.exists() else {}  # runs of older versions may have none, or less in it
-  if changed := [name for name in new if old.get(name, new[name]) != new[name]]:
-    raise UserError(
-      f"'{path.parent}' holds a run on other data ({', '.join(changed)} in data.json); use that data.", remedy='workdir'
-    )
-
-
-def _check_environment(path: Path) -> None:
-  """Refuses to go on under other settings of JAX, which would silently change the numbers."""
-  if not path.exists():  # a run of an older version
-    return
-  old, new = _recorded(path), environment.settings()
+def _differences(
+  workdir: Path, recorded: Mapping[str, Any], config: ConfigDict, data: Mapping[str, Any]
+) -> Iterator[str]:
+  """Yields what differs from the run of that folder, with the way out."""
+  if changed := configs.differences(recorded, json.loads(configs.to_json(config))):
+    yield f'with another config ({"; ".join(changed)}); use that config'
+  # Runs of older versions may lack these two files, or have less in data.json.
+  path = workdir / 'data.json'
+  old = _recorded(path) if path.exists() else {}
+  if changed := [name for name in data if old.get(name, data[name]) != data[name]]:
+    yield f'on other data ({", ".join(changed)} in data.json); use that data'
+  path, new = workdir / 'environment.json', environment.settings()
+  old = _recorded(path) if path.exists() else new
   for name in sorted({**old, **new}):
     if old.get(name) != new.get(name):
       was, now = (f'{name}={show(one[name])}' if name in one else f'{name} unset' for one in (old, new))
-      raise UserError(
-        f"'{path.parent}' holds a run with {was}, and now there is {now}, which changes its numbers; set the variable "
-        'as it was.',
-        remedy='workdir',
-      )
+      yield f'with {was}, and now there is {now}, which changes its numbers; set the variable as it was'
 
 
 def _recorded(path: Path, what: str = '') -> dict[str, Any]:
-  """Returns a JSON object that an earlier start has written.
-
-  Raises:
-    UserError: it is damaged or missing.
-  """
+  """Returns a JSON object that an earlier start has written; a UserError where it is damaged or missing."""
   try:
     found = untrusted.read_json(path)
     if not isinstance(found, dict):
       raise ValueError('no JSON object')
     return found
   except (OSError, ValueError) as error:
-    about = f', {what}' if what else ''
-    raise UserError(f"Cannot read '{path}'{about} ({error}); repair it.", remedy='workdir') from error
+    raise UserError(f"Cannot read '{path}'{what} ({error}); repair it.", remedy='workdir') from error
 
 
 def resume(workdir: Path, state: TrainState) -> TrainState:
@@ -144,14 +119,14 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
     UserError: they are of another state than `state`, or of a run with another config.
     StorageError: the directory cannot be read or written.
   """
-  path = workdir / 'metrics.jsonl'
+  path, folder = workdir / 'metrics.jsonl', workdir / 'checkpoints'
   logged: list[list[int]] = []  # on process 0
 
   def check(manifest: Mapping[str, Any]) -> None:
     config = configs.from_json((workdir / 'config.json').read_text(), 'config.json')  # as `open_run` has written it
     if manifest['config_sha256'] not in configs.all_sha256(config):
       raise UserError(
-        f"Checkpoint {manifest['step']} in '{workdir}/checkpoints' is of another run: its config has the hash "
+        f"Checkpoint {manifest['step']} in '{folder}' is of another run: its config has the hash "
         f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; move it out of the '
         'folder.',
         remedy='workdir',
@@ -159,18 +134,17 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
     logged[:] = manifest.get('log', ())
 
   with progress.stage('reading the newest checkpoint', progress.log):
-    restored = checkpoints.restore_newest(workdir / 'checkpoints', state, report=progress.log, check=check)
+    restored = checkpoints.restore_newest(folder, state, report=progress.log, check=check)
   step, state = restored or (0, state)
-  checkpoints.remove_unfinished(workdir / 'checkpoints')
+  checkpoints.remove_unfinished(folder)
 
   def cut() -> None:
     kept, doubled = run_directory.truncate_log(path, step)
     if missing := sorted(set(run_directory.steps_of(logged)).difference(kept)):
       progress.log(f"warning: '{path}' is missing {run_directory.in_words(missing)}; the curves have a gap there.")
     if doubled:
-      progress.log(
-        f"warning: '{path}' had duplicates of {run_directory.in_words(sorted(set(doubled)))}; the first lines are kept."
-      )
+      steps = run_directory.in_words(sorted(set(doubled)))
+      progress.log(f"warning: '{path}' had duplicates of {steps}; the first lines are kept.")
 
   processes.on_process_0(cut)
   if step:

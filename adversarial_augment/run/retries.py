@@ -11,19 +11,16 @@ _ATTEMPTS = 3  # that fail in a row before the run ends
 
 
 class Retries:
-  """Tolerates a disk that is full for a while: warns, tries again later, gives up at the third failure in a row."""
+  """Warns, tries again later, and gives up at the third failure in a row."""
 
   def __init__(self) -> None:
     self._failures = 0
     self.retry_at = 0  # the step from which on the next attempt is worth making
 
   def attempt(self, step: int, write: Callable[[], Any], *, final: bool = False) -> bool:
-    """Calls `write` and returns whether it succeeded.
+    """Calls `write` after `step` updates and returns whether it succeeded; several processes fail together.
 
-    Args:
-      step: updates made so far.
-      write: raises StorageError where it fails; on several processes on all of them (see processes.py).
-      final: whether there is no later; the attempts are then made in one call, seconds apart.
+    With `final` there is no later: the attempts are made in one call, seconds apart.
 
     Raises:
       StorageError: the third failure in a row.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+import dataclasses
 from pathlib import Path
 import sys
 import time
@@ -13,43 +14,61 @@ from adversarial_augment.cli import progress
 from adversarial_augment.errors import StorageError
 from adversarial_augment.parallel import processes
 from adversarial_augment.run import tensorboard
-from adversarial_augment.run.forecast import Forecast, shown
 from adversarial_augment.run.retries import Retries
 from adversarial_augment.storage import artifact, run_directory
+
+
+@dataclasses.dataclass
+class Forecast:
+  """When a run ends: its steps without and with the adversary, and its evaluations, each by the time that it takes."""
+
+  num_steps: int
+  warmup_steps: int = 0  # the first ones, which are without the adversary
+  attacked: float | None = None  # seconds of a step with it, as last measured
+  eval_every: int = 0  # steps between evaluations; 0: there is the closing one only
+  evaluation: float = 0.0  # seconds of one
+  clean: float = 0.0  # seconds of a step without the adversary, as last measured
+
+  def left(self, before: int, step: int, seconds: float) -> float:
+    """Returns the seconds until the run is evaluated, where each step from `before` to `step` took `seconds`."""
+    if step <= self.warmup_steps:
+      self.clean = seconds
+    elif before >= self.warmup_steps or self.attacked is None:
+      self.attacked = seconds
+    clean, total = max(self.warmup_steps - step, 0), max(self.num_steps - step, 0)
+    attacked = seconds if self.attacked is None else self.attacked
+    between = (self.num_steps - 1) // self.eval_every - step // self.eval_every if self.eval_every else 0
+    return clean * self.clean + (total - clean) * attacked + (max(between, 0) + 1) * self.evaluation
+
+
+def shown(seconds: float) -> str:
+  """Returns a time as 01:02:03, or in days."""
+  whole = round(seconds)
+  if whole >= 86400:
+    return f'{seconds / 86400:.1f} days'
+  return f'{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}'
 
 
 class RunLog:
   """The curves of one start of a run; all processes call it together, process 0 writes."""
 
-  def __init__(
-    self,
-    workdir: Path,
-    start: int,
-    num_steps: int,
-    images_per_step: int,
-    board: bool,
-    forecast: Forecast | None = None,
-  ):
+  def __init__(self, workdir: Path, start: int, num_steps: int, images_per_step: int, board: bool, forecast: Forecast):
     """Opens the log of `workdir`, which a resume has cut back to `start`."""
     from tqdm import tqdm
 
     self._path = workdir / 'metrics.jsonl'
-    self._num_steps, self._images_per_step = num_steps, images_per_step
-    self._forecast = forecast or Forecast(num_steps)
-    known = processes.on_process_0(
-      lambda: [self._size_on_disk(), run_directory.to_runs(run_directory.truncate_log(self._path)[0])]
-    )
-    self._size, self.steps = known  # `steps` are those of all lines; on process 0
+    self._num_steps, self._images_per_step, self._forecast = num_steps, images_per_step, forecast
     self._unwritten: list[dict[str, Any]] = []
     self._retries = Retries()
     self._last_step, self._last_time = start, time.monotonic()
     self._board: tensorboard.Board | None = None
 
-    def open_board() -> None:
-      self._board = tensorboard.Board(workdir / 'tensorboard', start)
+    def open_files() -> list[Any]:
+      if board:
+        self._board = tensorboard.Board(workdir / 'tensorboard', start)
+      return [self._size_on_disk(), run_directory.to_runs(run_directory.truncate_log(self._path)[0])]
 
-    if board:
-      processes.on_process_0(open_board)
+    self._size, self.steps = processes.on_process_0(open_files)  # `steps` are those of all lines; on process 0
     interactive = jax.process_index() == 0 and sys.stderr.isatty()
     self._bar = tqdm(total=num_steps, initial=start, unit='step', disable=not interactive, dynamic_ncols=True)
 
@@ -61,11 +80,7 @@ class RunLog:
     self._last_time += time.monotonic() - start
 
   def add(self, step: int, line: Mapping[str, Any]) -> None:
-    """Writes the line of a step that has just been finished; one that cannot be written is kept for later.
-
-    Raises:
-      StorageError: three attempts in a row failed.
-    """
+    """Writes the line of a step that has just been finished; one that cannot be written is kept for later."""
     now = time.monotonic()
     seconds = max(now - self._last_time, 1e-9) / max(step - self._last_step, 1)
     rate, left = self._images_per_step / seconds, self._forecast.left(self._last_step, step, seconds)
@@ -75,14 +90,12 @@ class RunLog:
     if step >= self._retries.retry_at:
       self._retries.attempt(step, self.write)
     if jax.process_index() == 0:
-      self._show(step, line, left)
+      known = {name: value for name, value in line.items() if value is not None}  # in the warm-up there is no attack
+      self._draw(step, known)
+      self._show(step, known, left)
 
   def write(self, *, durable: bool = False) -> None:
-    """Appends the lines that have not been written; `durable` waits until all lines are on the disk.
-
-    Raises:
-      StorageError: they cannot be written.
-    """
+    """Appends the lines that have not been written; `durable` waits until all lines are on the disk."""
 
     def write() -> None:
       self._append()
@@ -119,10 +132,8 @@ class RunLog:
       return self._path.stat().st_size if self._path.exists() else 0
 
   def _show(self, step: int, line: Mapping[str, Any], left: float) -> None:
-    """Draws the points of a line, and shows how far the run is: in the bar, or where there is none as a line."""
-    known = {name: value for name, value in line.items() if value is not None}  # in the warm-up there is no attack
-    self._draw(step, known)
-    text = '  '.join(f'{name} {known[name]:.3g}' for name in ('loss', 'accuracy', 'ssim_mean') if name in known)
+    """Shows how far the run is: in the bar, or where there is none as a line."""
+    text = '  '.join(f'{name} {line[name]:.3g}' for name in ('loss', 'accuracy', 'ssim_mean') if name in line)
     text += f'  {line["images_per_second"]:.0f} images/s'
     if self._bar.disable:
       progress.log(f'step {step}/{self._num_steps}  {text}  ETA {shown(left)}')
@@ -134,11 +145,11 @@ class RunLog:
     self._bar.set_postfix_str(text, refresh=False)
     self._bar.update(step - self._bar.n)
 
-  def _draw(self, step: int, values: Mapping[str, float]) -> None:
+  def _draw(self, step: int, line: Mapping[str, float]) -> None:
     if self._board is None:
       return
     try:
-      self._board.add(step, {name: value for name, value in values.items() if name != 'step'})
+      self._board.add(step, {name: value for name, value in line.items() if name != 'step'})
     except StorageError as error:
       progress.log(f'warning: {error} The run goes on without TensorBoard files.')
       self._board.close()

@@ -120,10 +120,7 @@ def _host_share() -> int:
 
 
 def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str, workdir: Path) -> dict[str, Any]:
-  """Returns where a result of `program` comes from: data, weights, config, versions, devices, command.
-
-  Names files relative to `workdir`, see sharing.py.
-  """
+  """Returns where a result of `program` comes from; paths are relative to `workdir`, see sharing.py."""
   about = {
     'data': {split: {'name': data.name, **data.provenance} for split, data in splits.items()},
     'weights': _weights(config),
@@ -168,13 +165,7 @@ def evals(result: Mapping[str, Any]) -> list[str]:
 
 
 def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-  """Returns the lines of one evaluation.
-
-  Args:
-    name: one of `config.evals`.
-    values: what was found.
-    result: with `split` and `config`.
-  """
+  """Returns the lines of one evaluation; `result` has its `split` and `config`."""
   entry = EVALUATIONS[name]
   if entry.corruptions:
     return _corruption_lines(entry, values)
@@ -231,23 +222,13 @@ def draw(
   attack: Attack | None,
   phi: PyTree,
 ) -> str | None:
-  """Draws the curves of the run, and Figure 1a for its classifier: test images before and after the attack, and what
-  the classifier takes them for.
-
-  Args:
-    path: the picture of the examples; the curves go beside it.
-    config: of the run.
-    recipe: of the run.
-    dataset: whose first images are drawn.
-    state: of the classifier, in this process whole.
-    attack: the adversary; without one there are only curves.
-    phi: what it is built around.
+  """Draws the curves of the run, and to `path` the first images of `dataset` before and after the attack (Figure 1a).
 
   Returns:
     The path, or None without an adversary or without Matplotlib, an extra.
 
   Raises:
-    StorageError: the picture cannot be written.
+    StorageError: a picture cannot be written.
   """
   if importlib.util.find_spec('matplotlib') is None:
     progress.log("no figure: Matplotlib is not installed; install the extra 'plots': pip install matplotlib.")

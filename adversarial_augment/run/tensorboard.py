@@ -17,11 +17,6 @@ from adversarial_augment.storage import artifact
 
 
 def check_installed() -> None:
-  """Refuses `config.tensorboard` without the package that writes the files.
-
-  Raises:
-    UserError: it is not installed.
-  """
   if importlib.util.find_spec('tensorboardX') is None:
     raise UserError(
       "TensorBoard files need tensorboardX, which is not installed; install the extra 'logging': pip install "
@@ -30,14 +25,10 @@ def check_installed() -> None:
 
 
 class Board:
-  """One file of events."""
+  """One file of events; writing raises StorageError where it fails."""
 
   def __init__(self, folder: Path, start: int):
-    """Opens a file in `folder`; TensorBoard then forgets what older files say of the steps after `start`.
-
-    Raises:
-      StorageError: it cannot be written.
-    """
+    """Opens a file in `folder`; TensorBoard then forgets what older files say of the steps after `start`."""
     from tensorboardX.proto import event_pb2
     from tensorboardX.record_writer import RecordWriter
 
@@ -55,11 +46,7 @@ class Board:
         raise
 
   def add(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes a point of every curve; a reader sees it when this returns.
-
-    Raises:
-      StorageError: it cannot be written.
-    """
+    """Writes a point of every curve; a reader sees it when this returns."""
     from tensorboardX import summary
 
     with artifact.storage_errors('write the TensorBoard file'):

@@ -13,8 +13,8 @@ import numpy as np
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import sampling
 from adversarial_augment.parallel import sharding
-from adversarial_augment.run.forecast import Forecast
 from adversarial_augment.run.loop import Job
+from adversarial_augment.run.run_log import Forecast
 from adversarial_augment.storage import kills
 from adversarial_augment.training import train_step
 from adversarial_augment.training.recipe import Recipe
@@ -32,16 +32,9 @@ def make(
   evaluate: Callable[[TrainState, int, Callable[[], None]], None],
   compile_evaluations: Callable[[TrainState], float],
 ) -> Job:
-  """Returns the job of a run, with its step compiled and timed; a finished run needs neither.
+  """Returns the job of a run from `state` on, with its step compiled and timed; a finished run needs neither.
 
-  Args:
-    config: of the run.
-    recipe: its static parts.
-    dataset: the training images.
-    state: where the run starts.
-    phi: parameters of the corruption network, on the devices.
-    evaluate: as of `Job`.
-    compile_evaluations: compiles the evaluations of a state, and returns the seconds that the last ones will take.
+  `evaluate` is that of `Job`; `compile_evaluations` returns the seconds that the closing ones will take.
   """
   read = functools.partial(read_batch, recipe, dataset)
   step: Any = None

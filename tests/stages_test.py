@@ -1,7 +1,6 @@
-"""When a run ends: of the steps that are left, each kind by its own time, and of the evaluations."""
+"""What commands say while they work, and what `--print_config` says of a run before it starts."""
 
-from contextlib import closing, contextmanager
-import re
+from contextlib import contextmanager
 import subprocess
 import sys
 import time
@@ -13,42 +12,9 @@ from adversarial_augment import evaluate, export, report, train
 from adversarial_augment.cli import progress
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError
-from adversarial_augment.run import run_log
-from adversarial_augment.run.forecast import Forecast, shown
-from adversarial_augment.run.run_log import RunLog
 from adversarial_augment.training import recipe
 from tests import classifier_cases
 from tests.trainer import ROOT
-
-
-def test_steps_of_each_kind_and_evaluations_count():
-  found = Forecast(100, warmup_steps=40, attacked=5.0, eval_every=30, evaluation=7.0)
-  assert found.left(0, 1, 0.5) == 39 * 0.5 + 60 * 5 + 4 * 7  # after 30, 60, 90 and 100 steps
-  assert found.left(1, 40, 0.25) == 60 * 5 + 3 * 7
-  assert found.left(30, 50, 2.0) == 50 * 5 + 3 * 7  # of both kinds: the time of neither
-  assert found.left(50, 60, 4.0) == 40 * 4 + 2 * 7
-  assert found.left(60, 90, 4.0) == 10 * 4 + 7
-  assert found.left(90, 100, 4.0) == 7
-
-
-def test_without_an_adversary_or_a_warm_up_all_steps_are_alike():
-  for found in (Forecast(10, evaluation=3.0), Forecast(10, warmup_steps=2, evaluation=3.0)):
-    assert found.left(4, 5, 2.0) == 5 * 2 + 3
-  assert Forecast(10).left(9, 10, 2.0) == 0
-  assert [shown(seconds) for seconds in (0.4, 59.6, 3661, 86399, 129600)] == [
-    '00:00:00', '00:01:00', '01:01:01', '23:59:59', '1.5 days',
-  ]  # fmt: skip
-
-
-def test_the_log_shows_it(tmp_path, capfd, monkeypatch):
-  clock = iter([0.0, 10.0, 20.0])
-  monkeypatch.setattr(run_log.time, 'monotonic', lambda: next(clock))
-  forecast = Forecast(100, warmup_steps=50, attacked=60.0, evaluation=600.0)
-  with closing(RunLog(tmp_path, 0, 100, 8, False, forecast)) as log:
-    for step in (10, 20):
-      log.add(step, {'step': step, 'loss': 1.0})
-  etas = re.findall(r'ETA (\S+)', capfd.readouterr().err)
-  assert etas == [shown(40 + 50 * 60 + 600), shown(30 + 50 * 60 + 600)]
 
 
 def test_a_stage_speaks_only_where_it_takes_long(monkeypatch):
