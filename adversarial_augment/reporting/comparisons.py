@@ -55,20 +55,18 @@ def differences(runs: Sequence[Run]) -> Section:
   for other in runs[1:]:
     numbers, corruptions, reasons = _compared(runs[0], other)
     columns = ('number', 'difference', '95 % from', 'to', runs[0].label, other.label)
-    tables = [
+    tables = (
       Table(f'{other.label} minus {runs[0].label}: {what}', columns, [pair.row() for pair in pairs])
       for what, pairs in (('headline numbers in %', numbers), ('errors in %, by corruption', corruptions))
-      if pairs
-    ]
-    parts += [grid(*tables), *(Paragraph(reason, 'note') for reason in reasons)]
-  if any(parts):
-    about = (
-      'Intervals are paired (95 %, Bonett and Price 2012): both runs saw the same images, and only images on which '
-      'they differ count; the corrupted versions of one image count as one. One in twenty such intervals misses the '
-      'true difference by chance. Another training seed may change more.'
     )
-    parts.append(Paragraph(about))
-  return section('differences', 'Differences', *parts)
+    parts += [grid(*tables), *(Paragraph(reason, 'note') for reason in reasons)]
+  note = Paragraph(
+    'Intervals are paired (95 %, Bonett and Price 2012): both runs saw the same images, and only images on which they '
+    'differ count; the corrupted versions of one image count as one. One in twenty such intervals misses the true '
+    'difference by chance. Another training seed may change more.'
+  )
+  found = section('differences', 'Differences', *parts)
+  return found._replace(parts=[*found.parts, note]) if found.parts else found
 
 
 def _compared(first: Run, other: Run) -> tuple[list[Pair], list[Pair], list[str]]:

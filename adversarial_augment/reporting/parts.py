@@ -93,14 +93,22 @@ class Table(NamedTuple):
 
 
 def section(key: str, title: str, *parts: Part | None) -> Section:
-  """Returns the section of those parts that are not None."""
-  return Section(key, title, [part for part in parts if part is not None])
+  """Returns the section of those parts that have content."""
+  return Section(key, title, _with_content(parts))
 
 
-def grid(*parts: Part | None, style: str = 'charts', title: str = '') -> Grid | None:
-  """Returns a grid of those parts that are not None; None without any."""
-  found = [part for part in parts if part is not None]
-  return Grid(found, style, title) if found else None
+def grid(*parts: Part | None, style: str = 'charts', title: str = '') -> Grid:
+  """Returns a grid of those parts that have content."""
+  return Grid(_with_content(parts), style, title)
+
+
+def folded(summary: str, *parts: Part | None) -> Folded:
+  """Returns those parts that have content, folded."""
+  return Folded(summary, _with_content(parts))
+
+
+def _with_content(parts: Sequence[Part | None]) -> list[Part]:
+  return [part for part in parts if part and getattr(part, 'rows', True) and getattr(part, 'parts', True)]
 
 
 def percent(fraction: float, digits: int = 2) -> str:

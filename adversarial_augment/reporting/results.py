@@ -7,22 +7,9 @@ from typing import Any
 
 from adversarial_augment import metrics
 from adversarial_augment.config.evaluations import EVALUATIONS
-from adversarial_augment.reporting import charts, published, sources
+from adversarial_augment.reporting import charts, parts, published, sources
 from adversarial_augment.reporting.charts import Series
-from adversarial_augment.reporting.parts import (
-  NONE,
-  Card,
-  Chart,
-  Folded,
-  Paragraph,
-  Part,
-  Row,
-  Section,
-  Table,
-  grid,
-  percent,
-  section,
-)  # fmt: skip
+from adversarial_augment.reporting.parts import NONE, Paragraph, Row, Section, Table, folded, grid, percent, section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.reporting.sources import NORMS, Result
 
@@ -40,22 +27,20 @@ def headline(runs: Sequence[Run]) -> Section:
     for title, result, field in found:
       interval = map(percent, result['interval'])
       rows.append(Row((run.label, title, percent(result[field]), *interval, str(result['step']))))
-  if not rows:
-    return section('headline', 'Headline numbers', *map(sources.unmeasured, runs))
   note = Paragraph(
     'Intervals show how much other test images of the same kind would change a number (95 %, binomial); another '
     'training seed may change it more. mCE is the mean of the 15 corruption errors, not divided by those of another '
     'network.'
   )
   table = Table('Headline numbers', ('run', 'number', '%', '95 % from', 'to', 'at step'), rows, words=2)
-  folded = Folded('As a table', [table])
-  return section('headline', 'Headline numbers', *cards, note, folded, *map(sources.unmeasured, runs))
+  shown = (*cards, note, folded('As a table', table)) if rows else ()
+  return section('headline', 'Headline numbers', *shown, *map(sources.unmeasured, runs))
 
 
-def _card(title: str, result: Result, field: str) -> Card:
+def _card(title: str, result: Result, field: str) -> parts.Card:
   low, high = result['interval']
   lines = f'{percent(low)} to {percent(high)} %', f'{result["origin"]}, n = {result["num_images"]:,}'
-  return Card(title, f'{percent(result[field])} %', lines)
+  return parts.Card(title, f'{percent(result[field])} %', lines)
 
 
 def sections(name: str, runs: Sequence[Run]) -> list[Section]:
@@ -105,14 +90,14 @@ def _paper_columns(runs: Sequence[Run]) -> Section:
   columns = ('setup', 'clean error', 'mCE', *published.COLUMNS.values())
   caption = 'Errors in %, mean over five severities'
   table = Table(caption, columns, [*rows, *known] if is_comparable else rows, groups=published.GROUPS)
-  apart = Table(f'Published. {caption}', columns, known, groups=published.GROUPS)
-  folded = None if is_comparable else Folded('Published numbers, which are not comparable to these', [apart])
+  apart = None if is_comparable else Table(f'Published. {caption}', columns, known, groups=published.GROUPS)
+  others = folded('Published numbers, which are not comparable to these', apart)
   below = Paragraph(
     'Rows that say “paper” (its Tables 1 and 2) or “RobustBench” are published numbers of others, on the official '
     'CIFAR-10-C, 10,000 images per cell. They were not measured here.'
   )
   notes = [Paragraph(text.strip(), style) for style, text in cautions.items() if text]
-  return section('corruptions', 'Corruption errors, as in the paper', *notes, table, *left_out, folded, below)
+  return section('corruptions', 'Corruption errors, as in the paper', *notes, table, *left_out, others, below)
 
 
 def _difference(clean: Result, corrupted: Result) -> str:
@@ -129,10 +114,8 @@ def _difference(clean: Result, corrupted: Result) -> str:
 
 def _by_severity(runs: Sequence[Run]) -> Section:
   """Errors by corruption and severity, one map for each run, all in the same colours; and their means."""
-  title, found = 'Errors by corruption and severity', sources.having(runs, 'cifar10_c')
-  if not found:
-    return section('severity', title)
-  is_comparable = all(_comparability(run, result)[0] != 'not ' for _, run, result in found)
+  found = sources.having(runs, 'cifar10_c')
+  is_comparable = bool(found) and all(_comparability(run, result)[0] != 'not ' for _, run, result in found)
   known = [model for model in published.MODELS if model.severity and is_comparable]
   lines = [
     Series(run.label, metrics.SEVERITIES, [100 * error for error in result['severity_error']], number)
@@ -148,7 +131,8 @@ def _by_severity(runs: Sequence[Run]) -> Section:
   curve = charts.chart('severity', caption, lines, alt, x='severity', y='error in %', from_zero=True)
   caption = 'Errors in % at severities 1 to 5, mean over 15 corruptions'
   table = Table(caption, ('setup', *_SEVERITIES), rows)
-  return section('severity', title, *_maps(runs, 'cifar10_c', curve), table)
+  maps = _maps(runs, 'cifar10_c', curve)
+  return section('severity', 'Errors by corruption and severity', *maps, table)
 
 
 def _extra(name: str, runs: Sequence[Run]) -> Section:
@@ -159,8 +143,6 @@ def _extra(name: str, runs: Sequence[Run]) -> Section:
 def _accuracies(name: str, runs: Sequence[Run]) -> Section:
   """Accuracies of an evaluation, and published ones on the same images."""
   entry, found = EVALUATIONS[name], sources.having(runs, name)
-  if not found:
-    return section(name, entry.section)
   rows = [
     Row((run.label, part, percent(one['accuracy']), *map(percent, one['interval'])))
     for _, run, result in found
@@ -176,7 +158,7 @@ def _accuracies(name: str, runs: Sequence[Run]) -> Section:
   return section(name, entry.section, Table('Accuracy in %', columns, rows, words=2))
 
 
-def _maps(runs: Sequence[Run], name: str, beside: Part | None = None) -> list[Part]:
+def _maps(runs: Sequence[Run], name: str, beside: parts.Part | None = None) -> list[parts.Part]:
   """Returns the heat maps of an evaluation."""
   entry, found = EVALUATIONS[name], sources.having(runs, name)
   if not found:
@@ -205,15 +187,13 @@ def calibration(runs: Sequence[Run]) -> Section:
     for _, run, result in found:
       rows.append(Row((run.label, title, percent(result['calibration']['ece']))))
       bins += [Row((run.label, title, *cells)) for cells in _bins(result['calibration'])]
-  if not rows:
-    return section('calibration', 'Calibration')
   table = Table('Expected calibration error in %, 15 bins of equal width', ('run', 'of', 'ECE'), rows, words=2)
   columns = ('run', 'of', 'confidence', 'images', 'mean confidence', 'accuracy')
-  folded = Table('Confidence bins that contain images, in %', columns, bins, words=3)
-  return section('calibration', 'Calibration', grid(*drawn, table), Folded('Images in each bin', [folded]))
+  filled = Table('Confidence bins that contain images, in %', columns, bins, words=3)
+  return section('calibration', 'Calibration', grid(*drawn, table), folded('Images in each bin', filled))
 
 
-def _reliability(found: Sequence[tuple[int, Run, Result]], name: str, title: str) -> Chart | None:
+def _reliability(found: Sequence[tuple[int, Run, Result]], name: str, title: str) -> parts.Chart | None:
   """Returns the reliability diagram of one evaluation."""
   lines, counts, errors = [], [], []
   for number, run, result in found:
@@ -276,7 +256,7 @@ def attacked(runs: Sequence[Run]) -> Section:
   )
 
 
-def _over_radius(found: Sequence[tuple[int, Run, Result]], norm: str) -> Chart | None:
+def _over_radius(found: Sequence[tuple[int, Run, Result]], norm: str) -> parts.Chart | None:
   """Returns the accuracies over epsilon within the balls of one norm, from that without an attack on."""
   same_norm = [item for item in found if item[2]['norm'] == norm]
   num_runs, attacks = 1 + max(number for number, _, _ in found), Counter[int]()

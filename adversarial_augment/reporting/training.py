@@ -11,20 +11,9 @@ from adversarial_augment import config as configs
 from adversarial_augment import registry
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.tables import SIZE_KINDS
-from adversarial_augment.reporting import charts, comparisons, figures, sources
+from adversarial_augment.reporting import charts, comparisons, figures, parts, sources
 from adversarial_augment.reporting.charts import Series
-from adversarial_augment.reporting.parts import (
-  NONE,
-  Folded,
-  Paragraph,
-  Pictures,
-  Row,
-  Section,
-  Table,
-  grid,
-  percent,
-  section,
-)  # fmt: skip
+from adversarial_augment.reporting.parts import NONE, Folded, Paragraph, Row, Section, Table, grid, percent, section
 from adversarial_augment.reporting.runs import Run
 from adversarial_augment.storage import sharing
 
@@ -44,7 +33,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   texts = lambda configs, name: [json.dumps(config[name]) if name in config else NONE for config in configs]
   names = [name for name in sorted(set().union(*whole)) if len(set(texts(whole, name))) > 1]
   rows = [Row((name, *texts(shown, name))) for name in names]
-  differing = Table('Settings that differ', ('config', *columns[1:]), rows, words=words) if rows else None
+  differing = Table('Settings that differ', ('config', *columns[1:]), rows, words=words)
   cautions = [Paragraph(text, 'note') for text in _cautions(runs)]
   return section('runs', 'What was run', *cautions, table, differing, sources.test_images(runs))
 
@@ -116,7 +105,7 @@ def curves(runs: Sequence[Run]) -> Section:
     for at in sorted({0, len(run.metrics) // 2, len(run.metrics) - 1})
   ]
   caption = 'First, middle and last line of metrics.jsonl, of training batches'
-  table = Table(caption, ('run', *_LOGGED), rows) if rows else None
+  table = Table(caption, ('run', *_LOGGED), rows)
   without = ', '.join(run.label for run in runs if not run.metrics)
   missing = Paragraph(f'No metrics.jsonl in {without}; training writes it.') if without else None
   none = Paragraph(f'{", ".join(never)}: none.') if never else None
@@ -156,16 +145,18 @@ def adversary(runs: Sequence[Run]) -> Section:
   density = charts.chart('ssim', title, lines, alt, x='SSIM', y='density', from_zero=True)
   columns = ('run', 'minimum SSIM', 'mean SSIM', 'loss at start', 'at end', 'corrected, %', 'left below, %')
   caption = 'The adversary on test images; the line search corrects those below the minimum SSIM'
-  table = Table(caption, columns, rows) if rows else None
+  table = Table(caption, columns, rows)
   return section('adversary', 'The adversary', grid(*pictures, style='pictures'), *damages, grid(density, table))
 
 
-def _examples(run: Run) -> Pictures:
+def _examples(run: Run) -> parts.Pictures:
   """The picture of adversarial examples: in parts that lie beside or below each other, as the page is wide."""
-  title, parts = figures.pieces(run.examples)
+  title, pieces = figures.pieces(run.examples)
   about = f'{run.label}: clean, adversarial, and the difference (× {figures.GAIN:g}, around mid-grey)'
   alt = f'Clean test images, what the adversary makes of them, and the differences, with the SSIM of each: {run.label}'
-  return Pictures(f'{about}; {title}' if title else about, alt, [base64.b64encode(part).decode() for part in parts])
+  return parts.Pictures(
+    f'{about}; {title}' if title else about, alt, [base64.b64encode(piece).decode() for piece in pieces]
+  )
 
 
 def _density(histogram: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -181,12 +172,12 @@ def _density(histogram: Mapping[str, Any]) -> tuple[list[float], list[float]]:
 
 def provenance(runs: Sequence[Run]) -> Section:
   """Hashes, versions, commands and the whole config, folded."""
-  parts = []
+  shown = []
   for run in runs:
     table = Table('Where the numbers come from', ('', run.label), list(map(Row, _origins(run))), words=2)
     config = json.dumps(sharing.relative(run.config, run.folder), indent=2, sort_keys=True)
-    parts.append(Folded(run.label, [table, Folded('config.json', config)]))
-  return section('provenance', 'Provenance', *parts)
+    shown.append(Folded(run.label, [table, Folded('config.json', config)]))
+  return section('provenance', 'Provenance', *shown)
 
 
 def _origins(run: Run) -> Iterator[tuple[str, str]]:
