@@ -99,13 +99,13 @@ def _check_workdir(config: ConfigDict, workdir: Path, data: dict[str, Any]) -> N
 
 def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images') -> dict[str, Any]:
   """Checks what can be checked before any device is touched; returns what must be equal on all processes."""
-  from adversarial_augment.run import tensorboard
+  from adversarial_augment.run import run_log
   from adversarial_augment.training import builders
 
   builders.check_adversary(config, splits['train'].image_shape)
   _check_start(config.init_from, workdir, splits['train'])
   if config.tensorboard:
-    tensorboard.check_installed()
+    run_log.check_tensorboard()
   origins = {split: dataset.provenance for split, dataset in splits.items()}
   return {'data': _data(splits) | origins, **test.origins(), 'weights': builders.weights_sha256(config)}
 

@@ -1,5 +1,6 @@
 """The figures of the paper: what is measured for them, what is kept, and that the pictures are drawn."""
 
+import base64
 import functools
 import json
 from pathlib import Path
@@ -52,6 +53,12 @@ def test_examples_keep_every_pixel():
   images = np.random.default_rng(0).integers(0, 256, (3, 32, 40, 3), np.uint8)
   np.testing.assert_array_equal(figure_files.decoded(figure_files.encoded(images)), images)
   np.testing.assert_array_equal(figure_files.decoded(figure_files.encoded(images / 255)), images)
+
+
+@pytest.mark.parametrize('content', [b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', b'GIF89a', b''])
+def test_pictures_other_than_png_are_not_opened(content):
+  picture = [base64.b64encode(content).decode()]
+  assert 'damaged picture; compute them again with --overwrite' in refused(figure_files.decoded, picture)
 
 
 def test_a_mosaic_has_white_gaps():

@@ -38,6 +38,7 @@ def change(workdir: Path, kept: list[int]) -> None:
   [
     ([1, 2, 3, 4, 5, 6, 7, 8], None),
     ([], 'is missing steps 1 to 8 (8 lines);'),
+    (None, 'is missing steps 1 to 8 (8 lines);'),  # no file at all
     ([1, 2, 3, 4, 5], 'is missing steps 6, 7, 8;'),
     ([1, 2, 4, 5, 8], 'is missing steps 3, 6, 7;'),
     ([2, 3, 4, 5, 6, 7, 8], 'is missing step 1;'),
@@ -46,19 +47,15 @@ def change(workdir: Path, kept: list[int]) -> None:
   ],
 )
 def test_a_resume_says_which_lines_are_missing_or_double_and_goes_on(stopped, capfd, kept, said):
-  change(stopped, kept)
+  if kept is None:
+    (stopped / 'metrics.jsonl').unlink()
+  else:
+    change(stopped, kept)
   capfd.readouterr()
   start(stopped)
   warnings = [line for line in capfd.readouterr().err.splitlines() if 'warning' in line]
   assert [said in line for line in warnings] == ([True] if said else [])
-  assert steps(stopped) == sorted(set(kept)) + [9, 10, 11, 12]
-
-
-def test_a_log_that_is_gone_is_said_to_be(stopped, capfd):
-  (stopped / 'metrics.jsonl').unlink()
-  start(stopped)
-  assert 'is missing steps 1 to 8 (8 lines);' in capfd.readouterr().err
-  assert steps(stopped) == [9, 10, 11, 12]
+  assert steps(stopped) == sorted(set(kept or [])) + [9, 10, 11, 12]
 
 
 def test_another_log_every_between_two_starts_loses_nothing(stopped, capfd):

@@ -20,20 +20,9 @@ from tests import tiny
 from tests.checkpoint_cases import files_of, flip
 
 NUM_STEPS = 6
-OVERRIDES = {
-  'dataset': 'embedded',
-  'batch_size': '8',
-  'num_steps': str(NUM_STEPS),
-  'classifier.depth': '10',
-  'classifier.width': '4',
-  'corruption_net.blocks': '4',
-  'corruption_net.features': '16',
-  'corruption_net.scale': '1',
-  'attack.name': 'none',
-  'evals': 'clean',
-  'log_every': '1',
-  'checkpoint_every': '2',
-}
+OVERRIDES = tiny.OVERRIDES | {
+  'num_steps': str(NUM_STEPS), 'attack.name': 'none', 'evals': 'clean', 'log_every': '1', 'checkpoint_every': '2',
+}  # fmt: skip
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -139,10 +128,17 @@ def test_a_finished_run_prints_its_table_again_and_computes_nothing(copy, capsys
   assert {path: path.read_bytes() for path in files_of(copy) if path.name not in named} == before
 
 
-def test_results_of_another_state_are_found_again(copy):
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'state_sha256': 'f' * 64, 'evals': {'clean': {'accuracy': 0.5}}},  # of another state
+    {'evals': {}},  # as if `evals` had been another one
+  ],
+)
+def test_results_of_another_state_or_other_evaluations_are_found_again_without_training(copy, monkeypatch, change):
+  monkeypatch.setattr(train_job, 'compile_step', lambda *_: pytest.fail('it compiled'))
   expected = result(copy)
-  other = expected | {'state_sha256': 'f' * 64, 'evals': {'clean': {'accuracy': 0.5}}}
-  (copy / 'results' / 'train.json').write_text(json.dumps(other))
+  (copy / 'results' / 'train.json').write_text(json.dumps(expected | change))
   start(copy)
   assert result(copy)['state_sha256'] == expected['state_sha256']
   assert result(copy)['evals'] == expected['evals']
@@ -156,16 +152,6 @@ def test_results_that_were_spoilt_are_named_and_found_again_without_them(copy):
   path.unlink()
   start(copy)
   assert result(copy)['evals'] == expected
-
-
-def test_other_evaluations_of_a_finished_run_do_not_train(copy, monkeypatch):
-  monkeypatch.setattr(train_job, 'compile_step', lambda *_: pytest.fail('it compiled'))
-  old = result(copy)
-  del old['evals']['clean']
-  (copy / 'results' / 'train.json').write_text(json.dumps(old))  # as if `evals` had been another one
-  start(copy)
-  assert result(copy)['evals'].keys() == {'clean'}
-  assert result(copy)['state_sha256'] == old['state_sha256']
 
 
 # Another config.

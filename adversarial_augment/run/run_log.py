@@ -1,9 +1,12 @@
 """What a run says while it goes on: lines on the terminal, metrics.jsonl, the progress bar, TensorBoard files."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import dataclasses
+import importlib.util
+import os
 from pathlib import Path
+import socket
 import sys
 import time
 from typing import Any
@@ -11,9 +14,8 @@ from typing import Any
 import jax
 
 from adversarial_augment.cli import progress
-from adversarial_augment.errors import StorageError
+from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.parallel import processes
-from adversarial_augment.run import tensorboard
 from adversarial_augment.run.retries import Retries
 from adversarial_augment.storage import artifact, run_directory
 
@@ -49,6 +51,57 @@ def shown(seconds: float) -> str:
   return f'{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}'
 
 
+def check_tensorboard() -> None:
+  """Refuses curves for TensorBoard without the package that writes them."""
+  if importlib.util.find_spec('tensorboardX') is None:
+    raise UserError(
+      "TensorBoard files need tensorboardX, which is not installed; install the extra 'logging': pip install "
+      'tensorboardX.'
+    )
+
+
+class Board:
+  """A file of curves for TensorBoard, through tensorboardX.
+
+  Events are written in the caller's thread: the queue of its SummaryWriter blocks forever once a disk is full.
+  """
+
+  def __init__(self, folder: Path, start: int):
+    """Opens a file in `folder`; TensorBoard then forgets what older files say of the steps after `start`."""
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import RecordWriter
+
+    self._event = event_pb2.Event
+    # Two starts within a second have different process ids. An absolute path is never taken for one of cloud storage.
+    path = folder.absolute() / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+    with artifact.storage_errors(f"write TensorBoard files under '{folder}'"):
+      folder.mkdir(exist_ok=True)
+      self._file = RecordWriter(str(path))
+      began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      try:
+        self._write({'file_version': 'brain.Event:2'}, {'step': start + 1, 'session_log': began})
+      except OSError:
+        self.close()
+        raise
+
+  def add(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes a point of every curve; a reader sees it when this returns."""
+    from tensorboardX import summary
+
+    with artifact.storage_errors('write the TensorBoard file'):
+      self._write(*({'step': step, 'summary': summary.scalar(name, value)} for name, value in values.items()))
+
+  def close(self) -> None:
+    """Closes the file; what a full disk has not taken is lost."""
+    with suppress(OSError):
+      self._file.close()
+
+  def _write(self, *events: Mapping[str, Any]) -> None:
+    for event in events:
+      self._file.write(self._event(wall_time=time.time(), **event).SerializeToString())
+    self._file.flush()
+
+
 class RunLog:
   """The curves of one start of a run; all processes call it together, process 0 writes."""
 
@@ -61,11 +114,11 @@ class RunLog:
     self._unwritten: list[dict[str, Any]] = []
     self._retries = Retries()
     self._last_step, self._last_time = start, time.monotonic()
-    self._board: tensorboard.Board | None = None
+    self._board: Board | None = None
 
     def open_files() -> list[Any]:
       if board:
-        self._board = tensorboard.Board(workdir / 'tensorboard', start)
+        self._board = Board(workdir / 'tensorboard', start)
       return [self._size_on_disk(), run_directory.to_runs(run_directory.truncate_log(self._path)[0])]
 
     self._size, self.steps = processes.on_process_0(open_files)  # `steps` are those of all lines; on process 0

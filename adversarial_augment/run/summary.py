@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 import importlib.util
 import json
-import math
 import os
 from pathlib import Path
 import subprocess
@@ -102,21 +101,15 @@ def _memory(config: ConfigDict, recipe: Recipe, needed: int) -> Iterator[str]:
   attacked = attacks.attacked_images(config.attack.fraction, recipe.batch_size // recipe.mesh.size)
   images = config.attack.microbatch or attacked
   yield f'memory: about {needed / 1e9:.2f} GB on each device, with {images} images under attack at a time'
-  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit') or _host_share()
-  if limit and needed > limit:
+  limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
+  if jax.default_backend() == 'cpu':
+    limit = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // jax.local_device_count()
+  if 0 < limit < needed:
     smaller = {'attack.batch_norm': 'running', 'attack.microbatch': max(1, int(images * limit / needed / 2))}
     yield (
       f'warning: a device has {limit / 1e9:.2f} GB; lower {spell(config, "batch_size")}, or set {spell(smaller)} '
       f'(the latter must divide {images})'
     )
-
-
-def _host_share() -> int:
-  """Returns the bytes of main memory for each virtual device; 0 where the system does not tell."""
-  names = ('SC_PHYS_PAGES', 'SC_PAGE_SIZE')
-  if jax.default_backend() != 'cpu' or not set(names) <= os.sysconf_names.keys():
-    return 0
-  return math.prod(map(os.sysconf, names)) // jax.local_device_count()
 
 
 def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str, workdir: Path) -> dict[str, Any]:
@@ -142,11 +135,10 @@ def _revision() -> str | None:
     ['git', '-C', str(Path(__file__).parent), *words], capture_output=True, text=True, check=True, timeout=10
   ).stdout.strip()
   try:
-    if git('ls-files', '--error-unmatch', Path(__file__).name):
-      return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
+    git('ls-files', '--error-unmatch', Path(__file__).name)
+    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
   except (OSError, subprocess.SubprocessError):  # no git, or installed elsewhere
-    pass
-  return None
+    return None
 
 
 def _weights(config: ConfigDict) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The experiment of Table 1: which runs it starts, what it reads of them, and the means it writes."""
+"""The experiments of Tables 1 and 2: what they start, what they read of it, and the tables that they write."""
 
 import csv
 import json
@@ -14,7 +14,8 @@ from adversarial_augment import config as configs
 from adversarial_augment import metrics
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import Stopped, StorageError, UserError
-from experiments import runs, table1_corruptions, table1_drawing
+from experiments import runs, table1_corruptions, table1_drawing, table2_robustness
+from tests import reporting_fixtures as fixtures
 
 STEPS, BATCH = 7, 20
 
@@ -170,31 +171,10 @@ def test_results_of_another_checkpoint_are_refused(tmp_path):
     (['--scale=laptop', '--config.holdout=9'], "--config.holdout='9': config.holdout is set by the experiment"),
   ],
 )
-def test_wrong_flags_are_one_line(tmp_path, output, started, flags, said):
+def test_wrong_flags_are_one_line(tmp_path, output, nothing_starts, flags, said):
   given = flags if any('--output' in flag for flag in flags) else [*flags, f'--output={output}']
   with pytest.raises(UserError, match=said):
     table1_corruptions.main([*given, f'--workdir={tmp_path}'])
-  assert started == []
-
-
-@pytest.mark.parametrize(
-  'content',
-  ['', '[]', 'null', '{"nominal": 3}', '{"nominal": {}}', '{"nominal": {"1": {"mce": 1}}}', '[' * 10**5, b'\xff', None],
-)
-def test_what_is_no_table_is_refused_before_anything_is_trained(tmp_path, output, started, content):
-  path = output / 'table1_smoke.json'
-  path.mkdir() if content is None else path.write_bytes(content if isinstance(content, bytes) else content.encode())
-  with pytest.raises(
-    UserError, match=f"'{path}' is not a table of this experiment; remove it, or name another --output"
-  ):
-    run(tmp_path, output, '--scale=smoke', '--rows=nominal')
-  assert started == []
-
-
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(tmp_path, started):
-  with pytest.raises(StorageError, match="Cannot write in --output='/proc'"):
-    run(tmp_path, '/proc', '--scale=smoke', '--rows=nominal')
-  assert started == []
 
 
 def test_a_table_that_cannot_be_written_is_one_line(tmp_path, output, started):
@@ -258,3 +238,144 @@ def test_the_scale_of_one_gpu_runs_at_a_hundredth_of_its_length(tmp_path, output
   run(tmp_path, output, '--scale=gpu', '--rows=ada_augmix', *flags, '--config.eval_images=20')
   table = json.loads((output / 'table1_gpu.json').read_text())
   assert table['ada_augmix']['0']['images_seen'] == 11 * 256
+
+
+# Both.
+
+TABLE_1 = (table1_corruptions.main, ['--scale=smoke', '--rows=nominal'], 'table1_smoke.json')
+TABLE_2 = (table2_robustness.main, ['x'], 'table2.json')
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch):
+  monkeypatch.setattr(runs, 'start', lambda *_: pytest.fail('it started'))
+
+
+@pytest.mark.parametrize(
+  'table, content',
+  [
+    *((TABLE_1, text) for text in ('', '[]', 'null', '{"nominal": 3}', '{"nominal": {}}', '[' * 10**5, b'\xff', None)),
+    (TABLE_1, '{"nominal": {"1": {"mce": 1}}}'),
+    *((TABLE_2, text) for text in ('[]', '{"x": 3}', '{"x": {"num_images": 1, "data": "a", "origin": []}}', None)),
+  ],
+)
+def test_what_is_no_table_is_refused_before_anything_starts(output, nothing_starts, table, content):
+  main, flags, name = table
+  path = output / name
+  path.mkdir() if content is None else path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  said = f"'{path}' is not a table of this experiment; remove it, or name another --output"
+  with pytest.raises(UserError, match=said):
+    main([*flags, f'--output={output}'])
+
+
+@pytest.mark.parametrize('main, flags, _', [TABLE_1, TABLE_2])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(nothing_starts, main, flags, _):
+  with pytest.raises(StorageError, match="Cannot write in --output='/proc'"):
+    main([*flags, '--output=/proc'])
+
+
+# Table 2.
+
+EPSILONS = {'l2_0.5': 0.5, 'l2_1': 1.0, 'linf_1-255': 1 / 255, 'linf_2-255': 2 / 255, 'linf_4-255': 4 / 255}
+LEFT = {'l2_0.5': 120, 'l2_1': 10, 'linf_1-255': 700, 'linf_2-255': 450, 'linf_4-255': 60}
+
+
+def write_results(run: Path, *, n: int = 1000, flags: tuple[str, ...] = (), sha: str = fixtures.STATE) -> None:
+  """What `evaluate --attack=table2` leaves."""
+  clean = json.loads((run / 'results' / 'clean.json').read_text())
+  for ball, left in LEFT.items():
+    norm, text = ball.replace('-', '/').split('_')
+    result = {name: clean[name] for name in ('step', 'split', 'origin', 'provenance')} | {
+      'eval': f'robustness_paper_{ball}', 'attack': 'paper', 'norm': norm, 'epsilon': EPSILONS[ball],
+      'epsilon_text': text, 'seed': 0,
+      'num_images': n, 'num_correct': 900, 'num_robust': left, 'num_robust_uint8': left,
+      'clean_accuracy': 900 / n, 'robust_accuracy': left / n, 'robust_accuracy_uint8': left / n,
+      'interval': metrics.binomial_interval(left, n),
+      'stages': ['apgd-ce'], 'survivors': {'apgd-ce': left}, 'seconds': {'apgd-ce': 1.0}, 'left_out': [],
+      'flags': list(flags), 'conditions_sha256': 64 * '7', 'checkpoint_sha256': sha,
+    }  # fmt: skip
+    fixtures.write(run / 'results' / f'robustness_paper_{ball}.json', result)
+
+
+@pytest.fixture
+def attacked(monkeypatch) -> list[tuple[str, ...]]:
+  """Takes the place of the evaluation."""
+  commands: list[tuple[str, ...]] = []
+
+  def start(module, workdir, *flags):
+    commands.append((module, workdir, *flags))
+    write_results(Path(workdir.removeprefix('--workdir=')))
+
+  monkeypatch.setattr(runs, 'start', start)
+  return commands
+
+
+def cells_of(output) -> list[list[str]]:
+  with open(output / 'table2.csv', newline='') as file:
+    return list(csv.reader(file))
+
+
+def test_runs_are_attacked_and_laid_beside_the_paper(tmp_path, output, attacked):
+  run = fixtures.write_run(tmp_path / 'run')
+  table2_robustness.main([f'ada_edsr={run}', '--num_examples=1000', f'--output={output}'])
+  assert attacked == [
+    ('adversarial_augment.evaluate', f'--workdir={run}', '--attack=table2', '--allow_suspect', '--num_examples=1000')
+  ]
+  head, ours, paper = cells_of(output)
+  assert head[3:] == ['clean', 'CIFAR-10.1', 'l_2 0.5', 'l_2 1', 'l_inf 1/255', 'l_inf 2/255', 'l_inf 4/255']
+  assert ours[:3] == ['AdA', f'ours: {run}', 'embedded:1.0.0 (embedded), n = 1,000']
+  assert ours[3:] == ['90.00', '89.05', '12.00', '1.00', '70.00', '45.00', '6.00']
+  assert paper[3:] == ['96.18', '90.50', '8.61', '0.03', '77.78', '44.39', '5.89']
+  text = (output / 'table2.md').read_text()
+  assert f'| AdA | ours: {run} |' in text
+  assert 'arXiv 2104.01086' in text
+
+
+def test_the_name_of_a_folder_may_hold_what_parts_a_row_from_it(tmp_path, output, attacked):
+  run = fixtures.write_run(tmp_path / 'lr=0.1')
+  table2_robustness.main([str(run), f'--output={output}'])
+  table2_robustness.main([f'nominal={run}', f'--output={output}'])
+  assert [command[1] for command in attacked] == 2 * [f'--workdir={run}']
+
+
+def test_a_run_without_a_row_stands_alone_and_joins_the_others(tmp_path, output, attacked):
+  first, second = (fixtures.write_run(tmp_path / name) for name in ('a', 'b'))
+  table2_robustness.main([f'nominal={first}', f'--output={output}'])
+  table2_robustness.main([str(second), f'--output={output}'])
+  assert [row[1] for row in cells_of(output)[1:]] == [f'ours: {first}', 'paper', f'ours: {second}']
+
+
+def test_a_suspect_number_is_marked(tmp_path, output, monkeypatch):
+  run = fixtures.write_run(tmp_path / 'run')
+  monkeypatch.setattr(runs, 'start', lambda *_: write_results(run, flags=('zero_gradients',)))
+  table2_robustness.main([str(run), f'--output={output}'])
+  assert cells_of(output)[1][5:] == [f'{left / 10:.2f} UNRELIABLE' for left in LEFT.values()]
+
+
+def test_runs_that_do_not_compare_are_refused(tmp_path, output, monkeypatch):
+  first, second = (fixtures.write_run(tmp_path / name) for name in ('a', 'b'))
+  sizes = {str(first): 1000, str(second): 2000}
+  monkeypatch.setattr(
+    runs, 'start', lambda _, workdir, *flags: write_results(Path(workdir[10:]), n=sizes[workdir[10:]])
+  )
+  with pytest.raises(UserError, match='differ in num_images: 1000 .*; 2000'):
+    table2_robustness.main([str(first), str(second), f'--output={output}'])
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['ada=x'], "Unknown row 'ada'"),
+    (['x', '--output=/nowhere/at/all'], 'must be an existing folder'),
+    ([], 'required'),
+    (['x', '--num_examples=0'], "--num_examples: '0' must be an integer from 1"),
+    (['x', '--num_examples=many'], "--num_examples: 'many' must be an integer from 1"),
+  ],
+)
+def test_bad_arguments_are_refused(arguments, message, output, nothing_starts):
+  with pytest.raises(UserError, match=message):
+    table2_robustness.main([f'--output={output}', *arguments])
+
+
+def test_the_table_has_a_row_for_each_of_the_papers():
+  assert set(table2_robustness.PAPER) == {name for name in table1_corruptions.ROWS.values() if name}
