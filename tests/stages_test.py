@@ -72,7 +72,7 @@ def test_a_run_of_few_steps_is_warned_of_by_the_field(shown_run):
   assert 'warning: config.num_steps=4 makes 4 updates, too few to learn from scratch' in shown_run
   config = configs.override(configs.base_config(), {'num_epochs': '1', 'batch_size': '64'})
   assert recipe.too_few_steps(config, 5, 321) == (
-    'warning: config.num_epochs=1 makes 5 updates, too few to learn from scratch; set --config.num_epochs=20 or more'
+    'warning: config.num_epochs=1.0 makes 5 updates, too few to learn from scratch; set 20 or more'
   )
   assert recipe.too_few_steps(config, 100, 321) == ''
   assert recipe.too_few_steps(configs.override(config, {'init_from': 'runs/a'}), 5, 321) == ''

@@ -174,7 +174,7 @@ def test_every_line_up_to_a_checkpoint_is_written_before_it(tmp_path, monkeypatc
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_that_is_under_way(tmp_path, number, capfd):
   whole = start(tmp_path / 'straight')
-  with pytest.raises(Stopped, match=f'stopped by {number.name} after step 7 of 12, which is saved; the same command'):
+  with pytest.raises(Stopped, match=f'stopped by {number.name} after step 7 of 12, which is saved; run the same'):
     start(tmp_path / 'w', at={6: kill(number)})
   assert Stopped.exit_code == 75
   assert checkpoints.steps(tmp_path / 'w' / 'checkpoints')[-1] == 7
