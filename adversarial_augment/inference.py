@@ -43,11 +43,7 @@ class Restored(NamedTuple):
 
 
 def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -> ConfigDict:
-  """Returns the config of a run of `train`.
-
-  Args:
-    workdir: of the run.
-    say: called with a line about fields that the version that wrote it did not have.
+  """Returns the config of a run of `train`; `say` gets a line about fields that did not exist when it was written.
 
   Raises:
     UserError: the directory has no run of `train`, or its config.json is damaged.
@@ -72,13 +68,13 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
 def restore(
   config: ConfigDict, workdir: Path, num_classes: int, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> Restored:
-  """Restores the classifier of a run from its newest intact checkpoint.
+  """Restores the classifier of a run, finished or not, from its newest intact checkpoint.
 
   Read-only. Newer, damaged checkpoints are named on standard error. All processes call this; process 0 reads.
 
   Args:
     config: of the run; only the classifier's fields are used.
-    workdir: of a run of `train`, finished or not.
+    workdir: of the run.
     num_classes: of the classifier.
     image_shape: (height, width, 3) of an image.
     mesh: the devices; each gets a copy of the arrays.
@@ -115,32 +111,25 @@ def restore(
 
 
 def check_config(workdir: Path, manifest: Mapping[str, Any]) -> None:
-  """Refuses a checkpoint that does not belong to the config.json in `workdir`.
-
-  Raises:
-    UserError: its manifest has the hash of another config.
-  """
+  """Raises UserError if the manifest of a checkpoint has the hash of another config than config.json in `workdir`."""
   if manifest['config_sha256'] not in configs.all_sha256(read_config(workdir)):
     raise UserError(
-      f"'{workdir}/config.json' is not the config of checkpoint {manifest['step']}; bring the run's own one back, or "
-      'take a checkpoint of another run out of its folder.'
+      f"'{workdir}/config.json' is not the config of checkpoint {manifest['step']}; restore the run's own config, or "
+      'move the checkpoint of another run away.'
     )
 
 
 class Classifier:
-  """A trained classifier: a function of images, with its metadata as attributes.
+  """A trained classifier: a function of images.
 
   Attributes:
     num_classes: outputs.
     class_names: of the outputs, in order; None if the run did not record them.
-    image_shape: (None, None, 3): the network averages over positions and accepts any height and width. It was trained
-      on one size, which data.json records (cifar10 and embedded: 32x32); resize other images to it.
-    step: updates made.
-    checkpoint_sha256: of the checkpoint's state, as in results/*.json.
-    config: of the run.
-    config_sha256: its hash, as in the checkpoint.
-    params: of the network.
-    model_state: its running statistics.
+    image_shape: (None, None, 3), because the network averages over positions and accepts any height and width. It was
+      trained on one size, which data.json records (cifar10 and embedded: 32x32); resize other images to it.
+    step, checkpoint_sha256: updates made, and the hash of the checkpoint's state, as in results/*.json.
+    config, config_sha256: of the run, and its hash, as in the checkpoint.
+    params, model_state: of the network, and its running statistics.
     logits_fn: images [n, h, w, 3] in [0, 1] -> logits [n, num_classes], which JAX can trace and differentiate; the
       argument `logits_fn` of `adversarial_augment.attacks`.
   """
@@ -148,14 +137,9 @@ class Classifier:
   image_shape = (None, None, 3)
 
   def __init__(
-    self,
-    config: ConfigDict,
-    num_classes: int,
-    restored: Restored,
-    batch_size: int,
-    class_names: Sequence[str] = (),
+    self, config: ConfigDict, num_classes: int, restored: Restored, batch_size: int, class_names: Sequence[str] = ()
   ):
-    """Compiles nothing yet; `batch_size` is as in `load_classifier`, `class_names` as recorded by the run."""
+    """Compiles nothing yet; `batch_size` as in `load_classifier`, `class_names` as recorded by the run."""
     import jax
 
     from adversarial_augment.training import recipe
@@ -201,8 +185,8 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
 
   Args:
     workdir: of a run of `train`, finished or not.
-    batch_size: images per call of the program, at least 1. Smaller batches are padded, so 1 is fastest for single
-      images. Logits of different batch sizes agree to about six digits.
+    batch_size: images per call of the program, at least 1; smaller batches are padded. Logits of different batch sizes
+      agree to about six digits.
 
   Raises:
     UserError: as in `read_config` and `restore`, a damaged data.json, or an invalid batch size.
@@ -224,11 +208,7 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
 
 
 def classes(workdir: Path) -> Classes:
-  """Returns the class names of a run's classifier, if its directory has them.
-
-  Raises:
-    UserError: a damaged data.json.
-  """
+  """Returns the classes of a run's classifier; raises UserError if data.json is damaged."""
   recorded = results.load_data(workdir).get('class_names')
   if names := tuple(recorded or _names_of(read_config(workdir).dataset)):
     return Classes(len(names), names)
@@ -240,7 +220,7 @@ def _names_of(dataset: str) -> tuple[str, ...]:
 
 
 def _num_classes(directory: Path) -> int | None:
-  """The number of outputs in the newest intact checkpoint; None if there is no checkpoint."""
+  """Returns the number of outputs in the newest intact checkpoint; None if there is no checkpoint."""
   from adversarial_augment.storage import checkpoints
 
   leaves = (checkpoints.newest_manifest(directory) or {}).get('leaves', {})

@@ -11,7 +11,7 @@ import signal
 import pytest
 
 from adversarial_augment import cli
-from adversarial_augment.datasets import made_with as versions
+from adversarial_augment.datasets import manifests
 from adversarial_augment.errors import ArtifactError, NumericalError, StorageError
 from adversarial_augment.storage import artifact
 from tests.checkpoint_cases import python
@@ -211,8 +211,8 @@ CODE = {'2': 'b', '1': 'a'}
   ],
 )
 def test_a_version_stands_for_the_code_that_it_had(monkeypatch, made_with, expected):
-  monkeypatch.setitem(versions._CODE, 'x', CODE)
-  assert versions.with_code(made_with, 'x') == expected
+  monkeypatch.setitem(manifests._CODE, 'x', CODE)
+  assert manifests.with_code(made_with, 'x') == expected
 
 
 def test_space_is_that_of_the_nearest_folder(tmp_path, monkeypatch):

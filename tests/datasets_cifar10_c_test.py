@@ -12,7 +12,7 @@ import pytest
 
 from adversarial_augment import cli, metrics
 from adversarial_augment.datasets import cifar10_c
-from adversarial_augment.datasets.fingerprint import fingerprint
+from adversarial_augment.datasets.arrays import fingerprint
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Batch, Dataset
 from tests.described import described
@@ -198,19 +198,22 @@ PERMUTED = np.tile(LABELS[::-1], 5)
 FAULTS = {
   'no file': (lambda folder: (folder / 'fog.npy').unlink(), 'has no fog.npy', 'the same command without --from'),
   'no labels': (lambda folder: (folder / 'labels.npy').unlink(), 'has no labels.npy', 'CIFAR-10-C.tar'),
-  'a severity is missing': (save('fog.npy', cells()[: 4 * N]), 'fog.npy', '160 rows, but must have 200'),
-  'one row less': (save('fog.npy', cells()[:-1]), 'fog.npy', '199 rows'),
+  'a severity is missing': (
+    save('fog.npy', cells()[: 4 * N]),
+    'fog.npy',
+    'shape [160, 32, 32, 3]',
+  ),
+  'one row less': (save('fog.npy', cells()[:-1]), 'fog.npy', 'shape [199,'),
   'channels first': (save('fog.npy', cells().transpose(0, 3, 1, 2)), 'fog.npy', '[200, 32, 32, 3]'),
   'channels first, copied': (save('fog.npy', np.zeros((5 * N, 3, 32, 32), np.uint8)), '[200, 3, 32, 32]', 'uint8'),
   'floats': (save('fog.npy', cells() / np.float32(255)), 'fog.npy', 'float32'),
   'another size': (
     save('fog.npy', np.zeros((5 * N, 64, 64, 3), np.uint8)),
     '[200, 64, 64, 3]',
-    "as the images of 'pets'",
+    "images in the test split of 'pets'",
   ),
-  'column by column': (save('fog.npy', np.asfortranarray(cells())), 'fog.npy', 'column by column'),
   'a number': (save('fog.npy', np.uint8(1)), 'fog.npy', '[200, 32, 32, 3]'),
-  'labels of one severity': (save('labels.npy', LABELS), 'labels.npy', '40 rows, but must have 200'),
+  'labels of one severity': (save('labels.npy', LABELS), 'labels.npy', 'must be integers [200]'),
   'float labels': (save('labels.npy', OTHER.astype(np.float64)), 'labels.npy', 'float64'),
   'one-hot labels': (save('labels.npy', np.eye(10, dtype=np.uint8)[OTHER]), 'labels.npy', '[200, 10]'),
   'a wrong label': (save('labels.npy', OTHER), 'in row 43', 'image 3 of the test split'),
@@ -280,21 +283,37 @@ BAD_MANIFESTS = {
   ),
   'not listed': (without_fog, 'fog.npy', 'is not listed'),
   'another size': (lambda folder: changed_entry(folder, 'fog.npy', bytes=7), 'fog.npy', 'but 7 in MANIFEST.json'),
-  'another format': (lambda folder: write_manifest(folder, format=2), 'MANIFEST.json', 'format 2'),
+  'another format': (
+    lambda folder: write_manifest(folder, format=2),
+    'MANIFEST.json',
+    'value 2 - at `$.format`',
+  ),
   'no JSON': (lambda folder: (folder / 'MANIFEST.json').write_text('{"format": 1,'), 'MANIFEST.json', 'damaged'),
   'no object': (lambda folder: (folder / 'MANIFEST.json').write_text('[1]'), 'MANIFEST.json', 'damaged'),
   'no text': (lambda folder: (folder / 'MANIFEST.json').write_bytes(b'\xff\xfe\x00'), 'MANIFEST.json', 'damaged'),
-  'no field': (lambda folder: write_manifest(folder, test_set={}), 'MANIFEST.json', "'sha256'"),
-  'a wrong type': (lambda folder: write_manifest(folder, origin=None), 'MANIFEST.json', 'of another type'),
-  'a made-up origin': (lambda folder: write_manifest(folder, origin='mine'), 'MANIFEST.json', "origin 'mine'"),
-  'a seed of text': (lambda folder: write_manifest(folder, seed='x'), 'MANIFEST.json', "seed 'x'"),
+  'no field': (
+    lambda folder: write_manifest(folder, test_set={}),
+    'MANIFEST.json',
+    '`sha256` - at `$.test_set`',
+  ),
+  'a wrong type': (lambda folder: write_manifest(folder, origin=None), 'MANIFEST.json', 'got `null` - at `$.origin`'),
+  'a made-up origin': (
+    lambda folder: write_manifest(folder, origin='mine'),
+    'MANIFEST.json',
+    "'mine' - at `$.origin`",
+  ),
+  'a seed of text': (lambda folder: write_manifest(folder, seed='x'), 'MANIFEST.json', 'got `str` - at `$.seed`'),
   'a frost that steers the terminal': (
     lambda folder: changed_entry(folder, 'frost.npy', frost='\x1b[2J'),
     'MANIFEST.json',
     "frost='\\x1b[2J'",
   ),
-  'another number': (lambda folder: write_manifest(folder, num_images=5), 'MANIFEST.json', 'is of 5 images'),
-  'another shape': (lambda folder: write_manifest(folder, image_shape=[1]), 'MANIFEST.json', 'images [1]'),
+  'another number': (
+    lambda folder: write_manifest(folder, num_images=5),
+    'MANIFEST.json',
+    'of size [5, 32,',
+  ),
+  'another shape': (lambda folder: write_manifest(folder, image_shape=[1]), 'MANIFEST.json', 'of size [40, 1], but'),
   'deep': (lambda folder: (folder / 'MANIFEST.json').write_text('[' * 100_000), 'MANIFEST.json', 'nested too deep'),
 }
 
@@ -357,7 +376,7 @@ def test_places_that_are_no_set(tmp_path):
   ):
     with pytest.raises(UserError, match=said):
       open_set(tmp_path / name, NAMES, TEST)
-  with pytest.raises(UserError, match='is no file or folder'):
+  with pytest.raises(UserError, match='is not a file or folder'):
     open_set(pathlib.Path('/dev/null'), NAMES, TEST)
 
 
@@ -378,3 +397,8 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
   monkeypatch.setattr(cifar10_c.untrusted, 'open_file', refuse)
   with pytest.raises(UserError, match=r"labels.npy' cannot be read \(Permission denied\)"):
     open_set(tmp_path, NAMES, TEST)
+
+
+def test_an_array_that_is_stored_column_by_column_is_read(tmp_path):
+  np.save(write(tmp_path) / 'fog.npy', np.asfortranarray(cells()))
+  np.testing.assert_array_equal(open_set(tmp_path, ['fog'], TEST).read('fog', 2, np.arange(N)), cells()[N : 2 * N])

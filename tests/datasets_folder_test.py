@@ -62,7 +62,7 @@ def test_other_files_are_counted_and_hidden_ones_skipped(tmp_path):
   (tmp_path / '.git').mkdir()
   _save(tmp_path / 'b' / 'UPPER.JPG')
   listing = folder.list_images(tmp_path)
-  assert listing.num_ignored == 1
+  assert len(listing.ignored) == 1
   assert listing.broken_links == ()
   assert len(listing.splits['train']) + len(listing.splits['test']) == 5
 
@@ -80,7 +80,7 @@ def test_links_to_nothing_are_named_and_others_are_followed(tmp_path, parts):
     path.symlink_to(tmp_path / 'nothing')
   listing = folder.list_images(root)
   assert sorted(listing.broken_links) == sorted(expected)
-  assert listing.num_ignored == 0
+  assert not listing.ignored
   assert sum(map(len, listing.splits.values())) == 5 * len(parts)
 
 

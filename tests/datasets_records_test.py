@@ -87,7 +87,7 @@ def test_other_features_of_tfds_are_left_unread(tmp_path):
     (lambda split: split.update(shardLengths=['9' * 12]), 'damaged'),
     (lambda split: split.update(shardLengths=['-3', '6']), 'a file of -3'),
     (lambda split: split.update(shardLengths=['2']), '3 records, not 2'),
-    (lambda split: split.update(shardLengths='3'), 'no list'),
+    (lambda split: split.update(shardLengths='3'), 'is not a list'),
     (lambda split: split.update(name='a\nb'), 'the name of a split'),
   ],
 )

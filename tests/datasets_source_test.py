@@ -216,7 +216,7 @@ def test_labels_out_of_range(tmp_path):
   tfds_write(tmp_path, [_row(np.zeros((6, 5, 3), np.uint8), 9)], image_features(classes=10))
   path = tmp_path / 'pets' / '1.0.0' / 'features.json'
   path.write_text(path.read_text().replace('"10"', '"9"'))
-  with pytest.raises(UserError, match=r'from 9 to 9, but must lie in \[0, 9\)'):
+  with pytest.raises(UserError, match=r'from 9 to 9, but they must lie in \[0, 8\]'):
     datasets.load('pets', 'train', str(tmp_path))
 
 

@@ -206,4 +206,4 @@ def corrupted_manifest(folder: Path, base: Base) -> list[str]:
 
 def _corrupted(folder: Path, base: Base, source: Path) -> list[str]:
   _pets(folder, base)
-  return ['prepare', 'cifar10_c', '--dataset=pets', '--corruptions=fog', f'--data_dir={folder}', f'--from={source}']
+  return ['prepare', 'cifar10_c', '--dataset=pets', '--names=fog', f'--data_dir={folder}', f'--from={source}']

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from adversarial_augment import corruptions, datasets, metrics, prepare
 from adversarial_augment.cli import progress
-from adversarial_augment.datasets import cifar10_c, made_with
+from adversarial_augment.datasets import cifar10_c, manifests
 from adversarial_augment.errors import StorageError
 from adversarial_augment.storage import artifact, kills
 from tests.corrupted_pets import NAMES, N, command, copy, hashes, load, manifest_of, run, write_pets
@@ -204,7 +204,7 @@ def test_another_set_is_there(made, change, said):
 def test_a_set_is_made_by_the_version_of_the_algorithm(made, capsys):
   """The release before named the hash of its code; the version of this package decides nothing."""
   now = manifest_of(made)['made_with']
-  before = {'adversarial_augment': '0.0.1', 'code_sha256': made_with._CODE['corruptions'][metrics.CORRUPTIONS_VERSION]}
+  before = {'adversarial_augment': '0.0.1', 'code_sha256': manifests._CODE['corruptions'][metrics.CORRUPTIONS_VERSION]}
   change_manifest(made, made_with=now | before)
   run(made)
   assert '; 0 images written' in capsys.readouterr().out

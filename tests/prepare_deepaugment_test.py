@@ -15,7 +15,7 @@ import pytest
 from adversarial_augment import config as configs
 from adversarial_augment import corruption_nets, datasets, deepaugment, prepare, train
 from adversarial_augment.corruption_nets import weights
-from adversarial_augment.datasets import made_with, mixture, sampling
+from adversarial_augment.datasets import manifests, mixture, sampling
 from adversarial_augment.errors import StorageError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.preparation import deepaugment_files
@@ -104,7 +104,7 @@ def test_manifest(whole):
 def test_a_set_is_made_by_the_version_of_the_algorithm(data_dir):
   """The release before named the hash of its code."""
   now = {'adversarial_augment': '0.2.0', 'deepaugment': deepaugment.VERSION, 'jax': '1'}
-  code = made_with._CODE['deepaugment'][deepaugment.VERSION]
+  code = manifests._CODE['deepaugment'][deepaugment.VERSION]
   before = {'adversarial_augment': '0.1.0', 'code_sha256': code, 'jax': '1'}
   write(data_dir, changes={'made_with': before})
   assert write(data_dir, changes={'made_with': now}) == (0, 0)

@@ -5,16 +5,12 @@ from collections.abc import Callable
 from adversarial_augment.datasets import embedded, source
 from adversarial_augment.types import Dataset
 
-# Data sets that are made, not read. Every other name is looked for among the prepared ones under `data_dir`.
+# Data sets that are made, not read. All other names are those of prepared ones under `data_dir`.
 DATASETS: dict[str, Callable[[str], Dataset]] = {'embedded': embedded.load}
 
 
 def count(name: str, split: str, data_dir: str) -> int:
-  """Returns how many images a split has, and reads none; see `load`.
-
-  Raises:
-    UserError: no such data set or split.
-  """
+  """Returns how many images a split has, without reading them; arguments and errors as of `load`."""
   return embedded.NUM_EXAMPLES[split] if name == 'embedded' else source.count(name, split, data_dir)
 
 

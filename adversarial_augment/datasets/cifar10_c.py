@@ -1,21 +1,20 @@
 """CIFAR-10-C and sets like it: a test set under corruptions of five severities, in the layout of the official files.
 
-NAME.npy holds uint8 [5 n, h, w, 3]: all n images at severity 1, then all at severity 2, and so on; labels.npy the n
-labels five times over (D. Hendrycks, Zenodo record 2535967). `prepare cifar10_c` adds MANIFEST.json, which says how the
-files were made, of which test set, and with which SHA-256.
+NAME.npy is uint8 [5 n, h, w, 3]: all n images at severity 1, then all at severity 2, and so on; labels.npy has the n
+labels five times over (D. Hendrycks, Zenodo record 2535967). `prepare cifar10_c` adds MANIFEST.json: how the files were
+made, from which test set, and their SHA-256.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
-from adversarial_augment.config.fields import optional, text
-from adversarial_augment.datasets import archives, npy
-from adversarial_augment.datasets.sampling import batches
+from adversarial_augment.datasets import archives, arrays, manifests
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.metrics import CORRUPTIONS_VERSION, GENERATED_OLDER, SEVERITIES, generated_origin
 from adversarial_augment.storage import artifact, untrusted
@@ -24,7 +23,6 @@ from adversarial_augment.types import Dataset
 
 KIND = 'cifar10_c'  # of the errors
 FORMAT = 1  # of the manifest
-_ORIGINS = ('official', 'generated', GENERATED_OLDER, 'unverified')
 LABELS = 'labels.npy'
 # MD5 of the files in CIFAR-10-C.tar (Zenodo record 2535967; the archive's own is 56bf5dcef84df0e2308c6dcbcbbd8499), as
 # several public loaders list them, for example rai_toolbox/datasets of mit-ll-responsible-ai/responsible-ai-toolbox.
@@ -50,7 +48,6 @@ OFFICIAL_MD5 = {
   'speckle_noise.npy': 'ef00b87611792b00df09c0b0237a1e30',
   'zoom_blur.npy': '6ea8e63f1c5cdee1517533840641641b',
 }
-_FROST = optional(text())
 _MAX_MANIFEST = 1 << 20  # bytes
 
 
@@ -63,12 +60,104 @@ class CorruptionSet(NamedTuple):
   read: Callable[[str, int, np.ndarray], np.ndarray]  # name, severity 1..5, indices [k] -> uint8 [k, h, w, 3]
   notes: Mapping[str, Mapping[str, Any]] = {}  # of single corruptions: their constants, the source of frost
   sha256: Mapping[str, str] = {}  # of the files, by name; what is made in memory has none
-  warning: ArtifactError | None = None  # what one who uses it should know
+  warning: ArtifactError | None = None  # what its users should know
 
 
 def folder_name(dataset: str) -> str:
   """Returns the folder under `data_dir` that holds the corruptions of a data set's test split: cifar10 -> cifar10_c."""
   return f'{dataset.partition(":")[0].replace("/", "_")}_c'
+
+
+class _Manifest(msgspec.Struct):
+  format: Literal[1]
+  origin: Literal['official', 'generated', 'generated, version 1', 'unverified']
+  seed: int | None
+  made_with: Any
+  num_images: int
+  image_shape: list[int]
+  test_set: manifests.Source
+  files: dict[str, manifests.File]
+
+
+def read_manifest(part: arrays.Part, folder: pathlib.Path, dataset: str) -> dict[str, Any]:
+  """Returns the manifest of a set in `folder`, made from the test split of `dataset`.
+
+  Raises:
+    ArtifactError: it is damaged, or of another format.
+  """
+  with untrusted.open_file(part.path) as file:
+    file.seek(part.offset)
+    content = file.read(min(part.size, _MAX_MANIFEST))
+  check = lambda manifest: msgspec.convert(manifest, _Manifest)
+  about = {'dataset': dataset}
+  return artifact.read(part.label, check, content, path=folder, kind=KIND, remedy='remake', about=about)
+
+
+class _Files:
+  """The files of a set, and what its manifest says of them."""
+
+  def __init__(self, path: pathlib.Path, names: Sequence[str], test: Dataset):
+    self.path, self.test = path, test
+    self.manifest: dict[str, Any] = {}
+    self.names = (LABELS, *(f'{name}.npy' for name in names))
+    self.parts = _parts(path)
+    if missing := [file for file in self.names if file not in self.parts]:
+      raise self.error(
+        f"'{path}' has no {', '.join(missing)}; it must have NAME.npy for {', '.join(names)}, and {LABELS}", 'make'
+      )
+    if MANIFEST in self.parts:
+      self.manifest = read_manifest(self.parts[MANIFEST], path, test.name)
+      self._check_manifest()
+
+  def error(self, facts: str, remedy: str = '') -> ArtifactError:
+    return ArtifactError(facts, self.path, KIND, remedy, {**self.manifest, 'dataset': self.test.name})
+
+  def _check_manifest(self) -> None:
+    """The manifest must be of this test set and list the wanted files with their sizes."""
+    manifest, test, label = self.manifest, self.test, self.parts[MANIFEST].label
+    for what, found, wanted in (
+      ('SHA-256', manifest['test_set']['sha256'], test.provenance['sha256']),
+      ('size', [manifest['num_images'], *manifest['image_shape']], [test.num_examples, *test.image_shape]),
+    ):
+      if found != wanted:
+        raise self.error(f"'{label}' is of a test set of {what} {found}, but '{test.name}' has {wanted}", 'remake')
+    if unlisted := [file for file in self.names if file not in manifest['files']]:
+      raise self.error(f"'{self.parts[unlisted[0]].label}' is not listed in {MANIFEST}", 'resume')
+    self.check_entries({})
+
+  def check_entries(self, sha256: Mapping[str, str]) -> None:
+    """Compares the sizes of the files, and the hashes that are known, with the manifest."""
+    for file in self.names:
+      try:
+        artifact.check_entry(file, self.manifest['files'][file], self.parts[file].size, sha256.get(file))
+      except artifact.Damaged as damage:
+        raise self.error(f"'{self.parts[file].label}' {damage.detail}", 'remove and resume') from damage
+
+  def array(self, file: str, dtype: str, shape: Sequence[int] = ()) -> np.ndarray:
+    """Returns an array of one row of `shape` for each severity and image."""
+    array, n = arrays.open_array(self.parts[file]), self.test.num_examples
+    if fault := arrays.mismatch(array, f"'{self.parts[file].label}'", dtype, (len(SEVERITIES) * n, *shape)):
+      raise self.error(f"{fault}: five severities of the {n:,} images in the test split of '{self.test.name}'")
+    return array
+
+  def check_labels(self) -> None:
+    test = self.test
+    repeated, expected = self.array(LABELS, 'integers').reshape(len(SEVERITIES), -1), arrays.labels_of(test)
+    wrong = np.argwhere(repeated != expected)
+    if not len(wrong):
+      return
+    severity, i = wrong[0]
+    reason, remedy = 'it belongs to another test set', ''
+    if (np.sort(repeated) == np.sort(expected)).all():
+      reason, remedy = 'the same labels are in another order', 'remake'
+      if test.name.startswith('cifar10'):
+        reason, remedy = f'{reason} (TFDS shuffles CIFAR-10)', 'import in order'
+    row, found = severity * len(expected) + i, repeated[severity, i]
+    raise self.error(
+      f"'{self.parts[LABELS].label}' has label {found} in row {row}, but image {i} of the test split of '{test.name}' "
+      f'has {expected[i]}: {reason}',
+      remedy,
+    )
 
 
 def open_set(path: pathlib.Path, names: Sequence[str], test: Dataset, *, verify: bool = False) -> CorruptionSet:
@@ -79,212 +168,68 @@ def open_set(path: pathlib.Path, names: Sequence[str], test: Dataset, *, verify:
     names: the corruptions that must be there.
     test: the test set that they must belong to.
     verify: whether to hash every file that is used (2.3 GB for the 15 of CIFAR-10), and compare with the manifest or,
-      where there is none, with the official files. Without it, a set without a manifest is 'unverified'.
+      without one, with the official files. Otherwise a set without a manifest is 'unverified'.
 
   Raises:
     UserError: a file is missing, cut off, of another shape or type, of another test set or order, or not as the
       manifest says.
   """
-  try:
-    return _Opened(path, names, test).check(verify)
-  except OSError as error:
-    raise UserError(f"'{error.filename or path}' cannot be read ({error.strerror or error}); mend it.") from error
-
-
-def read_manifest(part: npy.Part, folder: pathlib.Path, dataset: str) -> dict[str, Any]:
-  """Returns what a MANIFEST.json says, with the fields of this module's format.
-
-  Args:
-    part: the file.
-    folder: the set's folder.
-    dataset: whose test split it is of.
-
-  Raises:
-    ArtifactError: it is damaged, or of another format.
-  """
-  where: dict[str, Any] = {'path': folder, 'kind': KIND, 'remedy': 'remake', 'about': {'dataset': dataset}}
-  with untrusted.open_file(part.path) as file:
-    file.seek(part.offset)
-    return artifact.read(part.label, _check_fields, file.read(min(part.size, _MAX_MANIFEST)), **where)
-
-
-def labels_of(dataset: Dataset) -> np.ndarray:
-  """Returns all labels of a split, int [n]."""
-  return np.concatenate([dataset.read(index).labels for index in batches(dataset.num_examples, 10_000)])
-
-
-def _check_fields(manifest: Mapping[str, Any]) -> None:
-  """Raises ValueError, KeyError or TypeError where a field is not as `prepare` writes it."""
-  if manifest['format'] != FORMAT:
-    raise ValueError(f'format {manifest["format"]}, not {FORMAT}')
-  entries = list(manifest['files'].values())
-  texts = [manifest['origin'], manifest['test_set']['sha256'], *(entry['sha256'] for entry in entries)]
-  numbers = [manifest['num_images'], *(entry['bytes'] for entry in entries)]
-  if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
-    raise ValueError('a field of another type')
-  if manifest['origin'] not in _ORIGINS or not isinstance(manifest['seed'], int | None):
-    raise ValueError(f'origin {manifest["origin"]!r} or seed {manifest["seed"]!r}')
-  frost = manifest['files'].get('frost.npy', {}).get('frost')
-  if not _FROST.accepts(frost):
-    raise ValueError(f'frost={frost!r}')
-  manifest['made_with'], tuple(manifest['image_shape'])
-
-
-class _Opened:
-  """A set whose files were found, and what is known of it."""
-
-  def __init__(self, path: pathlib.Path, names: Sequence[str], test: Dataset):
-    self.path, self.names, self.test = path, tuple(names), test
-    self.manifest: dict[str, Any] | None = None
-    self.files = (LABELS, *(f'{name}.npy' for name in names))
-    self.parts = _parts(path)
-    if missing := [file for file in self.files if file not in self.parts]:
-      raise self._error(
-        f"'{path}' has no {', '.join(missing)}; it must hold NAME.npy for {', '.join(names)}, and {LABELS}", 'make'
-      )
-    if MANIFEST in self.parts:
-      self.manifest = read_manifest(self.parts[MANIFEST], path, test.name)
-
-  def check(self, verify: bool) -> CorruptionSet:
-    """Returns the set; raises UserError where a file is not as it must be."""
-    if self.manifest:
-      self._check_manifest(self.manifest)
-    self._check_labels()
-    images = {name: self._images(self.parts[f'{name}.npy']) for name in self.names}
-    sha256 = self._hashes() if verify else {}
-    n = self.test.num_examples
+  with arrays.readable(path):
+    files = _Files(path, names, test)
+    files.check_labels()
+    images = {name: files.array(f'{name}.npy', 'uint8', test.image_shape) for name in names}
+    sha256 = {file: files.parts[file].digest('sha256') for file in files.names} if verify else {}
 
     def read(name: str, severity: int, indices: np.ndarray) -> np.ndarray:
-      return np.asarray(images[name][(severity - 1) * n + np.asarray(indices)])
+      return np.asarray(images[name][(severity - 1) * test.num_examples + np.asarray(indices)])
 
-    known: Mapping[str, Any] = self.manifest or {'origin': 'unverified', 'seed': None, 'made_with': None}
-    origin, notes = known['origin'], {}
-    if self.manifest:
-      entries = {file: self.manifest['files'][file] for file in self.files}
+    known, notes = files.manifest or {'origin': 'unverified', 'seed': None, 'made_with': None}, {}
+    origin = known['origin']
+    if files.manifest:
+      files.check_entries(sha256)
+      entries = {file: known['files'][file] for file in files.names}
       sha256 = {file: entry['sha256'] for file, entry in entries.items()}
-      notes = {name: _without_hashes(entries[f'{name}.npy']) for name in self.names}
-      origin = generated_origin(known['made_with'], self.names) if origin == 'generated' else origin
-    elif verify and all(self.parts[file].digest('md5') == OFFICIAL_MD5.get(file) for file in self.files):
+      notes = {name: _without_hashes(entries[f'{name}.npy']) for name in names}
+      origin = generated_origin(known['made_with'], names) if origin == 'generated' else origin
+    elif verify and all(files.parts[file].digest('md5') == OFFICIAL_MD5.get(file) for file in files.names):
       origin = 'official'
-    provenance = {
-      'seed': known['seed'],
-      'frost': notes.get('frost', {}).get('frost'),
-      'made_with': known['made_with'],
-      # A hash of the used files' hashes, whatever lies beside them.
-      'sha256': hashlib.sha256(json.dumps(sha256, sort_keys=True).encode()).hexdigest() if sha256 else None,
-    }
-    warning = None
-    if origin == GENERATED_OLDER:
-      warning = self._error(
-        f"'{self.path}' was made by version 1 of the corruptions, whose motion_blur and snow are rounded up where "
-        f"CIFAR-10-C's are truncated (now it is version {CORRUPTIONS_VERSION})",
-        'remake',
-      )
-    return CorruptionSet(self.names, origin, provenance, read, notes, sha256, warning)
-
-  def _error(self, facts: str, remedy: str = '') -> ArtifactError:
-    return ArtifactError(facts, self.path, KIND, remedy, {**(self.manifest or {}), 'dataset': self.test.name})
-
-  def _check_manifest(self, manifest: Mapping[str, Any]) -> None:
-    """The manifest must be of this test set and list the wanted files with their sizes."""
-    label, test = self.parts[MANIFEST].label, self.test
-    if manifest['test_set']['sha256'] != test.provenance['sha256']:
-      raise self._error(
-        f"'{label}' is of a test set with SHA-256 {manifest['test_set']['sha256']}, but the test split of "
-        f"'{test.name}' has {test.provenance['sha256']}",
-        'remake',
-      )
-    if manifest['num_images'] != test.num_examples or tuple(manifest['image_shape']) != test.image_shape:
-      raise self._error(
-        f"'{label}' is of {manifest['num_images']} images {manifest['image_shape']}, but '{test.name}' has "
-        f'{test.num_examples} images {list(test.image_shape)}',
-        'remake',
-      )
-    for file in self.files:
-      if file not in manifest['files']:
-        raise self._error(
-          f"'{self.parts[file].label}' is not listed in {MANIFEST}, so that nobody knows what it is", 'resume'
-        )
-      self._check_entry(file, None)
-
-  def _hashes(self) -> dict[str, str]:
-    """Returns the SHA-256 of each file, which is that of the manifest, if there is one."""
-    hashes = {}
-    for file in self.files:
-      hashes[file] = self.parts[file].digest('sha256')
-      if self.manifest:
-        self._check_entry(file, hashes[file])
-    return hashes
-
-  def _check_entry(self, file: str, sha256: str | None) -> None:
-    assert self.manifest is not None
-    try:
-      artifact.check_entry(file, self.manifest['files'][file], self.parts[file].size, sha256)
-    except artifact.Damaged as damage:
-      raise self._error(f"'{self.parts[file].label}' {damage.detail}", 'remove and resume') from damage
-
-  def _check_labels(self) -> None:
-    part, test, n = self.parts[LABELS], self.test, self.test.num_examples
-    labels = npy.open_array(part)
-    if labels.dtype.kind not in 'iu' or labels.ndim != 1:
-      raise self._error(
-        f"'{part.label}' has shape {list(labels.shape)} and type {labels.dtype.name}, but must be integers [{5 * n}]"
-      )
-    self._check_rows(part, len(labels))
-    repeated, expected = labels.reshape(len(SEVERITIES), n), labels_of(test)
-    wrong = np.argwhere(repeated != expected)
-    if not len(wrong):
-      return
-    severity, i = wrong[0]
-    reason, remedy = 'it belongs to another test set', ''
-    if (np.sort(repeated) == np.sort(expected)).all():
-      reason, remedy = 'the same labels stand in another order', 'remake'
-      if test.name.startswith('cifar10'):
-        reason, remedy = f'{reason} (TFDS shuffles CIFAR-10)', 'import in order'
-    raise self._error(
-      f"'{part.label}' has label {repeated[severity, i]} in row {severity * n + i}, but image {i} of the test split of "
-      f"'{test.name}' has {expected[i]}: {reason}",
-      remedy,
+  provenance = {
+    'seed': known['seed'],
+    'frost': notes.get('frost', {}).get('frost'),
+    'made_with': known['made_with'],
+    # A hash of the used files' hashes, whatever else is in the folder.
+    'sha256': hashlib.sha256(json.dumps(sha256, sort_keys=True).encode()).hexdigest() if sha256 else None,
+  }
+  warning = None
+  if origin == GENERATED_OLDER:
+    warning = files.error(
+      f"'{path}' was made by version 1 of the corruptions, whose motion_blur and snow are rounded up where "
+      f"CIFAR-10-C's are truncated (now it is version {CORRUPTIONS_VERSION})",
+      'remake',
     )
-
-  def _images(self, part: npy.Part) -> np.ndarray:
-    images, test = npy.open_array(part), self.test
-    if images.dtype != np.uint8 or images.shape[1:] != test.image_shape:
-      raise self._error(
-        f"'{part.label}' has shape {list(images.shape)} and type {images.dtype.name}, but must be uint8 "
-        f"{[5 * test.num_examples, *test.image_shape]}, as the images of '{test.name}'"
-      )
-    self._check_rows(part, len(images))
-    return images
-
-  def _check_rows(self, part: npy.Part, rows: int) -> None:
-    n = self.test.num_examples
-    if rows != len(SEVERITIES) * n:
-      raise self._error(
-        f"'{part.label}' has {rows:,} rows, but must have {len(SEVERITIES) * n:,}: all five severities of each of the "
-        f"{n:,} images in the test split of '{self.test.name}'"
-      )
+  return CorruptionSet(tuple(names), origin, provenance, read, notes, sha256, warning)
 
 
 def _without_hashes(entry: Mapping[str, Any]) -> dict[str, Any]:
   return {key: value for key, value in entry.items() if key not in ('bytes', 'sha256')}
 
 
-def _parts(path: pathlib.Path) -> dict[str, npy.Part]:
-  """Returns the files by name."""
+def _parts(path: pathlib.Path) -> dict[str, arrays.Part]:
+  """Returns the files of a folder or a tar archive by name."""
   if path.is_dir():
-    return {file.name: npy.whole(file) for file in path.iterdir() if file.is_file()}
+    return {file.name: arrays.whole(file) for file in path.iterdir() if file.is_file()}
   if not path.is_file():
-    raise UserError(f"'{path}' {'is no file or folder' if path.exists() else 'does not exist'}; it must hold NAME.npy.")
+    problem = 'is not a file or folder' if path.exists() else 'does not exist'
+    raise UserError(f"'{path}' {problem}; give CIFAR-10-C.tar, or a folder with its files.")
   try:
     with untrusted.open_file(path) as file:
-      members = list(archives.members(archives.plain(file)))
+      members = list(archives.members(file))
   except untrusted.Unusable as error:
     raise UserError(
       f"'{path}' is neither a folder nor a whole and uncompressed tar archive; give CIFAR-10-C.tar, or a "
       'folder with its files.'
     ) from error
   return {
-    pathlib.PurePosixPath(member.name).name: npy.Part(f'{path}: {member.name}', path, member.offset, member.size)
+    pathlib.PurePosixPath(member.name).name: arrays.Part(f'{path}: {member.name}', path, member.offset, member.size)
     for member in members
   }

@@ -1,7 +1,6 @@
-"""Labels of one data set counted as those of another: classes are matched by their names, never by position."""
+"""Labels of one data set used as those of another: classes are matched by their names, never by position."""
 
 from collections.abc import Sequence
-import itertools
 from typing import NamedTuple
 import unicodedata
 
@@ -14,60 +13,57 @@ _SHOWN = 5  # names in a message
 
 
 class Classes(NamedTuple):
-  """What the outputs of a classifier stand for, as far as it is known."""
+  """The classes that the outputs of a classifier stand for, as far as they are known."""
 
   num: int | None
-  names: tuple[str, ...]  # in the order of the outputs; () where nobody knows them
+  names: tuple[str, ...]  # in the order of the outputs; () if unknown
 
 
 def order(known: Classes, dataset: Dataset, classifier: str, remedy: str) -> list[int] | None:
-  """Returns the output of a classifier that stands for each class of a data set, or None where both have one order.
+  """Returns the output of a classifier that stands for each class of a data set, or None if the orders are the same.
 
-  Where the names of one are not known, that is all that can be assumed.
+  If the names of one are unknown, the orders are assumed to be the same.
 
   Args:
-    known: what the outputs stand for.
+    known: the classes of the outputs.
     dataset: whose classes are matched.
     classifier: begins the message.
     remedy: ends it.
 
   Raises:
-    UserError: they have not the same number of classes, or not the same names.
+    UserError: they do not have the same number of classes, or not the same names.
   """
-  both = f"{classifier} and the data set '{dataset.name}' have different classes"
   outputs, names = _normal(known.names), _normal(dataset.class_names)
-  only = [sorted(a - b) for a, b in itertools.permutations((set(outputs), set(names)))]
-  named = bool(outputs and names)
-  which = f': {_listed(only[0])} only in the former, {_listed(only[1])} only in the latter' if named else ''
-  if known.num is not None and known.num != dataset.num_classes:
-    raise UserError(f'{both}, {known.num} classes against {dataset.num_classes}{which}; {remedy}.')
-  if not named or outputs == names:
-    return None
-  if any(only):
-    raise UserError(f'{both}{which}; {remedy}.')
-  return [outputs.index(name) for name in names]
+  facts = f"{classifier} and the data set '{dataset.name}' have different classes"
+  counts, only = '', ''
+  if known.num not in (None, dataset.num_classes):
+    counts = f', {known.num} classes against {dataset.num_classes}'
+  if outputs and names and set(outputs) != set(names):
+    former, latter = sorted(set(outputs) - set(names)), sorted(set(names) - set(outputs))
+    only = f': {_listed(former)} only in the former, {_listed(latter)} only in the latter'
+  if counts or only:
+    raise UserError(f'{facts}{counts}{only}; {remedy}.')
+  return [outputs.index(name) for name in names] if names and outputs and outputs != names else None
 
 
 def note(known: Classes, dataset: Dataset, whose: str) -> str:
-  """Returns what is to be said of how the classes of `whose` were matched; '' where names and order are the same."""
+  """Returns a line on how the classes of `whose` are matched; '' if names and order are the same."""
   outputs, names = _normal(known.names), _normal(dataset.class_names)
   if not outputs or not names:
     return f'note: the names of the classes of {whose} are not known on both sides; they are matched by position'
-  if outputs != names:
-    return f'note: the classes of {whose} have another order; they are matched by name'
-  return ''
+  return f'note: the classes of {whose} have another order; they are matched by name' if outputs != names else ''
 
 
 def in_order(dataset: Dataset, known: Classes, classifier: str) -> Dataset:
-  """Returns a data set whose labels are the outputs of a classifier; its provenance says so where they were not.
+  """Returns a data set whose labels are the outputs of a classifier; its provenance records a change of labels.
 
   Args:
     dataset: to be classified.
-    known: what the outputs stand for.
+    known: the classes of the outputs.
     classifier: begins the message.
 
   Raises:
-    UserError: they have not the same classes.
+    UserError: they do not have the same classes.
   """
   positions = order(known, dataset, classifier, 'name a data set of the same classes')
   if positions is None:

@@ -1,4 +1,4 @@
-"""Reads a user's own images, kept in one folder for each class."""
+"""Reads a user's own images, in one folder per class."""
 
 from collections.abc import Callable, Iterator
 import io
@@ -12,16 +12,23 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from adversarial_augment.datasets.reasons import one_line
+from adversarial_augment.datasets.arrays import one_line
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import untrusted
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp', '.gif')
-FITS = {  # how an image of another shape becomes one of the data set's
+FITS = {  # how an image gets another shape
   'crop': 'its middle is cut out, and scaled',
   'squash': 'it is scaled as a whole, which changes its proportions',
   'pad': 'it is scaled as a whole, and black is put around it',
 }
+_RESIZE: dict[str, Callable[..., Image.Image]] = {
+  'crop': ImageOps.fit, 'squash': Image.Image.resize, 'pad': ImageOps.pad
+}  # fmt: skip
+_MODES = {
+  '1': 'from black and white', 'L': 'from grey', 'LA': 'from grey', 'I': 'from grey', 'P': 'from a palette',
+}  # fmt: skip
+_ORIENTATION = 0x0112  # of EXIF
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP', 'GIF')  # Pillow would open others too, some with other programs
 _MAX_FILE = 1 << 28  # bytes
 _MAX_PIXELS = 1 << 26  # 8192 x 8192; a file of a few KB can claim more than any memory holds
@@ -37,23 +44,22 @@ class Listing(NamedTuple):
 
   class_names: tuple[str, ...]  # sorted; the label of a class is its position
   splits: dict[str, list[tuple[pathlib.Path, int]]]  # train, test, perhaps validation: file and label, shuffled
-  unused: tuple[pathlib.Path, ...]  # images that lie elsewhere than in a class folder
+  unused: tuple[pathlib.Path, ...]  # images that are not in a class folder
   ignored: tuple[pathlib.Path, ...]  # files of other types
-  broken_links: tuple[pathlib.Path, ...]  # to nothing; they may have been images, or folders of them
-  notes: tuple[str, ...]  # what else the user should know
+  broken_links: tuple[pathlib.Path, ...]
+  notes: tuple[str, ...]  # for the user
 
-  @property
-  def num_ignored(self) -> int:
-    return len(self.ignored)
+
+_ByClass = dict[str, list[pathlib.Path]]
 
 
 def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: int = 0) -> Listing:
   """Finds the images of ROOT/CLASS/*, or of ROOT/train/CLASS/* and so on for other splits, and shuffles them.
 
-  Class names that differ in Unicode's normalisation alone are one class, as on a disk of macOS.
+  Class names that differ only in Unicode normalisation are one class.
 
   Args:
-    root: holds one folder for each class; or folders named train and test, val or both, which hold them. A val folder
+    root: has one folder per class; or folders named train and test, val or both, which have them. A val folder
       without a test folder becomes the test split.
     test_fraction: of the images of each class that becomes the test split (rounded, at least one), in (0, 1);
       None is 0.2, or the test folder if there is one.
@@ -64,38 +70,15 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
       or a fraction is given though there is a test folder.
   """
   if not root.is_dir():
-    raise UserError(f"'{root}' is not a folder; give the folder that holds one folder for each class.")
+    raise UserError(f"'{root}' is not a folder; give the folder that has one folder for each class.")
   fraction = 0.2 if test_fraction is None else test_fraction
   if not 0 < fraction < 1:
     raise UserError(f'test_fraction={fraction} must lie between 0 and 1, for example 0.2.')
-  rng = np.random.default_rng(seed)
-  notes: list[str] = []
-  found: dict[str, dict[str, list[pathlib.Path]]]
+  rng, notes = np.random.default_rng(seed), list[str]()
   folders = _split_folders(root)
-  if folders:
-    if test_fraction is not None:
-      raise UserError(f"'{root}' has a test folder, so that test_fraction={fraction} has no meaning; leave it out.")
-    if 'test' not in folders:
-      folders['test'] = folders.pop('validation')
-      notes.append(f"'{folders['test']}' is taken as the test split; there is no test folder.")
-    if 'validation' in folders:
-      notes.append(
-        f"'{folders['validation']}' is stored as the split validation, which train does not read; it can hold out "
-        'training images instead.'
-      )
-    found = {split: _by_class(folders[split], notes) for split in ('train', 'test', 'validation') if split in folders}
-    for split, by_class in found.items():
-      if unknown := sorted(by_class.keys() - found['train'].keys()):
-        raise UserError(f"'{folders[split]}' has the class '{unknown[0]}', which '{folders['train']}' lacks.")
-  else:
-    found = {'train': {}, 'test': {}}
-    for name, paths in _by_class(root, notes).items():
-      if len(paths) < 2:
-        raise UserError(f"Class '{name}' in '{root}' has 1 image; a class needs at least 2, one of them for testing.")
-      count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
-      order = rng.permutation(len(paths))
-      found['test'][name] = [paths[i] for i in order[:count]]
-      found['train'][name] = [paths[i] for i in order[count:]]
+  if folders and test_fraction is not None:
+    raise UserError(f"'{root}' has a test folder, so that test_fraction={fraction} has no meaning; leave it out.")
+  found = _given_splits(folders, notes) if folders else _random_split(root, fraction, rng, notes)
   class_names = tuple(sorted(found['train']))
   if len(class_names) < 2:
     raise UserError(f"'{root}' has {len(class_names)} class folder; a classifier needs at least 2.")
@@ -104,11 +87,43 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
     listed = [(path, class_names.index(name)) for name in sorted(by_class) for path in by_class[name]]
     splits[split] = [listed[i] for i in rng.permutation(len(listed))]
   used = {path for files in splits.values() for path, _ in files}
-  others = [path for path in _files(root, set()) if path not in used]
-  broken = [path for path in others if not path.exists()]
-  unused = [path for path in others if path.exists() and _is_image(path)]
-  ignored = [path for path in others if path.exists() and not _is_image(path)]
-  return Listing(class_names, splits, tuple(unused), tuple(ignored), tuple(broken), tuple(notes))
+  others: dict[str, list[pathlib.Path]] = {'unused': [], 'ignored': [], 'broken_links': []}
+  for path in _files(root, set()):
+    if path not in used:
+      others['broken_links' if not path.exists() else 'unused' if _is_image(path) else 'ignored'].append(path)
+  return Listing(class_names, splits, *map(tuple, others.values()), tuple(notes))
+
+
+def _given_splits(folders: dict[str, pathlib.Path], notes: list[str]) -> dict[str, _ByClass]:
+  """Returns the images of each split's folder."""
+  if 'test' not in folders:
+    folders['test'] = folders.pop('validation')
+    notes.append(f"'{folders['test']}' is taken as the test split; there is no test folder.")
+  if 'validation' in folders:
+    notes.append(
+      f"'{folders['validation']}' is stored as the split validation, which train does not read; it can hold out "
+      'training images instead.'
+    )
+  found = {split: _by_class(folders[split], notes) for split in ('train', 'test', 'validation') if split in folders}
+  for split, by_class in found.items():
+    if unknown := sorted(by_class.keys() - found['train'].keys()):
+      raise UserError(f"'{folders[split]}' has the class '{unknown[0]}', which '{folders['train']}' lacks.")
+  return found
+
+
+def _random_split(
+  root: pathlib.Path, fraction: float, rng: np.random.Generator, notes: list[str]
+) -> dict[str, _ByClass]:
+  """Returns the images of class folders, a fraction of each class for testing."""
+  found: dict[str, _ByClass] = {'train': {}, 'test': {}}
+  for name, paths in _by_class(root, notes).items():
+    if len(paths) < 2:
+      raise UserError(f"Class '{name}' in '{root}' has 1 image; a class needs at least 2, one of them for testing.")
+    count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
+    order = rng.permutation(len(paths))
+    found['test'][name] = [paths[i] for i in order[:count]]
+    found['train'][name] = [paths[i] for i in order[count:]]
+  return found
 
 
 def read_image(
@@ -119,22 +134,22 @@ def read_image(
 ) -> np.ndarray:
   """Returns an image as uint8 RGB [height, width, 3].
 
-  It is turned as its EXIF data says, put on white where it is transparent, brought into shape, and resized with
-  Pillow's antialiased bicubic filter. Of an animated image the first frame is taken; 16-bit grey is scaled.
+  It is turned by its EXIF data, put on white where it is transparent, brought into shape, and resized with Pillow's
+  antialiased bicubic filter. An animation gives its first frame; 16-bit grey is scaled.
 
   Args:
     path: the file.
     size: height and width, or one number for both.
     fit: one of `FITS`.
-    note: is told of each change, such as 'from grey', and of the size that there was, 'of 48x64'.
+    note: called with each change, such as 'from grey', and with the original size, 'of 48x64'.
 
   Raises:
-    UserError: the file is no image, is damaged, or has more than 67 million pixels.
+    UserError: the file is not an image, is damaged, or has more than 67 million pixels.
   """
   height, width = (size, size) if isinstance(size, int) else size
   try:
     with warnings.catch_warnings():
-      # The limit below is stricter than Pillow's, and what else it warns of (odd EXIF data) harms no pixel.
+      # The limit below is stricter than Pillow's, and its other warnings (odd EXIF data) concern no pixel.
       warnings.simplefilter('ignore')
       with Image.open(io.BytesIO(untrusted.read_bytes(path, _MAX_FILE)), formats=_FORMATS) as file:
         if file.width * file.height > _MAX_PIXELS:
@@ -159,7 +174,7 @@ def read_image(
 
 def _rgb(image: Image.Image, note: Callable[[str], None]) -> Image.Image:
   if image.mode not in ('RGB', 'RGBA'):
-    note(_KINDS.get(image.mode.partition(';')[0], f'from {image.mode}'))
+    note(_MODES.get(image.mode.partition(';')[0], f'from {image.mode}'))
   if image.mode.startswith('I'):  # 16 bits of grey, which convert() would clip to 255
     image = Image.fromarray((np.asarray(image).astype(np.int32).clip(0, 65535) >> 8).astype(np.uint8))
   if image.has_transparency_data:
@@ -169,49 +184,36 @@ def _rgb(image: Image.Image, note: Callable[[str], None]) -> Image.Image:
   return image.convert('RGB')
 
 
-_ORIENTATION = 0x0112  # of EXIF
-_RESIZE: dict[str, Callable[..., Image.Image]] = {
-  'crop': ImageOps.fit, 'squash': Image.Image.resize, 'pad': ImageOps.pad
-}  # fmt: skip
-_KINDS = {
-  '1': 'from black and white', 'L': 'from grey', 'LA': 'from grey', 'I': 'from grey', 'P': 'from a palette',
-}  # fmt: skip
-
-
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the folder of each split, or {} where the folders are those of classes.
-
-  Raises:
-    UserError: there are splits, and they are not `_KNOWN`.
-  """
-  by_split: dict[str | None, list[pathlib.Path]] = {}
+  """Returns the folder of each split, or {} if the folders are those of classes; raises UserError if it is neither."""
+  by_split: dict[str, list[pathlib.Path]] = {}
   for path in _folders(root):
-    by_split.setdefault(_SPLITS.get(path.name.lower()), []).append(path)
-  others = by_split.pop(None, [])
+    by_split.setdefault(_SPLITS.get(path.name.lower(), ''), []).append(path)
+  others = by_split.pop('', [])
   if 'train' not in by_split:
     return {}
-  holds_classes = bool(_folders(by_split['train'][0])) and not any(map(_is_image, by_split['train'][0].iterdir()))
-  if not holds_classes and (others or len(by_split) == 1):
+  train, partial = by_split['train'][0], bool(others) or len(by_split) == 1
+  if partial and (not _folders(train) or any(map(_is_image, train.iterdir()))):
     return {}  # a class that is called train
   if twice := [paths for paths in by_split.values() if len(paths) > 1]:
     raise UserError(f"'{twice[0][0]}' and '{twice[0][1].name}' name one split; give one folder for each.")
-  if others or len(by_split) == 1:
+  if partial:
     beside = f"beside it '{others[0].name}', which is no split" if others else 'no other split'
     raise UserError(
-      f"'{by_split['train'][0]}' is a split of classes, and there is {beside}; {_KNOWN}. Rename or move folders, or "
-      f"give '{by_split['train'][0]}' alone, which is then split at random."
+      f"'{train}' is a split of classes, and there is {beside}; {_KNOWN}. Rename or move folders, or give '{train}' "
+      'alone, which is then split at random.'
     )
-  return {str(split): paths[0] for split, paths in by_split.items()}
+  return {split: paths[0] for split, paths in by_split.items()}
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the folders in a folder, sorted, but for hidden ones and what macOS adds to archives."""
+  """Returns the folders in a folder, sorted, without hidden ones and the one that macOS adds to archives."""
   named = [child for child in path.iterdir() if not child.name.startswith('.') and child.name != '__MACOSX']
   return sorted(child for child in named if child.is_dir())
 
 
 def _files(folder: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
-  """Yields all that is in a folder and below, sorted, but for folders and what is hidden; each folder once."""
+  """Yields all files below a folder, sorted, without hidden ones; each folder once, as links may form a circle."""
   if (real := folder.resolve()) in seen:
     return
   seen.add(real)
@@ -224,9 +226,9 @@ def _is_image(path: pathlib.Path) -> bool:
   return path.suffix.lower() in SUFFIXES and not path.name.startswith('.') and path.is_file()
 
 
-def _by_class(root: pathlib.Path, notes: list[str]) -> dict[str, list[pathlib.Path]]:
+def _by_class(root: pathlib.Path, notes: list[str]) -> _ByClass:
   """Returns the images of each class folder, sorted by name; adds to `notes`."""
-  found: dict[str, list[pathlib.Path]] = {}
+  found: _ByClass = {}
   folders: dict[str, pathlib.Path] = {}
   for folder in _folders(root):
     _check_name(folder)
@@ -245,12 +247,12 @@ def _by_class(root: pathlib.Path, notes: list[str]) -> dict[str, list[pathlib.Pa
     folders[name] = folder
     found.setdefault(name, []).extend(images)
   if not found:
-    raise UserError(f"'{root}' has no folders; it must hold one folder of images for each class.")
+    raise UserError(f"'{root}' has no folders; it must have one folder of images for each class.")
   return found
 
 
 def _check_name(folder: pathlib.Path) -> None:
-  """Refuses a class name that the data set's list of names, UTF-8 with one on each line, would not give back."""
+  """Refuses a class name that a line of UTF-8 in the data set's list of names could not reproduce."""
   name, encoding = folder.name, sys.getfilesystemencoding()
   if encoding.lower() != 'utf-8' and not os.fsencode(name).isascii():
     raise UserError(

@@ -1,33 +1,45 @@
-"""Training images together with their DeepAugment copies, which `prepare deepaugment` has written.
+"""Training images together with their DeepAugment copies, as written by `prepare deepaugment`.
 
-A set lies in DATA_DIR/DATASET_deepaugment/NAME: images.npy, labels.npy and index.npy, one row for each (copy, image)
-with the copies one after the other, and MANIFEST.json, which says how they were made and has the hash of each file.
-Images are memory-mapped, and copies read as data sets in the order of the training images, so that what holds images
-out of training holds their copies out too.
+DATA_DIR/DATASET_deepaugment/NAME has images.npy, labels.npy and index.npy, one row for each (copy, image), the copies
+one after the other; and MANIFEST.json, which records how they were made and the hash of each file. Images are
+memory-mapped. A copy is a data set in the order of the training images, so what holds out images also holds out copies.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import json
 import pathlib
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
-from adversarial_augment.datasets import cifar10_c, npy
-from adversarial_augment.datasets.made_with import with_code
-from adversarial_augment.errors import ArtifactError, UserError
+from adversarial_augment.datasets import arrays, manifests
+from adversarial_augment.errors import ArtifactError
 from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Batch, Dataset
 
 FORMAT = 'adversarial_augment.deepaugment.1'
 KIND = 'deepaugment'  # of the errors
-MANIFEST, PLAN = artifact.MANIFEST, 'PLAN.json'  # of a set that is whole, and of one that was begun
+MANIFEST, PLAN = artifact.MANIFEST, 'PLAN.json'  # of a finished set, and of an unfinished one
 IMAGES, LABELS, INDEX = FILES = ('images.npy', 'labels.npy', 'index.npy')
 
 
+class _Files(msgspec.Struct):
+  images: manifests.File = msgspec.field(name=IMAGES)
+  labels: manifests.File = msgspec.field(name=LABELS)
+  index: manifests.File = msgspec.field(name=INDEX)
+
+
+class _Manifest(msgspec.Struct):
+  format: Literal['adversarial_augment.deepaugment.1']
+  copies: Annotated[int, msgspec.Meta(ge=1)]
+  train_set: manifests.Source
+  files: _Files
+
+
 def folder_of(dataset: str, name: str, data_dir: str) -> pathlib.Path:
-  """Returns where a set lies: cifar10, edsr -> DATA_DIR/cifar10_deepaugment/edsr."""
+  """Returns the folder of a set: cifar10, edsr -> DATA_DIR/cifar10_deepaugment/edsr."""
   stem = dataset.partition(':')[0].replace('/', '_')
   return files.user_path(data_dir, 'data_dir') / f'{stem}_deepaugment' / name
 
@@ -55,7 +67,7 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
 
   Args:
     train: the training images.
-    copies: at least one, each with the same images in the same order.
+    copies: at least one, as from `load`.
     how: 'concat' draws uniformly from images and copies, as the DeepAugment paper does; 'half' draws an image with
       probability 1/2; 'only' draws copies alone.
   """
@@ -77,7 +89,7 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
   sets = {part['name']: part for part in parts[1:]}
   counts = {name: sum(part['name'] == name for part in parts[1:]) for name in sets}
   about = {'mix': how, 'copies': counts, 'sets': list(sets.values()), 'train_sha256': train.provenance['sha256']}
-  hashed = about | {'sets': [_as_first_recorded(part) for part in sets.values()]}
+  hashed = about | {'sets': [_as_in_0_1_0(part) for part in sets.values()]}
   digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
   return train._replace(
     num_examples=clean + made,
@@ -87,9 +99,9 @@ def mix(train: Dataset, copies: Sequence[Dataset], how: str) -> Dataset:
   )
 
 
-def _as_first_recorded(part: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the provenance of a set as release 0.1.0 had it: a run of then goes on with the same set made again."""
-  made_with = with_code(part.get('made_with'), 'deepaugment')
+def _as_in_0_1_0(part: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the provenance of a set as release 0.1.0 recorded it, so that runs of that release can be resumed."""
+  made_with = manifests.with_code(part.get('made_with'), 'deepaugment')
   if not isinstance(made_with, Mapping) or 'code_sha256' not in made_with:
     return dict(part)
   return {**part, 'made_with': {key: value for key, value in made_with.items() if key != 'deepaugment'}}
@@ -103,40 +115,33 @@ def _open(train: Dataset, data_dir: str, name: str, copies: int | None) -> list[
   made, n = manifest['copies'], train.num_examples
   wanted = made if copies is None else copies
 
-  def wrong(facts: str, remedy: str = 'remake', **about: Any) -> ArtifactError:
-    return ArtifactError(facts, folder, KIND, remedy, {'dataset': train.name, 'made': manifest, **about})
+  def error(facts: str, remedy: str = 'remake') -> ArtifactError:
+    about = {'dataset': train.name, 'made': manifest, 'copies': wanted}
+    return ArtifactError(facts, folder, KIND, remedy, about)
 
   if manifest['train_set']['sha256'] != train.provenance['sha256']:
-    raise wrong(
+    raise error(
       f"'{folder}' was made from images with SHA-256 {manifest['train_set']['sha256']}, but the training images of "
       f"'{train.name}' have {train.provenance['sha256']}"
     )
   if wanted > made:
-    raise wrong(f"'{folder}' has {made} copies, but {wanted} are wanted", 'more copies', copies=wanted)
-  check_files(folder, manifest, train.name, hashed=False)
-  shapes = {IMAGES: (made * n, *train.image_shape), LABELS: (made * n,), INDEX: (made * n,)}
-  try:
-    arrays = {file: npy.open_array(npy.whole(folder / file)) for file in FILES}
-    for file, array in arrays.items():
-      dtype = np.dtype(np.uint8 if file == IMAGES else np.int32)
-      if array.shape != shapes[file] or array.dtype != dtype:
-        raise wrong(
-          f"'{folder / file}' has shape {list(array.shape)} and type {array.dtype.name}, but must be {dtype.name} "
-          f'{list(shapes[file])}'
-        )
-  except OSError as error:
-    raise UserError(f"'{error.filename or folder}' cannot be read ({error.strerror or error}); mend it.") from error
-  check_files(folder, manifest, train.name)
-  if not np.array_equal(arrays[INDEX], np.tile(np.arange(n), made)) or not np.array_equal(
-    arrays[LABELS], np.tile(cifar10_c.labels_of(train), made)
-  ):
-    raise wrong(f"'{folder}': its labels are not those of '{train.name}'")
+    raise error(f"'{folder}' has {made} copies, but {wanted} are wanted", 'more copies')
+  with arrays.readable(folder):
+    check_files(folder, manifest, train.name)
+    images, labels, index = found = [arrays.open_array(arrays.whole(folder / file)) for file in FILES]
+    rows, dtypes = (made * n,), ('uint8', 'int32', 'int32')
+    for file, array, dtype, shape in zip(FILES, found, dtypes, ((*rows, *train.image_shape), rows, rows), strict=True):
+      if fault := arrays.mismatch(array, f"'{folder / file}'", dtype, shape):
+        raise error(fault)
+    expected = np.tile([arrays.labels_of(train), np.arange(n)], made)
+    if not np.array_equal([labels, index], expected):
+      raise error(f"'{folder}': its labels are not those of '{train.name}'")
   provenance = {'name': name} | {key: value for key, value in manifest.items() if key != 'train_set'}
-  return [_copy(train, arrays[IMAGES], arrays[LABELS], number, provenance) for number in range(wanted)]
+  return [_copy(train, images, labels, number, provenance) for number in range(wanted)]
 
 
 def _missing(folder: pathlib.Path, dataset: str, copies: int | None) -> ArtifactError:
-  """Returns what is to be said of a set without a manifest."""
+  """Returns the error of a set without a manifest."""
   about: dict[str, Any] = {'dataset': dataset, 'copies': copies or 1}
   state, remedy = 'is not finished' if folder.exists() else 'does not exist', 'make'
   if (folder / PLAN).exists():
@@ -153,44 +158,31 @@ def _copy(train: Dataset, images: np.ndarray, labels: np.ndarray, number: int, p
 
 
 def read_manifest(path: pathlib.Path, dataset: str) -> dict[str, Any]:
-  """Returns what the MANIFEST.json of a set of `dataset` says.
+  """Returns the MANIFEST.json of a set of `dataset`.
 
   Raises:
     ArtifactError: it is damaged, or of another format.
   """
-  return artifact.read(path, _check_fields, **_where(path, dataset))
+  return _read(path, dataset, lambda manifest: msgspec.convert(manifest, _Manifest))
 
 
 def read_plan(path: pathlib.Path, dataset: str) -> dict[str, Any]:
-  """Returns what a set's PLAN.json says; raises as `read_manifest`."""
-  return artifact.read(path, lambda plan: plan.items(), **_where(path, dataset))
+  """Returns the PLAN.json of a set; raises as `read_manifest`."""
+  return _read(path, dataset, lambda plan: plan.items())
+
+
+def _read(path: pathlib.Path, dataset: str, check: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+  return artifact.read(path, check, path=path.parent, kind=KIND, remedy='remake', about={'dataset': dataset})
 
 
 def check_files(folder: pathlib.Path, manifest: Mapping[str, Any], dataset: str, *, hashed: bool = True) -> None:
   """Compares the files of a set of `dataset` with its manifest, by size and, if `hashed`, by SHA-256.
 
   Raises:
-    ArtifactError: one is missing, or another one.
+    ArtifactError: a file is missing or differs.
   """
   try:
     artifact.verify(folder, {name: manifest['files'][name] for name in FILES}, hashed=hashed)
   except artifact.Damaged as damage:
     about = {'dataset': dataset, 'made': manifest}
     raise ArtifactError(f"'{folder / damage.name}' {damage.detail}", folder, KIND, 'remake', about) from damage
-
-
-def _where(path: pathlib.Path, dataset: str) -> dict[str, Any]:
-  return {'path': path.parent, 'kind': KIND, 'remedy': 'remake', 'about': {'dataset': dataset}}
-
-
-def _check_fields(manifest: Mapping[str, Any]) -> None:
-  """Raises ValueError, KeyError or TypeError where a field is not as `prepare` writes it."""
-  if manifest['format'] != FORMAT:
-    raise ValueError(f'format {manifest["format"]!r}, not {FORMAT!r}')
-  entries = [manifest['files'][file] for file in FILES]
-  texts = [manifest['train_set']['sha256'], *(entry['sha256'] for entry in entries)]
-  numbers = [manifest['copies'], *(entry['bytes'] for entry in entries)]
-  if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-    raise ValueError('a field of another type')
-  if manifest['copies'] < 1:
-    raise ValueError(f'copies={manifest["copies"]}, not at least 1')

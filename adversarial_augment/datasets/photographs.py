@@ -1,4 +1,4 @@
-"""The photographs that scikit-learn and scikit-image ship, and which part of each is for training.
+"""The photographs that scikit-learn and scikit-image ship, and the part of each that is for training.
 
 Credits: china.jpg (danielbuechele) and flower.jpg (vultilion), both CC-BY 2.0, from scikit-learn; astronaut (NASA,
 public domain), chelsea (Stefan van der Walt, CC0), coffee (Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0),
@@ -17,17 +17,14 @@ from adversarial_augment.errors import UserError
 GAP = 32  # columns of each photograph that neither split uses
 TRAIN_FRACTION = 0.7  # of the columns, gap included
 
-# Read as files: scikit-image's own functions would download what a wheel lacks.
-_FILES = (
-  ('sklearn', 'datasets/images/china.jpg'),
-  ('sklearn', 'datasets/images/flower.jpg'),
-  ('skimage', 'data/astronaut.png'),
-  ('skimage', 'data/chelsea.png'),
-  ('skimage', 'data/coffee.png'),
-  ('skimage', 'data/rocket.jpg'),
-  ('skimage', 'data/hubble_deep_field.jpg'),
-  ('skimage', 'data/ihc.png'),
-)
+# Read as files, since scikit-image's own functions would download what a wheel lacks.
+_FILES = {
+  'sklearn': ('datasets/images/china.jpg', 'datasets/images/flower.jpg'),
+  'skimage': tuple(
+    f'data/{name}'
+    for name in ('astronaut.png', 'chelsea.png', 'coffee.png', 'rocket.jpg', 'hubble_deep_field.jpg', 'ihc.png')
+  ),
+}
 
 
 def load() -> list[tuple[str, np.ndarray]]:
@@ -36,18 +33,15 @@ def load() -> list[tuple[str, np.ndarray]]:
   Raises:
     UserError: scikit-learn or scikit-image is not installed, or no longer ships one of them.
   """
-  return [(pathlib.PurePosixPath(name).stem, _read(package, name)) for package, name in _FILES]
+  return [(pathlib.PurePath(name).stem, _read(package, name)) for package, names in _FILES.items() for name in names]
 
 
 def region(photo: np.ndarray, split: str) -> np.ndarray:
-  """Returns the part of a photograph that belongs to a split: left for 'train', right for 'test', 32 columns apart.
+  """Returns a view of the part of a photograph that belongs to a split: left for 'train', right for 'test'.
 
   Args:
     photo: [height, width, channels], at least 211 columns wide, so that both parts are wider than the gap.
     split: 'train' or 'test'.
-
-  Returns:
-    A view of `photo`.
 
   Raises:
     UserError: another split, or too narrow a photograph.
@@ -56,11 +50,10 @@ def region(photo: np.ndarray, split: str) -> np.ndarray:
   cut = int(TRAIN_FRACTION * width)
   if min(cut - GAP, width - cut) < 2 * GAP:
     raise UserError(f'A photograph of {width} columns is too narrow to split; at least 211 columns are needed.')
-  if split == 'train':
-    return photo[:, : cut - GAP]
-  if split == 'test':
-    return photo[:, cut:]
-  raise UserError(f"Unknown split '{split}'; known: test, train.")
+  parts = {'train': photo[:, : cut - GAP], 'test': photo[:, cut:]}
+  if split not in parts:
+    raise UserError(f"Unknown split '{split}'; known: test, train.")
+  return parts[split]
 
 
 def _read(package: str, name: str) -> np.ndarray:

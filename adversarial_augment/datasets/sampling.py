@@ -1,4 +1,4 @@
-"""Which examples a step sees: a pure function of (seed, step), so that a resumed run needs the step alone."""
+"""Which examples a step sees: a pure function of (seed, step), so that a resume needs only the step."""
 
 from collections.abc import Iterator
 import functools
@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from adversarial_augment.errors import UserError
-from adversarial_augment.types import Batch, Dataset
+from adversarial_augment.types import Dataset
 
 _HOLDOUT_STREAM = 2**64 - 1  # no epoch has this number
 
@@ -14,7 +14,7 @@ _HOLDOUT_STREAM = 2**64 - 1  # no epoch has this number
 def num_steps(num_epochs: float, num_examples: int, batch_size: int) -> int:
   """Returns floor(num_epochs * num_examples / batch_size), the updates of a run (arXiv 2104.01086, section 4).
 
-  Batches run across the ends of epochs, so that only the last part of the whole run is dropped, not one of each epoch.
+  Batches run across the ends of epochs, so only the rest of the whole run is dropped.
   """
   return int(num_epochs * num_examples / batch_size)
 
@@ -32,7 +32,7 @@ def indices(
     step: counted from 0.
     num_examples: of the data set.
     batch_size: global, a multiple of `num_processes`.
-    num_processes: how many processes share the batch.
+    num_processes: processes that share the batch.
     process: 0 <= process < num_processes.
 
   Returns:
@@ -67,18 +67,15 @@ def batches(num_examples: int, batch_size: int) -> Iterator[np.ndarray]:
 
 
 def holdout(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-  """Keeps `n` examples aside for validation.
+  """Returns the training set without `n` examples, in the original order, and those `n` as the validation set.
 
-  The choice depends on `seed` alone. Leave it at 0 rather than giving it the seed of the run: then runs with different
-  seeds are validated on the same images, and fine-tuning never trains on what an earlier run was validated on.
+  The choice depends only on `seed`. Leave it at 0 instead of the seed of the run, so that runs with different seeds are
+  validated on the same images, and fine-tuning never trains on the validation images of an earlier run.
 
   Args:
     dataset: the training split.
-    n: how many, 1 <= n < dataset.num_examples.
+    n: 1 <= n < dataset.num_examples.
     seed: 0 <= seed < 2**64.
-
-  Returns:
-    The training set without them, in the original order, and the validation set.
 
   Raises:
     UserError: n is out of range.
@@ -88,17 +85,14 @@ def holdout(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
       f'holdout={n} must be at least 1 and smaller than the {dataset.num_examples} examples of {dataset.name}.'
     )
   order = _permutation(seed, _HOLDOUT_STREAM, dataset.num_examples)
-  return _subset(dataset, np.sort(order[n:]), n, seed, 'train'), _subset(
-    dataset, np.sort(order[:n]), n, seed, 'validation'
-  )
 
+  def part(name: str, kept: np.ndarray) -> Dataset:
+    provenance = dataset.provenance | {'holdout': {'part': name, 'examples_held_out': n, 'seed': seed}}
+    return dataset._replace(
+      num_examples=len(kept), read=lambda chosen: dataset.read(kept[chosen]), provenance=provenance
+    )
 
-def _subset(dataset: Dataset, kept: np.ndarray, n: int, seed: int, part: str) -> Dataset:
-  def read(chosen: np.ndarray) -> Batch:
-    return dataset.read(kept[chosen])
-
-  provenance = dataset.provenance | {'holdout': {'part': part, 'examples_held_out': n, 'seed': seed}}
-  return dataset._replace(num_examples=len(kept), read=read, provenance=provenance)
+  return part('train', np.sort(order[n:])), part('validation', np.sort(order[:n]))
 
 
 @functools.lru_cache(maxsize=4)  # consecutive steps mostly share an epoch

@@ -4,38 +4,40 @@ import io
 import math
 import pathlib
 import re
-from typing import Any
+from typing import Any, Literal
 import warnings
 
+import msgspec
 import numpy as np
 from PIL import Image
 
 from adversarial_augment.config.evaluations import EVALUATIONS
-from adversarial_augment.config.fields import show
-from adversarial_augment.datasets import records
-from adversarial_augment.datasets.fingerprint import fingerprint
-from adversarial_augment.datasets.reasons import one_line
+from adversarial_augment.datasets import arrays, records
+from adversarial_augment.datasets.arrays import one_line
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.metrics import generated_origin
 from adversarial_augment.registry import did_you_mean
 from adversarial_augment.storage import files, untrusted
-from adversarial_augment.types import Batch, Dataset
+from adversarial_augment.types import Dataset
 
 KIND = 'data set'  # of the errors
 PROVENANCE = 'provenance.json'  # written by `prepare` beside the data
 _NAME = re.compile(r'[a-z][a-z0-9_]*(/[A-Za-z0-9_.\-]+)?(:\d+\.\d+\.\d+)?')
-_ORIGINS = ('official', 'own', 'generated', 'unverified')  # that `prepare` writes
 _ROOM = 1 << 30  # bytes that images may have, however well they are packed
 _MAX_RATIO = 100  # where they are more: of images to files
 
 
-def load(name: str, split: str, data_dir: str) -> Dataset:
-  """Returns one split of a prepared data set, wholly in memory.
+class _Provenance(msgspec.Struct):
+  """provenance.json."""
 
-  Args:
-    name: 'name', 'name/config', each also with ':1.2.3' at its end; without a version, the newest prepared one.
-    split: 'train', 'test', or another of its splits.
-    data_dir: the folder that holds DIR/name/version.
+  origin: Literal['official', 'own', 'generated', 'unverified']
+  archive_sha256: str | None
+  sha256: dict[str, str]  # by split
+  made: Any = None
+
+
+def load(name: str, split: str, data_dir: str) -> Dataset:
+  """Returns one split of a prepared data set, wholly in memory; see `datasets.load`.
 
   Raises:
     UserError: no such data set or split; not ArrayRecord; not uint8 RGB images of one size with labels in range; or a
@@ -44,35 +46,25 @@ def load(name: str, split: str, data_dir: str) -> Dataset:
   folder, label, prepared = _open(name, split, data_dir)
   names = prepared.class_names
   images, labels = _read(prepared.splits[split], split, label)
-  if labels.min() < 0 or labels.max() >= len(names):
-    raise UserError(
-      f"{label}: labels of split '{split}' run from {labels.min()} to {labels.max()}, but must lie in "
-      f'[0, {len(names)}); prepare it again.'
-    )
-  labels = labels.astype(np.int32)
-
-  def read(indices: np.ndarray) -> Batch:
-    return Batch(images[indices], labels[indices])
-
-  return Dataset(
-    name=name,
-    num_examples=len(labels),
-    num_classes=len(names),
-    image_shape=(images.shape[1], images.shape[2], 3),
-    read=read,
-    provenance=_provenance(folder, split, prepared.full_name, fingerprint([Batch(images, labels)]), label),
-    class_names=() if names == tuple(map(str, range(len(names)))) else names,  # TFDS numbers what has no names
-  )
+  if fault := arrays.label_fault(labels, f"{label}, split '{split}'", len(names)):
+    raise UserError(f'{fault}; prepare it again.')
+  known = () if names == tuple(map(str, range(len(names)))) else names  # TFDS numbers classes without names
+  full_name = prepared.full_name.replace('/', ':', 1)
+  about = {'name': full_name, 'split': split, 'origin': 'unverified', 'archive_sha256': None}
+  dataset = arrays.in_memory(images, labels.astype(np.int32), name, len(names), known, about)
+  if (folder / PROVENANCE).exists():
+    dataset.provenance.update(_recorded(folder, split, dataset.provenance['sha256'], label))
+  return dataset
 
 
 def count(name: str, split: str, data_dir: str) -> int:
-  """Returns how many images a split says that it has; see `load`."""
+  """Returns how many images a split has by its metadata; see `load`."""
   _, _, prepared = _open(name, split, data_dir)
   return sum(shard.num_records for shard in prepared.splits[split])
 
 
 def _open(name: str, split: str, data_dir: str) -> tuple[pathlib.Path, str, records.Prepared]:
-  """Returns a data set's folder, what messages call it, and what it says of itself."""
+  """Returns a data set's folder, what messages call it, and its metadata."""
   folder = _folder(name, data_dir)
   label = f"Data set '{name}' in '{folder}'"
   prepared = records.open_folder(folder, label)
@@ -147,28 +139,18 @@ def _read(shards: tuple[records.Shard, ...], split: str, label: str) -> tuple[np
     ) from error
 
 
-def _provenance(folder: pathlib.Path, split: str, full_name: str, sha256: str, label: str) -> dict[str, Any]:
-  """Returns where the split comes from; what `prepare` wrote about it must agree with what was read."""
-  found: dict[str, Any] = {
-    'name': full_name.replace('/', ':', 1), 'split': split, 'origin': 'unverified', 'archive_sha256': None,
-    'sha256': sha256,
-  }  # fmt: skip
-  path = folder / PROVENANCE
-  if not path.exists():
-    return found
+def _recorded(folder: pathlib.Path, split: str, sha256: str, label: str) -> dict[str, Any]:
+  """Returns what provenance.json records, after a comparison of its hash with that of the images."""
   try:
-    stored = untrusted.read_json(path)
-    expected = stored['sha256'][split]
-    found |= {key: stored[key] for key in ('origin', 'archive_sha256')}
-    if found['origin'] not in _ORIGINS or not isinstance(found['archive_sha256'], str | None):
-      raise ValueError(f'origin {show(found["origin"])}, archive_sha256 {show(found["archive_sha256"])}')
-    if found['origin'] == 'generated':  # corruptions, in a folder such as fog_1
-      found['origin'] = generated_origin(stored['made']['made_with'], [folder.parent.name.rpartition('_')[0]])
+    stored = msgspec.convert(untrusted.read_json(folder / PROVENANCE), _Provenance)
+    expected, origin = stored.sha256[split], str(stored.origin)
+    if origin == 'generated':  # corruptions, in a folder such as fog_1
+      origin = generated_origin(stored.made['made_with'], [folder.parent.name.rpartition('_')[0]])
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{label}: '{path.name}' is damaged ({one_line(error)}); prepare it again.") from error
+    raise UserError(f"{label}: '{PROVENANCE}' is damaged ({one_line(error)}); prepare it again.") from error
   if expected != sha256:
     raise UserError(
       f"{label}: split '{split}' has SHA-256 {sha256}, but was prepared with {expected}: its files were changed or "
       'damaged; prepare it again.'
     )
-  return found
+  return {'origin': origin, 'archive_sha256': stored.archive_sha256}

@@ -1,7 +1,6 @@
-"""Writes a data set as TFDS would prepare it (ArrayRecord files of PNG images), with no TensorFlow."""
+"""Writes a data set in TFDS's layout (ArrayRecord files of PNG images), without TensorFlow."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 import io
 import itertools
 import json
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from adversarial_augment.cli import progress
-from adversarial_augment.datasets.fingerprint import fingerprint
+from adversarial_augment.datasets.arrays import fingerprint
 from adversarial_augment.datasets.source import PROVENANCE
 from adversarial_augment.errors import ArtifactError
 from adversarial_augment.storage import artifact
@@ -24,7 +23,7 @@ _SHARD = 100_000  # examples a file
 
 
 class Description(NamedTuple):
-  """What is known of a data set beside its examples."""
+  """The metadata of a data set."""
 
   name: str
   version: str  # '1.0.0'
@@ -35,7 +34,7 @@ class Description(NamedTuple):
   archive_sha256: str | None
   has_ids: bool = False  # a feature 'id' such as train_00001, as TFDS's own CIFAR-10 has it
   config: str | None = None  # of TFDS, such as fog_1 of cifar10_corrupted
-  made: Mapping[str, Any] | None = None  # how the images were made, JSON; kept in provenance.json
+  made: Mapping[str, Any] | None = None  # how the images were made, for provenance.json
 
 
 class Split(NamedTuple):
@@ -49,11 +48,11 @@ def folder_of(description: Description, data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def check_target(description: Description, data_dir: pathlib.Path, num_examples: int, overwrite: bool) -> None:
-  """Looks, before any work, whether `write` can succeed.
+  """Checks, before any work, whether `write` can succeed.
 
   Raises:
     UserError: the data set exists, and `overwrite` is False.
-    StorageError: the disk has no room, or cannot be looked at.
+    StorageError: the disk has no room.
   """
   folder = folder_of(description, data_dir)
   with artifact.storage_errors(f"write under '{data_dir}'"):
@@ -71,7 +70,7 @@ def space_for(num_examples: int, image_shape: tuple[int, int, int]) -> int:
 def write(
   description: Description, splits: Mapping[str, Split], data_dir: pathlib.Path, overwrite: bool = False
 ) -> pathlib.Path:
-  """Writes all splits into a temporary folder, and then renames it: the data set is there wholly, or not at all.
+  """Writes all splits into a temporary folder and then renames it, so that no part of a data set is ever there.
 
   Args:
     description: goes into TFDS's metadata and, with the hash of each split, into provenance.json beside it.
@@ -83,43 +82,30 @@ def write(
     The folder DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/CONFIG/VERSION.
 
   Raises:
-    UserError: the data set exists, and `overwrite` is False; or what reading an example raises.
+    UserError: the data set exists and `overwrite` is False, another process writes it, or an example cannot be read.
     StorageError: the disk is full or not writable.
   """
   check_target(description, data_dir, sum(split.num_examples for split in splits.values()), overwrite)
   folder = folder_of(description, data_dir)
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(artifact.storage_errors(f"write under '{data_dir}'"))
-    data_dir.mkdir(parents=True, exist_ok=True)
-    scratch = stack.enter_context(_scratch(folder, data_dir))
-    fresh = scratch / 'new'
-    fresh.mkdir()
-    hashes = _write_records(description, splits, fresh)
-    content = {'origin': description.origin, 'archive_sha256': description.archive_sha256, 'sha256': hashes}
-    sizes = {path.name: artifact.size_of(path) for path in fresh.iterdir()}
-    made = {'made': description.made, 'bytes': sizes} if description.made else {}
-    (fresh / PROVENANCE).write_text(json.dumps(content | made, indent=2) + '\n')
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    artifact.commit_folder(fresh, folder, scratch / 'old')
-  return folder
-
-
-@contextlib.contextmanager
-def _scratch(folder: pathlib.Path, data_dir: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a temporary folder of one data set's own, emptied of what a start that was killed has left there.
-
-  Raises:
-    UserError: another process writes the same data set.
-  """
   scratch = data_dir / f'.incomplete-{"-".join(folder.relative_to(data_dir).parts)}'
-  scratch.mkdir(exist_ok=True)
-  with artifact.lock(scratch):
-    for remains in ('new', 'old'):
-      shutil.rmtree(scratch / remains, ignore_errors=True)
-    try:
-      yield scratch
-    finally:
-      shutil.rmtree(scratch, ignore_errors=True)
+  with artifact.storage_errors(f"write under '{data_dir}'"):
+    scratch.mkdir(parents=True, exist_ok=True)
+    with artifact.lock(scratch):
+      for remains in ('new', 'old'):  # of a process that was killed
+        shutil.rmtree(scratch / remains, ignore_errors=True)
+      try:
+        fresh = scratch / 'new'
+        fresh.mkdir()
+        hashes = _write_records(description, splits, fresh)
+        content = {'origin': description.origin, 'archive_sha256': description.archive_sha256, 'sha256': hashes}
+        sizes = {path.name: artifact.size_of(path) for path in fresh.iterdir()}
+        made = {'made': description.made, 'bytes': sizes} if description.made else {}
+        (fresh / PROVENANCE).write_text(json.dumps(content | made, indent=2) + '\n')
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        artifact.commit_folder(fresh, folder, scratch / 'old')
+      finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+  return folder
 
 
 def _write_records(description: Description, splits: Mapping[str, Split], folder: pathlib.Path) -> dict[str, str]:
@@ -146,29 +132,24 @@ def _write_records(description: Description, splits: Mapping[str, Split], folder
   )
   records = tfds.core.SequentialWriter(info, max_examples_per_shard=_SHARD, file_format='array_record')
   records.initialize_splits(list(splits))
-  hashes = {}
-  for name, split in splits.items():
-    with progress.images(split.num_examples) as advance:
-
-      def written(
-        name: str = name, split: Split = split, advance: Callable[[str, int], None] = advance
-      ) -> Iterator[Batch]:
-        examples = iter(split.examples)
-        number = 0
-        while chunk := list(itertools.islice(examples, _CHUNK)):
-          batch = Batch(np.stack([image for image, _ in chunk]), np.array([label for _, label in chunk], np.int32))
-          rows = [
-            {'image': _png(image), 'label': int(label)} | ({'id': f'{name}_{i:05d}'} if description.has_ids else {})
-            for i, (image, label) in enumerate(chunk, start=number)
-          ]
-          records.add_examples({name: rows})
-          number += len(chunk)
-          advance(name, len(chunk))
-          yield batch
-
-      hashes[name] = fingerprint(written())
+  hashes = {name: fingerprint(_add(records, name, split, description.has_ids)) for name, split in splits.items()}
   records.close_all()
   return hashes
+
+
+def _add(records: Any, name: str, split: Split, has_ids: bool) -> Iterator[Batch]:
+  """Writes the examples of a split with a TFDS writer, and yields them."""
+  examples, number = iter(split.examples), 0
+  with progress.images(split.num_examples) as advance:
+    while chunk := list(itertools.islice(examples, _CHUNK)):
+      ids = [{'id': f'{name}_{i:05d}'} if has_ids else {} for i in range(number, number + len(chunk))]
+      rows = [
+        {'image': _png(image), 'label': int(label)} | more for (image, label), more in zip(chunk, ids, strict=True)
+      ]
+      records.add_examples({name: rows})
+      number += len(chunk)
+      advance(name, len(chunk))
+      yield Batch(np.stack([image for image, _ in chunk]), np.array([label for _, label in chunk], np.int32))
 
 
 def _png(image: np.ndarray) -> io.BytesIO:

@@ -15,7 +15,7 @@ from adversarial_augment.cli import progress
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import cifar10, classes, source
-from adversarial_augment.datasets.made_with import with_code
+from adversarial_augment.datasets.manifests import with_code
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import corrupted
 from adversarial_augment.evaluation.accuracy import AccuracyFn, Poll, accuracy

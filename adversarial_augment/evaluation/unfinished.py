@@ -18,7 +18,7 @@ import numpy as np
 from adversarial_augment import results
 from adversarial_augment.attacks.suite_runner import SuiteState
 from adversarial_augment.cli import progress
-from adversarial_augment.datasets import npy
+from adversarial_augment.datasets.arrays import read_npz
 from adversarial_augment.errors import ArtifactError, StorageError
 from adversarial_augment.evaluation.corrupted import Outcomes
 from adversarial_augment.parallel import processes
@@ -98,8 +98,8 @@ def read_suite(path: Path, like: SuiteState, conditions: Mapping[str, Any]) -> S
   if content is None:
     return None
   with _damage(path):
-    packed = npy.Npz(io.BytesIO(base64.b64decode(content)), limit)
-    arrays = {name: np.array(packed[name]) for name in packed}  # a suite changes them
+    packed = read_npz(io.BytesIO(base64.b64decode(content)), limit)
+    arrays = {name: np.array(values) for name, values in packed.items()}  # a suite changes them
     if arrays.pop(_SHA256).tobytes().decode() != state_arrays.hash_arrays(arrays):
       raise ValueError('its SHA-256 does not match')
     about = dict(untrusted.parse_json(arrays.pop(_ABOUT).tobytes()))

@@ -17,9 +17,9 @@ import numpy as np
 
 from adversarial_augment import datasets, metrics, registry
 from adversarial_augment.cli import progress, signals
-from adversarial_augment.datasets import cifar10_c, npy, sampling, source, writer
+from adversarial_augment.datasets import arrays, cifar10_c, sampling, source, writer
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
-from adversarial_augment.datasets.made_with import comparable
+from adversarial_augment.datasets.manifests import comparable
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.parallel import devices
 from adversarial_augment.preparation import command
@@ -166,14 +166,14 @@ def _write_npy(
 
       def add(name: str, dtype: type, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
         blocks = (np.ascontiguousarray(part, dtype).tobytes() for part in parts)
-        entry = artifact.replace(folder / f'{name}.npy', itertools.chain([npy.header(dtype, shape)], blocks))
+        entry = artifact.replace(folder / f'{name}.npy', itertools.chain([arrays.header(dtype, shape)], blocks))
         listed[f'{name}.npy'] = entry | dict(images.notes.get(name, {}))
         artifact.write_json(folder / artifact.MANIFEST, manifest | {'files': listed})
 
       # Before any file that it listed is replaced.
       artifact.write_json(folder / artifact.MANIFEST, manifest | {'files': listed})
       if cifar10_c.LABELS not in listed:
-        add('labels', np.int32, shape[:1], [cifar10_c.labels_of(test)] * len(metrics.SEVERITIES))
+        add('labels', np.int32, shape[:1], [arrays.labels_of(test)] * len(metrics.SEVERITIES))
       with progress.images(len(missing) * shape[0]) as advance:
 
         def all_severities(name: str) -> Iterator[np.ndarray]:
@@ -196,7 +196,7 @@ def _kept(
   path, found = folder / artifact.MANIFEST, {}
   try:
     if path.exists():
-      made = cifar10_c.read_manifest(npy.whole(path), folder, test.name)
+      made = cifar10_c.read_manifest(arrays.whole(path), folder, test.name)
       _check_same(folder, made, manifest)
       found = made['files']
     elif files.named(folder, '*.npy'):
@@ -232,7 +232,7 @@ def _write_records(
   Each of them is written completely or not at all; those that were made in the same way stay.
   """
   dataset = cifar10_c.folder_name(test.name).removesuffix('_c') + '_corrupted'
-  n, labels = test.num_examples, cifar10_c.labels_of(test)
+  n, labels = test.num_examples, arrays.labels_of(test)
   made = {key: value for key, value in manifest.items() if key != 'source'}
   missing = []
   for name, severity in itertools.product(images.names, metrics.SEVERITIES):

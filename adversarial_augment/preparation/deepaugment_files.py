@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from adversarial_augment.cli import progress
-from adversarial_augment.datasets import cifar10_c, mixture, npy
-from adversarial_augment.datasets.made_with import comparable
+from adversarial_augment.datasets import arrays, mixture
+from adversarial_augment.datasets.manifests import comparable
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.storage import artifact, untrusted
 from adversarial_augment.types import Dataset
@@ -82,7 +82,7 @@ class _Set:
     self.pieces = [
       _Piece(number, copy, np.arange(start, min(start + _PIECE, n))) for number, (copy, start) in enumerate(places)
     ]
-    self._header, self._row = npy.header(np.uint8, (copies * n, *train.image_shape)), math.prod(train.image_shape)
+    self._header, self._row = arrays.header(np.uint8, (copies * n, *train.image_shape)), math.prod(train.image_shape)
     self._size = len(self._header) + copies * n * self._row
 
   def begin(self, overwrite: bool) -> bool:
@@ -120,7 +120,7 @@ class _Set:
       if not missing and not self._is_complete():
         self._check_pieces()
         entries = {mixture.IMAGES: artifact.entry(self.images)}
-        labels, index = cifar10_c.labels_of(self.train), np.arange(self.train.num_examples)
+        labels, index = arrays.labels_of(self.train), np.arange(self.train.num_examples)
         for name, values in ((mixture.LABELS, labels), (mixture.INDEX, index)):
           buffer = io.BytesIO()
           np.save(buffer, np.tile(values, self.plan['copies']).astype(np.int32))

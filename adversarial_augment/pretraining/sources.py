@@ -7,7 +7,7 @@ import numpy as np
 
 from adversarial_augment import datasets
 from adversarial_augment.datasets import photographs, sampling
-from adversarial_augment.datasets.fingerprint import fingerprint
+from adversarial_augment.datasets.arrays import fingerprint
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Batch
 

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from adversarial_augment.config.evaluations import EVALUATIONS
-from adversarial_augment.datasets.made_with import with_code
+from adversarial_augment.datasets.manifests import with_code
 from adversarial_augment.metrics import GENERATED_IN_MEMORY, GENERATED_OLDER, generated_origin
 from adversarial_augment.reporting.parts import NONE, Paragraph, Row, Table
 from adversarial_augment.reporting.runs import Run
