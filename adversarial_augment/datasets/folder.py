@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 import unicodedata
 import warnings
 
@@ -50,7 +50,7 @@ class Listing(NamedTuple):
   notes: tuple[str, ...]  # for the user
 
 
-_ByClass = dict[str, list[pathlib.Path]]
+_ByClass: TypeAlias = dict[str, list[pathlib.Path]]
 
 
 def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: int = 0) -> Listing:
@@ -87,11 +87,11 @@ def list_images(root: pathlib.Path, test_fraction: float | None = None, seed: in
     listed = [(path, class_names.index(name)) for name in sorted(by_class) for path in by_class[name]]
     splits[split] = [listed[i] for i in rng.permutation(len(listed))]
   used = {path for files in splits.values() for path, _ in files}
-  others: dict[str, list[pathlib.Path]] = {'unused': [], 'ignored': [], 'broken_links': []}
-  for path in _files(root, set()):
-    if path not in used:
-      others['broken_links' if not path.exists() else 'unused' if _is_image(path) else 'ignored'].append(path)
-  return Listing(class_names, splits, *map(tuple, others.values()), tuple(notes))
+  others = [path for path in _files(root, set()) if path not in used]
+  broken = tuple(path for path in others if not path.exists())
+  unused = tuple(filter(_is_image, others))
+  ignored = tuple(path for path in others if path.exists() and not _is_image(path))
+  return Listing(class_names, splits, unused, ignored, broken, tuple(notes))
 
 
 def _given_splits(folders: dict[str, pathlib.Path], notes: list[str]) -> dict[str, _ByClass]:
@@ -104,7 +104,8 @@ def _given_splits(folders: dict[str, pathlib.Path], notes: list[str]) -> dict[st
       f"'{folders['validation']}' is stored as the split validation, which train does not read; it can hold out "
       'training images instead.'
     )
-  found = {split: _by_class(folders[split], notes) for split in ('train', 'test', 'validation') if split in folders}
+  order = (split for split in ('train', 'test', 'validation') if split in folders)
+  found: dict[str, _ByClass] = {split: _by_class(folders[split], notes) for split in order}
   for split, by_class in found.items():
     if unknown := sorted(by_class.keys() - found['train'].keys()):
       raise UserError(f"'{folders[split]}' has the class '{unknown[0]}', which '{folders['train']}' lacks.")
