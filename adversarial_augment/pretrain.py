@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli
+from adversarial_augment import __version__, cli
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
 from adversarial_augment.config import command_line, rules
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import devices, launch
-from adversarial_augment.pretraining import sources as image_sources
+from adversarial_augment.pretraining.sources import Source, Wanted, open_all
 from adversarial_augment.storage import artifact, files, sharing
-from adversarial_augment.types import PyTree, TrainState
+from adversarial_augment.types import TrainState
 
 if TYPE_CHECKING:
   from adversarial_augment.pretraining.steps import Pretraining
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
       files.check_folder(arguments.workdir, '--workdir')
       opening.check_run(arguments.workdir, config, {})
     with progress.stage(f'reading the images of {config.dataset}'):
-      sources = _sources(config)
+      wanted = {name: config[name] for name in ('batch_size', 'seed', 'patch', 'data_dir')}
+      sources = open_all(config.dataset, Wanted(scale=configs.network_sizes(config).get('scale'), **wanted))
     shared |= launch.facts('pretrain', configs.to_json(config), {'data': _hashes(sources)})
   num_devices = devices.virtual_devices(config.batch_size // count)
   if processes is None:
@@ -65,46 +66,19 @@ def main(argv: list[str]) -> None:
 
 
 def _output(config: ConfigDict, workdir: Path) -> Path:
-  """Returns the file to write, after a test write beside it, or in the folder that will hold its folders.
-
-  Raises:
-    UserError: it is a folder, or no folder can be made around it.
-    StorageError: nothing can be written there.
-  """
+  """Returns the file to write, after a test write beside it, or in the folder that will hold its folders."""
   if not config.output:
     return workdir / 'weights.safetensors'
   path = files.user_path(config.output, 'config.output')
-  try:
-    if path.is_dir():
-      raise UserError(f'config.output={config.output} is a folder; name a file in it that ends in .safetensors.')
-    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    usable = above.is_dir()
-  except OSError as error:
-    raise UserError(
-      f'config.output={config.output} cannot be written ({error.strerror}); name another file.'
-    ) from error
-  if not usable:
-    raise UserError(
-      f"config.output={config.output} cannot be made in '{above}', which is no folder; name another file."
-    )
+  if os.path.isdir(path):
+    raise UserError(f'config.output={config.output} is a folder; name a file in it that ends in .safetensors.')
+  files.check_folder(path.parent, 'config.output')
   with artifact.storage_errors(f'write config.output={config.output}'):
-    files.try_to_write(above)
+    files.try_to_write(next(folder for folder in path.absolute().parents if folder.is_dir()))
   return path
 
 
-def _sources(config: ConfigDict) -> list[image_sources.Source]:
-  """Returns what config.dataset names."""
-  wanted = image_sources.Wanted(
-    batch_size=config.batch_size,
-    seed=config.seed,
-    patch=config.patch,
-    scale=configs.network_sizes(config).get('scale'),
-    data_dir=config.data_dir,
-  )
-  return image_sources.open_all(config.dataset, wanted)
-
-
-def _hashes(sources: list[image_sources.Source]) -> dict[str, str]:
+def _hashes(sources: list[Source]) -> dict[str, str]:
   """Returns what data.json says of the data."""
   return {
     f'{source.name} {split}': about['sha256']
@@ -114,11 +88,12 @@ def _hashes(sources: list[image_sources.Source]) -> dict[str, str]:
   }
 
 
-def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source], command: str) -> None:
+def _train(config: ConfigDict, workdir: Path, sources: list[Source], command: str) -> None:
   """Trains, or goes on with what `workdir` holds; writes the weights if they pass the gates."""
   import jax
 
   from adversarial_augment.attacks import trees
+  from adversarial_augment.corruption_nets import weights
   from adversarial_augment.parallel import processes, sharding
   from adversarial_augment.pretraining import steps
   from adversarial_augment.run import loop, opening
@@ -146,16 +121,14 @@ def _train(config: ConfigDict, workdir: Path, sources: list[image_sources.Source
     with progress.stage('measuring on images not trained on', progress.log):
       result = measure(params)
     _check_gates(config, result, first_norms, jax.device_get(trees.block_norms(params)))
-    _write(config, workdir, output, params, sources, result, command)
+    with artifact.storage_errors(f"write the weight file '{output}'"):
+      output.parent.mkdir(parents=True, exist_ok=True)
+    weights.save(output, params, sharing.relative(_about(config, sources, result, command), workdir))
+    print(f'wrote {output}: {steps.describe(result)}')
 
 
 def _job(
-  config: ConfigDict,
-  workdir: Path,
-  parts: 'Pretraining',
-  mesh: Any,
-  sources: list[image_sources.Source],
-  measure: Callable[[PyTree], dict],
+  config: ConfigDict, workdir: Path, parts: 'Pretraining', mesh: Any, sources: list[Source], measure: Callable
 ) -> 'Job':
   """Returns what the loop does."""
   import jax
@@ -169,7 +142,8 @@ def _job(
     params = jax.device_get(state.params)
 
     def write() -> None:
-      result = measure(params) | {'step': step, 'data': _provenance(sources)}
+      data = {source.name: source.provenance for source in sources}
+      result = measure(params) | {'step': step, 'data': data}
       artifact.write_json(workdir / 'results' / 'pretrain.json', result)
       progress.log(f'step {step}: {steps.describe(result)}')
 
@@ -188,22 +162,8 @@ def _job(
   )
 
 
-def _provenance(sources: list[image_sources.Source]) -> dict[str, Any]:
-  return {source.name: source.provenance for source in sources}
-
-
 def _check_gates(config: ConfigDict, result: dict, first: dict, norms: dict) -> None:
-  """Refuses weights that are too far from the identity, or whose blocks have vanished or exploded.
-
-  Args:
-    config: of the run, with its bars.
-    result: of `steps.Measure`.
-    first: the norm of each block before the first update.
-    norms: those of the weights.
-
-  Raises:
-    UserError: the first gate that they do not pass.
-  """
+  """Raises UserError for weights too far from the identity, or whose blocks have vanished or exploded since `first`."""
   for bar, metric, unit in (('accept_ssim', 'SSIM', ''), ('accept_psnr', 'PSNR', ' dB')):
     found = result[f'{metric.lower()}_mean']
     if config[bar] is not None and found < config[bar]:
@@ -221,29 +181,14 @@ def _check_gates(config: ConfigDict, result: dict, first: dict, norms: dict) -> 
         )
 
 
-def _write(
-  config: ConfigDict,
-  workdir: Path,
-  output: Path,
-  params: PyTree,
-  sources: list[image_sources.Source],
-  result: dict,
-  command: str,
-) -> None:
-  """Writes the weights with their provenance."""
-  from adversarial_augment import __version__
-  from adversarial_augment.corruption_nets import weights
-  from adversarial_augment.pretraining import steps
-
-  with artifact.storage_errors(f"write the weight file '{output}'"):
-    output.parent.mkdir(parents=True, exist_ok=True)
-  about = {
+def _about(config: ConfigDict, sources: list[Source], result: dict, command: str) -> dict[str, Any]:
+  """Returns the provenance of the weights."""
+  return {
     'network': {'name': config.corruption_net.name, **configs.network_sizes(config)}, 'data': config.dataset,
-    'data_provenance': _provenance(sources), 'steps': config.num_steps, 'seed': config.seed, 'command': command,
-    'config': json.loads(configs.to_json(config)), 'on_unseen_images': result, 'version': __version__,
+    'data_provenance': {source.name: source.provenance for source in sources}, 'steps': config.num_steps,
+    'seed': config.seed, 'command': command, 'config': json.loads(configs.to_json(config)),
+    'on_unseen_images': result, 'version': __version__,
   }  # fmt: skip
-  weights.save(output, params, sharing.relative(about, workdir))
-  print(f'wrote {output}: {steps.describe(result)}')
 
 
 if __name__ == '__main__':

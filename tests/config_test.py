@@ -106,7 +106,7 @@ BAD_VALUES = [
   ('attack.min_ssim', ('1.5',)),
   ('attack.root', ('strct',)),
   ('attack.microbatch', ('0', '64')),  # the latter with batch statistics
-  ('augment.before', ('crop',)),
+  ('augment.before', ('crop', 'augmix')),
   ('optimizer.momentum', ('1.0',)),
   ('optimizer.learning_rate', ('1,5',)),
   ('optimizer.weight_decay', ('nan',)),
@@ -146,8 +146,19 @@ def test_the_message_offers_what_works(pairs, words):
   assert words in refused(pairs)
 
 
-def test_a_microbatch_that_divides_is_accepted():
-  configs.validate(configs.override(configs.base_config(), {'attack.batch_norm': 'running', 'attack.microbatch': '64'}))
+@pytest.mark.parametrize('after', ['', 'flip', 'flip,augmix', 'augmix,augmix_all_ops'])
+def test_the_divergence_needs_augmix_alone(after):
+  message = refused({'augment.jsd': '12', 'augment.after': after})
+  assert message.startswith('config.augment.jsd=12.0 ')
+  assert 'set --config.augment.after=augmix alone' in message
+
+
+@pytest.mark.parametrize('pairs', [
+  {'attack.batch_norm': 'running', 'attack.microbatch': '64'}, {'augment.jsd': '12', 'augment.after': 'augmix'},
+  {'augment.jsd': '12', 'augment.after': 'augmix_all_ops'}, {'augment.jsd': '0', 'augment.after': 'flip'},
+])  # fmt: skip
+def test_what_goes_together_is_accepted(pairs):
+  configs.validate(configs.override(configs.base_config(), pairs))
 
 
 @pytest.mark.parametrize(

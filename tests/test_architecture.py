@@ -163,7 +163,7 @@ def test_command_lines_start_without_jax():
 
 
 # Rooms that define the flags and the fields, or are parts of the command of that name.
-SPEAK_OF_FLAGS = ('cli', 'config', 'preparation', 'pretraining', 'reporting', *COMMANDS)
+SPEAK_OF_FLAGS = ('cli', 'config', 'preparation', 'reporting', *COMMANDS)
 FLAG_OR_FIELD = re.compile(r'(?<![\w-])--[a-z_]+(?![a-z_-])|\bconfig\.(?!json)[a-z_]+')
 OF_GIT = {'--porcelain'}
 

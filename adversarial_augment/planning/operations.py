@@ -33,7 +33,8 @@ def _of(equation: core.JaxprEqn) -> int:
 
 def _programs(value: Any) -> list[core.Jaxpr]:
   """Returns the programs in the parameters of an operation."""
-  if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
-    return [getattr(value, 'jaxpr', value)]
+  value = value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
+  if isinstance(value, core.Jaxpr):
+    return [value]
   members = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
   return [jaxpr for member in members for jaxpr in _programs(member)]

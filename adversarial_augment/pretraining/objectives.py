@@ -39,13 +39,7 @@ class Objective(NamedTuple):
 
 
 def make(name: str, sizes: dict[str, int], *, reconstruction_weight: float) -> Objective:
-  """Returns the objective of a corruption network.
-
-  Args:
-    name: a key of `CORRUPTION_NETS`.
-    sizes: of the network.
-    reconstruction_weight: of EDSR's second term.
-  """
+  """Returns the objective of the corruption network of this name; `reconstruction_weight` is of EDSR's second term."""
   factory: Any = functools.partial(corruption_nets.CORRUPTION_NETS[name], **sizes, conv=per_example_conv.conv)
   trained, judged = factory(native=False), factory()
   objective = Objective(
@@ -83,8 +77,7 @@ def _squared(a: Array, b: Array) -> Array:
   return jnp.mean((a - b) ** 2)
 
 
-def _edsr_loss(apply, scale, weight, params, rest, key, crops, is_native):
-  """`is_native` marks a batch whose crops are what AdA will corrupt."""
+def _edsr_loss(apply, scale, weight, params, rest, key, crops, is_native):  # native crops are what AdA will corrupt
   del key
   low = _mean_pool(crops, scale)
   if scale == 1:
@@ -153,11 +146,7 @@ def _vqvae_loss(apply, params, rest, key, images, is_native):
 def move_codes(rest: dict[str, Array], key: Key, latents: Array, codes: Array) -> dict[str, Array]:
   """Returns the moving averages of a codebook after a batch: 'count' [k], and 'sum' [k, d], code times count.
 
-  Args:
-    rest: those before it.
-    key: of the latents that hardly used codes are moved to.
-    latents: [m, d].
-    codes: the code that each chose, [m].
+  `rest` has those before it. Hardly used codes move to latents [m, d] drawn by `key`; `codes` [m] are those chosen.
   """
   size = len(rest['count'])
   chosen = jax.nn.one_hot(codes, size, dtype=latents.dtype)  # [m, k]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adversarial_augment import datasets
+from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import photographs, sampling
 from adversarial_augment.datasets.arrays import fingerprint
 from adversarial_augment.errors import UserError
@@ -49,21 +50,28 @@ def open_all(names: str, wanted: Wanted) -> list[Source]:
     UserError: no such data set, or images of a size or number that cannot be used.
   """
   divisor = 2 if wanted.scale == 1 else 4 if wanted.scale is None else 1
-  if wanted.patch % divisor or (wanted.scale is None and wanted.patch < 12):
-    larger = max(12, wanted.patch + -wanted.patch % divisor)
-    raise UserError(
-      f'config.patch={wanted.patch} must be {"even" if divisor == 2 else "a multiple of 4 of at least 12"} for this '
-      f'corruption_net{" at scale 1, which blurs by halves" if divisor == 2 else ""}; try --config.patch={larger}.'
-    )
+  least = 12 if wanted.scale is None else 0
+  if wanted.patch % divisor or wanted.patch < least:
+    larger = max(least, wanted.patch + -wanted.patch % divisor)
+    rule = f'a multiple of 4 of at least {least}' if least else 'even at scale 1, which blurs by halves'
+    raise UserError(f'{_patch(wanted.patch)} must be {rule}, for this corruption_net; try {_patch(larger)}.')
   sources = [_photographs(wanted) if name == 'photographs' else _prepared(name, wanted) for name in names.split('+')]
   sides = {source.name: source.held_out_side for source in sources}
   if len(set(sides.values())) > 1:
     found = ', '.join(f'{name} {side}x{side}' for name, side in sides.items())
     raise UserError(
-      f'config.dataset={names} mixes images of several sizes ({found}), which are judged together; name sets of one '
-      'size, or prepare one again with --size.'
+      f'{_dataset(names)} mixes images of several sizes ({found}), which are judged together; name sets of one size, '
+      'or prepare one again at the size of the other.'
     )
   return sources
+
+
+def _patch(size: int) -> str:
+  return spell({'patch': size})
+
+
+def _dataset(name: str) -> str:
+  return spell({'dataset': name})
 
 
 def _prepared(name: str, wanted: Wanted) -> Source:
@@ -74,14 +82,14 @@ def _prepared(name: str, wanted: Wanted) -> Source:
     height, width, _ = split.image_shape
     if height != width or height % wanted.multiple or height < ssim.WINDOW or split.image_shape != train.image_shape:
       raise UserError(
-        f'config.dataset={name} has images of {height}x{width}, but they must be square, of one size, at least '
-        f'{ssim.WINDOW} pixels a side, and a multiple of {wanted.multiple} for this corruption_net; prepare them '
-        'again, for example with --size=32.'
+        f'{_dataset(name)} has images of {height}x{width}, but they must be square, of one size, at least '
+        f'{ssim.WINDOW} pixels a side, and a multiple of {wanted.multiple} for this corruption_net; prepare them again '
+        'at another size, such as 32.'
       )
   if test.num_examples < PARTS:
     raise UserError(
-      f'config.dataset={name} has {test.num_examples} test images, but at least {PARTS} are needed to judge the '
-      'weights; add some, or name another data set.'
+      f'{_dataset(name)} has {test.num_examples} test images, but at least {PARTS} are needed to judge the weights; '
+      'add some, or name another data set.'
     )
 
   def read(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +112,7 @@ def _photographs(wanted: Wanted) -> Source:
     size *= shrink
     large = [region for region in regions[split] if min(region.shape[:2]) >= size]
     if not large:
-      raise UserError(f'config.patch={wanted.patch} is too large for the photographs; try 32.')
+      raise UserError(f'{_patch(wanted.patch)} is too large for the photographs; try 32.')
     result = np.empty((n, size, size, 3), np.uint8)
     for i, index in enumerate(rng.integers(len(large), size=n)):
       top, left = (rng.integers(side - size + 1) for side in large[index].shape[:2])

@@ -38,17 +38,7 @@ def build(
   batch_size: int,
   seed: int,
 ) -> Pretraining:
-  """Returns the static parts of a run.
-
-  Args:
-    name: of the corruption network.
-    sizes: of the network.
-    reconstruction_weight: of EDSR's second term, see `objectives.make`.
-    learning_rate: of Adam, after a warm-up and before a cosine decay.
-    num_steps: updates of the run.
-    batch_size: over all processes.
-    seed: of all draws.
-  """
+  """Returns the static parts of a run; `learning_rate` is Adam's after a warm-up and before a cosine decay."""
   objective = objectives.make(name, sizes, reconstruction_weight=reconstruction_weight)
   schedule = optax.schedules.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, num_steps // 10), num_steps + 1)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(lambda count: schedule(count + 1)))
@@ -64,16 +54,9 @@ def init_state(parts: Pretraining) -> TrainState:
 def train_step(
   parts: Pretraining, state: TrainState, step: Array, batch: tuple[Array, Array]
 ) -> tuple[TrainState, dict[str, Array]]:
-  """Makes one update.
+  """Returns the next state and metrics, as `update_if_finite` does.
 
-  Args:
-    parts: the static parts.
-    state: before the update.
-    step: updates made before this one.
-    batch: crops uint8 [n, h, w, 3], and is_native [n]; sharded over the devices.
-
-  Returns:
-    The next state, and metrics; see `update_if_finite`.
+  A batch is crops, uint8 [n, h, w, 3], and is_native [n], sharded over the devices.
   """
   crops, is_native = batch
   key = jax.random.fold_in(threefry.key(parts.seed), state.step)

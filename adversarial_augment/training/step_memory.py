@@ -56,7 +56,8 @@ def estimate(
 
 def _attack_bytes_of_run(config: ConfigDict, num_devices: int, logits_fn: LogitsFn, image_shape: tuple) -> int:
   split = builders.training_split(config, num_devices)
-  perturbation_set, phi = lp_ball('linf', 1.0), {}
+  perturbation_set: PerturbationSet = lp_ball('linf', 1.0)
+  phi: PyTree = {}
   if adversaries.moves_weights(config.attack):  # those that an adversary mixes for an image take the memory of a beta
     network, phi = builders.load_network(config)
     perturbation_set = attacks.weight_ball(network.apply, nu=1.0, noisy=True)

@@ -1,0 +1,72 @@
+"""The config files of the rows of Table 1: in what each differs from the row without its method."""
+
+import types
+
+import numpy as np
+import pytest
+
+from adversarial_augment import config as configs
+from adversarial_augment import registry
+from adversarial_augment.run import summary
+from tests import tiny
+
+AUGMIX = {'augment.after': ('augmix',)}
+ONE, TEN = ({'deepaugment.sets': ('edsr', 'cae'), 'deepaugment.copies': copies} for copies in (1, 10))
+ROWS = {  # the row without, and what is different
+  'nominal': ('ada_edsr', {'attack.name': 'none'}),
+  'augmix': ('nominal', AUGMIX),
+  'deepaugment': ('nominal', ONE),
+  'deepaugment10x': ('nominal', TEN),
+  'deepaugment_augmix': ('nominal', ONE | AUGMIX),
+  'deepaugment10x_augmix': ('nominal', TEN | AUGMIX),
+  'ada_deepaugment_augmix': ('ada_edsr', ONE | AUGMIX),
+  'ada_deepaugment10x_augmix': ('ada_edsr', TEN | AUGMIX),
+}
+VARIANTS = pytest.mark.parametrize('variant', ['', 'quickstart', 'laptop', 'smoke'])
+
+
+@VARIANTS
+@pytest.mark.parametrize('row', ROWS)
+def test_what_a_row_changes(row, variant):
+  base, changes = ROWS[row]
+  config = configs.load(f'configs/{row}.py:{variant}')
+  configs.validate(config)
+  found, before = (registry.flatten(each) for each in (config, configs.load(f'configs/{base}.py:{variant}')))
+  if changes.get('deepaugment.copies') == 10 and variant in ('quickstart', 'smoke'):
+    changes = changes | {'deepaugment.copies': 2}
+  assert {name: value for name, value in found.items() if value != before[name]} == changes
+  assert found['deepaugment.mix'] == 'concat'
+
+
+@VARIANTS
+@pytest.mark.parametrize('file', ['augmix_jsd_resnext', 'augmix_jsd_wrn'])
+def test_rows_with_the_divergence_have_augmix_and_no_adversary(file, variant):
+  config, nominal = (configs.load(f'configs/{name}.py:{variant}') for name in (file, 'nominal'))
+  configs.validate(config)
+  assert (config.augment.after, config.augment.jsd, config.attack.name) == (('augmix',), 12.0, 'none')
+  assert (config.dataset, config.augment.before) == (nominal.dataset, nominal.augment.before)
+  if variant:
+    changed = {line.partition('.')[0] for line in configs.differences(nominal, config)}
+    assert changed <= {'augment', 'classifier'}
+
+
+@pytest.mark.parametrize('file, classifier, epochs', [
+  ('augmix_jsd_resnext', ('resnext', 29, 32), 200), ('augmix_jsd_wrn', ('wide_resnet', 40, 2), 100),
+])  # fmt: skip
+def test_full_settings_are_those_of_augmix(file, classifier, epochs):
+  config = configs.load(f'configs/{file}.py')
+  assert tuple(config.classifier[name] for name in ('name', 'depth', 'width')) == classifier
+  assert (config.num_epochs, config.batch_size, config.optimizer.warmup_epochs) == (epochs, 128, 0)
+  assert (config.optimizer.weight_decay, config.optimizer.learning_rate) == (5e-4, 0.1)
+  assert (config.optimizer.momentum, config.optimizer.nesterov) == (0.9, True)
+
+
+@pytest.mark.parametrize('after, warnings', [('augmix', 0), ('augmix_all_ops', 1)])
+def test_operations_like_the_test_corruptions_are_warned_of(after, warnings):
+  config = configs.override(configs.load('configs/nominal.py'), {'augment.after': after})
+  recipe = types.SimpleNamespace(attack=None, num_steps=200, batch_size=8, mesh=tiny.make_mesh(1))
+  state = types.SimpleNamespace(params={'w': np.zeros(3)}, step=0)
+  lines = list(summary.opening(config, recipe, {'train': tiny.dataset()}, state, {}))
+  found = [line for line in lines if line.startswith('warning: ')]
+  assert len(found) == warnings
+  assert all('augmix_all_ops' in line and 'contrast' in line for line in found)
