@@ -1,4 +1,4 @@
-"""What JAX takes from the environment changes no numbers without a word: it is not followed, or compared later."""
+"""Environment variables of JAX change no numbers silently: they are ignored, or recorded and compared."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Interpreters that strip assertions: what Haiku does in them would be missing."""
+"""Interpreters that strip assertions, in which Haiku does work, are refused."""
 
 import os
 import subprocess

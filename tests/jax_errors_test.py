@@ -1,4 +1,4 @@
-"""JAX that cannot start, and devices with too little memory: one line, 2 and 5."""
+"""JAX that cannot start, and devices with too little memory: one line, exit codes 2 and 5."""
 
 import os
 import subprocess

@@ -10,9 +10,8 @@ import adversarial_augment
 from adversarial_augment.__main__ import COMMANDS
 
 
-def start(*words: str) -> subprocess.CompletedProcess:
-  command = [sys.executable, '-m', 'adversarial_augment', *words]
-  return subprocess.run(command, capture_output=True, text=True, check=False)
+def start(*words: str, module: str = 'adversarial_augment') -> subprocess.CompletedProcess:
+  return subprocess.run([sys.executable, '-m', module, *words], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize('words', [(), ('--help',), ('-h',)])
@@ -30,9 +29,7 @@ def test_every_command_line_is_listed():
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_a_command_runs_as_its_module_does(name):
-  module = [sys.executable, '-m', f'adversarial_augment.{name}', '--no_such_flag']
-  expected = subprocess.run(module, capture_output=True, text=True, check=False)
-  ended = start(name, '--no_such_flag')
+  ended, expected = start(name, '--no_such_flag'), start('--no_such_flag', module=f'adversarial_augment.{name}')
   assert (ended.returncode, ended.stdout, ended.stderr) == (2, expected.stdout, expected.stderr)
   assert ended.stderr.startswith(f'{name}: ')
 

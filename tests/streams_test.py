@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or take no such letters: the work is done and the exit code is right."""
+"""Standard streams that are closed, full, or cannot encode a name: the work is done and the exit code is right."""
 
 import json
 import os
