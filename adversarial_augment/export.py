@@ -56,20 +56,10 @@ def main(argv: Sequence[str]) -> None:
 def export(
   classifier: inference.Classifier, workdir: Path, output: Path, formats: Sequence[str] | None = None
 ) -> list[str]:
-  """Writes a classifier and its card, and removes the files of an earlier export.
+  """Writes the classifier of a run and its card to a folder, instead of the files of an earlier export.
 
-  Args:
-    classifier: from `load_classifier`.
-    workdir: of its run, to read results.
-    output: folder; created if missing.
-    formats: names in `FORMATS`; None: all that can represent the classifier.
-
-  Returns:
-    One line per file, and per format that cannot represent the classifier.
-
-  Raises:
-    UserError: a requested format cannot represent the classifier; nothing is written.
-    StorageError: a file cannot be written.
+  `formats` are names in `FORMATS`; None: all that can represent the classifier. A UserError says that one that was
+  requested cannot, and nothing is written. Returns one line per file, and per format that was left out.
   """
   from adversarial_augment.exporting import card
 

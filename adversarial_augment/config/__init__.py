@@ -79,12 +79,7 @@ def network_sizes(config: ConfigDict) -> dict[str, int]:
 
 
 def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
-  """Returns a copy with fields replaced.
-
-  Args:
-    config: of `train` or `pretrain`.
-    pairs: dotted names to text as on the command line, read by the type of the field: `1e-3`, `true`, `none`, and
-      names separated by commas.
+  """Returns a copy with fields replaced, given as {dotted name: text as on the command line}.
 
   Raises:
     UserError: unknown field, or text of another type. Ranges are left to `validate`.
@@ -177,15 +172,10 @@ def choose_variant(variant: str, variants: Mapping[str, T]) -> T:
 
 
 def load(spec: str, program: str = 'train') -> ConfigDict:
-  """Runs `get_config` of a config file.
+  """Returns what `get_config` of a config file gives, which must be a config of `program`: 'train' or 'pretrain'.
 
-  Args:
-    spec: `path.py` or `path.py:variant`. Where a relative `configs/...` path does not exist, the configs that ship
-      with the package are searched.
-    program: 'train' or 'pretrain', whose config it must be.
-
-  Raises:
-    UserError: anything that keeps the file from giving such a config; names the file, and the line where known.
+  `spec` is `path.py` or `path.py:variant`. A relative `configs/...` path that does not exist is looked up among the
+  configs that ship. A UserError names the file, and the line where known.
   """
   match = re.fullmatch(r'(.*\.py)(?::([^/\\:]*))?', spec)
   if not match:

@@ -43,11 +43,7 @@ class Arguments(NamedTuple):
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-  """Returns {field: text} of all `--config.FIELD=VALUE` and `--config.FIELD VALUE`, and the other arguments.
-
-  Raises:
-    UserError: a field without a value.
-  """
+  """Returns {field: text} of all `--config.FIELD=VALUE` and `--config.FIELD VALUE`, and the other arguments."""
   overrides: dict[str, str] = {}
   rest: list[str] = []
   remaining = iter(argv)
@@ -70,17 +66,7 @@ def parse_train(argv: Sequence[str]) -> Arguments:
 
 
 def parse(argv: Sequence[str], program: str, description: str, example: str) -> Arguments:
-  """Returns the flags of a program that runs a config; reads no config. `--help` prints and exits with 0.
-
-  Args:
-    argv: the arguments after the program's name.
-    program: the module's name, without the package.
-    description: what `--help` says first.
-    example: a config for the examples of `--help`.
-
-  Raises:
-    UserError: unknown flags, or flags that lack a value or have a wrong one.
-  """
+  """Returns the flags of a program that runs a config; reads no config. `example` is a config for `--help`."""
   parser = Parser(
     prog=f'python -m adversarial_augment.{program}',
     description=description,

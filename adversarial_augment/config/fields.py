@@ -172,11 +172,7 @@ def _refused(name: str, kind: Kind, value: Any) -> UserError:
 
 
 def parse(table: Table, name: str, value: str) -> Any:
-  """Returns the value that the command-line text stands for; ranges are left to `check_values`.
-
-  Raises:
-    UserError: unknown field, or text of another type.
-  """
+  """Returns the value that the command-line text stands for; ranges are left to `check_values`."""
   if name not in table:
     inside = [other for other in table if other.startswith(f'{name}.')]
     if inside:

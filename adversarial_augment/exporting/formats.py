@@ -97,14 +97,9 @@ FORMATS = {
 
 
 def serialize(function: Callable[[jax.Array], jax.Array], *, multiple_of: int = 1) -> bytes:
-  """Serializes `function` for all `PLATFORMS`, whatever devices this machine has, so that it runs without this package.
+  """Serializes a function of float32 images [b, h, w, 3] for all `PLATFORMS`, with the arrays that it closes over.
 
-  Args:
-    function: float32 images [b, h, w, 3] -> an array; arrays that it closes over become part of the program.
-    multiple_of: h and w must be multiples of it; they and b may differ in every call.
-
-  Raises:
-    UserError: the package flatbuffers is not installed.
+  b, h and w may differ in every call; h and w must be multiples of `multiple_of`.
   """
   if importlib.util.find_spec('flatbuffers') is None:
     raise UserError('jax.export needs the package flatbuffers; install it: pip install flatbuffers.')

@@ -68,12 +68,7 @@ def check(config: ConfigDict) -> None:
 
 
 def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns the state dict: float32, batch counts int64, convolutions OIHW, the head [classes, c].
-
-  Args:
-    params: Haiku's, of `classifiers.preact_resnet`.
-    model_state: running statistics, with the same module names.
-  """
+  """Returns the state dict of a `classifiers.preact_resnet`: float32, batch counts int64, OIHW, the head [classes, c]."""
   tensors: dict[str, np.ndarray] = {
     'mu': np.asarray(MEAN, np.float32).reshape(1, 3, 1, 1),
     'sigma': np.asarray(STD, np.float32).reshape(1, 3, 1, 1),

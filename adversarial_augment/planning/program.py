@@ -138,7 +138,7 @@ class Program:
     return sum(shape_bytes(known[name].shape) for name in operation.operands if name in known)
 
   def _bytes(self, operation: Operation, computation: str) -> int:
-    """Returns the bytes that a kernel reads and writes; if it reads a slice of an operand, those of the slice."""
+    """Returns the bytes that a kernel reads and writes, of slices of an operand those of the slice."""
     if operation.opcode == 'fusion':
       return self._fusion_bytes(operation, computation)
     if operation.opcode == 'dynamic-update-slice':

@@ -84,13 +84,9 @@ def _weights(config: ConfigDict, group: int | None) -> dict[str, Any]:
 def build(
   config: ConfigDict, name: str, *, group: int | None = 1, conv: Conv = per_example_conv.example_conv
 ) -> Adversary:
-  """Returns an adversary with the settings of a config, for any number of images.
+  """Returns the adversary of this name with the settings of a config, for any number of images.
 
-  Args:
-    config: of `train`.
-    name: of `config.adversaries.ADVERSARIES`.
-    group: images that share a perturbation; None: all, with those of every device.
-    conv: the convolution of the corruption network, see per_example_conv.
+  `group` images share a perturbation (None: all do); `conv` is the convolution of the corruption network.
   """
   return pkgutil.resolve_name(adversaries.ADVERSARIES[name].builder)(config, group, conv)
 
@@ -122,11 +118,7 @@ def _split(adversary: Adversary, split: Split) -> Adversary:
 
 
 def training_split(config: ConfigDict, num_devices: int) -> Split:
-  """Returns how the images of each device are attacked in training.
-
-  Raises:
-    UserError: parts that do not divide, or are empty.
-  """
+  """Returns how the images of each device are attacked in training; raises UserError for parts that do not divide."""
   attack = config.attack
   group = {'example': 1, 'group': attack.group, 'batch': None}[attack.beta_mode]
   return _checked_split(config, num_devices, attack.fraction, group)
@@ -173,11 +165,7 @@ def has_evaluation_under_attack(config: ConfigDict) -> bool:
 
 
 def load_network(config: ConfigDict, *, conv: Conv = per_example_conv.example_conv) -> tuple[Network, PyTree]:
-  """Returns the corruption network and phi; `conv` is its convolution, see per_example_conv.
-
-  Raises:
-    UserError: no such weights, or weights without a norm.
-  """
+  """Returns the corruption network and phi; raises UserError for missing weights, and for those without a norm."""
   net = config.corruption_net
   options = {name: net[name] for name in NETWORK_OPTIONS[net.name]}
   dtype = None if config.precision == 'float32' else jnp.dtype(config.precision)
@@ -189,9 +177,7 @@ def load_network(config: ConfigDict, *, conv: Conv = per_example_conv.example_co
 def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> None:
   """Checks, before any device is touched, that a config that needs an adversary can have it.
 
-  Raises:
-    UserError: images too small for SSIM; no such weights, a damaged file, weights of another network than the config's,
-      or none but zeros.
+  It cannot with images too small for SSIM, or weights that are missing, damaged, zero, or of another network.
   """
   height, width, _ = image_shape
   is_attacked = has_network(config) or config.attack.name in adversaries.ADVERSARIES

@@ -50,13 +50,7 @@ class Recipe(NamedTuple):
 def build(
   config: ConfigDict, dataset: Dataset, mesh: Mesh, *, conv: Conv = per_example_conv.example_conv
 ) -> tuple[Recipe, PyTree]:
-  """Returns the recipe of a validated config, and phi.
-
-  Args:
-    config: of `train`.
-    dataset: the training images.
-    mesh: the devices.
-    conv: the convolution of the corruption network, see per_example_conv.
+  """Returns the recipe of a validated config on its training images, and phi.
 
   Raises:
     UserError: values that do not go with the data set, the devices, or the weights at hand.
@@ -100,15 +94,7 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
 
 
 def derived(config: ConfigDict, num_examples: int | None) -> list[str]:
-  """Returns lines of what follows from a config: learning rate, steps, images seen.
-
-  Args:
-    config: of `train`.
-    num_examples: training images; None: not known, and with them perhaps the steps.
-
-  Raises:
-    UserError: they make no step.
-  """
+  """Returns lines of what follows from a config and its number of training images, if known: rate, steps, images."""
   batch, attack = config.batch_size, config.attack
   rate = effective_learning_rate(config.optimizer.learning_rate, batch)
   lines = [f'effective_learning_rate = {rate:g}  # for batches of {batch:,}']
@@ -145,13 +131,9 @@ def _steps_of(config: ConfigDict, num_steps: int, epochs: float) -> int:
 def build_classifier(
   config: ConfigDict, num_classes: int, *, dtype: jnp.dtype | None = None, axis_name: str | None = None
 ) -> Network:
-  """Returns the classifier of a config.
+  """Returns the classifier of a config, with batch statistics averaged over a mapped axis, if one is named.
 
-  Args:
-    config: of `train`.
-    num_classes: number of logits.
-    dtype: of convolutions and activations; None: `config.precision`.
-    axis_name: the mapped axis over which batch statistics are averaged; None: those of the images alone.
+  It computes in `dtype`; None: `config.precision`.
   """
   make = classifiers.CLASSIFIERS[config.classifier.name]
   options = classifier_options(config) | {'dtype': dtype or jnp.dtype(config.precision)}
@@ -199,8 +181,7 @@ def sgd(
     momentum: its decay.
     nesterov: looks one step ahead.
     weight_decay: coefficient of half the squared norm.
-    decay_batch_norm: whether that norm includes the scales and offsets of normalisation: of modules that have no other
-      parameters, whatever their names.
+    decay_batch_norm: whether that includes modules that have no parameters but a scale and an offset.
   """
   decays = lambda params: jax.tree.map(
     lambda node: jax.tree.map(lambda _: decay_batch_norm or not _is_norm(node), node), params, is_leaf=_is_norm

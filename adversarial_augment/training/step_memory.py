@@ -31,14 +31,9 @@ _OVERHEAD = 32 << 20  # bytes: the program of a TPU, and what cuBLAS takes of a 
 def estimate(
   config: ConfigDict, recipe: Recipe, state: TrainState, phi: PyTree, image_shape: tuple[int, int, int]
 ) -> int:
-  """Returns the bytes that a step needs on each device: its state, and the attack or the update.
+  """Returns the bytes that a step of a run with an adversary needs on each device: its state, and attack or update.
 
-  Args:
-    config: of the run, which has an adversary.
-    recipe: of the run.
-    state: its state, or the shapes.
-    phi: what its adversary is built around, or the shapes.
-    image_shape: (h, w, c).
+  `state` and `phi`, what the adversary is built around, may be shapes; `image_shape` is (h, w, c).
   """
   local, views = recipe.batch_size // recipe.mesh.size, 3 if recipe.jsd else 2 if recipe.trades else 1
   batch = jax.ShapeDtypeStruct((views * local, *image_shape), jnp.float32)
@@ -108,12 +103,8 @@ def kept_bytes(function: Callable[..., jax.Array], *args: PyTree, dtype: jnp.dty
   """Returns the bytes of what the backward pass of a function by its first argument keeps, on `platforms.current()`.
 
   Arrays in another form, and multiples, count once, and repeated ones as what is repeated: compilers make them again.
-  TPUs pad arrays to whole registers: an array of 64 channels takes twice its numbers.
-
-  Args:
-    function: differentiable by its first argument.
-    *args: its arguments, or their shapes.
-    dtype: of the computation; numbers of more bits are computed again instead of being kept.
+  TPUs pad arrays to whole registers: an array of 64 channels takes twice its numbers. `args` may be shapes. Numbers of
+  more bits than `dtype` are computed again instead of being kept.
   """
   program = jax.make_jaxpr(lambda first, *rest: jax.vjp(lambda x: function(x, *rest), first)[1])(*args).jaxpr
   sources: dict[Any, Any] = {}

@@ -41,12 +41,9 @@ def jitted(recipe: Recipe) -> jax.stages.Wrapped:
 
 
 def traced(recipe: Recipe, phi: PyTree, image_shape: tuple[int, int, int]) -> jax.stages.Traced:
-  """Returns the program of a recipe's step, of shapes alone: nothing is computed.
+  """Returns the program of a recipe's step for devices that need not exist; nothing is computed.
 
-  Args:
-    recipe: of the run; its devices need not exist.
-    phi: the corruption network, or its shapes.
-    image_shape: (h, w, c) of the training images.
+  `phi` may be shapes; `image_shape` is (h, w, c) of the training images.
   """
   whole, split = sharding.replicated(recipe.mesh), sharding.batch_sharding(recipe.mesh)
   spec = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
@@ -111,11 +108,7 @@ def update_if_finite(
 ) -> tuple[TrainState, dict[str, Array]]:
   """Returns `new` and its metrics with 'finite'; the state as it was if a metric, parameter or statistic is not finite.
 
-  Args:
-    state: before the update.
-    new: after it.
-    step: updates made before this one. Where it is not that of `state`, an earlier update was left out, and so is this.
-    metrics: scalars of the update.
+  Where `step` is not that of `state`, an earlier update was left out, and so is this.
   """
   # Not of the counters: their squares overflow.
   numbers = [x for x in jax.tree.leaves((new.params, new.model_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
