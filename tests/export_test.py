@@ -79,7 +79,10 @@ def test_safetensors_carry_the_card(exported):
   assert held == {name: card[name] for name in card if name not in ('files', 'not_written')}
 
 
-def test_jax_artefact_runs_with_any_batch(exported, classify, monkeypatch):
+def test_jax_export_runs_with_any_batch_on_all_platforms(exported, classify, monkeypatch):
+  artefact = jax.export.deserialize(bytearray((exported / 'classifier.jax_export').read_bytes()))
+  assert (artefact.platforms, artefact.nr_devices) == (('cpu', 'cuda', 'tpu'), 1)
+  assert [str(dimension) for dimension in artefact.in_avals[0].shape] == ['b', 'h', 'w', '3']
   call = load_by_card(exported, 'classifier.jax_export', monkeypatch, images=images(1))['classify']
   for n in (1, 3, 7):
     found = call(images(n))
@@ -88,7 +91,7 @@ def test_jax_artefact_runs_with_any_batch(exported, classify, monkeypatch):
   np.testing.assert_allclose(call(images(2, 25, 30)), classify(images(2, 25, 30)), rtol=0, atol=1e-6)
 
 
-def test_jax_artefact_needs_nothing_but_jax(exported, classify):
+def test_jax_export_needs_nothing_but_jax(exported, classify):
   code = card_of(exported)['files']['classifier.jax_export']['load']
   program = f'import numpy as np, sys\nimages = np.full((3, 32, 32, 3), 0.25, np.float32)\n{code}\n'
   program += "print(bool({'haiku', 'adversarial_augment'} & sys.modules.keys()), *np.asarray(logits).ravel())"
@@ -97,13 +100,6 @@ def test_jax_artefact_needs_nothing_but_jax(exported, classify):
   assert foreign == 'False'
   expected = classify(np.full((3, 32, 32, 3), 0.25, np.float32))
   np.testing.assert_allclose(np.array(values, float).reshape(3, 10), expected, rtol=0, atol=1e-6)
-
-
-def test_jax_artefact_is_for_all_platforms(exported):
-  artefact = jax.export.deserialize(bytearray((exported / 'classifier.jax_export').read_bytes()))
-  assert artefact.platforms == ('cpu', 'cuda', 'tpu')
-  assert artefact.nr_devices == 1
-  assert [str(dimension) for dimension in artefact.in_avals[0].shape] == ['b', 'h', 'w', '3']
 
 
 def test_padding_of_xla_is_exported_for_even_sizes(tmp_path):
@@ -117,7 +113,7 @@ def test_padding_of_xla_is_exported_for_even_sizes(tmp_path):
   assert 'multiples of 8' in card_of(tmp_path / 'out')['files']['classifier.jax_export']['load']
 
 
-def test_jax_artefact_asks_for_flatbuffers(monkeypatch):
+def test_jax_export_asks_for_flatbuffers(monkeypatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   with pytest.raises(UserError, match='pip install flatbuffers'):
     formats.serialize(lambda x: x)

@@ -38,30 +38,26 @@ def untrained(monkeypatch, without_jax_setup) -> None:
 
 
 @pytest.mark.parametrize(
-  'flags, said',
+  'name, flags, said',
   [
-    ([SCALE_1, '--config.patch=15'], r'config.patch=15 must be even .* config.patch=16'),
-    (['--config.patch=512'], 'config.patch=512 is too large'),
-    (['--config.output={tmp}/folder.safetensors'], 'folder.safetensors is a folder'),
-    (['--config.output={tmp}/file/w.safetensors'], "/file' is a file; name a folder"),
-    (['--config.output=~nouser/w.safetensors'], 'config.output='),
-    (['--config.output=' + 300 * 'a' + '.safetensors'], 'File name too long'),
+    ('edsr', [SCALE_1, '--config.patch=15'], r'config.patch=15 must be even .* config.patch=16'),
+    ('edsr', ['--config.patch=512'], 'config.patch=512 is too large'),
+    ('edsr', ['--config.output={tmp}/folder.safetensors'], 'folder.safetensors is a folder'),
+    ('edsr', ['--config.output={tmp}/file/w.safetensors'], "/file' is a file; name a folder"),
+    ('edsr', ['--config.output=~nouser/w.safetensors'], 'config.output='),
+    ('edsr', ['--config.output=' + 300 * 'a' + '.safetensors'], 'File name too long'),
+    ('edsr', ['--config.output=/proc/q.safetensors'], 'Cannot write config.output=/proc/q.safetensors: '),
+    ('cae', ['--config.patch=18'], 'config.patch=18 must be a multiple of 4 of at least 12, .* config.patch=20'),
+    ('unet', ['--config.patch=8'], 'try config.patch=12'),
+    ('vqvae', ['--config.corruption_net.scale=2'], 'config.corruption_net.scale=2: .*vqvae has no such field'),
   ],
 )
-def test_wrong_flags_are_refused_before_training(tmp_path, untrained, flags, said):
+def test_wrong_flags_are_refused_before_training(tmp_path, untrained, name, flags, said):
   (tmp_path / 'folder.safetensors').mkdir()
   (tmp_path / 'file').touch()
-  with pytest.raises(UserError, match=said):
-    pretrain.main(
-      [SMOKE, '--config.batch_size=8', f'--workdir={tmp_path / "run"}', *(flag.format(tmp=tmp_path) for flag in flags)]
-    )
-  assert not (tmp_path / 'run').exists()
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path, untrained):
-  flags = [SMOKE, '--config.batch_size=8', f'--workdir={tmp_path / "run"}', '--config.output=/proc/q.safetensors']
-  with pytest.raises(StorageError, match='Cannot write config.output=/proc/q.safetensors: '):
-    pretrain.main(flags)
+  command = [f'--config=configs/pretrain_{name}.py:smoke', '--config.batch_size=8', f'--workdir={tmp_path / "run"}']
+  with pytest.raises(StorageError if '/proc' in flags[0] else UserError, match=said):
+    pretrain.main([*command, *(flag.format(tmp=tmp_path) for flag in flags)])
   assert not (tmp_path / 'run').exists()
 
 
@@ -76,9 +72,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path, u
     ('photographs+noise', {'shape': (64, 64, 3)}, [], 'several sizes .photographs 32x32, noise 64x64.'),
   ],
 )
-def test_data_that_cannot_be_judged_is_refused_before_training(
-  tmp_path, untrained, monkeypatch, name, changes, flags, said
-):
+def test_data_that_cannot_be_judged_is_refused(tmp_path, untrained, monkeypatch, name, changes, flags, said):
   monkeypatch.setattr(datasets, 'load', lambda name, split, data_dir: _dataset(split, **changes))
   with pytest.raises(UserError, match=said):
     pretrain.main([SMOKE, f'--config.dataset={name}', f'--workdir={tmp_path / "run"}', *flags])
@@ -122,23 +116,6 @@ def test_other_data_is_refused_on_a_resume(tmp_path, without_jax_setup, monkeypa
   monkeypatch.setattr(datasets, 'load', changed)
   with pytest.raises(UserError, match='holds a run on other data'):
     pretrain.main(command)
-
-
-# The other networks.
-
-
-@pytest.mark.parametrize(
-  'name, flags, said',
-  [
-    ('cae', ['--config.patch=18'], 'config.patch=18 must be a multiple of 4 of at least 12, .* config.patch=20'),
-    ('unet', ['--config.patch=8'], 'try config.patch=12'),
-    ('vqvae', ['--config.corruption_net.scale=2'], 'config.corruption_net.scale=2: .*vqvae has no such field'),
-  ],
-)
-def test_wrong_flags_of_other_networks_are_refused_before_training(tmp_path, untrained, name, flags, said):
-  with pytest.raises(UserError, match=said):
-    pretrain.main([f'--config=configs/pretrain_{name}.py:smoke', f'--workdir={tmp_path / "run"}', *flags])
-  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('name', ['cae', 'unet', 'vqvae'])

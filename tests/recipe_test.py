@@ -20,11 +20,11 @@ from adversarial_augment.training import recipe as recipes
 from tests import tiny
 
 
-def build(num_devices=1, **overrides):
+def build(**overrides):
   changed = tiny.OVERRIDES | {name.replace('__', '.'): value for name, value in overrides.items()}
   config = configs.override(configs.base_config(), changed)
   configs.validate(config)
-  return recipes.build(config, tiny.dataset(), tiny.make_mesh(num_devices))
+  return recipes.build(config, tiny.dataset(), tiny.make_mesh(1))
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,6 @@ def test_a_warm_up_of_any_length_ends_with_the_run():
   config.attack.warmup_epochs, config.optimizer.warmup_epochs = 1e6, 0.0  # their quotient is infinite
   recipe, _ = recipes.build(config, tiny.dataset(), tiny.make_mesh(1))
   assert recipe.warmup_steps == recipe.num_steps
-
-
-def test_the_batch_must_divide_over_the_devices():
-  with pytest.raises(UserError, match='config.batch_size=12 must be a multiple of the 8 devices; try 8 or 16'):
-    build(8, batch_size='12')
-
-
-def test_a_microbatch_must_divide_a_device_s_images():
-  running = {'attack__batch_norm': 'running', 'batch_size': '16'}
-  with pytest.raises(UserError, match='config.attack.microbatch=4 must divide the 2 images of each of the 8 devices'):
-    build(8, **running, attack__microbatch='4')
 
 
 def test_phi_is_what_ships_and_missing_weights_are_refused():

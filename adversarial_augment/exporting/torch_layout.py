@@ -68,7 +68,7 @@ def check(config: ConfigDict) -> None:
 
 
 def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns the state dict of a `classifiers.preact_resnet`: float32, batch counts int64, OIHW, the head [classes, c]."""
+  """Returns the state dict of a `preact_resnet`: float32, batch counts int64, OIHW, the head [classes, c]."""
   tensors: dict[str, np.ndarray] = {
     'mu': np.asarray(MEAN, np.float32).reshape(1, 3, 1, 1),
     'sigma': np.asarray(STD, np.float32).reshape(1, 3, 1, 1),
