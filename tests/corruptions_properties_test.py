@@ -12,7 +12,6 @@ from tests.corruption_images import of_another_size, real_images
 
 SEVERITIES = (1, 2, 3, 4, 5)
 GREY = 128
-GREYS = np.broadcast_to(np.arange(256, dtype=np.uint8).repeat(4).reshape(1, 32, 32, 1), (1, 32, 32, 3))
 
 
 def corrupted(name: str, images: np.ndarray, severity: int) -> np.ndarray:
@@ -86,21 +85,6 @@ def test_fog_draws_as_many_numbers_as_its_map_has_points():
 # ---- Noise.
 
 
-@pytest.mark.parametrize('severity', SEVERITIES)
-@pytest.mark.parametrize(
-  'name, deviation',  # in grey levels, for each severity
-  [
-    ('gaussian_noise', 255 * np.array([0.04, 0.06, 0.08, 0.09, 0.10])),
-    ('speckle_noise', GREY * np.array([0.06, 0.1, 0.12, 0.16, 0.2])),
-    ('shot_noise', np.sqrt(GREY * 255 / np.array([500, 250, 100, 75, 50]))),
-  ],
-)
-def test_standard_deviation_on_grey(name, deviation, severity):
-  levels = corrupted(name, flat(GREY), severity)
-  assert levels.std() == pytest.approx(deviation[severity - 1], rel=0.02)
-  assert levels.mean() == pytest.approx(GREY - 0.5, abs=0.5)  # truncation takes half a level
-
-
 @pytest.mark.parametrize('severity, photons', [(1, 500), (3, 100), (5, 50)])
 @pytest.mark.parametrize('level', [3, 70, 255])
 def test_shot_noise_is_poisson(level, severity, photons):
@@ -111,14 +95,6 @@ def test_shot_noise_is_poisson(level, severity, photons):
   common = expected >= 5
   found, expected = (np.append(a[common], a[~common].sum()) for a in (found, expected))
   assert stats.chisquare(found, expected * found.sum() / expected.sum()).pvalue > 0.01
-
-
-@pytest.mark.parametrize('severity, amount', [(1, 0.01), (2, 0.02), (3, 0.03), (4, 0.05), (5, 0.07)])
-def test_impulse_noise_is_half_salt_half_pepper(severity, amount):
-  levels = corrupted('impulse_noise', flat(GREY), severity)
-  assert set(np.unique(levels)) == {0, GREY, 255}
-  for level in (0, 255):
-    assert stats.binomtest(int((levels == level).sum()), levels.size, amount / 2).pvalue > 0.01
 
 
 @pytest.mark.parametrize('name', ['shot_noise', 'speckle_noise', 'fog'])
@@ -138,14 +114,6 @@ def test_flat_images_stay(name):
     images = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, *size, 3))
     for severity in SEVERITIES:
       np.testing.assert_array_equal(corrupted(name, images, severity), images)
-
-
-def test_glass_keeps_the_first_rows_and_columns():
-  images = real_images(20)
-  changed = (corrupted('glass_blur', images, 1) != images).any((0, 3))  # the blur of severity 1 changes nothing
-  assert not changed[:2].any()
-  assert not changed[:, :2].any()
-  assert changed[2:, 2:].all()
 
 
 @pytest.mark.parametrize('radius, sigma', [(6, 1.0), (9, 2.5), (14, 12.0)])
@@ -193,27 +161,6 @@ def test_zoom_matrix(size):
     assert (matrix >= 0).all()
 
 
-def test_zoom_blur_averages_as_many_zooms_as_cifar10_c():
-  rows = [CORRUPTIONS['zoom_blur'].constants(severity, (32, 32)).rows for severity in SEVERITIES]
-  assert [np.count_nonzero(matrices.any((1, 2))) - 1 for matrices in rows] == [7, 12, 16, 21, 26]
-
-
-# ---- Weather.
-
-
-def test_snow_only_brightens():
-  images = real_images(50)
-  for severity in SEVERITIES:
-    assert (corrupted('snow', images, severity) >= images.astype(int) - 1).all()  # truncation may take a level
-
-
-def test_fog_keeps_the_largest_level():
-  images = real_images(100)
-  for severity in SEVERITIES:
-    foggy = corrupted('fog', images, severity)
-    assert (foggy.max(axis=(1, 2, 3)) <= images.max(axis=(1, 2, 3))).all()
-
-
 # ---- Spatter.
 
 
@@ -246,35 +193,7 @@ def test_water_brightens_and_mud_only_darkens_what_is_brighter(severity):
     np.testing.assert_allclose(splashed(images[0], severity, 1.0), flood, atol=1e-3)
 
 
-# ---- Colours.
-
-
-def test_brightness_adds_to_greys():
-  for severity, addend in enumerate((12.75, 25.5, 38.25, 51, 76.5), 1):
-    result = corrupted('brightness', GREYS, severity).astype(int)
-    expected = np.floor(np.minimum(GREYS + np.float64(addend), 255))
-    # 51 more is a whole level, and floating point may fall below it.
-    assert set(np.unique(expected - result)) <= ({0, 1} if severity == 4 else {0})
-
-
-def test_saturation_of_greys_makes_them_red():
-  for severity, addend in enumerate((0, 0, 0, 0.1, 0.2), 1):
-    result = corrupted('saturate', GREYS, severity).astype(int)
-    np.testing.assert_array_equal(result[..., 0], GREYS[..., 0])
-    expected = np.floor(GREYS[..., 1:] * np.float64(10 - 10 * addend) / 10)
-    assert set(np.unique(expected - result[..., 1:])) <= ({0} if addend == 0 else {0, 1})
-
-
-def test_contrast_of_two_levels():
-  images = flat(100, 1)
-  images[:, :16] = 200
-  for severity, factor in enumerate((0.75, 0.5, 0.4, 0.3, 0.15), 1):
-    result = corrupted('contrast', images, severity)
-    np.testing.assert_array_equal(result[0, 0, 0], np.floor(150 + 50 * factor))
-    np.testing.assert_array_equal(result[0, 31, 0], np.floor(150 - 50 * factor))
-
-
-# ---- Digital.
+# ---- Elastic deformation.
 
 
 DEFORM = jax.jit(CORRUPTIONS['elastic_transform'].apply)

@@ -8,7 +8,6 @@ procedural textures are used, which are not comparable with published results.
 import functools
 import hashlib
 import importlib.util
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +112,7 @@ def _photographs(folder: Path | None) -> list[tuple[bytes, np.ndarray]] | None:
         f"'frost' of the distribution {_DISTRIBUTION} does."
       ) from error
     try:
-      with Image.open(io.BytesIO(content)) as image:
+      with Image.open(path) as image:
         found.append((content, np.asarray(image.convert('RGB'))))
     except Exception as error:  # of any type that Pillow's decoders raise
       raise UserError(f"frost: '{path}' cannot be read as an image ({error}); replace the file.") from error
