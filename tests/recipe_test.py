@@ -112,7 +112,7 @@ def test_a_weight_file_must_be_of_the_network_that_the_config_names(tmp_path):
     ({'network': None}, "'network' in its header is None and must have exactly name, .*; give a file that"),
     ({'network': NETWORK | {'blocks': 2}}, "lacks 'edsr/block_1/conv_0/b'.*; these are not.*: give a file that"),
     ({'network': NETWORK | {'scale': 1}}, "holds 'edsr/up_0/b' of shape .* which the network does not have; .*: give"),
-    ({'network': NETWORK | {'features': 8}}, "'edsr/[^']*' has shape .* and must have .*; .*: give a file that"),
+    ({'network': NETWORK | {'features': 8}}, "'edsr/[^']*', which has shape .* and must have .*; .*: give a file that"),
     ({'change': lambda params: params.pop('edsr/out')}, "lacks 'edsr/out/"),
     ({'change': lambda params: [p.update(w=0 * p['w'], b=0 * p['b']) for p in params.values()]}, 'are zero.*; load'),
   ],
