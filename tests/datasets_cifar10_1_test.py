@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from adversarial_augment import datasets, prepare
 from adversarial_augment.datasets import cifar10_1
 from adversarial_augment.errors import UserError
+from tests.described import refused
 
 COUNTS = {'v4': 2021, 'v6': 2000}
 
@@ -95,46 +96,36 @@ def test_an_imported_set_is_not_replaced_unasked(tmp_path, folder):
 
 
 def saved(name: str, array: np.ndarray):
-  return lambda folder: np.save(folder / f'cifar10.1_{name}.npy', array)
+  return lambda folder: np.save(folder / f'cifar10.1_{name}.npy', array, allow_pickle=True)
+
+
+def cut(path: pathlib.Path) -> None:
+  path.write_bytes(path.read_bytes()[:999])
 
 
 V6_IMAGES, V6_LABELS = arrays('v6')
-UNBALANCED = V6_LABELS.copy()
-UNBALANCED[0] = 1
+UNBALANCED = np.concatenate([[1], V6_LABELS[1:]])
 FAULTS = {
-  'no file': (lambda folder: (folder / 'cifar10.1_v4_labels.npy').unlink(), 'v4_labels.npy', 'github.com/modestyachts'),
-  'v4 for v6': (saved('v6_data', arrays('v4')[0]), 'v6_data.npy', '[2000, 32, 32, 3]'),
-  'v6 for v4': (saved('v4_data', V6_IMAGES), 'v4_data.npy', '[2021, 32, 32, 3]'),
-  'channels first': (saved('v6_data', V6_IMAGES.transpose(0, 3, 1, 2).copy()), '[2000, 3, 32, 32]', 'get the file'),
-  'floats': (saved('v6_data', V6_IMAGES / np.float32(255)), 'float32', 'must be uint8'),
-  'one label less': (saved('v6_labels', V6_LABELS[1:]), '[1999]', 'must be integers [2000]'),
-  'labels from 1': (saved('v6_labels', V6_LABELS + 1), 'from 1 to 10', '[0, 9]'),
-  'float labels': (saved('v6_labels', V6_LABELS.astype(float)), 'float64', 'must be integers'),
-  'unbalanced': (saved('v6_labels', UNBALANCED), '199, 201', '200 of each'),
-  'pickled': (
-    lambda folder: np.save(folder / 'cifar10.1_v6_labels.npy', V6_LABELS.astype(object), allow_pickle=True),
-    'v6_labels.npy',
-    'pickled Python objects',
-  ),
-  'half written': (
-    lambda folder: (folder / 'cifar10.1_v6_data.npy').write_bytes(
-      (folder / 'cifar10.1_v6_data.npy').read_bytes()[:999]
-    ),
-    'has 999 bytes',
-    'get or make it again',
-  ),
-  'no folder': (lambda folder: folder.rename(folder.with_name('elsewhere')), 'does not exist', 'give the folder'),
+  'no file': (lambda folder: (folder / 'cifar10.1_v4_labels.npy').unlink(), 'v4_labels.npy.*github.com/modestyachts'),
+  'v4 for v6': (saved('v6_data', arrays('v4')[0]), r'v6_data.npy.*\[2000, 32, 32, 3\]'),
+  'v6 for v4': (saved('v4_data', V6_IMAGES), r'v4_data.npy.*\[2021, 32, 32, 3\]'),
+  'channels first': (saved('v6_data', V6_IMAGES.transpose(0, 3, 1, 2).copy()), r'\[2000, 3, 32, 32\].*get the file'),
+  'floats': (saved('v6_data', V6_IMAGES / np.float32(255)), 'float32.*must be uint8'),
+  'one label less': (saved('v6_labels', V6_LABELS[1:]), r'\[1999\].*must be integers \[2000\]'),
+  'labels from 1': (saved('v6_labels', V6_LABELS + 1), r'from 1 to 10.*\[0, 9\]'),
+  'float labels': (saved('v6_labels', V6_LABELS.astype(float)), 'float64.*must be integers'),
+  'unbalanced': (saved('v6_labels', UNBALANCED), '199, 201.*200 of each'),
+  'pickled': (saved('v6_labels', V6_LABELS.astype(object)), 'v6_labels.npy.*pickled Python objects'),
+  'half written': (lambda folder: cut(folder / 'cifar10.1_v6_data.npy'), 'has 999 bytes.*get or make it again'),
+  'no folder': (lambda folder: folder.rename(folder.with_name('elsewhere')), 'does not exist.*give the folder'),
 }
 
 
-@pytest.mark.parametrize('change, said, way_out', FAULTS.values(), ids=FAULTS)
-def test_refused(tmp_path, folder, change, said, way_out):
+@pytest.mark.parametrize('change, said', FAULTS.values(), ids=FAULTS)
+def test_refused(tmp_path, folder, change, said):
   change(folder)
-  with pytest.raises(UserError) as caught:
+  with refused(said):
     prepare.main(['cifar10_1', f'--from={folder}', f'--data_dir={tmp_path / "data"}'])
-  assert said in str(caught.value)
-  assert way_out in str(caught.value)
-  assert '\n' not in str(caught.value)
   assert not (tmp_path / 'data').exists()
 
 

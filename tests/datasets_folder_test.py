@@ -11,6 +11,7 @@ import pytest
 
 from adversarial_augment.datasets import folder
 from adversarial_augment.errors import UserError
+from tests.described import refused
 
 
 def _save(path: pathlib.Path, image: Image.Image | None = None, **options) -> pathlib.Path:
@@ -204,9 +205,8 @@ def test_unreadable_files_are_named(tmp_path):
   cases = {'empty.png': b'', 'text.jpg': b'hello', 'half.png': whole[: len(whole) // 2], 'bomb.png': _bomb()}
   for name, content in cases.items():
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=name) as caught:
+    with refused(name):
       folder.read_image(tmp_path / name, 32)
-    assert '\n' not in str(caught.value)
   _save(tmp_path / 'large.png', Image.new('1', (8193, 8192)))
   with pytest.raises(UserError, match=r'large.png. has 8193 x 8192 pixels; at most 67,108,864'):
     folder.read_image(tmp_path / 'large.png', 32)

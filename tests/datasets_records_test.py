@@ -16,6 +16,7 @@ from adversarial_augment.datasets import folder as image_folder
 from adversarial_augment.datasets import records as records_module
 from adversarial_augment.errors import UserError
 from tests.datasets_source_test import image_features, png, random_examples, tfds_write, write
+from tests.described import refused
 
 
 def _rename_class(folder: pathlib.Path, place: str) -> None:
@@ -51,9 +52,8 @@ def test_no_class_that_a_data_set_names_is_imported(tmp_path, monkeypatch, place
     (code / 'payload.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")')
   monkeypatch.syspath_prepend(str(tmp_path))
   _rename_class(folder, place)
-  with pytest.raises(UserError, match='pets_payload.payload.Image.* is not imported') as caught:
+  with refused('pets_payload.payload.Image.* is not imported'):
     datasets.load('pets', 'train', str(tmp_path))
-  assert '\n' not in str(caught.value)
   assert not (tmp_path / 'ran').exists()
   assert 'pets_payload' not in sys.modules
 
@@ -97,9 +97,8 @@ def test_splits_that_are_not_what_they_say(tmp_path, change, said):
   for split in content['splits']:
     change(split)
   path.write_text(json.dumps(content))
-  with pytest.raises(UserError, match=said) as caught:
+  with refused(said):
     datasets.load('pets', 'train', str(tmp_path))
-  assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('names', ['cat\ndog\n', 'cat\ndog\ncat\n', 'cat\ndog\n\x1b[2J\n', 'a\n' * 10**6])

@@ -16,7 +16,7 @@ from adversarial_augment import datasets
 from adversarial_augment.datasets import source, writer
 from adversarial_augment.errors import StorageError, UserError
 from adversarial_augment.storage import artifact
-from tests.described import described
+from tests.described import described, refused
 
 CLASSES = ('cat', 'dog', 'yak')
 
@@ -207,9 +207,8 @@ def _row(image: np.ndarray, label: int = 0) -> dict:
 )
 def test_unusable_images(tmp_path, said, features, images):
   tfds_write(tmp_path, [_row(np.zeros(shape, np.uint8)) for shape in images], features)
-  with pytest.raises(UserError, match=said) as caught:
+  with refused(said):
     datasets.load('pets', 'train', str(tmp_path))
-  assert '\n' not in str(caught.value)
 
 
 def test_labels_out_of_range(tmp_path):
@@ -232,9 +231,8 @@ def test_tfrecord_is_refused(tmp_path):
 @pytest.mark.parametrize('content', [b'', b'{', b'[]', b'\xff\xfe', b'{"a": 1}'])
 def test_damaged_metadata(tmp_path, name, content):
   (write(tmp_path, n=3) / name).write_bytes(content)
-  with pytest.raises(UserError, match='pets') as caught:
+  with refused('pets'):
     datasets.load('pets', 'train', str(tmp_path))
-  assert '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('with_provenance', [True, False])
