@@ -11,10 +11,11 @@ import pytest
 
 from adversarial_augment import corruption_nets, prepare
 from adversarial_augment.cli import ways_out
-from adversarial_augment.datasets import mixture, sampling
+from adversarial_augment.datasets import arrays, mixture, sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Batch, Dataset
 from tests import deepaugment_sets
+from tests.described import refused
 
 N = deepaugment_sets.N
 
@@ -23,9 +24,8 @@ def dataset(value: int) -> Dataset:
   """N images, all of whose pixels are (value, index)."""
   images = np.zeros((N, 4, 4, 3), np.uint8)
   images[..., 0], images[..., 1] = value, np.arange(N)[:, None, None]
-  labels = np.arange(N, dtype=np.int32) % 3
-  read = lambda index: Batch(images[index], labels[index])
-  return Dataset('pets', N, 3, (4, 4, 3), read, {'name': f'set {value}', 'sha256': f'{value:x}'})
+  made = arrays.in_memory(images, np.arange(N, dtype=np.int32) % 3, 'pets', 3, (), {})
+  return made._replace(provenance={'name': f'set {value}', 'sha256': f'{value:x}'})
 
 
 def drawn(mixed: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,10 +161,8 @@ REFUSED = {
 @pytest.mark.parametrize('change, said', REFUSED.values(), ids=REFUSED)
 def test_refused(data_dir, change, said):
   change(data_dir)
-  with pytest.raises(UserError, match=said) as caught:
+  with refused(said):
     deepaugment_sets.open_sets(deepaugment_sets.load(data_dir), data_dir)
-  assert '\n' not in str(caught.value)
-  assert len(str(caught.value)) < 600
 
 
 def test_too_few_copies(prepared):

@@ -64,16 +64,8 @@ def test_other_features_of_tfds_are_left_unread(tmp_path):
     'box': tfds.features.BBoxFeature(),
     'parts': {'names': tfds.features.Sequence(tfds.features.Text()), 'size': tfds.features.Scalar(np.int64)},
   }
-  rows = [
-    {
-      'image': png(image),
-      'label': label,
-      'box': tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
-      'parts': {'names': ['a'], 'size': 3},
-    }
-    for image, label in zip(images, labels, strict=True)
-  ]
-  tfds_write(tmp_path, rows, features)
+  more = {'box': tfds.features.BBox(0.0, 0.0, 1.0, 1.0), 'parts': {'names': ['a'], 'size': 3}}
+  tfds_write(tmp_path, [{'image': png(images[i]), 'label': labels[i]} | more for i in range(3)], features)
   np.testing.assert_array_equal(datasets.load('pets', 'train', str(tmp_path)).read(np.arange(3)).images, images)
 
 

@@ -117,10 +117,7 @@ def test_remains_of_a_kill_are_removed_and_a_second_writer_is_refused(tmp_path):
 @pytest.mark.parametrize('encoding', ['PNG', 'JPEG'])
 def test_reads_what_tfds_writes_in_several_files(tmp_path, encoding):
   images, labels = random_examples(20)
-  rows = [
-    {'image': png(image, encoding), 'label': int(label), 'note': 'x'}
-    for image, label in zip(images, labels, strict=True)
-  ]
+  rows = [{'image': png(images[i], encoding), 'label': int(labels[i]), 'note': 'x'} for i in range(20)]
   tfds_write(tmp_path, rows, image_features() | {'note': tfds.features.Text()})
   assert len(list((tmp_path / 'pets' / '1.0.0').glob('*array_record*'))) == 3
   dataset = datasets.load('pets:1.0.0', 'train', str(tmp_path))
@@ -143,76 +140,51 @@ def test_newest_version_and_home_folder(tmp_path, monkeypatch):
     datasets.load('pets:2.0.0', 'train', '~/data')
 
 
-@pytest.mark.parametrize(
-  'name, data_dir, split, said',
-  [
-    (
-      'cifar10',
-      '/nowhere',
-      'train',
-      r"'cifar10' under data_dir='/nowhere'.*not exist.*cifar10 --data_dir=/nowhere, or",
-    ),
-    ('pts', None, 'train', r"Did you mean 'pets'\?\); make it with .*prepare images --name=pts"),
-    ('pets', None, 'validation', "no split 'validation'; it has: test, train"),
-    ('../pets', None, 'train', 'must look like'),
-    ('', None, 'train', 'must look like'),
-    ('cifar10', '~/tensorflow_datasets', 'train', 'prepare cifar10, or use'),
-    (
-      'dogs_corrupted/fog_1',
-      '/a b',
-      'test',
-      "prepare cifar10_c --dataset=dogs --format=array_record '--data_dir=/a b'",
-    ),
-    ('cifar10_1/v6', '/nowhere', 'test', 'prepare cifar10_1 --from=FOLDER --data_dir=/nowhere'),
-    ('dogs/small', '/nowhere', 'train', "with tfds's download_and_prepare"),
-  ],
-)
+MISSING = [
+  ('cifar10', '/nowhere', 'train', r"'cifar10' under data_dir='/nowhere'.*not exist.*cifar10 --data_dir=/nowhere, or"),
+  ('pts', None, 'train', "Did you mean 'pets'.*prepare images --name=pts"),
+  ('pets', None, 'validation', "no split 'validation'; it has: test, train"),
+  ('../pets', None, 'train', 'must look like'),
+  ('', None, 'train', 'must look like'),
+  ('cifar10', '~/tensorflow_datasets', 'train', 'prepare cifar10, or use'),
+  ('dogs_corrupted/fog_1', '/a b', 'test', "cifar10_c --dataset=dogs --format=array_record '--data_dir=/a b'"),
+  ('cifar10_1/v6', '/nowhere', 'test', 'prepare cifar10_1 --from=FOLDER --data_dir=/nowhere'),
+  ('dogs/small', '/nowhere', 'train', "with tfds's download_and_prepare"),
+]
+
+
+@pytest.mark.parametrize('name, data_dir, split, said', MISSING)
 def test_missing(prepared, name, data_dir, split, said):
   with pytest.raises(UserError, match=said) as caught, described():
     datasets.load(name, split, data_dir or str(prepared))
-  assert '\n' not in str(caught.value)
-  assert 'config.' not in str(caught.value)  # the flags of prepare have no such prefix
+  assert not [
+    words for words in ('\n', 'config.') if words in str(caught.value)
+  ]  # flags of prepare have no such prefix
 
 
-def _row(image: np.ndarray, label: int = 0) -> dict:
-  return {'image': png(image), 'label': label}
+IMAGE, LABEL = image_features().values()
+DEEP = tfds.features.Image(shape=(6, 5, 1), dtype=np.uint16)
+UNUSABLE = [
+  ('all must be uint8 RGB of one size', image_features((None, None, 3)), [(6, 5, 3), (6, 6, 3)]),
+  ('all must be uint8 RGB of one size', image_features((None, None, 3)), [(6, 5), (6, 5)]),
+  (r'shape \(6, 5, 1\) and type uint8', image_features((6, 5, 1)), [(6, 5)]),
+  ('type uint16', {'image': DEEP, 'label': LABEL}, [(6, 5)]),
+  ("no feature 'image'; it has: label, picture", {'picture': IMAGE, 'label': LABEL}, []),
+  ('must be a ClassLabel', {'image': IMAGE, 'label': tfds.features.Scalar(np.int64)}, [(6, 5, 3)]),
+  ("split 'train' is empty", image_features(), []),
+]
 
 
-@pytest.mark.parametrize(
-  'said, features, images',
-  [
-    ('all must be uint8 RGB of one size', image_features((None, None, 3)), [(6, 5, 3), (6, 6, 3)]),
-    ('all must be uint8 RGB of one size', image_features((None, None, 3)), [(6, 5), (6, 5)]),
-    (r'shape \(6, 5, 1\) and type uint8', image_features((6, 5, 1)), [(6, 5)]),
-    (
-      'type uint16',
-      {
-        'image': tfds.features.Image(shape=(6, 5, 1), dtype=np.uint16),
-        'label': tfds.features.ClassLabel(num_classes=3),
-      },
-      [(6, 5)],
-    ),
-    (
-      "no feature 'image'; it has: label, picture",
-      {'picture': image_features()['image']} | {'label': image_features()['label']},
-      [],
-    ),
-    (
-      'must be a ClassLabel',
-      {'image': image_features()['image'], 'label': tfds.features.Scalar(np.int64)},
-      [(6, 5, 3)],
-    ),
-    ("split 'train' is empty", image_features(), []),
-  ],
-)
+@pytest.mark.parametrize('said, features, images', UNUSABLE)
 def test_unusable_images(tmp_path, said, features, images):
-  tfds_write(tmp_path, [_row(np.zeros(shape, np.uint8)) for shape in images], features)
+  rows = [{'image': png(np.zeros(shape, np.uint8)), 'label': 0} for shape in images]
+  tfds_write(tmp_path, rows, features)
   with refused(said):
     datasets.load('pets', 'train', str(tmp_path))
 
 
 def test_labels_out_of_range(tmp_path):
-  tfds_write(tmp_path, [_row(np.zeros((6, 5, 3), np.uint8), 9)], image_features(classes=10))
+  tfds_write(tmp_path, [{'image': png(np.zeros((6, 5, 3), np.uint8)), 'label': 9}], image_features(classes=10))
   path = tmp_path / 'pets' / '1.0.0' / 'features.json'
   path.write_text(path.read_text().replace('"10"', '"9"'))
   with pytest.raises(UserError, match=r'from 9 to 9, but they must lie in \[0, 8\]'):
@@ -259,9 +231,7 @@ def test_damaged_records_are_never_read_as_data(tmp_path, with_provenance):
     else:
       assert found == expected  # a bit that carries nothing
   assert len(messages) >= 0.9 * len(damaged)
-  for message in messages:
-    assert "split 'train' are damaged" in message
-    assert '\n' not in message
+  assert all("split 'train' are damaged" in message and '\n' not in message for message in messages)
 
 
 def test_exchanged_records_are_noticed(tmp_path):
@@ -283,21 +253,19 @@ def test_existing_data_is_kept_unless_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize('existing', [False, True])
-@pytest.mark.parametrize('error', [KeyboardInterrupt, UserError('image 700')])
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), UserError('image 700')])
 def test_interruption_leaves_nothing_half_made(tmp_path, existing, error):
-  if existing:
-    write(tmp_path, n=3)
+  before = write(tmp_path, n=3) if existing else None
 
   def examples():
     yield from zip(*random_examples(700), strict=True)
     raise error
 
   split = {'train': writer.Split(1000, examples())}
-  with pytest.raises(error if isinstance(error, type) else type(error)):
+  with pytest.raises(type(error)):
     writer.write(_describe(), split, tmp_path, overwrite=True)
-  assert [path.name for path in tmp_path.iterdir()] == (['pets'] if existing else [])
-  if existing:
-    assert datasets.load('pets', 'train', str(tmp_path)).num_examples == 3
+  assert [path.name for path in tmp_path.iterdir()] == (['pets'] if before else [])
+  assert not before or datasets.load('pets', 'train', str(tmp_path)).num_examples == 3
 
 
 def test_full_disk_is_told_before_work(tmp_path, monkeypatch):
