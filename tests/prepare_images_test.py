@@ -13,6 +13,7 @@ import pytest
 from adversarial_augment import datasets, prepare
 from adversarial_augment.datasets import folder
 from adversarial_augment.errors import UserError
+from tests.described import refused
 
 CAFE = 'caf\u00e9'
 
@@ -57,13 +58,13 @@ def test_images_that_are_not_used_are_counted_and_named(tmp_path, capsys):
 
 
 def test_images_beside_the_classes_of_a_split_are_named_too(tmp_path, capsys):
+  root = tmp_path / 'in'
   for split in ('train', 'test'):
-    fill(tmp_path / 'in' / split, 'a', 'b')
-  save(tmp_path / 'in' / 'train' / 'x.png')
-  save(tmp_path / 'in' / 'y.png')
+    fill(root / split, 'a', 'b')
+  paths = [save(root / 'train' / 'x.png'), save(root / 'y.png')]
   said = run(tmp_path, capsys)
-  assert f"Not used: 2 images that do not lie in a class folder itself, such as '{tmp_path}/in/train/x.png'" in said
-  assert f"'{tmp_path}/in/y.png'" in said
+  assert 'Not used: 2 images' in said
+  assert all(f"'{path}'" in said for path in paths)
 
 
 def test_nothing_is_said_where_nothing_is_left_out_or_changed(tmp_path, capsys):
@@ -121,10 +122,9 @@ def test_fits_and_sizes_that_are_no_square(tmp_path, capsys, fit):
 
 
 @pytest.mark.parametrize('size', ['48x', 'x48', '48x64x3', '48X64', '48x8', '0', '-32', '1e2', ''])
-def test_sizes_that_are_none(tmp_path, size):
-  fill(tmp_path / 'in', 'a', 'b')
-  with pytest.raises(UserError, match='--size='):
-    prepare.main(['images', '--name=pets', f'--from={tmp_path}/in', f'--size={size}', f'--data_dir={tmp_path}/out'])
+def test_sizes_that_are_none(tmp_path, capsys, size):
+  with refused('--size='):
+    run(tmp_path, capsys, f'--size={size}')
 
 
 def test_equal_images_get_a_line(tmp_path, capsys):
@@ -163,7 +163,7 @@ def test_all_broken_images_are_named_in_one_run(tmp_path, capsys):
   assert not list((tmp_path / 'out').iterdir())
   for path in root.rglob('*.png'):
     path.write_bytes(b'')
-  with pytest.raises(UserError, match='12 images cannot be used'):
+  with refused('12 images cannot be used'):
     run(tmp_path, capsys)
 
 

@@ -23,12 +23,8 @@ _MAX_EXTENDED = 1 << 16  # bytes of an extended header, which has a long name
 _MAX_STREAMS = 1000  # packed one after the other
 _MAX_DICTIONARY = 128 << 20  # bytes that xz may ask for
 _EXTENDED = (
-  tarfile.XHDTYPE,
-  tarfile.XGLTYPE,
-  tarfile.SOLARIS_XHDTYPE,
-  tarfile.GNUTYPE_LONGNAME,
-  tarfile.GNUTYPE_LONGLINK,
-)
+  tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 _UNPACKERS: dict[bytes, Callable[[], Any]] = {  # by the first bytes
   b'\x1f\x8b': lambda: zlib.decompressobj(31),  # gzip
   b'BZh': bz2.BZ2Decompressor,
