@@ -80,7 +80,13 @@ def _sections(found: Sequence[runs.Run]) -> Iterator[Section]:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the command line; see `--help`."""
+  arguments = _parser().parse_args(argv)
+  with progress.stage('reading the runs and drawing the page'):
+    path = report(arguments.folders, arguments.output)
+  print(f'Wrote {path}')
+
+
+def _parser() -> cli.Parser:
   parser = cli.Parser(
     prog='python -m adversarial_augment.report',
     description='Makes one HTML page of one run, or of several side by side. The page needs no network.',
@@ -88,10 +94,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('folders', nargs='+', metavar='DIR', help='the workdir of a run')
   parser.add_argument('--output', metavar='FILE', help='default: DIR/report.html, or report.html here for several runs')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
-  arguments = parser.parse_args(argv)
-  with progress.stage('reading the runs and drawing the page'):
-    path = report(arguments.folders, arguments.output)
-  print(f'Wrote {path}')
+  return parser
 
 
 if __name__ == '__main__':

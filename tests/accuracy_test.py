@@ -10,7 +10,7 @@ import pytest
 
 from adversarial_augment import metrics
 from adversarial_augment.errors import NumericalError
-from adversarial_augment.evaluation.accuracy import accuracy, batches
+from adversarial_augment.evaluation.accuracy import accuracy
 from adversarial_augment.storage import outcomes
 from adversarial_augment.types import AttackResult, Batch, Dataset, TrainState
 from tests import tiny
@@ -79,16 +79,6 @@ def test_similarities_are_counted_in_bins():
   centres = (np.array(histogram['edges'][1:]) + histogram['edges'][:-1]) / 2
   found = np.repeat(centres, histogram['count'])
   np.testing.assert_allclose(found, values, atol=0.0101)
-
-
-def test_batches_are_padded_with_masked_images():
-  parts = list(batches(dataset(), tiny.make_mesh(8), 8))
-  assert [part.images.shape for part in parts] == [(8, 4, 4, 3)] * 3
-  mask = np.concatenate([part.mask for part in parts])
-  assert mask.sum() == NUM
-  np.testing.assert_array_equal(np.concatenate([part.images for part in parts])[mask], BYTES)
-  np.testing.assert_array_equal(np.concatenate([part.labels for part in parts])[mask], LABELS)
-  np.testing.assert_array_equal(np.concatenate([part.indices for part in parts])[mask], np.arange(NUM))
 
 
 def attack(keys, logits_fn, images, labels, frozen=None):

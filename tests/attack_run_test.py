@@ -3,6 +3,7 @@
 Every bad classifier takes the place of the one that the run's config names, as one that a user has registered would.
 """
 
+import io
 import itertools
 import json
 import os
@@ -37,19 +38,33 @@ SAME = ('num_correct', 'num_robust', 'num_robust_uint8', 'survivors', 'flags', '
 DRAWS = (jax.random.key(i) for i in itertools.count())  # a state in Python, as of a framework's generators
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory) -> Path:
-  """A run that is right about most digits; not to be changed."""
-  workdir = tmp_path_factory.mktemp('run') / 'w'
-  changes = {'num_epochs': '1.25', 'classifier.width': '4', 'evals': 'clean', 'eval_images': str(NUM)}
-  config = configs.override(configs.load('configs/nominal.py:quickstart'), changes)
+def train_run(workdir: Path, config_file: str, **changes: str) -> Path:
+  config = configs.override(configs.load(config_file), {'evals': 'clean', 'eval_images': str(NUM)} | changes)
   train.train(config, workdir, {split: datasets.load('embedded', split, '') for split in ('train', 'test')})
   return workdir
 
 
+@pytest.fixture(scope='module')
+def begun(tmp_path_factory) -> Path:
+  """A run of a few steps; not to be changed."""
+  return train_run(tmp_path_factory.mktemp('run') / 'w', 'configs/nominal.py:smoke')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> Path:
+  """A run that is right about most digits; not to be changed."""
+  changes = {'num_epochs': '1.25', 'classifier.width': '4'}
+  return train_run(tmp_path_factory.mktemp('run') / 'w', 'configs/nominal.py:quickstart', **changes)
+
+
 @pytest.fixture
-def run(trained, tmp_path) -> Path:
-  return Path(shutil.copytree(trained, tmp_path / 'w'))
+def run(begun, tmp_path) -> Path:
+  return Path(shutil.copytree(begun, tmp_path / 'w'))
+
+
+@pytest.fixture
+def good(trained, tmp_path) -> Path:
+  return Path(shutil.copytree(trained, tmp_path / 'good'))
 
 
 def command(run: Path, *flags: str) -> int | None:
@@ -65,8 +80,8 @@ def images_of(run: Path, name: str = NAME) -> dict[str, np.ndarray]:
     return dict(file)
 
 
-def test_the_result_says_all_that_it_is_of(run, trained, capsys):
-  assert command(run, *FLAGS, '--save_images', '--seed=3', '--allow_suspect', f'--surrogate={trained}') == 0
+def test_the_result_says_all_that_it_is_of(run, begun, capsys):
+  assert command(run, *FLAGS, '--save_images', '--seed=3', '--allow_suspect', f'--surrogate={begun}') == 0
   found, closing = result(run), result(run, 'train')
   assert {
     'robust_accuracy', 'clean_accuracy', 'robust_accuracy_uint8', 'survivors', 'seconds', 'num_images', 'flags',
@@ -195,40 +210,40 @@ def test_a_suspect_number_is_marked_and_the_exit_code_says_so(run, plant, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', PLANTED)
-def test_a_bad_classifier_is_named(name, run, plant):
+def test_a_bad_classifier_is_named(name, good, plant):
   change, flag = PLANTED[name]
   plant(change)
-  assert command(run, *FLAGS) == 3
-  assert flag in result(run)['flags']
+  assert command(good, *FLAGS) == 3
+  assert flag in result(good)['flags']
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', HONEST)
-def test_an_honest_classifier_is_not(name, run, plant, capsys):
+def test_an_honest_classifier_is_not(name, good, plant, capsys):
   plant(HONEST[name])
-  assert command(run, *FLAGS) == 0
+  assert command(good, *FLAGS) == 0
   assert 'UNRELIABLE' not in capsys.readouterr().out
-  found = result(run)
+  found = result(good)
   assert found['flags'] == []
   assert found['num_robust'] <= found['num_correct']
   assert found['num_correct'] > 0.2 * NUM
 
 
-def test_what_bfloat16_finds_is_judged_in_float32(run, tmp_path):
+def test_what_bfloat16_finds_is_judged_in_float32(good, tmp_path):
   """Counts and images are those of the float32 classifier, as other code has it; it is about as strong a result."""
-  half = Path(shutil.copytree(run, tmp_path / 'half'))
-  assert command(run, *FLAGS) == command(half, *FLAGS, '--config.precision=bfloat16', '--save_images') == 0
+  half = Path(shutil.copytree(good, tmp_path / 'half'))
+  assert command(good, *FLAGS) == command(half, *FLAGS, '--config.precision=bfloat16', '--save_images') == 0
   found, kept = result(half), images_of(half)
   assert found['provenance']['config']['precision'] == 'bfloat16'
   clean, labels = datasets.load('embedded', 'test', '').read(np.arange(NUM))
   assert_within('linf', 2 / 255, np.float32(clean) / 255, kept['images'])
-  classify = inference.load_classifier(half)  # float32, as the run was trained
+  classify = inference.load_classifier(half)  # float32, as the good was trained
   wrong = classify(kept['images']).argmax(-1) != labels
   np.testing.assert_array_equal(wrong, kept['broken'])
   assert found['num_robust'] == NUM - wrong.sum()
   assert found['num_robust_uint8'] == (classify(np.round(kept['images'] * 255) / 255).argmax(-1) == labels).sum()
-  assert found['num_correct'] == (classify(clean).argmax(-1) == labels).sum() == result(run)['num_correct']
-  assert abs(found['num_robust'] - result(run)['num_robust']) <= 0.02 * NUM
+  assert found['num_correct'] == (classify(clean).argmax(-1) == labels).sum() == result(good)['num_correct']
+  assert abs(found['num_robust'] - result(good)['num_robust']) <= 0.02 * NUM
 
 
 class Stop(Exception):
@@ -294,12 +309,14 @@ def test_overwrite_begins_a_stopped_attack_anew_and_without_it_that_one_goes_on(
   command(run, *FLAGS, '--allow_suspect')
   path, stopped = run / 'results' / f'{NAME}.json', stop_within(run, monkeypatch, '--overwrite')
   known, kept, cursors = path.read_bytes(), stopped.read_bytes(), only_begin(monkeypatch)
+  resumed = np.load(io.BytesIO(kept))['cursor'].tolist()
   for content, flags in ((kept, ()), (kept, ('--overwrite',)), (b'damaged', ('--overwrite',)), (None, ())):
     if content is not None:  # or what the stop before has left, at the very beginning
       stopped.write_bytes(content)
     with pytest.raises(Stop):
       command(run, *FLAGS, *flags)
-  assert cursors == [[2, 0], [1, 0], [1, 0], [1, 0]]
+  assert resumed != [1, 0]
+  assert cursors == [resumed, [1, 0], [1, 0], [1, 0]]
   assert path.read_bytes() == known  # until there is a new one
   stopped.unlink()
   assert command(run, *FLAGS, '--allow_suspect') == 0  # and shown again
@@ -446,17 +463,17 @@ def start_pair(run: Path, cache: Path, *flags: str) -> list[subprocess.Popen]:
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(run, tmp_path):
+def test_two_processes_find_what_one_does(good, tmp_path):
   """And know together that another evaluation holds the attack."""
-  pair = Path(shutil.copytree(run, tmp_path / 'pair'))
-  finish([start_piped(run, tmp_path / 'xla', '--save_images')], 0)
+  pair = Path(shutil.copytree(good, tmp_path / 'pair'))
+  finish([start_piped(good, tmp_path / 'xla', '--save_images')], 0)
   said = finish(start_pair(pair, tmp_path / 'xla', '--save_images'), 0)
   assert ['robust accuracy' in text for text in said] == [True, False]
-  one, two = result(run), result(pair)
+  one, two = result(good), result(pair)
   for name in SAME:
     assert one[name] == two[name]
   assert 0 < one['num_robust'] < one['num_correct']
-  one, two = images_of(run), images_of(pair)
+  one, two = images_of(good), images_of(pair)
   np.testing.assert_array_equal(one['broken'], two['broken'])
   np.testing.assert_allclose(one['images'], two['images'], atol=1e-6)
   with artifact.lock(pair / 'results', name=NAME):

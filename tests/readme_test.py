@@ -81,7 +81,7 @@ def test_every_command_parses(command):
     overrides, rest = command_line.split_overrides(arguments)
     evals = evaluate._parser().parse_args(rest).evals
     configs.validate(configs.override(configs.base_config(), overrides | ({'evals': evals} if evals else {})))
-  elif module in PARSERS:
+  elif module in PARSERS and arguments:  # a bare name is a mention
     PARSERS[module]().parse_args(arguments)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+import contextlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -58,14 +59,10 @@ def integer(least: int) -> Callable[[str], int]:
   kind = fields.integer(least, 2**31 - 1)
 
   def parse(text: str) -> int:
-    with_rule = argparse.ArgumentTypeError(f'{show(text)} must be {kind.expected}')
-    try:
-      value = kind.parse(text)
-    except ValueError:
-      raise with_rule from None
-    if not kind.accepts(value):
-      raise with_rule
-    return value
+    with contextlib.suppress(ValueError):
+      if kind.accepts(value := kind.parse(text)):
+        return value
+    raise argparse.ArgumentTypeError(f'{show(text)} must be {kind.expected}')
 
   return parse
 

@@ -51,7 +51,7 @@ class Periodic:
 def remove(path: Path) -> None:
   """Removes a file, if it exists."""
   with artifact.storage_errors(f"remove '{path}'"):
-    artifact.delete(path)
+    path.unlink(missing_ok=True)
 
 
 class Cells:
