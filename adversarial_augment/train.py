@@ -113,11 +113,8 @@ def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 
 def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images | None' = None) -> TrainState:
   """Trains, or resumes what `workdir` holds; evaluates, draws the figure, prints the closing table.
 
-  Args:
-    config: validated.
-    workdir: made if missing.
-    splits: 'train', 'test', and perhaps 'validation', on which the run is then evaluated between steps.
-    test: what the evaluations read; None: `splits['test']` alone, corrupted in memory.
+  `splits` are 'train', 'test', and perhaps 'validation', on which the run is then evaluated between steps. `test` is
+  what the closing evaluations read; by default `splits['test']` alone, corrupted in memory.
   """
   import jax
 

@@ -69,15 +69,10 @@ def ada_examples(
   seen: tuple[Sequence[str], Sequence[str]],
   title: str,
 ) -> None:
-  """Draws clean images, adversarial images and their differences (Figure 1a of arXiv 2104.01086), one column each.
+  """Draws clean and adversarial images [n, h, w, 3] in [0, 1] and their differences as a PNG, one column each.
 
-  Args:
-    path: the picture to write, a PNG.
-    images, corrupted: clean and adversarial ones, [n, h, w, 3] in [0, 1]; about 8 look best.
-    ssim: of each pair, [n].
-    labels: names of the true classes, [n].
-    seen: names of the classes that a classifier took the clean and the adversarial images for.
-    title: what was drawn: nu, step, network.
+  This is Figure 1a of arXiv 2104.01086. `labels` are the true classes, [n], and `seen` those that a classifier took the
+  clean and the adversarial images for.
   """
   n, heads = len(images), _heads(labels, seen)
   above = [0.07 + 0.14 * max(text.count('\n') + 1 for text, _ in row) if row else 0.0 for row in heads]

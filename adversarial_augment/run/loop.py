@@ -44,13 +44,7 @@ class _StopRequested(Exception):
 
 
 def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: signals.Stop) -> TrainState:
-  """Trains within `opening.open_run` from `state.step` to `job.num_steps`, saves the last state, and evaluates it.
-
-  Raises:
-    Stopped: a signal asked for it; the state is saved.
-    NumericalError: a loss, metric or parameter is not finite; nothing with it was saved.
-    StorageError: three writes in a row failed.
-  """
+  """Trains within `opening.open_run` from `state.step` to `job.num_steps`, saves the last state, and evaluates it."""
   start = int(state.step)
   forecast = job.forecast or Forecast(job.num_steps)
   with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard, forecast)) as log:

@@ -22,15 +22,7 @@ from adversarial_augment.types import TrainState
 def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None = None) -> Iterator[signals.Stop]:
   """Makes the run's directory, locks it, compares it with that of an earlier start, and listens to signals.
 
-  Args:
-    workdir: of the run.
-    config: of the run.
-    data: what the run is made on, as JSON: the hash of each split, and more; kept in data.json.
-
-  Raises:
-    CheckpointError: the directory holds a run and none of its checkpoints.
-    UserError: another process writes there, or the directory holds a run with another config or on other data.
-    StorageError: it cannot be written.
+  `data` is what the run is made on, as JSON: the hash of each split, and more; it is kept in data.json.
   """
   with ExitStack() as stack:
 
@@ -52,11 +44,7 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
 def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str:
   """Checks, if `workdir` holds a run, that it can resume with this config and these data; touches no device.
 
-  Returns:
-    A note on a run that an older version began, or ''.
-
-  Raises:
-    CheckpointError, UserError: as `open_run`.
+  Returns a note on a run that an older version began, or ''.
   """
   if not checkpoints.steps(workdir / 'checkpoints'):
     _check_not_lost(workdir, config.checkpoint_every)
@@ -113,11 +101,6 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
   """Returns the state of the newest good checkpoint, or `state` if there is none, and cuts the log back to it.
 
   Warns of lines of the log that are missing or duplicated; the run goes on without them.
-
-  Raises:
-    CheckpointError: there are checkpoints and all are damaged.
-    UserError: they are of another state than `state`, or of a run with another config.
-    StorageError: the directory cannot be read or written.
   """
   path, folder = workdir / 'metrics.jsonl', workdir / 'checkpoints'
   logged: list[list[int]] = []  # on process 0

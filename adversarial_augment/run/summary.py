@@ -216,11 +216,7 @@ def draw(
 ) -> str | None:
   """Draws the curves of the run, and to `path` the first images of `dataset` before and after the attack (Figure 1a).
 
-  Returns:
-    The path, or None without an adversary or without Matplotlib, an extra.
-
-  Raises:
-    StorageError: a picture cannot be written.
+  Returns the path, or None without an adversary or without Matplotlib, an extra.
   """
   if importlib.util.find_spec('matplotlib') is None:
     progress.log("no figure: Matplotlib is not installed; install the extra 'plots': pip install matplotlib.")
