@@ -13,7 +13,8 @@ from adversarial_augment.errors import StorageError
 from adversarial_augment.storage import checkpoints, run_directory
 from tests import checkpoint_cases
 from tests.checkpoint_cases import ROOT
-from tests.train_loop_test import kill, start, steps
+from tests.train_loop_test import kill, start
+from tests.trainer import steps
 
 
 @pytest.fixture

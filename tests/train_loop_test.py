@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import io
-import json
 import os
 from pathlib import Path
 import re
@@ -23,6 +22,7 @@ from adversarial_augment.errors import NumericalError, Stopped, StorageError
 from adversarial_augment.run import loop, opening, retries
 from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import TrainState
+from tests.trainer import curves, lines, steps
 
 BATCH = 4
 
@@ -84,14 +84,6 @@ def start(
     return loop.run(workdir, config, opening.resume(workdir, first_state()), job, stop)
 
 
-def log(workdir: Path) -> list[dict]:
-  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-
-
-def steps(workdir: Path) -> list[int]:
-  return [line['step'] for line in log(workdir)]
-
-
 def kill(number: int) -> Callable[[], None]:
   def act() -> None:
     os.kill(os.getpid(), number)
@@ -115,7 +107,7 @@ def test_lines_are_the_first_the_due_and_the_last(tmp_path, num_steps, log_every
 
 def test_line_s_is_of_the_state_after_s_updates(tmp_path):
   start(tmp_path / 'w', 6)
-  assert [line['loss'] for line in log(tmp_path / 'w')] == pytest.approx([64 * 1.01**s for s in range(1, 7)])
+  assert [line['loss'] for line in lines(tmp_path / 'w')] == pytest.approx([64 * 1.01**s for s in range(1, 7)])
 
 
 def test_a_line_can_be_read_before_two_more_steps_are_made(tmp_path):
@@ -138,7 +130,7 @@ def test_rates_leave_out_saves_and_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoints, 'save', lambda *args, **kw: (time.sleep(0.5), save(*args, **kw)))
   evaluate = lambda *_: time.sleep(0.5)
   start(tmp_path / 'w', 7, step=multiply_slowly, checkpoint_every=2, eval_every=3, evaluate=evaluate)
-  rates = [line['images_per_second'] for line in log(tmp_path / 'w')]
+  rates = [line['images_per_second'] for line in lines(tmp_path / 'w')]
   assert all(BATCH / 0.4 < rate < BATCH / 0.04 for rate in rates[1:]), rates
 
 
@@ -151,8 +143,7 @@ def test_resumed_run_equals_an_uninterrupted_one_and_its_log(tmp_path):
     start(tmp_path / 'w', at={7: lambda: {}['kill']})
   assert steps(tmp_path / 'w')[:6] == [1, 2, 3, 4, 5, 6]  # 7 is written when nothing else is to be done
   assert checkpoints.state_sha256(start(tmp_path / 'w')) == checkpoints.state_sha256(whole)
-  strip = lambda lines: [{k: v for k, v in line.items() if k != 'images_per_second'} for line in lines]
-  assert strip(log(tmp_path / 'w')) == strip(log(tmp_path / 'straight'))
+  assert curves(tmp_path / 'w') == curves(tmp_path / 'straight')
 
 
 def test_every_line_up_to_a_checkpoint_is_written_before_it(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from adversarial_augment.storage import checkpoints
 from adversarial_augment.types import Dataset
 from tests import tiny
 from tests.checkpoint_cases import files_of, flip
+from tests.trainer import lines, result, steps
 
 NUM_STEPS = 6
 OVERRIDES = tiny.OVERRIDES | {
@@ -77,14 +78,6 @@ def copy(finished, tmp_path) -> Path:
   return Path(shutil.copytree(finished, tmp_path / 'w'))
 
 
-def result(workdir: Path, name: str = 'train') -> dict:
-  return json.loads((workdir / 'results' / f'{name}.json').read_text())
-
-
-def steps(workdir: Path) -> list[int]:
-  return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-
-
 # Results.
 
 
@@ -108,7 +101,7 @@ def test_results_say_what_was_measured_and_where_it_comes_from(finished):
 
 
 def test_log_lines_have_the_promised_fields(finished):
-  for line in map(json.loads, (finished / 'metrics.jsonl').read_text().splitlines()):
+  for line in lines(finished):
     assert line.keys() == {'step', 'epoch', 'loss', 'accuracy', 'learning_rate', 'images_per_second'}
     assert line['epoch'] == pytest.approx(line['step'] * 8 / 40)
     assert 0 < line['images_per_second'] < 1e5
@@ -346,9 +339,9 @@ def test_warm_up_lines_have_null_for_the_adversary_and_its_results_have_their_or
   flags['num_steps'] = '3'
   start(tmp_path / 'w', **flags)
   attacked = {'attack_loss_start', 'attack_loss_end', 'ssim_mean', 'ssim_corrected', 'ssim_below_min'}
-  lines = [json.loads(line) for line in (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()]
-  assert all(attacked <= line.keys() for line in lines)
-  assert [{name for name in attacked if line[name] is not None} for line in lines] == [set(), set(), attacked]
+  found = lines(tmp_path / 'w')
+  assert all(attacked <= line.keys() for line in found)
+  assert [{name for name in attacked if line[name] is not None} for line in found] == [set(), set(), attacked]
   found = result(tmp_path / 'w')
   assert found['weights']['file'] == 'edsr_4x16_x1.safetensors'
   assert len(found['weights']['sha256']) == 64

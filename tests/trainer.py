@@ -130,9 +130,12 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
   return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b'\n')]
 
 
+def steps(workdir: Path) -> list[int]:
+  return [line['step'] for line in lines(workdir)]
+
+
 def last_step(workdir: Path) -> int:
-  found = lines(workdir)
-  return found[-1]['step'] if found else 0
+  return max(steps(workdir), default=0)
 
 
 def result(workdir: Path, name: str = 'train') -> dict[str, Any]:
@@ -158,7 +161,7 @@ def assert_same_end(workdir: Path, straight: Path) -> None:
   """The run ended as the one that nobody interrupted: state, every line of the log, every evaluation."""
   assert result(workdir)['state_sha256'] == result(straight)['state_sha256']
   assert curves(workdir) == curves(straight)
-  assert [line['step'] for line in lines(workdir)] == list(range(1, NUM_STEPS + 1))
+  assert steps(workdir) == list(range(1, NUM_STEPS + 1))
   names = sorted(path.stem for path in (straight / 'results').iterdir())
   assert sorted(path.stem for path in (workdir / 'results').iterdir()) == names
   for name in names:

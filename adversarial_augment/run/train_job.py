@@ -20,7 +20,7 @@ from adversarial_augment.training import train_step
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Dataset, PyTree, TrainState
 
-_NOT_OF_THE_ADVERSARY = ('loss', 'accuracy', 'learning_rate', 'jsd')  # metrics that every step has
+_IN_WARM_UP = ('loss', 'accuracy', 'learning_rate', 'jsd')  # metrics of every step, whether attacked or not
 
 
 def make(
@@ -108,7 +108,7 @@ def log_line(recipe: Recipe, dataset: Dataset, step: int, values: Any) -> dict[s
   epoch = step * recipe.batch_size / (dataset.epoch_size or dataset.num_examples)
   line: dict[str, Any] = {'step': step, 'epoch': epoch}
   attacked, names = step > recipe.warmup_steps, {'ssim': 'ssim_mean'}
-  shown = lambda name, value: value if attacked or name in _NOT_OF_THE_ADVERSARY else None
+  shown = lambda name, value: value if attacked or name in _IN_WARM_UP else None
   return line | {names.get(name, name): shown(name, value) for name, value in values.items()}
 
 
