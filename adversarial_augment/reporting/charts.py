@@ -8,6 +8,7 @@ from html import escape
 import importlib.util
 import io
 import math
+from pathlib import Path
 import re
 from typing import Any, NamedTuple
 import warnings
@@ -20,6 +21,7 @@ from adversarial_augment.reporting.parts import Chart, Scale, Shaded, percent
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#8c6bb1', '#a6761d', '#cc79a7')
 LINES = ('-', '--', '-.', (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+_STYLE = Path(__file__).parent / 'templates' / 'chart.mplstyle'
 _INK = '#010203'  # stands for the page's colour of text until the SVG is written
 _POINTS = 500  # a longer curve is shown by the means of that many parts
 _LONGEST = 48  # letters in a legend
@@ -74,13 +76,11 @@ def chart(
   from matplotlib.figure import Figure
   from matplotlib.ticker import MaxNLocator
 
-  style: dict[Any, Any] = {'svg.fonttype': 'none', 'svg.hashsalt': key, 'font.size': 9}
-  style |= dict.fromkeys(('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), _INK)
   drawn = io.StringIO()
   with mpl.rc_context(), warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='Glyph')  # the browser draws the letters
-    mpl.rcdefaults()  # the same page whatever the user's matplotlibrc says
-    mpl.rcParams.update(style)
+    mpl.rc_file(_STYLE)  # the same page whatever the user's matplotlibrc says
+    mpl.rcParams['svg.hashsalt'] = key
     columns = 1 if max(len(one.label) for one in series) > 22 else 2
     height = (4 if square else 3) + 0.17 * -(-len(series) // columns) + (1 if counts else 0)
     figure = Figure(figsize=(4.4, height), layout='constrained')
@@ -99,11 +99,8 @@ def chart(
       lower.set(xlabel=x, ylabel='images')
       lower.set_ylim(0, 1.05 * max(np.max(one.y) for one in counts))
       lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-    for each in (plot, *below):
-      each.grid(color=_INK, alpha=0.15, linewidth=0.6)
-      each.spines[['top', 'right']].set_visible(False)
-    legend = figure.legend(handles, [str(i) for i in range(len(series))], loc='outside lower center', ncols=columns,
-                           frameon=False, fontsize=8, handlelength=3.5)  # fmt: skip
+    numbers = [str(i) for i in range(len(series))]
+    legend = figure.legend(handles, numbers, loc='outside lower center', ncols=columns)
     for line, one in zip(legend.get_texts(), series, strict=True):
       line.set_parse_math(False)
       line.set_text(_short(one.label))
@@ -114,7 +111,7 @@ def chart(
 def _look(index: int, one: Series, series: Sequence[Series]) -> dict[str, Any]:
   """Arguments of a curve's drawing."""
   points = min(len(one.x), _POINTS)
-  marks = {'markevery': max(1, points // 8), 'markersize': 4}
+  marks = {'markevery': max(1, points // 8)}
   if one.look is None:
     rank = sum(other.look is None for other in series[:index])
     marker = None if points == 2 else ('1', '2', '+', 'x', '3')[rank % 5]  # two points: a straight line, a guide
