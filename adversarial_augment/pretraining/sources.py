@@ -50,28 +50,20 @@ def open_all(names: str, wanted: Wanted) -> list[Source]:
     UserError: no such data set, or images of a size or number that cannot be used.
   """
   divisor = 2 if wanted.scale == 1 else 4 if wanted.scale is None else 1
-  least = 12 if wanted.scale is None else 0
+  least, patch = 12 if wanted.scale is None else 0, spell({'patch': wanted.patch})
   if wanted.patch % divisor or wanted.patch < least:
     larger = max(least, wanted.patch + -wanted.patch % divisor)
     rule = f'a multiple of 4 of at least {least}' if least else 'even at scale 1, which blurs by halves'
-    raise UserError(f'{_patch(wanted.patch)} must be {rule}, for this corruption_net; try {_patch(larger)}.')
+    raise UserError(f'{patch} must be {rule}, for this corruption_net; try {spell({"patch": larger})}.')
   sources = [_photographs(wanted) if name == 'photographs' else _prepared(name, wanted) for name in names.split('+')]
   sides = {source.name: source.held_out_side for source in sources}
   if len(set(sides.values())) > 1:
     found = ', '.join(f'{name} {side}x{side}' for name, side in sides.items())
     raise UserError(
-      f'{_dataset(names)} mixes images of several sizes ({found}), which are judged together; name sets of one size, '
-      'or prepare one again at the size of the other.'
+      f'{spell({"dataset": names})} mixes images of several sizes ({found}), which are judged together; name sets of '
+      'one size, or prepare one again at the size of the other.'
     )
   return sources
-
-
-def _patch(size: int) -> str:
-  return spell({'patch': size})
-
-
-def _dataset(name: str) -> str:
-  return spell({'dataset': name})
 
 
 def _prepared(name: str, wanted: Wanted) -> Source:
@@ -82,14 +74,14 @@ def _prepared(name: str, wanted: Wanted) -> Source:
     height, width, _ = split.image_shape
     if height != width or height % wanted.multiple or height < ssim.WINDOW or split.image_shape != train.image_shape:
       raise UserError(
-        f'{_dataset(name)} has images of {height}x{width}, but they must be square, of one size, at least '
+        f'{spell({"dataset": name})} has images of {height}x{width}, but they must be square, of one size, at least '
         f'{ssim.WINDOW} pixels a side, and a multiple of {wanted.multiple} for this corruption_net; prepare them again '
         'at another size, such as 32.'
       )
   if test.num_examples < PARTS:
     raise UserError(
-      f'{_dataset(name)} has {test.num_examples} test images, but at least {PARTS} are needed to judge the weights; '
-      'add some, or name another data set.'
+      f'{spell({"dataset": name})} has {test.num_examples} test images, but at least {PARTS} are needed to judge the '
+      'weights; add some, or name another data set.'
     )
 
   def read(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +104,7 @@ def _photographs(wanted: Wanted) -> Source:
     size *= shrink
     large = [region for region in regions[split] if min(region.shape[:2]) >= size]
     if not large:
-      raise UserError(f'{_patch(wanted.patch)} is too large for the photographs; try 32.')
+      raise UserError(f'{spell({"patch": wanted.patch})} is too large for the photographs; try 32.')
     result = np.empty((n, size, size, 3), np.uint8)
     for i, index in enumerate(rng.integers(len(large), size=n)):
       top, left = (rng.integers(side - size + 1) for side in large[index].shape[:2])
