@@ -189,9 +189,10 @@ def _largest(
 
   def allowed(number: int) -> bool:
     try:
-      return changed(number) is not None
+      changed(number)
     except UserError:
       return False
+    return True
 
   plans: dict[int, Plan] = {}
 

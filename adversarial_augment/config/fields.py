@@ -45,11 +45,11 @@ def integer_choice(*values: int) -> Kind:
 
 def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Kind:
   """A finite number in [low, high]; `above` leaves out `low` itself, `below` leaves out `high`."""
-  at_ends = (low,) * above + (high,) * below
+  left_out = {low: above, high: below}
   # NaN fails every comparison, and infinity the upper or the lower bound.
-  accepts = lambda value: _is_number(value, int | float) and low <= value <= high and value not in at_ends
+  accepts = lambda value: _is_number(value, int | float) and low <= value <= high and not left_out.get(value)
   expected = f'a number from {low:g} to {high:g}'
-  if at_ends:
+  if above or below:
     expected = f'a number {"above" if above else "of at least"} {low:g} and {"below" if below else "at most"} {high:g}'
   return Kind(expected, accepts, float)
 

@@ -23,12 +23,14 @@ def _of(equation: core.JaxprEqn) -> int:
   inside = [flop(jaxpr) for jaxpr in _programs(params)]
   if name == 'cond':
     return max(inside)
-  repeats = {
-    'scan': lambda: params['length'],
-    'shard_map': lambda: params['mesh'].size,
-    'pallas_call': lambda: math.prod(params['grid_mapping'].grid),
-  }.get(name, lambda: 1)
-  return repeats() * sum(inside)
+  repeats = 1
+  if name == 'scan':
+    repeats = params['length']
+  elif name == 'shard_map':
+    repeats = params['mesh'].size
+  elif name == 'pallas_call':
+    repeats = math.prod(params['grid_mapping'].grid)
+  return repeats * sum(inside)
 
 
 def _programs(value: Any) -> list[core.Jaxpr]:
