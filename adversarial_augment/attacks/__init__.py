@@ -1,6 +1,7 @@
 """The adversaries: perturbation sets, projected gradient ascent, and the attacks made of them.
 
 An attack maps (keys, logits_fn, images, labels, frozen) to corrupted images and one value of each metric per image.
+Functions that make one raise a UserError for unknown names and numbers out of range, before anything is compiled.
 """
 
 from adversarial_augment.attacks import validity

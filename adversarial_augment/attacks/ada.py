@@ -48,10 +48,8 @@ def ada(
 
   Returns:
     An `Attack` of images [n, h, w, 3] in [0, 1], labels [n] and one key per image, called with phi as `frozen`. To the
-    metrics of `adversary` it adds `radius_fraction`, the median over blocks of ||beta_i|| / nu_i.
-
-  Raises:
-    UserError: a nu out of range, an unknown rule, or, when called outside jit, a phi that is zero throughout.
+    metrics of `adversary` it adds `radius_fraction`, the median over blocks of ||beta_i|| / nu_i. Outside jit it raises
+    a UserError for a phi that is zero throughout.
   """
   if isinstance(nu, int | float) and not 0 <= nu < float('inf'):  # it may be traced
     raise UserError(f'nu={nu} of attacks.ada must be a finite number, at least 0.')

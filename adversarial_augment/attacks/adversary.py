@@ -50,9 +50,6 @@ def adversary(
     `attack_loss_start` (after the random start), `attack_loss_end` and `ssim` (before the line search),
     `gradient_norm` (first step), of the line search `ssim_corrected` and `ssim_below_min` (0 or 1), and those of
     `measure`. What belongs to a group is repeated for each of its images.
-
-  Raises:
-    UserError: an unknown rule.
   """
   rule = registry.lookup(STEPS, step, 'attack step')
   if root is not None:

@@ -48,9 +48,6 @@ def advmix(
   Returns:
     An `Attack` of images [n, h, w, 3] in [0, 1], labels [n] and one key per image, called with a `Hull` as `frozen`.
     Its metrics are those of `adversary`.
-
-  Raises:
-    UserError: an unknown rule.
   """
   hull = weight_hull(apply, init=init, impl=impl, noisy=noisy)
   return adversary(

@@ -42,9 +42,6 @@ def apgd(
     num_steps: steps of a restart.
     restarts: tries, each from a random start of its own; for 'targeted', of every target.
     num_targets: targets of 'targeted', at most the number of classes - 1; other losses have none.
-
-  Raises:
-    UserError: no ball, an unknown loss, or a number out of its range.
   """
   epsilon = check_ball(norm, epsilon)
   maximised = registry.lookup(LOSSES, loss, 'loss')

@@ -31,9 +31,6 @@ def fab(*, norm: str, epsilon: float, num_steps: int = 100, restarts: int = 1, n
       epsilon stays as it is, and the loop ends when all are.
     restarts: tries of every target; the first starts at the image, the others at random within epsilon / 2.
     num_targets: classes to aim at, those of the largest logits on the image; at most the number of classes - 1.
-
-  Raises:
-    UserError: no ball, or a number below 1.
   """
   epsilon = lp_ball.check_ball(norm, epsilon)
   check_numbers('fab', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})

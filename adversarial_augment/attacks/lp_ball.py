@@ -163,9 +163,6 @@ def lp(
   Returns:
     An `Attack` of images [n, h, w, c] in [0, 1], labels [n] and one key per image; `frozen` is unused. Its metrics are
     those of `adversary` without a line search.
-
-  Raises:
-    UserError: no ball, or an unknown name.
   """
   maximised = registry.lookup(LOSSES, loss, 'loss')
   search = adversary(

@@ -41,9 +41,6 @@ def pgd(
     restarts: tries, each with keys of its own.
     loss: the loss that is maximised, 'cross_entropy', 'margin' or 'dlr'.
     start: 'random' (uniform in the ball) or 'none' (at the image; restarts then repeat each other).
-
-  Raises:
-    UserError: no ball, an unknown name, or a number out of its range.
   """
   ball = lp_ball(norm, epsilon, init=registry.lookup(STARTS, start, 'start'))
   check_numbers('pgd', {'num_steps': num_steps, 'restarts': restarts}, {'step_size': step_size})
@@ -83,9 +80,6 @@ def multitargeted(
     num_steps: steps of each try.
     learning_rate: the first one, in units of epsilon. The group's 0.1 is 3.2 * 8/255; it would step over smaller
       balls until its last quarter. For l2 it is the length of a step.
-
-  Raises:
-    UserError: no ball, or a number out of its range.
   """
   ball = lp_ball(norm, epsilon)
   counts = {'num_targets': num_targets, 'restarts': restarts, 'num_steps': num_steps}

@@ -36,9 +36,6 @@ def square(
     p_init: share of the image that the first squares cover, in (0, 1]. It is halved by number of query, whatever
       num_queries is, as in AutoAttack's standard version.
     restarts: tries.
-
-  Raises:
-    UserError: no ball, a p_init out of range, or a number below 1.
   """
   epsilon = lp_ball.check_ball(norm, epsilon)
   check_numbers('square', {'num_queries': num_queries, 'restarts': restarts})

@@ -73,9 +73,6 @@ def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_si
     An `Attack`, of images [n, h, w, c] and integer labels [n], NumPy's or JAX's. Besides `success` and `margin` its
     metrics have `stage` [n], the number of the stage that broke an image: 0 none was needed, -1 it is not broken. It
     raises a UserError for images outside [0, 1], out-of-range labels, and logits of another shape than [n, k].
-
-  Raises:
-    UserError: an unknown norm or version, an epsilon that is no radius, or no batch size.
   """
   suite = registry.lookup(_VERSIONS, version, 'version')
   epsilon = check_ball(norm, epsilon)
@@ -164,9 +161,6 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
 
   The DLR loss divides by differences of the third largest logit, the targeted one by those of the fourth: with fewer
   classes than that, their stages are left out, which `left_out` names.
-
-  Raises:
-    UserError: an unknown suite, no ball, or fewer than 2 classes.
   """
   table = registry.lookup(SUITES, suite, 'attack')
   epsilon = check_ball(norm, epsilon)

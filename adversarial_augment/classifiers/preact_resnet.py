@@ -50,9 +50,6 @@ def preact_resnet(
     shortcut: what the 1x1 projections see: the activated input of the block ('preact', as He et al.) or the raw one
       ('input').
     batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
-
-  Raises:
-    UserError: an argument out of range.
   """
   if depth not in DEPTHS:
     raise UserError(f'depth={depth} of preact_resnet must be one of {", ".join(map(str, DEPTHS))}.')
@@ -85,9 +82,6 @@ def wide_resnet(
     width: the widening factor; the stages have 16, 32 and 64 times as many channels.
     shortcut: as in `preact_resnet`; 'preact' is as published.
     batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
-
-  Raises:
-    UserError: an argument out of range.
   """
   if depth < 10 or depth % 6 != 4:
     raise UserError(f'depth={depth} of wide_resnet must be 6 n + 4 and at least 10.')

@@ -36,9 +36,6 @@ def resnext(
     width: channels of each of the 4 groups in the first stage. The stem has twice as many, a block of the first stage
       outputs 8 times as many, and each stage is twice as wide as the previous one.
     batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
-
-  Raises:
-    UserError: an argument out of range.
   """
   if depth < 11 or depth % 9 != 2:
     raise UserError(f'depth={depth} of resnext must be 9 n + 2 and at least 11.')
