@@ -108,8 +108,7 @@ def _difference(clean: Result, corrupted: Result) -> str:
     'step': f'{result["step"]:,}',
     'checkpoint': result['checkpoint_sha256'][:12],
   }
-  pairs = zip(about(clean).items(), about(corrupted).values(), strict=True)
-  return ', '.join(f'{what} {one} against {other}' for (what, one), other in pairs if one != other)
+  return sources.differing(about(clean), about(corrupted))
 
 
 def _by_severity(runs: Sequence[Run]) -> Section:

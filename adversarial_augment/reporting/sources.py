@@ -92,16 +92,17 @@ def _images_of(run: Run) -> Iterator[tuple[str, str]]:
 
 def different_images(one: Result, other: Result) -> str:
   """Says how the images of two results of one evaluation differ; '' where they are the same."""
-  mine, its = _identity(one), _identity(other)
-  names = list(mine | its)
-  if 'seed' in mine and 'seed' in its and not ('sha256' in mine and 'sha256' in its):
-    names = [name for name in names if name != 'sha256']  # what is made in memory has none
-  found = [
-    f'{name} {mine.get(name, NONE)} against {its.get(name, NONE)}' for name in names if mine.get(name) != its.get(name)
-  ]
-  if not found and not _has_hash(one):
-    return 'unknown, because their test set has no hash'
-  return ', '.join(found)
+  both = _identity(one), _identity(other)
+  if all('seed' in about for about in both) and not all('sha256' in about for about in both):
+    for about in both:
+      about.pop('sha256', None)  # what is made in memory has none
+  return differing(*both) or ('' if _has_hash(one) else 'unknown, because their test set has no hash')
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+  """Says in what two descriptions differ; '' where they are the same."""
+  names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+  return ', '.join(f'{name} {one.get(name, NONE)} against {other.get(name, NONE)}' for name in names)
 
 
 def _identity(result: Result) -> dict[str, str]:
