@@ -7,6 +7,7 @@ from pathlib import Path
 import re
 import shutil
 import signal
+from typing import TypedDict
 
 import pytest
 
@@ -171,7 +172,7 @@ def test_a_file_that_is_listed_is_as_it_was(tmp_path, change, reason, detail):
 def test_a_manifest_that_is_none(tmp_path, content):
   (tmp_path / 'm').write_bytes(content)
   with pytest.raises(ArtifactError, match="m' is damaged or not of this program") as caught:
-    artifact.read(tmp_path / 'm', lambda value: value['a'])
+    artifact.read(tmp_path / 'm', TypedDict('Manifest', {'a': int}))
   assert '\n' not in str(caught.value)
 
 

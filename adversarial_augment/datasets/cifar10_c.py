@@ -88,9 +88,8 @@ def read_manifest(part: arrays.Part, folder: pathlib.Path, dataset: str) -> dict
   with untrusted.open_file(part.path) as file:
     file.seek(part.offset)
     content = file.read(min(part.size, _MAX_MANIFEST))
-  check = lambda manifest: msgspec.convert(manifest, _Manifest)
   about = {'dataset': dataset}
-  return artifact.read(part.label, check, content, path=folder, kind=KIND, remedy='remake', about=about)
+  return artifact.read(part.label, _Manifest, content, path=folder, kind=KIND, remedy='remake', about=about)
 
 
 class _Files:

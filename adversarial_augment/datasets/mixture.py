@@ -5,7 +5,7 @@ one after the other; and MANIFEST.json, which records how they were made and the
 memory-mapped. A copy is a data set in the order of the training images, so what holds out images also holds out copies.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import pathlib
@@ -163,16 +163,16 @@ def read_manifest(path: pathlib.Path, dataset: str) -> dict[str, Any]:
   Raises:
     ArtifactError: it is damaged, or of another format.
   """
-  return _read(path, dataset, lambda manifest: msgspec.convert(manifest, _Manifest))
+  return _read(path, dataset, _Manifest)
 
 
 def read_plan(path: pathlib.Path, dataset: str) -> dict[str, Any]:
   """Returns the PLAN.json of a set; raises as `read_manifest`."""
-  return _read(path, dataset, lambda plan: plan.items())
+  return _read(path, dataset, dict[str, Any])
 
 
-def _read(path: pathlib.Path, dataset: str, check: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-  return artifact.read(path, check, path=path.parent, kind=KIND, remedy='remake', about={'dataset': dataset})
+def _read(path: pathlib.Path, dataset: str, record: Any) -> dict[str, Any]:
+  return artifact.read(path, record, path=path.parent, kind=KIND, remedy='remake', about={'dataset': dataset})
 
 
 def check_files(folder: pathlib.Path, manifest: Mapping[str, Any], dataset: str, *, hashed: bool = True) -> None:

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 import shlex
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -259,6 +259,11 @@ def _write_records(
   return data_dir / dataset, len(missing) * n
 
 
+class _Provenance(TypedDict):
+  made: dict[str, Any]
+  bytes: dict[str, int]
+
+
 def _is_complete(folder: Path, made: Mapping[str, Any]) -> bool:
   """Returns whether a data set has all its files; raises ArtifactError if it was made otherwise, or is of TFDS."""
   if not folder.exists():
@@ -266,7 +271,7 @@ def _is_complete(folder: Path, made: Mapping[str, Any]) -> bool:
   path = folder / source.PROVENANCE
   if not path.exists():
     raise ArtifactError(f"'{folder}' has no {path.name}, as where TFDS made it", folder, remedy='use or replace')
-  found = artifact.read(path, lambda found: (found['made'].items(), found['bytes'].items()), remedy='replace')
+  found = artifact.read(path, _Provenance, remedy='replace')
   _check_same(folder, found['made'], made)
   return all(artifact.size_of(folder / name) == size for name, size in found['bytes'].items())
 

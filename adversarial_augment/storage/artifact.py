@@ -20,6 +20,8 @@ import shutil
 import socket
 from typing import Any, BinaryIO
 
+import msgspec
+
 from adversarial_augment import registry
 from adversarial_augment.errors import ArtifactError, NumericalError, StorageError
 from adversarial_augment.storage import kills, untrusted
@@ -240,18 +242,16 @@ def verify(folder: Path, files: Mapping[str, Entry], *, hashed: bool = True) -> 
         check_entry(name, files[name], size_of(path), sha256_of(path))
 
 
-def read(
-  file: str | os.PathLike, check: Callable[[dict[str, Any]], object], content: bytes | None = None, **error: Any
-) -> dict[str, Any]:
-  """Returns the JSON object in a manifest; `file` is its path, or its name for messages if `content` is given.
+def read(file: str | os.PathLike, record: Any, content: bytes | None = None, **error: Any) -> dict[str, Any]:
+  """Returns the JSON object in a manifest with the fields of `record`, a type that msgspec knows.
 
-  `check` raises ValueError, KeyError, TypeError or AttributeError if a field is wrong. A damaged manifest is an
-  ArtifactError with the further arguments `error`.
+  `file` is its path, or its name for messages if `content` is given. A damaged manifest is an ArtifactError with the
+  further arguments `error`.
   """
   try:
     value = untrusted.read_json(file) if content is None else untrusted.parse_json(content)
-    check(value)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
+    msgspec.convert(value, record)
+  except (OSError, ValueError) as reason:
     raise ArtifactError(f"'{file}' is damaged or not of this program ({one_line(reason)})", **error) from reason
   return value
 
