@@ -50,6 +50,7 @@ def test_describe_has_every_field_once_aligned_with_its_meaning(make):
   assert [line.split()[0] for line in lines] == list(table)
   assert len({line.index(' = ') for line in lines}) == 1
   for line, field in zip(lines, table.values(), strict=True):
+    assert field.meaning.strip()
     assert field.meaning in line.partition('  # ')[2]
 
 

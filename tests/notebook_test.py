@@ -39,12 +39,6 @@ def test_the_runs_of_the_notebook_s_report_see_equally_many_images():
   assert len({images_seen(*trained[folder]) for folder in folders}) == 1
 
 
-@pytest.mark.parametrize('variant', ['', ':quickstart', ':laptop', ':smoke'])
-def test_runs_with_and_without_an_adversary_see_equally_many_images(variant):
-  seen = {images_seen(f'--config=configs/{name}.py{variant}', '--workdir=w') for name in ('nominal', 'ada_edsr')}
-  assert len(seen) == 1
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')  # of the Jupyter packages
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):

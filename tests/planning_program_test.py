@@ -145,20 +145,22 @@ FLOP = 2 * (2 * 8 * 8 * 32) * (3 * 3 * 64)
 
 
 @pytest.mark.parametrize(
-  'call',
+  'result, operands, gradient',
   [
-    '%y = (f32[2,8,8,32]{3,2,1,0}, u8[0]{0}) custom-call(%x, %w), window={size=3x3 pad=1_1x1_1}, '
-    'dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convForward"',
-    '%y = (f32[2,8,8,64]{3,2,1,0}, u8[0]{0}) custom-call(%g, %w), window={size=3x3 pad=1_1x1_1}, '
-    'dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convBackwardInput"',
-    '%y = (f32[3,3,64,32]{3,2,1,0}, u8[0]{0}) custom-call(%x, %g), window={size=3x3 pad=1_1x1_1}, '
-    'dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convBackwardFilter"',
-    '%y = f32[2,8,8,32]{3,2,1,0} convolution(%x, %w), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f',
+    ('2,8,8,32', '%x, %w', ''),
+    ('2,8,8,32', '%x, %w', 'Forward'),
+    ('2,8,8,64', '%g, %w', 'BackwardInput'),
+    ('3,3,64,32', '%x, %g', 'BackwardFilter'),
   ],
 )
-def test_flop_of_a_convolution_and_of_its_gradients(call):
-  found = []
-  Program(CUDNN.replace('CALL', f'ROOT {call}'), lambda operation, moved, flop: found.append(flop) or 0.0).cost  # noqa: B018
+def test_flop_of_a_convolution_and_of_its_gradients(result, operands, gradient):
+  shape, found = f'f32[{result}]{{3,2,1,0}}', []
+  if gradient:  # cuDNN's, which give a tuple
+    call = f'({shape}, u8[0]{{0}}) custom-call({operands}), custom_call_target="__cudnn$conv{gradient}"'
+  else:
+    call = f'{shape} convolution({operands})'
+  text = f'ROOT %y = {call}, window={{size=3x3 pad=1_1x1_1}}, dim_labels=b01f_01io->b01f'
+  Program(CUDNN.replace('CALL', text), lambda operation, moved, flop: found.append(flop) or 0.0).cost  # noqa: B018
   assert found == [FLOP]
 
 
