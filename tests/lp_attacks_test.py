@@ -162,7 +162,8 @@ def test_results_of_an_image_depend_on_it_and_its_key_alone(name, norm):
   np.testing.assert_allclose(permuted.images, np.asarray(whole.images)[order], atol=1e-4)
   other = attack(keys.at[3].set(jax.random.key(99)), images, labels)
   moved = np.abs(np.asarray(other.images) - whole.images).max((1, 2, 3)) > 1e-3
-  np.testing.assert_array_equal(np.flatnonzero(moved), [3])
+  # The first start of FAB is the image itself, so that it draws nothing.
+  np.testing.assert_array_equal(np.flatnonzero(moved), [] if name == 'fab' else [3])
 
   mesh, data = tiny.make_mesh(8), PartitionSpec('data')
   local = lambda keys, images, labels: ATTACKS[name](norm=norm, epsilon=epsilon, num_steps=4)(
