@@ -19,7 +19,7 @@ def no_devices(monkeypatch):
   """Everything after the last check fails the test."""
   monkeypatch.chdir(trainer.ROOT)
   monkeypatch.setattr(devices, '_cpu_only', lambda: True)
-  for module, name in ((devices, 'compilation_cache'), (train, 'train'), (pretrain, '_train'), (evaluate, 'evaluate')):
+  for module, name in ((devices, 'compilation_cache'), (train, 'train'), (pretrain, '_train'), (evaluate, '_evaluate')):
     monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('devices came first'))
 
 
@@ -77,7 +77,7 @@ def test_another_config_is_refused_before_data_are_read(tmp_path, capsys, monkey
   write_run(tmp_path / 'w', configs.load('configs/ada_edsr.py:smoke'), {})
   line = refused(train.main, [SMOKE, '--config.seed=7', f'--workdir={tmp_path}/w'], capsys)
   assert 'holds a run with another config (seed: 0 -> 7); use that config, or name another --workdir.' in line
-  monkeypatch.setattr(pretrain, '_sources', lambda *_: pytest.fail('data came first'))
+  monkeypatch.setattr(pretrain, 'open_all', lambda *_: pytest.fail('data came first'))
   write_run(tmp_path / 'p', configs.load(PRETRAIN.removeprefix('--config='), 'pretrain'), {})
   line = refused(pretrain.main, [PRETRAIN, '--config.seed=7', f'--workdir={tmp_path}/p'], capsys)
   assert 'holds a run with another config (seed: 0 -> 7)' in line
