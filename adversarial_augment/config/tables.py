@@ -90,13 +90,17 @@ TRAIN: dict[str, Field] = {
   **{name: field for entry in EVALUATIONS.values() for name, field in entry.fields.items()},
   'tensorboard': Field(False, boolean(), 'write TensorBoard files too; needs the extra [logging]'),
   'classifier.name': Field('preact_resnet', choice(*CLASSIFIER_DEPTHS), 'architecture of the classifier'),
-  'classifier.depth': Field(50, integer_choice(*_DEPTHS), f'layers; wide_resnet: 6 n + 4, resnext: 9 n + 2 ({_PAPER})'),
+  'classifier.depth': Field(
+    50, integer_choice(*_DEPTHS), f'layers; wide_resnet: 6 n + 4, resnext: 9 n + 2 ({_PAPER}, section 4)'
+  ),
   'classifier.width': Field(
     64,
     integer(1, 4096),
     'channels of the first stage; of each of the 4 groups of resnext; the widening factor of wide_resnet',
   ),
-  'classifier.batch_norm_decay': Field(0.99, number(0, 1, above=True, below=True), 'of running statistics, per step'),
+  'classifier.batch_norm_decay': Field(
+    0.99, number(0, 1, above=True, below=True), 'decay of the running mean and variance, per step'
+  ),
   'classifier.shortcut': Field(
     'preact', choice('preact', 'input'), 'what a projection shortcut sees: after norm and ReLU, or before'
   ),
@@ -104,11 +108,15 @@ TRAIN: dict[str, Field] = {
   **_CORRUPTION_NET,
   'corruption_net.weights': Field(None, optional(_WEIGHTS), 'file of phi; None: what ships for this architecture'),
   'corruption_net.perturb_mean_shift': Field(False, boolean(), 'also move the fixed colour-mean layers of EDSR'),
-  'corruption_net.deterministic': Field(False, boolean(), 'bits of the CAE are rounded; else drawn once an attack'),
+  'corruption_net.deterministic': Field(
+    False, boolean(), 'bits of the CAE are rounded; otherwise they are drawn, once for all steps of an attack'
+  ),
   'attack.name': _attack_names(),
   'attack.nu': Field(0.015, _WEIGHT, f'relative radius: nu_i = nu * ||phi_i||_2 ({_PAPER}, section 2)'),
   'attack.num_steps': Field(10, integer(0, 10_000), f'ascent steps per batch ({_PAPER}, App. A)'),
-  'attack.step': Field('sign', choice('sign', 'sign_l2', 'l2', 'sgd', 'adam'), 'ascent rule; sign: iterated FGSM'),
+  'attack.step': Field(
+    'sign', choice('sign', 'sign_l2', 'l2', 'sgd', 'adam'), f'ascent rule; sign is iterated FGSM ({_PAPER}, App. A)'
+  ),
   'attack.step_fraction': Field(
     0.25,
     number(0, 100, above=True),
@@ -127,7 +135,9 @@ TRAIN: dict[str, Field] = {
     'statistics that the classifier uses under attack: those of the attacked images of all devices, of each device '
     'alone, which then waits for none, or the running ones',
   ),
-  'attack.min_ssim': Field(0.3, number(-1, 1), f'SSIM below which the line search corrects ({_PAPER}, App. G)'),
+  'attack.min_ssim': Field(
+    0.3, number(-1, 1), f'SSIM to the clean image below which the line search corrects ({_PAPER}, App. G)'
+  ),
   'attack.root': Field(
     'strict',
     choice('literal', 'first_crossing', 'strict'),
@@ -147,13 +157,17 @@ TRAIN: dict[str, Field] = {
   'attack.group': Field(1, _IMAGES, 'images that share a beta where attack.beta_mode=group'),
   'attack.warmup_epochs': Field(0.0, number(0, 1e6), 'first epochs, which train on clean images'),
   'attack.microbatch': Field(None, optional(_IMAGES), 'images attacked at a time on each device, to save memory'),
-  'augment.before': Field(('pad_crop', 'flip'), names('pad_crop', 'flip'), 'those before the adversary, in order'),
+  'augment.before': Field(
+    ('pad_crop', 'flip'), names('pad_crop', 'flip'), 'augmentations before the adversary, in order'
+  ),
   'augment.after': Field(
     (),
     names('pad_crop', 'flip', *AUGMIX),
     f'augmentations after the adversary, in order; augmix_all_ops has four corruptions more ({_AUGMIX})',
   ),
-  'augment.jsd': Field(0.0, _WEIGHT, f'weight of the divergence of an image and two AugMix; there 12 ({_AUGMIX})'),
+  'augment.jsd': Field(
+    0.0, _WEIGHT, f'weight of the Jensen-Shannon divergence of an image and two AugMix versions; 12 in {_AUGMIX}'
+  ),
   'deepaugment.sets': Field((), fields.labels('sets'), 'sets of `prepare deepaugment` to mix into the training images'),
   'deepaugment.copies': Field(None, optional(integer(1, 1000)), 'how many copies of each set are used; None: all'),
   'deepaugment.mix': Field(
@@ -161,12 +175,16 @@ TRAIN: dict[str, Field] = {
     choice('concat', 'half', 'only'),
     'images and copies alike, a clean image with probability 1/2, or copies only; epochs stay as long',
   ),
-  'optimizer.learning_rate': Field(0.1, _WEIGHT, f'base lr, of max(lr * batch_size / 256, lr) ({_PAPER}, App. A)'),
+  'optimizer.learning_rate': Field(
+    0.1, _WEIGHT, f'base; the effective one is max(lr * batch_size / 256, lr) ({_PAPER}, App. A)'
+  ),
   'optimizer.momentum': Field(0.9, number(0, 1, below=True), 'of SGD'),
   'optimizer.nesterov': Field(True, boolean(), f'Nesterov momentum ({_PAPER}, App. A)'),
   'optimizer.weight_decay': Field(1e-4, _WEIGHT, f'L2 regularisation coefficient ({_PAPER}, App. A)'),
   'optimizer.decay_batch_norm': Field(False, boolean(), 'weight decay on scales and offsets of norms too'),
-  'optimizer.warmup_epochs': Field(5.0, number(0, 1e6), f'epochs of linear warm-up, not all ({_PAPER}, App. A)'),
+  'optimizer.warmup_epochs': Field(
+    5.0, number(0, 1e6), f'epochs of linear warm-up, below num_epochs ({_PAPER}, App. A)'
+  ),
 }
 
 PRETRAIN: dict[str, Field] = {
@@ -182,7 +200,9 @@ PRETRAIN: dict[str, Field] = {
   'patch': Field(32, integer(8, 512), 'side of an input patch in pixels'),
   'reconstruction_weight': Field(1.0, number(0, 1e6), "weight of EDSR's identity term ||D(E(x)) - x||_1"),
   'accept_ssim': Field(0.97, number(-1, 1), 'mean SSIM(x, c_phi(x)) on unseen images below which weights fail'),
-  'accept_psnr': Field(None, optional(number(0, 100)), 'mean PSNR in dB, likewise; none: no bar'),
+  'accept_psnr': Field(
+    None, optional(number(0, 100)), 'mean PSNR in dB of the same below which they fail; none: no bar'
+  ),
   'output': Field(None, optional(_WEIGHTS), 'file to write; None: WORKDIR/weights.safetensors'),
   **_CORRUPTION_NET,
 }
