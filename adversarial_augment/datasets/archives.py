@@ -42,11 +42,7 @@ class Member(NamedTuple):
 
 
 def unpacked(file: BinaryIO, limit: int) -> BinaryIO:
-  """Returns a file as it is, or in memory if it is packed by gzip, bzip2 or xz.
-
-  Raises:
-    Unusable: it is damaged, or unpacks to more than `limit` bytes.
-  """
+  """Returns a file as it is or, if packed by gzip, bzip2 or xz, in memory; raises Unusable beyond `limit` bytes."""
   magic = file.read(6)
   file.seek(0)
   unpacker = next((unpacker for start, unpacker in _UNPACKERS.items() if magic.startswith(start)), None)
@@ -62,11 +58,7 @@ def unpacked(file: BinaryIO, limit: int) -> BinaryIO:
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
-  """Yields the regular files of an uncompressed tar archive.
-
-  Raises:
-    Unusable: it is not a tar archive, damaged, or has too many or too long headers.
-  """
+  """Yields the regular files of an uncompressed tar archive; raises Unusable if it is damaged or exceeds a bound."""
   size = file.seek(0, os.SEEK_END)
   name, position = '', 0  # the name, from an extended header, is the next member's
   for number in range(_MAX_HEADERS):

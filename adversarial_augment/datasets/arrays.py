@@ -67,12 +67,9 @@ def labels_of(dataset: Dataset) -> np.ndarray:
 
 
 def fingerprint(batches: Iterable[Batch]) -> str:
-  """Returns the SHA-256 of a split, by which results name their data, as 64 hexadecimal digits.
+  """Returns the SHA-256 of a split in pieces of any size, by which results name their data.
 
   It is the hash of the bytes of all images in order, then of all labels as little-endian int32.
-
-  Args:
-    batches: the split in pieces of any size; images uint8 [n, h, w, c], labels [n].
   """
   digest, labels = hashlib.sha256(), []
   for batch in batches:
@@ -103,13 +100,9 @@ def in_memory(
 
 
 def mismatch(array: np.ndarray, label: str, dtype: str, shape: Sequence[int]) -> str:
-  """Returns how an array from a file differs from the expected one, as a clause that `label` begins; '' if it does not.
+  """Returns how an array differs from the expected one, as a clause that `label` begins; '' if it does not.
 
-  Args:
-    array: to be checked.
-    label: names it.
-    dtype: such as 'uint8'; 'integers' stands for all of them.
-    shape: of the expected array.
+  `dtype` is a name such as 'uint8', or 'integers' for all of them.
   """
   has_dtype = array.dtype.kind in 'iu' if dtype == 'integers' else array.dtype.name == dtype
   if has_dtype and array.shape == tuple(shape):
@@ -136,22 +129,14 @@ def header(dtype: np.dtype | type, shape: Sequence[int]) -> bytes:
 
 
 def whole(path: pathlib.Path) -> Part:
-  """Returns all of a file.
-
-  Raises:
-    UserError: there is no such file.
-  """
+  """Returns all of a file; raises UserError if there is none."""
   if not path.is_file():
     raise UserError(f"'{path}' {'is not a file' if path.exists() else 'does not exist'}; put the .npy file there.")
   return Part(str(path), path, 0, path.stat().st_size)
 
 
 def open_array(part: Part) -> np.ndarray:
-  """Returns the array of a .npy file, memory-mapped and read-only.
-
-  Raises:
-    UserError: it is not a .npy file of numbers, or not as long as its header says.
-  """
+  """Returns the array of a .npy file, memory-mapped and read-only; raises UserError if the file is not usable."""
   try:
     with untrusted.open_file(part.path) as file:
       file.seek(part.offset)
@@ -171,15 +156,10 @@ def open_array(part: Part) -> np.ndarray:
 
 
 def read_npz(file: BinaryIO, limit: int, names: Container[str] | None = None) -> dict[str, np.ndarray]:
-  """Returns the arrays of a .npz file, read-only.
-
-  Args:
-    file: the archive.
-    limit: bytes that the arrays may have together.
-    names: of the arrays to read; None: all.
+  """Returns the arrays of a .npz file, read-only: those with the given `names`, or all.
 
   Raises:
-    Unusable: it is not a zip archive, or one of them is too large, damaged, or not an array of numbers.
+    Unusable: it is not a zip archive, an array is damaged or not of numbers, or they have more than `limit` bytes.
   """
   archive, found = untrusted.open_zip(file), {}
   for member in archive.infolist():

@@ -80,11 +80,7 @@ class _Manifest(msgspec.Struct):
 
 
 def read_manifest(part: arrays.Part, folder: pathlib.Path, dataset: str) -> dict[str, Any]:
-  """Returns the manifest of a set in `folder`, made from the test split of `dataset`.
-
-  Raises:
-    ArtifactError: it is damaged, or of another format.
-  """
+  """Returns the manifest of a set of `dataset` in `folder`; raises ArtifactError if it is damaged or not of FORMAT."""
   with untrusted.open_file(part.path) as file:
     file.seek(part.offset)
     content = file.read(min(part.size, _MAX_MANIFEST))

@@ -24,14 +24,9 @@ def order(known: Classes, dataset: Dataset, classifier: str, remedy: str) -> lis
 
   If the names of one are unknown, the orders are assumed to be the same.
 
-  Args:
-    known: the classes of the outputs.
-    dataset: whose classes are matched.
-    classifier: begins the message.
-    remedy: ends it.
-
   Raises:
-    UserError: they do not have the same number of classes, or not the same names.
+    UserError: they do not have the same number of classes, or not the same names; `classifier` begins the message, and
+      `remedy` ends it.
   """
   outputs, names = _normal(known.names), _normal(dataset.class_names)
   facts = f"{classifier} and the data set '{dataset.name}' have different classes"
@@ -57,13 +52,8 @@ def note(known: Classes, dataset: Dataset, whose: str) -> str:
 def in_order(dataset: Dataset, known: Classes, classifier: str) -> Dataset:
   """Returns a data set whose labels are the outputs of a classifier; its provenance records a change of labels.
 
-  Args:
-    dataset: to be classified.
-    known: the classes of the outputs.
-    classifier: begins the message.
-
   Raises:
-    UserError: they do not have the same classes.
+    UserError: they do not have the same classes; `classifier` begins the message.
   """
   positions = order(known, dataset, classifier, 'name a data set of the same classes')
   if positions is None:

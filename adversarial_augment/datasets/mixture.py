@@ -158,11 +158,7 @@ def _copy(train: Dataset, images: np.ndarray, labels: np.ndarray, number: int, p
 
 
 def read_manifest(path: pathlib.Path, dataset: str) -> dict[str, Any]:
-  """Returns the MANIFEST.json of a set of `dataset`.
-
-  Raises:
-    ArtifactError: it is damaged, or of another format.
-  """
+  """Returns the MANIFEST.json of a set of `dataset`; raises ArtifactError if it is damaged, or of another format."""
   return _read(path, dataset, _Manifest)
 
 
@@ -176,11 +172,7 @@ def _read(path: pathlib.Path, dataset: str, record: Any) -> dict[str, Any]:
 
 
 def check_files(folder: pathlib.Path, manifest: Mapping[str, Any], dataset: str, *, hashed: bool = True) -> None:
-  """Compares the files of a set of `dataset` with its manifest, by size and, if `hashed`, by SHA-256.
-
-  Raises:
-    ArtifactError: a file is missing or differs.
-  """
+  """Raises ArtifactError if a file is missing or differs from the manifest, in size or, if `hashed`, in SHA-256."""
   try:
     artifact.verify(folder, {name: manifest['files'][name] for name in FILES}, hashed=hashed)
   except artifact.Damaged as damage:

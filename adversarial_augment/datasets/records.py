@@ -49,11 +49,7 @@ class Prepared(NamedTuple):
 
 
 def open_folder(folder: pathlib.Path, label: str) -> Prepared:
-  """Reads dataset_info.json, features.json and label.labels.txt.
-
-  Args:
-    folder: of one version of the data set.
-    label: of the data set, begins the messages.
+  """Reads dataset_info.json, features.json and label.labels.txt; `label` names the data set in messages.
 
   Raises:
     UserError: they cannot be read; it is not ArrayRecord; it does not have uint8 RGB images and their classes.
@@ -83,11 +79,7 @@ def open_folder(folder: pathlib.Path, label: str) -> Prepared:
 
 
 def read(shards: tuple[Shard, ...]) -> Iterator[tuple[bytes, int]]:
-  """Yields the encoded image and the label of each example, in order.
-
-  Raises:
-    Exception: of many kinds, where a file is missing or damaged, or holds more than it can.
-  """
+  """Yields the encoded image and the label of each example, in order; raises nearly anything if a file is damaged."""
   from array_record.python import array_record_module
   from tensorflow_datasets.proto import tf_example_pb2  # takes half a second
 

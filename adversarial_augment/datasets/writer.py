@@ -48,12 +48,7 @@ def folder_of(description: Description, data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def check_target(description: Description, data_dir: pathlib.Path, num_examples: int, overwrite: bool) -> None:
-  """Checks, before any work, whether `write` can succeed.
-
-  Raises:
-    UserError: the data set exists, and `overwrite` is False.
-    StorageError: the disk has no room.
-  """
+  """Raises an error, before any work, if the data set exists and `overwrite` is False, or if the disk has no room."""
   folder = folder_of(description, data_dir)
   with artifact.storage_errors(f"write under '{data_dir}'"):
     exists = folder.exists()
@@ -70,16 +65,13 @@ def space_for(num_examples: int, image_shape: tuple[int, int, int]) -> int:
 def write(
   description: Description, splits: Mapping[str, Split], data_dir: pathlib.Path, overwrite: bool = False
 ) -> pathlib.Path:
-  """Writes all splits into a temporary folder and then renames it, so that no part of a data set is ever there.
+  """Writes all splits into a temporary folder, renames it when it is complete, and returns its path.
 
   Args:
     description: goes into TFDS's metadata and, with the hash of each split, into provenance.json beside it.
     splits: by name, such as 'train' and 'test'.
     data_dir: the folder of prepared data sets.
     overwrite: whether to replace an existing data set.
-
-  Returns:
-    The folder DATA_DIR/NAME/VERSION, or DATA_DIR/NAME/CONFIG/VERSION.
 
   Raises:
     UserError: the data set exists and `overwrite` is False, another process writes it, or an example cannot be read.
