@@ -7,7 +7,7 @@ import runpy
 import sys
 from typing import NoReturn
 
-from adversarial_augment import __version__, cli, registry
+from adversarial_augment import __version__, checks, cli
 
 COMMANDS = {
   'train': 'train a classifier, with an adversary or without',
@@ -34,7 +34,7 @@ def _main(argv: list[str]) -> None:
   elif argv[0] == '--version':
     print(__version__)
   else:
-    registry.lookup(COMMANDS, argv[0], 'command')
+    checks.lookup(COMMANDS, argv[0], 'command')
     sys.argv[1:] = argv[1:]
     runpy.run_module(f'adversarial_augment.{argv[0]}', run_name='__main__', alter_sys=True)
 

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 
 from adversarial_augment import cli, inference
+from adversarial_augment.checks import lookup
 from adversarial_augment.cli import progress, streams
 from adversarial_augment.errors import UserError
 from adversarial_augment.exporting.formats import FORMATS, Encoded
-from adversarial_augment.registry import lookup
 from adversarial_augment.storage import artifact, files
 
 CARD = 'card.json'

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 import numpy as np
 
-from adversarial_augment import metrics, registry
+from adversarial_augment import checks, metrics
 from adversarial_augment.config.evaluations import EVALUATIONS, Evaluation
 from adversarial_augment.config.fields import parse_fraction
 from adversarial_augment.errors import UserError, show
@@ -139,8 +139,8 @@ def _check_robustness(record: Any) -> None:
 
 def _agree(record: Struct, **computed: Any) -> None:
   """Compares fields of a record with what its other numbers give, both of which may be lists and tables."""
-  stated = registry.flatten(msgspec.to_builtins(record))
-  for field, values in registry.flatten(computed).items():
+  stated = checks.flatten(msgspec.to_builtins(record))
+  for field, values in checks.flatten(computed).items():
     for index, (found, wanted) in enumerate(zip(np.ravel(stated[field]), np.ravel(values), strict=True)):
       if not math.isclose(found, wanted, abs_tol=1e-6):
         place = f'{field}[{index}]' if np.ndim(values) else field

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import registry
+from adversarial_augment import checks
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, counts_images
 
@@ -75,7 +75,7 @@ def correct(images: Array, corrupted: Array, *, min_ssim: float, root: str) -> C
   Raises:
     UserError: an unknown root, other shapes, or images smaller than the window.
   """
-  search = registry.lookup(ROOTS, root, 'root')
+  search = checks.lookup(ROOTS, root, 'root')
   moments = _moments(images, corrupted)
   grid = jnp.stack([_ssim_at(moments, jnp.full(images.shape[0], gamma, images.dtype)) for gamma in _GAMMAS], axis=-1)
   mild = grid[:, -1] >= min_ssim

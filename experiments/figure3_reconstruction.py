@@ -24,12 +24,12 @@ import optax
 
 from adversarial_augment import (
   __version__,
+  checks,
   cli,
   corruptions,
   datasets,
   metrics,
   per_example_conv,
-  registry,
   results,
   ssim,
   threefry,
@@ -79,7 +79,7 @@ def _nets(names: str, weights: str | None) -> dict[str, str]:
 
   nets = names.split(',')
   for net in nets:
-    registry.lookup(corruption_nets.CORRUPTION_NETS, net, 'network in --nets')
+    checks.lookup(corruption_nets.CORRUPTION_NETS, net, 'network in --nets')
   if len(nets) != len(set(nets)):
     raise UserError(f'--nets={names} names a network twice; name each of them once.')
   given = [WEIGHTS[net] for net in nets] if weights is None else weights.split(',')

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adversarial_augment import cli, registry
+from adversarial_augment import checks, cli
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import artifact, files
@@ -57,10 +57,10 @@ SCALES = {
 def main(argv: Sequence[str]) -> None:
   overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
-  scale = registry.lookup(SCALES, arguments.scale, '--scale')
+  scale = checks.lookup(SCALES, arguments.scale, '--scale')
   rows = arguments.rows.split(',') if arguments.rows else list(ROWS)
   for row in rows:
-    registry.lookup(ROWS, row, 'row')
+    checks.lookup(ROWS, row, 'row')
   seeds = _seeds(arguments.seeds)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
   for name, value in overrides.items():

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adversarial_augment import cli, registry, results
+from adversarial_augment import checks, cli, results
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
 from adversarial_augment.storage import artifact
@@ -76,7 +76,7 @@ def _named(text: str) -> tuple[str, str | None]:
   row, equals, workdir = text.partition('=')
   if not equals or Path(text).is_dir():  # whose name may contain =
     return text, None
-  registry.lookup(ROWS, row, 'row')
+  checks.lookup(ROWS, row, 'row')
   return workdir, row
 
 

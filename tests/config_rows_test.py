@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
+from adversarial_augment import checks
 from adversarial_augment import config as configs
-from adversarial_augment import registry
 from adversarial_augment.run import summary
 from tests import tiny
 
@@ -31,7 +31,7 @@ def test_what_a_row_changes(row, variant):
   base, changes = ROWS[row]
   config = configs.load(f'configs/{row}.py:{variant}')
   configs.validate(config)
-  found, before = (registry.flatten(each) for each in (config, configs.load(f'configs/{base}.py:{variant}')))
+  found, before = (checks.flatten(each) for each in (config, configs.load(f'configs/{base}.py:{variant}')))
   if changes.get('deepaugment.copies') == 10 and variant in ('quickstart', 'smoke'):
     changes = changes | {'deepaugment.copies': 2}
   assert {name: value for name, value in found.items() if value != before[name]} == changes

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 import pytest
 
+from adversarial_augment import checks
 from adversarial_augment import config as configs
-from adversarial_augment import registry
 from adversarial_augment.errors import UserError
 
 BOTH = pytest.mark.parametrize('make', [configs.base_config, configs.pretrain_config])
@@ -72,10 +72,10 @@ def test_override_reads_text_by_the_type_of_the_field(field, text, value):
   base = configs.base_config()
   changed = configs.override(base, {field: text})
   configs.validate(changed)
-  flat = registry.flatten(changed)
+  flat = checks.flatten(changed)
   assert flat[field] == value
   assert type(flat[field]) is type(value)
-  assert {name for name in flat if flat[name] != registry.flatten(base)[name]} <= {field}
+  assert {name for name in flat if flat[name] != checks.flatten(base)[name]} <= {field}
   assert configs.to_json(base) == configs.to_json(configs.base_config()), 'the argument is not changed'
 
 
@@ -196,7 +196,7 @@ def test_any_override_is_valid_or_one_line(name, text):
 def test_json_round_trip(make):
   config = make()
   assert configs.from_json(configs.to_json(config)) == config
-  assert registry.flatten(json.loads(configs.to_json(config))).keys() == registry.flatten(config).keys()
+  assert checks.flatten(json.loads(configs.to_json(config))).keys() == checks.flatten(config).keys()
 
 
 def test_json_numbers_written_by_hand_get_the_type_of_the_field():

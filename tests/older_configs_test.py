@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adversarial_augment import checks, evaluate, export, inference
 from adversarial_augment import config as configs
-from adversarial_augment import evaluate, export, inference, registry
 from adversarial_augment.config.tables import ADDED, RESUMABLE, TABLES
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import devices
@@ -37,12 +37,12 @@ TRAIN_ADDED = [name for name in ADDED if name in TABLES['train']]
 
 def without(config, names) -> dict:
   """A config as the version without some fields wrote it."""
-  return registry.nest({name: value for name, value in registry.flatten(config).items() if name not in names})
+  return checks.nest({name: value for name, value in checks.flatten(config).items() if name not in names})
 
 
 def hash_of(tree: dict) -> str:
   """The hash that such a version wrote."""
-  flat = {name: value for name, value in registry.flatten(tree).items() if name not in RESUMABLE}
+  flat = {name: value for name, value in checks.flatten(tree).items() if name not in RESUMABLE}
   return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import registry, ssim, threefry
+from adversarial_augment import checks, ssim, threefry
 from adversarial_augment.attacks.ascent import STEPS, Loss, ascend
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.losses import cross_entropy
@@ -51,9 +51,9 @@ def adversary(
     `gradient_norm` (first step), of the line search `ssim_corrected` and `ssim_below_min` (0 or 1), and those of
     `measure`. What belongs to a group is repeated for each of its images.
   """
-  rule = registry.lookup(STEPS, step, 'attack step')
+  rule = checks.lookup(STEPS, step, 'attack step')
   if root is not None:
-    registry.lookup(ssim.ROOTS, root, 'root')
+    checks.lookup(ssim.ROOTS, root, 'root')
 
   @fast_in_loops
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:

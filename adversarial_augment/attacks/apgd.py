@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import registry
+from adversarial_augment import checks
 from adversarial_augment.attacks import losses
 from adversarial_augment.attacks.lp_ball import check_ball, norms, project
 from adversarial_augment.attacks.restarts import Restart, RestartedAttack, attack_result, check_numbers, restarted
@@ -44,7 +44,7 @@ def apgd(
     num_targets: targets of 'targeted', at most the number of classes - 1; other losses have none.
   """
   epsilon = check_ball(norm, epsilon)
-  maximised = registry.lookup(LOSSES, loss, 'loss')
+  maximised = checks.lookup(LOSSES, loss, 'loss')
   check_numbers('apgd', {'num_steps': num_steps, 'restarts': restarts, 'num_targets': num_targets})
 
   def search(given: Restart) -> AttackResult:

@@ -11,7 +11,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import checks, registry
+from adversarial_augment import checks
 from adversarial_augment.attacks import losses, trees
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.errors import UserError, show
@@ -32,7 +32,7 @@ def check_ball(norm: str, epsilon: float) -> float:
   Raises:
     UserError: an unknown norm, or an epsilon that is no number, traced, negative, not finite, or for l_inf more than 1.
   """
-  registry.lookup(NORMS, norm, 'norm')
+  checks.lookup(NORMS, norm, 'norm')
   if not isinstance(epsilon, numbers.Real):
     raise UserError(
       f'epsilon={show(epsilon)} must be a number of Python or NumPy, such as 8/255; images are in [0, 1].'
@@ -64,7 +64,7 @@ def lp_ball(norm: str, epsilon: float, *, init: str = 'ball') -> PerturbationSet
     UserError: an unknown start; see `check_ball`.
   """
   epsilon = check_ball(norm, epsilon)
-  registry.lookup(INITS, init, 'init')
+  checks.lookup(INITS, init, 'init')
 
   def apply_batch(frozen, images, deltas, keys=None):
     if len(deltas) != len(images):
@@ -164,7 +164,7 @@ def lp(
     An `Attack` of images [n, h, w, c] in [0, 1], labels [n] and one key per image; `frozen` is unused. Its metrics are
     those of `adversary` without a line search.
   """
-  maximised = registry.lookup(LOSSES, loss, 'loss')
+  maximised = checks.lookup(LOSSES, loss, 'loss')
   search = adversary(
       lp_ball(norm, epsilon, init=init), loss=maximised, root=None,
       num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,

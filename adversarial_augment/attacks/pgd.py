@@ -7,7 +7,7 @@ import math
 
 import optax
 
-from adversarial_augment import registry
+from adversarial_augment import checks
 from adversarial_augment.attacks import losses
 from adversarial_augment.attacks.ascent import STEPS, Loss, StepRule, ascend
 from adversarial_augment.attacks.lp_ball import lp_ball
@@ -42,11 +42,11 @@ def pgd(
     loss: the loss that is maximised, 'cross_entropy', 'margin' or 'dlr'.
     start: 'random' (uniform in the ball) or 'none' (at the image; restarts then repeat each other).
   """
-  ball = lp_ball(norm, epsilon, init=registry.lookup(STARTS, start, 'start'))
+  ball = lp_ball(norm, epsilon, init=checks.lookup(STARTS, start, 'start'))
   check_numbers('pgd', {'num_steps': num_steps, 'restarts': restarts}, {'step_size': step_size})
-  maximised = registry.lookup(LOSSES, loss, 'loss')
+  maximised = checks.lookup(LOSSES, loss, 'loss')
   step = {'linf': 'sign', 'l2': 'l2'}[norm] if step is None else step
-  rule = registry.lookup(STEPS, step, 'attack step')
+  rule = checks.lookup(STEPS, step, 'attack step')
   per_pixel = norm == 'l2' and step in ('sign', 'adam', 'sgd')
 
   def search(given: Restart) -> AttackResult:

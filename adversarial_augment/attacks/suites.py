@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import registry, threefry
+from adversarial_augment import checks, threefry
 from adversarial_augment.attacks import inputs, suite_runner
 from adversarial_augment.attacks.apgd import apgd
 from adversarial_augment.attacks.fab import fab
@@ -74,7 +74,7 @@ def autoattack(*, norm: str, epsilon: float, version: str = 'standard', batch_si
     metrics have `stage` [n], the number of the stage that broke an image: 0 none was needed, -1 it is not broken. It
     raises a UserError for images outside [0, 1], out-of-range labels, and logits of another shape than [n, k].
   """
-  suite = registry.lookup(_VERSIONS, version, 'version')
+  suite = checks.lookup(_VERSIONS, version, 'version')
   epsilon = check_ball(norm, epsilon)
   check_numbers('autoattack', {'batch_size': batch_size})
   last: _Compiled | None = None
@@ -162,7 +162,7 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
   The DLR loss divides by differences of the third largest logit, the targeted one by those of the fourth: with fewer
   classes than that, their stages are left out, which `left_out` names.
   """
-  table = registry.lookup(SUITES, suite, 'attack')
+  table = checks.lookup(SUITES, suite, 'attack')
   epsilon = check_ball(norm, epsilon)
   if num_classes < 2:
     raise UserError(f'num_classes={num_classes} must be at least 2: an attack needs a class to aim at.')

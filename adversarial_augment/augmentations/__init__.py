@@ -7,7 +7,7 @@ reduce diversity.
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import registry, threefry
+from adversarial_augment import checks, threefry
 from adversarial_augment.augmentations.augmix import augmix, augmix_all_ops
 from adversarial_augment.types import Augmentation
 
@@ -33,7 +33,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 def chain(names: tuple[str, ...]) -> Augmentation:
   """Composes the named augmentations, each with its own key; raises UserError for an unknown name."""
-  parts = [registry.lookup(AUGMENTATIONS, name, 'augmentation') for name in names]
+  parts = [checks.lookup(AUGMENTATIONS, name, 'augmentation') for name in names]
 
   def augment(key, image):
     for index, part in enumerate(parts):

@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import registry
+from adversarial_augment import checks
+from adversarial_augment.checks import did_you_mean
 from adversarial_augment.config import fields, rules
 from adversarial_augment.config.tables import ADDED, NETWORK_SIZES, PRETRAIN, RESUMABLE, TABLES, TRAIN
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.registry import did_you_mean
 from adversarial_augment.storage import files, untrusted
 
 T = TypeVar('T')
@@ -41,7 +41,7 @@ class _Config(ConfigDict):
 
 
 def _build(program: str, flat: Mapping[str, Any]) -> ConfigDict:
-  tree = registry.nest({name: field.default for name, field in TABLES[program].items()})
+  tree = checks.nest({name: field.default for name, field in TABLES[program].items()})
   config = _Config({key: _Config(value) if isinstance(value, dict) else value for key, value in tree.items()})
   config.lock().update_from_flattened_dict(dict(flat))
   return config
@@ -64,7 +64,7 @@ def _program(flat: Mapping[str, Any]) -> str:
 
 def validate(config: Mapping[str, Any]) -> None:
   """Raises UserError for the first wrong name, type or value, or broken rule between fields."""
-  flat = registry.flatten(config)
+  flat = checks.flatten(config)
   program = _program(flat)
   fields.check_names(TABLES[program], flat)
   fields.check_values(TABLES[program], flat)
@@ -84,27 +84,27 @@ def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
   Raises:
     UserError: unknown field, or text of another type. Ranges are left to `validate`.
   """
-  flat = registry.flatten(config)
+  flat = checks.flatten(config)
   program = _program(flat)
   return _build(program, flat | {name: fields.parse(TABLES[program], name, value) for name, value in pairs.items()})
 
 
 def describe(config: ConfigDict) -> str:
   """Returns every field with its value and meaning, one per line."""
-  flat = registry.flatten(config)
+  flat = checks.flatten(config)
   return '\n'.join(fields.describe(TABLES[_program(flat)], flat))
 
 
 def to_json(config: ConfigDict) -> str:
   """Returns the whole config as JSON, always with the same text for the same values."""
-  flat = registry.flatten(config)
+  flat = checks.flatten(config)
   ordered = {name: flat[name] for name in TABLES[_program(flat)]}
-  return json.dumps(registry.nest(ordered), indent=2, allow_nan=False) + '\n'
+  return json.dumps(checks.nest(ordered), indent=2, allow_nan=False) + '\n'
 
 
 def unknown_to(old: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the fields that came after the version which wrote a config, {dotted name: what their absence means}."""
-  flat = registry.flatten(old)
+  flat = checks.flatten(old)
   return {name: value for name, value in ADDED.items() if name in TABLES[_program(flat)] and name not in flat}
 
 
@@ -124,7 +124,7 @@ def from_json(text: str, source: str = 'config.json') -> ConfigDict:
     tree = untrusted.parse_json(text, finite=False)  # the rules of the fields name what is not
     if not isinstance(tree, dict):
       raise UserError(f'the file must hold a JSON object, not {show(tree)}.')
-    flat = registry.flatten(tree) | unknown_to(tree)
+    flat = checks.flatten(tree) | unknown_to(tree)
     validate(flat)
   except untrusted.Unusable as error:
     raise UserError(f'{source} is not JSON ({show(str(error))}).') from None
@@ -135,7 +135,7 @@ def from_json(text: str, source: str = 'config.json') -> ConfigDict:
 
 def sha256(config: ConfigDict) -> str:
   """Returns the hash, in hex, of all fields but `RESUMABLE`: equal for the configs that may go on with a run."""
-  return _sha256(registry.flatten(config))
+  return _sha256(checks.flatten(config))
 
 
 def _sha256(flat: Mapping[str, Any]) -> str:
@@ -145,7 +145,7 @@ def _sha256(flat: Mapping[str, Any]) -> str:
 
 def all_sha256(config: ConfigDict) -> set[str]:
   """Returns the hashes that this version and older ones give an equal config: those without the newest fields."""
-  flat = registry.flatten(config)
+  flat = checks.flatten(config)
   hashes = {_sha256(flat)}
   for name, value in reversed(ADDED.items()):
     if name in flat and json.dumps(flat[name]) != json.dumps(value):  # tuples may have become lists
@@ -158,7 +158,7 @@ def all_sha256(config: ConfigDict) -> set[str]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Returns `field: old -> new` for each field but `RESUMABLE` that differs; takes nested dicts, JSON's, or configs."""
   plain = lambda value: list(value) if isinstance(value, tuple) else value
-  before, after = ({name: show(plain(value)) for name, value in registry.flatten(one).items()} for one in (old, new))
+  before, after = ({name: show(plain(value)) for name, value in checks.flatten(one).items()} for one in (old, new))
   found = {name: (before.get(name, '(absent)'), after.get(name, '(absent)')) for name in before | after}
   return [f'{name}: {was} -> {now}' for name, (was, now) in found.items() if name not in RESUMABLE and was != now]
 
@@ -188,7 +188,7 @@ def load(spec: str, program: str = 'train') -> ConfigDict:
     config = get_config(variant) if variant else get_config()
     if not isinstance(config, ConfigDict):
       raise UserError(f'get_config must return a ConfigDict, not {show(config)}.')
-    flat = registry.flatten(config)
+    flat = checks.flatten(config)
     if _program(flat) != program:
       raise UserError(f'a config of adversarial_augment.{_program(flat)}, not of adversarial_augment.{program}.')
     fields.check_names(TABLES[program], flat)

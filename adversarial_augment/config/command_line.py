@@ -7,9 +7,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
+from adversarial_augment.checks import did_you_mean
 from adversarial_augment.cli import Parser, add_process_flags, check_processes
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.registry import did_you_mean
 from adversarial_augment.storage import files
 
 _TRAIN = """Trains an image classifier with AdversarialAugment (AdA) or without an adversary.

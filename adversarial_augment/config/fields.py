@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 import re
 from typing import Any, NamedTuple
 
-from adversarial_augment import registry
+from adversarial_augment import checks
+from adversarial_augment.checks import did_you_mean
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.registry import did_you_mean
 
 LABEL = '[A-Za-z0-9][A-Za-z0-9_.-]{0,99}'  # a name that is a part of a path
 
@@ -132,7 +132,7 @@ def _parse_boolean(text: str) -> bool:
 
 def spell(config: Mapping[str, Any], *names: str) -> str:
   """Returns fields, or all, with their values as flags have them: 'config.seed=1, config.evals=clean,ada'."""
-  flat = registry.flatten(config)
+  flat = checks.flatten(config)
 
   def spelled(value: Any) -> str:
     if isinstance(value, tuple | list):

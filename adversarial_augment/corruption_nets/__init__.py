@@ -17,7 +17,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import per_example_conv, registry, threefry
+from adversarial_augment import checks, per_example_conv, threefry
 from adversarial_augment.config.fields import show
 from adversarial_augment.corruption_nets import layers
 from adversarial_augment.corruption_nets import weights as weight_files
@@ -68,7 +68,7 @@ def load(
     UserError: an unknown name, or a file that is missing, damaged, or for another network.
     TypeError: an option that the network does not have.
   """
-  factory = registry.lookup(CORRUPTION_NETS, name, 'corruption_net')
+  factory = checks.lookup(CORRUPTION_NETS, name, 'corruption_net')
   params, sizes = read(name, weights or _DEFAULTS[name])
   options = {'perturb_mean_shift': perturb_mean_shift, 'deterministic': deterministic}
   network = factory(**sizes, **{name: True for name, is_set in options.items() if is_set}, conv=conv, dtype=dtype)
@@ -112,7 +112,7 @@ def find(weights: str | Path) -> Path:
   if str(weights).endswith('.safetensors'):
     return files.user_path(str(weights), 'weights')
   known = {path.stem: path for path in files.named(_SHIPPED, '*.safetensors')}
-  return registry.lookup(known, str(weights), 'shipped weights')
+  return checks.lookup(known, str(weights), 'shipped weights')
 
 
 def shipped_name(name: str, sizes: Mapping[str, int]) -> str:

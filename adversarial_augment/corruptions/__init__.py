@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial_augment import __version__, checks, registry, threefry
+from adversarial_augment import __version__, checks, threefry
 from adversarial_augment.corruptions import blur, color, digital, noise, spatter, weather
 from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
 from adversarial_augment.corruptions.frost import describe, with_photographs
@@ -62,7 +62,7 @@ def corrupt(
   Raises:
     UserError: an argument is invalid.
   """
-  corruption = registry.lookup(CORRUPTIONS, str(name), 'corruption')
+  corruption = checks.lookup(CORRUPTIONS, str(name), 'corruption')
   if name == 'frost' and frost is not None:
     corruption = with_photographs(files.user_path(frost, 'frost'))
   images, index = _checked(images, severity, seed, indices)

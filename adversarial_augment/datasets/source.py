@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from adversarial_augment.checks import did_you_mean
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets import arrays, records
 from adversarial_augment.datasets.arrays import one_line
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.metrics import generated_origin
-from adversarial_augment.registry import did_you_mean
 from adversarial_augment.storage import files, untrusted
 from adversarial_augment.types import Dataset
 

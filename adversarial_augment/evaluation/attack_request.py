@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from adversarial_augment import checks, registry
+from adversarial_augment import checks
 from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files
@@ -77,7 +77,7 @@ def parse(arguments: argparse.Namespace) -> Request | None:
     return None
   if arguments.evals is not None:
     raise UserError('--attack and --evals cannot go together; run one after the other.')
-  registry.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
+  checks.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
   if arguments.surrogate == '':
     raise UserError('--surrogate= must name the workdir of a run; name one, or leave it out.')
   return Request(

@@ -17,7 +17,7 @@ import socket
 import threading
 from typing import Any, NamedTuple
 
-from adversarial_augment import cli, errors, registry
+from adversarial_augment import checks, cli, errors
 from adversarial_augment.cli import environment, signals, streams
 from adversarial_augment.errors import AdversarialAugmentError, UserError, show
 
@@ -106,9 +106,9 @@ def facts(program: str, config: str, about: Mapping[str, Any]) -> dict[str, Any]
     config: as JSON; fields that name files and folders are not compared.
     about: further facts, such as the hashes of data, as nested dicts.
   """
-  flat = registry.flatten(json.loads(config))
+  flat = checks.flatten(json.loads(config))
   compared = {f'config.{name}': value for name, value in flat.items() if name not in _PATHS}
-  return {'the program': program, **compared, **registry.flatten(json.loads(json.dumps(about)))}
+  return {'the program': program, **compared, **checks.flatten(json.loads(json.dumps(about)))}
 
 
 def _compare(everybody: Mapping[int, Mapping[str, Any]]) -> None:

@@ -22,7 +22,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from adversarial_augment import registry
+from adversarial_augment import checks
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
 from adversarial_augment.per_example_conv import tpu_conv, triton_conv
@@ -134,7 +134,7 @@ def per_example_conv(
       f'{list(kernels.shape)}.'
     )
   forms: dict[str, Conv] = {'auto': example_conv, 'map': example_conv, 'im2col': _rowwise_conv, 'vmap': conv}
-  form = registry.lookup(forms, impl, 'impl')
+  form = checks.lookup(forms, impl, 'impl')
   apply = lambda kernel, image: form(image[None], kernel, stride=stride, padding=padding)[0]
   return over_examples(apply, impl=impl)(kernels, images)
 
@@ -142,7 +142,7 @@ def per_example_conv(
 def over_examples(apply: Callable, *, impl: str = 'auto') -> Callable:
   """Returns `apply(params, image)` mapped over the leading axes of both, by `lax.map` or `vmap`."""
   one_by_one = {'auto': platforms.current() == 'cpu', 'map': True, 'im2col': False, 'vmap': False}
-  if registry.lookup(one_by_one, impl, 'impl'):
+  if checks.lookup(one_by_one, impl, 'impl'):
     return lambda params, images: jax.lax.map(lambda both: apply(*both), (params, images))
   return jax.vmap(apply)
 

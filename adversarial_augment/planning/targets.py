@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from adversarial_augment import registry
+from adversarial_augment import checks
 from adversarial_augment.errors import UserError
 
 
@@ -104,7 +104,7 @@ def target(name: str) -> Target:
     UserError: there is no such chip or shape, or its compiler is not installed.
   """
   kind, colon, size = name.partition(':')
-  chip = registry.lookup({**TPUS, **GPUS}, kind, 'chip')
+  chip = checks.lookup({**TPUS, **GPUS}, kind, 'chip')
   if chip.gpu:
     if colon and not re.fullmatch('[1-9][0-9]{0,3}', size) or int(size or 1) > _MOST_GPUS:
       raise UserError(f"'{size}' is not a number of cards; write 1 to {_MOST_GPUS}: {kind}:8.")

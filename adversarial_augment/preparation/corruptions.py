@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from adversarial_augment import datasets, metrics, registry
+from adversarial_augment import checks, datasets, metrics
 from adversarial_augment.cli import progress, signals
 from adversarial_augment.datasets import arrays, cifar10_c, sampling, source, writer
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
@@ -92,7 +92,7 @@ def _names(text: str | None) -> tuple[str, ...]:
     return metrics.ALL_NAMES
   known = dict.fromkeys(metrics.ALL_NAMES)
   for name in text.split(','):
-    registry.lookup(known, name, 'corruption in --names')
+    checks.lookup(known, name, 'corruption in --names')
   return tuple(dict.fromkeys(text.split(',')))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import re
 from typing import Any
 
+from adversarial_augment import checks
 from adversarial_augment import config as configs
-from adversarial_augment import registry
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, comparisons, figures, parts, sources
@@ -28,7 +28,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   columns, words = ('', *(run.label for run in runs)), len(runs) + 1
   abouts = [about(run) for run in runs]
   table = Table('Runs', columns, [Row((name, *(one[name] for one in abouts))) for name in abouts[0]], words=words)
-  whole = [registry.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
+  whole = [checks.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
   shown = [sharing.relative(config, run.folder) for config, run in zip(whole, runs, strict=True)]
   texts = lambda configs, name: [json.dumps(config[name]) if name in config else NONE for config in configs]
   names = [name for name in sorted(set().union(*whole)) if len(set(texts(whole, name))) > 1]
@@ -197,7 +197,7 @@ def _origins(run: Run) -> Iterator[tuple[str, str]]:
 def _flat(result: Mapping[str, Any]) -> dict[str, str]:
   """The provenance of an evaluation as text, without the config, which is that of the run."""
   about = {key: value for key, value in result['provenance'].items() if key != 'config'}
-  flat = {key: result[key] for key in ('step', 'checkpoint_sha256', 'seconds')} | registry.flatten(about)
+  flat = {key: result[key] for key in ('step', 'checkpoint_sha256', 'seconds')} | checks.flatten(about)
   return {key: _plain(value) for key, value in flat.items()}
 
 

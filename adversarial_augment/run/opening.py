@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from adversarial_augment import checks, results
 from adversarial_augment import config as configs
-from adversarial_augment import registry, results
 from adversarial_augment.cli import environment, progress, signals
 from adversarial_augment.errors import CheckpointError, UserError, show
 from adversarial_augment.parallel import processes
@@ -52,7 +52,7 @@ def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str
   path = workdir / 'config.json'
   old = _recorded(path, ', the config of the checkpoints beside it')
   added = configs.unknown_to(old)
-  for difference in _differences(workdir, registry.flatten(old) | added, config, data):
+  for difference in _differences(workdir, checks.flatten(old) | added, config, data):
     raise UserError(f"'{workdir}' holds a run {difference}.", remedy='workdir')
   return configs.note(path, added) if added else ''
 

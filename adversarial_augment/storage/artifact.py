@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from adversarial_augment import registry
+from adversarial_augment import checks
 from adversarial_augment.errors import ArtifactError, NumericalError, StorageError
 from adversarial_augment.storage import kills, untrusted
 
@@ -261,7 +261,7 @@ def read(file: str | os.PathLike, record: Any, content: bytes | None = None, **e
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
   """Returns {dotted field: (was, now)} of the fields that differ; a field that is missing on one side is None there."""
-  was, now = registry.flatten(found), registry.flatten(wanted)
+  was, now = checks.flatten(found), checks.flatten(wanted)
   return {key: (was.get(key), now.get(key)) for key in {**now, **was} if was.get(key) != now.get(key)}
 
 
