@@ -154,7 +154,7 @@ def _job(
     images_per_step=config.batch_size,
     keep_checkpoints=2,
     tensorboard=False,
-    step=platforms.jit(mesh, functools.partial(steps.train_step, parts), donate_argnums=0),
+    step=jax.jit(platforms.for_mesh(mesh, functools.partial(steps.train_step, parts)), donate_argnums=0),
     read=functools.partial(steps.read_batch, parts, mesh, sources),
     describe=lambda step, values: {'step': step, **values},
     evaluate=evaluate,

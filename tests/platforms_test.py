@@ -23,7 +23,7 @@ class Mesh:
 
 def text(mesh, channels=64):
   images, kernels = jnp.zeros((2, 8, 8, channels)), jnp.zeros((2, 3, 3, channels, channels))
-  return str(platforms.jit(mesh, per_example_conv.per_example_conv).trace(images, kernels).jaxpr)
+  return str(jax.jit(platforms.for_mesh(mesh, per_example_conv.per_example_conv)).trace(images, kernels).jaxpr)
 
 
 def test_names_and_default():
@@ -51,5 +51,5 @@ def test_an_error_while_tracing_leaves_the_default():
     raise ValueError(platforms.current())
 
   with pytest.raises(ValueError, match='tpu'):
-    platforms.jit(Mesh('tpu'), fails)()
+    jax.jit(platforms.for_mesh(Mesh('tpu'), fails))()
   assert platforms.current() == 'cpu'

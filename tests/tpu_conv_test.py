@@ -188,7 +188,7 @@ for (n, h, w, c, k, size, pads) in tpu_conv_test.CASES.values():
     spec = PartitionSpec('data')
     mapped = jax.shard_map(layer, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     array = lambda *shape: jax.ShapeDtypeStruct((len(devices), *shape), dtype, sharding=NamedSharding(mesh, spec))
-    program = platforms.jit(mesh, mapped).lower(array(n, h, w, c), array(*size, c, k), array(k)).compile()
+    program = jax.jit(platforms.for_mesh(mesh, mapped)).lower(array(n, h, w, c), array(*size, c, k), array(k)).compile()
     print(program.as_text().count('custom_call_target="tpu_custom_call"'))
 """
 

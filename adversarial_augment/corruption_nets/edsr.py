@@ -91,5 +91,5 @@ def _shift(x: jax.Array, sign: float, module: str) -> jax.Array:
   """Adds or removes the mean colour, as a 1x1 convolution."""
   identity = lambda shape, dtype: jnp.eye(3, dtype=dtype)
   colour = lambda shape, dtype: jnp.asarray(sign * 255.0 * MEAN, dtype)
-  w, b = layers.parameters(module, x.dtype, w=((3, 3), identity), b=((3,), colour))
+  w, b = layers.parameters(module, x.dtype, {'w': ((3, 3), identity), 'b': ((3,), colour)})
   return x @ w + b.reshape(1, 1, 1, 3)

@@ -74,7 +74,7 @@ def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
 
 
 def parameters(
-  module: str, dtype: jnp.dtype, **blocks: tuple[tuple[int, ...], hk.initializers.Initializer]
+  module: str, dtype: jnp.dtype, blocks: Mapping[str, tuple[tuple[int, ...], hk.initializers.Initializer]]
 ) -> list[jax.Array]:
   """Returns parameters of a module of this name, each with its shape and initialiser, cast to a type."""
   return [value.astype(dtype) for value in _Named(module)(blocks)]
@@ -94,4 +94,4 @@ def _weights(module: str, shape: tuple[int, int, int, int], fan_in: int, dtype: 
   def uniform(shape, dtype):  # drawn as a vector: XLA takes a second to compile random bits for each 4-D shape
     return jax.random.uniform(hk.next_rng_key(), (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
-  return parameters(module, dtype, w=(shape, uniform), b=(shape[-1:], uniform))
+  return parameters(module, dtype, {'w': (shape, uniform), 'b': (shape[-1:], uniform)})

@@ -53,7 +53,7 @@ def vqvae(
     x = blocks(layer(x, 'encoder'), 'encoder_block')
     latents = layer(x, 'to_code').astype(images.dtype)
     normal = hk.initializers.RandomNormal(0.1)
-    (codebook,) = layers.parameters(CODEBOOK, latents.dtype, codebook=((codes, features), normal))
+    (codebook,) = layers.parameters(CODEBOOK, latents.dtype, {'codebook': ((codes, features), normal)})
     quantised, indices = quantise(latents, jax.lax.stop_gradient(codebook))
     x = layer((latents + jax.lax.stop_gradient(quantised - latents)).astype(x.dtype), 'from_code')
     x = blocks(x, 'decoder_block')

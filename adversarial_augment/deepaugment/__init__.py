@@ -136,7 +136,8 @@ def _compiled(devices: tuple[jax.Device, ...], net: str, bug_compatible: bool, s
   mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
   each = PartitionSpec(_AXIS)
   specs = (each, each, each, each, PartitionSpec())
-  return platforms.jit(mesh, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False))
+  on_devices = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=each, check_vma=False)
+  return jax.jit(platforms.for_mesh(mesh, on_devices))
 
 
 def _through(apply: Callable[[Array, Key], Array], image: Array, key: Key, scale: str) -> Array:

@@ -84,7 +84,8 @@ def _program(classifier: Network, mesh: Mesh, attack: Attack | None) -> Callable
 
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
   specs = (whole, whole, whole, data)
-  return platforms.jit(mesh, jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
+  on_devices = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+  return jax.jit(platforms.for_mesh(mesh, on_devices))
 
 
 def _sums(logits: Array, correct: Array, mask: Array, attack_metrics: dict[str, Array]) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class _SuitePrograms:
   def __init__(self, classifier: Classifier, stages: Sequence[Stage], attacked: Problem, seed: int):
     self._classifier, self._stages, self._attacked, self._seed = classifier, stages, attacked, seed
     self._variables = classifier.state.params, classifier.state.model_state
-    self._attack_step = platforms.jit(classifier.mesh, self._attack, static_argnums=(0, 1))
-    self._margins_step = platforms.jit(classifier.mesh, self._margins)
+    self._attack_step = jax.jit(platforms.for_mesh(classifier.mesh, self._attack), static_argnums=(0, 1))
+    self._margins_step = jax.jit(platforms.for_mesh(classifier.mesh, self._margins))
     self._compiled: dict[tuple[str, int, int], Callable] = {}
 
   def attack(self, network: str, index: int, restart: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import contextlib
 from contextvars import ContextVar
 import functools
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -37,12 +36,12 @@ def tracing_for(mesh: Mesh) -> Iterator[None]:
     _current.reset(token)
 
 
-def jit(mesh: Mesh, function: Callable, **options: Any) -> jax.stages.Wrapped:
-  """Returns `jax.jit(function, **options)`, traced for the platform of a mesh."""
+def for_mesh(mesh: Mesh, function: Callable) -> Callable:
+  """Returns a function that `jax.jit` traces for the platform of a mesh."""
 
   @functools.wraps(function)
   def traced(*args, **kwargs):
     with tracing_for(mesh):
       return function(*args, **kwargs)
 
-  return jax.jit(traced, **options)
+  return traced

@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 import shutil
 import socket
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import msgspec
@@ -108,15 +109,19 @@ def replace(path: Path, content: bytes | Iterable[bytes]) -> Entry:
 
 def write_json(path: Path, value: Any) -> None:
   """Replaces a file by JSON with sorted keys; raises NumericalError as `to_json`, or StorageError."""
-  content = f'{to_json(path, value, indent=2, sort_keys=True)}\n'.encode()
+  content = f'{to_json(path, value, pretty=True)}\n'.encode()
   with storage_errors(f"write '{path}'"):
     replace(path, content)
 
 
-def to_json(path: Path, value: Any, **how: Any) -> str:
-  """Returns the JSON for `path`; raises NumericalError for NaN and infinity, which JSON does not have."""
+def to_json(path: Path, value: Any, *, pretty: bool = False) -> str:
+  """Returns the JSON for `path`, on one line unless `pretty`.
+
+  Raises:
+    NumericalError: a number is NaN or infinite, which JSON does not have.
+  """
   try:
-    return json.dumps(value, allow_nan=False, **how)
+    return json.dumps(value, allow_nan=False, indent=2 if pretty else None, sort_keys=pretty)
   except ValueError as error:
     raise NumericalError(f"'{path}' would hold a number that JSON does not have: {error}.") from error
 
@@ -242,17 +247,27 @@ def verify(folder: Path, files: Mapping[str, Entry], *, hashed: bool = True) -> 
         check_entry(name, files[name], size_of(path), sha256_of(path))
 
 
-def read(file: str | os.PathLike, record: Any, content: bytes | None = None, **error: Any) -> dict[str, Any]:
+def read(
+  file: str | os.PathLike,
+  record: Any,
+  content: bytes | None = None,
+  *,
+  path: str | os.PathLike = '',
+  kind: str = '',
+  remedy: str = '',
+  about: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
   """Returns the JSON object in a manifest with the fields of `record`, a type that msgspec knows.
 
   `file` is its path, or its name for messages if `content` is given. A damaged manifest is an ArtifactError with the
-  further arguments `error`.
+  other arguments.
   """
   try:
     value = untrusted.read_json(file) if content is None else untrusted.parse_json(content)
     msgspec.convert(value, record)
   except (OSError, ValueError) as reason:
-    raise ArtifactError(f"'{file}' is damaged or not of this program ({one_line(reason)})", **error) from reason
+    facts = f"'{file}' is damaged or not of this program ({one_line(reason)})"
+    raise ArtifactError(facts, path, kind, remedy, about) from reason
   return value
 
 
@@ -266,12 +281,18 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
 
 
 def check_same(
-  path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, remedy: str = 'use or replace', **error: Any
+  path: Path,
+  found: Mapping[str, Any],
+  wanted: Mapping[str, Any],
+  *,
+  kind: str = '',
+  remedy: str = 'use or replace',
+  about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-  """Raises ArtifactError, with `error`, if `path` was made from other conditions; names the first that differs."""
+  """Raises ArtifactError if `path` was made from other conditions; names the first that differs."""
   for field, (was, now) in differences(found, wanted).items():
     facts = f"'{path}' exists already, with {field} = {_short(was)}, and now it would be {_short(now)}"
-    raise ArtifactError(facts, path, remedy=remedy, **error)
+    raise ArtifactError(facts, path, kind, remedy, about)
 
 
 def _short(value: Any) -> str:

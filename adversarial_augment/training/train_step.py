@@ -31,9 +31,8 @@ def jitted(recipe: Recipe) -> jax.stages.Wrapped:
   """Returns a recipe's jitted `train_step`: (state, step, images, labels, phi) -> state, metrics; donates state."""
   # With a device for each core, threads inside an operation get in each other's way.
   several = platforms.of(recipe.mesh) == 'cpu' and recipe.mesh.local_mesh.size > 1
-  return platforms.jit(
-    recipe.mesh,
-    functools.partial(train_step, recipe),
+  return jax.jit(
+    platforms.for_mesh(recipe.mesh, functools.partial(train_step, recipe)),
     donate_argnums=0,
     out_shardings=sharding.replicated(recipe.mesh),
     compiler_options={'xla_cpu_multi_thread_eigen': False} if several else None,
