@@ -139,8 +139,8 @@ def main(argv: Sequence[str]) -> int:
 def report(stages: tuple[Stage, ...], compiled: list[float], pairs: list[list[Pair]], num_images: int) -> bool:
   """Prints the stages, medians over rounds; returns whether the bounds are met."""
   print(f'\n{"":<10}{"ours":>10}{"cpu":>8}{"theirs":>10}{"cpu":>8}{"left":>12}{"compiled":>12}')
-  seconds = np.array([np.median([[*p.ours, *p.theirs] for p in of_stage], axis=0) for of_stage in pairs])
-  left = [' / '.join(map(str, of_stage[-1].survivors)) for of_stage in pairs]
+  seconds = np.array([np.median([[*p.ours, *p.theirs] for p in stage_pairs], axis=0) for stage_pairs in pairs])
+  left = [' / '.join(map(str, stage_pairs[-1].survivors)) for stage_pairs in pairs]
   names = [stage.name for stage in stages]
   for name, row, images, compile_seconds in zip(
     [*names, 'total'], [*seconds, seconds.sum(0)], [*left, ''], [*compiled, sum(compiled)], strict=True
@@ -153,8 +153,8 @@ def report(stages: tuple[Stage, ...], compiled: list[float], pairs: list[list[Pa
   print()
   robust = min(min(pair.survivors) for pair in pairs[-1]) / num_images
   met = [timing.gate('share of images that survive', robust, LEAST_ROBUST, least=True)]
-  for name, of_stage in zip(names, pairs, strict=True):
-    ratio = statistics.median(pair.ours.wall / pair.theirs.wall for pair in of_stage)
+  for name, stage_pairs in zip(names, pairs, strict=True):
+    ratio = statistics.median(pair.ours.wall / pair.theirs.wall for pair in stage_pairs)
     met.append(timing.gate(f'{name}, ours / theirs', ratio, 1.3, least=False))
   total = seconds[:, 0].sum() / seconds[:, 2].sum()
   met.append(timing.gate('total, ours / theirs', total, 1, least=False))

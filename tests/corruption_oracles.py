@@ -171,10 +171,10 @@ def frost(folder: Path):
 
   def apply(image, severity, draws):
     number, (row, column) = draws
-    of_image, of_frost = [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)][severity - 1]
+    image_share, frost_share = [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)][severity - 1]
     photograph = frost_photograph(folder, number)
     piece = photograph[row : row + image.shape[0], column : column + image.shape[1]]
-    return np.uint8(np.clip(of_image * image + of_frost * piece, 0, 255))
+    return np.uint8(np.clip(image_share * image + frost_share * piece, 0, 255))
 
   return apply
 

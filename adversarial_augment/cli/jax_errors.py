@@ -24,8 +24,8 @@ def explain(error: BaseException, less_memory: str) -> tuple[str, int] | None:
     less_memory: how to need less memory, for the message.
   """
   jax = sys.modules.get('jax')
-  of_runtime = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-  if isinstance(error, MemoryError) or (of_runtime and _MEMORY.search(str(error))):
+  from_runtime = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+  if isinstance(error, MemoryError) or (from_runtime and _MEMORY.search(str(error))):
     words = _AMOUNT.search(str(error))
     amount = f' ({_short(words[0])})' if words else ''
     return f'Out of memory{amount}; {less_memory}.', StorageError.exit_code

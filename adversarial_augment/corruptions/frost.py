@@ -42,9 +42,9 @@ def with_photographs(folder: Path | None) -> Corruption:
 
 
 def _frost(folder: Path | None, numbers: tuple[float, float], size: Size) -> _Frost:
-  of_image, of_frost = numbers
+  image_share, frost_share = numbers
   level = np.arange(256)
-  sums = np.clip(of_image * level[:, None] + of_frost * level, 0, 255).astype(np.uint8)
+  sums = np.clip(image_share * level[:, None] + frost_share * level, 0, 255).astype(np.uint8)
   found = textures(folder, size)
   sizes = np.array([texture.shape[:2] for texture in found], np.int32)
   padded = np.zeros((len(found), *sizes.max(axis=0), 3), np.uint8)

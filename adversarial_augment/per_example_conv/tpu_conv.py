@@ -189,24 +189,24 @@ def _forward_kernel(x_ref, w_ref, b_ref, y_ref, groups, matrices, *, layer: _Lay
 
 
 def _backward_kernel(x_ref, w_ref, g_ref, *refs, layer: _Layer):
-  *y_ref, dx_ref, dw_ref, db_ref, of_inputs, of_gradients, matrices = refs
+  *y_ref, dx_ref, dw_ref, db_ref, input_patches, gradient_patches, matrices = refs
   (top, bottom), (left, right) = layer.pads
   rows, taps, m, n = w_ref.shape
   size, columns, q = x_ref.shape[1], layer.columns, layer.q
   g = g_ref[0].astype(jnp.float32)
   if layer.relu:
     g = jnp.where(y_ref[0][0].astype(jnp.float32) > 0, g, 0)
-  _gather(of_gradients, g, taps, right, bottom, layer)
+  _gather(gradient_patches, g, taps, right, bottom, layer)
   _widen(matrices, w_ref, right, layer, backward=True)
-  dx = _product(of_gradients, matrices, size, columns, 0 if layer.outputs_first else 1)
+  dx = _product(gradient_patches, matrices, size, columns, 0 if layer.outputs_first else 1)
   dx_ref[0] = dx.astype(dx_ref.dtype)
 
-  _gather(of_inputs, x_ref[0].astype(jnp.float32), taps, left, top, layer)
-  turned = g.T.astype(of_inputs.dtype)
+  _gather(input_patches, x_ref[0].astype(jnp.float32), taps, left, top, layer)
+  turned = g.T.astype(input_patches.dtype)
   dw = {(row, tap): jnp.zeros((m, n), jnp.float32) for row in range(rows) for tap in range(taps)}
   for row in range(rows):
-    for group in range(of_inputs.shape[0]):
-      seen = of_inputs[group, row * columns : row * columns + size]
+    for group in range(input_patches.shape[0]):
+      seen = input_patches[group, row * columns : row * columns + size]
       slopes = jnp.dot(turned, seen, preferred_element_type=jnp.float32)  # [q * k, q * c]
       slopes = slopes if layer.outputs_first else slopes.T
       for other, place, output, tap in _taps(taps, left, q):

@@ -17,8 +17,8 @@ from adversarial_augment.preparation import command
 _SIZES = (16, 512)  # SSIM needs 11 pixels, and the classifiers halve the side several times
 _LONGEST_NAME = 100  # it becomes a part of file names, which hold 255
 _SHOWN = 8  # files or sizes in a line
-_OF_EVALUATIONS = (name for name, evaluation in EVALUATIONS.items() if evaluation.imported_from)
-_TAKEN = ('cifar10', *_OF_EVALUATIONS, 'cifar10_corrupted', *DATASETS)
+_IMPORTED = (name for name, evaluation in EVALUATIONS.items() if evaluation.imported_from)
+_TAKEN = ('cifar10', *_IMPORTED, 'cifar10_corrupted', *DATASETS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -186,10 +186,10 @@ def _origins(run: Run) -> Iterator[tuple[str, str]]:
   for name in ('command', 'state_sha256', 'config_sha256'):
     if name in run.closing:
       yield f'training: {name}', _plain(sharing.relative(run.closing[name], run.folder))
-  of_all = {name: _flat(sharing.relative(result, run.folder)) for name, result in run.results.items()}
-  for key in dict.fromkeys(key for flat in of_all.values() for key in flat):
-    values = {name: flat[key] for name, flat in of_all.items() if key in flat}
-    shared = len(values) == len(of_all) and len(set(values.values())) == 1
+  by_result = {name: _flat(sharing.relative(result, run.folder)) for name, result in run.results.items()}
+  for key in dict.fromkeys(key for flat in by_result.values() for key in flat):
+    values = {name: flat[key] for name, flat in by_result.items() if key in flat}
+    shared = len(values) == len(by_result) and len(set(values.values())) == 1
     for name, value in [('evaluation', next(iter(values.values())))] if shared else values.items():
       yield f'{name}: {key}', value
 

@@ -142,8 +142,8 @@ def build_classifier(
 
 def classifier_options(config: ConfigDict) -> dict[str, Any]:
   """Returns what the classifier's factory takes beside the number of classes, as plain values."""
-  of_others = {'name', 'shortcut'} if config.classifier.name == 'resnext' else {'name'}
-  fields = {name: value for name, value in config.classifier.items() if name not in of_others}
+  not_its_own = {'name', 'shortcut'} if config.classifier.name == 'resnext' else {'name'}
+  fields = {name: value for name, value in config.classifier.items() if name not in not_its_own}
   return {**fields, 'dtype': config.precision}
 
 
