@@ -38,3 +38,11 @@ def one_number(value: float, size: Size) -> np.float32:
 def no_draw(key: Key, size: Size, constants: PyTree) -> tuple[()]:
   """The `draw` of a deterministic corruption."""
   return ()
+
+
+class DrawnCorruption(NamedTuple):
+  """A corruption in NumPy, outside JAX; severities are the published levels, which differ between corruptions."""
+
+  severities: tuple[float, ...]
+  draw: Callable[[np.random.Generator, Size, float], dict[str, Any]]  # generator of one image, its size, level
+  apply: Callable[..., np.ndarray]  # uint8 [h, w, 3], draws by name -> grey levels, to be clipped and truncated

@@ -1,0 +1,171 @@
+"""CIFAR-10-C-bar against the published algorithms, written pixel by pixel, with the same draws."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import fftpack, ndimage
+from skimage import draw
+
+from adversarial_augment.corruptions.bar import BAR
+
+_N = 32
+
+
+def _per_pixel(kernel):
+  return np.array([[kernel(y, x) for x in range(_N)] for y in range(_N)])
+
+
+def _bilinear(image, y, x):
+  top, left = math.floor(y), math.floor(x)
+  at = lambda i, j: image[i, j].astype(float) if 0 <= i < _N and 0 <= j < _N else np.zeros(3)
+  upper = at(top, left) * (1 - x + left) + at(top, left + 1) * (x - left)
+  lower = at(top + 1, left) * (1 - x + left) + at(top + 1, left + 1) * (x - left)
+  return upper * (1 - y + top) + lower * (y - top)
+
+
+def _noise(phases, power):
+  amplitude = _per_pixel(lambda y, x: power(math.hypot(x - _N / 2, y - _N / 2)))
+  spectrum = amplitude * (np.cos(phases) + 1j * np.sin(phases))
+  spectrum = np.roll(np.roll(spectrum, _N // 2, axis=0), _N // 2, axis=1)
+  noise = np.real(fftpack.ifft2(spectrum))
+  return noise / np.std(noise)
+
+
+def blue_noise_sample(image, phases, threshold):
+  noise = _noise(phases, lambda distance: distance)
+  return _per_pixel(lambda y, x: image[y, x] if noise[y, x] > threshold else np.zeros(3))
+
+
+def brownish_noise(image, phases, intensity):
+  noise = [_noise(channel, lambda distance: 1 / (distance**2 + 1)) for channel in phases]
+  return image + intensity * np.stack(noise, axis=2)
+
+
+def checkerboard_cutout(image, angle, side, grid):
+  def pixel(y, x):
+    u = (math.cos(angle) * y + math.sin(angle) * x) / side
+    v = (-math.sin(angle) * y + math.cos(angle) * x) / side
+    return image[y, x] if int(u % 2) != int(v % 2) or not grid[int(u), int(v)] else np.full(3, 128)
+
+  return _per_pixel(pixel)
+
+
+def circular_motion_blur(image, degrees):
+  total, weights = np.zeros(image.shape), 0.0
+  for i in range(21):
+    share = 2 * i / 20 - 1
+    weight = math.exp(-2 * share**2)
+    total += weight * ndimage.rotate(image.astype(np.float32) / 255, share * degrees, reshape=False)
+    weights += weight
+  return total / weights * 255
+
+
+def _sparkle(y, x, center, rays, exponent):
+  down, right = y - center[0], x - center[1]
+  place = (math.atan2(right, down) + math.pi) / (2 * math.pi) * len(rays)
+  i = int(place)
+  f = place - i
+  length = rays[i % len(rays)] + f * (rays[(i + 1) % len(rays)] - rays[i % len(rays)])
+  g = (length**2 / (math.hypot(down, right) ** 2 + 1e-4)) ** exponent
+  return min(max((1 - (f - 0.5) ** 2) * g, 0), 1)
+
+
+def inverse_sparkles(image, center, rays, falloff):
+  return _per_pixel(lambda y, x: 255 + _sparkle(y, x, center, rays, falloff) * (image[y, x].astype(float) - 255))
+
+
+def sparkles(image, centers, rays):
+  for center, lengths in zip(centers, rays):
+    lit = lambda y, x: image[y, x] + _sparkle(y, x, center, lengths, 1) * (255.0 - image[y, x])  # noqa: B023
+    image = _per_pixel(lit)
+  return image
+
+
+def lines(image, starts, angles):
+  out = image.copy()
+  for (x, y), angle in zip(starts, angles):
+    s, c = math.sin(angle) * _N, math.cos(angle) * _N
+    before = out.copy()
+    for i, j, value in zip(*draw.line_aa(int(x - c), int(y - s), int(x + c), int(y + s))):
+      if 0 <= i < _N and 0 <= j < _N:
+        out[i, j] = ((1 - value) * before[i, j] + value * 128).astype(np.uint8)
+  return out
+
+
+def pinch_and_twirl(image, angles, amount):
+  out, side = image.astype(np.float32), 10
+  for i in range(3):
+    for j in range(3):
+      center = np.array([j * side + 5, i * side + 5])
+
+      def warp(y, x, center=center, angle=angles[i, j]):
+        dy, dx = np.array([y, x]) - center
+        distance = math.hypot(dy, dx)
+        if distance > 5 or round(distance, 3) == 0:
+          return y, x
+        d = distance / 5
+        t = math.sin(math.pi * 0.5 * d) ** -amount
+        a = angle * (1 - d) ** 2
+        dy, dx = dy * t, dx * t
+        return center[0] + dy * math.cos(a) - dx * math.sin(a), center[1] + dy * math.sin(a) + dx * math.cos(a)
+
+      rows, columns = range(j * side, (j + 1) * side), range(i * side, (i + 1) * side)
+      block = np.array([[_bilinear(out, *warp(y, x)) for x in columns] for y in rows])
+      out[j * side : (j + 1) * side, i * side : (i + 1) * side] = block
+  return out
+
+
+def ripple(image, amplitude, wavelengths, phases):
+  moved = lambda at, k: at + amplitude * math.sin(2 * math.pi * at / wavelengths[k] + phases[k])
+  return _per_pixel(lambda y, x: _bilinear(image, moved(y, 0), moved(x, 1)))
+
+
+def transverse_chromatic_abberation(image, zooms):
+  out = image.copy()
+  for c in range(3):
+    zoomed = ndimage.zoom(image[:, :, c], zooms[c], prefilter=False)
+    edge = (zoomed.shape[0] - _N) // 2
+    out[:, :, c] = zoomed[edge : edge + _N, edge : edge + _N]
+  return out
+
+
+@pytest.mark.parametrize('severity', [1, 3, 5])
+@pytest.mark.parametrize('name', list(BAR))
+def test_equals_the_published_algorithm_within_a_grey_level(name, severity):
+  images = np.random.default_rng(0).integers(0, 256, (3, _N, _N, 3), dtype=np.uint8)
+  images[2] = np.linspace(0, 255, _N).astype(np.uint8)[:, None]
+  corruption = BAR[name]
+  for number, image in enumerate(images):
+    draws = corruption.draw(np.random.default_rng([number, severity]), (_N, _N), corruption.severities[severity - 1])
+    mine, published = (np.clip(f(image, **draws), 0, 255).astype(np.uint8) for f in (corruption.apply, globals()[name]))
+    np.testing.assert_allclose(mine.astype(int), published.astype(int), atol=1)
+    assert (mine != published).mean() < 0.01
+
+
+@pytest.mark.parametrize('name', list(BAR))
+def test_corrupts_more_at_higher_severities(name):
+  images = np.random.default_rng(1).integers(40, 216, (8, 8, 8, 3), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+  corruption = BAR[name]
+  changes = [
+    np.mean(
+      [
+        np.abs(
+          np.clip(corruption.apply(image, **corruption.draw(np.random.default_rng(i), (_N, _N), level)), 0, 255) - image
+        ).mean()
+        for i, image in enumerate(images)
+      ]
+    )
+    for level in corruption.severities
+  ]
+  assert changes[0] > 0
+  assert changes == sorted(changes)
+
+
+@pytest.mark.parametrize('size', [(32, 32), (64, 64), (33, 47), (40, 33)])
+def test_takes_images_of_any_size(size):
+  image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+  for name, corruption in BAR.items():
+    out = corruption.apply(image, **corruption.draw(np.random.default_rng(0), size, corruption.severities[4]))
+    assert out.shape == image.shape, name
+    assert np.isfinite(out).all(), name
