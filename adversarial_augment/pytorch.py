@@ -6,19 +6,23 @@
 It needs PyTorch; with torchax installed as well, models are translated to JAX and compiled with the attack.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
+import os
 from typing import Any
 import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import torch
 
-from adversarial_augment import attacks, corruption_nets, threefry
+from adversarial_augment import attacks, augmentations, corruption_nets, corruptions, threefry
 from adversarial_augment.cli import streams
+from adversarial_augment.errors import UserError
+from adversarial_augment.metrics import NAMES, SEVERITIES
 from adversarial_augment.types import Array, PyTree
 
 Weights = dict[str, Array]
@@ -77,7 +81,8 @@ def from_torch(
     run = _called_back(module, mode, channels_last)
 
   def apply(weights: Weights, images: Array) -> Array:
-    return run(weights, (images - jnp.array(mean, images.dtype)) / jnp.array(std, images.dtype))
+    shift, scale = (jnp.array(values, images.dtype).reshape(1, 1, 1, -1) for values in (mean, std))
+    return run(weights, (images - shift) / scale)
 
   return TorchFunction(module, apply, not reason)
 
@@ -110,12 +115,12 @@ def _translated(
   """Returns the module in JAX operations, and why that is impossible, or ''."""
   try:
     env = _torchax()
-  except ImportError as error:
+  except Exception as error:  # it is not there, or not for this PyTorch
     return lambda weights, images: images, f'torchax cannot be imported ({error})'
 
   def run(weights: Weights, images: Array) -> Array:
     inputs = images if channels_last else jnp.moveaxis(images, -1, 1)
-    with mode(), env:
+    with mode(), env, jax.numpy_rank_promotion('allow'):
       used = {name: weights[name] for name in module.state_dict()}  # batch norms may have none at the moment
       return env.t2j_iso(torch.func.functional_call(module, env.j2t_iso(used), (env.j2t_iso(inputs),)))
 
@@ -276,3 +281,67 @@ class TorchAdA:
     self, apply: Callable, weights: Weights, phi: PyTree, keys: Array, images: Array, labels: Array
   ) -> Array:
     return self._attack(keys, functools.partial(apply, weights), images, labels, phi).images
+
+
+class _Transform:
+  """A transform of uint8 images: a tensor [3, h, w], a batch of them [n, 3, h, w], or an image of Pillow."""
+
+  def __init__(self, seed: int):
+    self._seed, self._calls, self._process = seed, 0, os.getpid()
+
+  def __call__(self, images: Any) -> Any:
+    if os.getpid() != self._process:
+      raise UserError(
+        f'{type(self).__name__} uses JAX, which does not survive a fork; give the DataLoader '
+        "multiprocessing_context='spawn', or transform batches in the training loop."
+      )
+    self._calls += 1
+    if not isinstance(images, torch.Tensor):
+      return Image.fromarray(self._transform(np.asarray(images.convert('RGB'))[None])[0])
+    batch = images if images.ndim == 4 else images[None]
+    out = self._transform(batch.movedim(1, -1).cpu().numpy())
+    return torch.tensor(out).movedim(-1, 1).reshape(images.shape).to(images.device)
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__ |= state | {'_process': os.getpid()}
+
+  def _draws(self) -> np.random.Generator:
+    """Returns the random numbers of this call, which differ between the workers of a DataLoader."""
+    worker = torch.utils.data.get_worker_info()
+    return np.random.default_rng([self._seed, worker.seed if worker else 0, self._calls])
+
+  def _transform(self, images: np.ndarray) -> np.ndarray:
+    """Transforms uint8 [n, h, w, 3]."""
+    raise NotImplementedError
+
+
+class TorchCorruptions(_Transform):
+  """Corrupts each image by one of several corruptions and severities at random; see `corruptions.corrupt`."""
+
+  def __init__(self, names: Sequence[str] = NAMES, severities: Sequence[int] = SEVERITIES, *, seed: int = 0):
+    super().__init__(seed)
+    self._names, self._severities = tuple(names), tuple(severities)
+
+  def _transform(self, images: np.ndarray) -> np.ndarray:
+    rng, out = self._draws(), np.empty_like(images)
+    for i, index in enumerate(rng.integers(2**31, size=len(images))):
+      name, severity = rng.choice(self._names), int(rng.choice(self._severities))
+      out[i] = corruptions.corrupt(images[i : i + 1], str(name), severity, self._seed, [index])[0]
+    return out
+
+
+class TorchAugMix(_Transform):
+  """AugMix of each image; see `augmentations.augmix`."""
+
+  def __init__(self, *, seed: int = 0):
+    super().__init__(seed)
+
+  def _transform(self, images: np.ndarray) -> np.ndarray:
+    key = threefry.key(int(self._draws().integers(2**31)))
+    return np.asarray(_augmix(jax.random.split(key, len(images)), images))
+
+
+@jax.jit
+def _augmix(keys: Array, images: Array) -> Array:
+  mixed = jax.vmap(augmentations.augmix)(keys, images.astype(jnp.float32) / 255)
+  return jnp.round(255 * mixed).astype(jnp.uint8)
