@@ -76,7 +76,7 @@ def inverse_sparkles(image, center, rays, falloff):
 
 
 def sparkles(image, centers, rays):
-  for center, lengths in zip(centers, rays):
+  for center, lengths in zip(centers, rays, strict=True):
     lit = lambda y, x: image[y, x] + _sparkle(y, x, center, lengths, 1) * (255.0 - image[y, x])  # noqa: B023
     image = _per_pixel(lit)
   return image
@@ -84,10 +84,10 @@ def sparkles(image, centers, rays):
 
 def lines(image, starts, angles):
   out = image.copy()
-  for (x, y), angle in zip(starts, angles):
+  for (x, y), angle in zip(starts, angles, strict=True):
     s, c = math.sin(angle) * _N, math.cos(angle) * _N
     before = out.copy()
-    for i, j, value in zip(*draw.line_aa(int(x - c), int(y - s), int(x + c), int(y + s))):
+    for i, j, value in zip(*draw.line_aa(int(x - c), int(y - s), int(x + c), int(y + s)), strict=True):
       if 0 <= i < _N and 0 <= j < _N:
         out[i, j] = ((1 - value) * before[i, j] + value * 128).astype(np.uint8)
   return out

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from scipy import fft, ndimage
-from skimage import draw
 
 from adversarial_augment.corruptions.corruption import DrawnCorruption, Size
 
@@ -82,6 +81,8 @@ def _draw_lines(rng: np.random.Generator, size: Size, level: float) -> Draws:
 
 def _lines(image: np.ndarray, starts: np.ndarray, angles: np.ndarray) -> np.ndarray:
   """Draws grey lines through the image, antialiased, each on the truncated levels of the one before."""
+  from skimage import draw
+
   out = image.copy()
   length = min(image.shape[:2])
   for (x, y), angle in zip(starts, angles, strict=True):
