@@ -15,6 +15,7 @@ from adversarial_augment.corruption_nets import layers, weights
 from adversarial_augment.corruption_nets.cae import cae_table
 from adversarial_augment.corruption_nets.edsr import MEAN, edsr_table
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import tensor_files
 
 State = Mapping[str, np.ndarray]
 
@@ -116,7 +117,7 @@ def _converted(
   for name, (size, inputs, outputs) in table.items():
     channels = (inputs, outputs) if is_transposed(name) else (outputs, inputs)
     wanted |= {f'{keys[name]}.weight': (*channels, size, size), f'{keys[name]}.bias': (outputs,)}
-  if wrong := weights.wrong_shape({key: value.shape for key, value in state.items()}, wanted):
+  if wrong := tensor_files.wrong_shape({key: value.shape for key, value in state.items()}, wanted):
     raise UserError(f'the state dict is not that of such a network ({network}): it {wrong}; {_WAY_OUT}.')
   params = {}
   for name in table:

@@ -5,25 +5,21 @@ Haiku, joined by a slash: `{'edsr/head': {'w': array}}` is stored as `edsr/head/
 """
 
 from collections.abc import Mapping
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-from safetensors.numpy import save as to_bytes
 
 from adversarial_augment.config.fields import show
 from adversarial_augment.config.tables import NETWORK_SIZES, SIZE_KINDS
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import artifact, untrusted
+from adversarial_augment.storage import artifact, tensor_files, untrusted
 
 FORMAT = 'adversarial_augment.weights.1'
 DTYPES = ('float16', 'float32')
 MAX_BYTES = 1_400_000_000  # an EDSR of the largest sizes has 1.3 GB
-_TAGS = ('F16', 'F32')  # their names in safetensors
 
 WAY_OUT = 'give a file that adversarial_augment.pretrain or adversarial_augment.convert wrote'
 
@@ -46,17 +42,15 @@ def save(
   tensors = {}
   for key, value in _flatten(params).items():
     with np.errstate(over='ignore'):  # too large for half precision is reported below
-      # safetensors writes the memory of a transposed view as it lies, which silently permutes the weights.
-      tensors[key] = np.ascontiguousarray(np.asarray(value), dtype=dtype)
+      tensors[key] = np.asarray(value).astype(dtype)
     if not np.isfinite(tensors[key]).all():
       raise UserError(
         f"Parameter {key!r} holds values that are not finite in {dtype}; '{path}' was not written: take other weights"
         f'{", or store them as float32" if dtype == "float16" else ""}.'
       )
   provenance = json.dumps(dict(metadata), sort_keys=True)
-  header = {'format': FORMAT, 'sha256': _digest(tensors), 'provenance': provenance}
   with artifact.storage_errors(f"write the weight file '{path}'"):
-    artifact.replace(Path(path), to_bytes(tensors, metadata=header))
+    artifact.replace(Path(path), tensor_files.encode(tensors, {'format': FORMAT, 'provenance': provenance}))
 
 
 def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
@@ -65,37 +59,13 @@ def load(path: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
   Raises:
     UserError: no such file, not a weight file of this package, damaged, or with NaN or infinite values.
   """
-  try:
-    untrusted.open_file(path, MAX_BYTES).close()
-    with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
-      sha256, provenance = _read_header(path, file.metadata() or {})
-      tensors = {}
-      for key in file.keys():  # noqa: SIM118 (the file is no mapping)
-        tag = file.get_slice(key).get_dtype()
-        if tag not in _TAGS:  # checked before NumPy, which does not know all of them, is asked
-          allowed = ' or '.join(DTYPES)
-          raise UserError(f"'{path}': {show(key)} has dtype {tag}; a weight file holds {allowed}: {WAY_OUT}.")
-        tensors[key] = file.get_tensor(key)
-  except FileNotFoundError as error:
-    raise UserError(f"No weight file '{path}'; give an existing .safetensors file.") from error
-  except OSError as error:
-    raise UserError(f"Cannot read the weight file '{path}': {error.strerror or error}.") from error
-  except (safetensors.SafetensorError, untrusted.Unusable) as error:
-    reason = ' '.join(str(error).split())
-    raise UserError(
-      f"'{path}' is damaged or not a .safetensors weight file ({reason}); get or make it again."
-    ) from error
-
-  if _digest(tensors) != sha256:
-    raise UserError(f"'{path}' is damaged: its tensors do not have the SHA-256 in its header; get or make it again.")
+  check_header = lambda header: _check_header(path, header)
+  tensors, header = tensor_files.read(path, MAX_BYTES, DTYPES, WAY_OUT, check_header)
   params: Params = {}
   for key in list(tensors):
-    value = tensors.pop(key)
-    if not np.isfinite(value).all():
-      raise UserError(f"'{path}': {show(key)} holds NaN or infinite values; get or make the file again.")
     module, _, name = key.rpartition('/')
-    params.setdefault(module, {})[name] = value.astype(np.float32, copy=False)
-  return params, provenance
+    params.setdefault(module, {})[name] = tensors.pop(key).astype(np.float32, copy=False)
+  return params, untrusted.parse_json(header['provenance'])
 
 
 def network_of(metadata: Mapping[str, Any], path: str | os.PathLike) -> tuple[str, dict[str, int]]:
@@ -136,23 +106,12 @@ def check(
   """Raises UserError unless parameters from `path` have the expected shapes (or the shapes of the expected arrays)."""
   found = {key: value.shape for key, value in _flatten(params).items()}
   wanted = {key: getattr(value, 'shape', value) for key, value in _flatten(expected).items()}
-  if wrong := wrong_shape(found, wanted):
+  if wrong := tensor_files.wrong_shape(found, wanted):
     raise UserError(f"'{path}' {wrong}; these are not the weights of the network it is meant for: {WAY_OUT}.")
 
 
-def wrong_shape(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
-  """Returns what is wrong with the first array that is missing, mis-shaped or one too many; '' where none is."""
-  for key, shape in wanted.items():
-    if key not in found:
-      return f"lacks '{key}', which must have shape {list(shape)}"
-    if tuple(found[key]) != tuple(shape):
-      return f"holds '{key}', which has shape {list(found[key])} and must have {list(shape)}"
-  extra = [key for key in found if key not in wanted]
-  return f'holds {show(extra[0])} of shape {list(found[extra[0]])}, which the network does not have' if extra else ''
-
-
-def _read_header(path: str | os.PathLike, header: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-  """Returns the hash and the metadata in a header; raises UserError unless it is one that `save` writes."""
+def _check_header(path: str | os.PathLike, header: Mapping[str, str]) -> None:
+  """Raises UserError unless a header is one that `save` writes."""
   missing = [key for key in ('format', 'sha256', 'provenance') if key not in header]
   if missing:
     raise UserError(f"'{path}' is no weight file of this package: its header lacks '{missing[0]}'; {WAY_OUT}.")
@@ -164,19 +123,8 @@ def _read_header(path: str | os.PathLike, header: Mapping[str, str]) -> tuple[st
     provenance = None
   if not isinstance(provenance, dict):
     raise UserError(f"'{path}' is damaged: 'provenance' in its header is not a JSON object; get or make it again.")
-  return header['sha256'], provenance
 
 
 def _flatten(params: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """Module name -> parameter name -> value, as one dict with keys joined by a slash, in sorted order."""
   return {f'{module}/{name}': params[module][name] for module in sorted(params) for name in sorted(params[module])}
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-  """SHA-256 over names, dtypes, shapes and bytes."""
-  digest = hashlib.sha256()
-  for key in sorted(tensors):
-    value = np.ascontiguousarray(tensors[key])
-    digest.update(json.dumps([key, value.dtype.name, list(value.shape)]).encode())
-    digest.update(value.tobytes())
-  return digest.hexdigest()

@@ -14,12 +14,12 @@ projections are 3x3 convolutions of the raw input, and it pads only on the right
 """
 
 from collections.abc import Mapping
-import re
 from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
+from adversarial_augment.classifiers import torch_layouts
 from adversarial_augment.classifiers.layers import MEAN, STD
 from adversarial_augment.classifiers.preact_resnet import DEPTHS
 from adversarial_augment.config.fields import spell
@@ -27,12 +27,6 @@ from adversarial_augment.errors import UserError
 
 WIDTH = 64
 SIDES = (25, 32)  # pixels: the class averages over the first 4x4 positions, whatever the size of the image
-_NAMES = {'stem': 'conv1', 'norm': 'bn', 'head': 'linear'}
-_BLOCK_NAMES = {'conv': 'conv', 'norm': 'bn'}
-_LEAVES = {
-  'w': 'weight', 'b': 'bias', 'scale': 'weight', 'offset': 'bias', 'mean': 'running_mean', 'var': 'running_var',
-  'count': 'num_batches_tracked',
-}  # fmt: skip
 
 _CODE = """\
 import torch
@@ -68,19 +62,9 @@ def check(config: ConfigDict) -> None:
 
 
 def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns the state dict of a `preact_resnet`: float32, batch counts int64, OIHW, the head [classes, c]."""
-  tensors: dict[str, np.ndarray] = {
-    'mu': np.asarray(MEAN, np.float32).reshape(1, 3, 1, 1),
-    'sigma': np.asarray(STD, np.float32).reshape(1, 3, 1, 1),
-  }
-  for tree in (params, model_state):
-    for module, leaves in tree.items():
-      for leaf, value in leaves.items():
-        array = np.asarray(value)
-        array = array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
-        dtype = np.int64 if leaf == 'count' else np.float32
-        tensors[f'{_module(module)}.{_LEAVES[leaf]}'] = np.ascontiguousarray(array, dtype).reshape(array.shape)
-  return tensors
+  """Returns the state dict of a `preact_resnet`, with the buffers of the normalisation."""
+  channels = lambda values: np.asarray(values, np.float32).reshape(1, 3, 1, 1)
+  return {'mu': channels(MEAN), 'sigma': channels(STD), **torch_layouts.to_torch(params, model_state)}
 
 
 def code(config: ConfigDict, num_classes: int, file: str) -> str:
@@ -96,14 +80,3 @@ def code(config: ConfigDict, num_classes: int, file: str) -> str:
     note='' if config.precision == 'float32' else f'; in float32, whereas the run computed in {config.precision}',
     file=file,
   )
-
-
-def _module(name: str) -> str:
-  """'preact_resnet/stage_1_block_0/norm_1' -> 'layer2.0.bn2'"""
-  name = name.removeprefix('preact_resnet/')
-  block = re.fullmatch(r'stage_(\d)_block_(\d+)/(?:(conv|norm)_(\d)|shortcut)', name)
-  if block is None:
-    return _NAMES[name]
-  stage, index, part, number = block.groups()
-  inner = f'{_BLOCK_NAMES[part]}{int(number) + 1}' if part else 'shortcut.0'
-  return f'layer{int(stage) + 1}.{index}.{inner}'
