@@ -68,6 +68,8 @@ class PerturbationSet(NamedTuple):
 
 @counts_images
 class AttackResult(NamedTuple):
+  """What an attack makes of a batch."""
+
   images: Array  # [n, h, w, c] in [0, 1]
   metrics: dict[str, Array]  # one value per attacked image: [n], or fewer if some stay clean
 

@@ -19,7 +19,7 @@ from tests import classifier_cases
 from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted({*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')})
+PAGES = sorted({*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')})
 README = (ROOT / 'README.md').read_text()
 TEXT = ''.join(page.read_text() for page in PAGES)
 MODULE = 'python -m adversarial_augment.'
@@ -86,7 +86,9 @@ def test_every_command_parses(command):
 
 
 def test_every_setting_exists_and_is_valid():
-  settings = re.findall(r'--config\.([\w.]+)=(\S+?)[`\s]', README + (ROOT / 'docs' / 'user_guide.md').read_text())
+  guides = README + ''.join(page.read_text() for page in (ROOT / 'docs' / 'guides').glob('*.md'))
+  prose = re.sub(r'^```.*?^```', '', guides, flags=re.MULTILINE | re.DOTALL)  # the others are parts of commands
+  settings = re.findall(r'--config\.([\w.]+)=(\S+?)[`\s]', prose)
   assert len(settings) > 8
   configs.validate(configs.override(configs.base_config(), dict(settings)))
   named = set(re.findall(r'`((?:attack|optimizer|classifier|corruption_net|augment)\.[a-z_]+)(?:=\w+)?`', TEXT))
@@ -160,7 +162,7 @@ def attacked_example(logits_fn=None, **names) -> dict:
   if logits_fn is not None:
     line = next(line for line in code.splitlines() if line.startswith('logits_fn = '))
     code, names['logits_fn'] = code.replace(line, ''), logits_fn
-  exec(compile(code, 'docs/user_guide.md', 'exec'), names)
+  exec(compile(code, 'docs/guides/audit.md', 'exec'), names)
   return names
 
 
