@@ -54,7 +54,7 @@ def images_seen(*flags: str) -> int:
 
 def test_the_runs_of_the_notebook_s_report_see_equally_many_images():
   code = '\n'.join(''.join(cell['source']) for cell in code_of(json.loads(NOTEBOOK.read_text())))
-  commands = [shlex.split(flags) for flags in re.findall(r"adversarial_augment\.train (.*)'\)", code)]
+  commands = [shlex.split(flags) for flags in re.findall(r"adversarial_augment\.train ([^']*)", code)]
   (compared,) = re.findall(r'report\(\[([^]]*)\]', code)
   trained = {flag.removeprefix('--workdir='): flags for flags in commands for flag in flags if 'workdir' in flag}
   folders = re.findall(r"'([^']*)'", compared)
