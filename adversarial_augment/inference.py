@@ -42,6 +42,15 @@ class Restored(NamedTuple):
   state: TrainState  # `params` and `model_state`; the other fields are None
 
 
+class Exported(NamedTuple):
+  """The classifier of a file."""
+
+  config: ConfigDict  # the defaults, but for the classifier and its precision
+  classes: Classes
+  restored: Restored  # of the checkpoint on the card, if it names one; else step 0, and the hash of the file
+  file_sha256: str
+
+
 def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -> ConfigDict:
   """Returns the config of a run of `train`; `say` gets a line about fields that did not exist when it was written.
 
@@ -62,6 +71,57 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
     )
   if added := configs.unknown_to(untrusted.parse_json(text)):
     say(configs.note(path, added))
+  return config
+
+
+def read_file(path: Path) -> Exported:
+  """Returns the classifier of a file of `export` or `convert classifier`, whose arrays stay on the host.
+
+  Raises:
+    UserError: as in `weight_files.read`; or the card names no classifier, or another one than the arrays are of.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from adversarial_augment.classifiers import weight_files
+  from adversarial_augment.storage import artifact, state_arrays, tensor_files
+  from adversarial_augment.training import recipe
+
+  (params, model_state), card = weight_files.read(path)
+  config = _config_on(card, path)
+  shapes = lambda params, model_state: {
+    name: leaf.shape for name, leaf in state_arrays.flatten({'params': params, 'model_state': model_state}).items()
+  }
+  found = shapes(params, model_state)
+  num_classes = next((shape[-1] for name, shape in found.items() if name.endswith('/head/b') and shape), 1)
+  network = recipe.build_classifier(config, num_classes)
+  init = lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), is_training=True)
+  if wrong := tensor_files.wrong_shape(found, shapes(*jax.eval_shape(init))):
+    raise UserError(f"'{path}' {wrong}; it is damaged, or its card is another one's: get or make it again.")
+  names = (card.get('output') or {}).get('class_names') or ()
+  names = tuple(names) if len(names) == num_classes and all(isinstance(name, str) for name in names) else ()
+  sha256 = artifact.sha256_of(path)
+  made, origin = (card.get(part) or {} for part in ('checkpoint', 'training'))
+  state = TrainState(None, params, model_state, None)  # type: ignore[arg-type]
+  restored = Restored(made.get('step', 0), made.get('sha256', sha256), origin.get('config_sha256', ''), state)
+  return Exported(config, Classes(num_classes, names), restored, sha256)
+
+
+def _config_on(card: Mapping[str, Any], path: Path) -> ConfigDict:
+  """Returns the default config with the classifier on a card."""
+  config = configs.base_config()
+  config.dataset = 'unknown'  # whose classes have no names but those on the card
+  try:
+    about = dict(card['architecture'])
+    about.pop('num_parameters', None)
+    config.precision = about.pop('precision')
+    about |= {name: tuple(card['input']['normalisation'][name]) for name in ('mean', 'std')}
+    for name, value in about.items():
+      config.classifier[name] = value
+    configs.validate(config)
+  except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
+    reason = ' '.join(f'{error}'.split())[:200]
+    raise UserError(f"'{path}' has a card that this version cannot read ({reason}); export it again.") from None
   return config
 
 
@@ -181,29 +241,32 @@ class Classifier:
 
 
 def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Classifier:
-  """Returns the classifier of a run, from its newest intact checkpoint, on the first device.
+  """Returns the classifier of a run, from its newest intact checkpoint, or of a file, on the first device.
 
   Args:
-    workdir: of a run of `train`, finished or not.
+    workdir: of a run of `train`, finished or not; or a file `classifier.safetensors` of `export` or of `convert`.
     batch_size: images per call of the program, at least 1; smaller batches are padded. Logits of different batch sizes
       agree to about six digits.
 
   Raises:
-    UserError: as in `read_config` and `restore`, a damaged data.json, or an invalid batch size.
+    UserError: as in `read_config` and `restore`, or `read_file`; a damaged data.json, or an invalid batch size.
     CheckpointError: all checkpoints are damaged.
   """
   if not isinstance(batch_size, int) or batch_size < 1:
     raise UserError(f'batch_size={batch_size} must be an integer of at least 1.')
-  folder = files.user_path(workdir, 'workdir')
-  config, class_names = read_config(folder), results.load_data(folder).get('class_names', ())
+  path = files.user_path(workdir, 'workdir')
+  if os.path.isfile(path):
+    found = read_file(path)
+    return Classifier(found.config, found.classes.num or 0, found.restored, batch_size, found.classes.names)
+  config, class_names = read_config(path), results.load_data(path).get('class_names', ())
   import jax
 
   from adversarial_augment.parallel import sharding
 
-  num_classes = _num_classes(folder / 'checkpoints') or 1  # `restore` reports a missing checkpoint
+  num_classes = _num_classes(path / 'checkpoints') or 1  # `restore` reports a missing checkpoint
   mesh = jax.make_mesh((1,), (sharding.AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
   # The parameters do not depend on the image size.
-  restored = restore(config, folder, num_classes, (32, 32, 3), mesh)
+  restored = restore(config, path, num_classes, (32, 32, 3), mesh)
   return Classifier(config, num_classes, restored, batch_size, class_names)
 
 

@@ -61,6 +61,8 @@ def classifier(
   body: Body,
   num_classes: int,
   *,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
   batch_norm_decay: float = 0.99,
   padding: str = 'torch',
   axis_name: str | None = None,
@@ -78,6 +80,7 @@ def classifier(
     name: of the architecture, the prefix of its parameter names.
     body: everything between normalisation and mean.
     num_classes: number of logits.
+    mean, std: of each channel, by which images are normalised; None: those of CIFAR-10.
     batch_norm_decay: of the running statistics, per update, in [0, 1).
     padding: of strided 3x3 convolutions: 'torch' pads one pixel on each side, 'same' as TensorFlow does.
     axis_name: the mapped axis (of shard_map or vmap) over which batch statistics are averaged; None: those of `images`.
@@ -100,12 +103,14 @@ def classifier(
     if not holds:
       raise UserError(f'{argument}={show(value)} of {name} must be {rule}.')
 
+  normalisation = (tuple(mean or MEAN), tuple(std or STD))
+
   def network(images: jax.Array, *, is_training: bool, test_local_stats: bool = False) -> jax.Array:
     if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
       raise UserError(f'{name} takes floats [n, h, w, 3] in [0, 1], not {images.dtype} of shape {list(images.shape)}.')
     with hk.name_scope(name):
-      mean, std = (jnp.array(value, images.dtype).reshape(1, 1, 1, 3) for value in (MEAN, STD))
-      x = ((images - mean) / std).astype(dtype if dtype == jnp.bfloat16 else jnp.promote_types(images.dtype, dtype))
+      shift, scale = (jnp.array(value, images.dtype).reshape(1, 1, 1, 3) for value in normalisation)
+      x = ((images - shift) / scale).astype(dtype if dtype == jnp.bfloat16 else jnp.promote_types(images.dtype, dtype))
       x = body(Layers(batch_norm_decay, padding, axis_name, conv, is_training, test_local_stats), x)
       x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
       return _head(x, num_classes)

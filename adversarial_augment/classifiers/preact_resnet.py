@@ -35,6 +35,8 @@ def preact_resnet(
   depth: int = 50,
   width: int = 64,
   shortcut: str = 'preact',
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
   batch_norm_decay: float = 0.99,
   padding: str = 'torch',
   axis_name: str | None = None,
@@ -49,7 +51,7 @@ def preact_resnet(
     width: channels of the stem; the stages are 1, 2, 4 and 8 times as wide (bottlenecks: 4 times that).
     shortcut: what the 1x1 projections see: the activated input of the block ('preact', as He et al.) or the raw one
       ('input').
-    batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
+    mean, std, batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
   """
   if depth not in DEPTHS:
     raise UserError(f'depth={depth} of preact_resnet must be one of {", ".join(map(str, DEPTHS))}.')
@@ -58,7 +60,8 @@ def preact_resnet(
   body = _body('preact_resnet', width, stages, bottleneck=bottleneck, shortcut=shortcut)
   return classifier(
       'preact_resnet', body, num_classes,
-      batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
+      mean=mean, std=std, batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv,
+      dtype=dtype,
   )  # fmt: skip
 
 
@@ -68,6 +71,8 @@ def wide_resnet(
   depth: int = 40,
   width: int = 2,
   shortcut: str = 'preact',
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
   batch_norm_decay: float = 0.99,
   padding: str = 'torch',
   axis_name: str | None = None,
@@ -81,7 +86,7 @@ def wide_resnet(
     depth: 6 * blocks of a stage + 4.
     width: the widening factor; the stages have 16, 32 and 64 times as many channels.
     shortcut: as in `preact_resnet`; 'preact' is as published.
-    batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
+    mean, std, batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
   """
   if depth < 10 or depth % 6 != 4:
     raise UserError(f'depth={depth} of wide_resnet must be 6 n + 4 and at least 10.')
@@ -89,7 +94,8 @@ def wide_resnet(
   body = _body('wide_resnet', _STEM, stages, bottleneck=False, shortcut=shortcut)
   return classifier(
       'wide_resnet', body, num_classes,
-      batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
+      mean=mean, std=std, batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv,
+      dtype=dtype,
   )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -22,6 +23,8 @@ def resnext(
   *,
   depth: int = 29,
   width: int = 32,
+  mean: Sequence[float] | None = None,
+  std: Sequence[float] | None = None,
   batch_norm_decay: float = 0.99,
   padding: str = 'torch',
   axis_name: str | None = None,
@@ -35,7 +38,7 @@ def resnext(
     depth: 9 * blocks of a stage + 2.
     width: channels of each of the 4 groups in the first stage. The stem has twice as many, a block of the first stage
       outputs 8 times as many, and each stage is twice as wide as the previous one.
-    batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
+    mean, std, batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
   """
   if depth < 11 or depth % 9 != 2:
     raise UserError(f'depth={depth} of resnext must be 9 n + 2 and at least 11.')
@@ -44,7 +47,8 @@ def resnext(
   body = functools.partial(_body, depth=depth, width=width)
   return classifier(
       'resnext', body, num_classes,
-      batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv, dtype=dtype,
+      mean=mean, std=std, batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv,
+      dtype=dtype,
   )  # fmt: skip
 
 

@@ -60,6 +60,17 @@ def fraction(low: float, high: float) -> Kind:
   return kind._replace(expected=f'{kind.expected}, or a fraction such as 8/255', parse=parse_fraction)
 
 
+def numbers(count: int, low: float, high: float, *, above: bool = False) -> Kind:
+  """So many numbers, each as in `number`; on the command line separated by commas."""
+  kind = number(low, high, above=above)
+
+  def accepts(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == count and all(map(kind.accepts, value))
+
+  parse = lambda text: tuple(map(float, text.split(',')))
+  return Kind(f'{count} numbers separated by commas, each {kind.expected.removeprefix("a number ")}', accepts, parse)
+
+
 def boolean() -> Kind:
   """True or False; on the command line also 1 and 0."""
   return Kind('true or false', lambda value: isinstance(value, bool), _parse_boolean)
@@ -136,7 +147,7 @@ def spell(config: Mapping[str, Any], *names: str) -> str:
 
   def spelled(value: Any) -> str:
     if isinstance(value, tuple | list):
-      return ','.join(value)
+      return ','.join(map(str, value))
     return value if isinstance(value, str) else str(value).lower()
 
   return ', '.join(f'config.{name}={spelled(flat[name])}' for name in names or flat)

@@ -42,6 +42,9 @@ def _classifier(flat: Mapping[str, Any]) -> Iterator[str]:
       f'{spell(flat, "classifier.width")} must be at most 16 with {named}, whose widening factor it is; WRN-40-2 has '
       '--config.classifier.width=2.'
     )
+  mean, std = 'classifier.mean', 'classifier.std'
+  if (flat[mean] is None) != (flat[std] is None):
+    yield f'{spell(flat, mean, std)}: images are normalised by both; set both, or none of them.'
   if name == 'resnext' and flat['classifier.shortcut'] != 'preact':
     reason = 'which has no pre-activation'
     yield clash(flat, 'classifier.shortcut', 'classifier.name', reason, 'config.classifier.shortcut=preact')

@@ -105,6 +105,14 @@ TRAIN: dict[str, Field] = {
     'preact', choice('preact', 'input'), 'what a projection shortcut sees: after norm and ReLU, or before'
   ),
   'classifier.padding': Field('torch', choice('torch', 'same'), 'of strided convolutions: symmetric, or as XLA pads'),
+  'classifier.mean': Field(
+    None,
+    optional(fields.numbers(3, 0, 1)),
+    'of the channels of images in [0, 1], subtracted from them; None: of CIFAR-10',
+  ),
+  'classifier.std': Field(
+    None, optional(fields.numbers(3, 0, 10, above=True)), 'by which they are divided then; None: of CIFAR-10'
+  ),
   **_CORRUPTION_NET,
   'corruption_net.weights': Field(None, optional(_WEIGHTS), 'file of phi; None: what ships for this architecture'),
   'corruption_net.perturb_mean_shift': Field(False, boolean(), 'also move the fixed colour-mean layers of EDSR'),
@@ -216,6 +224,7 @@ ADDED: dict[str, Any] = {
   'attack.beta_mode': 'example', 'attack.group': 1, 'augment.jsd': 0.0, 'deepaugment.sets': (),
   'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None, 'attack.norm': None,
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
+  'classifier.mean': None, 'classifier.std': None,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

@@ -11,13 +11,14 @@ import optax
 
 from adversarial_augment import __version__, results
 from adversarial_augment import config as configs
-from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
+from adversarial_augment.classifiers.layers import EPSILON
+from adversarial_augment.classifiers.weight_files import CARD
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.inference import Classifier
 from adversarial_augment.storage import sharing
+from adversarial_augment.training import recipe
 
-FORMAT = 'adversarial_augment.card.1'
 _PACKAGES = ('jax', 'dm-haiku', 'numpy', 'safetensors')
 _LICENSE = (
   'not chosen: whoever publishes these weights names one that the training data, the weights of the corruption network '
@@ -28,19 +29,8 @@ _LICENSE = (
 def make(workdir: Path, classifier: Classifier) -> dict[str, Any]:
   """Returns the card of the classifier of a run, without its files; results of other checkpoints are left out."""
   config = json.loads(configs.to_json(classifier.config))
-  size = optax.tree.size(classifier.params)
-  versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-  return {
-    'format': FORMAT,
+  return of_network(classifier, _size(workdir)) | {
     'title': title(config),
-    'architecture': {**config['classifier'], 'precision': config['precision'], 'num_parameters': size},
-    'input': {
-      'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch',
-      'size': _size(workdir),
-      'normalisation': {'mean': MEAN, 'std': STD, 'where': 'inside the exported function; do not normalise images'},
-    },
-    'output': {'logits': ['n', classifier.num_classes], 'class_names': classifier.class_names},
-    'batch_norm': {'statistics': 'running', 'epsilon': EPSILON, 'variance': 'population'},
     'checkpoint': {'step': classifier.step, 'sha256': classifier.checkpoint_sha256},
     'training': {
       **_origins(workdir, config['dataset']),
@@ -48,8 +38,29 @@ def make(workdir: Path, classifier: Classifier) -> dict[str, Any]:
       'config_sha256': classifier.config_sha256,
     },
     'results': _results(workdir, classifier.checkpoint_sha256),
-    'versions': {'adversarial_augment': __version__, 'python': platform.python_version(), **versions},
     'license': _LICENSE,
+  }
+
+
+def of_network(classifier: Classifier, size: str) -> dict[str, Any]:
+  """Returns the part of a card that tells of the network alone; `size` is that of its images, in words."""
+  config = json.loads(configs.to_json(classifier.config))
+  num_parameters = optax.tree.size(classifier.params)
+  versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+  return {
+    'format': CARD,
+    'architecture': {**config['classifier'], 'precision': config['precision'], 'num_parameters': num_parameters},
+    'input': {
+      'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch',
+      'size': size,
+      'normalisation': {
+        **recipe.normalisation(classifier.config),
+        'where': 'inside the exported function; do not normalise images',
+      },
+    },
+    'output': {'logits': ['n', classifier.num_classes], 'class_names': classifier.class_names},
+    'batch_norm': {'statistics': 'running', 'epsilon': EPSILON, 'variance': 'population'},
+    'versions': {'adversarial_augment': __version__, 'python': platform.python_version(), **versions},
   }
 
 

@@ -50,20 +50,16 @@ class Format(NamedTuple):
 
 
 def _safetensors(classifier: Classifier, file: str, card: str) -> Encoded:
-  import numpy as np
-  from safetensors.numpy import save
+  import jax
 
-  from adversarial_augment.storage import state_arrays
+  from adversarial_augment.classifiers import weight_files
   from adversarial_augment.training import recipe
 
-  tree = {'params': classifier.params, 'model_state': classifier.model_state}
-  arrays = state_arrays.to_host(state_arrays.flatten(tree))
-  # safetensors writes the memory of a transposed view in its original order.
-  tensors = {path: np.ascontiguousarray(array).reshape(array.shape) for path, array in arrays.items()}
+  trees = jax.device_get((classifier.params, classifier.model_state))
   name, options = classifier.config.classifier.name, recipe.classifier_options(classifier.config)
   words = ', '.join(f'{name}={value!r}' for name, value in options.items())
   code = _JAX_CODE.format(file=file, factory=name, num_classes=classifier.num_classes, options=words)
-  return Encoded(save(tensors, metadata={'card': card}), code)
+  return Encoded(weight_files.encode(*trees, card), code)
 
 
 def _torch(classifier: Classifier, file: str, card: str) -> Encoded:
@@ -71,9 +67,11 @@ def _torch(classifier: Classifier, file: str, card: str) -> Encoded:
   from safetensors.numpy import save
 
   from adversarial_augment.exporting import torch_layout
+  from adversarial_augment.training import recipe
 
   torch_layout.check(classifier.config)
-  tensors = torch_layout.state_dict(*jax.device_get((classifier.params, classifier.model_state)))
+  trees = jax.device_get((classifier.params, classifier.model_state))
+  tensors = torch_layout.state_dict(*trees, **recipe.normalisation(classifier.config))
   code = torch_layout.code(classifier.config, classifier.num_classes, file)
   return Encoded(save(tensors, metadata={'format': 'pt', 'card': card}), code)
 

@@ -13,7 +13,7 @@ default and ours; running variances are copied. `DMPreActResNet` in their dm_wid
 projections are 3x3 convolutions of the raw input, and it pads only on the right and below.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,10 +61,12 @@ def check(config: ConfigDict) -> None:
     raise UserError(f"{given}, but RobustBench's bottlenecks need the shortcut preact.")
 
 
-def state_dict(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def state_dict(
+  params: Mapping[str, Any], model_state: Mapping[str, Any], mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> dict[str, np.ndarray]:
   """Returns the state dict of a `preact_resnet`, with the buffers of the normalisation."""
   channels = lambda values: np.asarray(values, np.float32).reshape(1, 3, 1, 1)
-  return {'mu': channels(MEAN), 'sigma': channels(STD), **torch_layouts.to_torch(params, model_state)}
+  return {'mu': channels(mean), 'sigma': channels(std), **torch_layouts.to_torch(params, model_state)}
 
 
 def code(config: ConfigDict, num_classes: int, file: str) -> str:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 import optax
 
 from adversarial_augment import augmentations, classifiers, per_example_conv
+from adversarial_augment.classifiers.layers import MEAN, STD
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import sampling
@@ -144,7 +145,13 @@ def classifier_options(config: ConfigDict) -> dict[str, Any]:
   """Returns what the classifier's factory takes beside the number of classes, as plain values."""
   not_its_own = {'name', 'shortcut'} if config.classifier.name == 'resnext' else {'name'}
   fields = {name: value for name, value in config.classifier.items() if name not in not_its_own}
-  return {**fields, 'dtype': config.precision}
+  return {**fields, **normalisation(config), 'dtype': config.precision}
+
+
+def normalisation(config: ConfigDict) -> dict[str, tuple[float, ...]]:
+  """Returns the 'mean' and 'std' of each channel by which the classifier of a config normalises images."""
+  known = {'mean': MEAN, 'std': STD}
+  return {name: tuple(config.classifier[name] or usual) for name, usual in known.items()}
 
 
 def attacked_classifier(config: ConfigDict, num_classes: int) -> Network:
