@@ -10,12 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 
 import pytest
 
 import adversarial_augment
 from adversarial_augment import config as configs
+from adversarial_augment.__main__ import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 # A distribution's name where it is not that of what is imported.
@@ -131,12 +133,16 @@ def test_the_folder_of_a_clone_does_not_hide_the_package(tmp_path):
 
 
 @pytest.mark.slow
-def test_wheel_works_outside_the_checkout(tmp_path):
-  source, venv, elsewhere = (tmp_path / name for name in ('source', 'venv', 'elsewhere'))
-  left_out = shutil.ignore_patterns('.*', 'build', 'dist', 'runs', '*.egg-info', '__pycache__')
+def test_wheel_and_sdist_work_outside_the_checkout(tmp_path):
+  source, dist, venv, elsewhere = (tmp_path / name for name in ('source', 'dist', 'venv', 'else where'))
+  left_out = shutil.ignore_patterns('.*', 'build', 'dist', 'runs', 'site', '*.egg-info', '__pycache__')
   shutil.copytree(ROOT, source, ignore=left_out)
-  run(sys.executable, '-m', 'build', '--wheel', '--outdir', str(tmp_path), str(source))
-  (wheel,) = tmp_path.glob('adversarial_augment-*.whl')
+  files = {path.relative_to(source).as_posix() for path in source.rglob('*') if path.is_file()}
+  run(sys.executable, '-m', 'build', '--outdir', str(dist), str(source))  # the sdist, and the wheel from the sdist
+  (wheel,), (sdist,) = dist.glob('*.whl'), dist.glob('*.tar.gz')
+  run(sys.executable, '-m', 'twine', 'check', '--strict', str(wheel), str(sdist))
+  with tarfile.open(sdist) as archive:
+    assert files <= {name.partition('/')[2] for name in archive.getnames()}
   shutil.rmtree(source)
 
   # The new environment borrows the dependencies of this one; .ci/run installs them afresh.
@@ -146,17 +152,21 @@ def test_wheel_works_outside_the_checkout(tmp_path):
 
   elsewhere.mkdir()
   environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-  train = functools.partial(run, python, cwd=elsewhere, env=environment)
-  package = Path(train('-c', 'import adversarial_augment as a; print(a.__file__)').strip()).parent
+  started = functools.partial(run, cwd=elsewhere, env=environment)
+  package = Path(started(python, '-c', 'import adversarial_augment as a; print(a.__file__)').strip()).parent
   assert package.is_relative_to(venv)
   for folder in ('corruption_nets/shipped', 'reporting/templates'):
     own = {path.name for path in (ROOT / 'adversarial_augment' / folder).iterdir()}
     assert {path.name for path in (package / folder).iterdir()} == own
   assert (package / 'reporting' / 'published.csv').exists()
 
-  train = functools.partial(train, '-m', 'adversarial_augment.train')
-  assert train('--list_configs') == configs.list_configs() + '\n'
-  train('--config=configs/ada_edsr.py:smoke', '--workdir=here')
+  console = str(venv / 'bin' / 'adversarial-augment')
+  for name in COMMANDS:
+    said = started(console, name, '--help')
+    assert said.startswith('usage: ')
+    assert said == started(python, '-m', f'adversarial_augment.{name}', '--help')
+  assert started(console, 'train', '--list_configs') == configs.list_configs() + '\n'
+  started(console, 'train', '--config=configs/ada_edsr.py:smoke', '--workdir=here')
   assert (elsewhere / 'here' / 'results' / 'train.json').exists()
-  run(python, '-m', 'adversarial_augment.report', 'here', cwd=elsewhere, env=environment)
+  started(python, '-m', 'adversarial_augment.report', 'here')
   assert '<h1>here</h1>' in (elsewhere / 'here' / 'report.html').read_text()
