@@ -51,6 +51,36 @@ class Exported(NamedTuple):
   file_sha256: str
 
 
+class Source(NamedTuple):
+  """A classifier that another run starts from."""
+
+  config: ConfigDict
+  classes: Classes
+  restore: Callable[[Mesh], Restored]  # puts it on all devices; on all processes
+  origin: dict[str, Any]  # what it is, as results record it, as far as it is known before it is restored
+
+
+def find_source(path: Path) -> Source:
+  """Returns the classifier of a run of `train`, or of a file; raises UserError where there is none.
+
+  A run may go on meanwhile; its newest intact checkpoint is the one when it is restored.
+  """
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.storage import checkpoints
+
+  if os.path.isfile(path):
+    found = read_file(path)
+    to_devices = lambda mesh: found.restored._replace(state=sharding.replicate(mesh, found.restored.state))
+    return Source(found.config, found.classes, to_devices, {'file': str(path), 'file_sha256': found.file_sha256})
+  if not checkpoints.steps(path / 'checkpoints'):
+    inside = path / 'classifier.safetensors'
+    file = f"'{inside}'" if os.path.exists(inside) else 'a classifier.safetensors'
+    raise UserError(f"No checkpoints in '{path}'; name the workdir of a run that has saved some, or {file}.")
+  config, known = read_config(path), classes(path)
+  to_devices = lambda mesh: restore(config, path, known.num or 1, (32, 32, 3), mesh)
+  return Source(config, known, to_devices, {'workdir': str(path)})
+
+
 def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -> ConfigDict:
   """Returns the config of a run of `train`; `say` gets a line about fields that did not exist when it was written.
 

@@ -29,6 +29,7 @@ from adversarial_augment.storage import artifact, files, outcomes, untrusted
 
 Result = Mapping[str, Any]
 
+START = 'init_from.json'  # where the first parameters of a run come from
 ROBUSTNESS = 'robustness_'  # begins the names of the results of l_p attacks
 _COLUMNS = (
   'evaluation', 'corruption', 'severity', 'num_correct', 'num_images', 'error', 'data', 'origin', 'seed', 'step',
@@ -358,6 +359,19 @@ def load_data(workdir: Path) -> dict[str, Any]:
   check(data, _DATA, f"'{path}'", remedy)
   check(split_hashes(data), dict[str, str], f"'{path}'", remedy)
   return data
+
+
+def load_start(workdir: Path) -> dict[str, Any] | None:
+  """Returns where the first parameters of a run come from; None if they were drawn, or the run is of an older version.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path, remedy = workdir / START, 'remove it'
+  found = read_json(path, remedy)
+  if not isinstance(found, dict | None):
+    raise UserError(f"'{path}' must hold a JSON object, not {show(found)}; {remedy}.")
+  return found
 
 
 def split_hashes(data: Result) -> dict[str, str]:

@@ -4,24 +4,29 @@ The path of a batch: `datasets` -> `sharding.shard_batch` -> `train_step` -> `lo
 """
 
 import functools
+import os
 from pathlib import Path
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, report
+from adversarial_augment import cli, datasets, inference, report, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
 from adversarial_augment.config import command_line, rules
+from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import cifar10, classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.preparation import deepaugment
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset, TrainState
 
 if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
   from adversarial_augment.evaluation.bench import Images
 
 
@@ -103,7 +108,7 @@ def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 
   from adversarial_augment.training import builders
 
   builders.check_adversary(config, splits['train'].image_shape)
-  _check_start(config.init_from, workdir, splits['train'])
+  _check_start(config, workdir)
   if config.tensorboard:
     run_log.check_tensorboard()
   origins = {split: dataset.provenance for split, dataset in splits.items()}
@@ -120,7 +125,7 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: '
 
   from adversarial_augment.evaluation import bench
   from adversarial_augment.evaluation.milestones import Milestones
-  from adversarial_augment.parallel import sharding
+  from adversarial_augment.parallel import processes, sharding
   from adversarial_augment.run import loop, opening, summary, train_job
   from adversarial_augment.training import recipe as recipes
   from adversarial_augment.training import train_step
@@ -133,8 +138,9 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: '
       init = functools.partial(train_step.init_state, recipe, dataset.image_shape)
       state = jax.jit(init, out_shardings=sharding.replicated(mesh))()
     state = opening.resume(workdir, state)
-    if not int(state.step):
-      state = _start_from(config.init_from, state, dataset)
+    if not int(state.step) and config.init_from is not None:
+      state, origin = _start_from(config, state, dataset, mesh)
+      processes.on_process_0(lambda: artifact.write_json(workdir / results.START, origin))
     for line in summary.opening(config, recipe, splits, state, phi):
       progress.log(line)
     test = test or bench.open_images(config, splits['test'], prepared=False)
@@ -164,50 +170,76 @@ def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
   }
 
 
-def _check_start(init_from: str | None, workdir: Path, dataset: Dataset) -> None:
-  """Checks that there is a run to start from; a run that resumes needs none."""
+def _check_start(config: ConfigDict, workdir: Path) -> None:
+  """Checks what there is to start from; a run that resumes needs nothing."""
   from adversarial_augment.storage import checkpoints
 
-  if init_from is None or checkpoints.steps(workdir / 'checkpoints'):
-    return
-  folder = files.user_path(init_from, 'config.init_from')
-  if not checkpoints.steps(folder / 'checkpoints'):
-    raise UserError(f"No checkpoints in '{folder}' (config.init_from); name the workdir of a run that has saved some.")
-  _outputs(init_from, dataset)
+  if config.init_from is not None and not checkpoints.steps(workdir / 'checkpoints'):
+    _source(config)
 
 
-def _outputs(init_from: str, dataset: Dataset) -> tuple[list[int] | None, str]:
-  """Returns which outputs of another run stand for the classes of a data set (None: in this order), and a note."""
-  from adversarial_augment import inference
+def _source(config: ConfigDict) -> 'inference.Source':
+  """Returns the classifier of `init_from`; raises UserError unless its network is that of this run."""
+  from adversarial_augment.training import recipe
 
-  known = inference.classes(files.user_path(init_from, 'config.init_from'))
-  label = f"The classifier of '{init_from}' (config.init_from)"
-  remedy = 'start from a run on the same classes, or leave config.init_from out'
-  return classes.order(known, dataset, label, remedy), classes.note(known, dataset, f"'{init_from}'")
-
-
-def _start_from(init_from: str | None, state: TrainState, dataset: Dataset) -> TrainState:
-  """Takes parameters and statistics from another run; the step and the optimiser start anew."""
-  if init_from is None:
-    return state
-  from adversarial_augment import classifiers, inference
-  from adversarial_augment.storage import checkpoints
-
-  folder = files.user_path(init_from, 'config.init_from')
-  outputs, note = _outputs(init_from, dataset)
-  step, state = checkpoints.restore_subtree(
-    folder / 'checkpoints',
-    state,
-    ('params', 'model_state'),
-    report=progress.log,
-    check=lambda manifest: inference.check_config(folder, manifest),
+  path = files.user_path(config.init_from, 'config.init_from')
+  try:
+    source = inference.find_source(path)
+  except UserError as error:
+    of_pytorch = os.path.isfile(path) and (path.suffix != '.safetensors' or 'PyTorch' in str(error))
+    convert = shlex.join(['python', '-m', 'adversarial_augment.convert', 'classifier', f'--from={path}'])
+    hint = f' A file of PyTorch is converted first: {convert} --output=FILE.safetensors' if of_pytorch else ''
+    raise UserError(f"config.init_from='{config.init_from}': {error}{hint}") from error
+  theirs, ours = (
+    {f'classifier.{name}': value for name, value in {**one.classifier, **recipe.normalisation(one)}.items()}
+    for one in (source.config, config)
   )
-  progress.log(f"starting from the parameters of '{init_from}' after step {step}")
-  if note:
-    progress.log(note)
-  if outputs is None:
-    return state
-  return state._replace(params=classifiers.reorder_outputs(state.params, outputs))
+  # How fast running statistics follow is a matter of training.
+  if other := [name for name in ours if theirs[name] != ours[name] and name != 'classifier.batch_norm_decay']:
+    flags = ' '.join(f'--{spell(theirs, name)}' for name in other)
+    raise UserError(
+      f"config.init_from='{config.init_from}' is another network: it has {spell(theirs, *other)}, and this run "
+      f'{spell(ours, *other)}; set {flags}, or start from another one.'
+    )
+  return source
+
+
+def _start_from(config: ConfigDict, state: TrainState, dataset: Dataset, mesh: 'Mesh') -> tuple[TrainState, dict]:
+  """Takes parameters and statistics from `init_from`; the step and the optimiser start anew.
+
+  The head too is new where it stands for other classes. Returns the state, and where it comes from, as JSON.
+  """
+  from adversarial_augment import classifiers
+  from adversarial_augment.parallel import processes
+
+  source = _source(config)
+  known, name = source.classes, config.init_from
+  if not processes.all_have(source.origin.get('file_sha256', '00')):
+    raise UserError(f"The processes have different files config.init_from='{name}'; give all the same one.")
+  restored = source.restore(mesh)
+  params = restored.state.params
+  other = classes.difference(known, dataset)
+  outputs = None if other else classes.order(known, dataset, f"'{name}'", '')
+  if other:
+    head = {module: leaves for module, leaves in state.params.items() if module.endswith('/head')}
+    params = {**params, **head}
+  elif outputs is not None:
+    params = classifiers.reorder_outputs(params, outputs)
+  if other:
+    log = f"the body of '{name}' after step {restored.step}, with a new head for {dataset.num_classes} classes"
+    progress.log(f"starting from {log}: '{name}' and '{dataset.name}' have different classes, {other}")
+  else:
+    progress.log(f"starting from the parameters of '{name}' after step {restored.step}")
+    if note := classes.note(known, dataset, f"'{name}'"):
+      progress.log(note)
+  origin = {
+    **source.origin,
+    'step': restored.step,
+    'checkpoint_sha256': restored.sha256,
+    'config_sha256': restored.config_sha256,
+    'head': 'new' if other else 'taken over' if outputs is None else 'taken over, outputs matched by name',
+  }
+  return state._replace(params=params, model_state=restored.state.model_state), origin
 
 
 if __name__ == '__main__':

@@ -108,30 +108,44 @@ def test_evaluate_refuses_other_classes_by_their_names(place, name, said, flags)
     right(place, f'--config.dataset={name}', *flags)
 
 
-def start_from(place: Path, source: Path, name: str) -> TrainState:
+def start_from(place: Path, source: Path, name: str, expected_head: str = 'taken over') -> TrainState:
   dataset = datasets.load(name, 'train', str(place / 'data'))
   config = make_config()
+  config.init_from = str(source)
   fresh = random_state(config, 7, dataset.num_classes)
-  return train._start_from(str(source), jax.tree.map(jax.numpy.asarray, fresh), dataset)
+  state, origin = train._start_from(config, jax.tree.map(jax.numpy.asarray, fresh), dataset, tiny.make_mesh(1))
+  assert origin['head'] == expected_head
+  assert (origin['workdir'], origin['step'], len(origin['checkpoint_sha256'])) == (str(source), 2, 64)
+  return state
 
 
 def test_init_from_gives_each_class_the_output_of_its_name(place, capsys):
-  same, turned = (start_from(place, place / 'run', name) for name in ('same', 'turned'))
+  same = start_from(place, place / 'run', 'same')
+  turned = start_from(place, place / 'run', 'turned', 'taken over, outputs matched by name')
   assert 'have another order; they are matched by name' in capsys.readouterr().err
   classifier = inference.load_classifier(place / 'run')
   logits = lambda state: np.asarray(classifier.apply(state.params, state.model_state, random_images(2)))
   np.testing.assert_array_equal(logits(turned), logits(same)[:, [2, 0, 1]])
 
 
-@pytest.mark.parametrize('recorded', [True, False])
-def test_init_from_another_number_of_classes_says_so(place, tmp_path, recorded):
-  write_run(tmp_path / 'two', ('cat', 'dog'), recorded=recorded)
-  with pytest.raises(UserError, match=r'two.*config.init_from.*2 classes against 3'):
-    start_from(place, tmp_path / 'two', 'same')
-  with pytest.raises(UserError, match='2 classes against 3'):
-    train._check_start(str(tmp_path / 'two'), tmp_path / 'w', datasets.load('turned', 'train', str(place / 'data')))
-  with pytest.raises(UserError, match="'dog' only in the former, 'cow' only in the latter"):
-    start_from(place, place / 'run', 'others')
+@pytest.mark.parametrize('names, recorded, name, said', [
+  (('cat', 'dog'), True, 'same', "2 classes against 3: none only in the former, 'owl' only in the latter"),
+  (('cat', 'dog'), False, 'same', '2 classes against 3'),
+  (NAMES, True, 'others', "'dog' only in the former, 'cow' only in the latter"),
+])  # fmt: skip
+def test_init_from_other_classes_takes_the_body_and_makes_a_new_head(
+  place, tmp_path, capsys, names, recorded, name, said
+):
+  given = write_run(tmp_path / 'run', names, recorded=recorded)
+  state = start_from(place, tmp_path / 'run', name, 'new')
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if 'head' in line]
+  assert f"the body of '{tmp_path / 'run'}' after step 2, with a new head for 3 classes" in line
+  assert said in line
+  fresh = random_state(make_config(), 7, 3)
+  for module, leaves in state.params.items():
+    expected = fresh if module.endswith('/head') else given
+    jax.tree.map(np.testing.assert_array_equal, leaves, expected.params[module])
+  jax.tree.map(np.testing.assert_array_equal, state.model_state, given.model_state)
 
 
 @pytest.mark.parametrize('unknown', ['run', 'data set'])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import json
 from pathlib import Path
+import re
 import shutil
 
 import jax
@@ -310,6 +311,10 @@ def test_init_from_takes_parameters_and_statistics_only(finished, tmp_path, caps
   other = start(tmp_path / 'from_scratch', num_steps='7')
   assert checkpoints.state_sha256(state) != checkpoints.state_sha256(other)
   assert steps(tmp_path / 'w') == list(range(1, 8))
+  origin = result(tmp_path / 'w')['init_from']
+  assert origin['checkpoint_sha256'] == result(finished)['state_sha256']
+  assert (origin['workdir'], origin['step'], origin['head']) == ('w', 6, 'taken over')
+  assert 'init_from' not in result(tmp_path / 'from_scratch')
 
 
 def test_a_resume_does_not_need_init_from_any_more(finished, tmp_path):
@@ -317,15 +322,19 @@ def test_a_resume_does_not_need_init_from_any_more(finished, tmp_path):
   start(tmp_path / 'w', init_from=str(source), num_steps='7')
   shutil.rmtree(source)
   shutil.rmtree(tmp_path / 'w' / 'checkpoints' / '7')
-  expected = result(tmp_path / 'w')['state_sha256']
-  assert checkpoints.state_sha256(start(tmp_path / 'w', init_from=str(source), num_steps='7')) == expected
+  first = result(tmp_path / 'w')
+  assert checkpoints.state_sha256(start(tmp_path / 'w', init_from=str(source), num_steps='7')) == first['state_sha256']
+  assert result(tmp_path / 'w')['init_from'] == first['init_from']
 
 
-def test_init_from_another_architecture_names_the_leaf(finished, tmp_path):
-  expected = r"of another state: '.*/mean' is float32\[32\] in the checkpoint and float32\[64\] here"
-  with pytest.raises(UserError, match=expected):
-    start(tmp_path / 'w', init_from=str(finished), classifier__width='8')
-  with pytest.raises(UserError, match="No run in '.*nowhere': it has no config.json"):
+def test_init_from_another_network_names_both(finished, tmp_path):
+  expected = (
+    'is another network: it has config.classifier.shortcut=preact, config.classifier.width=4, and this run '
+    'config.classifier.shortcut=input, config.classifier.width=8; set --config.classifier.shortcut=preact --config.cl'
+  )
+  with pytest.raises(UserError, match=re.escape(expected)):
+    start(tmp_path / 'w', init_from=str(finished), classifier__width='8', classifier__shortcut='input')
+  with pytest.raises(UserError, match="No checkpoints in '.*nowhere'; name the workdir of a run"):
     start(tmp_path / 'w', init_from=str(tmp_path / 'nowhere'))
 
 

@@ -134,6 +134,11 @@ def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:
   return {name: jax.tree.map(moved, leaves) if name.endswith('/head') else leaves for name, leaves in params.items()}
 
 
+def parts(params: PyTree) -> PyTree:
+  """Returns the tree of 'head', for the linear layer, or 'body', for each parameter of a classifier."""
+  return {name: dict.fromkeys(leaves, 'head' if name.endswith('/head') else 'body') for name, leaves in params.items()}
+
+
 def _batch_norm(
   x: jax.Array, decay: float, axis_name: str | None, is_training: bool, test_local_stats: bool
 ) -> jax.Array:

@@ -17,6 +17,7 @@ def broken(program: str, flat: Mapping[str, Any]) -> Iterator[str]:
     for evaluation in evaluations.EVALUATIONS.values():
       yield from evaluation.broken_rules(flat)
     yield from adversaries.broken_rules(flat)
+    yield from _frozen(flat)
     yield from _training(flat)
     yield from _microbatch(flat)
 
@@ -65,6 +66,18 @@ def _training(flat: Mapping[str, Any]) -> Iterator[str]:
   if flat['attack.group'] > 1 and flat['attack.beta_mode'] != 'group':
     mode = spell(flat, 'attack.beta_mode')
     yield f'{spell(flat, "attack.group")} must be 1 with {mode}; set config.attack.beta_mode=group.'
+
+
+def _frozen(flat: Mapping[str, Any]) -> Iterator[str]:
+  if flat['freeze'] == 'none':
+    return
+  if flat['init_from'] is None:
+    reason = 'whose body would stay as it was drawn at random'
+    yield clash(flat, 'freeze', 'init_from', reason, 'config.init_from=WORKDIR, or config.freeze=none')
+  is_attacked = flat['attack.name'] in adversaries.ADVERSARIES
+  if flat['freeze'] == 'body' and is_attacked and flat['attack.batch_norm'] != 'running':
+    reason = 'which would attack another function than the one that is trained'
+    yield clash(flat, 'attack.batch_norm', 'freeze', reason, 'config.attack.batch_norm=running')
 
 
 def _microbatch(flat: Mapping[str, Any]) -> Iterator[str]:

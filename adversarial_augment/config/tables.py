@@ -73,7 +73,18 @@ TRAIN: dict[str, Field] = {
   'num_epochs': Field(300.0, number(0, 1e6, above=True), f'passes over the training images ({_PAPER}, App. A)'),
   'num_steps': Field(None, optional(_COUNT), 'updates; where set, it overrides num_epochs'),
   'seed': Field(0, _SEED, 'of initialisation, data order, augmentation and adversary'),
-  'init_from': Field(None, optional(_FOLDER), 'workdir of the run whose parameters start this one'),
+  'init_from': Field(
+    None,
+    optional(_FOLDER),
+    'workdir of the run whose parameters start this one, or a classifier.safetensors; where classes differ, only the '
+    'body is taken, and the head is new',
+  ),
+  'freeze': Field(
+    'none',
+    choice('none', 'body', 'body_parameters'),
+    'what stays as in init_from: body is all but the linear head, and norms keep their running statistics and '
+    'normalise by them; with body_parameters the statistics follow the new images',
+  ),
   'holdout': Field(0, _SEED, 'training images set aside as a validation set'),
   'precision': Field(
     'float32',
@@ -186,6 +197,9 @@ TRAIN: dict[str, Field] = {
   'optimizer.learning_rate': Field(
     0.1, _WEIGHT, f'base; the effective one is max(lr * batch_size / 256, lr) ({_PAPER}, App. A)'
   ),
+  'optimizer.head_learning_rate': Field(
+    None, optional(_WEIGHT), 'that of the linear head, scaled and scheduled alike; None: learning_rate'
+  ),
   'optimizer.momentum': Field(0.9, number(0, 1, below=True), 'of SGD'),
   'optimizer.nesterov': Field(True, boolean(), f'Nesterov momentum ({_PAPER}, App. A)'),
   'optimizer.weight_decay': Field(1e-4, _WEIGHT, f'L2 regularisation coefficient ({_PAPER}, App. A)'),
@@ -224,7 +238,7 @@ ADDED: dict[str, Any] = {
   'attack.beta_mode': 'example', 'attack.group': 1, 'augment.jsd': 0.0, 'deepaugment.sets': (),
   'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None, 'attack.norm': None,
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
-  'classifier.mean': None, 'classifier.std': None,
+  'classifier.mean': None, 'classifier.std': None, 'freeze': 'none', 'optimizer.head_learning_rate': None,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

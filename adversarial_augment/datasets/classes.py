@@ -19,6 +19,21 @@ class Classes(NamedTuple):
   names: tuple[str, ...]  # in the order of the outputs; () if unknown
 
 
+def difference(known: Classes, dataset: Dataset) -> str:
+  """Returns in what the classes of a classifier and of a data set differ, whatever their order; '' if in nothing.
+
+  If the names of one are unknown, only the numbers are compared.
+  """
+  outputs, names = _normal(known.names), _normal(dataset.class_names)
+  counts, only = '', ''
+  if known.num not in (None, dataset.num_classes):
+    counts = f'{known.num} classes against {dataset.num_classes}'
+  if outputs and names and set(outputs) != set(names):
+    former, latter = sorted(set(outputs) - set(names)), sorted(set(names) - set(outputs))
+    only = f'{_listed(former)} only in the former, {_listed(latter)} only in the latter'
+  return ': '.join(filter(None, (counts, only)))
+
+
 def order(known: Classes, dataset: Dataset, classifier: str, remedy: str) -> list[int] | None:
   """Returns the output of a classifier that stands for each class of a data set, or None if the orders are the same.
 
@@ -28,16 +43,12 @@ def order(known: Classes, dataset: Dataset, classifier: str, remedy: str) -> lis
     UserError: they do not have the same number of classes, or not the same names; `classifier` begins the message, and
       `remedy` ends it.
   """
+  if found := difference(known, dataset):
+    separator = ', ' if found[0].isdigit() else ': '
+    raise UserError(
+      f"{classifier} and the data set '{dataset.name}' have different classes{separator}{found}; {remedy}."
+    )
   outputs, names = _normal(known.names), _normal(dataset.class_names)
-  facts = f"{classifier} and the data set '{dataset.name}' have different classes"
-  counts, only = '', ''
-  if known.num not in (None, dataset.num_classes):
-    counts = f', {known.num} classes against {dataset.num_classes}'
-  if outputs and names and set(outputs) != set(names):
-    former, latter = sorted(set(outputs) - set(names)), sorted(set(names) - set(outputs))
-    only = f': {_listed(former)} only in the former, {_listed(latter)} only in the latter'
-  if counts or only:
-    raise UserError(f'{facts}{counts}{only}; {remedy}.')
   return [outputs.index(name) for name in names] if names and outputs and outputs != names else None
 
 

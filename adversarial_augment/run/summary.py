@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from adversarial_augment import attacks, classifiers, corruption_nets, metrics, threefry
+from adversarial_augment import attacks, classifiers, corruption_nets, metrics, results, threefry
 from adversarial_augment import config as configs
 from adversarial_augment.cli import environment, progress
 from adversarial_augment.config import adversaries
@@ -48,6 +48,10 @@ def opening(
     copies = ', '.join(f'{name} x {count}' for name, count in mixed['copies'].items())
     yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
   yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {optax.tree.size(state.params):,} parameters'
+  if config.freeze != 'none':
+    heads = [leaves for name, leaves in state.params.items() if name.endswith('/head')]
+    statistics = 'with' if recipe.frozen_statistics else 'but for'
+    yield f'frozen: the body, {statistics} its running statistics; {optax.tree.size(heads):,} parameters are trained'
   if recipe.attack is not None:
     yield f'adversary: {_network(config, phi)}{adversaries.find(config.attack).strength(config.attack)}'
     yield from _departures(config, recipe)
@@ -126,6 +130,8 @@ def provenance(config: ConfigDict, splits: Mapping[str, Dataset], program: str, 
     'command': sharing.command(f'adversarial_augment.{program}', sys.argv[1:], workdir),
     'devices': {'kind': jax.devices()[0].device_kind, 'count': jax.device_count(), 'processes': jax.process_count()},
   }
+  if start := results.load_start(workdir):
+    about['init_from'] = start
   return sharing.relative(about, workdir)
 
 

@@ -46,6 +46,7 @@ class Recipe(NamedTuple):
   batch_size: int
   seed: int
   mesh: Mesh
+  frozen_statistics: bool = False  # the classifier is trained with the running statistics, which stay as they are
 
 
 def build(
@@ -59,8 +60,7 @@ def build(
   builders.check_parts(config, mesh.size)
   num_steps = num_steps_of(config, dataset.epoch_size or dataset.num_examples)
   steps_of = functools.partial(_steps_of, config, num_steps)
-  peak = effective_learning_rate(config.optimizer.learning_rate, config.batch_size)
-  schedule = warmup_cosine(peak, num_steps, steps_of(config.optimizer.warmup_epochs))
+  optimizer, schedule = build_optimizer(config, num_steps)
   adversary = builders.training_adversary(config, mesh, conv=conv)
   recipe = Recipe(
     classifier=build_classifier(config, dataset.num_classes),
@@ -72,17 +72,35 @@ def build(
     after=augmentations.chain(config.augment.after),
     jsd=config.augment.jsd,
     trades=config.attack.trades,
-    optimizer=sgd(
-      schedule,
-      **{name: config.optimizer[name] for name in ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm')},
-    ),
+    optimizer=optimizer,
     schedule=schedule,
     num_steps=num_steps,
     batch_size=config.batch_size,
     seed=config.seed,
     mesh=mesh,
+    frozen_statistics=config.freeze == 'body',
   )
   return recipe, adversary.frozen
+
+
+def build_optimizer(config: ConfigDict, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Returns the optimiser of a run, and the learning rate of its body, or of its head where the body is frozen."""
+  options = {name: config.optimizer[name] for name in ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm')}
+  warmup = _steps_of(config, num_steps, config.optimizer.warmup_epochs)
+  rates = learning_rates(config)
+  body, head = (warmup_cosine(rates[part], num_steps, warmup) for part in ('body', 'head'))
+  is_frozen = config.freeze != 'none'
+  if not is_frozen and rates['body'] == rates['head']:
+    return sgd(body, **options), body
+  parts = {'body': optax.set_to_zero() if is_frozen else sgd(body, **options), 'head': sgd(head, **options)}
+  return optax.multi_transform(parts, classifiers.parts), head if is_frozen else body
+
+
+def learning_rates(config: ConfigDict) -> dict[str, float]:
+  """Returns the effective learning rates of 'body' and 'head', of which the former may be frozen."""
+  usual, head = config.optimizer.learning_rate, config.optimizer.head_learning_rate
+  rates = {'body': usual, 'head': usual if head is None else head}
+  return {part: effective_learning_rate(rate, config.batch_size) for part, rate in rates.items()}
 
 
 def num_steps_of(config: ConfigDict, num_examples: int) -> int:
@@ -97,8 +115,14 @@ def num_steps_of(config: ConfigDict, num_examples: int) -> int:
 def derived(config: ConfigDict, num_examples: int | None) -> list[str]:
   """Returns lines of what follows from a config and its number of training images, if known: rate, steps, images."""
   batch, attack = config.batch_size, config.attack
-  rate = effective_learning_rate(config.optimizer.learning_rate, batch)
-  lines = [f'effective_learning_rate = {rate:g}  # for batches of {batch:,}']
+  rates = learning_rates(config)
+  lines = [f'effective_learning_rate = {rates["body"]:g}  # for batches of {batch:,}']
+  if config.freeze != 'none':
+    lines = [
+      f'effective_learning_rate = {rates["head"]:g}  # for batches of {batch:,}, of the head; the body is frozen'
+    ]
+  elif rates['head'] != rates['body']:
+    lines.append(f'effective_head_learning_rate = {rates["head"]:g}')
   if num_examples is None and not config.num_steps:
     return lines
   steps = num_steps_of(config, num_examples or 0)

@@ -79,7 +79,8 @@ def train_step(
   batch = views.reshape(-1, *views.shape[2:])
 
   def loss_of(params):
-    logits, model_state = recipe.classifier.apply(params, state.model_state, None, batch, is_training=True)
+    is_training = not recipe.frozen_statistics
+    logits, model_state = recipe.classifier.apply(params, state.model_state, None, batch, is_training=is_training)
     logits = logits.reshape(*views.shape[:2], -1)
     loss, terms = cross_entropy(logits[:, 0], labels).mean(), {}
     if recipe.jsd:
