@@ -126,7 +126,11 @@ def from_torch(state: State) -> Converted:
     value = state[key(path)]
     if path.endswith('/count'):
       return np.asarray(min(int(value) or _SETTLED, _SETTLED), np.int32)
-    return np.ascontiguousarray(value.transpose(_FROM_TORCH[value.ndim]), np.float32)
+    with np.errstate(over='ignore'):
+      array = np.ascontiguousarray(value.transpose(_FROM_TORCH[value.ndim]), np.float32)
+    if not np.isfinite(array).all():
+      raise UserError(f"'{key(path)}' holds values that are not finite in float32.")
+    return array
 
   params, model_state = (
     {module: {leaf: convert(f'{module}/{leaf}') for leaf in inner} for module, inner in tree.items()} for tree in trees
@@ -187,7 +191,7 @@ def _is_normalisation(key: str, value: np.ndarray) -> bool:
 
 def _normalisation(state: State) -> dict[str, tuple[float, ...]]:
   found = {
-    _NORMALISATION[key.rpartition('.')[2]]: tuple(map(float, value.ravel()))
+    _NORMALISATION[key.rpartition('.')[2]]: tuple(float(str(channel)) for channel in value.ravel().astype(np.float32))
     for key, value in state.items()
     if _is_normalisation(key, value)
   }

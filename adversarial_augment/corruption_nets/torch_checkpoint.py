@@ -21,6 +21,7 @@ from adversarial_augment.storage import pickles, untrusted
 
 MAX_PICKLE_BYTES = 4 * 2**20  # a state dict of thousands of tensors takes less than 1 MiB
 
+_WRAPPERS = ('model', 'net', 'state_dict', 'model_state_dict')  # names under which checkpoints have a state dict
 _LEGACY = bytes.fromhex('80028a0a6cfc9c46f9206aa850192e')  # the magic number, pickled
 _BIG_ENDIAN = 'was written on a big-endian machine; save it again on a little-endian one.'
 
@@ -33,7 +34,7 @@ STORAGES = {
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Returns the state dict in a checkpoint of any PyTorch, or of what it has under 'model' or 'state_dict'.
+  """Returns the state dict in a checkpoint of any PyTorch, or of what it has under one of `_WRAPPERS`.
 
   Returns:
     Read-only arrays by key, in the file's order, which may share memory; bfloat16 becomes float32.
@@ -186,7 +187,7 @@ def _load(stream: io.BytesIO, path: str | os.PathLike, storages: dict[str, _Stor
 
 def _tensors(content: Any, path: str | os.PathLike) -> dict[str, _Tensor]:
   """Returns the state dict in what a checkpoint describes."""
-  for name in ('model', 'state_dict'):
+  for name in _WRAPPERS:
     if isinstance(content, dict) and isinstance(content.get(name), dict):
       content = content[name]
   if not isinstance(content, dict) or not content:
