@@ -1,0 +1,125 @@
+"""Every block of commands in README and the guides runs as it stands, in its smoke form: two steps, a few images."""
+
+import importlib.util
+import os
+from pathlib import Path
+import pickle
+import re
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from adversarial_augment import datasets, metrics
+from tests import corrupted_pets, datasets_cifar10_1_test, torch_state
+from tests.readme_test import ROOT, blocks
+
+GUIDES = [ROOT / 'README.md', *(ROOT / 'docs' / 'guides' / f'{name}.md' for name in ('reproduce', 'harden', 'audit'))]
+GUIDES += [ROOT / 'docs' / 'guides' / f'{name}.md' for name in ('pods', 'more')]
+HAS_GPU_COMPILER = importlib.util.find_spec('jax_cuda13_plugin') is not None
+
+# What differs in the smoke form of a block: pattern -> replacement, one after the other.
+SMOKE = {
+  r'python3 -m venv .* && (python -m adversarial_augment)': r'\1',  # the installation, see .ci/run
+  r'python3 -m venv .* && python -m pytest.*': 'true',
+  r"gcloud .*--command='cd adversarial_augment && \. \.venv/bin/activate && (.*)'": r'\1',
+  r'\bsrun ': '',
+  r'(--config=configs/\w+\.py)(:\w+)?': r'\1:smoke',
+  r'(train --config=\S+ --workdir=runs/(ada|nominal))\b': r'\1 --config.dataset=cifar10',
+  r'(--evals=\S+)': r'\1 --config.corrupted_images=20',
+  r'--num_examples=\d+': '',
+  r'(--attack=\w+)': r'\1 --num_examples=2 --allow_suspect',
+  r'prepare cifar10 *(#|$)': r'prepare cifar10 --from=cifar-10-python.tar.gz \1',
+  r'prepare cifar10_c --from': 'prepare cifar10_c --dataset=cats --from',
+  r'prepare cifar10_c +#': 'prepare cifar10_c --dataset=cats --overwrite --names=fog #',
+  r'prepare cifar10_1 --from=FOLDER': 'prepare cifar10_1 --from=v4_and_v6',
+  r'prepare deepaugment --net=edsr': r'\g<0> --weights=edsr_4x16_x1 --dataset=pets',
+  r'prepare deepaugment --net=cae': r'\g<0> --dataset=pets',
+  r'table1_corruptions --scale=\w+ --rows=\S+': r'table1_corruptions --scale=smoke --rows=nominal,augmix --output=.'
+  ' --config.evals=clean,cifar10_c --config.corrupted_images=20',
+  r'table2_robustness ': r'\g<0>--num_examples=2 --output=. ',
+  **({} if HAS_GPU_COMPILER else {r'python -m adversarial_augment\.plan .*': 'true'}),
+}
+
+
+def smoke(block: str) -> str:
+  for pattern, replacement in SMOKE.items():
+    block = re.sub(pattern, replacement, block, flags=re.MULTILINE)
+  return block
+
+
+def all_blocks() -> list[str]:
+  return [block for page in GUIDES for block in blocks('(?:ba)?sh', page.read_text())]
+
+
+def test_every_guide_is_run_and_every_substitution_is_needed():
+  assert {*GUIDES[1:]} == {*(ROOT / 'docs' / 'guides').glob('*.md')}
+  text = '\n'.join(all_blocks())
+  for pattern, replacement in SMOKE.items():
+    assert re.search(pattern, text, re.MULTILINE), pattern
+    text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope='module')
+def workspace(tmp_path_factory) -> Path:
+  """A folder with the files that the guides name, of the published layouts and mostly empty, and a home folder."""
+  root = tmp_path_factory.mktemp('work space')
+  rng = np.random.default_rng(0)
+  # 60,000 black images with a line of noise.
+  with tarfile.open(root / 'cifar-10-python.tar.gz', 'w:gz', compresslevel=1) as archive:
+    for name in [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']:
+      images = np.zeros((10_000, 3072), np.uint8)
+      images[:, :32] = rng.integers(0, 256, (10_000, 32), np.uint8)
+      path = root / name
+      path.write_bytes(pickle.dumps({b'data': images, b'labels': (np.arange(10_000) % 10).tolist()}, protocol=2))
+      archive.add(path, f'cifar-10-batches-py/{name}')
+      path.unlink()
+  for index in range(40):
+    path = root / 'FOLDER' / ('cat', 'dog')[index % 2] / f'{index}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(path)
+  (root / 'v4_and_v6').mkdir()
+  for version in datasets_cifar10_1_test.COUNTS:
+    for part, array in zip(('data', 'labels'), datasets_cifar10_1_test.arrays(version), strict=True):
+      np.save(root / 'v4_and_v6' / f'cifar10.1_{version}_{part}.npy', array)
+  data_dir = corrupted_pets.write_pets(root / 'home' / 'tensorflow_datasets', 'cats')
+  labels = datasets.load('cats', 'test', str(data_dir)).read(np.arange(corrupted_pets.N)).labels
+  corrupted = {name: np.zeros((5 * corrupted_pets.N, 32, 32, 3), np.uint8) for name in metrics.ALL_NAMES}
+  with tarfile.open(root / 'CIFAR-10-C.tar', 'w') as archive:
+    for name, array in {**corrupted, 'labels': np.tile(labels, 5)}.items():
+      np.save(root / 'array.npy', array)
+      archive.add(root / 'array.npy', f'CIFAR-10-C/{name}.npy')
+  torch_state.write_state(root / 'edsr_baseline_x4.pt', torch_state.edsr_state())
+  torch_state.write_state(root / 'CAE.pt', torch_state.cae_state())
+  python = root / 'bin' / 'python'
+  python.parent.mkdir()
+  python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+  python.chmod(0o755)
+  return root
+
+
+@pytest.mark.slow
+def test_every_block_of_commands_runs(workspace):
+  """In one folder and in the order of the pages, because later commands use what earlier ones have made."""
+  environment = os.environ | {
+    'HOME': str(workspace / 'home'),
+    'PATH': f'{workspace / "bin"}{os.pathsep}{os.environ["PATH"]}',
+    'PYTHONPATH': str(ROOT),
+    'XDG_CACHE_HOME': str(workspace / 'cache'),
+  }
+  done_before: set[str] = set()
+  for block in all_blocks():
+    lines = [re.sub(' +#.*| +$', '', line) for line in smoke(block).splitlines()]
+    text = '\n'.join(line for line in lines if line not in done_before)
+    done_before |= set(lines)
+    command = ['bash', '-euo', 'pipefail', '-c', text]
+    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f'{text}\n{done.stdout}\n{done.stderr}'
+  for made in (
+    'runs/ada/results/cifar10_1.json', 'runs/quickstart/report.html', 'runs/two/results/train.json', 'table2.md',
+    'cae.safetensors',
+  ):  # fmt: skip
+    assert (workspace / made).exists(), made
