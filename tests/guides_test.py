@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tarfile
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from adversarial_augment import datasets, metrics
-from tests import corrupted_pets, datasets_cifar10_1_test, torch_state
-from tests.readme_test import ROOT, blocks
+from adversarial_augment.classifiers import torch_layouts
+from tests import classifier_cases, corrupted_pets, datasets_cifar10_1_test, torch_state
+from tests.readme_test import ROOT, blocks, example
 
 GUIDES = [ROOT / 'README.md', *(ROOT / 'docs' / 'guides' / f'{name}.md' for name in ('reproduce', 'harden', 'audit'))]
 GUIDES += [ROOT / 'docs' / 'guides' / f'{name}.md' for name in ('pods', 'more')]
@@ -94,6 +96,10 @@ def workspace(tmp_path_factory) -> Path:
       archive.add(root / 'array.npy', f'CIFAR-10-C/{name}.npy')
   torch_state.write_state(root / 'edsr_baseline_x4.pt', torch_state.edsr_state())
   torch_state.write_state(root / 'CAE.pt', torch_state.cae_state())
+  classifier = classifier_cases.random_classifier(10, num_classes=3, width=4, shortcut='input')
+  torch_state.write_state(
+    root / 'model_best.pth.tar', torch_layouts.to_torch(*jax.device_get((classifier.params, classifier.model_state)))
+  )
   python = root / 'bin' / 'python'
   python.parent.mkdir()
   python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -123,3 +129,16 @@ def test_every_block_of_commands_runs(workspace):
     'cae.safetensors',
   ):  # fmt: skip
     assert (workspace / made).exists(), made
+
+
+@pytest.mark.slow
+def test_the_pytorch_example_trains():
+  torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+  model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(10))
+  images, labels = torch.rand(2, 4, 3, 32, 32), torch.arange(8).reshape(2, 4)
+  model(images[0])
+  before = model[0].weight.detach().clone()
+  optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+  names = {'torch': torch, 'model': model, 'optimizer': optimizer, 'loader': list(zip(images, labels, strict=True))}
+  exec(compile(example('TorchAdA'), 'docs/guides/harden.md', 'exec'), names)
+  assert bool((model[0].weight != before).any())
