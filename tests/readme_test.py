@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 import re
 import shlex
+import tomllib
 
 import haiku as hk
 import jax
@@ -61,6 +62,12 @@ def test_the_first_two_blocks_are_one_command_line_each():
 def test_there_are_commands_of_every_module():
   modules = {command.removeprefix(MODULE).split()[0] for command in commands()}
   assert modules == {'train', 'evaluate', 'report', 'export', 'prepare', 'pretrain', 'convert', 'plan'}
+
+
+def test_extras_that_a_page_installs_are_there():
+  named = {name for extras in re.findall(r"'\.\[([\w,-]+)\]'", TEXT) for name in extras.split(',')}
+  assert len(named) > 4
+  assert named <= tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies'].keys()
 
 
 def test_experiments_and_benchmarks_that_a_page_runs_are_there():
