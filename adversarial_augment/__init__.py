@@ -5,4 +5,12 @@ The method of Calian et al., Defending Against Image Corruptions Through Adversa
 `adversarial_augment.attacks.ada` and `adversarial_augment.corruption_nets.load`.
 """
 
+import importlib
+
 __version__ = '0.1.0'
+
+
+def __getattr__(name: str):
+  if name == 'audit':  # the module, which can be called; imported when it is used
+    return importlib.import_module('adversarial_augment.audit')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

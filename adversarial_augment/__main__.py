@@ -13,6 +13,7 @@ COMMANDS = {
   'train': 'train a classifier, with an adversary or without',
   'plan': 'estimate memory and time of a training on TPUs or GPUs that you do not have',
   'evaluate': 'evaluate a trained classifier, or attack it',
+  'audit': 'evaluate and attack a classifier that was made elsewhere',
   'report': 'make an HTML page of one or several runs',
   'export': 'export a trained classifier to PyTorch, safetensors or jax.export',
   'prepare': 'download, import or generate data sets',

@@ -12,7 +12,7 @@ from adversarial_augment import cli, datasets, inference, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.config import command_line
-from adversarial_augment.config.evaluations import EVALUATIONS
+from adversarial_augment.config.evaluations import EVALUATIONS, GROUPS, fields_read
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
@@ -24,10 +24,6 @@ if TYPE_CHECKING:  # wrong input is reported before JAX is imported
   from adversarial_augment.evaluation.bench import Images
 
 _ATTACKED_FIELDS = ('batch_size', 'data_dir', 'dataset', 'precision')  # that can change with --attack
-_FIELDS = (
-  *_ATTACKED_FIELDS, 'evals', 'eval_images', *(field for entry in EVALUATIONS.values() for field in entry.fields),
-)  # fmt: skip
-_GROUPS = ('attack', 'corruption_net')
 
 _DESCRIPTION = """Evaluates the newest intact checkpoint of a run on the test set.
 
@@ -106,10 +102,10 @@ def _resolve(trained: ConfigDict, arguments: argparse.Namespace, overrides: Mapp
         f'config.{name} has no effect with --attack; leave it out (these can change: {", ".join(_ATTACKED_FIELDS)}; '
         'the attack has --norm, --epsilon and --num_examples).'
       )
-    if name not in _FIELDS and name.partition('.')[0] not in _GROUPS:
+    if name not in fields_read() and name.partition('.')[0] not in GROUPS:
       raise UserError(
         f'config.{name} says how the classifier was trained and cannot be changed for an evaluation; leave it out '
-        f'(these can: {", ".join(_FIELDS)}, {", ".join(f"{group}.*" for group in _GROUPS)}).'
+        f'(these can: {", ".join(fields_read())}, {", ".join(f"{group}.*" for group in GROUPS)}).'
       )
   if not config.evals and arguments.attack is None:
     raise UserError('--evals names no evaluation; name some, such as --evals=clean,cifar10_c.')

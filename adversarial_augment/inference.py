@@ -88,6 +88,11 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
     UserError: the directory has no run of `train`, or its config.json is damaged.
   """
   path = workdir / 'config.json'
+  if (workdir / results.AUDIT).exists():
+    raise UserError(
+      f"'{workdir}' holds the audit of a model that was made elsewhere, which only adversarial_augment.audit can "
+      'evaluate; name the workdir of a run of train.'
+    )
   try:
     text = untrusted.read_bytes(path, untrusted.MAX_JSON).decode()
   except (FileNotFoundError, NotADirectoryError):

@@ -30,6 +30,7 @@ from adversarial_augment.storage import artifact, files, outcomes, untrusted
 Result = Mapping[str, Any]
 
 START = 'init_from.json'  # where the first parameters of a run come from
+AUDIT = 'audit.json'  # beside the results of a model that was made elsewhere: which one
 ROBUSTNESS = 'robustness_'  # begins the names of the results of l_p attacks
 _COLUMNS = (
   'evaluation', 'corruption', 'severity', 'num_correct', 'num_images', 'error', 'data', 'origin', 'seed', 'step',
@@ -340,6 +341,11 @@ def load(workdir: Path, name: str) -> dict[str, Any]:
   if own_name != name:
     raise UserError(f'{source} holds the results of {show(own_name)}; {remedy}.')
   return result
+
+
+def record(name: str, result: Result) -> Any:
+  """Returns a result of an evaluation or an attack as a record with a typed attribute for each number."""
+  return check(result, _ATTACKED if name.startswith(ROBUSTNESS) else _EVALUATED[name], name, 'report this as a bug')
 
 
 def load_robustness(workdir: Path) -> list[dict[str, Any]]:

@@ -182,7 +182,7 @@ def load(spec: str, program: str = 'train') -> ConfigDict:
     raise UserError(f'--config={show(spec)} must be PATH.py or PATH.py:VARIANT (--list_configs shows some).')
   path, variant = _find(match[1]), match[2] or ''
   get_config = getattr(_execute(path), 'get_config', None)
-  with _explained(path):
+  with explained(path):
     if not callable(get_config):
       raise UserError('no function get_config(variant=""); it must return a changed base_config().')
     config = get_config(variant) if variant else get_config()
@@ -218,14 +218,14 @@ def _execute(path: Path) -> types.ModuleType:
     reason = getattr(error, 'strerror', None) or error
     there = f'in configs/ there are {", ".join(known) or "none"}.{did_you_mean(path.name, known)}'
     raise UserError(f'Cannot read the config file {path}: {reason}; {there}') from None
-  with _explained(path):
+  with explained(path):
     exec(compile(source, str(path), 'exec'), module.__dict__)
   return module
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-  """Reports whatever goes wrong in a config file as one line, with its path and the line number where known."""
+def explained(path: Path) -> Iterator[None]:
+  """Reports what goes wrong in a Python file of the user as one line, with its path and, where known, line number."""
   try:
     yield
   except UserError as error:

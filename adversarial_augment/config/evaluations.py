@@ -13,6 +13,14 @@ from adversarial_augment.config import fields
 from adversarial_augment.config.fields import Field
 from adversarial_augment.types import Dataset
 
+GROUPS = ('attack', 'corruption_net')  # of config fields that evaluations under attack read
+
+
+def fields_read() -> tuple[str, ...]:
+  """Returns the config fields outside of `GROUPS` that evaluations read, beside the classifier."""
+  own = (field for entry in EVALUATIONS.values() for field in entry.fields)
+  return ('batch_size', 'data_dir', 'dataset', 'precision', 'evals', 'eval_images', *own)
+
 
 class Evaluation(NamedTuple):
   """One evaluation. A `config` below has the fields of the run as attributes, a `flat` by their dotted names."""

@@ -72,7 +72,8 @@ def _program(classifier: Network, mesh: Mesh, attack: Attack | None) -> Callable
 
   def local(params, model_state, phi, batch: EvalBatch) -> tuple[dict[str, Array], Array]:
     logits_fn = classifiers.logits_fn(classifier, params, model_state)
-    images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
+    dtype = next((leaf.dtype for leaf in jax.tree.leaves(params)), jnp.float32)
+    images = batch.images.astype(dtype) / 255
     attack_metrics: dict[str, Array] = {}
     if attack is not None:
       keys = jax.vmap(functools.partial(jax.random.fold_in, threefry.key(_KEY)))(batch.indices)

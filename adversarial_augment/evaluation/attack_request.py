@@ -39,9 +39,9 @@ class Request(NamedTuple):
   allow_suspect: bool
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser, title: str = 'l_p attacks, instead of --evals') -> None:
   """Adds the flags."""
-  group = parser.add_argument_group('l_p attacks, instead of --evals')
+  group = parser.add_argument_group(title)
   group.add_argument('--attack', metavar='NAME', help=', '.join(ATTACKS))
   group.add_argument('--norm', metavar='NORM', help='linf or l2')
   group.add_argument('--epsilon', metavar='RADII', help='for images in [0, 1], such as 8/255 or 1/255,2/255,4/255')
@@ -67,15 +67,19 @@ def integer(least: int) -> Callable[[str], int]:
   return parse
 
 
-def parse(arguments: argparse.Namespace) -> Request | None:
-  """Returns what the flags ask for, or None without --attack; raises UserError."""
-  values = {name: getattr(arguments, name) for name in _ONLY_WITH_ATTACK}
+def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Request | None:
+  """Returns what the flags ask for, or None without --attack; raises UserError.
+
+  `beside_evals`: --evals may be given too, and --allow_suspect is of both.
+  """
+  names = [name for name in _ONLY_WITH_ATTACK if not (beside_evals and name == 'allow_suspect')]
+  values = {name: getattr(arguments, name) for name in names}
   given = [name for name, value in values.items() if value is not None and value is not False]
   if arguments.attack is None:
     if given:
       raise UserError(f'--{given[0]} needs --attack, such as --attack=autoattack; add it, or leave --{given[0]} out.')
     return None
-  if arguments.evals is not None:
+  if arguments.evals is not None and not beside_evals:
     raise UserError('--attack and --evals cannot go together; run one after the other.')
   checks.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
   if arguments.surrogate == '':

@@ -34,11 +34,25 @@ def run(config: ConfigDict, workdir: Path, test: Dataset, request: Request, *, o
   mesh = sharding.data_mesh()
   classifier, restored = robustness.restore(config, workdir, test, mesh)
   about = reuse.source_of(config, workdir, test, restored)
-  if request.surrogate is not None:
-    surrogate, other = _surrogate(config, request.surrogate, test, mesh)
-    classifier = classifier._replace(surrogate=surrogate)
-    about['surrogate_sha256'] = other.sha256
   _say(f'{workdir}: step {restored.step:,}, checkpoint {restored.sha256[:12]}, on {test.name}')
+  return attack(config, workdir, classifier, test, request, about, overwrite=overwrite)
+
+
+def attack(
+  config: ConfigDict,
+  workdir: Path,
+  classifier: Classifier,
+  test: Dataset,
+  request: Request,
+  about: Mapping[str, Any],
+  *,
+  overwrite: bool = False,
+) -> int:
+  """Attacks a classifier within every ball; returns the exit code. `about` is the origin of the results."""
+  if request.surrogate is not None:
+    surrogate, other = _surrogate(config, request.surrogate, test, classifier.mesh)
+    classifier = classifier._replace(surrogate=surrogate)
+    about = {**about, 'surrogate_sha256': other.sha256}
   suspect = False
   for ball in request.balls:
     result = _Attack(classifier, workdir / 'results', test, request, ball, about).result(overwrite)
