@@ -10,7 +10,16 @@ import sys
 import traceback
 import warnings
 
+import orbax.checkpoint  # noqa: F401
 import tensorflow_datasets.proto  # noqa: F401
+
+# What the commands import while they run, too, lest every process imports it again.
+from adversarial_augment import convert, deepaugment, evaluate, inference, plan, prepare, pretrain, report, train  # noqa: F401
+from adversarial_augment.evaluation import attack_run, bench  # noqa: F401
+from adversarial_augment.exporting import card  # noqa: F401
+from adversarial_augment.preparation import corruptions, images  # noqa: F401
+from adversarial_augment.reporting import runs  # noqa: F401
+from adversarial_augment.run import train_job  # noqa: F401
 
 PATIENCE = 60  # seconds, on a busy machine
 ADDRESSES = 12 << 30  # bytes of address space, lest a failure takes the machine's memory
