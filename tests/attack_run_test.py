@@ -62,6 +62,19 @@ def run(begun, tmp_path) -> Path:
   return Path(shutil.copytree(begun, tmp_path / 'w'))
 
 
+@pytest.fixture(scope='module')
+def measured(begun, tmp_path_factory) -> Path:
+  """The run of a few steps with the result of an attack; not to be changed."""
+  run = Path(shutil.copytree(begun, tmp_path_factory.mktemp('measured') / 'w'))
+  assert command(run, *FLAGS, '--allow_suspect') == 0
+  return run
+
+
+@pytest.fixture
+def attacked(measured, tmp_path) -> Path:
+  return Path(shutil.copytree(measured, tmp_path / 'attacked'))
+
+
 @pytest.fixture
 def good(trained, tmp_path) -> Path:
   return Path(shutil.copytree(trained, tmp_path / 'good'))
@@ -107,20 +120,19 @@ def test_the_result_says_all_that_it_is_of(run, begun, capsys):
   assert results.load_robustness(run) == [found]
 
 
-def test_what_is_known_is_shown_and_other_conditions_are_refused(run, monkeypatch, capsys):
-  command(run, *FLAGS, '--allow_suspect')
-  before = (run / 'results' / f'{NAME}.json').read_bytes()
+def test_what_is_known_is_shown_and_other_conditions_are_refused(attacked, monkeypatch, capsys):
+  before = (attacked / 'results' / f'{NAME}.json').read_bytes()
   monkeypatch.setattr(suite_runner, 'run', lambda *_: pytest.fail('it attacked'))
   capsys.readouterr()
-  command(run, *FLAGS, '--allow_suspect', '--config.batch_size=4')
+  command(attacked, *FLAGS, '--allow_suspect', '--config.batch_size=4')
   assert 'robust accuracy' in capsys.readouterr().out
-  assert (run / 'results' / f'{NAME}.json').read_bytes() == before
+  assert (attacked / 'results' / f'{NAME}.json').read_bytes() == before
   for other in ('--seed=1', '--num_examples=5'):
     with pytest.raises(UserError, match=rf"{NAME}.json' has a result of this checkpoint for other "):
-      command(run, *FLAGS, other)
+      command(attacked, *FLAGS, other)
     with pytest.raises(pytest.fail.Exception, match='it attacked'):
-      command(run, *FLAGS, other, '--overwrite')
-    (run / 'results' / f'{NAME}.sweep').unlink()  # it has begun
+      command(attacked, *FLAGS, other, '--overwrite')
+    (attacked / 'results' / f'{NAME}.sweep').unlink()  # it has begun
 
 
 def test_a_surrogate_that_is_no_run_of_the_same_classes_is_refused(run, tmp_path):
@@ -305,21 +317,20 @@ def only_begin(monkeypatch) -> list[list[int]]:
   return cursors
 
 
-def test_overwrite_begins_a_stopped_attack_anew_and_without_it_that_one_goes_on(run, monkeypatch):
-  command(run, *FLAGS, '--allow_suspect')
-  path, stopped = run / 'results' / f'{NAME}.json', stop_within(run, monkeypatch, '--overwrite')
+def test_overwrite_begins_a_stopped_attack_anew_and_without_it_that_one_goes_on(attacked, monkeypatch):
+  path, stopped = attacked / 'results' / f'{NAME}.json', stop_within(attacked, monkeypatch, '--overwrite')
   known, kept, cursors = path.read_bytes(), stopped.read_bytes(), only_begin(monkeypatch)
   resumed = np.load(io.BytesIO(kept))['cursor'].tolist()
   for content, flags in ((kept, ()), (kept, ('--overwrite',)), (b'damaged', ('--overwrite',)), (None, ())):
     if content is not None:  # or what the stop before has left, at the very beginning
       stopped.write_bytes(content)
     with pytest.raises(Stop):
-      command(run, *FLAGS, *flags)
+      command(attacked, *FLAGS, *flags)
   assert resumed != [1, 0]
   assert cursors == [resumed, [1, 0], [1, 0], [1, 0]]
   assert path.read_bytes() == known  # until there is a new one
   stopped.unlink()
-  assert command(run, *FLAGS, '--allow_suspect') == 0  # and shown again
+  assert command(attacked, *FLAGS, '--allow_suspect') == 0  # and shown again
 
 
 def test_images_are_made_again_where_they_were_cut_off_and_go_with_their_result(run):
@@ -333,28 +344,26 @@ def test_images_are_made_again_where_they_were_cut_off_and_go_with_their_result(
   assert not path.exists()  # they would be those of another result
 
 
-def test_a_second_evaluation_of_the_same_attack_is_refused(run, monkeypatch):
-  command(run, *FLAGS, '--allow_suspect')
+def test_a_second_evaluation_of_the_same_attack_is_refused(attacked, monkeypatch):
   cursors = only_begin(monkeypatch)
-  with artifact.lock(run / 'results', name=NAME):  # as another process does
+  with artifact.lock(attacked / 'results', name=NAME):  # as another process does
     for flags in (('--seed=1', '--overwrite'), ('--overwrite',)):
       with pytest.raises(UserError, match=rf"{NAME}' is in use by process {os.getpid()} on ") as caught:
-        command(run, *FLAGS, *flags)
+        command(attacked, *FLAGS, *flags)
       assert '\n' not in str(caught.value)
       assert caught.value.exit_code == 2
-    assert command(run, *FLAGS, '--allow_suspect') == 0  # what is known is shown
+    assert command(attacked, *FLAGS, '--allow_suspect') == 0  # what is known is shown
     assert not cursors
     with pytest.raises(Stop):  # and another radius is attacked
-      command(run, *FLAGS, '--epsilon=1/255')
+      command(attacked, *FLAGS, '--epsilon=1/255')
   with pytest.raises(Stop):
-    command(run, *FLAGS, '--overwrite')
+    command(attacked, *FLAGS, '--overwrite')
   assert len(cursors) == 2
 
 
-def test_a_result_that_was_edited_is_refused(run):
-  command(run, *FLAGS, '--allow_suspect')
-  path = run / 'results' / f'{NAME}.json'
-  whole = result(run)
+def test_a_result_that_was_edited_is_refused(attacked):
+  path = attacked / 'results' / f'{NAME}.json'
+  whole = result(attacked)
   changes = (
     {'robust_accuracy': 0.9}, {'num_robust': NUM + 1}, {'survivors': {'pgd': 'all'}}, {'flags': None},
     {'norm': 'l1'}, {'stages': ['pgd', 'square']},
@@ -366,13 +375,13 @@ def test_a_result_that_was_edited_is_refused(run):
   for change in changes:
     path.write_text(json.dumps(whole | change))
     with pytest.raises(UserError, match=f"{NAME}.json'") as caught:
-      results.load(run, NAME)
+      results.load(attacked, NAME)
     assert '\n' not in str(caught.value)
   # Of random logits, counts may contradict each other, and are to be shown with their flag.
   none = outcomes.pack([False] * NUM)
   random_ones = {'flags': ['stochastic_logits'], 'num_correct': 0, 'clean_accuracy': 0.0, 'correct': none}
   path.write_text(json.dumps(whole | random_ones))
-  assert results.load(run, NAME)['num_correct'] == 0
+  assert results.load(attacked, NAME)['num_correct'] == 0
 
 
 def start(run: Path, cache: Path, *flags: str, **options) -> subprocess.Popen:
