@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from adversarial_augment import cli, datasets, results
+from adversarial_augment import checks, cli, datasets, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.config import command_line
-from adversarial_augment.config.evaluations import EVALUATIONS, GROUPS, fields_read
+from adversarial_augment.config.evaluations import EVALUATIONS, GROUPS, are_read, fields_read
 from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import arrays, classes
 from adversarial_augment.errors import UserError
@@ -188,8 +188,6 @@ def _checked_images(images: Any) -> Any:
   """Returns images as uint8 [n, h, w, 3]."""
   import numpy as np
 
-  from adversarial_augment import checks
-
   found = np.asarray(images)
   checks.check_images(found, ('uint8', 'floats'), channels=3)
   return found if found.dtype == np.uint8 else np.round(found.astype(np.float32) * 255).astype(np.uint8)
@@ -198,8 +196,7 @@ def _checked_images(images: Any) -> Any:
 def _config(overrides: Mapping[str, str], *, attack: bool) -> ConfigDict:
   """Returns the config of an audit: the defaults with what is asked for, and no evaluations but those named."""
   for name in overrides:
-    known = (name in fields_read() or name.partition('.')[0] in GROUPS) and name not in _NOT_READ
-    if not known and name in configs.TABLES['train']:
+    if not (are_read(name) and name not in _NOT_READ) and name in configs.TABLES['train']:
       fields = ', '.join(field for field in fields_read() if field not in _NOT_READ)
       raise UserError(
         f'config.{name} has no effect on an audit; leave it out (these have: {fields}, '
@@ -269,6 +266,8 @@ def _measure(
     stack.enter_context(artifact.lock(workdir))
     _record(workdir, config, about)
     provenance = summary.provenance(config, {'test': test}, 'audit', workdir)
+    read = {name: value for name, value in checks.flatten(provenance['config']).items() if are_read(name)}
+    provenance['config'] = checks.nest(read)  # the others would tell of a classifier of ours
     provenance |= {'model': about, 'doubts': doubts} | ({'command': command} if command else {})
     source = {'step': 0, 'checkpoint_sha256': results.digest(about), 'provenance': provenance}
     weights = about['weights_sha256'][:12]

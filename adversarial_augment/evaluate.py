@@ -12,7 +12,7 @@ from adversarial_augment import cli, datasets, inference, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals, streams
 from adversarial_augment.config import command_line
-from adversarial_augment.config.evaluations import EVALUATIONS, GROUPS, fields_read
+from adversarial_augment.config.evaluations import EVALUATIONS, GROUPS, are_read, fields_read
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
@@ -102,7 +102,7 @@ def _resolve(trained: ConfigDict, arguments: argparse.Namespace, overrides: Mapp
         f'config.{name} has no effect with --attack; leave it out (these can change: {", ".join(_ATTACKED_FIELDS)}; '
         'the attack has --norm, --epsilon and --num_examples).'
       )
-    if name not in fields_read() and name.partition('.')[0] not in GROUPS:
+    if not are_read(name):
       raise UserError(
         f'config.{name} says how the classifier was trained and cannot be changed for an evaluation; leave it out '
         f'(these can: {", ".join(fields_read())}, {", ".join(f"{group}.*" for group in GROUPS)}).'

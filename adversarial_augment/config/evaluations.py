@@ -22,6 +22,11 @@ def fields_read() -> tuple[str, ...]:
   return ('batch_size', 'data_dir', 'dataset', 'precision', 'evals', 'eval_images', *own)
 
 
+def are_read(name: str) -> bool:
+  """Returns whether evaluations read a config field, beside the classifier."""
+  return name in fields_read() or name.partition('.')[0] in GROUPS
+
+
 class Evaluation(NamedTuple):
   """One evaluation. A `config` below has the fields of the run as attributes, a `flat` by their dotted names."""
 

@@ -79,7 +79,7 @@ def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Reque
     if given:
       raise UserError(f'--{given[0]} needs --attack, such as --attack=autoattack; add it, or leave --{given[0]} out.')
     return None
-  if arguments.evals is not None and not beside_evals:
+  if not beside_evals and arguments.evals is not None:
     raise UserError('--attack and --evals cannot go together; run one after the other.')
   checks.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
   if arguments.surrogate == '':

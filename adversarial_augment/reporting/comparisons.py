@@ -32,6 +32,8 @@ class Pair(NamedTuple):
 
 def images_seen(run: Run) -> str:
   """Returns how many images a run had seen in training when it was evaluated, repeated ones included."""
+  if run.audited:
+    return 'unknown'
   steps = {result['step'] for result in (*run.results.values(), *run.robustness)}
   if not steps:
     steps = {run.closing['step']} if run.closing else {run.metrics[-1]['step']} if run.metrics else set()

@@ -42,6 +42,12 @@ class _Config(Struct):
   corruption_net: _CorruptionNet
 
 
+class _Audited(Struct):
+  model: results.Text
+  kind: results.Text
+  weights_sha256: results.Text
+
+
 class Run(NamedTuple):
   """The files of one run, checked; what it does not have is empty."""
 
@@ -55,6 +61,7 @@ class Run(NamedTuple):
   metrics: list[dict[str, Any]] = []  # metrics.jsonl
   examples: bytes = b''  # figures/ada_examples.png
   damage: str = ''  # why they are not shown; empty where they are, or where there is no file
+  audited: dict[str, Any] = {}  # audit.json: the model, where it was made elsewhere and its training is not known
 
 
 def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
@@ -98,7 +105,17 @@ def _run(folder: Path, label: str) -> Run:
     results.read_log(folder / 'metrics.jsonl', (*figures.METRICS, 'images_per_second')),
     examples,
     sharing.relative(damage, folder),
+    _audited(folder),
   )
+
+
+def _audited(folder: Path) -> dict[str, Any]:
+  path, remedy = folder / results.AUDIT, 'remove its folder, and audit again'
+  about = results.read_json(path, remedy)
+  if about is None:
+    return {}
+  results.check(about, _Audited, f"'{path}'", remedy)
+  return about
 
 
 def _config(folder: Path) -> dict[str, Any]:

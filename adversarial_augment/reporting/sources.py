@@ -40,6 +40,12 @@ def unmeasured(run: Run) -> Paragraph | None:
   }
   if not missing:
     return None
+  if run.audited:
+    named = ','.join([*run.results, *missing])
+    return Paragraph(
+      f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that, repeat its audit with '
+      f'--evals={named}.'
+    )
   folder = shlex.quote(sharing.relative(str(run.folder), Path.cwd()))
   command = f'python -m adversarial_augment.evaluate --workdir={folder} --evals={",".join(missing)}'
   text = f'{run.label} has not been evaluated for {", ".join(missing.values())}. To do that: '

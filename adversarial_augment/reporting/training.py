@@ -10,6 +10,7 @@ from typing import Any
 from adversarial_augment import checks
 from adversarial_augment import config as configs
 from adversarial_augment.config import adversaries
+from adversarial_augment.config.evaluations import are_read
 from adversarial_augment.config.tables import SIZE_KINDS
 from adversarial_augment.reporting import charts, comparisons, figures, parts, sources
 from adversarial_augment.reporting.charts import Series
@@ -28,7 +29,7 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   columns, words = ('', *(run.label for run in runs)), len(runs) + 1
   abouts = [about(run) for run in runs]
   table = Table('Runs', columns, [Row((name, *(one[name] for one in abouts))) for name in abouts[0]], words=words)
-  whole = [checks.flatten(run.config) | configs.unknown_to(run.config) for run in runs]  # also of older versions
+  whole = [_settings(run) for run in runs]
   shown = [sharing.relative(config, run.folder) for config, run in zip(whole, runs, strict=True)]
   texts = lambda configs, name: [json.dumps(config[name]) if name in config else NONE for config in configs]
   names = [name for name in sorted(set().union(*whole)) if len(set(texts(whole, name))) > 1]
@@ -36,6 +37,12 @@ def what_was_run(runs: Sequence[Run]) -> Section:
   differing = Table('Settings that differ', ('config', *columns[1:]), rows, words=words)
   cautions = [Paragraph(text, 'note') for text in _cautions(runs)]
   return section('runs', 'What was run', *cautions, table, differing, sources.test_images(runs))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+  """Returns the fields of a run's config, also of an older version; of an audit, those that evaluations read."""
+  flat = checks.flatten(run.config) | configs.unknown_to(run.config)
+  return {name: value for name, value in flat.items() if not run.audited or are_read(name)}
 
 
 def about(run: Run) -> dict[str, str]:
@@ -54,7 +61,7 @@ def about(run: Run) -> dict[str, str]:
     data = ', '.join(sorted({f'{split.get("name")} ({split.get("origin", "unverified")})' for split in splits}))
     devices = f'{source["devices"]["count"]} × {source["devices"]["kind"]}'
     versions = ', '.join(f'{name} {version}' for name, version in sorted(source['versions'].items()))
-  return {
+  about = {
     'config': named[1] if named else NONE,
     'training': adversaries.describe(attack),
     'corruption network': network,
@@ -66,6 +73,16 @@ def about(run: Run) -> dict[str, str]:
     'devices': devices,
     'versions': versions,
   }
+  if run.audited:
+    model = run.audited
+    doubts = sorted(
+      {doubt for result in (*results, *run.robustness) for doubt in result['provenance'].get('doubts', ())}
+    )
+    unknown = dict.fromkeys(('config', 'corruption network', 'steps', 'seed'), NONE)
+    name = f'{model["model"]} ({model["kind"]}), weights {model["weights_sha256"][:12]}'
+    doubtful = f', DOUBTFUL: {", ".join(doubts)}' if doubts else ''
+    about |= {**unknown, 'training': 'elsewhere, not known', 'classifier': f'{name}{doubtful}'}
+  return about
 
 
 def _cautions(runs: Sequence[Run]) -> Iterator[str]:
@@ -175,8 +192,9 @@ def provenance(runs: Sequence[Run]) -> Section:
   shown = []
   for run in runs:
     table = Table('Where the numbers come from', ('', run.label), list(map(Row, _origins(run))), words=2)
-    config = json.dumps(sharing.relative(run.config, run.folder), indent=2, sort_keys=True)
-    shown.append(Folded(run.label, [table, Folded('config.json', config)]))
+    name, content = ('audit.json', run.audited) if run.audited else ('config.json', run.config)
+    text = json.dumps(sharing.relative(content, run.folder), indent=2, sort_keys=True)
+    shown.append(Folded(run.label, [table, Folded(name, text)]))
   return section('provenance', 'Provenance', *shown)
 
 
