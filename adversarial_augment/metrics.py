@@ -13,7 +13,11 @@ NAMES = (
   'frost', 'fog', 'brightness', 'contrast', 'elastic_transform', 'pixelate', 'jpeg_compression',
 )  # fmt: skip
 EXTRA_NAMES = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
-ALL_NAMES = (*NAMES, *EXTRA_NAMES)
+ALL_NAMES = (*NAMES, *EXTRA_NAMES)  # of CIFAR-10-C
+BAR_NAMES = (  # of CIFAR-10-C-bar (arXiv 2102.11273), with its spelling
+  'blue_noise_sample', 'brownish_noise', 'checkerboard_cutout', 'circular_motion_blur', 'inverse_sparkles', 'lines',
+  'pinch_and_twirl', 'ripple', 'sparkles', 'transverse_chromatic_abberation',
+)  # fmt: skip
 SEVERITIES = (1, 2, 3, 4, 5)
 # Of generated corruptions: raise it when a seed gives other bytes. Sets without a version are of version 1, which
 # rounds two that the original truncates.

@@ -5,6 +5,7 @@
     python -m adversarial_augment.prepare images --name=pets --from=FOLDER --size=32
     python -m adversarial_augment.prepare cifar10_c
     python -m adversarial_augment.prepare cifar10_c --from=CIFAR-10-C.tar
+    python -m adversarial_augment.prepare cifar10_c_bar
     python -m adversarial_augment.prepare cifar10_1 --from=FOLDER
     python -m adversarial_augment.prepare deepaugment --net=edsr --copies=10
 
@@ -14,16 +15,24 @@ half-written data set; repeating it resumes downloads, corruptions and copies.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from adversarial_augment import cli
 from adversarial_augment.cli.ways_out import DATA_DIR
 from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images
 
-# A new subcommand is a module with `add_arguments` and `run`, and a line here.
-COMMANDS = {
+# A new subcommand is a module or object with `add_arguments` and `run`, and a line here.
+COMMANDS: dict[str, tuple[Any, str]] = {
   'cifar10': (cifar10, 'download or import CIFAR-10'),
   'images': (images, 'import a folder of images, one folder for each class'),
-  'cifar10_c': (corruptions, 'corrupt the test split of a data set as in CIFAR-10-C, or import CIFAR-10-C itself'),
+  'cifar10_c': (
+    corruptions.C,
+    'corrupt the test split of a data set as in CIFAR-10-C, or import CIFAR-10-C or its kin',
+  ),
+  'cifar10_c_bar': (
+    corruptions.C_BAR,
+    'corrupt the test split of a data set as in CIFAR-10-C-bar, or import such a set',
+  ),
   'cifar10_1': (cifar10_1, 'import CIFAR-10.1, versions v4 and v6'),
   'deepaugment': (deepaugment, 'write DeepAugment copies of the training images of a data set'),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment.corruptions import CORRUPTIONS
+from adversarial_augment.corruptions import BAR_NAMES, CORRUPTIONS
 from tests import corruption_oracles as oracles
 from tests.corruption_images import corrupted, differences, of_another_size, real_images
 
@@ -50,7 +50,7 @@ def check(name: str, images: np.ndarray, severity: int) -> None:
 
 
 def test_only_frost_has_its_own_test():
-  assert BARS.keys() | {'frost'} == CORRUPTIONS.keys()
+  assert BARS.keys() | {'frost', *BAR_NAMES} == CORRUPTIONS.keys()
 
 
 @pytest.mark.parametrize('severity', SEVERITIES)
@@ -60,7 +60,7 @@ def test_equals_the_oracle_at_two_sizes(name, severity):
   check(name, of_another_size(real_images(20)), severity)
 
 
-@pytest.mark.parametrize('name', sorted(CORRUPTIONS.keys() - {'pixelate', 'jpeg_compression'}))
+@pytest.mark.parametrize('name', sorted(CORRUPTIONS.keys() - {'pixelate', 'jpeg_compression', *BAR_NAMES}))
 def test_all_severities_share_a_compilation(name):
   for size in ((32, 32), (48, 40)):
     all_of = [CORRUPTIONS[name].constants(severity, size) for severity in SEVERITIES]

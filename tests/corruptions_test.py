@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from adversarial_augment.corruptions import CORRUPTIONS, EXTRA_NAMES, NAMES, corrupt
+from adversarial_augment.corruptions import BAR_NAMES, CORRUPTIONS, EXTRA_NAMES, NAMES, corrupt
 from adversarial_augment.errors import UserError
 from tests.corruption_images import real_images
 
@@ -26,10 +26,11 @@ def corrupted(name: str, severity: int) -> np.ndarray:
 def test_the_names_are_those_of_cifar10_c():
   assert len(NAMES) == 15
   assert len(EXTRA_NAMES) == 4
-  assert CORRUPTIONS.keys() == set(ALL)
+  assert len(BAR_NAMES) == 10
+  assert CORRUPTIONS.keys() == {*ALL, *BAR_NAMES}
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', [*ALL, *BAR_NAMES])
 def test_a_subset_equals_the_same_rows_of_the_whole(name):
   whole = corrupted(name, 3)
   assert whole.shape == (COUNT, 32, 32, 3)

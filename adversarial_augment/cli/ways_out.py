@@ -12,6 +12,7 @@ import shlex
 from typing import Any
 
 from adversarial_augment.errors import ArtifactError
+from adversarial_augment.metrics import BAR_NAMES
 
 DATA_DIR = '~/tensorflow_datasets'  # where `prepare` writes by default, and `train` reads
 NETS = {'edsr': 'edsr_16x64_x4', 'cae': 'cae_16'}  # of which DeepAugment sets are made, and the largest that ship
@@ -19,6 +20,11 @@ DEEPAUGMENT: dict[str, Any] = {  # the flags of `prepare deepaugment`
   'dataset': 'cifar10', 'net': 'edsr', 'copies': 1, 'seed': 0, 'bug_compatible': True, 'scale': 'native32',
 }  # fmt: skip
 _SHIPPED = Path(__file__).parents[1] / 'corruption_nets' / 'shipped'
+_ARCHIVES = {  # with corruptions of a test set
+  'cifar10': 'CIFAR-10-C.tar (Zenodo record 2535967)',
+  'cifar100': 'CIFAR-100-C.tar (Zenodo record 3555552)',
+  'tiny_imagenet': 'Tiny-ImageNet-C.tar (Zenodo record 2536630)',
+}
 WAYS_OUT = {  # by remedy; what begins with 'or' is one more way than the message has
   'from': 'or give a file or folder that you have with --from',
   'process_id': 'or give each process its own --process_id',
@@ -75,16 +81,19 @@ def deepaugment(folder: Path, dataset: str, about: Mapping[str, Any], *more: str
 
 def _corruptions(error: ArtifactError) -> dict[str, str]:
   folder, dataset = Path(error.path), error.about['dataset']
-  command = lambda *flags: prepare(folder.parent, 'cifar10_c', f'--dataset={dataset}', *flags)
+  base = dataset.partition(':')[0]
+  bar = folder.name.endswith('_c_bar')
+  name = 'cifar10_c_bar' if bar else 'cifar10_c'
+  command = lambda *flags: prepare(folder.parent, name, f'--dataset={dataset}', *flags)
   make, remake = command(), command('--overwrite')
   source, seed = error.about.get('source'), error.about.get('seed')
   again = command(*([f'--from={source}'] if source else [f'--seed={seed}'] if seed else []))
-  import_in_order = prepare(folder.parent, 'cifar10', '--overwrite')
-  if folder.name != f'{dataset.partition(":")[0].replace("/", "_")}_c':  # it was going to be imported
+  import_in_order = prepare(folder.parent, base, '--overwrite')
+  if folder.name.removesuffix('_bar') != f'{base.replace("/", "_")}_c':  # it was going to be imported
     make = remake = 'the same command without --from'
-    again, import_in_order = 'the command that made it', 'prepare cifar10'
+    again, import_in_order = 'the command that made it', f'prepare {base}'
   return {
-    'make': f'make them with {make}, or get CIFAR-10-C.tar (Zenodo record 2535967)',
+    'make': f'make them with {make}' + ('' if bar else f', or get {_ARCHIVES.get(base, _ARCHIVES["cifar10"])}'),
     'remake': f'make it again with {remake}',
     'resume': f'run {again} once more, which resumes it',
     'remove and resume': f'remove it, and run {again} once more',
@@ -120,7 +129,8 @@ def _data_set(error: ArtifactError) -> dict[str, str]:
   elif error.about['imported_from']:
     how = prepare(data_dir, base, f'--from={error.about["imported_from"]}')
   elif base.endswith('_corrupted'):
-    how = prepare(data_dir, 'cifar10_c', f'--dataset={base.removesuffix("_corrupted")}', '--format=array_record')
+    name = 'cifar10_c_bar' if variant.rpartition('_')[0] in BAR_NAMES else 'cifar10_c'
+    how = prepare(data_dir, name, f'--dataset={base.removesuffix("_corrupted")}', '--format=array_record')
   elif variant:
     how = "tfds's download_and_prepare(file_format='array_record')"
   else:

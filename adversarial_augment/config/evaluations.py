@@ -75,7 +75,7 @@ EVALUATIONS: dict[str, Evaluation] = {
       'corrupted_images': Field(
         None,
         fields.optional(fields.integer(1, 10**9)),
-        'how many of those cifar10_c and cifar10_c_extra use, evenly spaced among them; None: all',
+        'how many of those the evaluations of corruptions use, evenly spaced among them; None: all',
       ),
       'frost_dir': Field(
         None,
@@ -89,6 +89,15 @@ EVALUATIONS: dict[str, Evaluation] = {
     meaning='the 4 extra corruptions',
     section='Extra corruptions',
     corruptions=metrics.EXTRA_NAMES,
+    mean_error='mean_error',
+    mean_label='mean',
+  ),
+  'cifar10_c_bar': Evaluation(  # generalisation to corruptions unlike those of CIFAR-10-C (arXiv 2102.11273)
+    title='errors on CIFAR-10-C-bar',
+    meaning='the 10 corruptions of CIFAR-10-C-bar, unlike the other ones',
+    headline=(4, 'Mean error on CIFAR-10-C-bar'),
+    section='CIFAR-10-C-bar',
+    corruptions=metrics.BAR_NAMES,
     mean_error='mean_error',
     mean_label='mean',
   ),

@@ -1,11 +1,12 @@
-"""The 15 + 4 corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv 1903.12261), seeded.
+"""The 15 + 4 corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv 1903.12261), and the 10 of CIFAR-10-C-bar
+(Mintun et al. 2021, arXiv 2102.11273), seeded.
 
 The bytes of a corrupted image do not depend on its batch, subset, device or process. Images are corrupted one at a time
 in a loop on the host CPU: another batch size or an accelerator would round differently, and truncation to grey levels
 turns the last bit into a level.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import functools
 import importlib.metadata
 import itertools
@@ -17,21 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import __version__, checks, threefry
-from adversarial_augment.corruptions import blur, color, digital, noise, spatter, weather
-from adversarial_augment.corruptions.corruption import Corruption, HostCorruption, Size
+from adversarial_augment.corruptions import bar, blur, color, digital, noise, spatter, weather
+from adversarial_augment.corruptions.corruption import Corruption, DrawnCorruption, HostCorruption, Size
 from adversarial_augment.corruptions.frost import describe, with_photographs
 from adversarial_augment.errors import UserError
-from adversarial_augment.metrics import ALL_NAMES, CORRUPTIONS_VERSION, EXTRA_NAMES, MIN_SIZE, NAMES, SEVERITIES
+from adversarial_augment.metrics import (
+  ALL_NAMES,
+  BAR_NAMES,
+  CORRUPTIONS_VERSION,
+  EXTRA_NAMES,
+  MIN_SIZE,
+  NAMES,
+  SEVERITIES,
+)  # fmt: skip
 from adversarial_augment.storage import files
 from adversarial_augment.types import PyTree
 
-_ALL: dict[str, Corruption | HostCorruption] = {
+_ALL: dict[str, Corruption | HostCorruption | DrawnCorruption] = {
   'frost': with_photographs(None), **noise.CORRUPTIONS, **blur.CORRUPTIONS, **color.CORRUPTIONS,
-  **digital.CORRUPTIONS, **spatter.CORRUPTIONS, **weather.CORRUPTIONS,
+  **digital.CORRUPTIONS, **spatter.CORRUPTIONS, **weather.CORRUPTIONS, **bar.BAR,
 }  # fmt: skip
-CORRUPTIONS = {name: _ALL[name] for name in ALL_NAMES}
+CORRUPTIONS = {name: _ALL[name] for name in (*ALL_NAMES, *BAR_NAMES)}
 
-__all__ = ['CORRUPTIONS', 'EXTRA_NAMES', 'NAMES', 'SEVERITIES', 'corrupt', 'describe_frost', 'made_with']
+__all__ = ['BAR_NAMES', 'CORRUPTIONS', 'EXTRA_NAMES', 'NAMES', 'SEVERITIES', 'corrupt', 'describe_frost', 'made_with']
 
 _CHUNK = 32  # images per call of the compiled loop; a batch is distributed over the devices
 
@@ -45,11 +54,11 @@ def corrupt(
   *,
   frost: str | None = None,
 ) -> np.ndarray:
-  """Corrupts images as in CIFAR-10-C.
+  """Corrupts images as in CIFAR-10-C or CIFAR-10-C-bar.
 
   Args:
     images: uint8 [n, h, w, 3], at least 32 pixels per side.
-    name: one of `NAMES` or `EXTRA_NAMES`.
+    name: one of `NAMES`, `EXTRA_NAMES` or `BAR_NAMES`.
     severity: 1 to 5.
     seed: of all draws.
     indices: [n], of the images in their data set; the draws of an image depend on (seed, name, severity, index). By
@@ -69,6 +78,10 @@ def corrupt(
   if isinstance(corruption, HostCorruption):
     return np.stack([corruption.apply(image, corruption.severities[severity - 1]) for image in images])
   severity, seed = int(severity), int(seed)
+  if isinstance(corruption, DrawnCorruption):
+    number = BAR_NAMES.index(name)
+    rngs = (np.random.default_rng([seed, number, severity, at]) for at in index)
+    return np.stack([corruption.corrupt(image, severity, rng) for image, rng in zip(images, rngs, strict=True)])
   size = (images.shape[1], images.shape[2])
   number = ALL_NAMES.index(name)
   run, devices = _compiled(corruption.draw, corruption.apply), itertools.cycle(_processors())
@@ -84,10 +97,10 @@ def corrupt(
   return np.concatenate([np.asarray(part)[:count] for part, count in done])
 
 
-@functools.cache
-def made_with() -> dict[str, str]:
+def made_with(names: Collection[str] = NAMES) -> dict[str, str]:
   """Returns the versions on which the bytes depend: of the corruptions, and of the packages that they use."""
-  versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'scipy', 'pillow')}
+  more = ('scikit-image',) if set(names) & set(BAR_NAMES) else ()
+  versions = {name: importlib.metadata.version(name) for name in ('jax', 'numpy', 'scipy', 'pillow', *more)}
   return {'adversarial_augment': __version__, 'corruptions': CORRUPTIONS_VERSION, **versions}
 
 

@@ -4,17 +4,18 @@ They run in NumPy and SciPy, in float64 as the published ones. Positions are (ro
 from the shorter side of the image. `level` is the published severity, which differs between corruptions.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
-from scipy import fft, ndimage
+from scipy import fft, ndimage, sparse
 
 from adversarial_augment.corruptions.corruption import DrawnCorruption, Size
 
 Draws = dict[str, Any]
 _WHITE, _GREY = 255, 128
 _SPREAD = 0.25  # standard deviation of the rays of a sparkle, in units of its radius
-_BLOCKS = 3  # of 'pinch_and_twirl', along each side
+_BLOCKS = 3  # of 'pinch_and_twirl', along the shorter side
 _ROTATIONS = 21
 
 
@@ -74,8 +75,8 @@ def _checkerboard_cutout(image: np.ndarray, angle: float, side: float, grid: np.
 
 
 def _draw_lines(rng: np.random.Generator, size: Size, level: float) -> Draws:
-  count, angle, spread = int(level * min(size) / 10), rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 1)
-  starts = rng.uniform(size=(count, 2)) * min(size)
+  count, angle, spread = int(level / 10 * min(size)), rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 1)
+  starts = rng.uniform(size=(count, 2)) * size
   return {'starts': starts, 'angles': angle + 2 * np.pi * spread * (rng.uniform(size=count) - 0.5)}
 
 
@@ -95,12 +96,13 @@ def _lines(image: np.ndarray, starts: np.ndarray, angles: np.ndarray) -> np.ndar
 
 
 def _draw_pinch(rng: np.random.Generator, size: Size, level: float) -> Draws:
-  signs = rng.choice([1, -1], size=(_BLOCKS, _BLOCKS))
+  side = min(size) // _BLOCKS
+  signs = rng.choice([1, -1], size=(size[1] // side, size[0] // side))
   return {'angles': signs * level * np.pi / 20, 'amount': 0.04 * level + 0.1}
 
 
 def _pinch_and_twirl(image: np.ndarray, angles: np.ndarray, amount: float) -> np.ndarray:
-  """Pinches and twirls a disk in each of 3 x 3 blocks, one after the other."""
+  """Pinches and twirls a disk in each of 3 x 3 blocks, or more if the image is not square, one after the other."""
   side = min(image.shape[:2]) // _BLOCKS
   out = image.astype(np.float32)
   for (i, j), angle in np.ndenumerate(angles):
@@ -197,11 +199,42 @@ def _draw_circular(rng: np.random.Generator, size: Size, level: float) -> Draws:
 
 
 def _circular_motion_blur(image: np.ndarray, degrees: float) -> np.ndarray:
-  """The weighted mean of 21 rotations by up to so many degrees."""
+  """The weighted mean of 21 rotations by up to so many degrees, by cubic splines."""
+  coefficients = np.stack([ndimage.spline_filter(image[..., c], 3, np.float64) for c in range(3)], axis=-1)
+  return (_rotations(image.shape[:2], degrees) @ coefficients.reshape(-1, 3)).reshape(image.shape)
+
+
+@functools.lru_cache(1)
+def _rotations(size: Size, degrees: float) -> sparse.csr_array:
+  """Returns the weights of all spline coefficients in each pixel of the mean, a matrix [h w, h w]."""
+  h, w = size
   shares = np.linspace(-1, 1, _ROTATIONS)
-  weights = np.exp(-2 * shares**2)
-  turned = [ndimage.rotate(image.astype(np.float32) / 255, share * degrees, reshape=False) for share in shares]
-  return 255 * np.average(turned, axis=0, weights=weights)
+  shares_of = np.exp(-2 * shares**2)
+  total = sparse.csr_array((h * w, h * w))
+  center = np.array([(h - 1) / 2, (w - 1) / 2])[:, None, None]
+  down, right = np.indices(size) - center
+  for share, weight in zip(shares, shares_of / shares_of.sum(), strict=True):
+    c, s = np.cos(np.deg2rad(share * degrees)), np.sin(np.deg2rad(share * degrees))
+    points = np.stack([c * down + s * right, c * right - s * down]) + center
+    inside = ((points >= 0) & (points <= np.array([h - 1, w - 1])[:, None, None])).all(axis=0).ravel()
+    (rows, by_row), (columns, by_column) = (
+      _cubic(at.ravel()[inside], side) for at, side in zip(points, size, strict=True)
+    )
+    values = weight * by_row[:, None] * by_column  # [4, 4, pixels]
+    source = rows[:, None] * w + columns
+    pixels = np.broadcast_to(np.flatnonzero(inside), values.shape)
+    total += sparse.csr_array((values.ravel(), (pixels.ravel(), source.ravel())), shape=total.shape)
+  return total
+
+
+def _cubic(at: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns which four coefficients of a cubic spline each position [n] uses, mirrored at the ends, and how much."""
+  first = np.floor(at).astype(int) - 1
+  index = first + np.arange(4)[:, None]
+  distance = np.abs(at - index)
+  weights = np.where(distance < 1, 2 / 3 - distance**2 * (1 - distance / 2), np.clip(2 - distance, 0, 1) ** 3 / 6)
+  index = np.abs(index)
+  return np.where(index >= side, 2 * (side - 1) - index, index), weights
 
 
 def _sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -46,3 +46,7 @@ class DrawnCorruption(NamedTuple):
   severities: tuple[float, ...]
   draw: Callable[[np.random.Generator, Size, float], dict[str, Any]]  # generator of one image, its size, level
   apply: Callable[..., np.ndarray]  # uint8 [h, w, 3], draws by name -> grey levels, to be clipped and truncated
+
+  def corrupt(self, image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    draws = self.draw(rng, (image.shape[0], image.shape[1]), self.severities[severity - 1])
+    return np.clip(self.apply(image, **draws), 0, 255).astype(np.uint8)

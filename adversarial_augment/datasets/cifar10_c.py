@@ -5,7 +5,7 @@ labels five times over (D. Hendrycks, Zenodo record 2535967). `prepare cifar10_c
 made, from which test set, and their SHA-256.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import hashlib
 import json
 import pathlib
@@ -15,8 +15,15 @@ import msgspec
 import numpy as np
 
 from adversarial_augment.datasets import archives, arrays, manifests
-from adversarial_augment.errors import ArtifactError, UserError
-from adversarial_augment.metrics import CORRUPTIONS_VERSION, GENERATED_OLDER, SEVERITIES, generated_origin
+from adversarial_augment.errors import ArtifactError, UserError, show
+from adversarial_augment.metrics import (
+  BAR_NAMES,
+  CORRUPTIONS_VERSION,
+  GENERATED_OLDER,
+  NAMES,
+  SEVERITIES,
+  generated_origin,
+)  # fmt: skip
 from adversarial_augment.storage import artifact, untrusted
 from adversarial_augment.storage.artifact import MANIFEST
 from adversarial_augment.types import Dataset
@@ -48,6 +55,29 @@ OFFICIAL_MD5 = {
   'speckle_noise.npy': 'ef00b87611792b00df09c0b0237a1e30',
   'zoom_blur.npy': '6ea8e63f1c5cdee1517533840641641b',
 }
+# As OFFICIAL_MD5, of CIFAR-100-C.tar (Zenodo record 3555552).
+OFFICIAL_MD5_OF_CIFAR100 = {
+  'brightness.npy': 'f22d7195aecd6abb541e27fca230c171',
+  'contrast.npy': '322bb385f1d05154ee197ca16535f71e',
+  'defocus_blur.npy': 'd923e3d9c585a27f0956e2f2ad832564',
+  'elastic_transform.npy': 'a0792bd6581f6810878be71acedfc65a',
+  'fog.npy': '4efc7ebd5e82b028bdbe13048e3ea564',
+  'frost.npy': '3a39c6823bdfaa0bf8b12fe7004b8117',
+  'gaussian_blur.npy': '5204ba0d557839772ef5a4196a052c3e',
+  'gaussian_noise.npy': 'ecc4d366eac432bdf25c024086f5e97d',
+  'glass_blur.npy': '0bf384f38e5ccbf8dd479d9059b913e1',
+  'impulse_noise.npy': '3b3c210ddfa0b5cb918ff4537a429fef',
+  'jpeg_compression.npy': 'c851b7f1324e1d2ffddeb76920576d11',
+  'labels.npy': 'bb4026e9ce52996b95f439544568cdb2',
+  'motion_blur.npy': '732a7e2e54152ff97c742d4c388c5516',
+  'pixelate.npy': '96c00c60f144539e14cffb02ddbd0640',
+  'saturate.npy': 'c0697e9fdd646916a61e9c312c77bf6b',
+  'shot_noise.npy': 'b0a1fa6e1e465a747c1b204b1914048a',
+  'snow.npy': '0237be164583af146b7b144e73b43465',
+  'spatter.npy': '12ccf41d62564d36e1f6a6ada5022728',
+  'speckle_noise.npy': 'e3f215b1a0f9fd9fd6f0d1cf94a7ce99',
+  'zoom_blur.npy': '0204613400c034a81c4830d5df81cb82',
+}
 _MAX_MANIFEST = 1 << 20  # bytes
 
 
@@ -63,9 +93,10 @@ class CorruptionSet(NamedTuple):
   warning: ArtifactError | None = None  # what its users should know
 
 
-def folder_name(dataset: str) -> str:
-  """Returns the folder under `data_dir` that holds the corruptions of a data set's test split: cifar10 -> cifar10_c."""
-  return f'{dataset.partition(":")[0].replace("/", "_")}_c'
+def folder_name(dataset: str, names: Collection[str] = NAMES) -> str:
+  """Returns the folder under `data_dir` of corruptions of a test split: cifar10_c, or cifar10_c_bar for BAR_NAMES."""
+  suffix = 'c_bar' if set(names) & set(BAR_NAMES) else 'c'
+  return f'{dataset.partition(":")[0].replace("/", "_")}_{suffix}'
 
 
 class _Manifest(msgspec.Struct):
@@ -145,8 +176,8 @@ class _Files:
     reason, remedy = 'it belongs to another test set', ''
     if (np.sort(repeated) == np.sort(expected)).all():
       reason, remedy = 'the same labels are in another order', 'remake'
-      if test.name.startswith('cifar10'):
-        reason, remedy = f'{reason} (TFDS shuffles CIFAR-10)', 'import in order'
+      if test.name.partition(':')[0] in ('cifar10', 'cifar100'):
+        reason, remedy = f'{reason} (TFDS shuffles CIFAR)', 'import in order'
     row, found = severity * len(expected) + i, repeated[severity, i]
     raise self.error(
       f"'{self.parts[LABELS].label}' has label {found} in row {row}, but image {i} of the test split of '{test.name}' "
@@ -186,7 +217,10 @@ def open_set(path: pathlib.Path, names: Sequence[str], test: Dataset, *, verify:
       sha256 = {file: entry['sha256'] for file, entry in entries.items()}
       notes = {name: _without_hashes(entries[f'{name}.npy']) for name in names}
       origin = generated_origin(known['made_with'], names) if origin == 'generated' else origin
-    elif verify and all(files.parts[file].digest('md5') == OFFICIAL_MD5.get(file) for file in files.names):
+    elif verify and any(
+      all(files.parts[file].digest('md5') == known_md5.get(file) for file in files.names)
+      for known_md5 in (OFFICIAL_MD5, OFFICIAL_MD5_OF_CIFAR100)
+    ):
       origin = 'official'
   provenance = {
     'seed': known['seed'],
@@ -224,7 +258,11 @@ def _parts(path: pathlib.Path) -> dict[str, arrays.Part]:
       f"'{path}' is neither a folder nor a whole and uncompressed tar archive; give CIFAR-10-C.tar, or a "
       'folder with its files.'
     ) from error
-  return {
-    pathlib.PurePosixPath(member.name).name: arrays.Part(f'{path}: {member.name}', path, member.offset, member.size)
-    for member in members
-  }
+  parts: dict[str, arrays.Part] = {}
+  for member in members:
+    at = pathlib.PurePosixPath(member.name)
+    if at.name in parts or at.is_absolute() or '..' in at.parts:
+      problem = 'leads out of it' if at.name not in parts else f"has the name of '{parts[at.name].label}'"
+      raise UserError(f"'{path}' has a member {show(member.name)}, which {problem}; get the archive again.")
+    parts[at.name] = arrays.Part(f'{path}: {member.name}', path, member.offset, member.size)
+  return parts

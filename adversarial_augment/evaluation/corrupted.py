@@ -24,7 +24,7 @@ def open_set(config: ConfigDict, images: Dataset, evaluation: str, names: Sequen
   height, width, _ = images.image_shape
   if min(height, width) < metrics.MIN_SIZE:
     raise rules.too_small(config.dataset, height, width, metrics.MIN_SIZE, f'the evaluation {evaluation}')
-  folder = files.user_path(config.data_dir, 'data_dir') / cifar10_c.folder_name(config.dataset)
+  folder = files.user_path(config.data_dir, 'data_dir') / cifar10_c.folder_name(config.dataset, names)
   if prepared and folder.exists():
     return cifar10_c.open_set(folder, names, images, verify=True)
   try:
@@ -42,7 +42,7 @@ def in_memory(images: Dataset, names: Sequence[str], frost_dir: str | None = Non
     return corruptions.corrupt(images.read(index).images, name, severity, seed, index, frost=frost_dir)
 
   frost = corruptions.describe_frost(frost_dir) if 'frost' in names else None
-  provenance = {'seed': seed, 'frost': frost, 'made_with': corruptions.made_with()}
+  provenance = {'seed': seed, 'frost': frost, 'made_with': corruptions.made_with(names)}
   return CorruptionSet(tuple(names), metrics.GENERATED_IN_MEMORY, provenance, read)
 
 

@@ -1,4 +1,4 @@
-"""`prepare cifar10_c`: corrupts a test split at five severities, seeded, or imports CIFAR-10-C itself.
+"""`prepare cifar10_c` and `cifar10_c_bar`: corrupt a test split at five severities, seeded, or import such a set.
 
 Images that exist already, and were made in the same way, are not made again.
 """
@@ -11,12 +11,13 @@ import math
 from pathlib import Path
 import shlex
 import time
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from adversarial_augment import checks, datasets, metrics
 from adversarial_augment.cli import progress, signals
+from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets import arrays, cifar10_c, sampling, source, writer
 from adversarial_augment.datasets.cifar10_c import CorruptionSet
 from adversarial_augment.datasets.manifests import comparable
@@ -31,68 +32,87 @@ _FEWEST = 250  # images corrupted at once
 _TFDS_NAMES = {'glass_blur': 'frosted_glass_blur', 'elastic_transform': 'elastic'}  # where TFDS spells them differently
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('--dataset', default='cifar10', help='data set whose test split is used (default: %(default)s)')
-  parser.add_argument('--names', help=f'corruptions, comma-separated; default: all of {", ".join(metrics.ALL_NAMES)}')
-  parser.add_argument('--seed', type=int, help='seed of all random numbers (default: 0)')
-  parser.add_argument(
-    '--format',
-    choices=tuple(_FORMATS),
-    default='npy',
-    help='npy: DATA_DIR/DATASET_c in the layout of CIFAR-10-C, which evaluations read; array_record: DATA_DIR/'
-    'DATASET_corrupted/fog_1 and so on, in the layout of TFDS (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--frost',
-    metavar='FOLDER',
-    help='folder with frost1.png and so on, the photographs of CIFAR-10-C; default: those of the package '
-    "'imagecorruptions' if it is installed, else procedural textures, which are not comparable with published results",
-  )
-  about = 'CIFAR-10-C.tar (Zenodo record 2535967), not unpacked, or a folder with its files, to import'
-  command.add_source(parser, 'PATH', about)
+class Benchmark(NamedTuple):
+  """A subcommand, of the name of an evaluation: corruptions that are made or imported together."""
 
+  evaluation: str
+  names: tuple[str, ...]
+  folder: str
+  archive: str  # to import
 
-def run(arguments: argparse.Namespace) -> None:
-  data_dir = command.data_dir(arguments)
-  path = None if arguments.source is None else command.source(arguments)
-  names = _names(arguments.names)
-  if path is not None and (arguments.seed is not None or arguments.frost is not None):
-    raise UserError('--seed and --frost say how images are made, and have no meaning with --from; leave them out.')
-  if arguments.frost is not None and 'frost' not in names:
-    raise UserError('--frost is what frost is made of, which --names leaves out; name frost too, or leave --frost out.')
-  seed = arguments.seed or 0
-  command.check_range('--seed', seed, 0, 2**31 - 1)
-  test = datasets.load(arguments.dataset, 'test', arguments.data_dir)
-  if min(test.image_shape[:2]) < metrics.MIN_SIZE:
-    raise UserError(
-      f"'{test.name}' has images of {test.image_shape[0]}x{test.image_shape[1]} pixels, but the corruptions need "
-      f'{metrics.MIN_SIZE} a side; prepare it with --size={metrics.MIN_SIZE} or more.'
+  def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--dataset', default='cifar10', help='data set whose test split is used (default: %(default)s)')
+    parser.add_argument('--names', help=f'corruptions, comma-separated; default: all of {", ".join(self.names)}')
+    parser.add_argument('--seed', type=int, help='seed of all random numbers (default: 0)')
+    parser.add_argument(
+      '--format',
+      choices=tuple(_FORMATS),
+      default='npy',
+      help=f'npy: DATA_DIR/{self.folder} in the layout of CIFAR-10-C, which evaluations read; array_record: DATA_DIR/'
+      'DATASET_corrupted/fog_1 and so on, in the layout of TFDS (default: %(default)s)',
     )
-  write, use = _FORMATS[arguments.format]
-  # Python's own handlers may be called where JAX swallows what they raise.
-  kept = f"finished corruptions are kept in '{data_dir}'"
-  resume = f'run the same command again{" without --overwrite" if arguments.overwrite else ""} to resume'
-  with signals.listen(several_processes=False, kept=kept, resume=resume):
-    images = _generated(names, test, seed, arguments.frost) if path is None else _imported(names, test, path)
-    manifest = _manifest(images, test, path)
-    began = time.monotonic()
-    folder, written = write(images, manifest, test, data_dir, arguments.overwrite)
-    seconds = time.monotonic() - began
-  what = names[0] if len(names) == 1 else f'{len(names)} corruptions'
-  print(
-    f"'{folder}' has {what} at {len(metrics.SEVERITIES)} severities of {test.num_examples:,} images, origin "
-    f'{images.origin}; {written:,} images written in {seconds:,.0f} s.'
-  )
-  if set(names) >= set(metrics.NAMES) or arguments.format != 'npy':  # what an evaluation needs
-    print(use.format(dataset=arguments.dataset, data_dir=shlex.quote(arguments.data_dir), folder=folder.name))
+    parser.set_defaults(frost=None)
+    if 'frost' in self.names:
+      parser.add_argument(
+        '--frost',
+        metavar='FOLDER',
+        help='folder with frost1.png and so on, the photographs of CIFAR-10-C; default: those of the package '
+        "'imagecorruptions' if it is installed, else procedural textures, not comparable with published results",
+      )
+    about = f'{self.archive}, not unpacked, or a folder with its files, to import'
+    command.add_source(parser, 'PATH', about)
+
+  def run(self, arguments: argparse.Namespace) -> None:
+    data_dir = command.data_dir(arguments)
+    path = None if arguments.source is None else command.source(arguments)
+    names = _names(arguments.names, self.names)
+    if path is not None and (arguments.seed is not None or arguments.frost is not None):
+      raise UserError('--seed and --frost say how images are made, and have no meaning with --from; leave them out.')
+    if arguments.frost is not None and 'frost' not in names:
+      raise UserError(
+        '--frost is what frost is made of, which --names leaves out; name frost too, or leave --frost out.'
+      )
+    seed = arguments.seed or 0
+    command.check_range('--seed', seed, 0, 2**31 - 1)
+    test = datasets.load(arguments.dataset, 'test', arguments.data_dir)
+    if min(test.image_shape[:2]) < metrics.MIN_SIZE:
+      raise UserError(
+        f"'{test.name}' has images of {test.image_shape[0]}x{test.image_shape[1]} pixels, but the corruptions need "
+        f'{metrics.MIN_SIZE} a side; prepare it with --size={metrics.MIN_SIZE} or more.'
+      )
+    write, use = _FORMATS[arguments.format]
+    # Python's own handlers may be called where JAX swallows what they raise.
+    kept = f"finished corruptions are kept in '{data_dir}'"
+    resume = f'run the same command again{" without --overwrite" if arguments.overwrite else ""} to resume'
+    with signals.listen(several_processes=False, kept=kept, resume=resume):
+      images = _generated(names, test, seed, arguments.frost) if path is None else _imported(names, test, path)
+      manifest = _manifest(images, test, path)
+      began = time.monotonic()
+      folder, written = write(images, manifest, test, data_dir, arguments.overwrite)
+      seconds = time.monotonic() - began
+    what = names[0] if len(names) == 1 else f'{len(names)} corruptions'
+    print(
+      f"'{folder}' has {what} at {len(metrics.SEVERITIES)} severities of {test.num_examples:,} images, origin "
+      f'{images.origin}; {written:,} images written in {seconds:,.0f} s.'
+    )
+    if (
+      set(names) >= set(EVALUATIONS[self.evaluation].corruptions) or arguments.format != 'npy'
+    ):  # what an evaluation needs
+      print(
+        use.format(
+          evaluation=self.evaluation,
+          dataset=arguments.dataset,
+          data_dir=shlex.quote(arguments.data_dir),
+          folder=folder.name,
+        )
+      )
 
 
-def _names(text: str | None) -> tuple[str, ...]:
+def _names(text: str | None, names: tuple[str, ...]) -> tuple[str, ...]:
   if text is None:
-    return metrics.ALL_NAMES
-  known = dict.fromkeys(metrics.ALL_NAMES)
+    return names
   for name in text.split(','):
-    checks.lookup(known, name, 'corruption in --names')
+    checks.lookup(dict.fromkeys(names), name, 'corruption in --names')
   return tuple(dict.fromkeys(text.split(',')))
 
 
@@ -111,7 +131,7 @@ def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | No
   if 'frost' in names:
     notes['frost']['frost'] = corruptions.describe_frost(frost)
   notes = json.loads(json.dumps(notes))  # as a manifest has them
-  return CorruptionSet(names, 'generated', {'seed': seed, 'made_with': corruptions.made_with()}, read, notes)
+  return CorruptionSet(names, 'generated', {'seed': seed, 'made_with': corruptions.made_with(names)}, read, notes)
 
 
 def _imported(names: tuple[str, ...], test: Dataset, path: Path) -> CorruptionSet:
@@ -152,7 +172,7 @@ def _write_npy(
 
   The manifest lists the files that are complete.
   """
-  folder = data_dir / cifar10_c.folder_name(test.name)
+  folder = data_dir / cifar10_c.folder_name(test.name, images.names)
   if manifest['source'] == str(folder.resolve()):
     raise UserError(f"--from='{folder}' is where the set belongs, and is used as it is; there is nothing to import.")
   shape = (len(metrics.SEVERITIES) * test.num_examples, *test.image_shape)
@@ -206,7 +226,11 @@ def _kept(
   except ArtifactError:
     if not overwrite:
       raise
-    for name in (artifact.MANIFEST, cifar10_c.LABELS, *(f'{name}.npy' for name in metrics.ALL_NAMES)):
+    for name in (
+      artifact.MANIFEST,
+      cifar10_c.LABELS,
+      *(f'{name}.npy' for name in (*metrics.ALL_NAMES, *metrics.BAR_NAMES)),
+    ):
       (folder / name).unlink(missing_ok=True)
     found = {}
   kept = {file: entry for file, entry in found.items() if artifact.size_of(folder / file) == entry['bytes']}
@@ -279,10 +303,18 @@ def _is_complete(folder: Path, made: Mapping[str, Any]) -> bool:
 _FORMATS = {  # who writes it, and how it is used
   'npy': (
     _write_npy,
-    'Evaluate on it with --config.evals=clean,cifar10_c --config.dataset={dataset} --config.data_dir={data_dir}',
+    'Evaluate on it with --config.evals=clean,{evaluation} --config.dataset={dataset} --config.data_dir={data_dir}',
   ),
   'array_record': (
     _write_records,
     "Read it with adversarial_augment.datasets.load('{folder}/NAME_SEVERITY', 'test', '{data_dir}'), or with TFDS.",
   ),
 }
+
+C = Benchmark(
+  'cifar10_c',
+  metrics.ALL_NAMES,
+  'DATASET_c',
+  'CIFAR-10-C.tar (Zenodo record 2535967), CIFAR-100-C.tar (3555552) or Tiny-ImageNet-C.tar (2536630)',
+)
+C_BAR = Benchmark('cifar10_c_bar', metrics.BAR_NAMES, 'DATASET_c_bar', 'a tar archive of CIFAR-10-C-Bar')

@@ -15,7 +15,7 @@ from adversarial_augment import metrics
 # The headings of Table 1, and how many of them each of its groups has.
 _HEADINGS = 'Gauss Shot Impulse Defocus Glass Motion Zoom Snow Frost Fog Bright Contrast Elastic Pixel JPEG'
 COLUMNS = dict(zip(metrics.NAMES, _HEADINGS.split(), strict=True))
-LABELS = COLUMNS | {name: name.replace('_', ' ').capitalize() for name in metrics.EXTRA_NAMES}
+LABELS = COLUMNS | {name: name.replace('_', ' ').capitalize() for name in (*metrics.EXTRA_NAMES, *metrics.BAR_NAMES)}
 GROUPS = (('Noise', 3), ('Blur', 4), ('Weather', 4), ('Digital', 4))
 
 PAPER = 'paper'

@@ -136,7 +136,7 @@ def _by_severity(runs: Sequence[Run]) -> Section:
 
 def _extra(name: str, runs: Sequence[Run]) -> Section:
   """Corruptions that are no part of the mCE."""
-  return section('extra', EVALUATIONS[name].section, *_maps(runs, name))
+  return section(name.removeprefix('cifar10_c_'), EVALUATIONS[name].section, *_maps(runs, name))
 
 
 def _accuracies(name: str, runs: Sequence[Run]) -> Section:
