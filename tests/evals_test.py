@@ -19,7 +19,7 @@ def test_an_evaluation_is_named_in_its_entry_alone():
 
 
 def test_evaluations_keep_their_names_and_order():
-  names = ['clean', 'ada', 'cifar10_c', 'cifar10_c_extra', 'cifar10_1']
+  names = ['clean', 'ada', 'cifar10_c', 'cifar10_c_extra', 'cifar10_1', 'cifar10_c_bar']
   assert list(EVALUATIONS) == list(configs.TRAIN['evals'].kind.choices) == names
 
 

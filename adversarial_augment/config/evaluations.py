@@ -92,15 +92,6 @@ EVALUATIONS: dict[str, Evaluation] = {
     mean_error='mean_error',
     mean_label='mean',
   ),
-  'cifar10_c_bar': Evaluation(  # generalisation to corruptions unlike those of CIFAR-10-C (arXiv 2102.11273)
-    title='errors on CIFAR-10-C-bar',
-    meaning='the 10 corruptions of CIFAR-10-C-bar, unlike the other ones',
-    headline=(4, 'Mean error on CIFAR-10-C-bar'),
-    section='CIFAR-10-C-bar',
-    corruptions=metrics.BAR_NAMES,
-    mean_error='mean_error',
-    mean_label='mean',
-  ),
   'cifar10_1': Evaluation(  # new test images for CIFAR-10 (arXiv 1806.00451)
     title='CIFAR-10.1',
     meaning='CIFAR-10.1',
@@ -115,5 +106,14 @@ EVALUATIONS: dict[str, Evaluation] = {
     datasets=('cifar10',),
     imported_from='FOLDER',
     parts=('v6', 'v4'),  # v6 is the recommended version, and that of the paper
+  ),
+  'cifar10_c_bar': Evaluation(  # generalisation to corruptions unlike those of CIFAR-10-C (arXiv 2102.11273)
+    title='errors on CIFAR-10-C-bar',
+    meaning='the 10 corruptions of CIFAR-10-C-bar, unlike the other ones',
+    headline=(4, 'Mean error on CIFAR-10-C-bar'),
+    section='CIFAR-10-C-bar',
+    corruptions=metrics.BAR_NAMES,
+    mean_error='mean_error',
+    mean_label='mean',
   ),
 }  # fmt: skip
