@@ -111,18 +111,17 @@ np.savez(sys.argv[3], **{name: corrupt(images, name, 4, seed=1) for name in CORR
 
 def test_devices_and_settings_of_jax_change_nothing(tmp_path):
   settings = {'JAX_ENABLE_X64': '1', 'JAX_DEFAULT_PRNG_IMPL': 'rbg', 'JAX_THREEFRY_PARTITIONABLE': '0'}
+  assert jax.device_count() == 8
   np.save(tmp_path / 'images.npy', real_images(COUNT))
-  for devices, changed in ((1, {}), (8, settings)):
-    output = tmp_path / f'{devices}.npz'
-    subprocess.run(
-      [sys.executable, '-c', PROGRAM, str(devices), tmp_path / 'images.npy', output],
-      check=True,
-      env=os.environ | changed,
-    )
-  with np.load(tmp_path / '1.npz') as one, np.load(tmp_path / '8.npz') as eight:
+  subprocess.run(
+    [sys.executable, '-c', PROGRAM, '1', tmp_path / 'images.npy', tmp_path / 'one.npz'],
+    check=True,
+    env=os.environ | settings,
+  )
+  with np.load(tmp_path / 'one.npz') as one:
     assert set(one) == set(ALL)
     for name in ALL:
-      np.testing.assert_array_equal(one[name], eight[name], name)
+      np.testing.assert_array_equal(one[name], corrupt(real_images(COUNT), name, 4, seed=1), name)
 
 
 def test_images_of_other_sizes():
