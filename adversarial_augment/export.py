@@ -1,14 +1,14 @@
 """Writes a trained classifier for other programs: python -m adversarial_augment.export --workdir=DIR
 
-classifier.safetensors has the parameters and statistics in this package's layout, torch_state_dict.safetensors the
-state dict of RobustBench's PyTorch class, and classifier.jax_export a program that JAX runs without this package.
-card.json describes the classifier and how to load each file.
+classifier.safetensors has the parameters and statistics in this package's layout, classifier_torch.py a PyTorch module
+that needs nothing else, with its weights in torch_state_dict.safetensors, classifier.onnx a model for onnxruntime, and
+classifier.jax_export a program that JAX runs, and differentiates, without this package. card.json describes the
+classifier and how to load each file.
 """
 
 import argparse
 from collections.abc import Sequence
 import hashlib
-import json
 from pathlib import Path
 
 from adversarial_augment import cli, inference
@@ -19,14 +19,17 @@ from adversarial_augment.exporting.formats import FORMATS, Encoded
 from adversarial_augment.storage import artifact, files
 
 CARD = 'card.json'
-_FILES = (CARD, *(form.file for form in FORMATS.values()))  # the card is removed first: it describes the others
+# The card is removed first: it describes the others.
+_FILES = (CARD, *dict.fromkeys(file for form in FORMATS.values() for file in form.files))
 
 _DESCRIPTION = """Exports the newest intact checkpoint of a run in formats for other programs.
 
-formats (default: all that can represent the classifier; the others are reported):
+--to=NAMES (default: all but robustbench whose package is installed; the others are reported):
   safetensors   classifier.safetensors: parameters and running statistics in this package's layout
-  torch         torch_state_dict.safetensors: state dict of RobustBench's PreActResNet; no pickle
-  jax_export    classifier.jax_export: program for any batch size; runs in JAX on CPU, GPU, TPU without this package
+  torch         classifier_torch.py: source of the module; reads torch_state_dict.safetensors; no pickle
+  onnx          classifier.onnx: float32, any batch and image size; writing it needs the package onnx
+  jax_export    classifier.jax_export: program with gradients; runs in JAX on CPU, GPU, TPU without this package
+  robustbench   torch, and robustbench_*.json: claims for the leaderboard, from the results of the run
 
 card.json describes the classifier, its measured accuracy, and how to load each file."""
 
@@ -34,9 +37,9 @@ card.json describes the classifier, its measured accuracy, and how to load each 
 def main(argv: Sequence[str]) -> None:
   """Runs the command line; see `--help`."""
   arguments = _parser().parse_args(argv)
-  named = None if arguments.formats is None else arguments.formats.split(',')
+  named = None if arguments.to is None else arguments.to.split(',')
   for name in named or ():
-    lookup(FORMATS, name, '--formats')
+    lookup(FORMATS, name, '--to').check()
   workdir = files.user_path(arguments.workdir, '--workdir')
   inference.read_config(workdir, streams.say)  # or there is nothing to export
   if arguments.output == '':
@@ -64,29 +67,28 @@ def export(
   from adversarial_augment.exporting import card
 
   content = card.make(workdir, classifier)
-  text = json.dumps(content, sort_keys=True, allow_nan=False)
   encoded: dict[str, Encoded] = {}
   refused: dict[str, str] = {}
-  for name in formats or FORMATS:
-    file, encode = FORMATS[name]
+  for name in formats or [name for name, form in FORMATS.items() if not form.when_named]:
     try:
-      encoded[file] = encode(classifier, file, text)
+      FORMATS[name].check()
+      encoded |= FORMATS[name].encode(classifier, content)
     except UserError as error:
       if formats:
-        raise UserError(f'{error} Omit {name} from --formats.') from error
-      refused[file] = str(error)
+        raise UserError(f'{error} Omit {name} from --to.') from error
+      refused[FORMATS[name].files[0]] = str(error)
   described = {
-    file: {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest(), 'load': code}
-    for file, (data, code) in encoded.items()
+    file: {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest(), 'load': code, **about}
+    for file, (data, code, about) in encoded.items()
   }
   with artifact.storage_errors(f"write in '{output}'"):
     output.mkdir(parents=True, exist_ok=True)
     for file in _FILES:
       (output / file).unlink(missing_ok=True)
-    for file, (data, _) in encoded.items():
+    for file, (data, *_) in encoded.items():
       artifact.replace(output / file, data)
   artifact.write_json(output / CARD, {**content, 'files': described, 'not_written': refused})
-  written = [f'{output / file}: {len(data):,} bytes' for file, (data, _) in encoded.items()]
+  written = [f'{output / file}: {len(data):,} bytes' for file, (data, *_) in encoded.items()]
   return [*written, str(output / CARD), *(f'not written: {file}: {reason}' for file, reason in refused.items())]
 
 
@@ -94,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
   parser = cli.Parser(prog='python -m adversarial_augment.export', description=_DESCRIPTION)
   parser.add_argument('--workdir', required=True, metavar='DIR', help='working directory of the run')
   parser.add_argument('--output', metavar='DIR', help='folder to write to; default: WORKDIR/export')
-  parser.add_argument('--formats', metavar='NAMES', help='formats, separated by commas')
+  parser.add_argument('--to', metavar='NAMES', help='formats, separated by commas')
+  parser.add_argument('--formats', dest='to', help=argparse.SUPPRESS)  # its name in older commands
   parser.add_argument('--overwrite', action='store_true', help='replace the files of an earlier export')
   parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser

@@ -439,7 +439,7 @@ def _readable(path: Path, remedy: str) -> Iterator[None]:
 
 def without_details(result: Result) -> dict[str, Any]:
   """Returns the part of a result that the summary of several evaluations repeats."""
-  details = {*_OWN_FILE, *_HISTOGRAMS, 'conditions_sha256', 'correct'}
+  details = {*_OWN_FILE, *_HISTOGRAMS, 'conditions_sha256', 'correct', 'robust'}
   return {field: value for field, value in result.items() if field not in details}
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from adversarial_augment import config as configs
 from adversarial_augment import inference
-from adversarial_augment.classifiers import preact_resnet
 from adversarial_augment.storage import checkpoints
+from adversarial_augment.training import recipe
 from adversarial_augment.types import TrainState
 from tests import tiny
 
@@ -23,8 +23,7 @@ def make_config(**classifier):
 
 def random_state(config, step: int, num_classes: int = 10) -> TrainState:
   """A state with random weights, and statistics that are far from the initial ones."""
-  options = {name: value for name, value in config.classifier.items() if name != 'name'}
-  network = preact_resnet(num_classes, **options)
+  network = recipe.build_classifier(config, num_classes)
   trees = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), is_training=True))
   rng = np.random.default_rng(step)
   draw = {

@@ -1,6 +1,7 @@
 """Exported classifiers: every file gives the logits of the run's own, loaded by the lines on the card."""
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 import shutil
@@ -51,6 +52,9 @@ def copy(saved, tmp_path) -> Path:
   return Path(shutil.copytree(saved, tmp_path / 'w'))
 
 
+NO_ONNX = 'classifier.onnx needs the package onnx, of the extra [onnx]; install it: pip install onnx.'
+
+
 # The files.
 
 
@@ -58,10 +62,14 @@ def test_a_run_is_exported_in_one_command(copy, classify):
   command = [sys.executable, '-m', 'adversarial_augment.export', f'--workdir={copy}']
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  *written, refused = done.stdout.splitlines()
-  names = ['classifier.safetensors', 'classifier.jax_export', 'card.json']
-  assert [line.partition(':')[0] for line in written] == [str(copy / 'export' / name) for name in names]
-  assert refused.startswith('not written: torch_state_dict.safetensors: config.classifier.width=4, but')
+  lines = done.stdout.splitlines()
+  has_onnx = importlib.util.find_spec('onnx') is not None
+  names = ['classifier.safetensors', 'classifier_torch.py', 'torch_state_dict.safetensors']
+  names += (
+    ['classifier.onnx', 'classifier.jax_export', 'card.json'] if has_onnx else ['classifier.jax_export', 'card.json']
+  )
+  assert [line.partition(':')[0] for line in lines[: len(names)]] == [str(copy / 'export' / name) for name in names]
+  assert lines[len(names) :] == ([] if has_onnx else [f'not written: classifier.onnx: {NO_ONNX}'])
   assert {path.name for path in files_of(copy / 'export')} == set(names)  # nothing temporary is left
   call = jax.export.deserialize(bytearray((copy / 'export' / 'classifier.jax_export').read_bytes())).call
   np.testing.assert_allclose(call(images(2)), classify(images(2)), rtol=0, atol=1e-6)
@@ -89,6 +97,16 @@ def test_jax_export_runs_with_any_batch_on_all_platforms(exported, classify, mon
     assert (found.dtype, found.shape) == (jnp.float32, (n, 10))
     np.testing.assert_allclose(found, classify(images(n)), rtol=0, atol=1e-6)
   np.testing.assert_allclose(call(images(2, 25, 30)), classify(images(2, 25, 30)), rtol=0, atol=1e-6)
+
+
+def test_jax_export_has_gradients(exported, classify):
+  artefact = jax.export.deserialize(bytearray((exported / 'classifier.jax_export').read_bytes()))
+  assert artefact.has_vjp()
+  gradient = lambda function, x: jax.grad(lambda x: function(x)[:, 3].sum())(x)
+  for shape in ((2, 16, 16), (1, 9, 14)):
+    found, expected = (gradient(function, images(*shape)) for function in (artefact.call, classify.logits_fn))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert np.abs(expected).max() > 1e-4
 
 
 def test_jax_export_needs_nothing_but_jax(exported, classify):
@@ -137,10 +155,12 @@ def test_card_says_what_it_is_and_what_was_measured(saved, exported, classify):
   assert 'calibration' not in card['results']['clean']
   assert card['versions']['jax'] == jax.__version__
   assert card['license'].startswith('not chosen')
-  assert card['not_written'].keys() == {'torch_state_dict.safetensors'}
+  assert card['not_written'].keys() <= {'classifier.onnx'}
   for name, described in card['files'].items():
     data = (exported / name).read_bytes()
     assert (described['bytes'], described['sha256']) == (len(data), hashlib.sha256(data).hexdigest())
+    assert described['layout'] == ('nhwc' if name in ('classifier.safetensors', 'classifier.jax_export') else 'nchw')
+  assert card['files']['classifier_torch.py']['audit'] == '--model=classifier_torch.py:load'
 
 
 def test_card_of_a_run_without_results_has_the_hashes_of_its_data(tmp_path):
@@ -167,13 +187,13 @@ def test_card_of_a_run_without_results_has_the_hashes_of_its_data(tmp_path):
   ],
 )
 def test_card_refuses_results_that_were_spoilt(copy, name, old, new, words):
-  export.main([f'--workdir={copy}', '--formats=safetensors'])
+  export.main([f'--workdir={copy}', '--to=safetensors'])
   before = (copy / 'export' / 'card.json').read_bytes()
   path = copy / 'results' / f'{name}.json'
   assert old in path.read_text()
   path.write_text(path.read_text().replace(old, new))
   with pytest.raises(UserError) as error:
-    export.main([f'--workdir={copy}', '--formats=safetensors', '--overwrite'])
+    export.main([f'--workdir={copy}', '--to=safetensors', '--overwrite'])
   assert words in str(error.value)
   assert '\n' not in str(error.value)
   assert (copy / 'export' / 'card.json').read_bytes() == before
@@ -190,20 +210,20 @@ def test_card_refuses_damaged_hashes_of_the_data(tmp_path, text):
 
 
 def test_earlier_export_is_replaced_only_when_asked(copy):
-  export.main([f'--workdir={copy}', '--formats=safetensors'])
+  export.main([f'--workdir={copy}', '--to=safetensors'])
   (copy / 'export' / 'torch_state_dict.safetensors').write_text('of another classifier')
   (copy / 'export' / 'notes.txt').write_text('mine')
   before = {path: path.read_bytes() for path in files_of(copy / 'export')}
   with pytest.raises(UserError, match='already holds card.json; replace it with --overwrite'):
-    export.main([f'--workdir={copy}', '--formats=safetensors'])
+    export.main([f'--workdir={copy}', '--to=safetensors'])
   assert {path: path.read_bytes() for path in files_of(copy / 'export')} == before
-  export.main([f'--workdir={copy}', '--formats=jax_export', '--overwrite'])
+  export.main([f'--workdir={copy}', '--to=jax_export', '--overwrite'])
   assert {path.name for path in files_of(copy / 'export')} == {'card.json', 'classifier.jax_export', 'notes.txt'}
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_exported(copy, capsys):
   flip(copy / 'checkpoints' / '2' / 'MANIFEST.json', copy)
-  export.main([f'--workdir={copy}', '--formats=safetensors'])
+  export.main([f'--workdir={copy}', '--to=safetensors'])
   assert 'checkpoint 2 rejected' in capsys.readouterr().err
   assert card_of(copy / 'export')['checkpoint']['step'] == 1
 
@@ -213,10 +233,14 @@ def test_damaged_checkpoint_is_named_and_the_one_before_exported(copy, capsys):
   [
     ([], 2, '--workdir'),
     (['--workdir={run}/none'], 2, 'it has no config.json'),
-    (['--workdir={run}', '--formats=onnx'], 2, "Unknown --formats 'onnx'; known: jax_export, safetensors, torch."),
-    (['--workdir={run}', '--formats='], 2, "Unknown --formats ''"),
+    (
+      ['--workdir={run}', '--to=onxx'],
+      2,
+      "Unknown --to 'onxx'; known: jax_export, onnx, robustbench, safetensors, torch. Did you mean 'onnx'?",
+    ),
+    (['--workdir={run}', '--to='], 2, "Unknown --to ''"),
+    (['--workdir={run}', '--formats=pickle'], 2, "Unknown --to 'pickle'"),
     (['--workdir={run}', '--format=torch'], 2, '--format=torch'),
-    (['--workdir={run}', '--formats=safetensors,torch'], 2, 'config.classifier.width=4'),
     (['--workdir={run}', '--output={run}/config.json'], 2, 'is a file'),
     (['--workdir={run}', '--output={run}/config.json/x'], 2, "/config.json' is a file; name a folder in another one"),
     (['--workdir={run}/config.json/x'], 2, "No run in '"),
@@ -234,6 +258,21 @@ def test_bad_input_is_one_line(saved, capsys, flags, code, words):
   assert not (saved / 'export').exists()
 
 
+def test_missing_package_is_one_line_before_anything_is_read(saved, monkeypatch):
+  monkeypatch.setattr(inference, 'load_classifier', None)
+  find = importlib.util.find_spec
+  monkeypatch.setattr('importlib.util.find_spec', lambda name, *more: None if name == 'onnx' else find(name, *more))
+  with pytest.raises(UserError) as error:
+    export.main([f'--workdir={saved}', '--to=torch,onnx'])
+  assert str(error.value) == NO_ONNX
+  assert not (saved / 'export').exists()
+
+
+def test_the_older_name_of_the_flag_is_still_taken(copy, capsys):
+  export.main([f'--workdir={copy}', '--formats=safetensors'])
+  assert {path.name for path in files_of(copy / 'export')} == {'card.json', 'classifier.safetensors'}
+
+
 def test_help_names_the_formats(capsys):
   with pytest.raises(SystemExit) as end:
     export.main(['--help'])
@@ -248,5 +287,5 @@ def test_full_disk_leaves_no_half_written_file(saved, tmp_path, monkeypatch):
 
   monkeypatch.setattr('os.fsync', full)
   with pytest.raises(StorageError, match='No space left'):
-    export.main([f'--workdir={saved}', f'--output={tmp_path}', '--formats=safetensors'])
+    export.main([f'--workdir={saved}', f'--output={tmp_path}', '--to=safetensors'])
   assert not files_of(tmp_path)

@@ -1,16 +1,21 @@
-"""The state dict for RobustBench's PyTorch class: its names, and the function that the class makes of it."""
+"""The PyTorch module, ONNX model and JAX program of an export: they need nothing else, and are the same function."""
 
+import ast
+import json
+import subprocess
 import sys
 import types
 
+import jax
+import jax.export
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from adversarial_augment import config as configs
 from adversarial_augment import export
-from adversarial_augment.errors import UserError
+from adversarial_augment.classifiers.preact_resnet import DEPTHS
 from adversarial_augment.exporting import torch_layout
-from tests.classifier_cases import images, load_by_card, random_classifier
+from tests.classifier_cases import card_of, images, random_classifier
 
 
 @pytest.mark.parametrize('depth, count', [(18, 11_172_170), (50, 23_513_162)])
@@ -48,27 +53,40 @@ def test_torch_layout_has_the_names_and_shapes_of_the_class():
   np.testing.assert_array_equal(tensors['layer2.0.conv1.weight'][5, 3], kernel[:, :, 3, 5])
 
 
-@pytest.mark.parametrize(
-  'depth, fields, words',
-  [
-    (10, {'padding': 'same'}, 'config.classifier.padding=same'),
-    (10, {'width': 16}, 'config.classifier.width=16'),
-    (50, {'shortcut': 'input'}, 'config.classifier.shortcut=input, config.classifier.depth=50, but'),
-  ],
-)
-def test_functions_that_the_class_has_not_are_refused(tmp_path, depth, fields, words):
-  with pytest.raises(UserError) as error:
-    export.export(random_classifier(depth, **fields), tmp_path, tmp_path / 'out', ['torch'])
-  assert str(error.value).startswith(words)
-  assert 'Omit torch from --formats' in str(error.value)
-  assert not (tmp_path / 'out').exists()
+FAMILIES = [
+  ('preact_resnet', 10, 3, {}),
+  ('preact_resnet', 50, 2, {'shortcut': 'input', 'padding': 'same'}),
+  ('wide_resnet', 10, 1, {'shortcut': 'input'}),
+  ('resnext', 11, 1, {'padding': 'same'}),
+]
+NAMES = ('a\'s "x"', 'two\\n\nlines', 'µ{z}')
 
 
-def test_torch_code_notes_another_precision():
-  config = configs.base_config()
-  assert 'computed' not in torch_layout.code(config, 10, 'f')
-  config.precision = 'bfloat16'
-  assert 'bfloat16' in torch_layout.code(config, 10, 'f')
+def exported(folder, name, depth, width, to, precision='float32', **fields):
+  """Exports a random classifier of three classes; returns it."""
+  classifier = random_classifier(depth, num_classes=3, name=name, width=width, **fields)
+  classifier.class_names, classifier.config.precision = NAMES, precision
+  export.export(classifier, folder, folder / 'out', to)
+  return classifier
+
+
+@pytest.mark.parametrize('name, depth, width, fields', FAMILIES)
+def test_source_is_python_that_says_what_the_classifier_is(tmp_path, name, depth, width, fields):
+  exported(tmp_path, name, depth, width, ['torch'], 'bfloat16', **fields)
+  tree = ast.parse((tmp_path / 'out' / 'classifier_torch.py').read_text())
+  constants = {
+    node.targets[0].id: ast.literal_eval(node.value)
+    for node in tree.body
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+  }
+  assert constants['CLASS_NAMES'] == NAMES
+  assert constants['TITLE'] == card_of(tmp_path / 'out')['title']
+  assert constants['CHECKPOINT_SHA256'] == 'f' * 64
+  assert 'in float32, whereas the run did in bfloat16' in ast.get_docstring(tree)
+  imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+  imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+  assert imported == {'json', 'pathlib', 'torch', 'torch.nn.functional'}
+  assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} >= {'Classifier', 'load'}
 
 
 def robustbench(torch) -> types.ModuleType:
@@ -127,21 +145,124 @@ def robustbench(torch) -> types.ModuleType:
   return module
 
 
+BLOCKED = ('adversarial_augment', 'haiku', 'jax', 'jaxlib', 'onnx', 'robustbench', 'safetensors', 'scipy')
+FRESH = """
+import json, sys, warnings
+warnings.simplefilter('ignore')
+
+class Blocker:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in {blocked}:
+      raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Blocker())
+sys.path.insert(0, {folder!r})
+shape = (2, 3, 29, 32)
+data = open({images!r}, 'rb').read()
+{code}
+print(json.dumps(logits.tolist()))
+"""
+TORCH = """
+import torch
+from classifier_torch import load
+with torch.no_grad():
+  images = torch.frombuffer(bytearray(data), dtype=torch.float32).reshape(shape)
+  logits = load()(images)
+  whole = (images * 255).round().to(torch.uint8)
+  torch.testing.assert_close(load()(whole), load()(whole.float() / 255))
+"""
+ONNX = """
+import numpy as np
+import onnxruntime
+images = np.frombuffer(data, np.float32).reshape(shape)
+(logits,) = onnxruntime.InferenceSession({file!r}).run(None, {{'images': images}})
+"""
+
+
+def in_fresh_environment(folder, code, *blocked):
+  """Returns the logits of two images of 29x32 pixels, computed where only some packages can be imported."""
+  x = images(2, 29, 32)
+  (folder / 'images').write_bytes(np.ascontiguousarray(x.transpose(0, 3, 1, 2)).tobytes())
+  names = {*BLOCKED, *blocked}
+  program = FRESH.format(blocked=names, folder=str(folder), images=str(folder / 'images'), code=code)
+  done = subprocess.run([sys.executable, '-I', '-c', program], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return x, np.array(json.loads(done.stdout))
+
+
+SIZES = [
+  ('preact_resnet', 10, 64, {}),
+  ('preact_resnet', 18, 16, {'padding': 'same', 'shortcut': 'input'}),
+  ('preact_resnet', 50, 5, {}),
+  ('wide_resnet', 10, 16, {}),
+  ('wide_resnet', 16, 3, {'padding': 'same', 'shortcut': 'input'}),
+  ('resnext', 11, 64, {}),
+  ('resnext', 20, 16, {'padding': 'same'}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, depth, width, fields', SIZES)
+def test_module_needs_only_torch(tmp_path, name, depth, width, fields):
+  torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+  classifier = exported(tmp_path, name, depth, width, ['torch'], **fields)
+  x, logits = in_fresh_environment(tmp_path / 'out', TORCH, 'numpy', 'onnxruntime')
+  np.testing.assert_allclose(logits, classifier(x), rtol=1e-5, atol=1e-5)
+  assert classifier(x).std(axis=0).max() > 1e-3  # images are told apart
+
+  names: dict = {'__file__': str(tmp_path / 'out' / 'classifier_torch.py'), '__name__': 'classifier_torch'}
+  exec((tmp_path / 'out' / 'classifier_torch.py').read_text(), names)
+  tensor = torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_()
+  (gradient,) = torch.autograd.grad(names['load']()(tensor)[:, 1].sum(), tensor)
+  expected = jax.grad(lambda x: classifier.logits_fn(x)[:, 1].sum())(x)
+  np.testing.assert_allclose(gradient.permute(0, 2, 3, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, depth, width, fields', SIZES)
+def test_onnx_needs_only_a_runtime(tmp_path, name, depth, width, fields):
+  pytest.importorskip('onnx', reason='onnx is not installed')
+  pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+  classifier = exported(tmp_path, name, depth, width, ['onnx'], **fields)
+  code = ONNX.format(file=str(tmp_path / 'out' / 'classifier.onnx'))
+  x, logits = in_fresh_environment(tmp_path / 'out', code, 'torch')
+  np.testing.assert_allclose(logits, classifier(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, depth, width, fields', SIZES)
+def test_jax_export_of_every_family_has_the_same_gradients(tmp_path, name, depth, width, fields):
+  classifier = exported(tmp_path, name, depth, width, ['jax_export'], **fields)
+  call = jax.export.deserialize(bytearray((tmp_path / 'out' / 'classifier.jax_export').read_bytes())).call
+  sides = ((32, 24),) if 'padding' in fields else ((29, 32), (18, 11))
+  gradient = lambda function, x: jax.jit(jax.grad(lambda x: function(x)[:, 1].sum()))(x)
+  for side in sides:
+    x = images(2, *side)
+    np.testing.assert_allclose(call(x), classifier(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient(call, x), gradient(classifier.logits_fn, x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'depth, shortcut', [(10, 'preact'), (18, 'preact'), (18, 'input'), (34, 'preact'), (50, 'preact'), (101, 'preact')]
 )
-def test_torch_computes_the_same_logits(tmp_path, monkeypatch, depth, shortcut):
+def test_robustbench_class_takes_the_state_dict(tmp_path, depth, shortcut):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
-  monkeypatch.setitem(sys.modules, 'robustbench.model_zoo.architectures.resnet', robustbench(torch))
+  module = robustbench(torch)
+  counts, bottleneck = DEPTHS[depth]
+  basic = module.PreActBlockV2 if shortcut == 'preact' else module.PreActBlock
+  theirs = module.PreActResNet(module.PreActBottleneck if bottleneck else basic, counts, 7, bn_before_fc=True)
+  theirs.register_buffer('mu', torch.zeros(1, 3, 1, 1))
+  theirs.register_buffer('sigma', torch.ones(1, 3, 1, 1))
   classifier = random_classifier(depth, num_classes=7, shortcut=shortcut)
   export.export(classifier, tmp_path, tmp_path / 'out', ['torch'])
-  loaded = load_by_card(tmp_path / 'out', 'torch_state_dict.safetensors', monkeypatch)['classifier']  # strictly
-  assert not loaded.training
+  tensors = load_file(tmp_path / 'out' / 'torch_state_dict.safetensors')
+  theirs.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()})  # strictly
+  theirs.eval()
   for shape in ((4, 32, 32), (2, 25, 30)):
     x = images(*shape)
     with torch.no_grad():
-      found = loaded(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+      found = theirs((torch.from_numpy(x).permute(0, 3, 1, 2) - theirs.mu) / theirs.sigma).numpy()
     expected = classifier(x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert expected.std(axis=0).max() > 1e-3  # images are told apart

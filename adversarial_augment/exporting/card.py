@@ -51,7 +51,7 @@ def of_network(classifier: Classifier, size: str) -> dict[str, Any]:
     'format': CARD,
     'architecture': {**config['classifier'], 'precision': config['precision'], 'num_parameters': num_parameters},
     'input': {
-      'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch',
+      'images': 'float32 in [0, 1], RGB; [n, height, width, 3] in JAX, [n, 3, height, width] in PyTorch and ONNX',
       'size': size,
       'normalisation': {
         **recipe.normalisation(classifier.config),
@@ -88,13 +88,18 @@ def _origins(workdir: Path, dataset: str) -> dict[str, Any]:
 
 
 def _results(workdir: Path, checkpoint_sha256: str) -> dict[str, Any]:
-  """The results of this checkpoint by evaluation, each with its images and adversary."""
+  """The results of this checkpoint by evaluation or attack, each with its images, adversary and command."""
+  measured = {name: results.load(workdir, name) for name in EVALUATIONS}
+  for result in results.load_robustness(workdir):
+    measured[results.robustness_name(result['attack'], result['norm'], result['epsilon_text'])] = result
   found = {}
-  for name, evaluation in EVALUATIONS.items():
-    result = sharing.relative(results.load(workdir, name), workdir)
+  for name, result in sharing.relative(measured, workdir).items():
     if result.get('checkpoint_sha256') == checkpoint_sha256:
       about = result['provenance']
-      found[name] = results.without_details(result) | {key: about.get(key) for key in ('data', 'corruptions')}
-      if evaluation.under_attack:
+      found[name] = results.without_details(result) | {
+        'seed': result['seed'],
+        **{key: about.get(key) for key in ('data', 'corruptions', 'command')},
+      }
+      if name in EVALUATIONS and EVALUATIONS[name].under_attack:
         found[name]['attack'] = about['config']['attack']
   return found

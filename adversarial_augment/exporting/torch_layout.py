@@ -1,84 +1,257 @@
-"""A pre-activation ResNet as a state dict of RobustBench's PyTorch class, with the same function.
+"""A classifier as a PyTorch module in one file: the source of its class, and a state dict that the source reads.
 
-The class is `PreActResNet(block, num_blocks, num_classes, bn_before_fc=True)` of robustbench/model_zoo/architectures/
-resnet.py (github.com/RobustBench/robustbench, commit 3c3ee54), with the buffers `mu` and `sigma` that the models there
-use for normalisation (`Rice2020OverfittingNetL2`, `Kireev2021EffectivenessNet`). Its blocks:
-
-- `PreActBlockV2`: two 3x3 convolutions, the projection sees the activated input (shortcut 'preact').
-- `PreActBlock`: the same, the projection sees the raw input (shortcut 'input').
-- `PreActBottleneck`: 1x1, 3x3, 1x1, the projection sees the activated input.
-
-All have 64 channels in the first stage, pad one pixel on each side, and normalise with epsilon 1e-5, which is PyTorch's
-default and ours; running variances are copied. `DMPreActResNet` in their dm_wide_resnet.py is a different function: its
-projections are 3x3 convolutions of the raw input, and it pads only on the right and below.
+The keys are those of the published classes (`classifiers.torch_layouts`), with the buffers `mu` and `sigma` by which
+RobustBench's models normalise images. So RobustBench's own `PreActResNet` (width 64, model_zoo/architectures/resnet.py)
+and `WideResNet` take the state dict of a classifier of theirs, too.
 """
 
 from collections.abc import Mapping, Sequence
+import pprint
 from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment.classifiers import torch_layouts
-from adversarial_augment.classifiers.layers import MEAN, STD
+from adversarial_augment.classifiers.layers import EPSILON, MEAN, STD
 from adversarial_augment.classifiers.preact_resnet import DEPTHS
-from adversarial_augment.config.fields import spell
-from adversarial_augment.errors import UserError
+from adversarial_augment.classifiers.resnext import GROUPS
 
-WIDTH = 64
-SIDES = (25, 32)  # pixels: the class averages over the first 4x4 positions, whatever the size of the image
+FILE, WEIGHTS = 'classifier_torch.py', 'torch_state_dict.safetensors'
 
-_CODE = """\
-import torch
-from robustbench.model_zoo.architectures.resnet import {block}, PreActResNet
-from safetensors.torch import load_file
+_HEAD = '''\
+"""A trained image classifier; it needs PyTorch and nothing else.
 
+    from classifier_torch import load
+    classifier = load()  # reads {weights}, in the folder of this file
+    logits = classifier(images)
 
-class Classifier(PreActResNet):
-
-  def __init__(self):
-    super().__init__({block}, {num_blocks}, num_classes={num_classes}, bn_before_fc=True)
-    self.register_buffer('mu', torch.zeros(1, 3, 1, 1))
-    self.register_buffer('sigma', torch.ones(1, 3, 1, 1))
-
-  def forward(self, images):  # float32 [n, 3, h, w], RGB in [0, 1], {low} to {high} pixels a side{note}
-    return super().forward((images - self.mu) / self.sigma)
-
-
-classifier = Classifier().eval()
-classifier.load_state_dict(load_file({file!r}))
+Images are [n, 3, h, w], RGB: floats in [0, 1], or uint8. They are normalised inside; do not normalise them before.
+Logits are [n, {num_classes}], in the order of CLASS_NAMES. Exported by adversarial_augment; card.json says how it was
+trained.{note}
 """
 
+import json
+from pathlib import Path
 
-def check(config: ConfigDict) -> None:
-  """Raises UserError, with the first field that prevents it, where the class cannot represent the classifier."""
-  classifier = config.classifier
-  for name, needed in (('name', 'preact_resnet'), ('padding', 'torch'), ('width', WIDTH)):
-    if classifier[name] != needed:
-      raise UserError(f"{spell(config, f'classifier.{name}')}, but RobustBench's PreActResNet needs {needed}.")
-  if DEPTHS[classifier.depth][1] and classifier.shortcut != 'preact':
-    given = spell(config, 'classifier.shortcut', 'classifier.depth')
-    raise UserError(f"{given}, but RobustBench's bottlenecks need the shortcut preact.")
+import torch
+from torch import nn
+from torch.nn.functional import {functions}relu
+
+TITLE = {title}
+CHECKPOINT_SHA256 = {sha256!r}
+CLASS_NAMES = {class_names}
+MEAN, STD = {mean}, {std}
+
+
+def norm(channels):
+  return nn.BatchNorm2d(channels, eps={epsilon})
+
+
+'''
+
+_CONV = {
+  'torch': """\
+def conv(inputs, outputs, size, stride=1, groups=1):
+  return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+""",
+  'same': '''\
+class StridedConv(nn.Conv2d):
+  """A 3x3 convolution with stride 2, padded as XLA and TensorFlow do: even sides only on the right and below."""
+
+  def forward(self, x):
+    height, width = x.shape[2:]
+    return conv2d(pad(x, (width % 2, 1, height % 2, 1)), self.weight, stride=2, groups=self.groups)
+
+
+def conv(inputs, outputs, size, stride=1, groups=1):
+  if (size, stride) == (3, 2):
+    return StridedConv(inputs, outputs, size, stride, groups=groups, bias=False)
+  return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+''',
+}
+
+_BASIC = """
+
+class Block(nn.Module):
+
+  def __init__(self, inputs, channels, stride):
+    super().__init__()
+    self.bn1, self.conv1 = norm(inputs), conv(inputs, channels, 3, stride)
+    self.bn2, self.conv2 = norm(channels), conv(channels, channels, 3)
+    self.{shortcut} = None
+    if stride != 1 or inputs != channels:
+      self.{shortcut} = {projection}
+
+  def forward(self, x):
+    y = relu(self.bn1(x))
+    skip = x if self.{shortcut} is None else self.{shortcut}({seen})
+    return self.conv2(relu(self.bn2(self.conv1(y)))) + skip
+"""
+
+_BOTTLENECK = """
+
+class Block(nn.Module):
+
+  def __init__(self, inputs, channels, stride):
+    super().__init__()
+    self.bn1, self.conv1 = norm(inputs), conv(inputs, channels, 1)
+    self.bn2, self.conv2 = norm(channels), conv(channels, channels, 3, stride)
+    self.bn3, self.conv3 = norm(channels), conv(channels, 4 * channels, 1)
+    self.{shortcut} = None
+    if stride != 1 or inputs != 4 * channels:
+      self.{shortcut} = nn.Sequential(conv(inputs, 4 * channels, 1, stride))
+
+  def forward(self, x):
+    y = relu(self.bn1(x))
+    skip = x if self.{shortcut} is None else self.{shortcut}({seen})
+    y = self.conv2(relu(self.bn2(self.conv1(y))))
+    return self.conv3(relu(self.bn3(y))) + skip
+"""
+
+_AGGREGATED = """
+
+class Block(nn.Module):
+
+  def __init__(self, inputs, channels, stride):
+    super().__init__()
+    inner, outputs = {groups} * channels, 8 * channels
+    self.conv_reduce, self.bn_reduce = conv(inputs, inner, 1), norm(inner)
+    self.conv_conv, self.bn = conv(inner, inner, 3, stride, groups={groups}), norm(inner)
+    self.conv_expand, self.bn_expand = conv(inner, outputs, 1), norm(outputs)
+    self.downsample = None
+    if stride != 1 or inputs != outputs:
+      self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
+
+  def forward(self, x):
+    y = relu(self.bn_reduce(self.conv_reduce(x)))
+    y = self.bn_expand(self.conv_expand(relu(self.bn(self.conv_conv(y)))))
+    return relu((x if self.downsample is None else self.downsample(x)) + y)
+"""
+
+_NETWORK = '''
+
+class Classifier(nn.Module):
+  """The network, with untrained weights; see `load`."""
+
+  def __init__(self):
+    super().__init__()
+    self.class_names = CLASS_NAMES
+    self.register_buffer('mu', torch.tensor(MEAN).reshape(1, 3, 1, 1))
+    self.register_buffer('sigma', torch.tensor(STD).reshape(1, 3, 1, 1))
+    self.{stem} = conv(3, {stem_channels}, 3)
+    inputs = {stem_channels}
+    for stage, (channels, count) in enumerate({stages}, 1):
+      blocks = []
+      for index in range(count):
+        blocks.append(Block(inputs, channels, 2 if stage > 1 and index == 0 else 1))
+        inputs = {expansion} * channels
+      self.add_module(f'{prefix}{{stage}}', {stage_module})
+    self.{norm}, self.{head} = norm({norm_channels}), nn.Linear(inputs, {num_classes})
+
+  def forward(self, images):
+    if images.dtype == torch.uint8:
+      images = images.to(self.mu.dtype) / 255
+    x = self.{stem}((images - self.mu) / self.sigma)
+{body}
+    return self.{head}(x.mean((2, 3)))
+
+
+def load(path=None):
+  """Returns the trained classifier in evaluation mode, on the CPU, with the weights beside this file or at `path`."""
+  data = Path(path or Path(__file__).with_name({weights!r})).read_bytes()
+  start = 8 + int.from_bytes(data[:8], 'little')  # of the tensors, after a header in JSON
+  header, state = json.loads(data[8:start]), {{}}
+  header.pop('__metadata__', None)
+  for key, about in header.items():
+    first, last = (start + offset for offset in about['data_offsets'])
+    dtype = {{'F32': torch.float32, 'I64': torch.int64}}[about['dtype']]
+    state[key] = torch.frombuffer(bytearray(data[first:last]), dtype=dtype).reshape(about['shape'])
+  classifier = Classifier()
+  classifier.load_state_dict(state)
+  return classifier.eval()
+'''
+
+_PRE_BODY = """\
+    for stage in ({stages}):
+      x = stage(x)
+    x = relu(self.{norm}(x))"""
+_POST_BODY = """\
+    x = relu(self.{norm}(x))
+    for stage in ({stages}):
+      x = stage(x)"""
 
 
 def state_dict(
   params: Mapping[str, Any], model_state: Mapping[str, Any], mean: Sequence[float] = MEAN, std: Sequence[float] = STD
 ) -> dict[str, np.ndarray]:
-  """Returns the state dict of a `preact_resnet`, with the buffers of the normalisation."""
+  """Returns the state dict of a classifier, with the buffers of the normalisation."""
   channels = lambda values: np.asarray(values, np.float32).reshape(1, 3, 1, 1)
   return {'mu': channels(mean), 'sigma': channels(std), **torch_layouts.to_torch(params, model_state)}
 
 
-def code(config: ConfigDict, num_classes: int, file: str) -> str:
-  """Returns the Python code that defines the class and loads `file`; PyTorch computes in float32 whatever the run."""
-  num_blocks, bottleneck = DEPTHS[config.classifier.depth]
-  basic = 'PreActBlockV2' if config.classifier.shortcut == 'preact' else 'PreActBlock'
-  return _CODE.format(
-    block='PreActBottleneck' if bottleneck else basic,
-    num_blocks=list(num_blocks),
-    num_classes=num_classes,
-    low=SIDES[0],
-    high=SIDES[1],
-    note='' if config.precision == 'float32' else f'; in float32, whereas the run computed in {config.precision}',
-    file=file,
-  )
+def stages(classifier: ConfigDict) -> list[tuple[int, int]]:
+  """Returns the width of the blocks of each stage of a classifier, and their number."""
+  name, depth, width = (classifier[field] for field in ('name', 'depth', 'width'))
+  if name == 'preact_resnet':
+    return [(width * 2**stage, count) for stage, count in enumerate(DEPTHS[depth][0])]
+  first, count = (16 * width, (depth - 4) // 6) if name == 'wide_resnet' else (width, (depth - 2) // 9)
+  return [(first * 2**stage, count) for stage in range(3)]
+
+
+def source(
+  config: ConfigDict,
+  num_classes: int,
+  class_names: Sequence[str] | None,
+  normalisation: Mapping[str, Sequence[float]],
+  title: str,
+  sha256: str,
+) -> str:
+  """Returns the source of a classifier's module; PyTorch computes in float32 whatever the run did."""
+  name, width, padding = (config.classifier[field] for field in ('name', 'width', 'padding'))
+  is_bottleneck = name == 'preact_resnet' and DEPTHS[config.classifier.depth][1]
+  note = f' This module computes in float32, whereas the run did in {config.precision}.'
+  words = {
+    'preact_resnet': {
+      'stem': 'conv1', 'norm': 'bn', 'head': 'linear', 'prefix': 'layer', 'stem_channels': width,
+      'shortcut': 'shortcut', 'projection': 'nn.Sequential(conv(inputs, channels, 1, stride))',
+    },
+    'wide_resnet': {
+      'stem': 'conv1', 'norm': 'bn1', 'head': 'fc', 'prefix': 'block', 'stem_channels': 16,
+      'shortcut': 'convShortcut', 'projection': 'conv(inputs, channels, 1, stride)',
+    },
+    'resnext': {
+      'stem': 'conv_1_3x3', 'norm': 'bn_1', 'head': 'classifier', 'prefix': 'stage_', 'stem_channels': 2 * width,
+    },
+  }[name]  # fmt: skip
+  is_resnext, sizes = name == 'resnext', stages(config.classifier)
+  block = _AGGREGATED if is_resnext else _BOTTLENECK if is_bottleneck else _BASIC
+  calls = ', '.join(f'self.{words["prefix"]}{stage + 1}' for stage in range(len(sizes)))
+  body = (_POST_BODY if is_resnext else _PRE_BODY).format(stages=calls, norm=words['norm'])
+  names = None if class_names is None else tuple(class_names)
+  layer = 'nn.Sequential(*blocks)'
+  values = {
+    **words,
+    'weights': WEIGHTS,
+    'num_classes': num_classes,
+    'note': '' if config.precision == 'float32' else note,
+    'title': ascii(title),
+    'sha256': sha256,
+    'class_names': pprint.pformat(names, width=110, compact=True),
+    'mean': tuple(normalisation['mean']),
+    'std': tuple(normalisation['std']),
+    'functions': 'conv2d, pad, ' if padding == 'same' else '',
+    'seen': 'y' if config.classifier.shortcut == 'preact' else 'x',
+    'groups': GROUPS,
+    'epsilon': EPSILON,
+    'stages': sizes,
+    'expansion': 8 if is_resnext else 4 if is_bottleneck else 1,
+    'stage_module': f"nn.ModuleDict({{'layer': {layer}}})" if name == 'wide_resnet' else layer,
+    'norm_channels': words['stem_channels'] if is_resnext else 'inputs',
+    'body': body,
+  }
+  if name == 'wide_resnet':
+    values['body'] = body.replace('stage(x)', 'stage.layer(x)')
+  parts = (_HEAD, block, _NETWORK)
+  head, block, network = (part.format_map(values) for part in parts)
+  return f'{head}{_CONV[padding]}{block}{network}'
