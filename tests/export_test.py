@@ -160,7 +160,7 @@ def test_card_says_what_it_is_and_what_was_measured(saved, exported, classify):
     data = (exported / name).read_bytes()
     assert (described['bytes'], described['sha256']) == (len(data), hashlib.sha256(data).hexdigest())
     assert described['layout'] == ('nhwc' if name in ('classifier.safetensors', 'classifier.jax_export') else 'nchw')
-  assert card['files']['classifier_torch.py']['audit'] == '--model=classifier_torch.py:load'
+  assert card['files']['classifier_torch.py']['audit_model'] == 'classifier_torch.py:load'
 
 
 def test_card_of_a_run_without_results_has_the_hashes_of_its_data(tmp_path):

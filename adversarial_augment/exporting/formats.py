@@ -50,7 +50,7 @@ session = onnxruntime.InferenceSession({file!r})
 class Encoded(NamedTuple):
   content: bytes
   code: str  # Python code that loads the file
-  about: dict[str, Any]  # what else the card says of it: the layout of images, their types, packages, flag of audit
+  about: dict[str, Any]  # what else the card says of it: the layout of images, their types, packages, name for audit
 
 
 class Format(NamedTuple):
@@ -168,7 +168,7 @@ def _about(
 ) -> dict[str, Any]:
   """Returns what a card says of a file that holds the classifier."""
   about = {'layout': layout, 'images': types, 'normalisation': 'inside', 'gradients': gradients, 'needs': packages}
-  return about | ({'audit': f'--model={audited}'} if audited else {})
+  return about | ({'audit_model': audited} if audited else {})
 
 
 def _tensors(classifier: Classifier) -> dict[str, np.ndarray]:
