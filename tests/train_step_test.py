@@ -24,29 +24,49 @@ def largest_difference(a, b) -> float:
   return max(jax.tree.leaves(differences))
 
 
+_by_oracle: dict[tuple, tuple] = {}
+
+
+def by_oracle(key: tuple, made: tuple, num_steps: int, **options) -> tuple:
+  """Returns the oracle's last state and the losses of its steps; once for all numbers of devices."""
+  if key not in _by_oracle:
+    _, recipe, phi, state = made
+    end = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
+    step = jax.jit(
+        functools.partial(
+            oracle.train_step, classifier=recipe.classifier, before=recipe.before, seed=0, momentum=0.9, decay=1e-4,
+            **options,
+        ),
+    )  # fmt: skip
+    losses = []
+    for index in range(num_steps):
+      images, labels = tiny.dataset().read((np.arange(recipe.batch_size) + recipe.batch_size * index) % 64)
+      end, *found = step(end, images, labels, jax.device_get(phi), learning_rate(index + 1))
+      losses.append([float(loss) for loss in found])
+    _by_oracle[key] = end, losses
+  return _by_oracle[key]
+
+
+def assert_equal(end, metrics, expected: tuple) -> None:
+  last, losses = expected
+  for got, (loss, start, attacked) in zip(metrics, losses, strict=True):
+    assert got['loss'] == pytest.approx(loss, abs=1e-9)
+    assert got['attack_loss_start'] == pytest.approx(start, abs=1e-9)
+    assert got['attack_loss_end'] == pytest.approx(attacked, abs=1e-9)
+  assert largest_difference(end.params, last[1]) < 1e-9
+  assert largest_difference(end.model_state, last[2]) < 1e-9
+
+
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), (8, 'device')])
 def test_five_steps_equal_the_oracle(num_devices, batch_norm):
   size = 16 if batch_norm == 'device' else 8  # two images on a device have statistics worth the name
-  _, recipe, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm, batch_size=str(size))
+  made = _, recipe, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm, batch_size=str(size))
+  adversary = functools.partial(oracle.attack, blocks=4, nu=0.015, num_steps=2)
+  parts = num_devices if batch_norm == 'device' else 1
+  expected = by_oracle(('ada', batch_norm), made, NUM_STEPS, adversary=adversary, parts=parts)
   end, metrics = tiny.run(recipe, phi, state, NUM_STEPS)
-  expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
-  step = jax.jit(
-      functools.partial(
-          oracle.train_step, classifier=recipe.classifier, before=recipe.before, seed=0, momentum=0.9, decay=1e-4,
-          adversary=functools.partial(oracle.attack, blocks=4, nu=0.015, num_steps=2),
-          parts=num_devices if batch_norm == 'device' else 1,
-      )
-  )  # fmt: skip
-  for index in range(NUM_STEPS):
-    images, labels = tiny.dataset().read((np.arange(size) + size * index) % 64)
-    expected, loss, start, attacked = step(expected, images, labels, jax.device_get(phi), learning_rate(index + 1))
-    got = metrics[index]
-    assert got['loss'] == pytest.approx(float(loss), abs=1e-9)
-    assert got['attack_loss_start'] == pytest.approx(float(start), abs=1e-9)
-    assert got['attack_loss_end'] == pytest.approx(float(attacked), abs=1e-9)
-  assert largest_difference(end.params, expected[1]) < 1e-9
-  assert largest_difference(end.model_state, expected[2]) < 1e-9
+  assert_equal(end, metrics, expected)
   assert int(end.step) == NUM_STEPS
 
 
@@ -77,33 +97,28 @@ TRADES = LINF | {'attack__trades': '6', 'attack__init': 'gaussian', 'attack__bat
 @pytest.mark.parametrize('options', [LINF, TRADES], ids=['linf', 'trades'])
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_steps_of_adversarial_training_equal_the_oracle(num_devices, options):
-  _, recipe, phi, state = tiny.make(num_devices, **options)
+  made = _, recipe, phi, state = tiny.make(num_devices, **options)
   assert phi == {}
-  end, metrics = tiny.run(recipe, phi, state, 3)
   trades = 6.0 if options is TRADES else 0.0
-  expected = (0, *jax.device_get((state.params, state.model_state, jax.tree.map(jnp.zeros_like, state.params))))
-  step = jax.jit(
-      functools.partial(
-          oracle.train_step, classifier=recipe.classifier, before=recipe.before, seed=0, momentum=0.9, decay=1e-4,
-          adversary=functools.partial(oracle.linf_attack, epsilon=8 / 255, num_steps=2, trades=bool(trades)),
-          local_stats=not trades, trades=trades,
-      )
-  )  # fmt: skip
-  for index, got in enumerate(metrics):
-    images, labels = tiny.dataset().read(np.arange(8) + 8 * index)
-    expected, loss, start, attacked = step(expected, images, labels, {}, learning_rate(index + 1))
-    assert got['loss'] == pytest.approx(float(loss), abs=1e-9)
-    assert got['attack_loss_start'] == pytest.approx(float(start), abs=1e-9)
-    assert got['attack_loss_end'] == pytest.approx(float(attacked), abs=1e-9)
+  adversary = functools.partial(oracle.linf_attack, epsilon=8 / 255, num_steps=2, trades=bool(trades))
+  expected = by_oracle(('linf', trades), made, 3, adversary=adversary, local_stats=not trades, trades=trades)
+  end, metrics = tiny.run(recipe, phi, state, 3)
+  assert_equal(end, metrics, expected)
+  for got in metrics:
     assert ('kl' in got) == bool(trades)
     assert got['finite']
-  assert largest_difference(end.params, expected[1]) < 1e-9
-  assert largest_difference(end.model_state, expected[2]) < 1e-9
 
 
-def test_an_update_that_is_not_finite_leaves_the_state_and_so_do_those_after_it():
+@pytest.fixture(scope='module')
+def on_two_devices():
+  """A recipe, phi, a first state, and the step, which is compiled once for all tests."""
   _, recipe, phi, state = tiny.make(2)
-  step = train_step.jitted(recipe)
+  return recipe, phi, state, train_step.jitted(recipe)
+
+
+def test_an_update_that_is_not_finite_leaves_the_state_and_so_do_those_after_it(on_two_devices):
+  recipe, phi, state, step = on_two_devices
+  state = jax.tree.map(jnp.copy, state)  # the step consumes it
   state, _ = step(state, np.int32(0), *tiny.batch(recipe, 0), phi)
   before = jax.device_get(state)
   broken = jax.tree.map(lambda p: p * jnp.nan, phi)  # the adversary's images are no numbers
@@ -117,18 +132,18 @@ def test_an_update_that_is_not_finite_leaves_the_state_and_so_do_those_after_it(
   assert int(state.step) == 2
 
 
-def test_long_runs_stay_finite():
+def test_long_runs_stay_finite(on_two_devices):
   """The square of the number of updates leaves int32 after 46,340 of them; the paper's run has 58,593."""
-  _, recipe, phi, state = tiny.make(1)
-  late = jax.tree.map(lambda x: jnp.full_like(x, 2**30) if x.dtype == jnp.int32 else x, state)
-  end, metrics = train_step.jitted(recipe)(late, np.int32(2**30), *tiny.batch(recipe, 0), phi)
+  recipe, phi, state, step = on_two_devices
+  late = lambda x: jax.device_put(jnp.full_like(x, 2**30), x.sharding) if x.dtype == jnp.int32 else jnp.copy(x)
+  end, metrics = step(jax.tree.map(late, state), np.int32(2**30), *tiny.batch(recipe, 0), phi)
   assert metrics['finite']
   assert int(end.step) == 2**30 + 1
 
 
-def test_the_step_is_compiled_once():
-  _, recipe, phi, state = tiny.make(2)
-  step = train_step.jitted(recipe)
+def test_the_step_is_compiled_once(on_two_devices):
+  recipe, phi, state, step = on_two_devices
+  state = jax.tree.map(jnp.copy, state)
   for index in range(3):
     state, _ = step(state, np.int32(index), *tiny.batch(recipe, index), phi)
   assert step._cache_size() == 1
