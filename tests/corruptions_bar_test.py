@@ -142,7 +142,8 @@ def _check(name, images, severity, seed):
     draws = corruption.draw(rng, size, corruption.severities[severity - 1])
     published = np.clip(globals()[name](image, **draws), 0, 255).astype(np.uint8)
     np.testing.assert_allclose(mine[number].astype(int), published.astype(int), atol=1)
-    assert (mine[number] != published).mean() < 0.01
+    # The published rotations run in float32: they end on a whole level, or just below it and thus one level lower.
+    assert (mine[number] != published).mean() < (0.05 if name == 'circular_motion_blur' else 0.01)
 
 
 @pytest.mark.parametrize('severity', [1, 5])
@@ -161,6 +162,13 @@ def test_equals_the_published_algorithm_at_all_sizes_and_severities(name, severi
   images = np.random.default_rng(1).integers(0, 256, (4, *size, 3), dtype=np.uint8)
   images[0], images[1] = 0, np.linspace(0, 255, size[1]).astype(np.uint8)[None, :, None]
   _check(name, images, severity, 7)
+
+
+@pytest.mark.parametrize('level', [1, 37, 127, 255])
+def test_circular_motion_blur_keeps_equal_pixels(level):
+  for severity in (1, 5):
+    found = corrupt(np.full((1, 32, 40, 3), level, np.uint8), 'circular_motion_blur', severity)
+    assert (found[0, 8:24, 12:28] == level).all()
 
 
 def test_the_names_are_those_of_the_table():

@@ -23,7 +23,6 @@ _SHIPPED = Path(__file__).parents[1] / 'corruption_nets' / 'shipped'
 _ARCHIVES = {  # with corruptions of a test set
   'cifar10': 'CIFAR-10-C.tar (Zenodo record 2535967)',
   'cifar100': 'CIFAR-100-C.tar (Zenodo record 3555552)',
-  'tiny_imagenet': 'Tiny-ImageNet-C.tar (Zenodo record 2536630)',
 }
 WAYS_OUT = {  # by remedy; what begins with 'or' is one more way than the message has
   'from': 'or give a file or folder that you have with --from',

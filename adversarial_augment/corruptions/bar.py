@@ -17,6 +17,7 @@ _WHITE, _GREY = 255, 128
 _SPREAD = 0.25  # standard deviation of the rays of a sparkle, in units of its radius
 _BLOCKS = 3  # of 'pinch_and_twirl', along the shorter side
 _ROTATIONS = 21
+_OFFSET = 1e-6  # levels: the mean of equal pixels is their level, not one below where it is rounded down
 
 
 def _phases(rng: np.random.Generator, size: Size) -> np.ndarray:
@@ -201,7 +202,8 @@ def _draw_circular(rng: np.random.Generator, size: Size, level: float) -> Draws:
 def _circular_motion_blur(image: np.ndarray, degrees: float) -> np.ndarray:
   """The weighted mean of 21 rotations by up to so many degrees, by cubic splines."""
   coefficients = np.stack([ndimage.spline_filter(image[..., c], 3, np.float64) for c in range(3)], axis=-1)
-  return (_rotations(image.shape[:2], degrees) @ coefficients.reshape(-1, 3)).reshape(image.shape)
+  mean = (_rotations(image.shape[:2], degrees) @ coefficients.reshape(-1, 3)).reshape(image.shape)
+  return mean + _OFFSET
 
 
 @functools.lru_cache(1)

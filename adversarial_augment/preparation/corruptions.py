@@ -315,6 +315,6 @@ C = Benchmark(
   'cifar10_c',
   metrics.ALL_NAMES,
   'DATASET_c',
-  'CIFAR-10-C.tar (Zenodo record 2535967), CIFAR-100-C.tar (3555552) or Tiny-ImageNet-C.tar (2536630)',
+  'CIFAR-10-C.tar (Zenodo record 2535967) or CIFAR-100-C.tar (3555552)',
 )
 C_BAR = Benchmark('cifar10_c_bar', metrics.BAR_NAMES, 'DATASET_c_bar', 'a tar archive of CIFAR-10-C-Bar')
