@@ -137,6 +137,18 @@ def test_jax_export_asks_for_flatbuffers(monkeypatch):
     formats.serialize(lambda x: x)
 
 
+def test_claims_for_robustbench_have_the_numbers_of_the_run(saved, tmp_path, capsys):
+  export.main([f'--workdir={saved}', f'--output={tmp_path}', '--to=robustbench'])
+  names = {'card.json', 'classifier_torch.py', 'torch_state_dict.safetensors', 'robustbench_corruptions.json'}
+  assert {path.name for path in files_of(tmp_path)} == names
+  claim = json.loads((tmp_path / 'robustbench_corruptions.json').read_text())
+  assert (claim['clean_acc'], claim['reported'], claim['corruptions_acc']) == ('96.00', None, None)
+  made = claim['made']['numbers']['clean_acc']
+  assert (made['origin'], made['seed']) == ('embedded', 0)
+  assert made['command'].startswith('python -m adversarial_augment.train')
+  assert str(saved) not in json.dumps(claim)
+
+
 # The card.
 
 
