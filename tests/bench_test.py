@@ -25,7 +25,9 @@ from adversarial_augment.evaluation.corrupted import in_memory
 from adversarial_augment.run import summary
 from adversarial_augment.storage import outcomes
 from adversarial_augment.types import TrainState
-from tests import tiny, trainer
+from tests import linear_attack, tiny, trainer
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
 
 NUM = 12
 EVALS = 'clean,ada,cifar10_c,cifar10_c_extra'
@@ -101,7 +103,9 @@ def test_a_set_of_an_older_version_is_warned_of(capsys):
 @pytest.fixture(scope='module')
 def run(tmp_path_factory) -> Path:
   workdir = tmp_path_factory.mktemp('run') / 'w'
-  flags = {'evals': EVALS, 'eval_images': str(NUM), 'num_steps': '1'}
+  weights = linear_attack.smallest_edsr(tmp_path_factory.mktemp('phi'))
+  flags = {'evals': EVALS, 'eval_images': str(NUM), 'num_steps': '1', 'corruption_net.weights': weights}
+  flags |= {'corruption_net.blocks': '1', 'corruption_net.features': '4'}
   config = configs.override(configs.load('configs/nominal.py:smoke'), flags)
   splits = {split: datasets.load('embedded', split, '') for split in ('train', 'test')}
   train.train(config, workdir, splits)
