@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, datasets, evaluate, export, plan, prepare, report
+from adversarial_augment import attacks, audit, datasets, evaluate, export, plan, prepare, report
 from adversarial_augment import config as configs
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError
@@ -61,7 +61,7 @@ def test_the_first_two_blocks_are_one_command_line_each():
 
 def test_there_are_commands_of_every_module():
   modules = {command.removeprefix(MODULE).split()[0] for command in commands()}
-  assert modules == {'train', 'evaluate', 'report', 'export', 'prepare', 'pretrain', 'convert', 'plan'}
+  assert modules == {'train', 'evaluate', 'audit', 'report', 'export', 'prepare', 'pretrain', 'convert', 'plan'}
 
 
 def test_extras_that_a_page_installs_are_there():
@@ -88,6 +88,8 @@ def test_every_command_parses(command):
     overrides, rest = command_line.split_overrides(arguments)
     evals = evaluate._parser().parse_args(rest).evals
     configs.validate(configs.override(configs.base_config(), overrides | ({'evals': evals} if evals else {})))
+  elif module == 'audit':
+    audit._parser().parse_args(command_line.split_overrides(arguments)[1])
   elif module in PARSERS and arguments:  # a bare name is a mention
     PARSERS[module]().parse_args(arguments)
 
