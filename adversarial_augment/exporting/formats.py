@@ -76,11 +76,12 @@ def _safetensors(classifier: Classifier, card: dict[str, Any]) -> dict[str, Enco
   from adversarial_augment.training import recipe
 
   file = FORMATS['safetensors'].files[0]
-  trees = jax.device_get((classifier.params, classifier.model_state))
+  params, model_state = jax.device_get((classifier.params, classifier.model_state))
   name, options = classifier.config.classifier.name, recipe.classifier_options(classifier.config)
   words = ', '.join(f'{name}={value!r}' for name, value in options.items())
   code = _JAX_CODE.format(file=file, factory=name, num_classes=classifier.num_classes, options=words)
-  return {file: Encoded(weight_files.encode(*trees, _text(card)), code, _about('nhwc', file, 'adversarial_augment'))}
+  content = weight_files.encode(params, model_state, _text(card))
+  return {file: Encoded(content, code, _about('nhwc', file, 'adversarial_augment'))}
 
 
 def _torch(classifier: Classifier, card: dict[str, Any]) -> dict[str, Encoded]:
@@ -177,8 +178,8 @@ def _tensors(classifier: Classifier) -> dict[str, np.ndarray]:
   from adversarial_augment.exporting import torch_layout
   from adversarial_augment.training import recipe
 
-  trees = jax.device_get((classifier.params, classifier.model_state))
-  return torch_layout.state_dict(*trees, **recipe.normalisation(classifier.config))
+  params, model_state = jax.device_get((classifier.params, classifier.model_state))
+  return torch_layout.state_dict(params, model_state, **recipe.normalisation(classifier.config))
 
 
 def _conv(x: jax.Array, w: jax.Array, *, stride: int, padding: Any) -> jax.Array:
