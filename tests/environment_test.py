@@ -1,5 +1,6 @@
 """Environment variables of JAX change no numbers silently: they are ignored, or recorded and compared."""
 
+import functools
 import os
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adversarial_augment import attacks, augmentations, corruption_nets
+from adversarial_augment import attacks, augmentations
 from adversarial_augment import config as configs
 from adversarial_augment.cli import environment
+from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import UserError
 from adversarial_augment.run import opening
 from tests import trainer
@@ -94,26 +96,30 @@ def test_a_run_and_its_resume_under_other_settings(rig, tmp_path):
   assert len(run.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
-@pytest.mark.parametrize('kind', ['ada', 'pgd', 'augmix', 'flip', 'pad_crop'])
-def test_one_image_and_one_key_give_one_result_with_every_kind_of_key(kind, impl):
+@functools.cache
+def results_of_one(kind: str, impl: str) -> np.ndarray:
+  """The results of one image and one key, four times in a batch."""
   image = np.random.default_rng(0).random((16, 16, 3), np.float32)
   images, labels = jnp.stack([image] * 4), jnp.zeros(4, int)
   logits_fn = lambda images: jnp.stack([images.mean((1, 2, 3)), images[:, 3, 5, 1]], 1)
-  network, phi = corruption_nets.load('edsr', 'edsr_4x16_x1')
+  keys = jnp.stack([jax.random.key(5, impl=impl)] * 4)
+  if kind == 'ada':
+    network = edsr(blocks=1, features=4, scale=1)
+    phi = network.init(jax.random.key(0), images)
+    return np.asarray(attacks.ada(network.apply, num_steps=1)(keys, logits_fn, images, labels, phi).images)
+  if kind == 'pgd':
+    attack = attacks.pgd(norm='linf', epsilon=0.1, num_steps=1)
+    return np.asarray(attack(keys, logits_fn, images, labels).images)
+  return np.asarray(jax.vmap(augmentations.AUGMENTATIONS[kind])(keys, images))
 
-  def result(impl):
-    keys = jnp.stack([jax.random.key(5, impl=impl)] * 4)
-    if kind == 'ada':
-      return attacks.ada(network.apply, num_steps=1)(keys, logits_fn, images, labels, phi).images
-    if kind == 'pgd':
-      return attacks.pgd(norm='linf', epsilon=0.1, num_steps=1)(keys, logits_fn, images, labels).images
-    return jax.vmap(augmentations.AUGMENTATIONS[kind])(keys, images)
 
-  found = np.asarray(result(impl))
+@pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
+@pytest.mark.parametrize('kind', ['ada', 'pgd', 'augmix', 'flip', 'pad_crop'])
+def test_one_image_and_one_key_give_one_result_with_every_kind_of_key(kind, impl):
+  found = results_of_one(kind, impl)
   for other in found[1:]:
     np.testing.assert_array_equal(found[0], other)
-  np.testing.assert_array_equal(found, result('threefry2x32'))
+  np.testing.assert_array_equal(found, results_of_one(kind, 'threefry2x32'))
 
 
 def test_keys_of_the_package_are_made_in_one_place():
