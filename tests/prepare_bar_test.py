@@ -3,11 +3,13 @@
 import io
 import tarfile
 
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from adversarial_augment import corruptions, metrics, prepare
 from adversarial_augment.datasets import cifar10_c
+from adversarial_augment.evaluation import corrupted
 from tests.corrupted_pets import N, load, manifest_of, write_pets
 from tests.described import refused
 
@@ -38,6 +40,13 @@ def test_files_hold_what_corrupt_gives(made):
 def test_sets_of_both_benchmarks_stay_apart(made):
   assert {path.name for path in (made / 'pets_c').glob('*.npy')} == {'brightness.npy', 'labels.npy'}
   assert 'scikit-image' not in manifest_of(made)['made_with']
+
+
+def test_evaluations_read_it(made):
+  config = ConfigDict({'dataset': 'pets', 'data_dir': str(made), 'frost_dir': None})
+  assert corrupted.open_set(config, load(made), 'cifar10_c_bar', NAMES, True).origin == 'generated'
+  with refused('has no blue_noise_sample.npy'):
+    corrupted.open_set(config, load(made), 'cifar10_c_bar', metrics.BAR_NAMES, True)
 
 
 def test_a_missing_corruption_is_made_by_the_same_subcommand(made):

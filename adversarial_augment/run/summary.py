@@ -188,15 +188,18 @@ def _corruption_lines(entry: Evaluation, values: Mapping[str, Any]) -> list[str]
   table = {name: (values['error'][name], values['corruption_error'][name]) for name in entry.corruptions}
   table[entry.mean_label] = values['severity_error'], values[entry.mean_error]
   low, high = (100 * bound for bound in values['interval'])
+  width = max(20, *map(len, table))
   subset = f' (of {values["subset_of"]:,}, evenly spaced)' if 'subset_of' in values else ''
   return [
-    f'  {"error in %, severity":<20}' + ''.join(f'{severity:7}' for severity in metrics.SEVERITIES) + f'{"mean":>8}',
+    f'  {"error in %, severity":<{width}}'
+    + ''.join(f'{severity:7}' for severity in metrics.SEVERITIES)
+    + f'{"mean":>8}',
     *(
-      f'  {label:<20}' + ''.join(f'{100 * error:7.2f}' for error in errors) + f'{100 * mean:8.2f}'
+      f'  {label:<{width}}' + ''.join(f'{100 * error:7.2f}' for error in errors) + f'{100 * mean:8.2f}'
       for label, (errors, mean) in table.items()
     ),
-    f'  {"":<20} {entry.mean_label} {100 * values[entry.mean_error]:.2f} %, 95 % interval {low:.2f} to {high:.2f}; '
-    f'{values["num_images"]:,} images a cell{subset}, {values["origin"]}'
+    f'  {"":<{width}} {entry.mean_label} {100 * values[entry.mean_error]:.2f} %, '
+    f'95 % interval {low:.2f} to {high:.2f}; {values["num_images"]:,} images a cell{subset}, {values["origin"]}'
     + (f'; frost: {values["frost"]}' if values.get('frost') else ''),
   ]
 
