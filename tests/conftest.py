@@ -42,6 +42,7 @@ def quick_compile():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+  jax.clear_caches()  # lest another module gets these programs
 
 
 @pytest.fixture(scope='session')
