@@ -130,6 +130,8 @@ def test_the_files_and_tests_that_a_page_names_are_there(page):
   }
   made_by_runs = {'metrics.jsonl', 'config.json', 'data.json', 'train.json', 'NAME.json', 'provenance.json'} | {
     'environment.json',
+    'card.json',
+    'classifier_torch.py',
     'robustness_ATTACK_NORM_EPSILON.json',
   }
   named = set(re.findall(r'`(?:[\w./-]+/)?([\w-]+\.(?:py|md|json|jsonl|toml|txt|cff))`', text))
