@@ -142,7 +142,10 @@ def test_one_classifier_in_four_frameworks_has_one_result_and_one_report(folder,
     found = [results.load(tmp_path / name, result) for name in names]
     assert found[0]['provenance']['model']['kind'].startswith('PyTorch')
     for other in found[1:]:
-      assert other['correct'] == found[0]['correct']
+      if result in ('clean', 'cifar10_c', 'cifar10_c_extra'):
+        assert other['correct'] == found[0]['correct']
+      else:  # an ascent may round its way to another side
+        assert abs(other['num_correct'] - found[0]['num_correct']) <= 1
   page = report.report([tmp_path / name for name in names], tmp_path / 'page.html').read_text()
   assert all(f'models.py:{name} (' in page for name in names)
 
