@@ -32,6 +32,7 @@ SMOKE = {
   r'(--config=configs/\w+\.py)(:\w+)?': r'\1:smoke',
   r'(train --config=\S+ --workdir=runs/(ada|nominal))\b': r'\1 --config.dataset=cifar10',
   r'(--evals=\S+)': r'\1 --config.corrupted_images=20',
+  r'(audit --model=\S+)': r'\1 --config.eval_images=8 --config.attack.num_steps=1',
   r'--num_examples=\d+': '',
   r'(--attack=\w+)': r'\1 --num_examples=2 --allow_suspect',
   r'prepare cifar10 *(#|$)': r'prepare cifar10 --from=cifar-10-python.tar.gz \1',
@@ -101,6 +102,10 @@ def workspace(tmp_path_factory) -> Path:
   torch_state.write_state(
     root / 'model_best.pth.tar', torch_layouts.to_torch(*jax.device_get((classifier.params, classifier.model_state)))
   )
+  (root / 'net.py').write_text(
+    'import jax\nweights = jax.random.normal(jax.random.key(0), (3072, 10))\n'
+    'def net(images):\n  return images.reshape(len(images), -1) @ weights\n'
+  )
   python = root / 'bin' / 'python'
   python.parent.mkdir()
   python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -126,7 +131,7 @@ def test_every_block_of_commands_runs(workspace):
     done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f'{text}\n{done.stdout}\n{done.stderr}'
   for made in (
-    'runs/ada/results/cifar10_1.json', 'runs/quickstart/report.html', 'runs/two/results/train.json', 'table2.md',
+    'audits/mine/results/ada.json', 'runs/ada/results/cifar10_1.json', 'runs/quickstart/report.html', 'runs/two/results/train.json', 'table2.md',
     'cae.safetensors',
   ):  # fmt: skip
     assert (workspace / made).exists(), made
@@ -143,3 +148,15 @@ def test_the_pytorch_example_trains():
   names = {'torch': torch, 'model': model, 'optimizer': optimizer, 'loader': list(zip(images, labels, strict=True))}
   exec(compile(example('TorchAdA'), 'docs/guides/harden.md', 'exec'), names)
   assert bool((model[0].weight != before).any())
+
+
+@pytest.mark.slow
+def test_the_audit_example_measures():
+  images, labels = datasets.load('embedded', 'test', '').read(np.arange(40))
+  templates = jax.nn.one_hot(labels, 10).T @ images.reshape(40, -1) / 255
+  logits_fn = lambda images: images.reshape(len(images), -1) @ (templates - templates.mean(0, keepdims=True)).T
+  names = {'logits_fn': logits_fn, 'images': images, 'labels': labels}
+  exec(compile(example('adversarial_augment.audit'), 'docs/guides/audit.md', 'exec'), names)
+  right = np.argmax(logits_fn(images / np.float32(255)), -1) == labels
+  assert names['records']['clean'].accuracy == right.mean()
+  assert 0 < names['records']['cifar10_c'].mce < 1

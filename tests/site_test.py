@@ -77,9 +77,8 @@ def public_names(module: str) -> set[str]:
   exported = [node.value for node in body if isinstance(node, ast.Assign) and '__all__' in ast.unparse(node.targets[0])]
   if exported:
     return {name for name in ast.literal_eval(exported[0]) if not name.isupper()}
-  return {
-    node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_')
-  }
+  defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+  return {name for name in defined - {'main'} if not name.startswith('_')}
 
 
 @pytest.mark.parametrize('module', [path.stem for path in API])
