@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = 'notebooks/adversarial_augment.ipynb'
 # The places in the site of what lies outside docs/; other files keep their path.
 PLACES = {'README.md': 'index.md', NOTEBOOK: 'guides/notebook.md', 'LICENSE': 'LICENSE.txt'}
-INCLUDED = (*PLACES, 'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'experiments/results/*.*')
+INCLUDED = (*PLACES, 'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'examples/*.py', 'experiments/results/*.*')
 LINK = re.compile(r'(\]\()(?![a-z]+:)([^)\s#]+)')
 
 
