@@ -104,6 +104,8 @@ def changed(name: str, key: str, shape: tuple[int, ...] | None = None) -> dict[s
   (lambda: changed('preact_resnet', 'layer1.1.bn1.weight', (4,)), 'its stages have 2, 1, 1, 1 blocks'),
   (lambda: changed('preact_resnet', 'layer1.0.shortcut.1.weight', (4,)), 'which the network does not have'),
   (lambda: changed('wide_resnet', 'block3.layer.0.conv1.weight', (64, 32, 1, 1)), r'must have \[64, 32, 3, 3\]'),
+  (lambda: {f'block1.layer.{i}.bn1.weight': np.ones(1) for i in range(2000)} | state_of('wide_resnet'), 'whose depth'),
+  (lambda: changed('preact_resnet', 'conv1.weight', (0, 3, 3, 3)), 'are not those'),
   (lambda: changed('resnext', 'stage_1.0.conv_conv.weight', (8, 1, 3, 3)), r'must have \[8, 2, 3, 3\]'),  # 8 groups
   (lambda: {f'a.{k}': v for k, v in state_of('resnext').items()} | {'b.fc.weight': np.zeros(3)}, "'a' it holds 'b.fc"),
 ])  # fmt: skip

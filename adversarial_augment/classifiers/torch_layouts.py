@@ -20,6 +20,7 @@ import numpy as np
 
 from adversarial_augment.classifiers.preact_resnet import DEPTHS, preact_resnet, wide_resnet
 from adversarial_augment.classifiers.resnext import resnext
+from adversarial_augment.config.tables import CLASSIFIER_DEPTHS
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import tensor_files
 from adversarial_augment.types import PyTree
@@ -112,6 +113,9 @@ def from_torch(state: State) -> Converted:
   num_classes = state[head].shape[0]
   state = {head.replace('weight', 'bias'): np.zeros(num_classes, np.float32)} | state  # some have none
 
+  if architecture['depth'] not in CLASSIFIER_DEPTHS[name]:
+    known = ', '.join(map(str, CLASSIFIER_DEPTHS[name]))
+    raise UserError(f'it looks like {_spelled(architecture)}, whose depth must be one of {known}.')
   network = _FACTORIES[name](num_classes, depth=architecture['depth'], width=architecture['width'])
   init = lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), is_training=True)
   trees = jax.eval_shape(init)
@@ -148,7 +152,7 @@ def _split(state: State) -> tuple[State, State]:
   stems = {modules['stem'] for modules in _MODULES.values()}
   found = [key for key in state for stem in stems if re.fullmatch(rf'(.*\.)?{stem}\.weight', key)]
   first = min(found, key=lambda key: key.count('.'), default=None)
-  if first is None or state[first].ndim != 4:
+  if first is None or state[first].ndim != 4 or not state[first].size:
     raise UserError(f'its keys, such as {show(next(iter(state), ""))}, are not those of {_KNOWN}.')
   prefix = first[: first.rindex('conv')]
   inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -163,9 +167,9 @@ def _architecture(state: State) -> dict[str, Any]:
 
   def blocks(pattern: str) -> int:
     """The number of blocks of a stage, counted by a leaf that each of them has."""
-    return max((int(match[1]) for key in state if (match := re.fullmatch(pattern, key))), default=-1) + 1
+    return sum(re.fullmatch(pattern, key) is not None for key in state)
 
-  number = r'(\d{1,4})'
+  number = r'\d{1,4}'
   stem = next(state[key] for key in state if key in ('conv1.weight', 'conv_1_3x3.weight')).shape[0]
   if 'conv_1_3x3.weight' in state:
     return {'name': 'resnext', 'depth': 9 * blocks(rf'stage_1\.{number}\.bn\.weight') + 2, 'width': stem // 2}
@@ -174,11 +178,11 @@ def _architecture(state: State) -> dict[str, Any]:
     return {'name': 'wide_resnet', 'depth': depth, 'width': first.shape[0] // stem}
   counts = tuple(blocks(rf'layer{stage}\.{number}\.bn1\.weight') for stage in (1, 2, 3, 4))
   bottleneck = 'layer1.0.conv3.weight' in state
-  depth = next((depth for depth, sizes in DEPTHS.items() if sizes == (counts, bottleneck)), None)
-  if depth is None:
+  known = next((depth for depth, sizes in DEPTHS.items() if sizes == (counts, bottleneck)), None)
+  if known is None:
     kind = 'bottlenecks' if bottleneck else 'blocks'
     raise UserError(f'its stages have {", ".join(map(str, counts))} {kind}, as none of {_KNOWN} has.')
-  return {'name': 'preact_resnet', 'depth': depth, 'width': stem}
+  return {'name': 'preact_resnet', 'depth': known, 'width': stem}
 
 
 def _spelled(architecture: Mapping[str, Any]) -> str:
