@@ -20,7 +20,7 @@ import numpy as np
 from adversarial_augment import checks, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
-from adversarial_augment.datasets import cifar10
+from adversarial_augment.datasets import cifar
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import files, untrusted
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # wrong input is reported before JAX is imported
   from jax.sharding import Mesh
 
 # Of data sets with fixed classes, for runs that did not record them.
-_CLASS_NAMES = {'cifar10': cifar10.CLASS_NAMES, 'embedded': tuple('0123456789')}
+_CLASS_NAMES = {'cifar10': cifar.PUBLISHED['cifar10'].class_names, 'embedded': tuple('0123456789')}
 
 
 class Restored(NamedTuple):

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from adversarial_augment import cli, datasets
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, streams
-from adversarial_augment.config import adversaries, command_line
-from adversarial_augment.datasets import cifar10, sampling
+from adversarial_augment.config import adversaries, command_line, published
+from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.planning import targets
 from adversarial_augment.planning.targets import Target
@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(rest)
   config = configs.override(configs.load(arguments.config), overrides)
   configs.validate(config)
+  config = configs.follow_dataset(config)
   for name, sets in (('JAX_NUM_CPU_DEVICES', ''), ('XLA_FLAGS', 'xla_force_host_platform_device_count')):
     if (value := os.environ.get(name)) and sets in value:
       raise UserError(f'{name}={value} sets the number of CPU devices, but --topology names those of a plan; unset it.')
@@ -126,13 +127,14 @@ def _about(flag: str) -> Iterator[None]:
 
 
 def _images(config: ConfigDict) -> tuple[Dataset, str]:
-  """Returns number and size of the training images, and a note of assumptions; CIFAR-10 need not be prepared."""
-  if config.dataset.partition(':')[0] == 'cifar10':
-    count, note = cifar10.COUNTS['train'], 'assuming CIFAR-10: 50,000 images of 32 x 32, 10 classes'
+  """Returns number and size of the training images, which need not be there if published, and what was assumed."""
+  if known := published.find(config.dataset):
+    count, classes, side = known.num_train, known.num_classes, known.side
+    note = f'assuming {known.title}: {count:,} images of {side} x {side}, {classes} classes'
     if config.deepaugment.sets:
       note += '; nor need DeepAugment sets, whose images take the place of some'
     read: Any = None  # nothing is read
-    dataset = Dataset('cifar10', count, len(cifar10.CLASS_NAMES), (32, 32, 3), read, {})
+    dataset = Dataset(config.dataset, count, classes, (side, side, 3), read, {})
   else:
     dataset, note = datasets.load(config.dataset, 'train', config.data_dir), ''
   if config.holdout:

@@ -1,7 +1,9 @@
-"""Prepares data sets for `train`: CIFAR-10, its corrupted and new test sets, or a folder of images.
+"""Prepares data sets for `train`: CIFAR-10 and its kin, corrupted and new test sets, or a folder of images.
 
     python -m adversarial_augment.prepare cifar10
     python -m adversarial_augment.prepare cifar10 --from=cifar-10-python.tar.gz
+    python -m adversarial_augment.prepare cifar100
+    python -m adversarial_augment.prepare tiny_imagenet --from=tiny-imagenet-200.zip
     python -m adversarial_augment.prepare images --name=pets --from=FOLDER --size=32
     python -m adversarial_augment.prepare cifar10_c
     python -m adversarial_augment.prepare cifar10_c --from=CIFAR-10-C.tar
@@ -19,11 +21,13 @@ from typing import Any
 
 from adversarial_augment import cli
 from adversarial_augment.cli.ways_out import DATA_DIR
-from adversarial_augment.preparation import cifar10, cifar10_1, corruptions, deepaugment, images
+from adversarial_augment.preparation import cifar, cifar10_1, corruptions, deepaugment, images, tiny_imagenet
 
 # A new subcommand is a module or object with `add_arguments` and `run`, and a line here.
 COMMANDS: dict[str, tuple[Any, str]] = {
-  'cifar10': (cifar10, 'download or import CIFAR-10'),
+  'cifar10': (cifar.CIFAR10, 'download or import CIFAR-10'),
+  'cifar100': (cifar.CIFAR100, 'download or import CIFAR-100'),
+  'tiny_imagenet': (tiny_imagenet, 'download or import Tiny ImageNet'),
   'images': (images, 'import a folder of images, one folder for each class'),
   'cifar10_c': (
     corruptions.C,

@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from adversarial_augment import cli, datasets, inference, report, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
-from adversarial_augment.config import command_line, rules
+from adversarial_augment.config import command_line, published, rules
 from adversarial_augment.config.fields import spell
-from adversarial_augment.datasets import cifar10, classes, mixture, sampling
+from adversarial_augment.datasets import classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.preparation import deepaugment
@@ -65,11 +65,11 @@ def _derived(config: ConfigDict) -> list[str]:
   try:
     count = datasets.count(config.dataset, 'train', config.data_dir)
   except UserError as error:
-    if config.dataset.partition(':')[0] == 'cifar10':
-      count = cifar10.COUNTS['train']
+    if known := published.find(config.dataset):
+      count = known.num_train
     note = [f'# with the training images that there will be: {error}']
-  known = None if count is None else count - config.holdout
-  return ['', *recipe.derived(config, known), *note]
+  left = None if count is None else count - config.holdout
+  return ['', *recipe.derived(config, left), *note]
 
 
 def _load(config: ConfigDict) -> tuple[dict[str, Dataset], 'Images']:

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from adversarial_augment import datasets, prepare
-from adversarial_augment.datasets import cifar10
+from adversarial_augment.datasets import cifar
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import artifact
 
@@ -24,7 +24,11 @@ COUNTS = {'train': 100, 'test': 20}
 @pytest.fixture
 def small(monkeypatch) -> None:
   """A CIFAR-10 of 120 images."""
-  monkeypatch.setattr(cifar10, 'COUNTS', COUNTS)
+  monkeypatch.setattr(cifar, 'COUNTS', COUNTS)
+
+
+def _read(archive: pathlib.Path) -> cifar.Source:
+  return cifar.read(archive, cifar.PUBLISHED['cifar10'], COUNTS)
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_cifar10_from_an_archive(tmp_path, small, archive, capsys):
   said = capsys.readouterr().out
   assert '100 train, 20 test images, 10 classes, origin unverified' in said
   assert f'--config.dataset=cifar10 --config.data_dir={tmp_path / "data"}' in said
-  expected = cifar10.read(archive, COUNTS)
+  expected = _read(archive)
   for split, batch in expected.splits.items():
     dataset = datasets.load('cifar10', split, str(tmp_path / 'data'))
     found = dataset.read(np.arange(dataset.num_examples))
@@ -64,7 +68,7 @@ def test_tfds_reads_it_as_its_own_cifar10(tmp_path, small, archive):
   example = found['test'][7]
   assert example.keys() == {'id', 'image', 'label'}
   assert example['id'] == b'test_00007'
-  np.testing.assert_array_equal(example['image'], cifar10.read(archive, COUNTS).splits['test'].images[7])
+  np.testing.assert_array_equal(example['image'], _read(archive).splits['test'].images[7])
   folder = tmp_path / 'data' / 'cifar10' / '3.0.2'
   published = tfds.builder('cifar10', data_dir=str(tmp_path / 'none')).info
   names = tfds.builder_from_directory(str(folder)).info.features['label'].names
@@ -83,8 +87,8 @@ def test_cifar10_is_downloaded_once(tmp_path, small, archive, monkeypatch):
     def log_message(self, *_):
       asked.append(self.path)
 
-  monkeypatch.setattr(cifar10, 'ARCHIVE_SHA256', artifact.sha256_of(archive))
-  monkeypatch.setattr(cifar10, 'ARCHIVE_BYTES', archive.stat().st_size)
+  known = {'archive_sha256': artifact.sha256_of(archive), 'archive_bytes': archive.stat().st_size}
+  monkeypatch.setitem(cifar.PUBLISHED, 'cifar10', cifar.PUBLISHED['cifar10']._replace(**known))
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

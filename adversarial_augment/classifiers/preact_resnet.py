@@ -35,6 +35,7 @@ def preact_resnet(
   depth: int = 50,
   width: int = 64,
   shortcut: str = 'preact',
+  stem_stride: int | None = None,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   batch_norm_decay: float = 0.99,
@@ -51,13 +52,14 @@ def preact_resnet(
     width: channels of the stem; the stages are 1, 2, 4 and 8 times as wide (bottlenecks: 4 times that).
     shortcut: what the 1x1 projections see: the activated input of the block ('preact', as He et al.) or the raw one
       ('input').
+    stem_stride: of the first convolution; None: 1. 2 suits images of 64 pixels.
     mean, std, batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
   """
   if depth not in DEPTHS:
     raise UserError(f'depth={depth} of preact_resnet must be one of {", ".join(map(str, DEPTHS))}.')
   counts, bottleneck = DEPTHS[depth]
   stages = [(width * 2**stage, count) for stage, count in enumerate(counts)]
-  body = _body('preact_resnet', width, stages, bottleneck=bottleneck, shortcut=shortcut)
+  body = _body('preact_resnet', width, stages, bottleneck=bottleneck, shortcut=shortcut, stem_stride=stem_stride or 1)
   return classifier(
       'preact_resnet', body, num_classes,
       mean=mean, std=std, batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv,
@@ -71,6 +73,7 @@ def wide_resnet(
   depth: int = 40,
   width: int = 2,
   shortcut: str = 'preact',
+  stem_stride: int | None = None,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   batch_norm_decay: float = 0.99,
@@ -85,13 +88,13 @@ def wide_resnet(
     num_classes: number of logits.
     depth: 6 * blocks of a stage + 4.
     width: the widening factor; the stages have 16, 32 and 64 times as many channels.
-    shortcut: as in `preact_resnet`; 'preact' is as published.
+    shortcut, stem_stride: as in `preact_resnet`; 'preact' is as published.
     mean, std, batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
   """
   if depth < 10 or depth % 6 != 4:
     raise UserError(f'depth={depth} of wide_resnet must be 6 n + 4 and at least 10.')
   stages = [(_STEM * width * 2**stage, (depth - 4) // 6) for stage in range(3)]
-  body = _body('wide_resnet', _STEM, stages, bottleneck=False, shortcut=shortcut)
+  body = _body('wide_resnet', _STEM, stages, bottleneck=False, shortcut=shortcut, stem_stride=stem_stride or 1)
   return classifier(
       'wide_resnet', body, num_classes,
       mean=mean, std=std, batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv,
@@ -99,7 +102,9 @@ def wide_resnet(
   )  # fmt: skip
 
 
-def _body(name: str, stem: int, stages: Sequence[tuple[int, int]], *, bottleneck: bool, shortcut: str) -> Body:
+def _body(
+  name: str, stem: int, stages: Sequence[tuple[int, int]], *, bottleneck: bool, shortcut: str, stem_stride: int
+) -> Body:
   """Returns stem, stages, norm and ReLU; a stage is (channels, blocks), and all but the first halve the size."""
   if stem < 1 or stages[0][0] < 1:
     raise UserError(f'width={stages[0][0]} of {name} must be at least 1.')
@@ -123,7 +128,7 @@ def _body(name: str, stem: int, stages: Sequence[tuple[int, int]], *, bottleneck
     return y + residual
 
   def body(layers: Layers, x: jax.Array) -> jax.Array:
-    x = layers.convolve(x, stem, 3, 1, 'stem')
+    x = layers.convolve(x, stem, 3, stem_stride, 'stem')
     for stage, (channels, count) in enumerate(stages):
       for index in range(count):
         with hk.name_scope(f'stage_{stage}_block_{index}'):

@@ -23,6 +23,7 @@ def resnext(
   *,
   depth: int = 29,
   width: int = 32,
+  stem_stride: int | None = None,
   mean: Sequence[float] | None = None,
   std: Sequence[float] | None = None,
   batch_norm_decay: float = 0.99,
@@ -38,13 +39,14 @@ def resnext(
     depth: 9 * blocks of a stage + 2.
     width: channels of each of the 4 groups in the first stage. The stem has twice as many, a block of the first stage
       outputs 8 times as many, and each stage is twice as wide as the previous one.
+    stem_stride: of the first convolution; None: 1. 2 suits images of 64 pixels.
     mean, std, batch_norm_decay, padding, axis_name, conv, dtype: see `layers.classifier`, also for what is returned.
   """
   if depth < 11 or depth % 9 != 2:
     raise UserError(f'depth={depth} of resnext must be 9 n + 2 and at least 11.')
   if width < 1:
     raise UserError(f'width={width} of resnext must be at least 1.')
-  body = functools.partial(_body, depth=depth, width=width)
+  body = functools.partial(_body, depth=depth, width=width, stem_stride=stem_stride or 1)
   return classifier(
       'resnext', body, num_classes,
       mean=mean, std=std, batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv,
@@ -52,7 +54,7 @@ def resnext(
   )  # fmt: skip
 
 
-def _body(layers: Layers, x: jax.Array, *, depth: int, width: int) -> jax.Array:
+def _body(layers: Layers, x: jax.Array, *, depth: int, width: int, stem_stride: int) -> jax.Array:
   def block(x: jax.Array, width: int, stride: int) -> jax.Array:
     y = layers.norm(layers.convolve(x, GROUPS * width, 1, 1, 'conv_0'), 'norm_0')
     y = layers.norm(layers.convolve(y, GROUPS * width, 3, stride, 'conv_1', GROUPS), 'norm_1')
@@ -61,7 +63,7 @@ def _body(layers: Layers, x: jax.Array, *, depth: int, width: int) -> jax.Array:
       x = layers.norm(layers.convolve(x, y.shape[-1], 1, stride, 'shortcut'), 'shortcut_norm', relu=False)
     return jax.nn.relu(x + y)
 
-  x = layers.norm(layers.convolve(x, 2 * width, 3, 1, 'stem'), 'norm')
+  x = layers.norm(layers.convolve(x, 2 * width, 3, stem_stride, 'stem'), 'norm')
   for stage in range(3):
     for index in range((depth - 2) // 9):
       with hk.name_scope(f'stage_{stage}_block_{index}'):

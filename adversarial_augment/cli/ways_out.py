@@ -123,7 +123,7 @@ def _data_set(error: ArtifactError) -> dict[str, str]:
   """Returns how a missing data set is made."""
   name, data_dir = error.about['name'], error.about['data_dir']
   base, _, variant = name.partition('/')
-  if base == 'cifar10':
+  if base in ('cifar10', 'cifar100', 'tiny_imagenet'):
     how = prepare(data_dir, base)
   elif error.about['imported_from']:
     how = prepare(data_dir, base, f'--from={error.about["imported_from"]}')

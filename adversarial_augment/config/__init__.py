@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import checks
 from adversarial_augment.checks import did_you_mean
-from adversarial_augment.config import fields, rules
+from adversarial_augment.config import fields, published, rules
 from adversarial_augment.config.tables import ADDED, NETWORK_SIZES, PRETRAIN, RESUMABLE, TABLES, TRAIN
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files, untrusted
@@ -87,6 +87,12 @@ def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
   flat = checks.flatten(config)
   program = _program(flat)
   return _build(program, flat | {name: fields.parse(TABLES[program], name, value) for name, value in pairs.items()})
+
+
+def follow_dataset(config: ConfigDict) -> ConfigDict:
+  """Returns a config of `train` in which fields that are None have the values that follow from its data set, if any."""
+  flat = checks.flatten(config)
+  return _build('train', flat | published.following(flat))
 
 
 def describe(config: ConfigDict) -> str:

@@ -122,6 +122,8 @@ def resolve_config(
     return None
   config = configs.override(configs.load(arguments.config, program), arguments.overrides)
   configs.validate(config)
+  if program == 'train':
+    config = configs.follow_dataset(config)
   if arguments.print_config:
     print('\n'.join([configs.describe(config), *derived(config)]))
     return None

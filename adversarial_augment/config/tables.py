@@ -116,13 +116,18 @@ TRAIN: dict[str, Field] = {
     'preact', choice('preact', 'input'), 'what a projection shortcut sees: after norm and ReLU, or before'
   ),
   'classifier.padding': Field('torch', choice('torch', 'same'), 'of strided convolutions: symmetric, or as XLA pads'),
+  'classifier.stem_stride': Field(
+    None,
+    optional(integer(1, 2)),
+    'stride of the first convolution; None: 1, and 2 for Tiny ImageNet; 2 suits images of 64 pixels',
+  ),
   'classifier.mean': Field(
     None,
     optional(fields.numbers(3, 0, 1)),
-    'of the channels of images in [0, 1], subtracted from them; None: of CIFAR-10',
+    'of the channels of images in [0, 1], subtracted from them; None: of CIFAR-10, or of CIFAR-100 and Tiny ImageNet',
   ),
   'classifier.std': Field(
-    None, optional(fields.numbers(3, 0, 10, above=True)), 'by which they are divided then; None: of CIFAR-10'
+    None, optional(fields.numbers(3, 0, 10, above=True)), 'by which they are divided then; None: as for mean'
   ),
   **_CORRUPTION_NET,
   'corruption_net.weights': Field(None, optional(_WEIGHTS), 'file of phi; None: what ships for this architecture'),
@@ -239,6 +244,7 @@ ADDED: dict[str, Any] = {
   'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None, 'attack.norm': None,
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
   'classifier.mean': None, 'classifier.std': None, 'freeze': 'none', 'optimizer.head_learning_rate': None,
+  'classifier.stem_stride': None,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

@@ -14,7 +14,7 @@ from adversarial_augment import cli, metrics
 from adversarial_augment.cli import progress
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.config.fields import spell
-from adversarial_augment.datasets import cifar10, classes, source
+from adversarial_augment.datasets import cifar, classes, source
 from adversarial_augment.datasets.manifests import with_code
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import corrupted
@@ -64,7 +64,7 @@ def _open(name: str, config: ConfigDict, images: Dataset, relabel: Relabel, prep
   for part in entry.parts:
     dataset = source.load(f'{name}/{part}', 'test', config.data_dir)
     if dataset.class_names == tuple('0123456789'):  # as TFDS has it, in CIFAR-10's order
-      dataset = dataset._replace(class_names=cifar10.CLASS_NAMES)
+      dataset = dataset._replace(class_names=cifar.PUBLISHED['cifar10'].class_names)
     opened[part] = relabel(classes.in_order(dataset, known, f"The data set '{images.name}'"))
   return opened or None
 

@@ -66,7 +66,7 @@ class _Graph:
     """Writes all nodes, from 'images' to 'logits'."""
     is_resnext = self._config.name == 'resnext'
     x = self._node('Div', self._node('Sub', 'images', 'mu'), 'sigma')
-    x = self._conv(x, 'stem')
+    x = self._conv(x, 'stem', self._config.stem_stride or 1)
     x = self._norm(x, 'norm') if is_resnext else x
     for stage, (_, count) in enumerate(torch_layout.stages(self._config)):
       for index in range(count):

@@ -139,7 +139,7 @@ class Classifier(nn.Module):
     self.class_names = CLASS_NAMES
     self.register_buffer('mu', torch.tensor(MEAN).reshape(1, 3, 1, 1))
     self.register_buffer('sigma', torch.tensor(STD).reshape(1, 3, 1, 1))
-    self.{stem} = conv(3, {stem_channels}, 3)
+    self.{stem} = conv(3, {stem_channels}, 3{stem_stride})
     inputs = {stem_channels}
     for stage, (channels, count) in enumerate({stages}, 1):
       blocks = []
@@ -241,6 +241,7 @@ def source(
     'mean': tuple(normalisation['mean']),
     'std': tuple(normalisation['std']),
     'functions': 'conv2d, pad, ' if padding == 'same' else '',
+    'stem_stride': ', 2' if config.classifier.stem_stride == 2 else '',
     'seen': 'y' if config.classifier.shortcut == 'preact' else 'x',
     'groups': GROUPS,
     'epsilon': EPSILON,

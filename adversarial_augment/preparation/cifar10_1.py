@@ -2,7 +2,7 @@
 
 import argparse
 
-from adversarial_augment.datasets import cifar10, cifar10_1, writer
+from adversarial_augment.datasets import cifar, cifar10_1, writer
 from adversarial_augment.preparation import command
 
 
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
       config=version,
       version='1.1.0',  # of the TFDS builder whose layout this is
       text=f'CIFAR-10.1 {version}: {len(batch.labels):,} new test images for CIFAR-10, 32x32x3, in 10 classes.',
-      class_names=cifar10.CLASS_NAMES,
+      class_names=cifar.PUBLISHED['cifar10'].class_names,
       image_shape=(32, 32, 3),
       origin='official' if official else 'unverified',
       archive_sha256=hashes[f'cifar10.1_{version}_data.npy'],

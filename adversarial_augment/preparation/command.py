@@ -8,11 +8,27 @@ import shlex
 
 from adversarial_augment.datasets import writer
 from adversarial_augment.errors import StorageError, UserError, show
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact, files
+from adversarial_augment.storage.download import download
 
 
 def add_source(parser: argparse.ArgumentParser, metavar: str, about: str, *, required: bool = False) -> None:
   parser.add_argument('--from', dest='source', metavar=metavar, required=required, help=about)
+
+
+def add_url(parser: argparse.ArgumentParser, url: str, what: str) -> None:
+  parser.add_argument('--url', default=url, help=f'address of the {what} (default: %(default)s)')
+
+
+def downloaded(url: str, data_dir: Path, name: str, sha256: str, size: int) -> Path:
+  """Returns a published archive, which is kept in DATA_DIR/downloads and downloaded only once."""
+  path = data_dir / 'downloads' / name
+  with artifact.storage_errors(f"write under '{data_dir}'"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = path.is_file() and artifact.sha256_of(path) == sha256
+  if not known:
+    download(url, path, sha256, size)
+  return path
 
 
 def data_dir(arguments: argparse.Namespace) -> Path:

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from adversarial_augment.config import published
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets import DATASETS, folder, writer
 from adversarial_augment.errors import UserError, show
@@ -18,7 +19,7 @@ _SIZES = (16, 512)  # SSIM needs 11 pixels, and the classifiers halve the side s
 _LONGEST_NAME = 100  # it becomes a part of file names, which hold 255
 _SHOWN = 8  # files or sizes in a line
 _IMPORTED = (name for name, evaluation in EVALUATIONS.items() if evaluation.imported_from)
-_TAKEN = ('cifar10', *_IMPORTED, 'cifar10_corrupted', *DATASETS)
+_TAKEN = (*published.DATASETS, *_IMPORTED, 'cifar10_corrupted', *DATASETS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

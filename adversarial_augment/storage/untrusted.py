@@ -104,10 +104,10 @@ def _finite(text: str) -> float:
   return value
 
 
-def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-  """Opens a zip archive whose list of members has at most MAX_DIRECTORY bytes; raises Unusable if it is damaged."""
+def open_zip(file: BinaryIO, max_directory: int = MAX_DIRECTORY) -> zipfile.ZipFile:
+  """Opens a zip archive; raises Unusable if it is damaged, or lists its members in more than `max_directory` bytes."""
   try:
-    return zipfile.ZipFile(_Piecewise(file))  # type: ignore[arg-type]
+    return zipfile.ZipFile(_Piecewise(file, max_directory))  # type: ignore[arg-type]
   except Unusable:
     raise
   except Exception as error:  # zipfile raises nearly anything
@@ -140,8 +140,8 @@ def unzip(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> byte
 class _Piecewise:
   """A file that refuses large reads: zipfile reads the list of members at once, however long it claims to be."""
 
-  def __init__(self, file: BinaryIO):
-    self._file = file
+  def __init__(self, file: BinaryIO, limit: int):
+    self._file, self._limit = file, limit
     self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
 
   def read(self, size: int | None = -1) -> bytes:
@@ -149,6 +149,6 @@ class _Piecewise:
       here = self.tell()
       size = self.seek(0, os.SEEK_END) - here
       self.seek(here)
-    if size > MAX_DIRECTORY:
+    if size > self._limit:
       raise Unusable(f'its list of members has {size:,} bytes')
     return self._file.read(size)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from adversarial_augment.datasets import cifar10
+from adversarial_augment.datasets import cifar
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import artifact
 from tests.described import refused
 
+CIFAR10 = cifar.PUBLISHED['cifar10']
 COUNTS = {'train': 100, 'test': 20}
 NAMES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
 
@@ -98,7 +99,7 @@ FORMS = {
 
 @pytest.mark.parametrize('form', FORMS)
 def test_all_forms_hold_the_same(tmp_path, arrays, form):
-  content = cifar10.read(FORMS[form](tmp_path, arrays), COUNTS)
+  content = cifar.read(FORMS[form](tmp_path, arrays), CIFAR10, COUNTS)
   for split in ('train', 'test'):
     np.testing.assert_array_equal(content.splits[split].images, arrays[f'x_{split}'])
     np.testing.assert_array_equal(content.splits[split].labels, arrays[f'y_{split}'])
@@ -106,18 +107,19 @@ def test_all_forms_hold_the_same(tmp_path, arrays, form):
   assert (content.archive_sha256 is None) == ('folder' in form or 'pickles' in form)
 
 
-@pytest.mark.parametrize('name', ['ARCHIVE_SHA256', 'PYTHON_ARCHIVE_SHA256'])
-def test_the_published_archives_are_official(tmp_path, arrays, monkeypatch, name):
+@pytest.mark.parametrize('field', ['archive_sha256', 'python_archive_sha256'])
+def test_the_published_archives_are_official(tmp_path, arrays, field):
   path = FORMS['binary archive'](tmp_path, arrays)
-  monkeypatch.setattr(cifar10, name, artifact.sha256_of(path))
-  content = cifar10.read(path, COUNTS)
+  content = cifar.read(path, CIFAR10._replace(**{field: artifact.sha256_of(path)}), COUNTS)
   assert content.origin == 'official'
   assert content.archive_sha256 == artifact.sha256_of(path)
 
 
-def test_published_hash_and_size_are_those_of_tfds():
-  listed = (pathlib.Path(tfds.__file__).parent / 'url_checksums' / 'cifar10.txt').read_text().split()
-  assert listed[:3] == [cifar10.URL, str(cifar10.ARCHIVE_BYTES), cifar10.ARCHIVE_SHA256]
+@pytest.mark.parametrize('name', cifar.PUBLISHED)
+def test_published_hash_and_size_are_those_of_tfds(name):
+  listed = (pathlib.Path(tfds.__file__).parent / 'url_checksums' / f'{name}.txt').read_text().split()
+  published = cifar.PUBLISHED[name]
+  assert listed[:3] == [published.url, str(published.archive_bytes), published.archive_sha256]
 
 
 class _Call:
@@ -139,7 +141,7 @@ def test_pickles_execute_nothing(tmp_path, arrays, function, arguments):
   call = _Call(function, *(a.format(trace=trace) if isinstance(a, str) else a for a in arguments))
   files = _python(arrays) | {'data_batch_3': pickle.dumps({b'data': call}, 2)}
   with refused('data_batch_3.*is not allowed'):
-    cifar10.read(_folder(tmp_path / 'a', files), COUNTS)
+    cifar.read(_folder(tmp_path / 'a', files), CIFAR10, COUNTS)
   assert not trace.exists()
 
 
@@ -167,7 +169,7 @@ BAD_NPZ = {
 @pytest.mark.parametrize('change, said', BAD_NPZ.values(), ids=BAD_NPZ)
 def test_bad_npz(tmp_path, arrays, change, said):
   with refused(said):
-    cifar10.read(_npz(tmp_path / 'a.npz', **arrays | change(arrays)), COUNTS)
+    cifar.read(_npz(tmp_path / 'a.npz', **arrays | change(arrays)), CIFAR10, COUNTS)
 
 
 def _damaged(path: pathlib.Path, arrays, mode: str, change) -> pathlib.Path:
@@ -201,7 +203,7 @@ BAD_FILES = {
   'half a tar': (lambda p, a: _damaged(p / 'a.tar.gz', a, 'w:gz', lambda old, half: old[:half]), 'damaged one'),
   'damaged xz': (lambda p, a: _damaged(p / 'a.tar.xz', a, 'w:xz', _flipped), 'damaged one'),
   'huge member': (
-    lambda p, a: _tar(p / 'a.tar.gz', {'test_batch.bin': bytes(cifar10._MAX_FILE + 1)}), 'too many or too large members'
+    lambda p, a: _tar(p / 'a.tar.gz', {'test_batch.bin': bytes(cifar._MAX_FILE + 1)}), 'too many or too large members'
   ),
   'many members': (lambda p, a: _tar(p / 'a.tar.gz', {str(i): b'' for i in range(200)}), 'too many or too large memb'),
 }  # fmt: skip
@@ -210,14 +212,14 @@ BAD_FILES = {
 @pytest.mark.parametrize('make, said', BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_files(tmp_path, arrays, make, said):
   with pytest.raises(UserError, match=said) as caught:
-    cifar10.read(make(tmp_path, arrays), COUNTS)
+    cifar.read(make(tmp_path, arrays), CIFAR10, COUNTS)
   foreign = 'ReadError', 'file could not be opened', 'method', 'BadZipFile', 'zip file', 'allow_pickle', 'stream', '\n'
   assert not [words for words in foreign if words in str(caught.value)]
 
 
 def test_archives_are_not_unpacked_on_disk(tmp_path, arrays):
   path = _tar(tmp_path / 'a.tar.gz', _binary(arrays) | {'escaped': b'x'}, '../')
-  cifar10.read(path, COUNTS)
+  cifar.read(path, CIFAR10, COUNTS)
   assert [file.name for file in tmp_path.iterdir()] == ['a.tar.gz']
   assert not (tmp_path.parent / 'escaped').exists()
 
@@ -229,4 +231,4 @@ def test_links_in_archives_are_not_followed(tmp_path, arrays):
     member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path / 'secret')
     archive.addfile(member)
   with refused('has no file data_batch_1'):
-    cifar10.read(tmp_path / 'a.tar.gz', COUNTS)
+    cifar.read(tmp_path / 'a.tar.gz', CIFAR10, COUNTS)
