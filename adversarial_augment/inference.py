@@ -71,14 +71,14 @@ def find_source(path: Path) -> Source:
   if os.path.isfile(path):
     found = read_file(path)
     to_devices = lambda mesh: found.restored._replace(state=sharding.replicate(mesh, found.restored.state))
-    return Source(found.config, found.classes, to_devices, {'file': str(path), 'file_sha256': found.file_sha256})
+    return Source(found.config, found.classes, to_devices, {'file': path.name, 'file_sha256': found.file_sha256})
   if not checkpoints.steps(path / 'checkpoints'):
     inside = path / 'classifier.safetensors'
     file = f"'{inside}'" if os.path.exists(inside) else 'a classifier.safetensors'
     raise UserError(f"No checkpoints in '{path}'; name the workdir of a run that has saved some, or {file}.")
   config, known = read_config(path), classes(path)
   to_devices = lambda mesh: restore(config, path, known.num or 1, (32, 32, 3), mesh)
-  return Source(config, known, to_devices, {'workdir': str(path)})
+  return Source(config, known, to_devices, {'workdir': path.name})
 
 
 def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -> ConfigDict:

@@ -115,7 +115,7 @@ def start_from(place: Path, source: Path, name: str, expected_head: str = 'taken
   fresh = random_state(config, 7, dataset.num_classes)
   state, origin = train._start_from(config, jax.tree.map(jax.numpy.asarray, fresh), dataset, tiny.make_mesh(1))
   assert origin['head'] == expected_head
-  assert (origin['workdir'], origin['step'], len(origin['checkpoint_sha256'])) == (str(source), 2, 64)
+  assert (origin['workdir'], origin['step'], len(origin['checkpoint_sha256'])) == (source.name, 2, 64)
   return state
 
 

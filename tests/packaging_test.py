@@ -58,7 +58,9 @@ def test_requirements_are_those_of_the_project():
 def test_what_is_imported_is_declared_and_the_other_way_round():
   name = lambda requirement: IMPORTS.get(distribution(requirement), distribution(requirement))
   runtime = {name(requirement) for requirement in PROJECT['dependencies']}
-  optional = {name(one) for extra in ('plots', 'logging', 'torch') for one in PROJECT['optional-dependencies'][extra]}
+  optional = {
+    name(one) for extra in ('plots', 'logging', 'torch', 'onnx') for one in PROJECT['optional-dependencies'][extra]
+  }
   assert imported_packages() - runtime - optional == set()
   assert (runtime | optional) - imported_packages() <= NOT_IMPORTED
 

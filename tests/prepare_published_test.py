@@ -236,9 +236,11 @@ def test_fields_follow_from_the_data_set_and_are_shown(capsys):
   )
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'embedded', 'pets'])
-def test_configs_of_other_data_sets_stay_as_they_are(name):
-  config = configs.override(configs.base_config(), {'dataset': name})
+@pytest.mark.parametrize('fields', [
+  {'dataset': 'cifar10'}, {'dataset': 'embedded'}, {'dataset': 'pets'}, {'dataset': 'cifar100', 'init_from': 'runs/a'},
+])  # fmt: skip
+def test_other_configs_stay_as_they_are(fields):
+  config = configs.override(configs.base_config(), fields)
   assert configs.to_json(configs.follow_dataset(config)) == configs.to_json(config)
 
 

@@ -38,8 +38,11 @@ def find(dataset: str) -> PublishedDataset | None:
 
 
 def following(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a config of `train` that are None and follow from its data set, with their values."""
-  known = find(flat['dataset'])
+  """Returns the fields of a config of `train` that are None and follow from its data set, with their values.
+
+  None follow where a run starts from another classifier, whose they are.
+  """
+  known = find(flat['dataset']) if flat['init_from'] is None else None
   normalised = flat['classifier.mean'] is not None or flat['classifier.std'] is not None
   return {
     name: value

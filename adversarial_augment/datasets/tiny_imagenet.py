@@ -5,6 +5,7 @@ The published test images have no labels. As is usual, the validation images bec
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import functools
 import io
 import itertools
 import pathlib
@@ -113,7 +114,7 @@ def _listed(
 
   def images(listed: list[tuple[str, int]]) -> Iterator[tuple[np.ndarray, int]]:
     for name, label in listed:
-      yield _decoded(f'{path}: {name}', lambda name=name: read(name, _MAX_IMAGE)), label
+      yield _decoded(f'{path}: {name}', functools.partial(read, name, _MAX_IMAGE)), label
 
   splits = {'train': [train[i] for i in order], 'test': test}
   return Source(classes, splits, images, 'official' if sha256 == ARCHIVE_SHA256 else 'unverified', sha256)
