@@ -1,6 +1,7 @@
 """Every block of commands in README and the guides runs as it stands, in its smoke form: two steps, a few images."""
 
 import importlib.util
+import io
 import os
 from pathlib import Path
 import pickle
@@ -8,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 import jax
 import numpy as np
@@ -36,6 +38,7 @@ SMOKE = {
   r'--num_examples=\d+': '',
   r'(--attack=\w+)': r'\1 --num_examples=2 --allow_suspect',
   r'prepare cifar10 *(#|$)': r'prepare cifar10 --from=cifar-10-python.tar.gz \1',
+  r'prepare cifar100 *(#|$)': r'prepare cifar100 --from=cifar-100-python.tar.gz \1',
   r'prepare cifar10_c --from': 'prepare cifar10_c --dataset=cats --from',
   r'prepare cifar10_c +#': 'prepare cifar10_c --dataset=cats --overwrite --names=fog #',
   r'prepare cifar10_1 --from=FOLDER': 'prepare cifar10_1 --from=v4_and_v6',
@@ -67,6 +70,22 @@ def test_every_guide_is_run_and_every_substitution_is_needed():
     text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
 
 
+def write_tiny_imagenet(path: Path) -> None:
+  """Writes 110,000 black images in the published layout."""
+  file = io.BytesIO()
+  Image.new('RGB', (64, 64)).save(file, 'JPEG')
+  classes = [f'n{number:08d}' for number in range(200)]
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('tiny-imagenet-200/wnids.txt', '\n'.join(classes))
+    rows = [f'val_{number}.JPEG\t{classes[number % 200]}\t0\t0\t62\t62\n' for number in range(10_000)]
+    archive.writestr('tiny-imagenet-200/val/val_annotations.txt', ''.join(rows))
+    for number in range(10_000):
+      archive.writestr(f'tiny-imagenet-200/val/images/val_{number}.JPEG', file.getvalue())
+    for name in classes:
+      for number in range(500):
+        archive.writestr(f'tiny-imagenet-200/train/{name}/images/{name}_{number}.JPEG', file.getvalue())
+
+
 @pytest.fixture(scope='module')
 def workspace(tmp_path_factory) -> Path:
   """A folder with the files that the guides name, of the published layouts and mostly empty, and a home folder."""
@@ -81,6 +100,13 @@ def workspace(tmp_path_factory) -> Path:
       path.write_bytes(pickle.dumps({b'data': images, b'labels': (np.arange(10_000) % 10).tolist()}, protocol=2))
       archive.add(path, f'cifar-10-batches-py/{name}')
       path.unlink()
+  with tarfile.open(root / 'cifar-100-python.tar.gz', 'w:gz', compresslevel=1) as archive:
+    for name, number in (('train', 50_000), ('test', 10_000)):
+      content = {b'data': np.zeros((number, 3072), np.uint8), b'fine_labels': (np.arange(number) % 100).tolist()}
+      (root / name).write_bytes(pickle.dumps(content, protocol=2))
+      archive.add(root / name, f'cifar-100-python/{name}')
+      (root / name).unlink()
+  write_tiny_imagenet(root / 'tiny-imagenet-200.zip')
   for index in range(40):
     path = root / 'FOLDER' / ('cat', 'dog')[index % 2] / f'{index}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
