@@ -124,7 +124,7 @@ def _jax_export(classifier: Classifier, card: dict[str, Any]) -> dict[str, Encod
   file = FORMATS['jax_export'].files[0]
   name, options = classifier.config.classifier.name, recipe.classifier_options(classifier.config)
   # XLA's padding of strided convolutions depends on whether sides are even.
-  multiple_of = 8 if options['padding'] == 'same' else 1
+  multiple_of = 8 * options['stem_stride'] if options['padding'] == 'same' else 1
   network = classifiers.CLASSIFIERS[name](classifier.num_classes, conv=_conv, **options)
   # Host arrays, because device arrays would tie the program to the device.
   function = classifiers.logits_fn(network, *jax.device_get((classifier.params, classifier.model_state)))
