@@ -50,8 +50,8 @@ def test_evaluations_between_steps_are_in_the_order_of_steps(folder):
 def test_a_page_says_what_is_missing(folder, drawn):
   (folder / 'results' / 'ada.json').unlink()
   text = report.report([folder]).read_text()
-  assert text.count('--evals=ada<') == 1
-  assert 'run has not been evaluated for accuracy under AdA.' in text
+  assert text.count('--evals=ada,cifar10_c_bar<') == 1
+  assert 'run has not been evaluated for accuracy under AdA, ' in text
   drawn.clear()
   for part in ('results', 'figures'):
     shutil.rmtree(folder / part)
