@@ -57,7 +57,8 @@ def test_a_page_says_what_is_missing(folder, drawn):
     shutil.rmtree(folder / part)
   (folder / 'metrics.jsonl').unlink()
   text = report.report([folder]).read_text()
-  command = 'python -m adversarial_augment.evaluate --workdir=run --evals=clean,ada,cifar10_c,cifar10_c_extra'
+  evals = 'clean,ada,cifar10_c,cifar10_c_extra,cifar10_c_bar'
+  command = f'python -m adversarial_augment.evaluate --workdir=run --evals={evals}'
   assert f'<code>{command}</code>' in text  # CIFAR-10.1 is for classifiers of CIFAR-10
   assert 'No metrics.jsonl in run' in text
   assert drawn == {}
