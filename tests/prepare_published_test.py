@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import io
+import os
 import pathlib
 import pickle
 import re
@@ -146,10 +147,14 @@ def tiny() -> Files:
   return files | {ROOT + 'val/val_annotations.txt': ''.join(rows).encode(), ROOT + 'test/images/test_0.JPEG': jpeg(9)}
 
 
-@pytest.mark.parametrize('form', ['archive', 'folder', 'folder above it'])
+@pytest.mark.parametrize(
+  'form', ['archive', 'archive without a root', 'archive that leads out', 'folder', 'folder above it']
+)
 def test_tiny_imagenet_and_its_validation_images_as_test(tmp_path, small, form):
-  if form == 'archive':
-    source = zipped(tmp_path / 'a.zip', tiny())
+  roots = {'archive': ROOT, 'archive without a root': '', 'archive that leads out': '../other/'}
+  if form in roots:
+    files = {roots[form] + name.removeprefix(ROOT): content for name, content in tiny().items()}
+    source = zipped(tmp_path / 'a.zip', files)
   else:
     source = unpacked(tmp_path / 'in', tiny()) / ('' if form == 'folder above it' else ROOT)
   run('tiny_imagenet', source, tmp_path)
@@ -190,9 +195,9 @@ BAD_TINY: dict[str, tuple[Callable[[Files], Files], str]] = {
   ),
   'no image': (lambda files: files | {ROOT + 'val/images/val_0.JPEG': b'text'}, 'val_0.JPEG. cannot be used'),
   'a large member': (lambda files: files | {ROOT + 'val/images/val_0.JPEG': bytes(2 << 20)}, 'cannot be used'),
-  'outside of the folder': (
-    lambda files: {'../' + name: content for name, content in files.items()},
-    'has no file wnids',
+  'one image again and again': (
+    lambda files: files | {ROOT + 'val/val_annotations.txt': f'val_0.JPEG\t{IDS[0]}\n'.encode() * 3},
+    '0 to 1 test images of each',
   ),
 }
 
@@ -211,6 +216,13 @@ def test_a_damaged_archive(tmp_path, small, damage):
   source = zipped(tmp_path / 'a.zip', tiny())
   source.write_bytes(damage(source.read_bytes()))
   with refused('is not tiny-imagenet-200.zip, or a damaged one'):
+    run('tiny_imagenet', source, tmp_path)
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path, small):
+  source = unpacked(tmp_path / 'in', without('wnids')(tiny())) / ROOT
+  os.mkfifo(source / 'wnids.txt')
+  with refused('wnids.txt. cannot be used .it is a named pipe'):
     run('tiny_imagenet', source, tmp_path)
 
 

@@ -26,7 +26,6 @@ COUNTS = {'train': 100_000, 'test': 10_000}
 NUM_CLASSES = 200
 SIDE = 64
 
-_ROOT = 'tiny-imagenet-200/'
 _CLASSES, _ANNOTATIONS = 'wnids.txt', 'val/val_annotations.txt'
 _MAX_ARCHIVE = 1 << 29  # bytes
 _MAX_DIRECTORY = 32 << 20  # bytes; the real one has some 13 MB
@@ -53,7 +52,8 @@ def open_source(
     UserError: the file is missing, damaged or too large, or another data set; or an image cannot be read.
   """
   if path.is_dir():
-    root = path / _ROOT if (path / _ROOT).is_dir() else path
+    roots = [path, *(file.parent for file in sorted(path.glob(f'*/{_CLASSES}')))]
+    root = next((root for root in roots if (root / _CLASSES).exists()), path)
     found = (root.glob(pattern) for pattern in ('*', 'train/*/images/*', 'val/*', 'val/images/*'))
     names = {file.relative_to(root).as_posix() for file in itertools.chain(*found)}
     read = lambda name, limit: untrusted.read_bytes(root / name, limit)
@@ -64,7 +64,10 @@ def open_source(
   try:
     with untrusted.open_file(path, _MAX_ARCHIVE) as file:
       archive = untrusted.open_zip(file, _MAX_DIRECTORY)
-      members = {member.filename.removeprefix(_ROOT): member for member in archive.infolist()}
+      members = {member.filename: member for member in archive.infolist()}
+      lists = [name for name in members if name == _CLASSES or name.endswith(f'/{_CLASSES}')]
+      root = min(lists, default='').removesuffix(_CLASSES)
+      members = {name.removeprefix(root): member for name, member in members.items() if name.startswith(root)}
       unzip = lambda name, limit: bytes(untrusted.unzip(archive, members[name], limit))
       yield _listed(path, members.keys(), unzip, counts, num_classes, artifact.sha256_of(path))
   except untrusted.Unusable as error:
@@ -86,7 +89,10 @@ def _listed(
   def lines(name: str) -> list[str]:
     if name not in present:
       raise UserError(f"'{path}' has no file {name}; it is not Tiny ImageNet, or incomplete; {_FORMS}.")
-    return read(name, _MAX_TEXT).decode('utf-8', 'replace').splitlines()
+    try:
+      return read(name, _MAX_TEXT).decode('utf-8', 'replace').splitlines()
+    except untrusted.Unusable as error:
+      raise UserError(f"'{path}: {name}' cannot be used ({one_line(error)}); {_FORMS}.") from error
 
   classes = tuple(sorted({line.strip() for line in lines(_CLASSES)} - {''}))
   labels = {name: label for label, name in enumerate(classes)}
@@ -97,7 +103,7 @@ def _listed(
     if len(part) == 4 and (part[0], part[2]) == ('train', 'images') and part[3].lower().endswith('.jpeg')
   ]
   rows = [line.split('\t') for line in lines(_ANNOTATIONS) if line.strip()]
-  test = [(f'val/images/{row[0]}', labels.get(row[1] if len(row) > 1 else '', -1)) for row in rows]
+  test = [*{f'val/images/{row[0]}': labels.get(row[1] if len(row) > 1 else '', -1) for row in rows}.items()]
   if missing := [name for name, _ in test if name not in present]:
     raise UserError(f"'{path}' has no file {missing[0]}, which {_ANNOTATIONS} lists; {_FORMS}.")
   for split, listed in (('train', train), ('test', test)):
