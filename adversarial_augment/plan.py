@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(rest)
   config = configs.override(configs.load(arguments.config), overrides)
   configs.validate(config)
-  config = configs.follow_dataset(config)
+  config = configs.follow(config)
   for name, sets in (('JAX_NUM_CPU_DEVICES', ''), ('XLA_FLAGS', 'xla_force_host_platform_device_count')):
     if (value := os.environ.get(name)) and sets in value:
       raise UserError(f'{name}={value} sets the number of CPU devices, but --topology names those of a plan; unset it.')

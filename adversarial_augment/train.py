@@ -3,6 +3,7 @@
 The path of a batch: `datasets` -> `sharding.shard_batch` -> `train_step` -> `loop`, which logs, saves and stops.
 """
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> None:
   arguments = command_line.parse_train(argv)
   processes = launch.find(arguments)
   with launch.together(processes) as shared:  # what fails here fails on all processes, so that none waits
-    config = command_line.resolve_config(arguments, derived=_derived)
+    complete = functools.partial(_complete, workdir=arguments.workdir)
+    config = command_line.resolve_config(arguments, derived=_derived, complete=complete)
     if config is None:
       return
     count = launch.number(processes)
@@ -54,6 +56,19 @@ def main(argv: list[str]) -> None:
       builders.check_parts(config, num_devices)
   devices.compilation_cache()
   train(config, arguments.workdir, splits, test)
+
+
+def _complete(config: ConfigDict, workdir: Path) -> ConfigDict:
+  """Returns a config with the fields that follow from the run in `workdir`, from `init_from`, or from the data set."""
+  with contextlib.suppress(UserError):  # what cannot be read is reported where it is needed
+    recorded = inference.read_config(workdir)
+    if (recorded.dataset, recorded.init_from) == (config.dataset, config.init_from):
+      return configs.follow(config, recorded)
+  source = None
+  if config.init_from is not None:
+    with contextlib.suppress(UserError):
+      source = inference.find_source(files.user_path(config.init_from, 'config.init_from')).config
+  return configs.follow(config, source)
 
 
 def _derived(config: ConfigDict) -> list[str]:
@@ -191,7 +206,7 @@ def _source(config: ConfigDict) -> 'inference.Source':
     hint = f' A file of PyTorch is converted first: {convert} --output=FILE.safetensors' if of_pytorch else ''
     raise UserError(f"config.init_from='{config.init_from}': {error}{hint}") from error
   theirs, ours = (
-    {f'classifier.{name}': value for name, value in {**one.classifier, **recipe.normalisation(one)}.items()}
+    {f'classifier.{name}': value for name, value in (dict(one.classifier) | recipe.resolved(one)).items()}
     for one in (source.config, config)
   )
   # How fast running statistics follow is a matter of training.

@@ -248,12 +248,27 @@ def test_fields_follow_from_the_data_set_and_are_shown(capsys):
   )
 
 
-@pytest.mark.parametrize('fields', [
-  {'dataset': 'cifar10'}, {'dataset': 'embedded'}, {'dataset': 'pets'}, {'dataset': 'cifar100', 'init_from': 'runs/a'},
-])  # fmt: skip
-def test_other_configs_stay_as_they_are(fields):
-  config = configs.override(configs.base_config(), fields)
-  assert configs.to_json(configs.follow_dataset(config)) == configs.to_json(config)
+@pytest.mark.parametrize('name', ['cifar10', 'embedded', 'pets'])
+def test_configs_of_other_data_sets_stay_as_they_are(name):
+  config = configs.override(configs.base_config(), {'dataset': name})
+  assert configs.to_json(configs.follow(config)) == configs.to_json(config)
+
+
+def test_fields_follow_from_the_classifier_that_a_run_starts_from():
+  half = {'classifier.mean': '0.5,0.5,0.5', 'classifier.std': '0.5,0.5,0.5'}
+  source = configs.override(configs.base_config(), half)
+  config = configs.override(configs.base_config(), {'dataset': 'tiny_imagenet'})
+  followed = configs.follow(config, source).classifier
+  assert (followed.mean, followed.std, followed.stem_stride) == ((0.5,) * 3, (0.5,) * 3, None)
+
+
+def test_a_resumed_run_keeps_what_it_recorded(tmp_path, capsys):
+  """As one does whose version knew no such fields."""
+  config = configs.override(configs.load('configs/ada_edsr.py:smoke'), {'dataset': 'cifar100'})
+  (tmp_path / 'config.json').write_text(configs.to_json(config))
+  out = printed(capsys, '--config.dataset=cifar100', f'--workdir={tmp_path}')
+  assert 'classifier.mean = None' in out
+  assert 'classifier.mean = (0.5071' in printed(capsys, '--config.dataset=cifar100', f'--workdir={tmp_path}/new')
 
 
 def test_what_is_known_agrees_with_the_readers():

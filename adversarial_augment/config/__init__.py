@@ -89,10 +89,14 @@ def override(config: ConfigDict, pairs: Mapping[str, str]) -> ConfigDict:
   return _build(program, flat | {name: fields.parse(TABLES[program], name, value) for name, value in pairs.items()})
 
 
-def follow_dataset(config: ConfigDict) -> ConfigDict:
-  """Returns a config of `train` in which fields that are None have the values that follow from its data set, if any."""
-  flat = checks.flatten(config)
-  return _build('train', flat | published.following(flat))
+def follow(config: ConfigDict, other: ConfigDict | None = None) -> ConfigDict:
+  """Returns a config of `train` in which fields of the classifier that are None follow.
+
+  They have the values of the config `other` or, without one, those that belong to the data set, if any.
+  """
+  flat, known = checks.flatten(config), published.find(config.dataset)
+  values = checks.flatten(other) if other is not None else known.fields if known else {}
+  return _build('train', flat | {name: values.get(name) for name in published.FOLLOWING if flat[name] is None})
 
 
 def describe(config: ConfigDict) -> str:

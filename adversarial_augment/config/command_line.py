@@ -111,19 +111,22 @@ def default_workdir(spec: str) -> Path:
 
 
 def resolve_config(
-  arguments: Arguments, program: str = 'train', derived: Callable[[ConfigDict], Sequence[str]] = lambda config: ()
+  arguments: Arguments,
+  program: str = 'train',
+  derived: Callable[[ConfigDict], Sequence[str]] = lambda config: (),
+  complete: Callable[[ConfigDict], ConfigDict] = lambda config: config,
 ) -> ConfigDict | None:
   """Returns the checked config of a program, or None where a flag only asked to print something, which it does.
 
-  `derived` gives the lines of what follows from a config, which --print_config prints too.
+  `complete` sets the fields that follow from elsewhere, and `derived` gives the lines of what follows from a config,
+  which --print_config prints too.
   """
   if arguments.list_configs:
     print(configs.list_configs())
     return None
   config = configs.override(configs.load(arguments.config, program), arguments.overrides)
   configs.validate(config)
-  if program == 'train':
-    config = configs.follow_dataset(config)
+  config = complete(config)
   if arguments.print_config:
     print('\n'.join([configs.describe(config), *derived(config)]))
     return None

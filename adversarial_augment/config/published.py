@@ -32,20 +32,9 @@ DATASETS = {
 }  # fmt: skip
 
 
+FOLLOWING = tuple(DATASETS['tiny_imagenet'].fields)  # all fields that follow from some data set
+
+
 def find(dataset: str) -> PublishedDataset | None:
   """Returns the entry of the field `dataset`, which may name a version; None for other data sets."""
   return DATASETS.get(dataset.partition(':')[0])
-
-
-def following(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a config of `train` that are None and follow from its data set, with their values.
-
-  None follow where a run starts from another classifier, whose they are.
-  """
-  known = find(flat['dataset']) if flat['init_from'] is None else None
-  normalised = flat['classifier.mean'] is not None or flat['classifier.std'] is not None
-  return {
-    name: value
-    for name, value in (known.fields if known else {}).items()
-    if flat[name] is None and not (normalised and name in ('classifier.mean', 'classifier.std'))
-  }

@@ -169,8 +169,12 @@ def classifier_options(config: ConfigDict) -> dict[str, Any]:
   """Returns what the classifier's factory takes beside the number of classes, as plain values."""
   not_its_own = {'name', 'shortcut'} if config.classifier.name == 'resnext' else {'name'}
   fields = {name: value for name, value in config.classifier.items() if name not in not_its_own}
-  fields['stem_stride'] = fields['stem_stride'] or 1
-  return {**fields, **normalisation(config), 'dtype': config.precision}
+  return {**fields, **resolved(config), 'dtype': config.precision}
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+  """Returns the fields of the classifier that may be None, with what None stands for."""
+  return {**normalisation(config), 'stem_stride': config.classifier.stem_stride or 1}
 
 
 def normalisation(config: ConfigDict) -> dict[str, tuple[float, ...]]:
