@@ -66,8 +66,8 @@ def open_source(
       archive = untrusted.open_zip(file, _MAX_DIRECTORY)
       members = {member.filename: member for member in archive.infolist()}
       lists = [name for name in members if name == _CLASSES or name.endswith(f'/{_CLASSES}')]
-      root = min(lists, default='').removesuffix(_CLASSES)
-      members = {name.removeprefix(root): member for name, member in members.items() if name.startswith(root)}
+      top = min(lists, default='').removesuffix(_CLASSES)
+      members = {name.removeprefix(top): member for name, member in members.items() if name.startswith(top)}
       unzip = lambda name, limit: bytes(untrusted.unzip(archive, members[name], limit))
       yield _listed(path, members.keys(), unzip, counts, num_classes, artifact.sha256_of(path))
   except untrusted.Unusable as error:
