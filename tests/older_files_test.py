@@ -19,7 +19,6 @@ import pytest
 
 from adversarial_augment import (
   corruption_nets,
-  corruptions,
   deepaugment,
   evaluate,
   inference,
@@ -71,13 +70,11 @@ def older(tmp_path, monkeypatch) -> Iterator[Path]:
   for name, module in list(sys.modules.items()):
     if name.partition('.')[0] == 'adversarial_augment' and hasattr(module, '__version__'):
       monkeypatch.setattr(module, '__version__', then['adversarial_augment'])
-  for made_with in (corruptions.made_with, deepaugment.made_with):  # the versions of now may be known
-    made_with.cache_clear()
+  deepaugment.made_with.cache_clear()  # the versions of now may be known
   switched_on = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)  # commands would put one into the user's folder
   yield tmp_path
-  for made_with in (corruptions.made_with, deepaugment.made_with):
-    made_with.cache_clear()
+  deepaugment.made_with.cache_clear()
   jax.config.update('jax_enable_compilation_cache', switched_on)
 
 
