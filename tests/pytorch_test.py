@@ -60,9 +60,9 @@ def _copy(model, batch_statistics):
   return copy.train(batch_statistics)  # batch norm is all that differs
 
 
-def _compare(model, shape, *, translated=True, mean=(0.0,), std=(1.0,)):
-  """Logits to 1e-5 and gradients to 1e-4 of torch's, relative to the largest."""
-  images = np.random.default_rng(0).random(shape, np.float32)
+def _compare(model, shape, *, translated=True, mean=(0.0,), std=(1.0,), tolerances=(1e-5, 1e-4)):
+  """Logits and gradients equal torch's, up to tolerances relative to the largest."""
+  images = np.random.default_rng(0).random(shape).astype(str(next(model.parameters()).dtype).removeprefix('torch.'))
   function = pytorch.from_torch(model, image_shape=shape[1:], mean=mean, std=std)
   weights = function.weights()
   loss = lambda images: (logits := function.apply(weights, images))[:, 1].sum() - jnp.square(logits).mean()
@@ -75,9 +75,9 @@ def _compare(model, shape, *, translated=True, mean=(0.0,), std=(1.0,)):
   (expected[:, 1].sum() - expected.square().mean()).backward()
   assert function.is_translated == translated
   np.testing.assert_allclose(
-    logits, expected.detach(), rtol=0, atol=1e-5 * max(1, float(expected.detach().abs().max()))
+    logits, expected.detach(), rtol=0, atol=tolerances[0] * max(1, float(expected.detach().abs().max()))
   )
-  np.testing.assert_allclose(gradient, inputs.grad, rtol=0, atol=1e-4 * float(inputs.grad.abs().max()))
+  np.testing.assert_allclose(gradient, inputs.grad, rtol=0, atol=tolerances[1] * float(inputs.grad.abs().max()))
 
 
 class WideBlock(nn.Module):
@@ -121,16 +121,23 @@ def _with_statistics(model):
   return model
 
 
+def _compare_deep(model, shape):
+  """In float32, rounding moves single ReLU across 0 and changes their gradients; in float64 it does not."""
+  _compare(model, shape, tolerances=(1e-5, 1e-2))
+  with jax.enable_x64(True):
+    _compare(model.double(), shape, tolerances=(1e-12, 1e-12))
+
+
 @pytest.mark.slow
 def test_preact_resnet_18_is_that_of_torch():
   from benchmarks import torch_classifier
 
-  _compare(_with_statistics(torch_classifier.PreActResNet((2, 2, 2, 2), 64)), (4, 32, 32, 3))
+  _compare_deep(_with_statistics(torch_classifier.PreActResNet((2, 2, 2, 2), 64)), (4, 32, 32, 3))
 
 
 @pytest.mark.slow
 def test_wide_resnet_28_10_is_that_of_torch():
-  _compare(_with_statistics(_wide_resnet()), (2, 32, 32, 3))
+  _compare_deep(_with_statistics(_wide_resnet()), (2, 32, 32, 3))
 
 
 @pytest.mark.slow
@@ -139,7 +146,8 @@ def test_a_vision_transformer_is_that_of_torch():
     torch.ops.torchvision.nms  # noqa: B018
   except AttributeError:  # torchvision, which timm imports, may be built for another device
     library = torch.library.Library('torchvision', 'DEF')
-    library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    for name in ('nms', 'qnms'):
+      library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
   timm = pytest.importorskip('timm')
   torch.manual_seed(0)
   model = timm.create_model('vit_tiny_patch16_224', img_size=64, patch_size=8, num_classes=10)
@@ -342,7 +350,7 @@ def test_counts_of_autoattack_are_those_of_torch():
   pyautoattack = pytest.importorskip('pyautoattack')
   torch.manual_seed(0)
   train, test = (datasets.embedded.load(split).read(np.arange(n)) for split, n in (('train', 4096), ('test', 256)))
-  model, epsilon = Small(), 4 / 255
+  model, epsilon = Small(), 2 / 255
   optimizer = torch.optim.Adam(model.parameters(), 3e-3)
   for step in range(400):
     index = np.random.default_rng(step).integers(4096, size=128)
@@ -356,8 +364,8 @@ def test_counts_of_autoattack_are_those_of_torch():
   model.eval()
   images, labels = np.float32(test.images) / 255, test.labels
   inputs = torch.tensor(images).movedim(-1, 1).contiguous()
-  theirs = pyautoattack.AutoAttack(model, norm='Linf', eps=epsilon, version='standard', device='cpu', verbose=False)
-  moved = theirs.run_standard_evaluation(inputs, torch.tensor(labels).long(), batch_size=128)
+  theirs = pyautoattack.AutoAttack(model, norm='Linf', eps=epsilon, version='standard', device='cpu', seed=0)
+  moved, _ = theirs.run_standard_evaluation(inputs, torch.tensor(labels).long(), batch_size=128)
   with torch.no_grad():
     robust = int((model(moved).argmax(1).numpy() == labels).sum())
   attack = attacks.autoattack(norm='linf', epsilon=epsilon)
