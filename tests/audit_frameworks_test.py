@@ -43,7 +43,7 @@ class Net(nn.Module):
 class Branches(Net):  # which cannot be traced
 
   def forward(self, x):
-    return super().forward(x if float(x.sum()) < 1e9 else 2 * x)
+    return super().forward(x if float(x.detach().sum()) < 1e9 else 2 * x)
 
 
 class Own(Net):  # it normalises by itself; its tensors are no wish
@@ -116,11 +116,11 @@ def write_onnx(folder: Path) -> None:
   weights = np.load(folder / 'weights.npy').reshape(32, 32, 3, 10).transpose(2, 0, 1, 3).reshape(3072, 10)
   node, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
   nodes = [
-    node('Sub', ['images', 'half'], ['shifted']),
+    node('Sub', ['images', 'offset'], ['shifted']),
     node('Flatten', ['shifted'], ['flat']),
     node('MatMul', ['flat', 'weights'], ['logits']),
   ]
-  arrays = {'half': np.float32(0.5), 'weights': np.ascontiguousarray(weights)}
+  arrays = {'offset': np.float32(0.5), 'weights': np.ascontiguousarray(weights)}
   initial = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
   inputs = [info('images', onnx.TensorProto.FLOAT, ['n', 3, 32, 32])]
   graph = onnx.helper.make_graph(nodes, 'net', inputs, [info('logits', onnx.TensorProto.FLOAT, ['n', 10])], initial)
