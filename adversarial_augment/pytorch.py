@@ -322,15 +322,18 @@ def _through_callback(call: Callable, num_classes: int) -> Run:
 
 
 def _state(module: torch.nn.Module) -> Weights:
-  return {name: _to_jax(tensor) for name, tensor in _tensors(module).items()}
+  return jax.device_put({name: _to_jax(tensor) for name, tensor in _tensors(module).items()})  # all at once: faster
 
 
-def _to_jax(tensor: torch.Tensor) -> Array:
-  """Returns a copy of a tensor: PyTorch changes weights in place, while JAX may still compute with them."""
+def _to_jax(tensor: torch.Tensor) -> Array | np.ndarray:
+  """Returns a copy of a tensor: PyTorch changes weights in place, while JAX may still compute with them.
+
+  It is on the host, unless JAX has the tensor's device.
+  """
   copy, dtype = tensor.detach().clone(memory_format=torch.contiguous_format), _jax_dtype(tensor.dtype)
   if copy.is_cuda and jax.default_backend() == 'gpu':
     return jnp.from_dlpack(copy).astype(dtype)
-  return jnp.asarray((copy.float() if copy.dtype == torch.bfloat16 else copy).cpu().numpy(), dtype)
+  return (copy.float() if copy.dtype == torch.bfloat16 else copy).cpu().numpy().astype(dtype, copy=False)
 
 
 def _jax_dtype(dtype: torch.dtype) -> Any:
