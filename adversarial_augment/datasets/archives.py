@@ -57,11 +57,11 @@ def unpacked(file: BinaryIO, limit: int) -> BinaryIO:
   return content
 
 
-def members(file: BinaryIO) -> Iterator[Member]:
+def members(file: BinaryIO, limit: int = _MAX_HEADERS) -> Iterator[Member]:
   """Yields the regular files of an uncompressed tar archive; raises Unusable if it is damaged or exceeds a bound."""
   size = file.seek(0, os.SEEK_END)
   name, position = '', 0  # the name, from an extended header, is the next member's
-  for number in range(_MAX_HEADERS):
+  for number in range(limit):
     file.seek(position)
     header = file.read(_BLOCK)
     if number and not header.strip(b'\0'):
@@ -82,7 +82,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
     if info.isreg():
       yield Member(name or info.name, info.size, start)
     name = (_long_name(info.type, file.read(info.size)) or name) if extended else ''
-  raise Unusable(f'more than {_MAX_HEADERS:,} members')
+  raise Unusable(f'more than {limit:,} members')
 
 
 def _long_name(kind: bytes, content: bytes) -> str:

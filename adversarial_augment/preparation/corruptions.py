@@ -23,7 +23,7 @@ from adversarial_augment.datasets.cifar10_c import CorruptionSet
 from adversarial_augment.datasets.manifests import comparable
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.parallel import devices
-from adversarial_augment.preparation import command
+from adversarial_augment.preparation import command, image_corruptions
 from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset
 
@@ -136,6 +136,8 @@ def _generated(names: tuple[str, ...], test: Dataset, seed: int, frost: str | No
 
 def _imported(names: tuple[str, ...], test: Dataset, path: Path) -> CorruptionSet:
   print(f"Checking '{path}' ...", flush=True)
+  if image_corruptions.is_published_so(path):
+    return image_corruptions.open_set(path, names, test)
   return cifar10_c.open_set(path, names, test, verify=True)
 
 
@@ -315,6 +317,6 @@ C = Benchmark(
   'cifar10_c',
   metrics.ALL_NAMES,
   'DATASET_c',
-  'CIFAR-10-C.tar (Zenodo record 2535967) or CIFAR-100-C.tar (3555552)',
+  'CIFAR-10-C.tar (Zenodo record 2535967), CIFAR-100-C.tar (3555552) or Tiny-ImageNet-C.tar (2536630)',
 )
 C_BAR = Benchmark('cifar10_c_bar', metrics.BAR_NAMES, 'DATASET_c_bar', 'a tar archive of CIFAR-10-C-Bar')
