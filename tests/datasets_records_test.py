@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from adversarial_augment import datasets
+from adversarial_augment.datasets import cifar
 from adversarial_augment.datasets import folder as image_folder
 from adversarial_augment.datasets import records as records_module
 from adversarial_augment.errors import UserError
@@ -67,6 +68,22 @@ def test_other_features_of_tfds_are_left_unread(tmp_path):
   more = {'box': tfds.features.BBox(0.0, 0.0, 1.0, 1.0), 'parts': {'names': ['a'], 'size': 3}}
   tfds_write(tmp_path, [{'image': png(images[i]), 'label': labels[i]} | more for i in range(3)], features)
   np.testing.assert_array_equal(datasets.load('pets', 'train', str(tmp_path)).read(np.arange(3)).images, images)
+
+
+def test_cifar100_as_tfds_itself_writes_it(tmp_path):
+  features = tfds.builder('cifar100', data_dir=str(tmp_path / 'none')).info.features
+  features['label'].names = names = cifar.PUBLISHED['cifar100'].class_names  # TFDS reads them from the archive
+  images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+  rows = [
+    {'image': png(images[i]), 'label': label, 'coarse_label': i, 'id': f'train_{i:05d}'}
+    for i, label in enumerate((99, 0, 42))
+  ]
+  tfds_write(tmp_path, rows, dict(features.items()))
+  dataset = datasets.load('pets', 'train', str(tmp_path))
+  batch = dataset.read(np.arange(3))
+  np.testing.assert_array_equal(batch.images, images)
+  assert batch.labels.tolist() == [99, 0, 42]
+  assert dataset.class_names == names
 
 
 @pytest.mark.parametrize(
