@@ -376,7 +376,6 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--overwrite', action='store_true', help='evaluate again even if there are results; start a stopped attack over'
   )
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   attack_request.add(parser, 'l_p attacks')
   return parser
 

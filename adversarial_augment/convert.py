@@ -42,7 +42,6 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('target', type=Path, metavar='OUT.safetensors', help='output file')
   parser.add_argument('--net', default='edsr', choices=('edsr', 'cae'), help='network of the checkpoint')
   parser.add_argument('--dtype', default='float32', choices=('float16', 'float32'), help='data type of the weight file')
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   arguments = parser.parse_args(argv)
   if not arguments.source:
     parser.error('CHECKPOINT.pt is empty; name a file')
@@ -88,7 +87,6 @@ def _classifier(argv: Sequence[str]) -> None:
     choices=('preact', 'input'),
     help='of PreActResNet: preact for PreActBlockV2 and bottlenecks (default), input for PreActBlock',
   )
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   arguments = parser.parse_args(argv)
   source = files.user_path(arguments.source, '--from')
   target = files.output_file(arguments.output, '--output')

@@ -202,7 +202,6 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--overwrite', action='store_true', help='evaluate again even if there are results; start a stopped attack over'
   )
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   attack_request.add(parser)
   cli.add_process_flags(parser)
   return parser

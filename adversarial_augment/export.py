@@ -99,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--to', metavar='NAMES', help='formats, separated by commas')
   parser.add_argument('--formats', dest='to', help=argparse.SUPPRESS)  # its name in older commands
   parser.add_argument('--overwrite', action='store_true', help='replace the files of an earlier export')
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 
 

@@ -114,7 +114,6 @@ def _parser() -> cli.Parser:
   parser.add_argument('--config.FIELD', dest='_', metavar='VALUE', help='override a field of the config')
   parser.add_argument('--topology', required=True, metavar='CHIP[:SIZE]', help='devices, such as v5e:2x4 or h100:8')
   parser.add_argument('--output', metavar='FILE', help='also write the plan as JSON')
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 
 

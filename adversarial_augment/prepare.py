@@ -56,7 +56,6 @@ def _parser() -> cli.Parser:
     module.add_arguments(sub)
     sub.add_argument('--data_dir', default=DATA_DIR, help='folder of prepared data sets (default: %(default)s)')
     sub.add_argument('--overwrite', action='store_true', help='replace the data set if it exists')
-    sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
   return parser
 
 

@@ -93,7 +93,6 @@ def _parser() -> cli.Parser:
   )
   parser.add_argument('folders', nargs='+', metavar='DIR', help='the workdir of a run')
   parser.add_argument('--output', metavar='FILE', help='default: DIR/report.html, or report.html here for several runs')
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 
 

@@ -358,7 +358,6 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--output', default='.', metavar='FOLDER', help='folder of accelerator.json and .md; default: .')
   parser.add_argument('--only', metavar='NAMES', help='measurements, separated by commas; default: all')
   parser.add_argument('--measure', metavar='NAME', help=argparse.SUPPRESS)
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   arguments = parser.parse_args(argv)
   end = time.monotonic() + 60 * arguments.minutes
   if arguments.measure:

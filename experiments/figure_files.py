@@ -25,7 +25,6 @@ def parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
   """Returns the parser of one figure, with the flags that all share."""
   made = cli.Parser(prog=f'python -m experiments.{name}', description=description, epilog=epilog)
   made.add_argument('--output', metavar='DIR', help='folder of the .json and .png; created if missing')
-  made.add_argument('--debug', action='store_true', help='show tracebacks')
   return made
 
 

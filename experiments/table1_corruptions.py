@@ -168,7 +168,6 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--config.FIELD', dest='_', metavar='VALUE', help='override a field in every run, such as data_dir'
   )
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 
 

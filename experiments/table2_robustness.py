@@ -191,7 +191,6 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--output', default='experiments/results', metavar='DIR', help='folder of the table; default: experiments/results'
   )
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   return parser
 
 

@@ -14,6 +14,7 @@ import pytest
 import adversarial_augment
 from adversarial_augment import audit, datasets, report, results
 from adversarial_augment.errors import UserError
+from tests.audit_test import write_weights
 
 torch = pytest.importorskip('torch')
 
@@ -103,10 +104,7 @@ ATTACK = ('--attack=pgd', '--norm=linf', '--epsilon=1/255', '--num_examples=16',
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
   path = tmp_path_factory.mktemp('models')
-  images, labels = datasets.load('embedded', 'train', '').read(np.arange(2000))
-  inputs = images.reshape(len(images), -1) / 255 - 0.5
-  weights = inputs.T @ np.linalg.solve(inputs @ inputs.T + 30 * np.eye(len(images)), np.eye(10)[labels])
-  np.save(path / 'weights.npy', (20 * weights).astype(np.float32))
+  write_weights(path)
   (path / 'models.py').write_text(MODELS)
   return path
 

@@ -127,14 +127,19 @@ bad_std.std = 'wide'
 FLAGS = ('--dataset=embedded', '--config.eval_images=64', '--config.batch_size=32')
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory) -> Path:
-  """A folder with models.py, whose weights are a least-squares fit; its name has a space."""
-  path = tmp_path_factory.mktemp('my models')
+def write_weights(folder: Path) -> None:
+  """Writes weights.npy [3072, 10], a least-squares fit to the embedded images - 0.5."""
   images, labels = datasets.load('embedded', 'train', '').read(np.arange(2000))
   inputs = images.reshape(len(images), -1) / 255 - 0.5
   weights = inputs.T @ np.linalg.solve(inputs @ inputs.T + 30 * np.eye(len(images)), np.eye(10)[labels])
-  np.save(path / 'weights.npy', (20 * weights).astype(np.float32))
+  np.save(folder / 'weights.npy', (20 * weights).astype(np.float32))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+  """A folder with models.py and its weights; its name has a space."""
+  path = tmp_path_factory.mktemp('my models')
+  write_weights(path)
   (path / 'models.py').write_text(MODELS)
   (path / 'broken.py').write_text('x = (\n')
   (path / 'net.pt').write_bytes(b'PK')

@@ -24,10 +24,11 @@ _KEPT = 'what was written before is kept; run the same command again to resume'
 
 
 class Parser(argparse.ArgumentParser):
-  """An ArgumentParser that raises UserError and takes no abbreviated flags."""
+  """An ArgumentParser that raises UserError and takes no abbreviated flags; `run` reads `--debug`."""
 
   def __init__(self, **options: Any):
     super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+    self.add_argument('--debug', action='store_true', help='show tracebacks')
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f'{message} (see {self.prog} --help).')

@@ -79,7 +79,6 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   parser.add_argument('--workdir', metavar='DIR', help='where the run lives; default: runs/CONFIG[_VARIANT]')
   parser.add_argument('--print_config', action='store_true', help='print every field with its meaning, and exit')
   parser.add_argument('--list_configs', action='store_true', help='print the configs that ship, and exit')
-  parser.add_argument('--debug', action='store_true', help='show tracebacks')
   add_process_flags(parser)
   overrides, rest = split_overrides(argv)
   values, unknown = parser.parse_known_args(rest)

@@ -48,6 +48,7 @@ def opening(
     copies = ', '.join(f'{name} x {count}' for name, count in mixed['copies'].items())
     yield f'DeepAugment: copies {copies}, mixed by {mixed["mix"]}; an epoch is {data.epoch_size:,} images'
   yield f'classifier: {config.classifier.name}-{config.classifier.depth}, {optax.tree.size(state.params):,} parameters'
+  yield 'for these images: ' + spell({f'classifier.{name}': value for name, value in recipes.resolved(config).items()})
   if config.freeze != 'none':
     heads = [leaves for name, leaves in state.params.items() if name.endswith('/head')]
     statistics = 'with' if recipe.frozen_statistics else 'but for'
