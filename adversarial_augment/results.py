@@ -30,6 +30,7 @@ from adversarial_augment.storage import artifact, files, outcomes, untrusted
 Result = Mapping[str, Any]
 
 START = 'init_from.json'  # where the first parameters of a run come from
+SEGMENTS = 'segments.json'  # the starts of a run that made its steps
 AUDIT = 'audit.json'  # beside the results of a model that was made elsewhere: which one
 ROBUSTNESS = 'robustness_'  # begins the names of the results of l_p attacks
 _COLUMNS = (
@@ -80,6 +81,23 @@ class Attack(Struct):
   nu: Number
   num_steps: Count
   min_ssim: _Ssim
+
+
+class Start(Struct):
+  """One start of a run."""
+
+  first_step: Positive
+  devices: Positive
+  device_kind: Text
+  processes: Positive
+  versions: dict[str, str]
+  host: str
+
+
+class Segment(Start):
+  """The steps of a run that one start made."""
+
+  last_step: Positive
 
 
 # ---- Checks of numbers against each other.
@@ -137,6 +155,13 @@ def _check_robustness(record: Any) -> None:
     raise ValueError(f'survivors must not rise from stage to stage, but are {left}')
   if not is_random:
     _agree(record, num_robust=left[-1])
+
+
+def _check_segments(record: Any) -> None:
+  steps = [(one.first_step, one.last_step) for one in record.segments or ()]
+  flat = list(itertools.chain.from_iterable(steps))
+  if flat != sorted(flat) or flat and flat[-1] != record.step:
+    raise ValueError(f'segments has the steps {steps}, which must rise to step={record.step}')
 
 
 def _agree(record: Struct, **computed: Any) -> None:
@@ -219,7 +244,9 @@ def _evaluation(entry: Evaluation, own_file: bool) -> Any:
 
 
 _EVALUATED = {name: _evaluation(entry, True) for name, entry in EVALUATIONS.items()}
-_SUMMARY = _record(  # train.json, which closes a run, and eval_STEP.json
+_SUMMARY = _record(  # train.json, which closes a run, and eval_STEP.json, which has no segments
+  _check_segments,
+  ('segments',),
   data=_record(train=_record(name=Text)),
   config=_CONFIG,
   versions=dict[str, Any],
@@ -228,6 +255,7 @@ _SUMMARY = _record(  # train.json, which closes a run, and eval_STEP.json
   command=str,
   step=Count,
   num_steps=Positive,
+  segments=list[Segment],
   split=Text,
   state_sha256=Text,
   evals=_record(None, EVALUATIONS, **{name: _evaluation(entry, False) for name, entry in EVALUATIONS.items()}),

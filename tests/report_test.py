@@ -321,6 +321,15 @@ def test_attacks_of_one_run_look_different_and_the_first_as_the_run(tmp_path, dr
   assert (looks['one, autoattack'], looks['two, autoattack']) == (0, 1)
 
 
+def test_a_run_that_changed_its_devices_names_all_of_them(folder):
+  about = {'device_kind': 'cpu', 'processes': 1, 'versions': {}, 'host': 'h'}
+  steps = ((1, 10, 4), (11, 12, 4), (13, 30, 8), (31, 40, 4))
+  made = [about | {'first_step': first, 'last_step': last, 'devices': count} for first, last, count in steps]
+  fixtures.edit(folder / 'results' / 'train.json', {'segments': made})
+  rows = dict(page(folder).table('Runs')[1:])
+  assert rows['devices'] == '4 × cpu to step 12, 8 × cpu to step 30, 4 × cpu to step 40'
+
+
 def test_a_suspect_number_is_marked(folder):
   fixtures.write_attacks(folder, flags=('zero_gradients',))
   found = page(folder)

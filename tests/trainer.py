@@ -154,7 +154,7 @@ def curves(workdir: Path) -> list[dict[str, Any]]:
 
 def timeless(found: dict) -> dict:
   """What two runs of one config have in common."""
-  return {name: value for name, value in found.items() if name not in ('seconds', 'command', 'provenance')}
+  return {name: value for name, value in found.items() if name not in ('seconds', 'command', 'provenance', 'segments')}
 
 
 def assert_same_end(workdir: Path, straight: Path) -> None:

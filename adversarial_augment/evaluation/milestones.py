@@ -18,7 +18,7 @@ from adversarial_augment.evaluation import bench, reuse
 from adversarial_augment.evaluation.accuracy import Poll
 from adversarial_augment.evaluation.bench import Bench
 from adversarial_augment.parallel import processes, sharding
-from adversarial_augment.run import summary
+from adversarial_augment.run import segments, summary
 from adversarial_augment.run.retries import Retries
 from adversarial_augment.storage import checkpoints
 from adversarial_augment.training import builders
@@ -114,7 +114,9 @@ class Milestones:
   ) -> dict[str, Any]:
     split = 'test' if last else self._between_split
     progress.log(f'evaluating on the {split} set...')
+    made_by: dict[str, Any] = {}
     if last:
+      made_by['segments'] = processes.on_process_0(lambda: segments.until(self._workdir, about['step']))
       found = {name: reuse.measure_once(self._test, name, state, self._workdir, about, poll) for name in names}
     else:
       found = {name: self._between.measure(name, state, poll) for name in names}
@@ -123,6 +125,7 @@ class Milestones:
       'step': about['step'],
       'num_steps': self._recipe.num_steps,
       'state_sha256': about['checkpoint_sha256'],
+      **made_by,
       'split': split,
       'evals': {name: results.without_details(value) for name, value in found.items()},
       'seconds': round(time.monotonic() - self._began, 1),  # of this start of the run

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+import itertools
 import json
 from pathlib import Path
 import re
@@ -59,7 +60,7 @@ def about(run: Run) -> dict[str, str]:
   if source := run.closing or (results[0]['provenance'] if results else None):
     splits = [split for split in source['data'].values() if isinstance(split, dict)]
     data = ', '.join(sorted({f'{split.get("name")} ({split.get("origin", "unverified")})' for split in splits}))
-    devices = f'{source["devices"]["count"]} × {source["devices"]["kind"]}'
+    devices = _devices(source)
     versions = ', '.join(f'{name} {version}' for name, version in sorted(source['versions'].items()))
   about = {
     'config': named[1] if named else NONE,
@@ -83,6 +84,15 @@ def about(run: Run) -> dict[str, str]:
     doubtful = f', DOUBTFUL: {", ".join(doubts)}' if doubts else ''
     about |= {**unknown, 'training': 'elsewhere, not known', 'classifier': f'{name}{doubtful}'}
   return about
+
+
+def _devices(source: Mapping[str, Any]) -> str:
+  """Returns the devices of a result; of a run that changed them, which ones it had to which step."""
+  groups = itertools.groupby(source.get('segments', ()), lambda one: f'{one["devices"]} × {one["device_kind"]}')
+  shown = [f'{devices} to step {[*starts][-1]["last_step"]:,}' for devices, starts in groups]
+  if len(shown) > 1:
+    return ', '.join(shown)
+  return f'{source["devices"]["count"]} × {source["devices"]["kind"]}'
 
 
 def _cautions(runs: Sequence[Run]) -> Iterator[str]:

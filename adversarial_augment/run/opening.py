@@ -14,6 +14,7 @@ from adversarial_augment import config as configs
 from adversarial_augment.cli import environment, progress, signals
 from adversarial_augment.errors import CheckpointError, UserError, show
 from adversarial_augment.parallel import processes
+from adversarial_augment.run import segments
 from adversarial_augment.storage import artifact, checkpoints, run_directory, untrusted
 from adversarial_augment.types import TrainState
 
@@ -98,7 +99,7 @@ def _recorded(path: Path, what: str = '') -> dict[str, Any]:
 
 
 def resume(workdir: Path, state: TrainState) -> TrainState:
-  """Returns the state of the newest good checkpoint, or `state` if there is none, and cuts the log back to it.
+  """Returns the state of the newest good checkpoint, or `state` if there is none, and cuts log and segments back to it.
 
   Warns of lines of the log that are missing or duplicated; the run goes on without them.
   """
@@ -129,7 +130,11 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
       steps = run_directory.in_words(sorted(set(doubled)))
       progress.log(f"warning: '{path}' had duplicates of {steps}; the first lines are kept.")
 
-  processes.on_process_0(cut)
+  def settle() -> str:
+    cut()
+    return segments.begin(workdir, step)
+
+  resized = processes.on_process_0(settle)
   if step:
-    progress.log(f'resuming from step {step}')
+    progress.log(f'resuming from step {step}{resized}')
   return state
