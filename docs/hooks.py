@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = 'notebooks/adversarial_augment.ipynb'
 # The places in the site of what lies outside docs/; other files keep their path.
 PLACES = {'README.md': 'index.md', NOTEBOOK: 'guides/notebook.md', 'LICENSE': 'LICENSE.txt'}
-INCLUDED = (*PLACES, 'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'examples/*.py', 'experiments/results/*.*')
+INCLUDED = (
+  *PLACES, 'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md',
+  'cluster/*', 'examples/*.py', 'experiments/results/*.*',
+)  # fmt: skip
 LINK = re.compile(r'(\]\()(?![a-z]+:)([^)\s#]+)')
 
 

@@ -43,10 +43,10 @@ def fast_in_loops(attack: Attack) -> Attack:
 
 def _rewrite(value: Any) -> Any:
   """Returns a parameter of an operation, with the convolutions of the programs in it replaced."""
+  if isinstance(value, core.Jaxpr):  # since JAX 0.12.0.1, closed ones too
+    return value.replace(eqns=[_replaced(equation) for equation in value.eqns])
   if isinstance(value, core.ClosedJaxpr):
     return value.replace(jaxpr=_rewrite(value.jaxpr))
-  if isinstance(value, core.Jaxpr):
-    return value.replace(eqns=[_replaced(equation) for equation in value.eqns])
   return type(value)(map(_rewrite, value)) if type(value) in (tuple, list) else value
 
 
