@@ -29,8 +29,6 @@ HAS_GPU_COMPILER = importlib.util.find_spec('jax_cuda13_plugin') is not None
 SMOKE = {
   r'python3 -m venv .* && (python -m adversarial_augment)': r'\1',  # the installation, see .ci/run
   r'python3 -m venv .* && python -m pytest.*': 'true',
-  r"gcloud .*--command='cd adversarial_augment && \. \.venv/bin/activate && (.*)'": r'\1',
-  r'\bsrun ': '',
   r'(--config=configs/\w+\.py)(:\w+)?': r'\1:smoke',
   r'(train --config=\S+ --workdir=runs/(ada|nominal))\b': r'\1 --config.dataset=cifar10',
   r'(--evals=\S+)': r'\1 --config.corrupted_images=20',

@@ -91,7 +91,9 @@ def test_every_command_parses(command):
   elif module == 'audit':
     audit._parser().parse_args(command_line.split_overrides(arguments)[1])
   elif module in PARSERS and arguments:  # a bare name is a mention
-    PARSERS[module]().parse_args(arguments)
+    overrides, rest = command_line.split_overrides(arguments)
+    PARSERS[module]().parse_args(rest)
+    configs.validate(configs.override(configs.base_config(), overrides))
 
 
 def test_every_setting_exists_and_is_valid():
@@ -124,7 +126,7 @@ def test_links_and_pictures_are_there(page):
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
 def test_the_files_and_tests_that_a_page_names_are_there(page):
   text = page.read_text()
-  folders = ('adversarial_augment', 'benchmarks', 'configs', 'docs', 'experiments', 'notebooks', 'tests')
+  folders = ('adversarial_augment', 'benchmarks', 'cluster', 'configs', 'docs', 'experiments', 'notebooks', 'tests')
   known = {path.name for folder in folders for path in (ROOT / folder).rglob('*')} | {
     path.name for path in ROOT.iterdir()
   }
