@@ -89,9 +89,17 @@ class Interrupted(Stopped):
   """A signal arrived outside `signals.listen`; the message is 'stopped by NAME'."""
 
 
-def rebuilt(name: str, message: str) -> Exception:
-  """Returns the error of another process by its class name and message; a RuntimeError for classes not of here."""
+class PeerError(AdversarialAugmentError, RuntimeError):
+  """Another process of the run never came, was lost, or is stuck; the same commands resume the run."""
+
+  exit_code = 75
+
+
+def rebuilt(name: str, message: str) -> AdversarialAugmentError:
+  """Returns the error of another process by its class name and message; the base class for classes not of here."""
   known = globals().get(name)
-  if isinstance(known, type) and issubclass(known, AdversarialAugmentError):
-    return known(message)
-  return RuntimeError(message)
+  return (
+    known(message)
+    if isinstance(known, type) and issubclass(known, AdversarialAugmentError)
+    else AdversarialAugmentError(message)
+  )

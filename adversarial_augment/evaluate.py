@@ -50,7 +50,8 @@ attacks: autoattack (standard), autoattack_plus, paper (AutoAttack & MultiTarget
 multitargeted, pgd; table2 is `paper` within the balls of Table 2 there: l2 0.5 and 1, linf 1/255, 2/255 and 4/255.
 
 exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --allow_suspect), 4 no usable checkpoint,
-5 disk full or not writable, 75 stopped by a signal (run the same command again, without --overwrite)."""
+5 disk full or not writable, 75 stopped by a signal, or another process was lost (run the same command again, without
+--overwrite)."""
 
 
 def main(argv: Sequence[str]) -> int | None:

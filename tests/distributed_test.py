@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -180,17 +181,17 @@ def test_signals_to_either_process_at_any_stage_change_nothing(rig, tmp_path):
   trainer.assert_same_end(workdirs[0], straight[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, 1])
-def test_a_killed_process_ends_the_other_and_the_pair_goes_on(rig, tmp_path, victim):
-  """134, JAX's abort: at once where process 0 died, after JAX's heartbeat of 100 s where another one did."""
+@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_other_at_once_and_the_pair_goes_on(rig, tmp_path, victim):
   straight, workdirs = [tmp_path / 's0', tmp_path / 's1'], [tmp_path / 'w0', tmp_path / 'w1']
-  finish_pair(rig, straight)
   runs = rig.start_pair(workdirs)
   runs[0].wait_for_line('step 4/')
   began = time.monotonic()
   runs[victim].kill()
-  assert runs[1 - victim].wait() == -signal.SIGABRT
-  assert time.monotonic() - began < 150
+  assert runs[1 - victim].wait() == 75
+  assert time.monotonic() - began < 20
+  assert f'Process {victim} of the run, on {socket.gethostname()}, was lost: ' in runs[1 - victim].err
+  assert 'Traceback' not in runs[1 - victim].err
   finish_pair(rig, workdirs)
+  finish_pair(rig, straight)
   trainer.assert_same_end(workdirs[0], straight[0])

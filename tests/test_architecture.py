@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+import copy
 import functools
 from pathlib import Path
 import re
@@ -134,7 +135,7 @@ def test_heavy_imports_happen_where_they_are_used():
   for path in package_files():
     if name_of(path) == 'pytorch':  # it is for those who use PyTorch
       continue
-    for statement in tree(path).body:
+    for statement in copy.deepcopy(tree(path)).body:
       type_checking = isinstance(statement, ast.If) and ast.unparse(statement.test) == 'TYPE_CHECKING'
       if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) or type_checking:
         continue

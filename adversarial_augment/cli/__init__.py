@@ -5,22 +5,39 @@ JAX is imported inside the functions that need it, so that wrong input is report
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 import errno
+import os
 from pathlib import Path
 import re
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from adversarial_augment import errors
 from adversarial_augment.cli import environment, jax_errors, signals, streams
 from adversarial_augment.cli.ways_out import describe
 from adversarial_augment.errors import UserError, show
 
+WAIT, WATCHDOG = 600, 1200  # seconds
+_LEAST = {'wait': 1, 'watchdog': 10}  # of these
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 _LESS_MEMORY = 'close other programs that use the device, or use fewer images or a smaller batch'
 _KEPT = 'what was written before is kept; run the same command again to resume'
+
+
+class Watch(Protocol):
+  """What watches the other processes of a run; see parallel/peers.py."""
+
+  def settle(self) -> None:
+    """Waits until the loss of another process, if that has caused an unexpected error, ends this one."""
+
+  def leave(self, code: int) -> None:
+    """Tells the others with which exit code this process ends."""
+
+
+watches: list[Watch] = []
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,18 +78,32 @@ def run(
     streams.discard_output()
     code = 128 + signal.SIGPIPE
   except (Exception, KeyboardInterrupt) as error:
+    if not isinstance(error, (errors.AdversarialAugmentError, KeyboardInterrupt)):
+      for watch in watches:
+        watch.settle()
     known = _known(error, kept) or jax_errors.explain(error, less_memory)
+    if known is None and watches:
+      traceback.print_exc()
+      _leave(1)
     if known is None:
       raise
     if '--debug' in arguments:
       traceback.print_exc()
     message, code = known
-    # Text from a file that somebody else wrote must not control the terminal.
-    escaped = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in ' '.join(message.split()))
-    streams.say(f'{Path(sys.argv[0]).stem}: {"".join(escaped)}')
+    streams.say(f'{Path(sys.argv[0]).stem}: {streams.printable(message)}')
+  _leave(code)
   if argv is None:  # this is the end of the process
     signals.ignore()
   sys.exit(code)
+
+
+def _leave(code: int) -> None:
+  """Ends a process of several: JAX's own way waits for the others, which may be gone."""
+  for watch in watches:
+    watch.leave(code)
+    with suppress(OSError, ValueError):
+      sys.stdout.flush()
+    os._exit(code)
 
 
 def _known(error: BaseException, kept: str) -> tuple[str, int] | None:
@@ -95,10 +126,27 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
   group.add_argument('--coordinator_address', metavar='HOST:PORT', help='address of process 0')
   group.add_argument('--num_processes', type=int, metavar='N', help='number of processes')
   group.add_argument('--process_id', type=int, metavar='I', help='index of this process, from 0')
+  group.add_argument(
+    '--wait',
+    type=float,
+    default=WAIT,
+    metavar='SECONDS',
+    help='for the others to come, then exit 75; default: %(default)s',
+  )
+  group.add_argument(
+    '--watchdog',
+    type=float,
+    default=WATCHDOG,
+    metavar='SECONDS',
+    help='without a word of a process, or progress of any, after which all exit 75; default: %(default)s',
+  )
 
 
 def check_processes(arguments: argparse.Namespace) -> None:
   """Checks those flags; raises UserError if some are missing or out of range."""
+  for name, least in _LEAST.items():
+    if not getattr(arguments, name) >= least:
+      raise UserError(f'--{name}={getattr(arguments, name):g} must be at least {least} seconds.')
   given = address, count, index = arguments.coordinator_address, arguments.num_processes, arguments.process_id
   if given == (None, None, None):
     return

@@ -1,5 +1,6 @@
 """Progress of long jobs: a bar on a terminal; elsewhere, as in the log of a batch job, a line every ten seconds."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 import datetime
@@ -11,6 +12,17 @@ from adversarial_augment.cli import streams
 
 _SECONDS = 10  # between lines
 _QUIET = 4  # seconds before a stage is announced
+_done: Counter[str] = Counter()
+
+
+def made() -> None:
+  """Notes that something has been done: a batch, a file, a stage. Several processes end when nothing is for long."""
+  _done['all'] += 1
+
+
+def count() -> int:
+  """Returns how much has been done so far."""
+  return _done['all']
 
 
 def log(message: str) -> None:
@@ -31,10 +43,12 @@ def stage(what: str, say: Callable[[str], None] = streams.say) -> Iterator[None]
   timer = threading.Timer(_QUIET, say, [f'{what}...'])
   timer.daemon = True
   timer.start()
+  made()
   try:
     yield
   finally:
     timer.cancel()
+    made()
 
 
 class Lines:
@@ -45,6 +59,7 @@ class Lines:
     self._began = self._last = time.monotonic()
 
   def advance(self, what: str, count: int) -> None:
+    made()
     self._done = min(self._done + count, self._total)
     now = time.monotonic()
     if now - self._last < _SECONDS or self._done <= 0:
@@ -65,6 +80,7 @@ def images(total: int) -> Iterator[Callable[[str, int], None]]:
   with tqdm(total=total, unit=' images', unit_scale=True, leave=None) as bar:
 
     def advance(what: str, count: int) -> None:
+      made()
       bar.set_description(what, refresh=False)
       bar.update(count)
 

@@ -19,6 +19,7 @@ import threading
 import time
 from typing import Any
 
+from adversarial_augment.cli import streams
 from adversarial_augment.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -59,10 +60,12 @@ class Stop:
     self._asked = time.monotonic()
     if self._several_processes:
       os.kill(os.getpid(), signal.SIGTERM)  # which JAX's preemption service handles
-      _say(f'{name}: saving after a step of all processes; press Ctrl-C again after a second to exit without saving.')
+      streams.say_at_once(
+        f'{name}: saving after a step of all processes; press Ctrl-C again after a second to exit without saving.'
+      )
     else:
       self._name = name
-      _say(f'{name}: saving after this step; send another signal after a second to exit without saving.')
+      streams.say_at_once(f'{name}: saving after this step; send another signal after a second to exit without saving.')
 
 
 @contextmanager
@@ -155,15 +158,8 @@ def _restore(handlers: dict[signal.Signals, Any]) -> None:
     signal.signal(number, handler)
 
 
-def _say(message: str) -> None:
-  # Past Python's buffers, which a signal may have found locked; the progress bar leaves the cursor in its line.
-  with suppress(OSError):
-    start = '\n' if os.isatty(2) else ''
-    os.write(2, f'{start}{message}\n'.encode(errors='backslashreplace'))
-
-
 def _exit(message: str, code: int) -> None:
-  _say(message)
+  streams.say_at_once(message)
   with suppress(OSError):
     sys.stdout.flush()
   os._exit(code)

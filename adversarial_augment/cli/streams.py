@@ -34,3 +34,15 @@ def say(message: str) -> None:
   """Prints a line on standard error; if that fails, the line is lost, and the work goes on."""
   with suppress(OSError):
     print(message, file=sys.stderr, flush=True)
+
+
+def say_at_once(message: str) -> None:
+  """Prints a line past Python's buffers, which a signal or another thread may have found locked."""
+  with suppress(OSError):
+    start = '\n' if os.isatty(2) else ''  # the progress bar leaves the cursor in its line
+    os.write(2, f'{start}{message}\n'.encode(errors='backslashreplace'))
+
+
+def printable(text: str) -> str:
+  """Returns a text from elsewhere as one line that cannot control the terminal."""
+  return ''.join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in ' '.join(text.split()))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import config as configs
 from adversarial_augment.checks import did_you_mean
-from adversarial_augment.cli import Parser, add_process_flags, check_processes
+from adversarial_augment.cli import WAIT, WATCHDOG, Parser, add_process_flags, check_processes
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files
 
@@ -23,9 +23,9 @@ _EXAMPLES = """examples:
   python -m adversarial_augment.{program} --config={example} --print_config
 
 exit codes: 0 done, 2 wrong input, 3 a number became NaN or infinite, 4 no usable checkpoint, 5 disk full or not
-writable, or out of memory, 75 stopped by a signal with all saved (run the same command again), 130 interrupted before
-the run began, 134 another process of the run died (start all of them again); a signal that comes a second or more after
-the first one ends at once, without saving, with 128 + its number."""
+writable, or out of memory, 75 stopped by a signal with all saved, or another process of the run was lost (run the same
+command again, on all), 130 interrupted before the run began; a signal that comes a second or more after the first one
+ends at once, without saving, with 128 + its number."""
 
 
 class Arguments(NamedTuple):
@@ -40,6 +40,8 @@ class Arguments(NamedTuple):
   coordinator_address: str | None = None
   num_processes: int | None = None
   process_id: int | None = None
+  wait: float = WAIT
+  watchdog: float = WATCHDOG
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

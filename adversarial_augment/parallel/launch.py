@@ -1,29 +1,27 @@
 """The processes of one run: how they find each other, and whether all of them were started alike.
 
-Each process looks at its own config and data first, and then meets the others. They exchange what they found, errors
-included, so that all of them end with the same line if they differ, and none waits for one that has left.
+Each process looks at its own config and data first, and then meets the others (see peers.py). They exchange what they
+found, errors included, so that all of them end with the same line if they differ, and none waits for one that has left.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-import hashlib
 import importlib.util
 import json
 import os
 from pathlib import Path
 import re
 import signal
-import socket
-import threading
 from typing import Any, NamedTuple
 
 from adversarial_augment import checks, cli, errors
 from adversarial_augment.cli import environment, signals, streams
 from adversarial_augment.errors import AdversarialAugmentError, UserError, show
+from adversarial_augment.parallel import peers
 
-_PATIENCE = 300  # seconds to wait for the others; _SHORT if this process has failed
-_SHORT = 30
-_KEY = 'adversarial_augment/start'
+_NUMBER = 'the number of processes'
+_INITIALIZE = 300  # seconds for JAX, when all have come
+_FOREVER = 10**6  # seconds without a heartbeat of JAX's own: it would abort, and name nobody
 _PATHS = ('data_dir', 'frost_dir', 'init_from', 'corruption_net.weights', 'output')  # each process has its own
 
 
@@ -34,6 +32,8 @@ class Processes(NamedTuple):
   process: int | None  # which one this is
   address: str | None  # of process 0; None if JAX finds it
   source: str  # of this knowledge
+  wait: float = cli.WAIT  # seconds for the others to come
+  watchdog: float = cli.WATCHDOG  # seconds without progress after which the run ends
 
 
 def find(arguments: Any) -> Processes | None:
@@ -42,20 +42,21 @@ def find(arguments: Any) -> Processes | None:
   The flags decide; without them, the environment: JAX_COORDINATOR_ADDRESS, a SLURM step of more than one task, or a
   TPU pod.
   """
-  env = os.environ
+  env, patience = os.environ, (arguments.wait, arguments.watchdog)
   if arguments.coordinator_address is not None:
-    return Processes(arguments.num_processes, arguments.process_id, arguments.coordinator_address, 'from the flags')
+    about = arguments.num_processes, arguments.process_id, arguments.coordinator_address
+    return Processes(*about, 'the flags', *patience)
   if 'JAX_COORDINATOR_ADDRESS' in env and 'JAX_NUM_PROCESSES' in env:
     count = _number('JAX_NUM_PROCESSES', 1)
     index = _number('JAX_PROCESS_ID', 0) if 'JAX_PROCESS_ID' in env else None
     if count > 1:
-      return Processes(count, index, env['JAX_COORDINATOR_ADDRESS'], 'JAX_NUM_PROCESSES')
+      return Processes(count, index, env['JAX_COORDINATOR_ADDRESS'], 'JAX_NUM_PROCESSES', *patience)
   # Only srun sets SLURM_STEP_NODELIST: a batch script is one process, whatever SLURM_NTASKS says.
   if 'SLURM_STEP_NODELIST' in env and 'SLURM_PROCID' in env:
     name = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in env else 'SLURM_NTASKS'
     count = _number(name, 1) if name in env else 1
-    return Processes(count, _number('SLURM_PROCID', 0), None, name) if count > 1 else None
-  return Processes(None, None, None, 'the TPU runtime') if _tpu() else None
+    return Processes(count, _number('SLURM_PROCID', 0), None, name, *patience) if count > 1 else None
+  return Processes(None, None, None, 'the TPU runtime', *patience) if _tpu() else None
 
 
 def number(processes: Processes | None) -> int:
@@ -84,18 +85,21 @@ def together(processes: Processes | None) -> Iterator[dict[str, Any]]:
     failure = error
   if processes is None or not (own or failure):
     return
-  _join(processes, failure)
-  if failure:
-    _exchange({'error': [type(failure).__name__, cli.describe(failure)]})
-    raise failure
-  versions = {f'the version of {name}': version for name, version in environment.versions().items()}
-  program = {**versions, 'the code (SHA-256)': environment.source_sha256(), **environment.settings()}
-  everybody = _exchange(own | program)
-  for index, theirs in everybody.items():
-    if 'error' in theirs:
-      name, message = theirs['error']
-      raise errors.rebuilt(name, f'process {index}: {message}')
-  _compare(everybody)
+  found = _located(processes, failure)
+  if found.number == 1:
+    if failure:
+      raise failure
+    return
+  says: dict[str, Any] = {'error': [type(failure).__name__, cli.describe(failure)]} if failure else {'facts': own}
+  if not failure:
+    versions = {f'the version of {name}': version for name, version in environment.versions().items()}
+    own |= {
+      _NUMBER: found.number,
+      **versions,
+      'the code (SHA-256)': environment.source_sha256(),
+      **environment.settings(),
+    }
+  _join(found, says, failure)
 
 
 def facts(program: str, config: str, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,104 +115,76 @@ def facts(program: str, config: str, about: Mapping[str, Any]) -> dict[str, Any]
   return {'the program': program, **compared, **checks.flatten(json.loads(json.dumps(about)))}
 
 
-def _compare(everybody: Mapping[int, Mapping[str, Any]]) -> None:
-  first = everybody[0]
-  for index, theirs in everybody.items():
-    for name in {**first, **theirs}:
-      here, there = (json.dumps(one[name]) if name in one else 'not set' for one in (first, theirs))
-      if here != there:
-        here, there = (text if len(text) <= 80 else f'{text[:77]}...' for text in (here, there))
-        raise UserError(
-          f'The processes of the run differ: {name} is {here} on process 0 and {there} on process {index}; start all '
-          'of them with the same command, data, packages and variables.'
-        )
+def _located(processes: Processes, failure: AdversarialAugmentError | None) -> Processes:
+  """Returns the processes with all that JAX finds out of a cluster: their number, which one this is, the address."""
+  known = processes.address, processes.number, processes.process
+  if None in known:
+    from jax._src import clusters  # what jax.distributed.initialize calls
+
+    try:
+      known = clusters.ClusterEnv.auto_detect_unset_distributed_params(*known, None, None, int(processes.wait))[:3]
+    except (RuntimeError, ValueError, OSError) as error:
+      raise failure or _cannot_join(processes, error) from error
+    if None in known:
+      raise failure or _cannot_join(processes, 'JAX does not find their number, or the address of process 0')
+  address, number, process = known
+  return processes._replace(address=address, number=number, process=process)
 
 
-def _join(processes: Processes, failure: AdversarialAugmentError | None) -> None:
-  """Meets the others; exits with a line if they do not come: JAX itself would abort."""
+def _cannot_join(processes: Processes, reason: Exception | str) -> UserError:
+  line = str(reason).partition('\n')[0]
+  where = f'(found by {processes.source})'
+  return UserError(f'Cannot join the processes of the run {where}: {line}; fix that, and start all of them again.')
+
+
+def _join(processes: Processes, says: Mapping[str, Any], failure: AdversarialAugmentError | None) -> None:
+  """Meets the others, begins to watch them, and starts JAX's service."""
   import jax
 
-  patience, waited_for = (_SHORT if failure else _PATIENCE), _waited_for(processes)
-  lost = f'{waited_for} did not come within {patience} s; start all processes of the run, or this one alone.'
+  number, process, address, *_ = processes
+  assert number is not None
+  assert process is not None
+  assert address is not None
 
-  def give_up() -> None:
-    streams.say(cli.describe(failure) if failure else f'Cannot start: {lost}')
-    os._exit(failure.exit_code if failure else UserError.exit_code)
+  def judge(index: int, theirs: Mapping[str, Any]) -> AdversarialAugmentError | None:
+    if 'error' in theirs:
+      name, message = theirs['error']
+      return errors.rebuilt(name, f'process {index}: {message}')
+    return _difference(says['facts'], index, theirs['facts'])
 
   def stop(number: int) -> None:
     streams.say(f'stopped by {signal.Signals(number).name}: no step has been made; {signals.RESUME}.')
     os._exit(75)
 
-  if processes.address:
-    _check_address(processes.address, processes.process)
-  timer = threading.Timer(patience, give_up)
-  timer.daemon = True
   # Python's handlers are not called while C++ waits. From then on, SIGTERM is JAX's.
   with signals.watched((signal.SIGINT, signal.SIGHUP, signal.SIGTERM), stop, restored=(signal.SIGINT, signal.SIGHUP)):
-    if processes.number != 1:
-      streams.say(f'waiting for {waited_for} (for up to {patience} s)...')
-    timer.start()
+    try:
+      links = peers.meet(address, number, process, says, wait=processes.wait, judge=judge)
+    except AdversarialAugmentError as error:
+      raise failure or error from None
+    if failure:
+      raise failure
+    watch = peers.Watch(process, links, processes.watchdog)
+    watch.start()
+    cli.watches.append(watch)
     try:
       jax.distributed.initialize(
-        processes.address, processes.number, processes.process, initialization_timeout=patience + 60
+        address, number, process, initialization_timeout=_INITIALIZE, heartbeat_timeout_seconds=_FOREVER
       )
     except (RuntimeError, ValueError, OSError) as error:
-      raise UserError(
-        f'Cannot join the processes of the run ({processes.source}): {str(error).splitlines()[0]}; fix that, and start '
-        'all of them again.'
-      ) from error
-    finally:
-      timer.cancel()
+      raise _cannot_join(processes, error) from error
 
 
-def _check_address(address: str, index: int | None) -> None:
-  """Refuses what would make JAX abort: a second process of this index on this machine, or a port in use."""
-  claim = socket.socket(socket.AF_UNIX)
-  try:
-    claim.bind(f'\0adversarial_augment {hashlib.sha256(address.encode()).hexdigest()} {index}')
-  except OSError as error:
-    raise UserError(
-      f'Process {index} of the run at {address} has been started already; wait until it ends.', remedy='process_id'
-    ) from error
-  claim.detach()  # held until this process ends
-  try:
-    if index == 0:
-      socket.create_server(('', int(address.rpartition(':')[2]))).close()
-  except OSError as error:
-    raise UserError(
-      f'Cannot join the processes of the run: the port of {address} cannot be opened ({error.strerror}); name another '
-      'one, or end the program that uses it.'
-    ) from error
-
-
-def _waited_for(processes: Processes) -> str:
-  count, index, address, source = processes
-  if count is None or index is None:
-    who = 'the other processes'
-  elif index:
-    who = 'process 0'
-  else:
-    who = f'process{"es 1 to" if count > 2 else ""} {count - 1} of {count}'
-  return f'{who}{" at " + address if address else ""} ({source})'
-
-
-def _exchange(own: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-  """Returns what each process shares, by its index; uses no device, because devices may differ."""
-  from jax._src import distributed  # the only way to the service by which processes meet
-
-  state = distributed.global_state
-  client: Any = state.client
-  number, count = 'the number of processes', state.num_processes
-  shared: dict[int, Mapping[str, Any]] = {state.process_id: {number: count, **own}}
-  client.key_value_set(f'{_KEY}/{state.process_id}', json.dumps(shared[state.process_id]))
-  for index in range(count):
-    try:
-      shared[index] = json.loads(client.blocking_key_value_get(f'{_KEY}/{index}', _SHORT * 1000))
-    except RuntimeError as error:
-      raise UserError(f'Process {index} left before the run began; start all processes again.') from error
-    if shared[index][number] != count:  # the others may never come
-      break
-  return shared
+def _difference(first: Mapping[str, Any], index: int, theirs: Mapping[str, Any]) -> UserError | None:
+  for name in {**first, **theirs}:
+    here, there = (json.dumps(one[name]) if name in one else 'not set' for one in (first, theirs))
+    if here != there:
+      here, there = (text if len(text) <= 80 else f'{text[:77]}...' for text in (here, there))
+      return UserError(
+        f'The processes of the run differ: {name} is {here} on process 0 and {there} on process {index}; start all of '
+        'them with the same command, data, packages and variables.'
+      )
+  return None
 
 
 def _number(name: str, least: int) -> int:

@@ -9,12 +9,14 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from adversarial_augment import cli, errors
+from adversarial_augment.cli import progress
 
 _CHUNK = 1 << 24  # bytes
 
 
 def on_process_0(action: Callable[[], Any]) -> Any:
   """Runs `action` on process 0 and gives its JSON result, or its error, to all processes."""
+  progress.made()
   if jax.process_count() == 1:
     return action()
   failure: Exception | None = None

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from adversarial_augment.cli import progress
 from adversarial_augment.errors import UserError
 from adversarial_augment.types import PyTree
 
@@ -35,6 +36,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def shard_batch(mesh: Mesh, batch: PyTree) -> PyTree:
   """Makes global arrays of every process's equal part of a batch."""
+  progress.made()
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
