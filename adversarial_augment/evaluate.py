@@ -18,6 +18,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.storage import files
+from adversarial_augment.storage.remote import Remote
 from adversarial_augment.types import Dataset
 
 if TYPE_CHECKING:  # wrong input is reported before JAX is imported
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int | None:
   processes = launch.find(arguments)
   with launch.together(processes) as shared:  # what fails here fails on all processes, so that none waits
     request = attack_request.parse(arguments)
-    workdir = files.user_path(arguments.workdir, '--workdir')
+    workdir = inference.run_folder(arguments.workdir, '--workdir')
     trained = _read_config(workdir, arguments)
     config = _resolve(trained, arguments, overrides)
     images = _load(workdir, trained, config, request)
@@ -73,13 +74,19 @@ def main(argv: Sequence[str]) -> int | None:
   devices.compilation_cache()
   kept = f"what has been found so far is kept in '{workdir / 'results'}'"  # but for the last few seconds
   resume = f'run the same command again{" without --overwrite" if request and arguments.overwrite else ""} to resume'
+  code = None
   with signals.listen(several_processes=False, kept=kept, resume=resume):
     if request is None:
       _evaluate(config, workdir, images, overwrite=arguments.overwrite)
-      return None
-    from adversarial_augment.evaluation import attack_run
+    else:
+      from adversarial_augment.evaluation import attack_run
 
-    return attack_run.run(config, workdir, images.dataset, request, overwrite=arguments.overwrite)
+      code = attack_run.run(config, workdir, images.dataset, request, overwrite=arguments.overwrite)
+  if files.is_url(arguments.workdir) and launch.is_first(processes):
+    from adversarial_augment.storage import mirror
+
+    mirror.put_results(Remote(arguments.workdir, '--workdir'), workdir)
+  return code
 
 
 def _read_config(workdir: Path, arguments: argparse.Namespace) -> ConfigDict:
@@ -195,7 +202,9 @@ def _evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite:
 
 def _parser() -> argparse.ArgumentParser:
   parser = cli.Parser(prog='python -m adversarial_augment.evaluate', description=_DESCRIPTION, epilog=_EPILOG)
-  parser.add_argument('--workdir', required=True, metavar='DIR', help='of the run; all processes must see it')
+  parser.add_argument(
+    '--workdir', required=True, metavar='DIR', help='of the run, or the URL of its mirror; all processes must see it'
+  )
   parser.add_argument('--evals', metavar='NAMES', help="evaluations, separated by commas; default: the run's")
   parser.add_argument(
     '--config.FIELD', dest='_', metavar='VALUE', help='override a field, such as data_dir, batch_size, eval_images'

@@ -24,6 +24,7 @@ from adversarial_augment.datasets import cifar
 from adversarial_augment.datasets.classes import Classes
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import files, untrusted
+from adversarial_augment.storage.remote import Remote
 from adversarial_augment.types import Array, PyTree, TrainState
 
 if TYPE_CHECKING:  # wrong input is reported before JAX is imported
@@ -58,6 +59,23 @@ class Source(NamedTuple):
   classes: Classes
   restore: Callable[[Mesh], Restored]  # puts it on all devices; on all processes
   origin: dict[str, Any]  # what it is, as results record it, as far as it is known before it is restored
+
+
+def run_folder(text: str | os.PathLike, what: str) -> Path:
+  """Returns the folder of a run that the flag or field `what` names by a path, or by the URL of its mirror.
+
+  Of a URL it is that of a verified copy, whose files are as new as those there.
+
+  Raises:
+    UserError: it can be no path; or there is no run under the URL, or it cannot be reached.
+    CheckpointError: all checkpoints under the URL are damaged.
+  """
+  if not isinstance(text, str) or not files.is_url(text):
+    return files.user_path(text, what)
+  remote = Remote(text, what)
+  from adversarial_augment.storage import mirror  # imports JAX
+
+  return mirror.local_copy(remote, what)
 
 
 def find_source(path: Path) -> Source:
@@ -279,7 +297,8 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
   """Returns the classifier of a run, from its newest intact checkpoint, or of a file, on the first device.
 
   Args:
-    workdir: of a run of `train`, finished or not; or a file `classifier.safetensors` of `export` or of `convert`.
+    workdir: of a run of `train`, finished or not, or the URL of its mirror; or a file `classifier.safetensors` of
+      `export` or of `convert`.
     batch_size: images per call of the program, at least 1; smaller batches are padded. Logits of different batch sizes
       agree to about six digits.
 
@@ -289,7 +308,7 @@ def load_classifier(workdir: str | os.PathLike, *, batch_size: int = 64) -> Clas
   """
   if not isinstance(batch_size, int) or batch_size < 1:
     raise UserError(f'batch_size={batch_size} must be an integer of at least 1.')
-  path = files.user_path(workdir, 'workdir')
+  path = run_folder(workdir, 'workdir')
   if os.path.isfile(path):
     found = read_file(path)
     return Classifier(found.config, found.classes.num or 0, found.restored, batch_size, found.classes.names)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
   from adversarial_augment.pretraining.steps import Pretraining
   from adversarial_augment.run.loop import Job
 
+_KEEP = 2  # checkpoints
 _LARGEST_GROWTH = 50  # of the norm of a block
 _DESCRIPTION = """Trains a corruption network (an image-to-image network such as EDSR) for AdversarialAugment.
 
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> None:
     count = launch.number(processes)
     rules.check_batch(config.batch_size, count, 'processes of the run')
     with progress.stage('loading JAX'):
-      from adversarial_augment.run import opening
+      from adversarial_augment.run import mirroring, opening
+    start = mirroring.fetch(arguments, config) if launch.is_first(processes) else None
     if processes is None:  # of several, process 0 alone looks at the workdir
       files.check_folder(arguments.workdir, '--workdir')
       opening.check_run(arguments.workdir, config, {})
@@ -59,10 +61,17 @@ def main(argv: list[str]) -> None:
     opening.check_run(arguments.workdir, config, _hashes(sources))
     if num_devices is not None:
       rules.check_batch(config.batch_size, num_devices, 'devices')
-  devices.compilation_cache()
+  mirroring.compilation_cache(arguments)
   changes = [f'--config.{name}={value}' for name, value in arguments.overrides.items() if name != 'output']
   flags = [f'--config={arguments.config}', *changes]
-  _train(config, arguments.workdir, sources, sharing.command('adversarial_augment.pretrain', flags, arguments.workdir))
+  with mirroring.copying(arguments, config, start, _KEEP) as saved:
+    _train(
+      config,
+      arguments.workdir,
+      sources,
+      saved,
+      sharing.command('adversarial_augment.pretrain', flags, arguments.workdir),
+    )
 
 
 def _output(config: ConfigDict, workdir: Path) -> Path:
@@ -88,8 +97,13 @@ def _hashes(sources: list[Source]) -> dict[str, str]:
   }
 
 
-def _train(config: ConfigDict, workdir: Path, sources: list[Source], command: str) -> None:
-  """Trains, or goes on with what `workdir` holds; writes the weights if they pass the gates."""
+def _train(
+  config: ConfigDict, workdir: Path, sources: list[Source], saved: Callable[[int], None], command: str
+) -> None:
+  """Trains, or goes on with what `workdir` holds; writes the weights if they pass the gates.
+
+  `saved` is that of `Job`.
+  """
   import jax
 
   from adversarial_augment.attacks import trees
@@ -114,17 +128,20 @@ def _train(config: ConfigDict, workdir: Path, sources: list[Source], command: st
     state = opening.resume(workdir, state)
     if int(state.step) < config.num_steps:
       progress.log('compiling the train step...')
-    state = loop.run(workdir, config, state, _job(config, workdir, parts, mesh, sources, measure), stop)
-    if jax.process_index() != 0:
-      return
+    job = _job(config, workdir, parts, mesh, sources, measure)._replace(saved=saved)
+    state = loop.run(workdir, config, state, job, stop)
     params = jax.device_get(state.params)
-    with progress.stage('measuring on images not trained on', progress.log):
-      result = measure(params)
-    _check_gates(config, result, first_norms, jax.device_get(trees.block_norms(params)))
-    with artifact.storage_errors(f"write the weight file '{output}'"):
-      output.parent.mkdir(parents=True, exist_ok=True)
-    weights.save(output, params, sharing.relative(_about(config, sources, result, command), workdir))
-    print(f'wrote {output}: {steps.describe(result)}')
+
+    def write() -> None:
+      with progress.stage('measuring on images not trained on', progress.log):
+        result = measure(params)
+      _check_gates(config, result, first_norms, jax.device_get(trees.block_norms(params)))
+      with artifact.storage_errors(f"write the weight file '{output}'"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+      weights.save(output, params, sharing.relative(_about(config, sources, result, command), workdir))
+      print(f'wrote {output}: {steps.describe(result)}')
+
+    processes.on_process_0(write)
 
 
 def _job(
@@ -152,7 +169,7 @@ def _job(
   return Job(
     num_steps=config.num_steps,
     images_per_step=config.batch_size,
-    keep_checkpoints=2,
+    keep_checkpoints=_KEEP,
     tensorboard=False,
     step=jax.jit(platforms.for_mesh(mesh, functools.partial(steps.train_step, parts)), donate_argnums=0),
     read=functools.partial(steps.read_batch, parts, mesh, sources),

@@ -25,8 +25,8 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   """Writes the report of some runs atomically. The same runs give the same bytes.
 
   Args:
-    folders: workdir of `train`, or several; results of `evaluate` in them are shown.
-    output: the file to write; by default report.html, in the run's folder, or for several runs in the current one.
+    folders: workdir of `train` or the URL of its mirror, or several; results of `evaluate` in them are shown.
+    output: the file to write; by default report.html in the run's folder; for a URL, or several, in the current one.
 
   Returns:
     The file.
@@ -37,7 +37,8 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
   """
   several: Sequence[Any] = folders if isinstance(folders, list | tuple) else [folders]
   found = runs.collect(several)
-  default = found[0].folder if len(found) == 1 else Path()
+  one = len(found) == 1 and not files.is_url(str(several[0]))
+  default = found[0].folder if one else Path()
   target = files.output_file(default / 'report.html' if output is None else output, '--output')
   content = _page(found).encode('utf-8', errors='replace')
   with artifact.storage_errors(f"write '{target}'"):
@@ -91,8 +92,10 @@ def _parser() -> cli.Parser:
     prog='python -m adversarial_augment.report',
     description='Makes one HTML page of one run, or of several side by side. The page needs no network.',
   )
-  parser.add_argument('folders', nargs='+', metavar='DIR', help='the workdir of a run')
-  parser.add_argument('--output', metavar='FILE', help='default: DIR/report.html, or report.html here for several runs')
+  parser.add_argument('folders', nargs='+', metavar='DIR', help='the workdir of a run, or the URL of its mirror')
+  parser.add_argument(
+    '--output', metavar='FILE', help='default: DIR/report.html; for several runs or a URL report.html here'
+  )
   return parser
 
 

@@ -3,6 +3,7 @@
 The path of a batch: `datasets` -> `sharding.shard_batch` -> `train_step` -> `loop`, which logs, saves and stops.
 """
 
+from collections.abc import Callable
 import contextlib
 import functools
 import os
@@ -43,7 +44,9 @@ def main(argv: list[str]) -> None:
     rules.check_batch(config.batch_size, count, 'processes of the run')
     with progress.stage('loading JAX'):
       from adversarial_augment.evaluation import milestones  # noqa: F401  (and with it all the rest)
+      from adversarial_augment.run import mirroring
       from adversarial_augment.training import builders
+    start = mirroring.fetch(arguments, config) if launch.is_first(processes) else None
     if processes is None:  # of several, process 0 alone looks at the workdir
       _check_workdir(config, arguments.workdir, {})
     splits, test = _load(config)
@@ -54,8 +57,9 @@ def main(argv: list[str]) -> None:
     _check_workdir(config, arguments.workdir, _data(splits))
     if num_devices is not None:
       builders.check_parts(config, num_devices)
-  devices.compilation_cache()
-  train(config, arguments.workdir, splits, test)
+  mirroring.compilation_cache(arguments)
+  with mirroring.copying(arguments, config, start, config.keep_checkpoints) as saved:
+    train(config, arguments.workdir, splits, test, saved)
 
 
 def _complete(config: ConfigDict, workdir: Path) -> ConfigDict:
@@ -67,7 +71,7 @@ def _complete(config: ConfigDict, workdir: Path) -> ConfigDict:
   source = None
   if config.init_from is not None:
     with contextlib.suppress(UserError):
-      source = inference.find_source(files.user_path(config.init_from, 'config.init_from')).config
+      source = inference.find_source(inference.run_folder(config.init_from, 'config.init_from')).config
   return configs.follow(config, source)
 
 
@@ -130,11 +134,18 @@ def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 
   return {'data': _data(splits) | origins, **test.origins(), 'weights': builders.weights_sha256(config)}
 
 
-def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 'Images | None' = None) -> TrainState:
+def train(
+  config: ConfigDict,
+  workdir: Path,
+  splits: dict[str, Dataset],
+  test: 'Images | None' = None,
+  saved: Callable[[int], None] = lambda step: None,
+) -> TrainState:
   """Trains, or resumes what `workdir` holds; evaluates, draws the figure, prints the closing table.
 
   `splits` are 'train', 'test', and perhaps 'validation', on which the run is then evaluated between steps. `test` is
-  what the closing evaluations read; by default `splits['test']` alone, corrupted in memory.
+  what the closing evaluations read; by default `splits['test']` alone, corrupted in memory. `saved` is called with the
+  step of each checkpoint.
   """
   import jax
 
@@ -161,7 +172,7 @@ def train(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: '
     test = test or bench.open_images(config, splits['test'], prepared=False)
     milestones = Milestones(config, workdir, recipe, splits, test, began)
     job = train_job.make(config, recipe, dataset, state, phi, milestones, milestones.compile)
-    state = loop.run(workdir, config, state, job, stop)
+    state = loop.run(workdir, config, state, job._replace(saved=saved), stop)
     if jax.process_index() == 0:
       _report(workdir)
     return state
@@ -197,7 +208,7 @@ def _source(config: ConfigDict) -> 'inference.Source':
   """Returns the classifier of `init_from`; raises UserError unless its network is that of this run."""
   from adversarial_augment.training import recipe
 
-  path = files.user_path(config.init_from, 'config.init_from')
+  path = inference.run_folder(config.init_from, 'config.init_from')
   try:
     source = inference.find_source(path)
   except UserError as error:

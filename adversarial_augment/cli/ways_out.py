@@ -27,6 +27,7 @@ _ARCHIVES = {  # with corruptions of a test set
 WAYS_OUT = {  # by remedy; what begins with 'or' is one more way than the message has
   'from': 'or give a file or folder that you have with --from',
   'process_id': 'or give each process its own --process_id',
+  'mirror': 'or name another --mirror',
   'url': 'or give another --url, or a file that you have with --from',
   'workdir': 'or name another --workdir',
   'elsewhere': 'wait until it ends, or use another folder',

@@ -11,6 +11,7 @@ from adversarial_augment.checks import did_you_mean
 from adversarial_augment.cli import WAIT, WATCHDOG, Parser, add_process_flags, check_processes
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files
+from adversarial_augment.storage.remote import Remote
 
 _TRAIN = """Trains an image classifier with AdversarialAugment (AdA) or without an adversary.
 
@@ -42,6 +43,8 @@ class Arguments(NamedTuple):
   process_id: int | None = None
   wait: float = WAIT
   watchdog: float = WATCHDOG
+  mirror: Remote | None = None
+  mirror_every: int | None = None
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -81,6 +84,13 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   parser.add_argument('--workdir', metavar='DIR', help='where the run lives; default: runs/CONFIG[_VARIANT]')
   parser.add_argument('--print_config', action='store_true', help='print every field with its meaning, and exit')
   parser.add_argument('--list_configs', action='store_true', help='print the configs that ship, and exit')
+  parser.add_argument('--mirror', metavar='URL', help='where the run is copied to, and begins from in an empty folder')
+  parser.add_argument(
+    '--mirror_every',
+    type=int,
+    metavar='STEPS',
+    help='by how many steps the copy may be behind at the end; default: config.checkpoint_every',
+  )
   add_process_flags(parser)
   overrides, rest = split_overrides(argv)
   values, unknown = parser.parse_known_args(rest)
@@ -92,6 +102,10 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
     parser.error('--workdir is empty; name a folder, or leave the flag out')
   check_processes(values)
   workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
+  if values.mirror is not None:
+    values.mirror = Remote(values.mirror, '--mirror')
+  if values.mirror_every is not None and (values.mirror is None or values.mirror_every < 0):
+    parser.error(f'--mirror_every={values.mirror_every} must be at least 0, and goes with --mirror')
   others = {name: getattr(values, name) for name in Arguments._fields[3:]}
   return Arguments(values.config, overrides, workdir, **others)
 

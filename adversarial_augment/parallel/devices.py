@@ -8,6 +8,7 @@ import re
 
 from adversarial_augment.cli import streams
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import files
 
 
 def usable_cores() -> int:
@@ -50,17 +51,23 @@ def _cpu_only() -> bool:
   return platforms == 'cpu' or not (platforms or plugins or importlib.metadata.entry_points(group='jax_plugins'))
 
 
-def compilation_cache() -> None:
-  """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another folder."""
+def compilation_cache(own: Path | None = None) -> None:
+  """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another folder.
+
+  `own` is another folder, in which all programs are kept, also those that take less than a second.
+  """
   import jax
 
   switched_on, chosen = jax.config.jax_enable_compilation_cache, jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
   if not switched_on or chosen is not None:
     return
   try:
-    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'adversarial_augment' / 'xla'
+    folder = own or files.cache_folder('xla')
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, RuntimeError) as error:  # a read-only home, or none
     streams.say(f'Compiled programs are not kept for the next start: {error}.')
     return
   jax.config.update('jax_compilation_cache_dir', str(folder))
+  if own:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')  # whose folder would be part of each key

@@ -64,6 +64,11 @@ def number(processes: Processes | None) -> int:
   return processes.number or 1 if processes else 1
 
 
+def is_first(processes: Processes | None) -> bool:
+  """Returns whether this is process 0, which owns the run's folder."""
+  return processes is None or processes.process == 0
+
+
 @contextmanager
 def together(processes: Processes | None) -> Iterator[dict[str, Any]]:
   """Runs the block, and then meets the other processes. Call before any array is made.

@@ -36,6 +36,7 @@ class Job(NamedTuple):
   describe: Callable[[int, Mapping[str, float]], dict[str, Any]]  # step, metrics -> the line of metrics.jsonl
   evaluate: Callable[[TrainState, int, Callable[[], None]], None]  # state, step, poll; poll raises when asked to stop
   dump: Callable[[int], dict[str, Any]]  # step -> arrays that reproduce its batch, by name
+  saved: Callable[[int], None] = lambda step: None  # called with the step of what is saved, at the start too
   forecast: Forecast | None = None  # of the time that is left; None: by the steps alone
 
 
@@ -49,6 +50,7 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
   forecast = job.forecast or Forecast(job.num_steps)
   with closing(RunLog(workdir, start, job.num_steps, job.images_per_step, job.tensorboard, forecast)) as log:
     loop = _Loop(workdir, config, state, job, stop, log)
+    job.saved(start)
     for step in range(start, job.num_steps):
       if step and config.eval_every and step % config.eval_every == 0:
         loop.evaluate(step)
@@ -111,6 +113,7 @@ class _Loop:
       saved = self._retries.attempt(step, write, final=final)
     if saved:
       self._stop.unsaved, self._stop.kept = False, f'step {step} is saved'
+      self._job.saved(step)
     return saved
 
   def evaluate(self, step: int) -> None:

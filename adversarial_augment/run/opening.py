@@ -42,10 +42,13 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
     yield stack.enter_context(signals.listen(jax.process_count() > 1, kept))
 
 
-def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str:
+def check_run(
+  workdir: Path, config: ConfigDict, data: Mapping[str, Any], *, shown: str = '', remedy: str = 'workdir'
+) -> str:
   """Checks, if `workdir` holds a run, that it can resume with this config and these data; touches no device.
 
-  Returns a note on a run that an older version began, or ''.
+  Messages call the folder `shown`, and name the way out `remedy`. Returns a note on a run that an older version began,
+  or ''.
   """
   if not checkpoints.steps(workdir / 'checkpoints'):
     _check_not_lost(workdir, config.checkpoint_every)
@@ -54,7 +57,7 @@ def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any]) -> str
   old = _recorded(path, ', the config of the checkpoints beside it')
   added = configs.unknown_to(old)
   for difference in _differences(workdir, checks.flatten(old) | added, config, data):
-    raise UserError(f"'{workdir}' holds a run {difference}.", remedy='workdir')
+    raise UserError(f"'{shown or workdir}' holds a run {difference}.", remedy=remedy)
   return configs.note(path, added) if added else ''
 
 
@@ -98,6 +101,16 @@ def _recorded(path: Path, what: str = '') -> dict[str, Any]:
     raise UserError(f"Cannot read '{path}'{what} ({error}); repair it.", remedy='workdir') from error
 
 
+def check_manifest(manifest: Mapping[str, Any], config: ConfigDict, place: str, remedy: str) -> None:
+  """Raises UserError if a checkpoint in `place` is not of a run of this config."""
+  if manifest['config_sha256'] not in configs.all_sha256(config):
+    raise UserError(
+      f"Checkpoint {manifest['step']} in '{place}' is of another run: its config has the hash "
+      f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; move it away.',
+      remedy=remedy,
+    )
+
+
 def resume(workdir: Path, state: TrainState) -> TrainState:
   """Returns the state of the newest good checkpoint, or `state` if there is none, and cuts log and segments back to it.
 
@@ -108,13 +121,7 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
 
   def check(manifest: Mapping[str, Any]) -> None:
     config = configs.from_json((workdir / 'config.json').read_text(), 'config.json')  # as `open_run` has written it
-    if manifest['config_sha256'] not in configs.all_sha256(config):
-      raise UserError(
-        f"Checkpoint {manifest['step']} in '{folder}' is of another run: its config has the hash "
-        f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; move it out of the '
-        'folder.',
-        remedy='workdir',
-      )
+    check_manifest(manifest, config, str(folder), 'workdir')
     logged[:] = manifest.get('log', ())
 
   with progress.stage('reading the newest checkpoint', progress.log):

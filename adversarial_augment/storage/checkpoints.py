@@ -201,7 +201,7 @@ def _prune(directory: Path, keep: int) -> None:
       if good < keep:
         good += _verified(folder, step) is not None
         continue
-      with _in_use(folder, exclusive=True) as free:
+      with in_use(folder, exclusive=True) as free:
         if free:  # else somebody reads it; a later prune deletes it
           artifact.retire(folder, directory / f'{step}.pruned.tmp')
 
@@ -285,6 +285,13 @@ def newest_manifest(directory: Path) -> Manifest | None:
 
 def verify(folder: Path, step: int) -> dict[str, Any]:
   """Returns the manifest of the checkpoint `step`, all of whose bytes are as they were written; raises `Damaged`."""
+  manifest = read_manifest(folder, step)
+  artifact.verify(folder, manifest['files'])
+  return manifest
+
+
+def read_manifest(folder: Path, step: int) -> dict[str, Any]:
+  """Returns the manifest of the checkpoint `step`, which is as it was written; raises `Damaged`."""
   with artifact.damage_in(MANIFEST):
     content = untrusted.read_bytes(folder / MANIFEST, untrusted.MAX_JSON)
   try:
@@ -300,7 +307,6 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
     raise Damaged(f'unknown format {manifest["format"]}', MANIFEST)
   if manifest['step'] != step:
     raise Damaged(f'step {manifest["step"]}', MANIFEST)
-  artifact.verify(folder, manifest['files'])
   return manifest
 
 
@@ -324,7 +330,7 @@ def _newest(directory: Path, read: Callable[[int, Manifest], Any]) -> tuple[Any,
     rejected.clear()
     for step in reversed(steps(directory)):
       folder = directory / str(step)
-      with _in_use(folder):
+      with in_use(folder):
         try:
           return read(step, verify(folder, step)), rejected
         except Damaged as error:
@@ -391,7 +397,7 @@ def _read_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _in_use(folder: Path, *, exclusive: bool = False) -> Iterator[bool]:
+def in_use(folder: Path, *, exclusive: bool = False) -> Iterator[bool]:
   """Locks a folder against programs that would delete it (shared) or read it (exclusive).
 
   Yields False where they hold it; True also where the file system has no locks, or the folder is gone.

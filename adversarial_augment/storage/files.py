@@ -8,12 +8,26 @@ import tempfile
 from adversarial_augment.errors import UserError
 
 
+def is_url(text: str) -> bool:
+  return '://' in text
+
+
+def cache_folder(name: str) -> Path:
+  """Returns a folder of this program in the user's cache, which need not exist; raises RuntimeError without a home."""
+  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'adversarial_augment' / name
+
+
 def user_path(text: str | os.PathLike, what: str) -> Path:
   """Returns a path that a user gave, with `~` expanded; it need not exist.
 
   Raises:
-    UserError: it cannot be a path, or has an unknown user's home; `what` names the flag or field that holds it.
+    UserError: it cannot be a path, is a URL, or has an unknown user's home; `what` names the flag or field.
   """
+  if isinstance(text, str) and is_url(text):
+    raise UserError(
+      f"{what}='{text}' is a URL, but must be a folder or file of this machine; name one (with --mirror=URL, train "
+      'copies its run to a URL).'
+    )
   try:
     path = Path(text).expanduser()
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
