@@ -19,6 +19,7 @@ from adversarial_augment.storage.remote import Remote, Unreachable
 
 _ATTEMPTS = 5  # to reach the mirror at the start of an empty folder, 1, 2, 4 and 8 seconds apart
 _LONGEST_WAIT = 60.0  # seconds between attempts to copy
+_PAUSE = 2.0  # seconds between them when the run has ended
 _PATIENCE = 60.0  # seconds of failures at the end of a run
 _GRACE = 20.0  # seconds for the last checkpoint of a run that is stopped; preemption often leaves 30
 
@@ -192,7 +193,7 @@ class Copies:
         if failure is not None:
           self._changed.wait_for(lambda: self._closed or self._hurry, min(2.0**self._failures, _LONGEST_WAIT))
           if self._hurry and not self._closed:
-            self._changed.wait_for(lambda: self._closed, 2.0)
+            self._changed.wait_for(lambda: self._closed, _PAUSE)
 
   def _copy(self, step: int) -> None:
     """Copies a checkpoint, unless it is there or no longer here, and what else is new in the run's folder."""

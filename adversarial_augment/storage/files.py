@@ -25,8 +25,7 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
   """
   if isinstance(text, str) and is_url(text):
     raise UserError(
-      f"{what}='{text}' is a URL, but must be a folder or file of this machine; name one (with --mirror=URL, train "
-      'copies its run to a URL).'
+      f"{what}='{text}' is a URL, but must be a path of this machine; name one (--mirror=URL copies a run to a URL)."
     )
   try:
     path = Path(text).expanduser()

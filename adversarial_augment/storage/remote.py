@@ -23,24 +23,34 @@ class Remote:
   """Files by their path below a URL; all methods raise `Unreachable`."""
 
   def __init__(self, url: str, what: str):
-    """Raises UserError if `url`, the value of the flag or field `what`, is none that can be used; contacts nobody."""
+    """Contacts nobody yet.
+
+    Args:
+      url: of a folder, or the path of one that machines share.
+      what: the flag or field that has it, for messages.
+
+    Raises:
+      UserError: it cannot be used, or has a password, which would be recorded with the command.
+    """
     if not files.is_url(url):
-      raise UserError(f"{what}='{url}' must be a URL such as gs://bucket/run, s3://bucket/run or file:///shared/run.")
+      url = files.user_path(url, what).absolute().as_uri() if url else ''
+    protocol = url.partition('://')[0]
     if re.search('://[^/@]*:[^/@]*@', url):
-      raise UserError(f'{what} has a password in its URL; leave it out, and give it to fsspec in its own way.')
+      raise UserError(
+        f'{what} has a password in its URL, which would be recorded; give it to fsspec by the environment or its files.'
+      )
     import fsspec
 
-    protocol = url.partition('://')[0]
     try:
       self._fs, self._root = fsspec.core.url_to_fs(url)
     except ImportError as error:
-      package = _PACKAGES.get(protocol, 'the package that fsspec names for it')
+      package = _PACKAGES.get(protocol, 'the package that fsspec has for it')
       raise UserError(f"{what}='{url}' needs a package for {protocol}://; pip install {package}.") from error
-    except Exception as error:  # an unknown protocol, or whatever a file system does not like
+    except Exception as error:  # each file system has errors of its own
       raise UserError(f"{what}='{url}' cannot be used ({artifact.one_line(error)}); name another URL.") from error
     self._root = self._root.rstrip('/')
-    if not self._root:
-      raise UserError(f"{what}='{url}' must name a folder, such as {protocol}://bucket/run.")
+    if not url or not self._root.strip('/'):
+      raise UserError(f"{what}='{url}' must be a folder, such as gs://bucket/run, s3://bucket/run or /shared/run.")
     self._local = protocol == 'file'
     self.url = url
 
