@@ -26,8 +26,8 @@ from adversarial_augment.storage.remote import Remote, Unreachable
 
 COMPILED = 'compiled'  # the folder of compiled programs
 _FILES = (  # of a run, beside its checkpoints
-  'config.json', 'data.json', 'environment.json', 'init_from.json', 'metrics.jsonl', 'results/*.json', 'results/*.csv',
-  'figures/*.png', 'report.html', 'weights.safetensors',
+  'config.json', 'data.json', 'environment.json', 'init_from.json', 'segments.json', 'metrics.jsonl',
+  'results/*.json', 'results/*.csv', 'figures/*.png', 'report.html', 'weights.safetensors',
 )  # fmt: skip
 _MANIFESTS = re.compile(rf'checkpoints/(0|[1-9]\d{{0,11}})/{MANIFEST}')
 _MAX_FILE = 1 << 30  # bytes of a file of a run other than those of a checkpoint
