@@ -18,6 +18,7 @@ from adversarial_augment.storage import checkpoints, mirror
 from adversarial_augment.storage.remote import Remote, Unreachable
 from tests import checkpoint_cases, trainer
 from tests.described import refused
+from tests.s3_server import Server
 
 
 @pytest.fixture
@@ -25,9 +26,26 @@ def rig(tmp_path_factory):
   return trainer.Rig(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(params=['file', 'memory'])
+@pytest.fixture(scope='module')
+def bucket(tmp_path_factory):
+  """The URL of an empty bucket on a server of S3."""
+  s3fs = pytest.importorskip('s3fs', reason="pip install -e '.[cluster]'")
+  pytest.importorskip('moto', reason="pip install -e '.[cluster]'")
+  server = Server(tmp_path_factory.mktemp('server'))
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in server.env.items():
+      patch.setenv(name, value)
+    s3fs.S3FileSystem().mkdir('bucket')
+    yield 's3://bucket'
+  server.kill()
+
+
+@pytest.fixture(params=['file', 'memory', pytest.param('s3', marks=pytest.mark.slow)])
 def remote(request, tmp_path):
   """An empty folder of a file system."""
+  if request.param == 's3':
+    yield Remote(f'{request.getfixturevalue("bucket")}/{tmp_path.name}/mirror', '--mirror')
+    return
   if request.param == 'file':
     yield Remote(f'file://{tmp_path}/mirror', '--mirror')
     return

@@ -66,7 +66,7 @@ def number(processes: Processes | None) -> int:
 
 def is_first(processes: Processes | None) -> bool:
   """Returns whether this is process 0, which owns the run's folder."""
-  return processes is None or processes.process == 0
+  return processes is None or _located(processes, None).process == 0
 
 
 @contextmanager
