@@ -22,6 +22,7 @@ from adversarial_augment.config import command_line, rules
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.pretraining.sources import Source, Wanted, open_all
+from adversarial_augment.run import supervisor
 from adversarial_augment.storage import artifact, files, sharing
 from adversarial_augment.types import TrainState
 
@@ -36,13 +37,16 @@ _DESCRIPTION = """Trains a corruption network (an image-to-image network such as
 Writes a .safetensors file that config.corruption_net.weights of adversarial_augment.train takes."""
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int | None:
   arguments = command_line.parse(argv, 'pretrain', _DESCRIPTION, 'configs/pretrain_edsr.py:small')
+  if arguments.max_restarts:
+    command = command_line.unsupervised('pretrain', argv)
+    return supervisor.run(command, arguments.workdir, arguments.max_restarts)
   processes = launch.find(arguments)
   with launch.together(processes) as shared:  # what fails here fails on all processes, so that none waits
     config = command_line.resolve_config(arguments, 'pretrain')
     if config is None:
-      return
+      return None
     count = launch.number(processes)
     rules.check_batch(config.batch_size, count, 'processes of the run')
     with progress.stage('loading JAX'):
@@ -72,6 +76,7 @@ def main(argv: list[str]) -> None:
       saved,
       sharing.command('adversarial_augment.pretrain', flags, arguments.workdir),
     )
+  return None
 
 
 def _output(config: ConfigDict, workdir: Path) -> Path:

@@ -23,6 +23,7 @@ from adversarial_augment.datasets import classes, mixture, sampling
 from adversarial_augment.errors import AdversarialAugmentError, UserError
 from adversarial_augment.parallel import devices, launch
 from adversarial_augment.preparation import deepaugment
+from adversarial_augment.run import supervisor
 from adversarial_augment.storage import artifact, files
 from adversarial_augment.types import Dataset, TrainState
 
@@ -32,14 +33,17 @@ if TYPE_CHECKING:
   from adversarial_augment.evaluation.bench import Images
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int | None:
   arguments = command_line.parse_train(argv)
+  if arguments.max_restarts:
+    command = command_line.unsupervised('train', argv)
+    return supervisor.run(command, arguments.workdir, arguments.max_restarts)
   processes = launch.find(arguments)
   with launch.together(processes) as shared:  # what fails here fails on all processes, so that none waits
     complete = functools.partial(_complete, workdir=arguments.workdir)
     config = command_line.resolve_config(arguments, derived=_derived, complete=complete)
     if config is None:
-      return
+      return None
     count = launch.number(processes)
     rules.check_batch(config.batch_size, count, 'processes of the run')
     with progress.stage('loading JAX'):
@@ -60,6 +64,7 @@ def main(argv: list[str]) -> None:
   mirroring.compilation_cache(arguments)
   with mirroring.copying(arguments, config, start, config.keep_checkpoints) as saved:
     train(config, arguments.workdir, splits, test, saved)
+  return None
 
 
 def _complete(config: ConfigDict, workdir: Path) -> ConfigDict:

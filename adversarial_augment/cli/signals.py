@@ -125,17 +125,17 @@ def raise_once() -> None:
       if time.monotonic() - began >= _SAME:
         _exit(f'second signal ({signal.Signals(number).name}): exiting at once.', 128 + number)
 
-    _handle(again)
+    handle(again)
     if number == signal.SIGINT:
       raise KeyboardInterrupt
     raise Interrupted(f'stopped by {signal.Signals(number).name}')
 
-  _handle(first)
+  handle(first)
 
 
 def ignore() -> None:
   """Makes signals change nothing from here on; at its exit, Python restores handlers."""
-  _handle(signal.SIG_IGN)
+  handle(signal.SIG_IGN)
 
 
 @contextmanager
@@ -148,7 +148,8 @@ def at_once() -> Iterator[None]:
     _restore(before)
 
 
-def _handle(handler: Any) -> None:
+def handle(handler: Any) -> None:
+  """Sets the handler of every signal that is not ignored."""
   # Jobs in the background of a script ignore some signals.
   _restore({number: handler for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+import sys
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -45,6 +46,7 @@ class Arguments(NamedTuple):
   watchdog: float = WATCHDOG
   mirror: Remote | None = None
   mirror_every: int | None = None
+  max_restarts: int = 0
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -91,6 +93,13 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
     metavar='STEPS',
     help='by how many steps the copy may be behind at the end; default: config.checkpoint_every',
   )
+  parser.add_argument(
+    '--max_restarts',
+    type=int,
+    default=0,
+    metavar='N',
+    help='restart the run after up to N crashes; default: 0',
+  )
   add_process_flags(parser)
   overrides, rest = split_overrides(argv)
   values, unknown = parser.parse_known_args(rest)
@@ -100,6 +109,8 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
     parser.error(f'--config is missing, for example --config={example}')
   if values.workdir == '':
     parser.error('--workdir is empty; name a folder, or leave the flag out')
+  if values.max_restarts < 0:
+    parser.error(f'--max_restarts={values.max_restarts} must be at least 0')
   check_processes(values)
   workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
   if values.mirror is not None:
@@ -108,6 +119,13 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
     parser.error(f'--mirror_every={values.mirror_every} must be at least 0, and goes with --mirror')
   others = {name: getattr(values, name) for name in Arguments._fields[3:]}
   return Arguments(values.config, overrides, workdir, **others)
+
+
+def unsupervised(program: str, argv: Sequence[str]) -> list[str]:
+  """Returns the command line that runs a program with these arguments and no restarts."""
+  flag, words = '--max_restarts', iter(argv)
+  kept = [word for word in words if not (word.startswith(f'{flag}=') or (word == flag and next(words, True)))]
+  return [sys.executable, '-m', f'adversarial_augment.{program}', *kept]
 
 
 def _unknown_flag(argument: str, options: Sequence[str]) -> UserError:
