@@ -155,6 +155,11 @@ def test_mirror_every_needs_a_mirror():
     command_line.parse_train(['--config=configs/nominal.py', '--mirror=memory://x', '--mirror_every=-1'])
 
 
+def test_a_mirror_is_another_folder(tmp_path):
+  with pytest.raises(UserError, match='is the workdir itself'):
+    command_line.parse_train(['--config=configs/nominal.py', f'--workdir={tmp_path}', f'--mirror=file://{tmp_path}'])
+
+
 # What a start takes from a mirror.
 
 
@@ -466,6 +471,24 @@ def test_the_second_start_on_a_fresh_machine_compiles_nothing(tmp_path):
   assert second.wait() == 0, second.err
   assert 'cache hit' in second.err
   assert 'CACHE MISS' not in second.err
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_their_mirror_in_empty_folders(rig, tmp_path):
+  flag, workdirs = f'--mirror={tmp_path}/mirror', [tmp_path / 'w0', tmp_path / 'w1']
+  runs = rig.start_pair(workdirs, flag)
+  runs[0].wait_for(lambda: (tmp_path / 'mirror' / 'checkpoints' / '6' / 'MANIFEST.json').exists())
+  for run in runs:
+    run.kill()
+  for workdir in workdirs:
+    shutil.rmtree(workdir, ignore_errors=True)
+  runs = rig.start_pair(workdirs, flag)
+  assert [run.wait() for run in runs] == [0, 0], [run.err for run in runs]
+  assert 'resuming from step ' in runs[0].err
+  straight = [tmp_path / 's0', tmp_path / 's1']
+  assert [run.wait() for run in rig.start_pair(straight)] == [0, 0]
+  trainer.assert_same_end(workdirs[0], straight[0])
+  assert [path.name for path in workdirs[1].iterdir()] == ['compiled']
 
 
 def test_evaluate_report_and_init_from_take_a_url(rig, tmp_path, monkeypatch):

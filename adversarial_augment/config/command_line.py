@@ -115,6 +115,8 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
   workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
   if values.mirror is not None:
     values.mirror = Remote(values.mirror, '--mirror')
+    if values.mirror.url == workdir.absolute().as_uri():
+      parser.error(f"--mirror='{values.mirror.url}' is the workdir itself; name another folder")
   if values.mirror_every is not None and (values.mirror is None or values.mirror_every < 0):
     parser.error(f'--mirror_every={values.mirror_every} must be at least 0, and goes with --mirror')
   others = {name: getattr(values, name) for name in Arguments._fields[3:]}

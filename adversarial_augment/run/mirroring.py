@@ -124,7 +124,7 @@ class Copies:
 
   def close(self) -> None:
     """Ends the copies of a run that stops; those that are under way get some seconds."""
-    with self._changed:
+    with self._changed, progress.stage(f'copying to {self._mirror.url}', progress.log):
       self._hurry = True
       self._changed.notify_all()
       self._changed.wait_for(self._idle, _GRACE)

@@ -186,11 +186,11 @@ def _remove_unfinished(directory: Path) -> None:
 
 def prune(directory: Path, keep: int) -> None:
   """Deletes the checkpoints older than the newest `keep` good ones; at least 2 good ones always stay."""
-  processes.on_process_0(lambda: _prune(directory, max(keep, 2)))
+  processes.on_process_0(lambda: prune_here(directory, max(keep, 2)))
 
 
-def _prune(directory: Path, keep: int) -> None:
-  """Verifies before it deletes: damaged ones take no place among those that stay."""
+def prune_here(directory: Path, keep: int) -> None:
+  """Does so on this process alone, and verifies before it deletes: damaged ones take no place among those that stay."""
   present = steps(directory)[::-1]
   if len(present) <= keep:
     return

@@ -210,9 +210,14 @@ def local_copy(remote: Remote, what: str) -> Path:
     CheckpointError: as `fetch`.
   """
   key = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
-  workdir = files.cache_folder('runs') / key / PurePosixPath(remote.url).name
+  folder = files.cache_folder('runs') / key
+  workdir = folder / PurePosixPath(remote.url).name
   try:
-    fetch(remote, workdir, refresh=True)
+    with artifact.storage_errors(f"write in '{folder}'"):
+      folder.mkdir(parents=True, exist_ok=True)
+    with artifact.lock(folder, 'copy', wait=True):  # several processes may evaluate it
+      fetch(remote, workdir, refresh=True)
+      checkpoints.prune_here(workdir / 'checkpoints', 2)
   except Unreachable as error:
     raise UserError(f"{what}='{remote.url}' cannot be reached ({error}); try again, or name another one.") from error
   if not checkpoints.steps(workdir / 'checkpoints'):
