@@ -68,9 +68,7 @@ def main(argv: Sequence[str]) -> int | None:
     images = _load(workdir, trained, config, request)
     about = _check(config, images, request) | {'overwrite': arguments.overwrite}
     shared |= launch.facts('evaluate', configs.to_json(config), about)
-  num_devices = devices.virtual_devices(devices.usable_cores())
-  if processes is None and request is None:
-    _check_devices(config, num_devices)
+  devices.virtual_devices(devices.usable_cores())
   devices.compilation_cache()
   kept = f"what has been found so far is kept in '{workdir / 'results'}'"  # but for the last few seconds
   resume = f'run the same command again{" without --overwrite" if request and arguments.overwrite else ""} to resume'
@@ -164,13 +162,6 @@ def _check(config: ConfigDict, images: 'Images', request: attack_request.Request
     return about | {'attack': request._replace(surrogate=None)._asdict()}
   builders.check_adversary(config, images.dataset.image_shape)
   return about | {'weights': builders.weights_sha256(config)}
-
-
-def _check_devices(config: ConfigDict, num_devices: int | None) -> None:
-  from adversarial_augment.training import builders
-
-  if num_devices is not None and builders.has_evaluation_under_attack(config):
-    builders.evaluation_split(config, num_devices)
 
 
 def _evaluate(config: ConfigDict, workdir: Path, images: 'Images', *, overwrite: bool) -> None:

@@ -190,10 +190,11 @@ def _largest(
 
   def allowed(number: int) -> bool:
     try:
-      changed(number)
+      config = changed(number)
     except UserError:
       return False
-    return True
+    microbatch = config.attack.microbatch
+    return not microbatch or builders.training_split(config, plan.devices).at_a_time == microbatch
 
   plans: dict[int, Plan] = {}
 

@@ -9,7 +9,7 @@ from adversarial_augment import attacks
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.run import summary
-from adversarial_augment.training import train_step
+from adversarial_augment.training import builders, train_step
 from adversarial_augment.types import AttackResult
 from tests import linear_attack, tiny
 
@@ -88,13 +88,28 @@ def test_one_device_gives_what_four_give_in_the_stage_of_the_train_step(tmp_path
   ({'fraction': '0.3'}, '=0.3 of the 2 images of each of the 8 devices is less than one image; set at least 0.5'),
   ({'fraction': '0.5', 'beta_mode': 'group', 'group': '2'}, 'group=2 must divide the 1 images'),
   ({'beta_mode': 'group', 'group': '3'}, 'group=3 must divide the 2 images of each of the 8 devices'),
-  ({'fraction': '0.5', 'microbatch': '2', 'batch_norm': 'running'}, 'microbatch=2 must divide the 1 images of each of'),
 ])  # fmt: skip
 def test_parts_that_do_not_divide_are_refused(tmp_path, attack, words):
   overrides = {f'attack__{name}': value for name, value in attack.items()}
   with pytest.raises(UserError, match=words) as error:
     tiny.make(8, batch_size='16', **small(tmp_path, **overrides))
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('devices, attack, at_a_time', [
+  (1, {'microbatch': '16'}, 16),
+  (8, {'microbatch': '16'}, 6),  # all of a device
+  (4, {'microbatch': '8'}, 6),
+  (2, {'microbatch': '16'}, 12),
+  (2, {'microbatch': '16', 'beta_mode': 'group', 'group': '8'}, 8),
+  (8, {'microbatch': '4', 'fraction': '0.67'}, 4),
+])  # fmt: skip
+def test_the_most_images_at_a_time_that_divide_those_of_a_device(devices, attack, at_a_time):
+  """So one config goes for any number of devices that divides the batch."""
+  overrides = {'batch_size': '48', 'attack.batch_norm': 'running'} | {f'attack.{n}': v for n, v in attack.items()}
+  config = configs.override(configs.base_config(), overrides)
+  configs.validate(config)
+  assert builders.training_split(config, devices).at_a_time == at_a_time
 
 
 @pytest.mark.parametrize('attack, words', [

@@ -41,22 +41,14 @@ def write_run(workdir: Path, config: configs.ConfigDict, data: dict) -> None:
 
 
 GROUP = ['--config.batch_size=16', '--config.attack.beta_mode=group']
-RUNNING = ['--config.batch_size=16', '--config.attack.batch_norm=running']
 
 
 @pytest.mark.parametrize(
   'flags, words',
   [
     ([*GROUP, '--config.attack.group=3'], 'config.attack.group=3 must divide the 2 images of each of the 8 devices'),
-    ([*RUNNING, '--config.attack.microbatch=4'], 'config.attack.microbatch=4 must divide the 2 images of each of the'),
     (['--config.attack.fraction=0.5'], 'config.attack.fraction=0.5 of the 1 images of each of the 8 devices is less'),
     (['--config.batch_size=12'], 'config.batch_size=12 must be a multiple of the 8 devices; try 8 or 16.'),
-    # Four of the six images are attacked in training, at once; an evaluation attacks all six.
-    (
-      ['--config.batch_size=48', '--config.attack.batch_norm=running', '--config.attack.fraction=0.67',
-       '--config.attack.microbatch=4'],
-      'config.attack.microbatch=4 must divide the 6 images of each of the 8 devices',
-    ),
     (['--config.evals=clean,cifar10_c', '--config.frost_dir=/dev/null/x'], 'config.frost_dir=/dev/null/x: frost'),
   ],
 )  # fmt: skip
@@ -102,10 +94,6 @@ def test_several_processes_settle_it_together(tmp_path, monkeypatch):
     train.main([SMOKE, '--config.seed=7', f'--workdir={tmp_path}/w', *several])
 
 
-def test_pretrain_and_evaluate_divide_too(tmp_path, capsys):
+def test_pretrain_divides_too(tmp_path, capsys):
   line = refused(pretrain.main, [PRETRAIN, '--config.batch_size=12', f'--workdir={tmp_path}/p'], capsys)
   assert 'config.batch_size=12 must be a multiple of the 8 devices' in line
-  write_run(tmp_path / 'w', configs.load('configs/ada_edsr.py:smoke'), {})
-  flags = ['--config.batch_size=40', '--config.attack.batch_norm=running', '--config.attack.microbatch=4']
-  line = refused(evaluate.main, [f'--workdir={tmp_path}/w', '--evals=ada', *flags], capsys)
-  assert 'config.attack.microbatch=4 must divide the 5 images of each of the 8 devices' in line

@@ -180,7 +180,7 @@ TRAIN: dict[str, Field] = {
   ),
   'attack.group': Field(1, _IMAGES, 'images that share a beta where attack.beta_mode=group'),
   'attack.warmup_epochs': Field(0.0, number(0, 1e6), 'first epochs, which train on clean images'),
-  'attack.microbatch': Field(None, optional(_IMAGES), 'images attacked at a time on each device, to save memory'),
+  'attack.microbatch': Field(None, optional(_IMAGES), 'most images attacked at a time on each device, to save memory'),
   'augment.before': Field(
     ('pad_crop', 'flip'), names('pad_crop', 'flip'), 'augmentations before the adversary, in order'
   ),

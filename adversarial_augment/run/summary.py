@@ -103,8 +103,7 @@ def _departures(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
 
 def _memory(config: ConfigDict, recipe: Recipe, needed: int) -> Iterator[str]:
   """Yields the estimate of a step's memory, and what to change where it will not fit."""
-  attacked = attacks.attacked_images(config.attack.fraction, recipe.batch_size // recipe.mesh.size)
-  images = config.attack.microbatch or attacked
+  images = builders.training_split(config, recipe.mesh.size).at_a_time
   yield f'memory: about {needed / 1e9:.2f} GB on each device, with {images} images under attack at a time'
   limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
   if jax.default_backend() == 'cpu':
@@ -113,7 +112,7 @@ def _memory(config: ConfigDict, recipe: Recipe, needed: int) -> Iterator[str]:
     smaller = {'attack.batch_norm': 'running', 'attack.microbatch': max(1, int(images * limit / needed / 2))}
     yield (
       f'warning: a device has {limit / 1e9:.2f} GB; lower {spell(config, "batch_size")}, or set {spell(smaller)} '
-      f'(the latter must divide {images})'
+      f'(the latter must divide {recipe.batch_size})'
     )
 
 

@@ -41,7 +41,7 @@ class Split(NamedTuple):
 
   local: int  # images
   attacked: int  # of those; the others stay clean
-  at_a_time: int  # of the attacked
+  at_a_time: int  # of the attacked: the most that divide them and that the config allows
   group: int | None  # that share a perturbation; None: all do, with those of every device
 
 
@@ -125,23 +125,24 @@ def training_split(config: ConfigDict, num_devices: int) -> Split:
 
 
 def evaluation_split(config: ConfigDict, num_devices: int) -> Split:
-  """Returns the same for the evaluation under attack, which attacks every image by itself."""
+  """Returns the same for the evaluation under attack, which attacks every image by itself; nothing is refused."""
   return _checked_split(config, num_devices, 1, 1)
 
 
 def _checked_split(config: ConfigDict, num_devices: int, fraction: float, group: int | None) -> Split:
   local = -(-config.batch_size // num_devices)  # the batches of an evaluation are filled up
   count = attacks.attacked_images(fraction, local)
-  size = config.attack.microbatch or count
+  most = min(config.attack.microbatch or count, count)
   each = f'images of each of the {num_devices} devices'
   if not count:
     least = math.ceil(1000 / local) / 1000
     few = f'{spell(config, "attack.fraction")} of the {local} {each} is less than one image'
     raise UserError(f'{few}; set at least {least}, or raise the batch size.')
-  if count % size:
-    raise UserError(f'{spell(config, "attack.microbatch")} must divide the {count} {each} that are attacked.')
-  if size % (group or size):
-    raise UserError(f'{spell(config, "attack.group")} must divide the {size} {each} that are attacked at a time.')
+  whole = group or count  # images that cannot be parted
+  size = next((n for n in range(most, 0, -1) if count % n == n % whole == 0), None)
+  if size is None:
+    parted = count if count % whole else most
+    raise UserError(f'{spell(config, "attack.group")} must divide the {parted} {each} that are attacked at a time.')
   return Split(local, count, size, group)
 
 
@@ -150,8 +151,6 @@ def check_parts(config: ConfigDict, num_devices: int) -> None:
   rules.check_batch(config.batch_size, num_devices, 'devices')
   if config.attack.name in adversaries.ADVERSARIES:
     training_split(config, num_devices)
-  if has_network(config):
-    evaluation_split(config, num_devices)
 
 
 def has_network(config: ConfigDict) -> bool:
