@@ -15,10 +15,10 @@ COMMANDS = {
   'evaluate': 'evaluate a trained classifier, or attack it',
   'audit': 'evaluate and attack a classifier that was made elsewhere',
   'report': 'make an HTML page of one or several runs',
-  'export': 'export a trained classifier to PyTorch, safetensors or jax.export',
+  'export': 'export a trained classifier: PyTorch, ONNX, safetensors, jax.export, RobustBench',
   'prepare': 'download, import or generate data sets',
   'pretrain': 'train a corruption network',
-  'convert': 'convert PyTorch weights of EDSR or the CAE',
+  'convert': 'convert PyTorch weights of a corruption network or a classifier',
 }
 
 

@@ -70,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
     attack=request is not None,
   )
   _check_workdir(workdir)
+  recorded, (path, name) = results.read(workdir / results.AUDIT).get('model'), audit_request.split(arguments.model)
+  if name and recorded not in (None, f'{path.name}:{name}'):
+    raise UserError(f"'{workdir}' holds an audit of {recorded}; use that model.", remedy='workdir')
   with progress.stage(f'reading the images of {config.dataset}'):
     test = datasets.load(config.dataset, 'test', config.data_dir)
   if request is not None:
@@ -139,7 +142,9 @@ def audit(
   """
   import numpy as np
 
-  names = evals if isinstance(evals, str) else ','.join(evals)
+  if not isinstance(evals, str | tuple | list) or not isinstance(config, Mapping):
+    raise UserError(f'evals={evals!r} must be names of evaluations, and config={config!r} a dict of fields.')
+  names = evals if isinstance(evals, str) else ','.join(map(str, evals))
   flags = {'attack': attack, 'norm': norm, 'epsilon': epsilon, 'num_examples': num_examples}
   words = [f'--{name}={value!r}' if isinstance(value, float) else f'--{name}={value}' for name, value in flags.items()]
   asked = [word for word, value in zip(words, flags.values(), strict=True) if value is not None]
@@ -166,16 +171,16 @@ def audit(
   classified = trial.num_outputs(model, pixels[:2].astype(np.float32) / 255)
   labels = np.asarray(labels)
   inputs.check_labels(labels, len(pixels), classified)
+  if class_names and len(class_names) != classified:
+    raise UserError(f'class_names has {len(class_names)} names, but {name} has {classified} outputs; name each class.')
   about = {'name': 'arrays', 'split': 'test', 'origin': 'own', 'archive_sha256': None}
   test = arrays.in_memory(pixels, labels.astype(np.int32), 'arrays', classified, class_names, about)
   if request is not None:
     attack_request.first_examples(request, test)
   with contextlib.ExitStack() as stack:
     folder = workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    call = 'adversarial_augment.audit(...)'
-    found, _ = _measure(
-      model, test, resolved, folder, request, allow_suspect=allow_suspect, overwrite=overwrite, command=call
-    )
+    options = {'allow_suspect': allow_suspect, 'overwrite': overwrite, 'kept': workdir is not None}
+    found, _ = _measure(model, test, resolved, folder, request, command='adversarial_augment.audit(...)', **options)
   return {name: results.record(name, result) for name, result in found.items()}
 
 
@@ -232,8 +237,9 @@ def _measure(
   allow_suspect: bool,
   overwrite: bool,
   command: str = '',
+  kept: bool = True,
 ) -> tuple[dict[str, Any], int]:
-  """Makes the evaluations and attacks, or takes those that `workdir` has; prints them.
+  """Makes the evaluations and attacks, or takes those that `workdir` has, if it is `kept`; prints them.
 
   Returns:
     {name: result}, and the exit code.
@@ -271,7 +277,8 @@ def _measure(
     provenance |= {'model': about, 'doubts': doubts} | ({'command': command} if command else {})
     source = {'step': 0, 'checkpoint_sha256': results.digest(about), 'provenance': provenance}
     weights = about['weights_sha256'][:12]
-    print(f'{workdir}: {model.name} ({model.kind}), weights {weights}, on {test.name}', flush=True)
+    place = f'{workdir}: ' if kept else ''
+    print(f'{place}{model.name} ({model.kind}), weights {weights}, on {test.name}', flush=True)
     found = _evaluate(model, attacked, images, config, workdir, source, overwrite)
     code = 0
     if request is not None:
@@ -279,7 +286,7 @@ def _measure(
       code = _attack(model, attacked, labelled, config, workdir, request, source, overwrite)
       names = [results.robustness_name(request.suite, ball.norm, ball.text) for ball in request.balls]
       found |= {name: results.load(workdir, name) for name in names}
-    else:
+    elif kept:
       print(f'  {"results":<20} {workdir / "results"}', flush=True)
   return found, code
 

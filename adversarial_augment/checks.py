@@ -5,7 +5,7 @@ import difflib
 import math
 from typing import Any, TypeVar
 
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import UserError, show
 
 T = TypeVar('T')
 _CLOSE = 0.65  # similarity, in [0, 1]
@@ -56,6 +56,19 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
       node = node.setdefault(group, {})
     node[leaf] = value
   return tree
+
+
+def per_channel(value: Any, what: str, *, positive: bool = False) -> tuple[float, ...]:
+  """Returns one number, or one for each of three channels, as a tuple; raises UserError for anything else."""
+  try:
+    found = tuple(map(float, [value] if isinstance(value, int | float) else value))
+  except (ValueError, TypeError):
+    found = ()
+  if len(found) not in (1, 3) or not all(map(math.isfinite, found)):
+    raise UserError(f'{what}={show(value)} must be one number or three, one per channel, such as 0.49,0.48,0.45.')
+  if positive and min(found) <= 0:
+    raise UserError(f'{what}={show(value)} must be above 0.')
+  return found
 
 
 def check_images(

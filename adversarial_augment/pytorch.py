@@ -18,11 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-import torch
+
+try:
+  import torch
+except ModuleNotFoundError as error:
+  raise ModuleNotFoundError(f"{error}; pip install 'adversarial-augment[torch]'", name=error.name) from error
 
 from adversarial_augment import attacks, augmentations, checks, corruption_nets, corruptions, threefry
 from adversarial_augment.cli import streams
-from adversarial_augment.errors import UserError
+from adversarial_augment.config import fields
+from adversarial_augment.config.tables import TRAIN
+from adversarial_augment.errors import UserError, show
 from adversarial_augment.metrics import NAMES, SEVERITIES
 from adversarial_augment.types import Array, PyTree
 
@@ -73,8 +79,8 @@ class TorchFunction:
 def from_torch(
   module: torch.nn.Module,
   *,
-  mean: Sequence[float] = (0.0,),
-  std: Sequence[float] = (1.0,),
+  mean: float | Sequence[float] = 0.0,
+  std: float | Sequence[float] = 1.0,
   channels_last: bool = False,
   batch_statistics: bool = False,
   image_shape: tuple[int, int, int] = (32, 32, 3),
@@ -87,7 +93,7 @@ def from_torch(
 
   Args:
     module: tensors [n, c, h, w] -> logits [n, k], of any floating dtype; it gets images of its own dtype.
-    mean: of its input, per channel, subtracted from the images before it is called.
+    mean: of its input, one number or one per channel, subtracted from the images before it is called.
     std: the images are divided by it.
     channels_last: the module takes [n, h, w, c].
     batch_statistics: batch norms use the statistics of the images instead of the running ones.
@@ -99,10 +105,12 @@ def from_torch(
   """
   if not isinstance(module, torch.nn.Module):
     raise UserError(f'from_torch needs a torch.nn.Module, not {type(module).__name__}; wrap it in one.')
-  for name, values in (('mean', mean), ('std', std)):
-    if len(values) not in (1, image_shape[2]) or (name == 'std' and not min(values) > 0):
-      rule = f'one number or {image_shape[2]}, one per channel{", above 0" if name == "std" else ""}'
-      raise UserError(f'{name}={tuple(values)} must be {rule}.')
+  mean, std = checks.per_channel(mean, 'mean'), checks.per_channel(std, 'std', positive=True)
+  sides = image_shape if isinstance(image_shape, tuple | list) else ()
+  if len(sides) != 3 or not all(type(side) is int and side > 0 for side in sides):
+    raise UserError(f'image_shape={show(image_shape)} must be (height, width, channels) of an image.')
+  if {len(mean), len(std)} - {1, sides[2]}:
+    raise UserError(f'mean and std must have one number or {sides[2]}, one for each channel of image_shape.')
   module = _unwrapped(module)
   reference = weakref.ref(module)
   call = functools.partial(_called_back, reference, channels_last)
@@ -367,8 +375,8 @@ class TorchAdA:
     num_steps: int = 10,
     min_ssim: float = 0.3,
     seed: int = 0,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
     batch_statistics: bool = False,
   ):
     """Loads the corruption network.
@@ -385,8 +393,11 @@ class TorchAdA:
       batch_statistics: the attacked model uses the batch statistics of the images instead of the running ones.
 
     Raises:
-      UserError: an unknown network, a file that cannot be used, or a nu out of range.
+      UserError: an unknown network, a file that cannot be used, or a number out of range.
     """
+    given = {'attack.nu': nu, 'attack.num_steps': num_steps, 'attack.min_ssim': min_ssim, 'seed': seed}
+    fields.check_values({name: TRAIN[name] for name in given}, given)
+    mean, std = checks.per_channel(mean, 'mean'), checks.per_channel(std, 'std', positive=True)
     network, self._phi = corruption_nets.load(corruption_net, weights)
     self._attack = attacks.ada(network.apply, nu=nu, num_steps=num_steps, min_ssim=min_ssim, noisy=True)
     self._seed, self._calls = seed, 0
@@ -498,6 +509,13 @@ class TorchCorruptions(_Transform):
 
   def __init__(self, names: Sequence[str] = NAMES, severities: Sequence[int] = SEVERITIES, *, seed: int = 0):
     super().__init__(seed)
+    for what, given in (('names', names), ('severities', severities)):
+      if not isinstance(given, tuple | list) or not given:
+        raise UserError(f'{what}={show(given)} must be a list of at least one.')
+    for name in names:
+      checks.lookup(corruptions.CORRUPTIONS, name, 'corruption')
+    if wrong := [severity for severity in severities if severity not in SEVERITIES]:
+      raise UserError(f'severities has {show(wrong[0])}; they are integers from 1 to {SEVERITIES[-1]}.')
     self._names, self._severities = tuple(names), tuple(severities)
 
   def _transform(self, images: np.ndarray) -> np.ndarray:

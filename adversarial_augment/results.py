@@ -190,7 +190,17 @@ def _agree_bits(field: str, bits: str | UnsetType, count: float, n: int) -> None
 
 _CONFIG = _record(attack=Attack)
 _DEVICES = _record(kind=Text, count=Positive)
-_PROVENANCE = _record(data=dict[str, Any], config=_CONFIG, versions=dict[str, Any], devices=_DEVICES)
+_PROVENANCE = _record(
+  None,
+  ('command', 'model', 'doubts'),  # the last two are of audits
+  data=dict[str, Any],
+  config=_CONFIG,
+  versions=dict[str, Any],
+  devices=_DEVICES,
+  command=str,
+  model=dict[str, Any],
+  doubts=list[str],
+)
 _IMAGES = {'num_images': Positive, 'origin': _Origin, 'subset_of': Positive}
 _ACCURACY = _IMAGES | {'accuracy': Share, 'num_correct': Count, 'interval': _Interval, 'correct': str}
 _UNDER_ADA = {

@@ -63,9 +63,7 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=400, help='of training; then a quarter as many with AdA')
   parser.add_argument('--images', type=int, default=500, help='test images of the audit')
   flags = parser.parse_args()
-  load = lambda split: (
-    datasets.load('cifar10', split, flags.cifar10) if flags.cifar10 else datasets.embedded.load(split)
-  )
+  load = lambda split: datasets.load('cifar10' if flags.cifar10 else 'embedded', split, flags.cifar10 or '')
 
   torch.manual_seed(0)
   model, data, test = resnet(), load('train'), load('test').read(np.arange(flags.images))

@@ -263,6 +263,36 @@ def test_the_order_of_the_classes_is_matched_by_name(folder, tmp_path):
 
 # ---- What it refuses.
 
+
+def test_names_of_classes_must_be_as_many_as_the_outputs(folder):
+  images, labels = datasets.load('embedded', 'test', '').read(np.arange(100))
+  weights = np.load(folder / 'weights.npy')
+
+  class Named:
+    class_names = ('a', 'b')
+
+    def __call__(self, images):
+      return (images.reshape(len(images), -1) - 0.5) @ weights
+
+  with pytest.raises(UserError, match='has 10 outputs, but --classes, or its attribute class_names, names 2 classes'):
+    adversarial_augment.audit(Named(), images, labels)  # without names of the labels
+  with pytest.raises(UserError, match='class_names has 2 names, but <lambda> has 10 outputs'):
+    adversarial_augment.audit(lambda images: Named()(images), images, labels, class_names=('a', 'b'))
+  with pytest.raises(UserError, match='evals=3 must be names'):
+    adversarial_augment.audit(Named(), images, labels, evals=3)
+
+
+def test_nothing_is_said_of_a_folder_that_is_not_kept_and_records_say_which_model(folder, capsys):
+  images, labels = datasets.load('embedded', 'test', '').read(np.arange(100))
+  weights = np.load(folder / 'weights.npy')
+  net = lambda images: (images.reshape(len(images), -1) - 0.5) @ weights
+  found = adversarial_augment.audit(net, images, labels)
+  assert '/' not in capsys.readouterr().out.replace(' of ', '')
+  model = found['clean'].provenance.model
+  assert model['kind'] == 'a function of JAX'
+  assert len(model['weights_sha256']) == 64
+
+
 WRONG = [  # flags after a right --model and --workdir, and words of the line
   (['--model='], "there is no ''"),
   (['--model=nowhere.py:net'], "there is no 'nowhere.py'"),

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -221,8 +222,10 @@ class Dictionary(nn.Linear):
     (lambda: nn.Linear(3, 5), {'channels_last': True}, 'Linear returns [4, 32, 32, 5] for 4 images'),
     (lambda: nn.Conv2d(4, 2, 3), {}, 'Conv2d cannot be called with images of shape [32, 32, 3]'),
     (lambda: lambda images: images, {}, 'needs a torch.nn.Module, not function'),
-    (Small, {'mean': (0.1, 0.2)}, 'mean=(0.1, 0.2) must be one number or 3'),
-    (Small, {'std': (0.0,)}, 'std=(0.0,) must be one number or 3, one per channel, above 0'),
+    (Small, {'mean': (0.1, 0.2)}, 'mean=(0.1, 0.2) must be one number or three'),
+    (Small, {'std': (0.0,)}, 'std=(0.0,) must be above 0'),
+    (Small, {'mean': ('a',)}, "mean=('a',) must be one number or three"),
+    (Small, {'image_shape': (32, 32)}, 'image_shape=(32, 32) must be (height, width, channels)'),
   ],
 )
 def test_wrong_modules_are_one_line(make, options, words):
@@ -458,3 +461,35 @@ def test_a_forked_worker_is_one_line():
   transform._process += 1
   with pytest.raises(UserError, match="multiprocessing_context='spawn'"):
     transform(torch.zeros(3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+  'options, said',
+  [
+    ({'nu': 'a'}, "attack.nu='a' must be"),
+    ({'num_steps': -1}, 'attack.num_steps=-1 must be'),
+    ({'num_steps': 1.5}, 'attack.num_steps=1.5 must be'),
+    ({'min_ssim': 2}, 'attack.min_ssim=2 must be'),
+    ({'seed': 'a'}, "seed='a' must be"),
+    ({'std': 0}, 'std=0 must be above 0'),
+    ({'mean': (0.1, 0.2)}, 'mean=(0.1, 0.2) must be one number or three'),
+  ],
+)
+def test_ada_is_checked_when_it_is_made(options, said):
+  with pytest.raises(UserError, match=re.escape(said)):
+    pytorch.TorchAdA(weights='edsr_4x16_x1', **options)
+
+
+@pytest.mark.parametrize(
+  'names, severities, said',
+  [
+    ('fog', (1,), "names='fog' must be a list"),
+    ([], (1,), 'names=[] must be a list of at least one'),
+    (['nofog'], (1,), "Unknown corruption 'nofog'"),
+    (['fog'], 3, 'severities=3 must be a list'),
+    (['fog'], (6,), 'severities has 6; they are integers from 1 to 5'),
+  ],
+)
+def test_corruptions_are_checked_when_they_are_made(names, severities, said):
+  with pytest.raises(UserError, match=re.escape(said)):
+    pytorch.TorchCorruptions(names, severities)

@@ -241,7 +241,8 @@ def explained(path: Path) -> Iterator[None]:
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
   except (Exception, SystemExit) as error:
-    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    own = str(path.absolute())  # as the import system has it
+    frames = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename in (own, str(path))]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
     raise UserError(f'{path}{f":{line}" if line else ""}: {_reason(error)}') from error
 
@@ -254,7 +255,9 @@ def _reason(error: BaseException) -> str:
   if unknown:
     return f'unknown field {unknown[1]!r}.{did_you_mean(unknown[1], TRAIN | PRETRAIN)}'
   message = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-  return f'{type(error).__name__}: {message[:300]}'
+  missing = error.name if isinstance(error, ModuleNotFoundError) else None
+  way_out = f'; pip install {missing.partition(".")[0]}, or run Python where it is' if missing else ''
+  return f'{type(error).__name__}: {message[:300]}{way_out}'
 
 
 def _config_files() -> list[Path]:

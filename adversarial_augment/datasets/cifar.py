@@ -206,7 +206,7 @@ def _from_pickle(data: bytes, where: str, published: Published) -> Batch:
     return Batch(_planes_last(pixels), np.array(labels, np.int32))
   except Exception as error:  # a damaged or foreign pickle fails in any way
     raise UserError(
-      f"'{where}' is not a file of the Python version of {published.title} ({one_line(error)})."
+      f"'{where}' is not a file of the Python version of {published.title} ({one_line(error)}); {published.forms}."
     ) from error
 
 

@@ -4,11 +4,12 @@ import argparse
 import ast
 from collections.abc import Callable, Mapping
 import contextlib
-import math
+import functools
 from pathlib import Path
 import re
 from typing import Any
 
+from adversarial_augment import checks
 from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files
@@ -77,22 +78,12 @@ def _names_in(path: Path) -> str:
   return f', such as {", ".join(found[:_SHOWN])}' if found else ''
 
 
-def _numbers(value: Any, what: str) -> tuple[float, ...]:
-  try:
-    parts = value.split(',') if isinstance(value, str) else [value] if isinstance(value, int | float) else list(value)
-    found = tuple(fields.parse_fraction(part) if isinstance(part, str) else float(part) for part in parts)
-  except (ValueError, TypeError):
-    found = ()
-  if len(found) not in (1, 3) or not all(map(math.isfinite, found)):
-    raise UserError(f'{what}={show(value)} must be one number or three, one per channel, such as 0.49,0.48,0.45.')
-  return found
-
-
-def _positive(value: Any, what: str) -> tuple[float, ...]:
-  found = _numbers(value, what)
-  if min(found) <= 0:
-    raise UserError(f'{what}={show(value)} must be above 0.')
-  return found
+def _numbers(value: Any, what: str, *, positive: bool = False) -> tuple[float, ...]:
+  parts = value
+  if isinstance(value, str):
+    with contextlib.suppress(ValueError):
+      parts = [fields.parse_fraction(part) for part in value.split(',')]
+  return checks.per_channel(parts, what, positive=positive)
 
 
 def _layout(value: Any, what: str) -> str:
@@ -124,5 +115,6 @@ def _classes(value: Any, what: str) -> tuple[str, ...]:
 
 # By flag: what it accepts, as text or as the value of an attribute.
 CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
-  'mean': _numbers, 'std': _positive, 'layout': _layout, 'size': _size, 'classes': _classes,
+  'mean': _numbers, 'std': functools.partial(_numbers, positive=True), 'layout': _layout,
+  'size': _size, 'classes': _classes,
 }  # fmt: skip

@@ -62,7 +62,7 @@ def examine(model: Model, dataset: Dataset) -> dict[str, str]:
     # Calls in a row, because they are of two programs of a function of JAX.
     once, again = (_logits(model, model.takes, images[:_CHUNK]) for _ in range(2))
     in_halves = _logits(model, model.takes, images, _CHUNK // 2)
-    better = _better(model, images, labels, logits)
+    better = _better(model, images, labels, logits, dataset)
   allowed = _ROUNDING * np.ptp(logits) + _DIGITS * np.abs(logits)
   right = logits.argmax(-1) == labels
   facts = f'{model.name} classifies {right.mean():.0%} of {len(images)} images correctly'
@@ -82,7 +82,7 @@ def examine(model: Model, dataset: Dataset) -> dict[str, str]:
   return doubts
 
 
-def _better(model: Model, images: np.ndarray, labels: np.ndarray, logits: Logits) -> str:
+def _better(model: Model, images: np.ndarray, labels: np.ndarray, logits: Logits, dataset: Dataset) -> str:
   """Returns which other usual input, or order of classes, gives the highest accuracy, if clearly above the given."""
   right = logits.argmax(-1) == labels
   best, found = 0.0, ''
@@ -96,7 +96,10 @@ def _better(model: Model, images: np.ndarray, labels: np.ndarray, logits: Logits
   half = np.arange(len(labels)) % 2 == 0
   others = _matched(logits, labels, half)[~half]
   if others.mean() > best and _is_above(others, right[~half]) and not _at_chance(others, labels[~half]):
-    found = f'{others.mean():.0%} if its classes had another order; name them in its order with --classes'
+    way_out = 'name them in its order with --classes'
+    if not dataset.class_names:
+      way_out = f'{dataset.name} has no names to match them by; put the outputs in the order of its labels'
+    found = f'{others.mean():.0%} if its classes had another order; {way_out}'
   return found
 
 
@@ -151,6 +154,11 @@ def _checked(model: Model, dataset: Dataset, images: np.ndarray) -> Logits:
     raise UserError(
       f'{model.name} has {outputs} outputs, but {dataset.name} has {dataset.num_classes} classes; name a data set of '
       'its classes, or a model of these.'
+    )
+  if model.class_names and len(model.class_names) != outputs:  # a data set without names has not been compared
+    raise UserError(
+      f'{model.name} has {outputs} outputs, but --classes, or its attribute class_names, names '
+      f'{len(model.class_names)} classes; name each output, in order.'
     )
   logits = _logits(model, model.takes, images)
   if not np.isfinite(logits).all():
