@@ -8,8 +8,8 @@ import pytest
 
 from tests import trainer
 
-pytest.importorskip('s3fs', reason="pip install -e '.[cluster]'")
-pytest.importorskip('moto', reason="pip install -e '.[cluster]'")
+pytest.importorskip('s3fs', reason="pip install s3fs 'moto[server]'")
+pytest.importorskip('moto', reason="pip install s3fs 'moto[server]'")
 from tests.s3_server import Server
 
 pytestmark = pytest.mark.slow

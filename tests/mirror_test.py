@@ -29,8 +29,8 @@ def rig(tmp_path_factory):
 @pytest.fixture(scope='module')
 def bucket(tmp_path_factory):
   """The URL of an empty bucket on a server of S3."""
-  s3fs = pytest.importorskip('s3fs', reason="pip install -e '.[cluster]'")
-  pytest.importorskip('moto', reason="pip install -e '.[cluster]'")
+  s3fs = pytest.importorskip('s3fs', reason="pip install s3fs 'moto[server]'")
+  pytest.importorskip('moto', reason="pip install s3fs 'moto[server]'")
   server = Server(tmp_path_factory.mktemp('server'))
   with pytest.MonkeyPatch.context() as patch:
     for name, value in server.env.items():
