@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from adversarial_augment import __version__, cli
+from adversarial_augment import __version__, cli, inference
 from adversarial_augment.cli import progress
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.reporting import charts, comparisons, results, runs, training
@@ -36,7 +36,7 @@ def report(folders: str | os.PathLike | Sequence[str | os.PathLike], output: str
     StorageError: the page cannot be written.
   """
   several: Sequence[Any] = folders if isinstance(folders, list | tuple) else [folders]
-  found = runs.collect(several)
+  found = runs.collect([inference.run_folder(folder, 'DIR') for folder in several])
   one = len(found) == 1 and not files.is_url(str(several[0]))
   default = found[0].folder if one else Path()
   target = files.output_file(default / 'report.html' if output is None else output, '--output')

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import evaluate, inference, report
+from adversarial_augment import evaluate, inference, report, train
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import CheckpointError, Stopped, StorageError, UserError
 from adversarial_augment.run import mirroring
@@ -137,14 +137,12 @@ def test_urls_that_cannot_be_used(url, said, monkeypatch):
   assert 'secret' not in str(error.value)
 
 
-@pytest.mark.parametrize('flag', ['--workdir', '--config.data_dir'])
-def test_a_url_where_a_path_is_wanted(flag, tmp_path):
-  workdir = [] if flag == '--workdir' else [f'--workdir={tmp_path}']
-  from adversarial_augment import train
-
-  field = flag.removeprefix('--config.')
-  with pytest.raises(UserError, match=f"{field}='gs://bucket/x' is a URL, but must be a path of this machine"):
-    train.main(['--config=configs/nominal.py:smoke', '--config.dataset=cifar10', f'{flag}=gs://bucket/x', *workdir])
+def test_a_url_where_a_path_is_wanted(tmp_path):
+  flags = ['--config=configs/nominal.py:smoke', '--config.dataset=cifar10']
+  with pytest.raises(UserError, match="--workdir='gs://bucket/x' is a URL; name a folder .*, and the URL as --mirror"):
+    train.main([*flags, '--workdir=gs://bucket/x'])
+  with pytest.raises(UserError, match="data_dir='gs://bucket/x' is a URL, but must be a path of this machine"):
+    train.main([*flags, '--config.data_dir=gs://bucket/x', f'--workdir={tmp_path}'])
   assert not Path('gs:').exists()
 
 

@@ -99,7 +99,7 @@ def test_four_processes_meet_and_leave_the_port_while_they_stay_connected(meetin
     later.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     later.bind(('0.0.0.0', int(group.address.split(':')[1])))
     later.listen()
-  links[2][2].send(count=7)
+  links[2][2].send({'count': 7})
   while not (messages := links[3][0].receive()):
     time.sleep(0.01)
   assert messages == [{'count': 7}]

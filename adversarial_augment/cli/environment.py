@@ -100,3 +100,8 @@ def source_sha256() -> str:
 def _plain(text: str) -> str:
   lower = text.lower()
   return '1' if lower in _TRUE else '0' if lower in _FALSE else lower
+
+
+def cache_folder(name: str) -> Path:
+  """Returns a folder of this program in the user's cache, which need not exist; raises RuntimeError without a home."""
+  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'adversarial_augment' / name

@@ -111,6 +111,8 @@ def parse(argv: Sequence[str], program: str, description: str, example: str) -> 
     parser.error('--workdir is empty; name a folder, or leave the flag out')
   if values.max_restarts < 0:
     parser.error(f'--max_restarts={values.max_restarts} must be at least 0')
+  if files.is_url(values.workdir or ''):
+    parser.error(f"--workdir='{values.workdir}' is a URL; name a folder of this machine, and the URL as --mirror")
   check_processes(values)
   workdir = files.user_path(values.workdir, '--workdir') if values.workdir else default_workdir(values.config)
   if values.mirror is not None:

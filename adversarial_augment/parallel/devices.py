@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 import re
 
-from adversarial_augment.cli import streams
+from adversarial_augment.cli import environment, streams
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files
 
 
 def usable_cores() -> int:
@@ -62,7 +61,7 @@ def compilation_cache(own: Path | None = None) -> None:
   if not switched_on or chosen is not None:
     return
   try:
-    folder = own or files.cache_folder('xla')
+    folder = own or environment.cache_folder('xla')
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, RuntimeError) as error:  # a read-only home, or none
     streams.say(f'Compiled programs are not kept for the next start: {error}.')

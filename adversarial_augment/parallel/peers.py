@@ -59,7 +59,7 @@ class Link:
   def fileno(self) -> int:
     return self.stream.fileno()
 
-  def send(self, **message: Any) -> None:
+  def send(self, message: Mapping[str, Any]) -> None:
     """Sends as much as the connection takes at once; the rest goes with the next call."""
     self._unsent += json.dumps(message).encode() + b'\n'
     self.flush()
@@ -194,7 +194,7 @@ class _Hosting:
         )
         streams.say(line)
         for link in self._links.values():
-          link.send(waiting=line)
+          link.send({'waiting': line})
         due += _EVERY - due % _EVERY
       if passed >= end:
         break
@@ -213,7 +213,7 @@ class _Hosting:
         link.close()
       raise self._failure
     for link in self._links.values():
-      link.send(go=host_name())
+      link.send({'go': host_name()})
     return self._links
 
   def _look(self) -> None:
@@ -276,7 +276,7 @@ def _wait(waited: Sequence[Any]) -> Sequence[Any]:
 
 
 def _tell(link: Link, failure: AdversarialAugmentError) -> None:
-  link.send(error=[type(failure).__name__, cli.describe(failure)])
+  link.send({'error': [type(failure).__name__, cli.describe(failure)]})
 
 
 def _join(address: str, hello: Mapping[str, Any], wait: float) -> Link:
@@ -388,14 +388,14 @@ class Watch:
 
   def _send(self, **message: Any) -> None:
     for link in self._open():
-      link.send(**message)
+      link.send(message)
 
   def _hear(self, index: int, link: Link, message: Mapping[str, Any]) -> None:
     if 'count' in message:
       self._note(index, message['count'])
     elif isinstance(left := message.get('left'), int):
       link.left = left
-      link.send(heard=left)
+      link.send({'heard': left})
     elif 'heard' in message and self._index:
       self._done.set()
     elif 'end' in message and self._index and self._code is None:

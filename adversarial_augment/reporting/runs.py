@@ -11,12 +11,12 @@ import warnings
 from msgspec import Struct
 from PIL import Image
 
-from adversarial_augment import inference, results
+from adversarial_augment import results
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.reporting import figures
-from adversarial_augment.storage import artifact, sharing, untrusted
+from adversarial_augment.storage import artifact, files, sharing, untrusted
 
 _MAX_PICTURE = 1 << 26  # bytes
 
@@ -70,7 +70,7 @@ def collect(folders: Sequence[str | os.PathLike]) -> list[Run]:
   Raises:
     UserError: a folder is missing, given twice, or holds no run; or one of its files is damaged.
   """
-  paths = [inference.run_folder(folder, 'DIR') for folder in folders]
+  paths = [files.user_path(folder, 'DIR') for folder in folders]
   if not paths:
     raise UserError('A report needs at least one run; name the workdir of a run.')
   whole = [path.resolve() for path in paths]

@@ -47,8 +47,11 @@ def fetch(arguments: command_line.Arguments, config: ConfigDict) -> Start | None
   def check(folder: Path, manifest: Mapping[str, Any]) -> None:
     if not (folder / 'config.json').exists():
       raise UserError(f"'{source.url}' has checkpoints, but no config.json; bring it back", remedy='mirror')
-    opening.check_run(folder, config, {}, shown=source.url, remedy='mirror')
-    opening.check_manifest(manifest, config, source.url, 'mirror')
+    try:
+      opening.check_run(folder, config, {}, source.url)
+      opening.check_manifest(manifest, config, source.url)
+    except UserError as error:
+      raise UserError(str(error), remedy='mirror') from error
 
   for attempt in range(_ATTEMPTS):
     try:

@@ -42,13 +42,10 @@ def open_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any] | None =
     yield stack.enter_context(signals.listen(jax.process_count() > 1, kept))
 
 
-def check_run(
-  workdir: Path, config: ConfigDict, data: Mapping[str, Any], *, shown: str = '', remedy: str = 'workdir'
-) -> str:
+def check_run(workdir: Path, config: ConfigDict, data: Mapping[str, Any], shown: str = '') -> str:
   """Checks, if `workdir` holds a run, that it can resume with this config and these data; touches no device.
 
-  Messages call the folder `shown`, and name the way out `remedy`. Returns a note on a run that an older version began,
-  or ''.
+  Messages call the folder `shown`. Returns a note on a run that an older version began, or ''.
   """
   if not checkpoints.steps(workdir / 'checkpoints'):
     _check_not_lost(workdir, config.checkpoint_every)
@@ -57,7 +54,7 @@ def check_run(
   old = _recorded(path, ', the config of the checkpoints beside it')
   added = configs.unknown_to(old)
   for difference in _differences(workdir, checks.flatten(old) | added, config, data):
-    raise UserError(f"'{shown or workdir}' holds a run {difference}.", remedy=remedy)
+    raise UserError(f"'{shown or workdir}' holds a run {difference}.", remedy='workdir')
   return configs.note(path, added) if added else ''
 
 
@@ -101,13 +98,13 @@ def _recorded(path: Path, what: str = '') -> dict[str, Any]:
     raise UserError(f"Cannot read '{path}'{what} ({error}); repair it.", remedy='workdir') from error
 
 
-def check_manifest(manifest: Mapping[str, Any], config: ConfigDict, place: str, remedy: str) -> None:
+def check_manifest(manifest: Mapping[str, Any], config: ConfigDict, place: str) -> None:
   """Raises UserError if a checkpoint in `place` is not of a run of this config."""
   if manifest['config_sha256'] not in configs.all_sha256(config):
     raise UserError(
       f"Checkpoint {manifest['step']} in '{place}' is of another run: its config has the hash "
       f'{manifest["config_sha256"][:12]}, that of this run {configs.sha256(config)[:12]}; move it away.',
-      remedy=remedy,
+      remedy='workdir',
     )
 
 
@@ -121,7 +118,7 @@ def resume(workdir: Path, state: TrainState) -> TrainState:
 
   def check(manifest: Mapping[str, Any]) -> None:
     config = configs.from_json((workdir / 'config.json').read_text(), 'config.json')  # as `open_run` has written it
-    check_manifest(manifest, config, str(folder), 'workdir')
+    check_manifest(manifest, config, str(folder))
     logged[:] = manifest.get('log', ())
 
   with progress.stage('reading the newest checkpoint', progress.log):

@@ -12,11 +12,6 @@ def is_url(text: str) -> bool:
   return '://' in text
 
 
-def cache_folder(name: str) -> Path:
-  """Returns a folder of this program in the user's cache, which need not exist; raises RuntimeError without a home."""
-  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'adversarial_augment' / name
-
-
 def user_path(text: str | os.PathLike, what: str) -> Path:
   """Returns a path that a user gave, with `~` expanded; it need not exist.
 
@@ -24,9 +19,7 @@ def user_path(text: str | os.PathLike, what: str) -> Path:
     UserError: it cannot be a path, is a URL, or has an unknown user's home; `what` names the flag or field.
   """
   if isinstance(text, str) and is_url(text):
-    raise UserError(
-      f"{what}='{text}' is a URL, but must be a path of this machine; name one (--mirror=URL copies a run to a URL)."
-    )
+    raise UserError(f"{what}='{text}' is a URL, but must be a path of this machine; name one.")
   try:
     path = Path(text).expanduser()
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):

@@ -18,7 +18,7 @@ import re
 import shutil
 from typing import Any
 
-from adversarial_augment.cli import streams
+from adversarial_augment.cli import environment, streams
 from adversarial_augment.errors import CheckpointError, UserError
 from adversarial_augment.storage import artifact, checkpoints, files, run_directory, untrusted
 from adversarial_augment.storage.artifact import MANIFEST, Damaged
@@ -210,7 +210,7 @@ def local_copy(remote: Remote, what: str) -> Path:
     CheckpointError: as `fetch`.
   """
   key = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
-  folder = files.cache_folder('runs') / key
+  folder = environment.cache_folder('runs') / key
   workdir = folder / PurePosixPath(remote.url).name
   try:
     with artifact.storage_errors(f"write in '{folder}'"):
@@ -221,7 +221,7 @@ def local_copy(remote: Remote, what: str) -> Path:
   except Unreachable as error:
     raise UserError(f"{what}='{remote.url}' cannot be reached ({error}); try again, or name another one.") from error
   if not checkpoints.steps(workdir / 'checkpoints'):
-    raise UserError(f"{what}='{remote.url}' has no checkpoint of a run; name the --mirror of a run that has saved one.")
+    raise UserError(f"{what}='{remote.url}' has no checkpoint of a run; name the mirror of a run that has saved one.")
   return workdir
 
 
