@@ -163,7 +163,7 @@ def train(
 
   began, mesh, dataset = time.monotonic(), sharding.data_mesh(), splits['train']
   with opening.open_run(workdir, config, _data(splits)) as stop:
-    with progress.stage('making the networks', progress.log):
+    with progress.compiling(), progress.stage('making the networks', progress.log):
       recipe, phi = recipes.build(config, dataset, mesh)
       phi = sharding.replicate(mesh, phi)
       init = functools.partial(train_step.init_state, recipe, dataset.image_shape)
@@ -176,7 +176,8 @@ def train(
       progress.log(line)
     test = test or bench.open_images(config, splits['test'], prepared=False)
     milestones = Milestones(config, workdir, recipe, splits, test, began)
-    job = train_job.make(config, recipe, dataset, state, phi, milestones, milestones.compile)
+    with progress.compiling():
+      job = train_job.make(config, recipe, dataset, state, phi, milestones, milestones.compile)
     state = loop.run(workdir, config, state, job._replace(saved=saved), stop)
     if jax.process_index() == 0:
       _report(workdir)

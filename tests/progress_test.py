@@ -22,3 +22,19 @@ def test_what_has_begun_and_is_not_done_is_not_counted(monkeypatch):
   for _ in range(3):
     lines.advance('clean', 4)
   assert [line.partition(' of ')[0] for line in said] == ['  clean: 4', '  clean: 8']
+
+
+def test_a_compilation_counts_as_progress_for_an_hour(monkeypatch):
+  now = [1000.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+
+  def rises() -> bool:
+    before, now[0] = progress.count(), now[0] + 100
+    return progress.count() > before
+
+  with progress.compiling():
+    assert all(rises() for _ in range(36))
+    assert not rises()
+  with progress.compiling():
+    assert rises()
+  assert not rises()

@@ -11,6 +11,7 @@ import time
 from adversarial_augment.cli import streams
 
 _SECONDS = 10  # between lines
+_COMPILER = 3600  # seconds that a compilation may take
 _QUIET = 4  # seconds before a stage is announced
 _done: Counter[str] = Counter()
 
@@ -20,9 +21,19 @@ def made() -> None:
   _done['all'] += 1
 
 
+@contextmanager
+def compiling() -> Iterator[None]:
+  """Counts each second of the block as something done, for an hour: nothing tells how far a compiler is."""
+  _done['compiler ends'] = int(time.monotonic()) + _COMPILER
+  try:
+    yield
+  finally:
+    _done['compiler ends'] = int(time.monotonic())
+
+
 def count() -> int:
   """Returns how much has been done so far."""
-  return _done['all']
+  return _done['all'] + min(int(time.monotonic()), _done['compiler ends'])
 
 
 def log(message: str) -> None:

@@ -74,7 +74,7 @@ class Milestones:
       Retries().attempt(step, lambda: processes.on_process_0(lambda: results.write(path, result)), final=True)
     lines = summary.evals(result)
     if last:
-      with progress.stage('drawing the pictures', progress.log):
+      with progress.compiling(), progress.stage('drawing the pictures', progress.log):
         figure = processes.on_process_0(lambda: self._draw(state, again=not known))
       lines = summary.closing(result, self._workdir, figure)
     if jax.process_index() == 0:

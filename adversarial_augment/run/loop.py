@@ -5,7 +5,7 @@ fetched while step t runs, so that the device does not wait.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,8 @@ def run(workdir: Path, config: ConfigDict, state: TrainState, job: Job, stop: si
     for step in range(start, job.num_steps):
       if step and config.eval_every and step % config.eval_every == 0:
         loop.evaluate(step)
-      loop.step(step)
+      with progress.compiling() if step == start else nullcontext():
+        loop.step(step)
       loop.save_if_due(step + 1)
       loop.stop_if_requested(step + 1)
     loop.save(job.num_steps, final=True)
