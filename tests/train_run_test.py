@@ -116,7 +116,7 @@ def test_log_lines_have_the_promised_fields(finished):
 def test_a_finished_run_prints_its_table_again_and_computes_nothing(copy, capsys, monkeypatch):
   monkeypatch.setattr(train_job, 'compile_step', lambda *_: pytest.fail('it compiled'))
   monkeypatch.setattr(Milestones, '_measure', lambda *_: pytest.fail('it evaluated'))
-  named = ('.lock', 'report.html')  # name the process, and the folder
+  named = ('.lock', 'report.html', 'segments.json')  # name the process, the folder, and this start
   before = {path: path.read_bytes() for path in files_of(copy) if path.name not in named}
   start(copy)
   accuracy = result(copy)['evals']['clean']['accuracy']
