@@ -70,9 +70,12 @@ def main(argv: Sequence[str]) -> int:
     attack=request is not None,
   )
   _check_workdir(workdir)
-  recorded, (path, name) = results.read(workdir / results.AUDIT).get('model'), audit_request.split(arguments.model)
-  if name and recorded not in (None, f'{path.name}:{name}'):
-    raise UserError(f"'{workdir}' holds an audit of {recorded}; use that model.", remedy='workdir')
+  path, name = audit_request.split(arguments.model)
+  told = {flag: value for flag, value in given.items() if value is not None}
+  if name:
+    with artifact.storage_errors(f"read '{path}'"):
+      told |= {'model': f'{path.name}:{name}', 'file_sha256': artifact.sha256_of(path)}
+  _check_model(workdir, told)
   with progress.stage(f'reading the images of {config.dataset}'):
     test = datasets.load(config.dataset, 'test', config.data_dir)
   if request is not None:
@@ -305,14 +308,18 @@ def _try(model: 'Model', test: Dataset, allow_suspect: bool) -> list[str]:
 
 def _record(workdir: Path, config: ConfigDict, about: Mapping[str, Any]) -> None:
   """Writes which model a folder is of; refuses one of another model."""
-  path = workdir / results.AUDIT
-  old = results.read_json(path, 'remove its folder') if path.exists() else None
-  if isinstance(old, dict) and (changed := configs.differences(old, about)):
+  _check_model(workdir, about)
+  artifact.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
+  artifact.write_json(workdir / results.AUDIT, about)
+
+
+def _check_model(workdir: Path, about: Mapping[str, Any]) -> None:
+  """Refuses a folder of a model that differs in what is known of this one."""
+  old = results.read_json(workdir / results.AUDIT, 'remove its folder')
+  if isinstance(old, dict) and (changed := configs.differences({name: old.get(name) for name in about}, about)):
     raise UserError(
       f"'{workdir}' holds an audit of another model ({'; '.join(changed)}); use that one.", remedy='workdir'
     )
-  artifact.write_json(workdir / 'config.json', json.loads(configs.to_json(config)))
-  artifact.write_json(path, about)
 
 
 def _evaluate(

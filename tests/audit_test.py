@@ -3,9 +3,11 @@
 import csv
 import json
 from pathlib import Path
+import runpy
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ import adversarial_augment
 from adversarial_augment import audit as module
 from adversarial_augment import config as configs
 from adversarial_augment import datasets, evaluate, export, report, results, train
+from adversarial_augment.cli import ways_out
 from adversarial_augment.errors import ArtifactError, UserError
 from adversarial_augment.evaluation import foreign
 
@@ -113,6 +116,10 @@ def raises():
   raise RuntimeError('no weights here')
 
 
+def needs_torch():
+  raise ModuleNotFoundError("No module named 'torch.nn'", name='torch.nn')
+
+
 def leaves():
   raise SystemExit(7)
 
@@ -201,6 +208,52 @@ def test_results_are_shown_again_and_another_model_is_refused(folder, audited, t
     command(folder, 'models.py:logits', workdir, '--evals=clean', '--mean=0.01')
   with pytest.raises(UserError, match='only adversarial_augment.audit'):
     evaluate.main([f'--workdir={workdir}'])
+
+
+@pytest.mark.parametrize(
+  'model, flags, words',
+  [('make', [], 'model: .models.py:logits. -> .models.py:make.'), ('logits', ['--layout=nchw'], 'layout: .nhwc. ->')],
+)
+def test_another_model_is_refused_before_it_is_loaded(folder, audited, monkeypatch, model, flags, words):
+  monkeypatch.setattr(foreign, 'load', lambda *_: pytest.fail('the model was loaded'))
+  with pytest.raises(UserError, match=words) as refused:
+    command(folder, f'models.py:{model}', audited, '--evals=clean', *flags)
+  assert refused.value.remedy == 'workdir'
+
+
+def test_a_changed_file_is_refused_before_it_runs(folder, audited, tmp_path, monkeypatch):
+  monkeypatch.setattr(foreign, 'load', lambda *_: pytest.fail('the model was loaded'))
+  changed = Path(shutil.copytree(folder, tmp_path / 'changed'))
+  (changed / 'models.py').write_text(MODELS + '# changed')
+  with pytest.raises(UserError, match='file_sha256'):
+    command(changed, 'models.py:logits', audited, '--evals=clean')
+
+
+def test_what_a_file_raises_has_its_line_and_the_way_to_its_traceback(folder):
+  line = MODELS.splitlines().index("  raise RuntimeError('no weights here')") + 1
+  with pytest.raises(UserError, match=f'models.py:{line}: RuntimeError') as refused:
+    foreign.load(f'{folder}/models.py:raises', {}, (32, 32, 3))
+  assert ways_out.describe(refused.value).endswith('no weights here; mend it, or see its traceback with --debug.')
+
+
+def test_a_function_of_pytorch_is_told_to_be_a_module(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', SimpleNamespace(nn=SimpleNamespace(Module=type('Module', (), {}))))
+  with pytest.raises(UserError, match=r'and make a function of PyTorch a torch\.nn\.Module'):
+    adversarial_augment.audit(lambda images: images.softmax(-1), np.zeros((4, 32, 32, 3), np.uint8), np.arange(4))
+
+
+def test_the_bridge_without_pytorch_says_how_to_install_it(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(ModuleNotFoundError, match=r"pip install 'adversarial-augment\[torch\]'"):
+    runpy.run_module('adversarial_augment.pytorch')
+
+
+def test_another_order_is_not_to_be_named_where_the_labels_have_no_names(folder):
+  images, labels = datasets.load('embedded', 'test', '').read(np.arange(200))
+  weights = np.load(folder / 'weights.npy')
+  rotated = lambda images: jnp.roll((images.reshape(len(images), -1) - 0.5) @ weights, 3, -1)
+  with pytest.raises(UserError, match='arrays has no names to match them by; put the outputs in the order'):
+    adversarial_augment.audit(rotated, images, labels)
 
 
 def test_a_report_has_it_beside_others(audited, tmp_path):
@@ -342,6 +395,7 @@ REFUSED = [  # model, flags, words of the line
   ('broken.py:net', [], 'broken.py:1: SyntaxError'),
   ('models.py:logit', [], "there is no 'logit' in it. Did you mean 'logits'?"),
   ('models.py:raises', [], 'RuntimeError: no weights here'),
+  ('models.py:needs_torch', [], "pip install 'adversarial-augment[torch]', or run Python where it is"),
   ('models.py:leaves', [], 'SystemExit: 7'),
   ('models.py:pair', [], 'name a function such as lambda images: model.apply(variables, images)'),
   ('models.py:number', [], 'is of type int; it must be a torch.nn.Module or a function of JAX'),

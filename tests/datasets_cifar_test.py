@@ -193,7 +193,7 @@ BAD_FILES = {
   'short file': (lambda p, a: _folder(p / 'a', _binary(a) | {'test_batch.bin': b'123'}), 'not a multiple of 3073'),
   'empty file': (lambda p, a: _folder(p / 'a', _binary(a) | {'test_batch.bin': b''}), 'damaged'),
   'not a pickle': (lambda p, a: _folder(p / 'a', _python(a) | {'test_batch': b'text'}), 'test_batch.* is not a file'),
-  'pickled list': (lambda p, a: _folder(p / 'a', _python(a) | {'test_batch': pickle.dumps([1])}), 'is not a file'),
+  'pickled list': (lambda p, a: _folder(p / 'a', _python(a) | {'test_batch': pickle.dumps([1])}), 'a file.*; give '),
   'text for tar': (lambda p, a: _folder(p / 'a', {'a.tar.gz': b'text'}) / 'a.tar.gz', 'not a tar archive'),
   'npz for tar': (lambda p, a: _npz(p / 'a.npz', **a).rename(p / 'a.tar.gz'), 'not a tar archive'),
   'zip': (lambda p, a: _npz(p / 'a.npz', **a).rename(p / 'a.zip'), "a.zip' is not a tar archive.*; give"),

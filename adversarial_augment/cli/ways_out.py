@@ -30,6 +30,7 @@ WAYS_OUT = {  # by remedy; what begins with 'or' is one more way than the messag
   'mirror': 'or name another --mirror',
   'url': 'or give another --url, or a file that you have with --from',
   'workdir': 'or name another --workdir',
+  'debug': 'or see its traceback with --debug',
   'elsewhere': 'wait until it ends, or use another folder',
   'use or replace': 'use it as it is, or replace it with --overwrite',
   'replace': 'replace it with --overwrite',

@@ -244,7 +244,10 @@ def explained(path: Path) -> Iterator[None]:
     own = str(path.absolute())  # as the import system has it
     frames = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename in (own, str(path))]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
-    raise UserError(f'{path}{f":{line}" if line else ""}: {_reason(error)}') from error
+    text = f'{path}{f":{line}" if line else ""}: {_reason(error)}'
+    if text.endswith('?'):
+      raise UserError(text) from error
+    raise UserError(text, remedy='debug') from error
 
 
 def _reason(error: BaseException) -> str:
@@ -255,9 +258,10 @@ def _reason(error: BaseException) -> str:
   if unknown:
     return f'unknown field {unknown[1]!r}.{did_you_mean(unknown[1], TRAIN | PRETRAIN)}'
   message = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-  missing = error.name if isinstance(error, ModuleNotFoundError) else None
-  way_out = f'; pip install {missing.partition(".")[0]}, or run Python where it is' if missing else ''
-  return f'{type(error).__name__}: {message[:300]}{way_out}'
+  missing = (isinstance(error, ModuleNotFoundError) and error.name or '').partition('.')[0]
+  package = "'adversarial-augment[torch]'" if missing == 'torch' else missing
+  way_out = f'pip install {package}, or run Python where it is' if missing else 'mend it'
+  return f'{type(error).__name__}: {message[:300]}; {way_out}'
 
 
 def _config_files() -> list[Path]:

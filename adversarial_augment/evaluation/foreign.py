@@ -27,6 +27,7 @@ from adversarial_augment.types import Array, Network, PyTree, TrainState
 _MAX_EXPORT = 1 << 33  # bytes
 # Attributes of a model that say what the flags say.
 _ATTRIBUTES = {'mean': 'mean', 'std': 'std', 'layout': 'layout', 'size': 'image_size', 'classes': 'class_names'}
+OF_JAX = 'a function of JAX'  # kind of a model
 _EXPORTS = ('classifier.safetensors', 'classifier.jax_export')
 
 
@@ -178,7 +179,7 @@ def _of_function(function: Callable, shape: tuple[int, ...]) -> tuple:
   make = lambda: jax.jit(lambda images: function(images))
   programs = itertools.cycle([make(), make()])
   form = Form(lambda weights, images: function(images))
-  return 'a function of JAX', lambda images: next(programs)(images), form, lambda: form, ''
+  return OF_JAX, lambda images: next(programs)(images), form, lambda: form, ''
 
 
 def identified(model: Model, image_shape: Sequence[int]) -> Model:

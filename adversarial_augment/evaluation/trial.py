@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import functools
 from pathlib import Path
+import sys
 import traceback
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy import optimize, stats
 
 from adversarial_augment.cli import progress
 from adversarial_augment.errors import AdversarialAugmentError, UserError
-from adversarial_augment.evaluation.foreign import Input, Model
+from adversarial_augment.evaluation.foreign import OF_JAX, Input, Model
 from adversarial_augment.types import Dataset
 
 FLAGS = {
@@ -137,6 +138,8 @@ def num_outputs(model: Model, images: np.ndarray) -> int:
     size = _times(_prepare(model.takes)(images[:1]).shape[1:])
     works = next((flags for flags, takes in _shapes_beside(model.takes, images) if _runs(model, takes, images[:2])), '')
     way_out = f'it runs with {works}' if works else 'check --layout and --size'
+    if not works and model.kind == OF_JAX and 'torch' in sys.modules:
+      way_out += ', and make a function of PyTorch a torch.nn.Module'
     raise UserError(f'{model.name} fails on images of {size}: {_reason(error)}; {way_out}.') from error
   shape, kind = getattr(found, 'shape', None), str(getattr(found, 'dtype', type(found).__name__))
   if shape is None or len(shape) != 2 or shape[0] != len(images) or 'float' not in kind:
