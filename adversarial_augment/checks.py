@@ -58,16 +58,20 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def per_channel(value: Any, what: str, *, positive: bool = False) -> tuple[float, ...]:
-  """Returns one number, or one for each of three channels, as a tuple; raises UserError for anything else."""
+def per_channel(value: Any, what: str, *, positive: bool = False, given: Any = None) -> tuple[float, ...]:
+  """Returns one number, or one for each of three channels, as a tuple; raises UserError for anything else.
+
+  `what` names the value in messages, which show what was `given` for it, if that is something else.
+  """
+  shown = show(value if given is None else given)
   try:
     found = tuple(map(float, [value] if isinstance(value, int | float) else value))
   except (ValueError, TypeError):
     found = ()
   if len(found) not in (1, 3) or not all(map(math.isfinite, found)):
-    raise UserError(f'{what}={show(value)} must be one number or three, one per channel, such as 0.49,0.48,0.45.')
+    raise UserError(f'{what}={shown} must be one number or three, one per channel, such as 0.49,0.48,0.45.')
   if positive and min(found) <= 0:
-    raise UserError(f'{what}={show(value)} must be above 0.')
+    raise UserError(f'{what}={shown} must be above 0.')
   return found
 
 

@@ -357,7 +357,7 @@ WRONG = [  # flags after a right --model and --workdir, and words of the line
   (['--workdir={}/models.py'], 'is a file; name a folder'),
   (['--mean=a'], "--mean='a' must be one number or three"),
   (['--mean=0.1,0.2'], 'one number or three'),
-  (['--std=0'], 'must be above 0'),
+  (['--std=0'], "--std='0' must be above 0"),
   (['--std=nan'], 'one number or three'),
   (['--layout=hwc'], 'must be nchw or nhwc'),
   (['--size=0'], 'must be pixels a side'),

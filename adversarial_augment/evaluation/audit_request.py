@@ -83,7 +83,7 @@ def _numbers(value: Any, what: str, *, positive: bool = False) -> tuple[float, .
   if isinstance(value, str):
     with contextlib.suppress(ValueError):
       parts = [fields.parse_fraction(part) for part in value.split(',')]
-  return checks.per_channel(parts, what, positive=positive)
+  return checks.per_channel(parts, what, positive=positive, given=value)
 
 
 def _layout(value: Any, what: str) -> str:
