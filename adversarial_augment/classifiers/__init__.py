@@ -4,11 +4,11 @@ from adversarial_augment import errors
 
 errors.require_assertions()  # before Haiku is imported
 
-from adversarial_augment.classifiers.layers import logits_fn, parts, reorder_outputs
+from adversarial_augment.classifiers.layers import features, logits_fn, parts, reorder_outputs
 from adversarial_augment.classifiers.preact_resnet import preact_resnet, wide_resnet
 from adversarial_augment.classifiers.resnext import resnext
 
-__all__ = ['CLASSIFIERS', 'logits_fn', 'parts', 'reorder_outputs']
+__all__ = ['CLASSIFIERS', 'features', 'logits_fn', 'parts', 'reorder_outputs']
 
 CLASSIFIERS = {
   'preact_resnet': preact_resnet,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -29,6 +29,15 @@ class Layers(NamedTuple):
   conv: Callable[..., jax.Array]
   is_training: bool
   test_local_stats: bool
+  offsets: Mapping[str, jax.Array]
+  activations: dict[str, jax.Array]  # of the calls of `tap` so far
+
+  def tap(self, name: str, x: jax.Array) -> jax.Array:
+    """Names an activation [n, h, w, c]; returns it with its offset, if it has one."""
+    if name in self.offsets:
+      x = x + self.offsets[name].astype(x.dtype)
+    self.activations[name] = x
+    return x
 
   def convolve(self, x: jax.Array, channels: int, size: int, stride: int, name: str, groups: int = 1) -> jax.Array:
     """Convolves [n, h, w, c] with a kernel of `size` pixels per side, without a bias.
@@ -76,6 +85,9 @@ def classifier(
   statistics and updates the running ones. `is_training=False` normalises by the running statistics, or, with
   `test_local_stats=True`, by those of the batch, and does not change the state. Float64 images give float64 logits.
 
+  Some activations have names, such as 'stem' and 'stage1'. `offsets={name: array}` adds to them. With
+  `with_activations=True` the output is (logits, {name: [n, h, w, c]}) in the order of the network, offsets included.
+
   Args:
     name: of the architecture, the prefix of its parameter names.
     body: everything between normalisation and mean.
@@ -105,15 +117,28 @@ def classifier(
 
   normalisation = (tuple(mean or MEAN), tuple(std or STD))
 
-  def network(images: jax.Array, *, is_training: bool, test_local_stats: bool = False) -> jax.Array:
+  def network(
+    images: jax.Array,
+    *,
+    is_training: bool,
+    test_local_stats: bool = False,
+    offsets: Mapping[str, jax.Array] | None = None,
+    with_activations: bool = False,
+  ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
       raise UserError(f'{name} takes floats [n, h, w, 3] in [0, 1], not {images.dtype} of shape {list(images.shape)}.')
     with hk.name_scope(name):
       shift, scale = (jnp.array(value, images.dtype).reshape(1, 1, 1, 3) for value in normalisation)
       x = ((images - shift) / scale).astype(dtype if dtype == jnp.bfloat16 else jnp.promote_types(images.dtype, dtype))
-      x = body(Layers(batch_norm_decay, padding, axis_name, conv, is_training, test_local_stats), x)
+      offsets = offsets or {}
+      layers = Layers(batch_norm_decay, padding, axis_name, conv, is_training, test_local_stats, offsets, {})
+      x = body(layers, x)
+      if unknown := offsets.keys() - layers.activations.keys():
+        known = ', '.join(layers.activations)
+        raise UserError(f'offsets of {name} have the name {show(min(unknown))}, which must be one of {known}.')
       x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-      return _head(x, num_classes)
+      logits = _head(x, num_classes)
+      return (logits, layers.activations) if with_activations else logits
 
   return hk.transform_with_state(network)
 
@@ -125,6 +150,20 @@ def logits_fn(classifier: Network, params: PyTree, model_state: PyTree, *, batch
   """
   statistics = {'test_local_stats': True} if batch_statistics else {}
   return lambda images: classifier.apply(params, model_state, None, images, is_training=False, **statistics)[0]
+
+
+def features(classifier: Network, params: PyTree, model_state: PyTree) -> Callable[[jax.Array], list[jax.Array]]:
+  """Returns the activations of a trained classifier that make up a perceptual distance, as a function of images.
+
+  They are all that have names but the stem's: of a ResNet the outputs of its stages, of AlexNet those of its
+  convolutions. Norms normalise by the running statistics.
+  """
+
+  def function(images: jax.Array) -> list[jax.Array]:
+    (_, activations), _ = classifier.apply(params, model_state, None, images, is_training=False, with_activations=True)
+    return [value for name, value in activations.items() if name != 'stem']
+
+  return function
 
 
 def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:

@@ -128,11 +128,12 @@ def _body(
     return y + residual
 
   def body(layers: Layers, x: jax.Array) -> jax.Array:
-    x = layers.convolve(x, stem, 3, stem_stride, 'stem')
+    x = layers.tap('stem', layers.convolve(x, stem, 3, stem_stride, 'stem'))
     for stage, (channels, count) in enumerate(stages):
       for index in range(count):
         with hk.name_scope(f'stage_{stage}_block_{index}'):
           x = block(layers, x, channels, stride=2 if stage > 0 and index == 0 else 1)
+      x = layers.tap(f'stage{stage + 1}', x)
     return layers.norm(x, 'norm')
 
   return body

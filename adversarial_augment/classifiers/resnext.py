@@ -63,9 +63,10 @@ def _body(layers: Layers, x: jax.Array, *, depth: int, width: int, stem_stride: 
       x = layers.norm(layers.convolve(x, y.shape[-1], 1, stride, 'shortcut'), 'shortcut_norm', relu=False)
     return jax.nn.relu(x + y)
 
-  x = layers.norm(layers.convolve(x, 2 * width, 3, stem_stride, 'stem'), 'norm')
+  x = layers.tap('stem', layers.norm(layers.convolve(x, 2 * width, 3, stem_stride, 'stem'), 'norm'))
   for stage in range(3):
     for index in range((depth - 2) // 9):
       with hk.name_scope(f'stage_{stage}_block_{index}'):
         x = block(x, width * 2**stage, stride=2 if stage > 0 and index == 0 else 1)
+    x = layers.tap(f'stage{stage + 1}', x)
   return x
