@@ -23,7 +23,8 @@ _MAX_BYTES = 8 << 30  # of a state dict
 
 _CLASSIFIER = """Converts a PyTorch state dict of a classifier to a file for config.init_from.
 
-Known classes: RobustBench's PreActResNet (with its last norm) and WideResNet, and AugMix's WideResNet and CifarResNeXt.
+Known classes: RobustBench's PreActResNet (with its last norm), ResNet and WideResNet, AugMix's WideResNet and
+CifarResNeXt, and PAT's CifarAlexNet.
 Architecture, sizes and number of classes follow from the keys. Nothing in the checkpoint is executed."""
 
 

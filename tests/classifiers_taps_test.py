@@ -38,7 +38,7 @@ def run(name):
 @pytest.mark.parametrize('name', CLASSIFIERS)
 def test_a_tap_does_not_change_the_program(name, monkeypatch):
   network, params, state = make(name)
-  apply = lambda options, *trees: network.apply(*trees, None, IMAGES, **options)
+  apply = lambda options, *trees: network.apply(*trees, jax.random.key(0), IMAGES, **options)
   programs = lambda **options: [
     str(jax.make_jaxpr(functools.partial(apply, mode | options))(params, state)) for mode in MODES
   ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment.classifiers import CLASSIFIERS, preact_resnet, resnext, wide_resnet
+from adversarial_augment.classifiers import CLASSIFIERS, alexnet, preact_resnet, resnet, resnext, wide_resnet
 from adversarial_augment.classifiers.layers import EPSILON, _batch_norm
 from adversarial_augment.config.tables import CLASSIFIER_DEPTHS
 from adversarial_augment.errors import UserError
@@ -22,7 +22,9 @@ SMALL = {
   'preact_resnet': {'depth': 10, 'width': 4},
   'wide_resnet': {'depth': 10, 'width': 1},
   'resnext': {'depth': 11, 'width': 2},
+  'resnet': {'depth': 10, 'width': 4},
 }
+NORMED = ('preact_resnet', 'wide_resnet', 'resnext')  # with blocks of every kind
 
 
 def images(n=4, seed=0):
@@ -86,6 +88,9 @@ def test_parameter_counts_are_those_of_the_literature():
   assert count(wide_resnet(10, depth=28, width=10)) == wide_resnet_count(28, 10, 10) == 36_479_194
   assert count(resnext(10)) == resnext_count(10) == 6_807_882
   assert count(resnext(100)) == resnext_count(100)
+  assert count(resnet(10)) == 23_520_842
+  assert count(resnet(10, depth=18)) == 11_173_962
+  assert count(alexnet(10)) == 23_272_266
 
 
 @pytest.mark.parametrize('depth, convolutions', [(10, 9 + 3), (34, 33 + 3), (101, 100 + 4)])
@@ -107,7 +112,7 @@ def test_feature_maps_shrink_at_3x3_convolutions(name, depth, padding):
     return y
 
   shapes(CLASSIFIERS[name](10, **SMALL[name] | ({'depth': depth} if depth else {}), padding=padding, conv=conv))
-  halvings = [(32, 16), (16, 8), (8, 4)] if name == 'preact_resnet' else [(32, 16), (16, 8)]
+  halvings = [(32, 16), (16, 8), (8, 4)] if name in ('preact_resnet', 'resnet') else [(32, 16), (16, 8)]
   groups = 4 if name == 'resnext' else 1
   assert [(before, after) for strided, before, after, _ in seen if strided] == [
     h for h in halvings for _ in range(groups)
@@ -125,7 +130,7 @@ def test_running_statistics_treat_each_image_alone():
   np.testing.assert_allclose(apply(x), alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', NORMED)
 def test_evaluation_leaves_the_state_and_can_take_the_statistics_of_its_batch(name):
   network, params, state = small(name)
   state = trained_state(network, params, state)
@@ -156,7 +161,7 @@ def test_running_statistics_are_the_debiased_average():
   assert int(state[name]['count']) == 3
 
 
-@pytest.mark.parametrize('name, mapping', [('preact_resnet', 'vmap'), *((name, 'shard_map') for name in SMALL)])
+@pytest.mark.parametrize('name, mapping', [('preact_resnet', 'vmap'), *((name, 'shard_map') for name in NORMED)])
 def test_axis_name_makes_statistics_global(name, mapping):
   network, params, state = small(name)
   synced, init_params, _ = small(name, axis_name='batch')  # init needs no axis
@@ -175,7 +180,7 @@ def test_axis_name_makes_statistics_global(name, mapping):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new_state, expected_state)
 
 
-@pytest.mark.parametrize('name, depth', [*((name, None) for name in SMALL), ('preact_resnet', 50)])
+@pytest.mark.parametrize('name, depth', [*((name, None) for name in NORMED), ('preact_resnet', 50)])
 def test_a_fresh_network_has_gradients_of_every_parameter_and_image(name, depth):
   """With running statistics, too, which have seen nothing then: the adversary needs a gradient from the start."""
   network, params, state = small(name, **{'depth': depth} if depth else {})
@@ -275,6 +280,10 @@ def test_shortcut_option(shortcut, raw):
   (wide_resnet, {'shortcut': 'none'}, "'preact' or 'input'"),
   (resnext, {'depth': 28}, r'9 n \+ 2'),
   (resnext, {'width': 0}, 'width=0 of resnext'),
+  (resnet, {'depth': 20}, 'depth=20 of resnet must be one of 10, 18, 34, 50, 101'),
+  (resnet, {'width': 0}, 'width=0 of resnet'),
+  (alexnet, {'depth': 10}, 'depth=10 of alexnet must be 8'),
+  (alexnet, {'width': 0}, 'width=0 of alexnet'),
   (resnext, {'padding': 'valid'}, "of resnext must be 'torch' or 'same'"),
 ])  # fmt: skip
 def test_bad_arguments_are_refused(factory, options, word):
@@ -328,7 +337,22 @@ def resnext_oracle(params, x):
   return x.mean((1, 2)) @ get('head')['w'] + get('head')['b'][None]
 
 
-@pytest.mark.parametrize('name, oracle', [('wide_resnet', wide_resnet_oracle), ('resnext', resnext_oracle)])
+def resnet_oracle(params, x):
+  get = lambda name: params[f'resnet/{name}']
+  x = jax.nn.relu(norm(conv(x, get('stem')['w']), get('norm')))
+  for stage in range(4):
+    block, stride = f'stage_{stage}_block_0', 2 if stage else 1
+    y = jax.nn.relu(norm(conv(x, get(f'{block}/conv_0')['w'], stride), get(f'{block}/norm_0')))
+    y = norm(conv(y, get(f'{block}/conv_1')['w']), get(f'{block}/norm_1'))
+    if stage:
+      x = norm(conv(x, get(f'{block}/shortcut')['w'], stride), get(f'{block}/shortcut_norm'))
+    x = jax.nn.relu(y + x)
+  return x.mean((1, 2)) @ get('head')['w'] + get('head')['b'][None]
+
+
+@pytest.mark.parametrize(
+  'name, oracle', [('wide_resnet', wide_resnet_oracle), ('resnext', resnext_oracle), ('resnet', resnet_oracle)]
+)
 def test_computes_what_the_architecture_written_out_computes(name, oracle):
   network, params, state = small(name)
   params = moved(params)
@@ -410,6 +434,8 @@ def config_of(**fields):
   ({'depth': 40}, 'config.classifier.depth=40 must be one of 10, 18, 34, 50, 101 with .*name=preact_resnet'),
   ({'name': 'wide_resnet', 'depth': 40}, 'config.classifier.width=64 must be at most 16 .*WRN-40-2 has'),
   ({'name': 'resnext', 'depth': 29, 'shortcut': 'input'}, 'config.classifier.shortcut=input cannot go with'),
+  ({'name': 'resnet', 'shortcut': 'input'}, 'config.classifier.shortcut=input cannot go with'),
+  ({'name': 'alexnet'}, 'config.classifier.depth=50 must be one of 8 with config.classifier.name=alexnet'),
 ])  # fmt: skip
 def test_fields_that_an_architecture_cannot_have_are_one_line(fields, words):
   with pytest.raises(UserError, match=words) as error:
@@ -417,7 +443,10 @@ def test_fields_that_an_architecture_cannot_have_are_one_line(fields, words):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('fields', [{'name': 'wide_resnet', 'depth': 40, 'width': 2}, {'name': 'resnext', 'depth': 29}])
+@pytest.mark.parametrize('fields', [
+  {'name': 'wide_resnet', 'depth': 40, 'width': 2}, {'name': 'resnext', 'depth': 29}, {'name': 'resnet', 'width': 4},
+  {'name': 'alexnet', 'depth': 8, 'width': 4},
+])  # fmt: skip
 def test_recipes_build_them(fields):
   config = config_of(**fields)
   configs.validate(config)

@@ -10,7 +10,9 @@ import pytest
 from adversarial_augment.classifiers import CLASSIFIERS, torch_layouts
 from adversarial_augment.errors import UserError
 
-SIZES = {'preact_resnet': (10, 4), 'wide_resnet': (16, 1), 'resnext': (11, 2)}
+SIZES = {
+  'preact_resnet': (10, 4), 'wide_resnet': (16, 1), 'resnext': (11, 2), 'resnet': (10, 4), 'alexnet': (8, 2),
+}  # fmt: skip
 NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 
 
@@ -30,7 +32,8 @@ def state_of(name: str, **sizes) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize('prefix', ['', 'module.', 'model.net.'])
 @pytest.mark.parametrize('name, sizes', [
-  *((name, {}) for name in SIZES), ('preact_resnet', {'depth': 50, 'width': 2}), ('wide_resnet', {'width': 3}),
+  *((name, {}) for name in SIZES), ('preact_resnet', {'depth': 50, 'width': 2}), ('resnet', {'depth': 50, 'width': 2}),
+  ('wide_resnet', {'width': 3}),
 ])  # fmt: skip
 def test_to_pytorch_and_back(name, sizes, prefix):
   state = {prefix + key: value for key, value in state_of(name, **sizes).items()}
@@ -55,6 +58,9 @@ def test_keys_are_the_published_ones():
     'resnext'
   )
   assert {'layer2.0.shortcut.0.weight', 'bn.weight', 'linear.weight'} <= keys('preact_resnet')
+  assert {'layer2.0.shortcut.1.running_var', 'layer1.0.bn2.bias', 'bn1.weight', 'linear.bias'} <= keys('resnet')
+  layers = [f'features.{index}' for index in (0, 3, 6, 8, 10)] + [f'classifier.{index}' for index in (1, 4, 6)]
+  assert keys('alexnet') == {f'{layer}.{leaf}' for layer in layers for leaf in ('weight', 'bias')}
 
 
 def test_augmix_spells_the_projection_otherwise_and_trades_has_an_idle_block():
@@ -97,7 +103,9 @@ def changed(name: str, key: str, shape: tuple[int, ...] | None = None) -> dict[s
 
 @pytest.mark.parametrize('state, said', [
   (dict, "its keys, such as '', are not those of RobustBench's PreActResNet"),
-  (lambda: {'features.0.weight': np.zeros((96, 3, 3, 3))}, "such as 'features.0.weight', are not those"),  # AllConv
+  (lambda: {'conv.0.weight': np.zeros((96, 3, 3, 3))}, "such as 'conv.0.weight', are not those"),
+  (lambda: {'features.0.weight': np.zeros((96, 3, 3, 3))}, "lacks a linear layer 'classifier.6.weight'"),  # AllConv
+  (lambda: changed('alexnet', 'features.3.weight', (6, 2, 5, 5)), r'alexnet-8 of width 2, but .* \[6, 2, 3, 3\]'),
   (lambda: {'conv1.weight': np.zeros(3)}, 'are not those'),
   (lambda: changed('preact_resnet', 'bn.weight'), r"preact_resnet-10 of width 4, but lacks 'bn.weight'.*\[32\]"),
   (lambda: changed('preact_resnet', 'linear.weight'), "lacks a linear layer 'linear.weight'"),

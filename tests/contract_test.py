@@ -13,7 +13,15 @@ from adversarial_augment import config as configs
 from adversarial_augment.attacks.ascent import STEPS
 from adversarial_augment.classifiers import layers
 from adversarial_augment.config.adversaries import ADVERSARIES
-from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES, TABLES, TRAIN
+from adversarial_augment.config.tables import (
+  AUGMIX,
+  CLASSIFIER_DEPTHS,
+  NETWORK_OPTIONS,
+  NETWORK_SIZES,
+  NOT_ITS_OWN,
+  TABLES,
+  TRAIN,
+)
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.training import builders
@@ -58,15 +66,14 @@ def test_an_attack_takes_every_field_and_has_its_default(name):
 def test_a_classifier_takes_every_field_and_keeps_the_contract(name):
   factory = classifiers.CLASSIFIERS[name]
   known = {**inspect.signature(layers.classifier).parameters, **inspect.signature(factory).parameters}
-  of_others = ('shortcut',) if name == 'resnext' else ()
-  for field, default in options_of('classifier.', *of_others).items():
+  for field, default in options_of('classifier.', *NOT_ITS_OWN.get(name, ())).items():
     published = name == 'preact_resnet' or field not in ('depth', 'width')  # the others have sizes of their own
     assert known[field].default == default or not published, field
   network = factory(7, depth=min(CLASSIFIER_DEPTHS[name]), width=4)
   key = jax.random.key(0)
   params, state = jax.eval_shape(lambda key: network.init(key, jnp.zeros(SHAPES.shape), is_training=True), key)
   for options in ({'is_training': True}, {'is_training': False}, {'is_training': False, 'test_local_stats': True}):
-    run = lambda params, state, images, options=options: network.apply(params, state, None, images, **options)
+    run = lambda params, state, images, options=options: network.apply(params, state, key, images, **options)
     logits, new = jax.eval_shape(run, params, state, SHAPES)
     assert (logits.shape, logits.dtype) == ((4, 7), jnp.float32)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)

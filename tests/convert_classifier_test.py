@@ -158,6 +158,14 @@ MODULES = {
   'PreActResNet-18 with the raw shortcut': (
     lambda torch: preact_resnet(torch, 'PreActBlock', [2, 2, 2, 2]), ('--shortcut=input', *CIFAR10),
   ),
+  'ResNet-50': (
+    lambda torch: torch_classifiers.resnet(torch, 7, [3, 4, 6, 3], bottleneck=True),
+    ('--mean=0.4914,0.4822,0.4465', '--std=0.2023,0.1994,0.2010'),
+  ),
+  'ResNet-18': (lambda torch: torch_classifiers.resnet(torch, 7, [2, 2, 2, 2], bottleneck=False), CIFAR10),
+  'AlexNet': (
+    lambda torch: torch_classifiers.alexnet(torch, 7), ('--mean=0.485,0.456,0.406', '--std=0.229,0.224,0.225'),
+  ),
   'PreActResNet-50': (lambda torch: preact_resnet(torch, 'PreActBottleneck', [3, 4, 6, 3]), CIFAR10),
 }  # fmt: skip
 

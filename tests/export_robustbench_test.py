@@ -85,6 +85,8 @@ def test_what_was_not_measured_is_null_and_said():
     ('preact_resnet', 50, 16, 'PreActResNet-50, width 16'),
     ('wide_resnet', 40, 2, 'WideResNet-40-2'),
     ('resnext', 29, 32, 'ResNeXt29_4x32d'),
+    ('resnet', 50, 64, 'ResNet-50'),
+    ('alexnet', 8, 16, 'AlexNet, width 16'),
   ],
 )
 def test_architectures_have_the_names_of_robustbench(name, depth, width, spelled):

@@ -58,6 +58,8 @@ FAMILIES = [
   ('preact_resnet', 50, 2, {'shortcut': 'input', 'padding': 'same'}),
   ('wide_resnet', 10, 1, {'shortcut': 'input'}),
   ('resnext', 11, 1, {'padding': 'same'}),
+  ('resnet', 10, 2, {}),
+  ('alexnet', 8, 2, {'padding': 'same'}),
 ]
 NAMES = ('a\'s "x"', 'two\\n\nlines', 'µ{z}')
 
@@ -201,6 +203,10 @@ SIZES = [
   ('preact_resnet', 10, 8, {'padding': 'same', 'stem_stride': 2}),
   ('wide_resnet', 10, 2, {'stem_stride': 2}),
   ('resnext', 11, 8, {'stem_stride': 2}),
+  ('resnet', 10, 8, {'stem_stride': 2}),
+  ('resnet', 50, 5, {'padding': 'same'}),
+  ('alexnet', 8, 8, {}),
+  ('alexnet', 8, 4, {'padding': 'same', 'stem_stride': 1}),
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from adversarial_augment import config as configs
 from adversarial_augment import corruption_nets
 from adversarial_augment.classifiers import CLASSIFIERS
+from adversarial_augment.config.tables import CLASSIFIER_DEPTHS
 from adversarial_augment.corruption_nets import weights
 from adversarial_augment.errors import UserError
 from adversarial_augment.training import builders
@@ -159,6 +160,15 @@ def test_twenty_steps_are_those_of_torch_sgd(nesterov, decay_norms):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, params)
 
 
+def test_a_gradient_is_clipped_number_by_number_before_the_decay():
+  """As torch.nn.utils.clip_grad_value_ does before a step of torch.optim.SGD."""
+  params, gradient = ({'w': jnp.array(values)} for values in ([1.0, -2.0, 4.0], [0.5, -3.0, 7.0]))
+  options = {'momentum': 0.0, 'nesterov': False, 'weight_decay': 0.5, 'decay_batch_norm': True}
+  optimizer = recipes.sgd(lambda _: 0.1, **options, clip=1.0)
+  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['w'], [-0.1 * (0.5 + 0.5), -0.1 * (-1 - 1), -0.1 * (1 + 2)], rtol=1e-6)
+
+
 def decayed(params) -> set[str]:
   """The arrays that weight decay shrinks."""
   optimizer = recipes.sgd(lambda _: 1.0, momentum=0.0, nesterov=False, weight_decay=0.5, decay_batch_norm=False)
@@ -169,15 +179,14 @@ def decayed(params) -> set[str]:
 
 @pytest.mark.parametrize('name', CLASSIFIERS)
 def test_weight_decay_spares_the_modules_that_keep_running_statistics(name):
-  options = {'depth': 29} if name == 'resnext' else {}
-  network = CLASSIFIERS[name](10, **options)
+  network = CLASSIFIERS[name](10, depth=min(CLASSIFIER_DEPTHS[name]))
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
   init = lambda images: network.init(jax.random.key(0), images, is_training=True)
   params, state = jax.eval_shape(init, images)
   params = jax.tree.map(lambda x: jnp.ones((1,)), params)
   expected = {f"['{module}']['{leaf}']" for module in params.keys() - state.keys() for leaf in params[module]}
   assert decayed(params) == expected
-  assert len(expected) < len(jax.tree.leaves(params)) - 2
+  assert len(expected) == len(jax.tree.leaves(params)) - 2 * len(state)  # a scale and an offset for each
 
 
 def test_weight_decay_knows_norms_by_their_parameters_and_not_by_names():
@@ -234,6 +243,44 @@ def test_the_shortest_runs_learn_from_the_first_update_on(num_steps, warmup):
 
 def test_a_run_of_one_update_has_the_middle_of_the_cosine():
   assert float(recipes.warmup_cosine(0.1, 1, 0)(1)) == pytest.approx(0.05)
+
+
+@pytest.mark.usefixtures('x64')
+def test_steps_are_those_of_perceptual_adversarial_training():
+  """100 epochs of 1,000 updates: a warm-up of 5, and a tenth of the rate from epochs 75 and 90 on."""
+
+  def published(iteration):
+    epoch, rate = iteration // 1000, 0.1
+    for drop in (75, 90, 100):
+      rate *= 0.1 if epoch >= drop else 1
+    return (iteration + 1) / 5000 * 0.1 if epoch < 5 else rate
+
+  fields = {'num_steps': '100000', 'num_epochs': '100', 'optimizer__schedule': 'steps', 'optimizer__drops': '.75,.9'}
+  recipe, _ = build(attack__name='none', optimizer__warmup_epochs='5', **fields)
+  iterations = [0, 1, 4998, 4999, 5000, 74_998, 74_999, 75_000, 89_999, 90_000, 99_999]
+  ours = [float(recipe.schedule(iteration + 1)) for iteration in iterations]
+  np.testing.assert_allclose(ours, list(map(published, iterations)), rtol=1e-12)
+
+
+def test_drops_are_derived_and_keep_their_places_in_a_shorter_run():
+  config = configs.override(configs.base_config(), {'optimizer.schedule': 'steps', 'optimizer.drops': '0.34,0.67'})
+  assert recipes.drops_of(config, 1000) == [340, 670]
+  config.num_steps, config.optimizer.warmup_epochs = 6000, 0.0
+  assert 'learning_rate_drops = 2,040, 4,020  # updates, then it is a tenth' in recipes.derived(config, None)
+
+
+@pytest.mark.parametrize('fields, words', [
+  ({'drops': '0.5'}, 'config.optimizer.drops=0.5 cannot go with config.optimizer.schedule=cosine, which has none; set'),
+  ({'drops': '0.5,0.4', 'schedule': 'steps'}, r'drops=\(0.5, 0.4\) must be numbers above 0 and below 1 .*, each above'),
+  ({'drops': '0.5,1', 'schedule': 'steps'}, 'must be numbers above 0 and below 1 '),
+  ({'schedule': 'step'}, "schedule='step' must be one of cosine, steps. Did you mean 'steps'"),
+  ({'clip': '0'}, 'config.optimizer.clip=0.0 must be a number above 0 and at most 1e.06, or none'),
+])  # fmt: skip
+def test_wrong_recipes_are_one_line(fields, words):
+  config = configs.override(configs.base_config(), {f'optimizer.{name}': value for name, value in fields.items()})
+  with pytest.raises(UserError, match=words) as error:
+    configs.validate(config)
+  assert '\n' not in str(error.value)
 
 
 def test_the_rate_of_a_step_does_not_depend_on_where_a_run_resumes():

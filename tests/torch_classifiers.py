@@ -91,6 +91,73 @@ def resnext(torch, num_classes: int, *, depth: int, base_width: int = 32) -> Any
   return CifarResNeXt()
 
 
+def resnet(torch, num_classes: int, counts: list[int], *, bottleneck: bool) -> Any:
+  """ResNet of pytorch-cifar, robustness and RobustBench."""
+  nn, relu = torch.nn, torch.nn.functional.relu
+
+  class Block(nn.Module):
+    def __init__(self, inputs, planes, stride):
+      super().__init__()
+      sizes, outputs = ((1, 3, 1), 4 * planes) if bottleneck else ((3, 3), planes)
+      widths = [inputs, *[planes] * (len(sizes) - 1), outputs]
+      for i, size in enumerate(sizes):
+        strided = i == len(sizes) - 2
+        setattr(self, f'conv{i + 1}', _conv(nn, widths[i], widths[i + 1], size, stride if strided else 1))
+        setattr(self, f'bn{i + 1}', nn.BatchNorm2d(widths[i + 1]))
+      self.last, self.shortcut = len(sizes), nn.Sequential()
+      if stride != 1 or inputs != outputs:
+        self.shortcut = nn.Sequential(_conv(nn, inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+      y = x
+      for i in range(1, self.last + 1):
+        y = getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(y))
+        y = relu(y if i < self.last else y + self.shortcut(x))
+      return y
+
+  class ResNet(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.conv1, self.bn1, inputs = _conv(nn, 3, 64, 3), nn.BatchNorm2d(64), 64
+      for stage, count in enumerate(counts):
+        blocks = []
+        for index in range(count):
+          blocks.append(Block(inputs, 64 * 2**stage, 2 if stage and not index else 1))
+          inputs = 64 * 2**stage * (4 if bottleneck else 1)
+        setattr(self, f'layer{stage + 1}', nn.Sequential(*blocks))
+      self.linear = nn.Linear(inputs, num_classes)
+
+    def forward(self, x):
+      x = self.layer4(self.layer3(self.layer2(self.layer1(relu(self.bn1(self.conv1(x)))))))
+      return self.linear(torch.nn.functional.avg_pool2d(x, 4).view(len(x), -1))
+
+  return ResNet()
+
+
+def alexnet(torch, num_classes: int, *, width: int = 64) -> Any:
+  """CifarAlexNet of perceptual adversarial training, of any width."""
+  nn = torch.nn
+
+  class CifarAlexNet(nn.Module):
+    def __init__(self):
+      super().__init__()
+      conv = lambda inputs, outputs, stride=1: (nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU(inplace=True))
+      pool, hidden = lambda: nn.MaxPool2d(2), 64 * width
+      self.features = nn.Sequential(
+        *conv(3, width, 2), pool(), *conv(width, 3 * width), pool(),
+        *conv(3 * width, 6 * width), *conv(6 * width, 4 * width), *conv(4 * width, 4 * width), pool(),
+      )  # fmt: skip
+      self.classifier = nn.Sequential(
+        nn.Dropout(), nn.Linear(4 * width * 2 * 2, hidden), nn.ReLU(inplace=True),
+        nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_classes),
+      )  # fmt: skip
+
+    def forward(self, x):
+      return self.classifier(self.features(x).flatten(1))
+
+  return CifarAlexNet()
+
+
 def randomise(torch, module: Any) -> Any:
   """Draws scales and offsets, and takes statistics of random images; returns the module, for evaluation."""
   generator = torch.Generator().manual_seed(0)

@@ -39,20 +39,40 @@ class Layers(NamedTuple):
     self.activations[name] = x
     return x
 
-  def convolve(self, x: jax.Array, channels: int, size: int, stride: int, name: str, groups: int = 1) -> jax.Array:
-    """Convolves [n, h, w, c] with a kernel of `size` pixels per side, without a bias.
+  def convolve(
+    self, x: jax.Array, channels: int, size: int, stride: int, name: str, groups: int = 1, *, bias: bool = False
+  ) -> jax.Array:
+    """Convolves [n, h, w, c] with a kernel of `size` pixels per side, by default without a bias.
 
     Groups are convolved one by one, because the gradient of a grouped convolution is slow on CPUs.
     """
     with hk.name_scope(name):
       w = hk.get_parameter('w', (size, size, x.shape[-1] // groups, channels), jnp.float32, _he_normal)
+      b = hk.get_parameter('b', (channels,), jnp.float32, jnp.zeros) if bias else None
     w = w.astype(x.dtype)
     explicit = self.padding == 'torch' and size == 3 and stride > 1  # otherwise the two rules agree
     padding: Any = [(1, 1), (1, 1)] if explicit else 'SAME'
     convolved = lambda x, w: self.conv(x, w, stride=stride, padding=padding)
     if groups == 1:
-      return convolved(x, w)
-    return jnp.concatenate([*map(convolved, jnp.split(x, groups, -1), jnp.split(w, groups, -1))], -1)
+      y = convolved(x, w)
+    else:
+      y = jnp.concatenate([*map(convolved, jnp.split(x, groups, -1), jnp.split(w, groups, -1))], -1)
+    return y if b is None else y + b.astype(y.dtype).reshape(1, 1, 1, -1)
+
+  def linear(self, x: jax.Array, channels: int, name: str) -> jax.Array:
+    """Returns the products of [n, c] and a matrix, and a bias."""
+    return _linear(x, channels, name, _he_normal)
+
+  def dropout(self, x: jax.Array) -> jax.Array:
+    """Sets half of the numbers of [n, c] to 0 and doubles the others, in training only.
+
+    Each image draws by the key of `apply` and its place in the batch, however the batch is spread over devices.
+    """
+    if not self.is_training or hk.running_init():
+      return x
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(hk.next_rng_key(), jnp.arange(len(x)))
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x.shape[1:]))(keys)
+    return jnp.where(kept, 2 * x, 0)
 
   def norm(self, x: jax.Array, name: str, *, relu: bool = True) -> jax.Array:
     """Normalises [n, h, w, c] over all axes but the channels; by default followed by a ReLU."""
@@ -80,8 +100,9 @@ def classifier(
 ) -> hk.TransformedWithState:
   """Makes a classifier: normalisation of the images, a body, the mean over positions, and a linear head.
 
-  `apply(params, state, None, images, is_training=..., test_local_stats=False)` takes images [n, h, w, 3] in [0, 1],
-  normalises them itself, and returns (logits [n, num_classes], new state). `is_training=True` normalises by batch
+  `apply(params, state, key, images, is_training=..., test_local_stats=False)` takes images [n, h, w, 3] in [0, 1],
+  normalises them itself, and returns (logits [n, num_classes], new state). `key` is of the dropout in training, and
+  None where there is none. `is_training=True` normalises by batch
   statistics and updates the running ones. `is_training=False` normalises by the running statistics, or, with
   `test_local_stats=True`, by those of the batch, and does not change the state. Float64 images give float64 logits.
 
@@ -137,7 +158,7 @@ def classifier(
         known = ', '.join(layers.activations)
         raise UserError(f'offsets of {name} have the name {show(min(unknown))}, which must be one of {known}.')
       x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-      logits = _head(x, num_classes)
+      logits = _linear(x, num_classes, 'head', _small_normal)
       return (logits, layers.activations) if with_activations else logits
 
   return hk.transform_with_state(network)
@@ -213,22 +234,20 @@ def _batch_norm(
   return (wide * factor + shift).astype(x.dtype)  # one pass over the activations, forward and backward
 
 
-def _head(x: jax.Array, num_classes: int) -> jax.Array:
-  """The linear layer. It starts small but not at zero, because a zero head gives the adversary no gradient."""
-  with hk.name_scope('head'):
-    shape = (x.shape[-1], num_classes)
-    w = hk.get_parameter('w', shape, jnp.float32, _small_normal)
-    b = hk.get_parameter('b', (num_classes,), jnp.float32, jnp.zeros)
+def _linear(x: jax.Array, channels: int, name: str, init: Callable[..., jax.Array]) -> jax.Array:
+  with hk.name_scope(name):
+    w = hk.get_parameter('w', (x.shape[-1], channels), jnp.float32, init)
+    b = hk.get_parameter('b', (channels,), jnp.float32, jnp.zeros)
   return x @ w.astype(x.dtype) + b.astype(x.dtype).reshape(1, -1)
 
 
 def _he_normal(shape: Sequence[int], dtype: Any) -> jax.Array:
-  """He initialisation with fan-out, for ReLU (arXiv 1502.01852), of a kernel [kh, kw, c, k]."""
+  """He initialisation with fan-out, for ReLU (arXiv 1502.01852), of a kernel [kh, kw, c, k] or [c, k]."""
   # Drawn as a vector: the numbers are the same, and XLA compiles its random bits five times faster.
   draw = jax.random.normal(hk.next_rng_key(), (math.prod(shape),), dtype)
-  return draw.reshape(shape) * math.sqrt(2.0 / (shape[0] * shape[1] * shape[3]))
+  return draw.reshape(shape) * math.sqrt(2.0 / (math.prod(shape) // shape[-2]))
 
 
 def _small_normal(shape: Sequence[int], dtype: Any) -> jax.Array:
-  """Normal with standard deviation 0.01, truncated at two standard deviations."""
+  """Normal with standard deviation 0.01, truncated at two: for the head, which would be no adversary's guide at 0."""
   return 0.01 * jax.random.truncated_normal(hk.next_rng_key(), -2.0, 2.0, (math.prod(shape),), dtype).reshape(shape)

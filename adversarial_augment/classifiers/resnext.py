@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 
 from adversarial_augment import per_example_conv
-from adversarial_augment.classifiers.layers import Layers, classifier
+from adversarial_augment.classifiers.layers import classifier
+from adversarial_augment.classifiers.resnet import residual_body
 from adversarial_augment.errors import UserError
 from adversarial_augment.per_example_conv import Conv
 
@@ -46,27 +45,10 @@ def resnext(
     raise UserError(f'depth={depth} of resnext must be 9 n + 2 and at least 11.')
   if width < 1:
     raise UserError(f'width={width} of resnext must be at least 1.')
-  body = functools.partial(_body, depth=depth, width=width, stem_stride=stem_stride or 1)
+  stages = [(GROUPS * width * 2**stage, 8 * width * 2**stage, (depth - 2) // 9) for stage in range(3)]
+  body = residual_body(2 * width, stages, bottleneck=True, stem_stride=stem_stride or 1, groups=GROUPS)
   return classifier(
       'resnext', body, num_classes,
       mean=mean, std=std, batch_norm_decay=batch_norm_decay, padding=padding, axis_name=axis_name, conv=conv,
       dtype=dtype,
   )  # fmt: skip
-
-
-def _body(layers: Layers, x: jax.Array, *, depth: int, width: int, stem_stride: int) -> jax.Array:
-  def block(x: jax.Array, width: int, stride: int) -> jax.Array:
-    y = layers.norm(layers.convolve(x, GROUPS * width, 1, 1, 'conv_0'), 'norm_0')
-    y = layers.norm(layers.convolve(y, GROUPS * width, 3, stride, 'conv_1', GROUPS), 'norm_1')
-    y = layers.norm(layers.convolve(y, 8 * width, 1, 1, 'conv_2'), 'norm_2', relu=False)
-    if stride != 1 or x.shape[-1] != y.shape[-1]:
-      x = layers.norm(layers.convolve(x, y.shape[-1], 1, stride, 'shortcut'), 'shortcut_norm', relu=False)
-    return jax.nn.relu(x + y)
-
-  x = layers.tap('stem', layers.norm(layers.convolve(x, 2 * width, 3, stem_stride, 'stem'), 'norm'))
-  for stage in range(3):
-    for index in range((depth - 2) // 9):
-      with hk.name_scope(f'stage_{stage}_block_{index}'):
-        x = block(x, width * 2**stage, stride=2 if stage > 0 and index == 0 else 1)
-    x = layers.tap(f'stage{stage + 1}', x)
-  return x

@@ -5,6 +5,8 @@
 - `wide_resnet`: `WideResNet` of RobustBench (wide_resnet.py, after TRADES) and of AugMix (WideResNet-pytorch), which
   spell the projection `convShortcut` and `conv_shortcut`. TRADES' `sub_block1` takes no part in the function.
 - `resnext`: `CifarResNeXt` of AugMix (ResNeXt-DenseNet) and RobustBench (resnext.py), with four groups.
+- `resnet`: `ResNet` of pytorch-cifar, MadryLab's robustness and RobustBench (resnet.py).
+- `alexnet`: `CifarAlexNet` of perceptual adversarial training (perceptual-advex, models.py).
 
 All pad one pixel on each side and normalise with epsilon 1e-5, as ours do. Where models normalise their images
 themselves, the buffers `mu` and `sigma` have the means and standard deviations.
@@ -18,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adversarial_augment.classifiers.alexnet import DEPTH, alexnet
 from adversarial_augment.classifiers.preact_resnet import DEPTHS, preact_resnet, wide_resnet
+from adversarial_augment.classifiers.resnet import resnet
 from adversarial_augment.classifiers.resnext import resnext
 from adversarial_augment.config.tables import CLASSIFIER_DEPTHS
 from adversarial_augment.errors import UserError, show
@@ -27,7 +31,7 @@ from adversarial_augment.types import PyTree
 
 State = Mapping[str, np.ndarray]
 
-# The module of each of ours; {} are the stage, counted from 1, and the block, from 0.
+# The module of each of ours, the first convolution at first; {} are the stage, counted from 1, and the block, from 0.
 _BASIC = {'conv_0': 'conv1', 'conv_1': 'conv2', 'conv_2': 'conv3', 'norm_0': 'bn1', 'norm_1': 'bn2', 'norm_2': 'bn3'}
 _MODULES: dict[str, dict[str, str]] = {
   'preact_resnet': {
@@ -45,6 +49,16 @@ _MODULES: dict[str, dict[str, str]] = {
     'conv_2': 'stage_{}.{}.conv_expand', 'norm_2': 'stage_{}.{}.bn_expand',
     'shortcut': 'stage_{}.{}.downsample.0', 'shortcut_norm': 'stage_{}.{}.downsample.1',
   },
+  'resnet': {
+    'stem': 'conv1', 'norm': 'bn1', 'head': 'linear', **{
+      part: f'layer{{}}.{{}}.{name}'
+      for part, name in {**_BASIC, 'shortcut': 'shortcut.0', 'shortcut_norm': 'shortcut.1'}.items()
+    },
+  },
+  'alexnet': {
+    'conv1': 'features.0', 'conv2': 'features.3', 'conv3': 'features.6', 'conv4': 'features.8', 'conv5': 'features.10',
+    'fc1': 'classifier.1', 'fc2': 'classifier.4', 'head': 'classifier.6',
+  },
 }  # fmt: skip
 _LEAVES = {
   'w': 'weight', 'b': 'bias', 'scale': 'weight', 'offset': 'bias', 'mean': 'running_mean', 'var': 'running_var',
@@ -53,10 +67,16 @@ _LEAVES = {
 # The axes of one array in the order of the other, by their number.
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,), 0: ()}
 _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,), 0: ()}
-_FACTORIES = {'preact_resnet': preact_resnet, 'wide_resnet': wide_resnet, 'resnext': resnext}
+_FACTORIES = {
+  'preact_resnet': preact_resnet, 'wide_resnet': wide_resnet, 'resnext': resnext, 'resnet': resnet, 'alexnet': alexnet,
+}  # fmt: skip
+_STEMS = {next(iter(modules.values())) for modules in _MODULES.values()}
 _SETTLED = 2**30  # updates of statistics whose number a file does not say: they are no first guess
 _NORMALISATION = {'mu': 'mean', 'mean': 'mean', 'sigma': 'std', 'std': 'std'}  # by the last part of a key
-_KNOWN = "RobustBench's PreActResNet (with its last norm) and WideResNet, and AugMix's WideResNet and CifarResNeXt"
+_KNOWN = (
+  "RobustBench's PreActResNet (with its last norm), ResNet and WideResNet, AugMix's WideResNet and CifarResNeXt, and "
+  "PAT's CifarAlexNet"
+)
 
 
 class Converted(NamedTuple):
@@ -149,12 +169,11 @@ def _leaves(params: PyTree, model_state: PyTree) -> dict[str, Any]:
 
 def _split(state: State) -> tuple[State, State]:
   """Returns the entries of the network, without the prefix that they share, and those around it."""
-  stems = {modules['stem'] for modules in _MODULES.values()}
-  found = [key for key in state for stem in stems if re.fullmatch(rf'(.*\.)?{stem}\.weight', key)]
-  first = min(found, key=lambda key: key.count('.'), default=None)
-  if first is None or state[first].ndim != 4 or not state[first].size:
+  found = [match for key in state for stem in _STEMS if (match := re.fullmatch(rf'(.*\.)?{stem}\.weight', key))]
+  first = min(found, key=lambda match: match[0].count('.'), default=None)
+  if first is None or state[first[0]].ndim != 4 or not state[first[0]].size:
     raise UserError(f'its keys, such as {show(next(iter(state), ""))}, are not those of {_KNOWN}.')
-  prefix = first[: first.rindex('conv')]
+  prefix = first[1] or ''
   inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
   around = {key: value for key, value in state.items() if not key.startswith(prefix)}
   if others := [key for key, value in around.items() if not _is_normalisation(key, value)]:
@@ -170,7 +189,9 @@ def _architecture(state: State) -> dict[str, Any]:
     return sum(re.fullmatch(pattern, key) is not None for key in state)
 
   number = r'\d{1,4}'
-  stem = next(state[key] for key in state if key in ('conv1.weight', 'conv_1_3x3.weight')).shape[0]
+  stem = next(state[key] for key in state if key.removesuffix('.weight') in _STEMS).shape[0]
+  if 'features.0.weight' in state:
+    return {'name': 'alexnet', 'depth': DEPTH, 'width': stem}
   if 'conv_1_3x3.weight' in state:
     return {'name': 'resnext', 'depth': 9 * blocks(rf'stage_1\.{number}\.bn\.weight') + 2, 'width': stem // 2}
   if (first := state.get('block1.layer.0.conv2.weight')) is not None:
@@ -182,7 +203,7 @@ def _architecture(state: State) -> dict[str, Any]:
   if known is None:
     kind = 'bottlenecks' if bottleneck else 'blocks'
     raise UserError(f'its stages have {", ".join(map(str, counts))} {kind}, as none of {_KNOWN} has.')
-  return {'name': 'preact_resnet', 'depth': known, 'width': stem}
+  return {'name': 'resnet' if 'bn1.weight' in state else 'preact_resnet', 'depth': known, 'width': stem}
 
 
 def _spelled(architecture: Mapping[str, Any]) -> str:

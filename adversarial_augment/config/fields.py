@@ -1,6 +1,7 @@
 """What a config field may hold: kinds of values, and checks of tables of fields. `tables.py` has the tables."""
 
 from collections.abc import Callable, Iterator, Mapping
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -69,6 +70,18 @@ def numbers(count: int, low: float, high: float, *, above: bool = False) -> Kind
 
   parse = lambda text: tuple(map(float, text.split(',')))
   return Kind(f'{count} numbers separated by commas, each {kind.expected.removeprefix("a number ")}', accepts, parse)
+
+
+def increasing(low: float, high: float) -> Kind:
+  """A tuple of numbers between `low` and `high`, each above the one before, possibly empty; on the command line too."""
+
+  def accepts(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or not all(_is_number(item, int | float) for item in value):
+      return False
+    return all(one < other for one, other in itertools.pairwise((low, *value, high)))
+
+  expected = f'numbers above {low:g} and below {high:g} separated by commas, each above the one before'
+  return Kind(expected, accepts, lambda text: tuple(map(float, text.split(','))) if text.strip() else ())
 
 
 def boolean() -> Kind:

@@ -5,7 +5,7 @@ from typing import Any
 
 from adversarial_augment.config import adversaries, evaluations
 from adversarial_augment.config.fields import clash, spell
-from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES
+from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES, NOT_ITS_OWN
 from adversarial_augment.errors import UserError
 
 
@@ -46,7 +46,7 @@ def _classifier(flat: Mapping[str, Any]) -> Iterator[str]:
   mean, std = 'classifier.mean', 'classifier.std'
   if (flat[mean] is None) != (flat[std] is None):
     yield f'{spell(flat, mean, std)}: images are normalised by both; set both, or none of them.'
-  if name == 'resnext' and flat['classifier.shortcut'] != 'preact':
+  if name in NOT_ITS_OWN and flat['classifier.shortcut'] != 'preact':
     reason = 'which has no pre-activation'
     yield clash(flat, 'classifier.shortcut', 'classifier.name', reason, 'config.classifier.shortcut=preact')
 
@@ -63,6 +63,9 @@ def _training(flat: Mapping[str, Any]) -> Iterator[str]:
     if flat[warmup] >= epochs:
       lower = f'lower it, for example --config.{warmup}={epochs / 10:g}'
       yield f'{spell(flat, warmup)} must be below {spell(flat, "num_epochs")}; {lower}.'
+  if flat['optimizer.drops'] and flat['optimizer.schedule'] != 'steps':
+    remedy = 'config.optimizer.schedule=steps, or --config.optimizer.drops='
+    yield clash(flat, 'optimizer.drops', 'optimizer.schedule', 'which has none', remedy)
   if flat['attack.group'] > 1 and flat['attack.beta_mode'] != 'group':
     mode = spell(flat, 'attack.beta_mode')
     yield f'{spell(flat, "attack.group")} must be 1 with {mode}; set config.attack.beta_mode=group.'

@@ -25,7 +25,11 @@ CLASSIFIER_DEPTHS = {
   'preact_resnet': (10, 18, 34, 50, 101),
   'wide_resnet': tuple(range(10, 71, 6)),
   'resnext': tuple(range(11, 102, 9)),
+  'resnet': (10, 18, 34, 50, 101),
+  'alexnet': (8,),
 }
+# The fields of `classifier` that a classifier does not have.
+NOT_ITS_OWN = {'resnext': ('shortcut',), 'resnet': ('shortcut',), 'alexnet': ('shortcut', 'batch_norm_decay')}
 _DEPTHS = sorted({depth for depths in CLASSIFIER_DEPTHS.values() for depth in depths})
 
 # The sizes and options that each corruption network has; a field of `corruption_net` that is neither must stay none or
@@ -102,12 +106,13 @@ TRAIN: dict[str, Field] = {
   'tensorboard': Field(False, boolean(), 'write TensorBoard files too; needs the extra [logging]'),
   'classifier.name': Field('preact_resnet', choice(*CLASSIFIER_DEPTHS), 'architecture of the classifier'),
   'classifier.depth': Field(
-    50, integer_choice(*_DEPTHS), f'layers; wide_resnet: 6 n + 4, resnext: 9 n + 2 ({_PAPER}, section 4)'
+    50, integer_choice(*_DEPTHS), f'layers; wide_resnet: 6 n + 4, resnext: 9 n + 2, alexnet: 8 ({_PAPER}, section 4)'
   ),
   'classifier.width': Field(
     64,
     integer(1, 4096),
-    'channels of the first stage; of each of the 4 groups of resnext; the widening factor of wide_resnet',
+    'channels of the first stage, or of the first convolution of alexnet; of each of the 4 groups of resnext; the '
+    'widening factor of wide_resnet',
   ),
   'classifier.batch_norm_decay': Field(
     0.99, number(0, 1, above=True, below=True), 'decay of the running mean and variance, per step'
@@ -119,7 +124,7 @@ TRAIN: dict[str, Field] = {
   'classifier.stem_stride': Field(
     None,
     optional(integer(1, 2)),
-    'stride of the first convolution; None: 1, and 2 for Tiny ImageNet; 2 suits images of 64 pixels',
+    'stride of the first convolution; None: 1, and 2 for Tiny ImageNet and alexnet; 2 suits images of 64 pixels',
   ),
   'classifier.mean': Field(
     None,
@@ -212,6 +217,17 @@ TRAIN: dict[str, Field] = {
   'optimizer.warmup_epochs': Field(
     5.0, number(0, 1e6), f'epochs of linear warm-up, below num_epochs ({_PAPER}, App. A)'
   ),
+  'optimizer.schedule': Field(
+    'cosine', choice('cosine', 'steps'), f'the learning rate after it: a cosine to 0 ({_PAPER}, App. A), or steps'
+  ),
+  'optimizer.drops': Field(
+    (), fields.increasing(0, 1), 'shares of the run after which schedule=steps lowers the learning rate to a tenth'
+  ),
+  'optimizer.clip': Field(
+    None,
+    optional(number(0, 1e6, above=True)),
+    'largest absolute value of each number of the gradient, clipped before weight decay; None: any',
+  ),
 }
 
 PRETRAIN: dict[str, Field] = {
@@ -244,7 +260,7 @@ ADDED: dict[str, Any] = {
   'deepaugment.copies': None, 'deepaugment.mix': 'concat', 'accept_psnr': None, 'attack.norm': None,
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
   'classifier.mean': None, 'classifier.std': None, 'freeze': 'none', 'optimizer.head_learning_rate': None,
-  'classifier.stem_stride': None,
+  'classifier.stem_stride': None, 'optimizer.schedule': 'cosine', 'optimizer.drops': (), 'optimizer.clip': None,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

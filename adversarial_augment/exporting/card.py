@@ -45,7 +45,7 @@ def make(workdir: Path, classifier: Classifier) -> dict[str, Any]:
 def of_network(classifier: Classifier, size: str) -> dict[str, Any]:
   """Returns the part of a card that tells of the network alone; `size` is that of its images, in words."""
   config = json.loads(configs.to_json(classifier.config))
-  num_parameters = optax.tree.size(classifier.params)
+  num_parameters, has_norms = optax.tree.size(classifier.params), bool(classifier.model_state)
   versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
   return {
     'format': CARD,
@@ -59,7 +59,7 @@ def of_network(classifier: Classifier, size: str) -> dict[str, Any]:
       },
     },
     'output': {'logits': ['n', classifier.num_classes], 'class_names': classifier.class_names},
-    'batch_norm': {'statistics': 'running', 'epsilon': EPSILON, 'variance': 'population'},
+    'batch_norm': {'statistics': 'running', 'epsilon': EPSILON, 'variance': 'population'} if has_norms else None,
     'versions': {'adversarial_augment': __version__, 'python': platform.python_version(), **versions},
   }
 

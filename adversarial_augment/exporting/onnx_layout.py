@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from adversarial_augment.classifiers import torch_layouts
+from adversarial_augment.classifiers.alexnet import POOLED, STEM_STRIDE
 from adversarial_augment.classifiers.layers import EPSILON
 from adversarial_augment.classifiers.resnext import GROUPS
 from adversarial_augment.errors import UserError
@@ -64,17 +65,41 @@ class _Graph:
 
   def network(self) -> None:
     """Writes all nodes, from 'images' to 'logits'."""
-    is_resnext = self._config.name == 'resnext'
     x = self._node('Div', self._node('Sub', 'images', 'mu'), 'sigma')
+    x = self._alexnet(x) if self._config.name == 'alexnet' else self._residual(x)
+    self._linear(x, 'head', 'logits')
+
+  def _residual(self, x: str) -> str:
+    is_post = self._config.name in ('resnext', 'resnet')
     x = self._conv(x, 'stem', self._config.stem_stride or 1)
-    x = self._norm(x, 'norm') if is_resnext else x
+    x = self._norm(x, 'norm') if is_post else x
     for stage, (_, count) in enumerate(torch_layout.stages(self._config)):
       for index in range(count):
-        block = self._aggregated if is_resnext else self._preactivated
+        block = self._postactivated if is_post else self._preactivated
         x = block(x, f'stage_{stage}_block_{index}/', 2 if stage > 0 and index == 0 else 1)
-    x = x if is_resnext else self._norm(x, 'norm')
-    x = self._node('Flatten', self._node('GlobalAveragePool', x))
-    self.nodes.append(self._make('Gemm', [x, self.leaf('head', 'w'), self.leaf('head', 'b')], ['logits'], transB=1))
+    x = x if is_post else self._norm(x, 'norm')
+    return self._node('Flatten', self._node('GlobalAveragePool', x))
+
+  def _alexnet(self, x: str) -> str:
+    for index in range(1, 6):
+      x = self._conv(x, f'conv{index}', (self._config.stem_stride or STEM_STRIDE) if index == 1 else 1)
+      x = self._node('Relu', x)
+      if index in POOLED:
+        x = self._node('MaxPool', x, kernel_shape=[2, 2], strides=[2, 2])
+    x = self._node('Flatten', self._quarters(x))
+    for module in ('fc1', 'fc2'):
+      x = self._node('Relu', self._linear(x, module))
+    return x
+
+  def _quarters(self, x: str) -> str:
+    constant = lambda value: self._node('Constant', value_ints=[value])
+    for axis in (2, 3):
+      side = self._node('Shape', x, start=axis, end=axis + 1)
+      low = self._node('Div', side, constant(2))
+      ends = ((constant(0), self._node('Sub', side, low)), (low, side))
+      halves = [self._node('Slice', x, start, end, constant(axis)) for start, end in ends]
+      x = self._node('Concat', *(self._node('ReduceMean', half, axes=[axis]) for half in halves), axis=axis)
+    return x
 
   def _preactivated(self, x: str, place: str, stride: int) -> str:
     y = self._norm(x, f'{place}norm_0')
@@ -87,10 +112,15 @@ class _Graph:
       y = self._conv(self._norm(y, f'{place}norm_2'), f'{place}conv_2')
     return self._node('Add', y, skip)
 
-  def _aggregated(self, x: str, place: str, stride: int) -> str:
-    y = self._norm(self._conv(x, f'{place}conv_0'), f'{place}norm_0')
-    y = self._norm(self._conv(y, f'{place}conv_1', stride, GROUPS), f'{place}norm_1')
-    y = self._norm(self._conv(y, f'{place}conv_2'), f'{place}norm_2', relu=False)
+  def _postactivated(self, x: str, place: str, stride: int) -> str:
+    if self._has(f'{place}conv_2'):
+      groups = GROUPS if self._config.name == 'resnext' else 1
+      y = self._norm(self._conv(x, f'{place}conv_0'), f'{place}norm_0')
+      y = self._norm(self._conv(y, f'{place}conv_1', stride, groups), f'{place}norm_1')
+      y = self._norm(self._conv(y, f'{place}conv_2'), f'{place}norm_2', relu=False)
+    else:
+      y = self._norm(self._conv(x, f'{place}conv_0', stride), f'{place}norm_0')
+      y = self._norm(self._conv(y, f'{place}conv_1'), f'{place}norm_1', relu=False)
     if self._has(f'{place}shortcut'):
       x = self._norm(self._conv(x, f'{place}shortcut', stride), f'{place}shortcut_norm', relu=False)
     return self._node('Relu', self._node('Add', x, y))
@@ -103,15 +133,19 @@ class _Graph:
     side = self._tensors[weight].shape[-1]
     is_same = self._config.padding == 'same' and side == 3 and stride == 2
     padding: dict[str, Any] = {'auto_pad': 'SAME_UPPER'} if is_same else {'pads': [side // 2] * 4}
-    options = {'kernel_shape': [side, side], 'strides': [stride, stride], 'group': groups}
-    return self._node('Conv', x, weight, **options, **padding)
+    options: dict[str, Any] = {'kernel_shape': [side, side], 'strides': [stride, stride], 'group': groups}
+    bias = [self.leaf(module, 'b')] if self._config.name == 'alexnet' else []
+    return self._node('Conv', x, weight, *bias, **options, **padding)
+
+  def _linear(self, x: str, module: str, output: str | None = None) -> str:
+    return self._node('Gemm', x, self.leaf(module, 'w'), self.leaf(module, 'b'), output=output, transB=1)
 
   def _norm(self, x: str, module: str, *, relu: bool = True) -> str:
     leaves = (self.leaf(module, leaf) for leaf in ('scale', 'offset', 'mean', 'var'))
     x = self._node('BatchNormalization', x, *leaves, epsilon=EPSILON)
     return self._node('Relu', x) if relu else x
 
-  def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-    output = f'{kind.lower()}_{len(self.nodes)}'
+  def _node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+    output = output or f'{kind.lower()}_{len(self.nodes)}'
     self.nodes.append(self._make(kind, inputs, [output], **attributes))
     return output

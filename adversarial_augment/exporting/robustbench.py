@@ -97,4 +97,5 @@ def _architecture(about: Mapping[str, Any]) -> str:
     return f'WideResNet-{depth}-{width}'
   if name == 'resnext':
     return f'ResNeXt{depth}_4x{width}d'
-  return f'PreActResNet-{depth}' + (f', width {width}' if width != 64 else '')
+  title = {'preact_resnet': f'PreActResNet-{depth}', 'resnet': f'ResNet-{depth}', 'alexnet': 'AlexNet'}[name]
+  return title + (f', width {width}' if width != 64 else '')

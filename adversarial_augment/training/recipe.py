@@ -3,7 +3,7 @@
 What follows from other values (number of steps, effective learning rate) is worked out here, after every override.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -15,9 +15,11 @@ from ml_collections import ConfigDict
 import optax
 
 from adversarial_augment import augmentations, classifiers, per_example_conv
+from adversarial_augment.classifiers.alexnet import STEM_STRIDE
 from adversarial_augment.classifiers.layers import MEAN, STD
 from adversarial_augment.config import adversaries
 from adversarial_augment.config.fields import spell
+from adversarial_augment.config.tables import NOT_ITS_OWN
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
@@ -85,10 +87,15 @@ def build(
 
 def build_optimizer(config: ConfigDict, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Returns the optimiser of a run, and the learning rate of its body, or of its head where the body is frozen."""
-  options = {name: config.optimizer[name] for name in ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm')}
+  names = ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm', 'clip')
+  options = {name: config.optimizer[name] for name in names}
   warmup = _steps_of(config, num_steps, config.optimizer.warmup_epochs)
   rates = learning_rates(config)
-  body, head = (warmup_cosine(rates[part], num_steps, warmup) for part in ('body', 'head'))
+  if config.optimizer.schedule == 'steps':
+    make = functools.partial(warmup_steps, warmup_steps=warmup, drops=drops_of(config, num_steps))
+  else:
+    make = functools.partial(warmup_cosine, num_steps=num_steps, warmup_steps=warmup)
+  body, head = (make(rates[part]) for part in ('body', 'head'))
   is_frozen = config.freeze != 'none'
   if not is_frozen and rates['body'] == rates['head']:
     return sgd(body, **options), body
@@ -101,6 +108,11 @@ def learning_rates(config: ConfigDict) -> dict[str, float]:
   usual, head = config.optimizer.learning_rate, config.optimizer.head_learning_rate
   rates = {'body': usual, 'head': usual if head is None else head}
   return {part: effective_learning_rate(rate, config.batch_size) for part, rate in rates.items()}
+
+
+def drops_of(config: ConfigDict, num_steps: int) -> list[int]:
+  """Returns the updates after which the learning rate of a run drops."""
+  return [round(share * num_steps) for share in config.optimizer.drops]
 
 
 def num_steps_of(config: ConfigDict, num_examples: int) -> int:
@@ -132,6 +144,8 @@ def derived(config: ConfigDict, num_examples: int | None) -> list[str]:
     f'steps = {steps:,}  # updates, the first {warmup:,} with a rising learning rate',
     f'images_seen = {steps * batch:,}  # {passes}',
   ]
+  if drops := drops_of(config, steps):
+    lines.append(f'learning_rate_drops = {", ".join(f"{step:,}" for step in drops)}  # updates, then it is a tenth')
   if attack.name in adversaries.ADVERSARIES:
     attacked = steps - _steps_of(config, steps, attack.warmup_epochs)
     lines.append(f'attacked_steps = {attacked:,}  # with {attack.num_steps} ascent steps each')
@@ -167,14 +181,15 @@ def build_classifier(
 
 def classifier_options(config: ConfigDict) -> dict[str, Any]:
   """Returns what the classifier's factory takes beside the number of classes, as plain values."""
-  not_its_own = {'name', 'shortcut'} if config.classifier.name == 'resnext' else {'name'}
+  not_its_own = ('name', *NOT_ITS_OWN.get(config.classifier.name, ()))
   fields = {name: value for name, value in config.classifier.items() if name not in not_its_own}
   return {**fields, **resolved(config), 'dtype': config.precision}
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:
   """Returns the fields of the classifier that may be None, with what None stands for."""
-  return {**normalisation(config), 'stem_stride': config.classifier.stem_stride or 1}
+  usual = STEM_STRIDE if config.classifier.name == 'alexnet' else 1
+  return {**normalisation(config), 'stem_stride': config.classifier.stem_stride or usual}
 
 
 def normalisation(config: ConfigDict) -> dict[str, tuple[float, ...]]:
@@ -206,8 +221,27 @@ def warmup_cosine(peak: float, num_steps: int, warmup_steps: int) -> optax.Sched
   return lambda count: schedule(jnp.asarray(count, jnp.result_type(float)))
 
 
+def warmup_steps(peak: float, *, warmup_steps: int, drops: Sequence[int]) -> optax.Schedule:
+  """Returns a linear warm-up from 0 to `peak`, which drops to a tenth after each of so many updates."""
+
+  def schedule(count: jax.Array) -> jax.Array:
+    count = jnp.asarray(count, jnp.result_type(float))
+    rate = peak * jnp.minimum(count / max(warmup_steps, 1), 1.0)
+    for drop in drops:
+      rate = jnp.where(count > drop, 0.1 * rate, rate)
+    return rate
+
+  return schedule
+
+
 def sgd(
-  schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float, decay_batch_norm: bool
+  schedule: optax.Schedule,
+  *,
+  momentum: float,
+  nesterov: bool,
+  weight_decay: float,
+  decay_batch_norm: bool,
+  clip: float | None = None,
 ) -> optax.GradientTransformation:
   """Returns SGD; the weight decay joins the gradient before the momentum, as an L2 term of the loss would.
 
@@ -218,11 +252,13 @@ def sgd(
     nesterov: looks one step ahead.
     weight_decay: coefficient of half the squared norm.
     decay_batch_norm: whether that includes modules that have no parameters but a scale and an offset.
+    clip: largest absolute value of each number of the gradient, before the weight decay; None: any.
   """
   decays = lambda params: jax.tree.map(
     lambda node: jax.tree.map(lambda _: decay_batch_norm or not _is_norm(node), node), params, is_leaf=_is_norm
   )
   return optax.chain(
+    *([] if clip is None else [optax.clip(clip)]),
     optax.add_decayed_weights(weight_decay, mask=decays),
     optax.trace(momentum, nesterov=nesterov),
     optax.scale_by_schedule(lambda count: -schedule(count + 1)),

@@ -4,6 +4,7 @@ docs/accelerators.md has what compilers say beside it.
 """
 
 from collections.abc import Callable
+import functools
 import itertools
 import math
 from typing import Any
@@ -43,7 +44,8 @@ def estimate(
     recipe.classifier, params, model_state, batch_statistics=config.attack.batch_norm != 'running'
   )
   with platforms.tracing_for(recipe.mesh):
-    loss = lambda params, images: recipe.classifier.apply(params, model_state, None, images, is_training=True)[0].sum()
+    outputs = functools.partial(recipe.classifier.apply, is_training=True)
+    loss = lambda params, images: outputs(params, model_state, threefry.key(0), images)[0].sum()
     update = kept_bytes(loss, params, batch, dtype=config.precision)
     attack = _attack_bytes_of_run(config, recipe.mesh.size, logits_fn, image_shape)
     return held + max(update, attack) + (_OVERHEAD if platforms.current() != 'cpu' else 0)

@@ -75,12 +75,15 @@ def train_step(
   """
   step_key = jax.random.fold_in(threefry.key(recipe.seed), state.step)
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
+  dropout_key = jax.random.fold_in(step_key, images.shape[0])  # unlike the keys of the images
   views, attack_metrics = corrupt(recipe, keys, images, labels, state, phi)
   batch = views.reshape(-1, *views.shape[2:])
 
   def loss_of(params):
     is_training = not recipe.frozen_statistics
-    logits, model_state = recipe.classifier.apply(params, state.model_state, None, batch, is_training=is_training)
+    logits, model_state = recipe.classifier.apply(
+      params, state.model_state, dropout_key, batch, is_training=is_training
+    )
     logits = logits.reshape(*views.shape[:2], -1)
     loss, terms = cross_entropy(logits[:, 0], labels).mean(), {}
     if recipe.jsd:
