@@ -94,7 +94,8 @@ def images_of(run: Path, name: str = NAME) -> dict[str, np.ndarray]:
 
 
 def test_the_result_says_all_that_it_is_of(run, begun, capsys):
-  assert command(run, *FLAGS, '--save_images', '--seed=3', '--allow_suspect', f'--surrogate={begun}') == 0
+  flags = (*FLAGS, '--save_images', '--seed=3', '--allow_suspect', f'--surrogate={begun}')
+  assert command(run, *flags) == 0
   found, closing = result(run), result(run, 'train')
   assert {
     'robust_accuracy', 'clean_accuracy', 'robust_accuracy_uint8', 'survivors', 'seconds', 'num_images', 'flags',
@@ -118,6 +119,16 @@ def test_the_result_says_all_that_it_is_of(run, begun, capsys):
   np.testing.assert_array_equal(kept['labels'], labels)
   assert (~kept['broken']).sum() == found['num_robust']
   assert results.load_robustness(run) == [found]
+  (run / 'results' / f'{NAME}.npz').write_bytes(b'')
+  assert command(run, *flags) == 0  # the images are made again where they were cut off
+  np.testing.assert_array_equal(images_of(run)['images'], kept['images'])
+
+
+def test_images_go_with_their_result(attacked):
+  images = attacked / 'results' / f'{NAME}.npz'
+  images.write_bytes(b'those of the result that is there')
+  assert command(attacked, *FLAGS, '--allow_suspect', '--seed=1', '--overwrite') == 0
+  assert not images.exists()
 
 
 def test_what_is_known_is_shown_and_other_conditions_are_refused(attacked, monkeypatch, capsys):
@@ -241,6 +252,7 @@ def test_an_honest_classifier_is_not(name, good, plant, capsys):
   assert found['num_correct'] > 0.2 * NUM
 
 
+@pytest.mark.slow
 def test_what_bfloat16_finds_is_judged_in_float32(good, tmp_path):
   """Counts and images are those of the float32 classifier, as other code has it; it is about as strong a result."""
   half = Path(shutil.copytree(good, tmp_path / 'half'))
@@ -331,17 +343,6 @@ def test_overwrite_begins_a_stopped_attack_anew_and_without_it_that_one_goes_on(
   assert path.read_bytes() == known  # until there is a new one
   stopped.unlink()
   assert command(attacked, *FLAGS, '--allow_suspect') == 0  # and shown again
-
-
-def test_images_are_made_again_where_they_were_cut_off_and_go_with_their_result(run):
-  command(run, *FLAGS, '--allow_suspect', '--save_images')
-  path = run / 'results' / f'{NAME}.npz'
-  whole = np.load(path)['images']
-  path.write_bytes(b'')
-  command(run, *FLAGS, '--allow_suspect', '--save_images')
-  np.testing.assert_array_equal(np.load(path)['images'], whole)
-  command(run, *FLAGS, '--allow_suspect', '--seed=1', '--overwrite')
-  assert not path.exists()  # they would be those of another result
 
 
 def test_a_second_evaluation_of_the_same_attack_is_refused(attacked, monkeypatch):
