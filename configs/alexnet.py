@@ -2,12 +2,12 @@
 
 python -m adversarial_augment.train --config=configs/alexnet.py                # CIFAR-10, 23,272,266 parameters
 python -m adversarial_augment.train --config=configs/alexnet.py:quickstart     # embedded images
-python -m adversarial_augment.train --config=configs/alexnet.py:laptop         # CIFAR-10, 369,082 parameters
+python -m adversarial_augment.train --config=configs/alexnet.py:laptop         # CIFAR-10, 369,330 parameters
 python -m adversarial_augment.train --config=configs/alexnet.py:gpu            # CIFAR-10, all parameters, one GPU
 python -m adversarial_augment.train --config=configs/alexnet.py:smoke          # two steps, for tests
 
-The layers are those of PAT's CifarAlexNet, and images are normalised by ImageNet's statistics, as there. Its training is
-not published; here, SGD as in nominal.py has half the learning rate, because there are no norms.
+The layers are those of PAT's CifarAlexNet, and images are normalised by ImageNet's statistics, as there. Its training
+is not published; here, SGD as in nominal.py has half the learning rate, because there are no norms.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nominal training in the recipe of PAT (arXiv 2006.12655): Table 3 of arXiv 2104.01086, mCE 25.80 %, clean error 5.20 %.
+"""Nominal training in the recipe of PAT: Table 3 of arXiv 2104.01086, mCE 25.80 %, clean error 5.20 %.
 
   python -m adversarial_augment.train --config=configs/nominal_pat.py                 # CIFAR-10, ResNet-50
   python -m adversarial_augment.train --config=configs/nominal_pat.py:quickstart      # embedded images
@@ -8,8 +8,8 @@
 
 A post-activation ResNet-50 of 23,520,842 parameters, 100 epochs of batches of 50, SGD without Nesterov's step, weight
 decay on all parameters, gradients clipped by value at 1, and a learning rate of 0.1 that drops to a tenth after epochs
-75 and 90: PAT's adv_train.py and README. There, images also get a colour jitter of 0.25 and a rotation of 2 degrees,
-which are not part of this package.
+75 and 90, as in adv_train.py and the README of PAT (arXiv 2006.12655). There, images also get a colour jitter of 0.25
+and a rotation of up to 2 degrees, which are not part of this package.
 
 `:laptop` is that of nominal.py: the miniature of Table 3 has the network, start and recipe of that of Table 1.
 """

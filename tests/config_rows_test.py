@@ -8,6 +8,7 @@ import pytest
 from adversarial_augment import checks
 from adversarial_augment import config as configs
 from adversarial_augment.run import summary
+from adversarial_augment.training import recipe as recipes
 from tests import tiny
 
 AUGMIX = {'augment.after': ('augmix',)}
@@ -59,6 +60,30 @@ def test_full_settings_are_those_of_augmix(file, classifier, epochs):
   assert (config.num_epochs, config.batch_size, config.optimizer.warmup_epochs) == (epochs, 128, 0)
   assert (config.optimizer.weight_decay, config.optimizer.learning_rate) == (5e-4, 0.1)
   assert (config.optimizer.momentum, config.optimizer.nesterov) == (0.9, True)
+
+
+@pytest.mark.parametrize('variant', ['', 'quickstart', 'laptop', 'gpu', 'smoke'])
+@pytest.mark.parametrize('file, groups', [
+  ('nominal_pat', {'classifier', 'optimizer'}), ('alexnet', {'classifier', 'optimizer', 'evals', 'log_every'}),
+])  # fmt: skip
+def test_classifiers_of_perceptual_training_have_no_adversary(file, groups, variant):
+  config, nominal = (configs.load(f'configs/{name}.py:{variant}') for name in (file, 'nominal'))
+  configs.validate(config)
+  changed = {line.partition(':')[0].partition('.')[0] for line in configs.differences(nominal, config)}
+  assert changed <= groups | {'batch_size', 'num_epochs'}
+  assert bool(changed) == ((file, variant) != ('nominal_pat', 'laptop'))
+
+
+def test_full_settings_are_those_of_perceptual_training():
+  config = configs.load('configs/nominal_pat.py')
+  assert recipes.num_steps_of(config, 50_000) == 100_000
+  assert recipes.drops_of(config, 100_000) == [75_000, 90_000]
+  assert recipes.learning_rates(config)['body'] == 0.1
+  named = ('momentum', 'nesterov', 'weight_decay', 'decay_batch_norm', 'warmup_epochs', 'clip')
+  assert tuple(config.optimizer[name] for name in named) == (0.9, False, 2e-4, True, 5, 1)
+  assert tuple(config.classifier[name] for name in ('name', 'depth', 'width')) == ('resnet', 50, 64)
+  alexnet = configs.load('configs/alexnet.py').classifier
+  assert (alexnet.width, alexnet.mean, alexnet.std) == (64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize('after, warnings', [('augmix', 0), ('augmix_all_ops', 1)])
