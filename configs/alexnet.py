@@ -8,6 +8,9 @@ python -m adversarial_augment.train --config=configs/alexnet.py:smoke          #
 
 The layers are those of PAT's CifarAlexNet, and images are normalised by ImageNet's statistics, as there. Its training
 is not published; here, SGD as in nominal.py has half the learning rate, because there are no norms.
+
+`:laptop` with --config.holdout=5000 gave the AlexNet that ships, with a clean error of 37.78 % (seed 0), on CIFAR-10
+after a JPEG round trip (5,000 test images): docs/reproduction.md.
 """
 
 from pathlib import Path

@@ -8,17 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adversarial_augment import classifiers, inference
 from adversarial_augment.classifiers import alexnet
 from adversarial_augment.errors import UserError
+from adversarial_augment.training import recipe as recipes
 from tests import tiny
 
 IMAGES = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of ImageNet
+MEAN_64, STD_64 = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet
+MEAN, STD = np.float32(MEAN_64), np.float32(STD_64)
 
 
 @functools.cache
 def make(**options):
-  network = alexnet(5, width=2, mean=MEAN.tolist(), std=STD.tolist(), **options)
+  network = alexnet(5, width=2, mean=MEAN_64, std=STD_64, **options)
   params, state = jax.jit(lambda key: network.init(key, IMAGES, is_training=True))(jax.random.key(0))
   rng = np.random.default_rng(1)
   params = {
@@ -95,6 +98,20 @@ def test_images_too_small_for_three_halvings_are_refused():
   network, params, state = make()
   with pytest.raises(UserError, match='alexnet takes images of at least 15 pixels a side, not 14x32'):
     network.apply(params, state, None, IMAGES[:, :14], is_training=False)
+
+
+def test_a_small_one_ships():
+  shipped = classifiers.SHIPPED_ALEXNET
+  assert shipped.stat().st_size < 2_000_000
+  found = inference.read_file(shipped)
+  sizes = ('name', 'width', 'mean', 'std')
+  assert tuple(found.config.classifier[size] for size in sizes) == ('alexnet', 8, tuple(MEAN_64), tuple(STD_64))
+  assert (found.classes.num, found.classes.names[3]) == (10, 'cat')
+  network = recipes.build_classifier(found.config, 10)
+  features = classifiers.features(network, found.restored.state.params, found.restored.state.model_state)
+  values = jax.jit(features)(IMAGES)
+  assert [value.shape[1:] for value in values] == [(16, 16, 8), (8, 8, 24), (4, 4, 48), (4, 4, 32), (4, 4, 32)]
+  assert all(0.01 < (value > 0).mean() < 0.9 for value in values)
 
 
 @pytest.mark.usefixtures('x64')

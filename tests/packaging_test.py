@@ -155,7 +155,7 @@ def test_wheel_and_sdist_work_outside_the_checkout(tmp_path):
   started = functools.partial(run, cwd=elsewhere, env=environment)
   package = Path(started(python, '-c', 'import adversarial_augment as a; print(a.__file__)').strip()).parent
   assert package.is_relative_to(venv)
-  for folder in ('corruption_nets/shipped', 'reporting/templates'):
+  for folder in ('classifiers/shipped', 'corruption_nets/shipped', 'reporting/templates'):
     own = {path.name for path in (ROOT / 'adversarial_augment' / folder).iterdir()}
     assert {path.name for path in (package / folder).iterdir()} == own
   assert (package / 'reporting' / 'published.csv').exists()

@@ -151,6 +151,9 @@ def alexnet(torch, num_classes: int, *, width: int = 64) -> Any:
         nn.Dropout(), nn.Linear(4 * width * 2 * 2, hidden), nn.ReLU(inplace=True),
         nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_classes),
       )  # fmt: skip
+      for part in (*self.features, *self.classifier):
+        if hasattr(part, 'weight'):
+          nn.init.kaiming_normal_(part.weight)  # so that images are told apart
 
     def forward(self, x):
       return self.classifier(self.features(x).flatten(1))

@@ -62,7 +62,7 @@ def alexnet(
 def _body(layers: Layers, x: jax.Array, *, width: int, stem_stride: int) -> jax.Array:
   *convolutions, first, second = channels(width)
   least = 7 * stem_stride + 1
-  if any(side < least for side in x.shape[1:3]):
+  if any(isinstance(side, int) and side < least for side in x.shape[1:3]):  # they are symbols in an export
     raise UserError(f'alexnet takes images of at least {least} pixels a side, not {x.shape[1]}x{x.shape[2]}.')
   for index, outputs in enumerate(convolutions, 1):
     name = f'conv{index}'
