@@ -21,6 +21,7 @@ from jax.sharding import AxisType
 import numpy as np
 
 from adversarial_augment import attacks, augmentations, classifiers, per_example_conv, ssim
+from adversarial_augment import config as configs
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.corruption_nets import CORRUPTION_NETS
 from adversarial_augment.parallel import sharding
@@ -42,6 +43,7 @@ COMPILED = 3  # compilations of each, where these are compared; the first ones o
 CALLS = 3  # the trainer dispatches a step before the previous one is done
 WIDE, WIDE_NAIVE = Setting(16, 64, 4, 2), Setting(16, 64, 4, 1)
 PUBLISHED = Setting(16, 64, 4, 2, scale=4)
+RLAT = configs.override(configs.base_config(), {'attack.name': 'rlat', 'attack.epsilon': '0.08'})
 
 
 def network(setting: Setting, conv=per_example_conv.example_conv, tail: str = 'composed'):
@@ -57,7 +59,7 @@ def make_attack(net, setting: Setting, kind: str):
   if kind == 'naive':
     ball = attacks.weight_ball(net.apply, nu=0.015, impl='vmap')
     return inspect.unwrap(adversary(ball, num_steps=setting.num_steps))  # without rewriting its convolutions
-  return None if kind == 'nominal' else attacks.ada(net.apply, num_steps=setting.num_steps)
+  return None if kind in ('nominal', 'rlat') else attacks.ada(net.apply, num_steps=setting.num_steps)
 
 
 def make_step(setting: Setting, num_devices: int, kind: str):
@@ -66,8 +68,8 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   Args:
     setting: sizes.
     num_devices: 1 or 2.
-    kind: 'ada', 'nominal', 'layers' (AdA with the tail of EDSR layer by layer), or 'naive' (vmap of lax.conv, and an
-      attack whose convolutions are not rewritten).
+    kind: 'ada', 'nominal', 'rlat', 'layers' (AdA with the tail of EDSR layer by layer), or 'naive' (vmap of lax.conv,
+      and an attack whose convolutions are not rewritten).
   """
   devices = jax.devices()[:num_devices]
   mesh = jax.make_mesh((num_devices,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -90,9 +92,10 @@ def make_step(setting: Setting, num_devices: int, kind: str):
     batch_size=setting.batch_size,
     seed=0,
     mesh=mesh,
+    layers=recipes.moved_layers(RLAT, classifier(), (32, 32, 3)) if kind == 'rlat' else {},
   )
   state = sharding.replicate(mesh, train_step.init_state(recipe, (32, 32, 3)))
-  phi = {} if kind == 'nominal' else net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  phi = {} if kind in ('nominal', 'rlat') else net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (setting.batch_size, 32, 32, 3), dtype=np.uint8)
   labels = rng.integers(10, size=setting.batch_size).astype(np.int32)

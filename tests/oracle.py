@@ -1,5 +1,7 @@
 """The train step once more, for one device, in the plainest form: vmap, lax.conv, no shard_map, no closed forms."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,8 +109,67 @@ def train_step(
     return loss, new
 
   (loss, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+  params, velocity = descend(params, velocity, gradient, lr, momentum=momentum, decay=decay)
+  return (step + 1, params, model_state, velocity), loss, start.mean(), end.mean()
+
+
+def descend(params, velocity, gradient, lr, *, momentum, decay):
+  """A step of SGD with Nesterov momentum and weight decay of all but the norms."""
   l2 = lambda path, p: 0.0 if 'norm' in str(path) else decay
   gradient = jax.tree.map_with_path(lambda path, g, p: g + l2(path, p) * p, gradient, params)
   velocity = jax.tree.map(lambda v, g: g + momentum * v, velocity, gradient)
   params = jax.tree.map(lambda p, g, v: p - lr * (g + momentum * v), params, gradient, velocity)
-  return (step + 1, params, model_state, velocity), loss, start.mean(), end.mean()
+  return params, velocity
+
+
+def preact_resnet_10(params, state, images, offsets, decay=0.99):
+  """The classifier of tiny.py in training, with an offset for each of its layers: the stem and four stages."""
+  state, prefix = dict(state), 'preact_resnet/'
+
+  def norm(x, name):
+    p, s = params[prefix + name], state[prefix + name]
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    row = lambda value: value[None, None, None]
+    weight = (1 - decay) / (1 - decay ** (s['count'] + 1.0))
+    follow = lambda old, new: (1 - weight) * old + weight * new
+    state[prefix + name] = {'mean': follow(s['mean'], mean), 'var': follow(s['var'], var), 'count': s['count'] + 1}
+    y = (x - row(mean)) / row(jnp.sqrt(var + 1e-5))
+    return jnp.maximum(y * row(p['scale']) + row(p['offset']), 0)
+
+  def layer(x, name, stride=1):
+    w = params[prefix + name]['w']
+    return conv(x, w, stride, [(len(w) // 2, len(w) // 2)] * 2)
+
+  x = (images - np.array([[[[0.4914, 0.4822, 0.4465]]]])) / np.array([[[[0.2471, 0.2435, 0.2616]]]])
+  x = layer(x, 'stem') + offsets[0]
+  for stage in range(4):
+    block, stride = f'stage_{stage}_block_0', 1 + (stage > 0)
+    y = norm(x, f'{block}/norm_0')
+    shortcut = layer(y, f'{block}/shortcut', stride) if stage else x
+    y = layer(norm(layer(y, f'{block}/conv_0', stride), f'{block}/norm_1'), f'{block}/conv_1')
+    x = y + shortcut + offsets[1 + stage]
+  head = params[prefix + 'head']
+  return norm(x, 'norm').mean((1, 2)) @ head['w'] + head['b'][None], state
+
+
+def rlat_step(state, images, labels, lr, *, before, seed, momentum, decay, epsilon):
+  """One update of RLAT; state as in `train_step`, of the classifier `preact_resnet_10` of width 4."""
+  step, params, model_state, velocity = state
+  step_key = jax.random.fold_in(jax.random.key(seed), step)
+  keys = jnp.stack([jax.random.split(jax.random.fold_in(step_key, i), 3)[0] for i in range(len(labels))])
+  images = jax.vmap(before)(keys, images.astype(jnp.float64) / 255)
+
+  def loss_of(params, model_state, layers):
+    logits, new = preact_resnet_10(params, model_state, layers[0], layers[1:])
+    return -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean(), new
+
+  shapes = [(32, 32, 3), (32, 32, 4), (32, 32, 4), (16, 16, 8), (8, 8, 16), (4, 4, 32)]
+  layers = [images, *(jnp.zeros((len(labels), *shape)) for shape in shapes[1:])]
+  (start, model_state), gradients = jax.value_and_grad(loss_of, argnums=2, has_aux=True)(params, model_state, layers)
+  for index, (gradient, shape) in enumerate(zip(gradients, shapes, strict=True)):
+    radius = epsilon * math.prod(shape) / 3072 / (index + 1)
+    layers[index] += jnp.stack([radius * one / jnp.sqrt((one**2).sum()) for one in gradient])
+  layers[0] = jnp.minimum(jnp.maximum(layers[0], 0), 1)
+  (loss, model_state), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, model_state, layers)
+  params, velocity = descend(params, velocity, gradient, lr, momentum=momentum, decay=decay)
+  return (step + 1, params, model_state, velocity), loss, start

@@ -89,7 +89,7 @@ def test_print_config_shows_what_follows(capsys, tmp_path):
     'effective_learning_rate = 0.2  # for batches of 512',
     'steps = 58  # updates, the first 4 with a rising learning rate',
     'images_seen = 29,696  # 2.47 passes over 12,000 images',
-    'attacked_steps = 40  # with 2 ascent steps each',
+    'attacked_steps = 40  # nu 0.04, 2 steps',
   ]
   paper = printed(capsys, '--config=configs/ada_edsr.py', f'--config.data_dir={tmp_path}', '--config.holdout=5000')
   assert 'steps = 52,734  # updates, the first 878 with a rising learning rate' in paper

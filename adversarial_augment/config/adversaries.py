@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from adversarial_augment.checks import too_large_radius
-from adversarial_augment.config.fields import Field, choice, clash, fraction, number, optional, spell
+from adversarial_augment.config.fields import Field, choice, clash, fraction, labels, number, optional, spell
 
 NUM_OFFSETS = 8  # of phi, whose mixtures `advmix` searches
 _BUILDERS = 'adversarial_augment.training.builders'
 _TRADES = 'arXiv 1901.08573'
+_RLAT = 'arXiv 2103.02325'
 
 
 def _steps(attack: Mapping[str, Any]) -> str:
@@ -24,11 +25,11 @@ class Adversary(NamedTuple):
 
   meaning: str  # in the help of attack.name
   builder: str  # 'package.module:function', see training/builders.py
-  moves: str  # what its perturbations are: 'weights' of the corruption network, or 'pixels'
+  moves: str  # 'weights' of the corruption network, 'pixels', or 'activations' of the classifier, in the step itself
   method: Callable[[Mapping[str, Any]], str]  # attack -> how it trains, as model cards say it: 'by ...', 'with ...'
   strength: Callable[[Mapping[str, Any]], str] = _steps  # attack -> radius and steps, as logs and reports say it
   departure: str = ''  # in what it is not the adversary of Eq. 3 (arXiv 2104.01086), for the log of a run
-  fields: Mapping[str, Field] = {}  # of its own, 'attack.NAME'; any other adversary needs their defaults
+  fields: Mapping[str, Field] = {}  # 'attack.NAME', that not all have; adversaries without one need its default
   starts: tuple[str, ...] = ('ball', 'uniform', 'zero')  # the values of attack.init that it knows
   broken_rules: Callable[[Mapping[str, Any]], Iterator[str]] = lambda flat: iter(())  # config -> what is wrong, to set
 
@@ -78,6 +79,36 @@ def _broken_rules_of_lp(flat: Mapping[str, Any]) -> Iterator[str]:
     yield clash(flat, 'augment.after', 'attack.trades', reason, f'{remedy}, or --config.attack.trades=0')
 
 
+def _strength_of_rlat(attack: Mapping[str, Any]) -> str:
+  layers = ', '.join(attack['layers'] or ['all layers'])
+  return f'epsilon {attack["epsilon"]:g}, {layers}, one step'
+
+
+# What RLAT has in no other way; the rest of `attack` is that of evaluations under AdA.
+_FIXED_IN_RLAT = {
+  'attack.fraction': 1, 'attack.beta_mode': 'example', 'attack.warmup_epochs': 0, 'attack.microbatch': None,
+}  # fmt: skip
+
+
+def _broken_rules_of_rlat(flat: Mapping[str, Any]) -> Iterator[str]:
+  if flat['attack.epsilon'] is None:
+    radius = spell(flat, 'attack.epsilon')
+    yield f'config.attack.name=rlat must have a radius, but {radius}; set for example --config.attack.epsilon=0.08.'
+  statistics = {'attack.batch_norm': 'running' if flat['freeze'] == 'body' else 'batch'}
+  for field, value in (_FIXED_IN_RLAT | statistics).items():
+    if flat[field] != value:
+      reason = 'whose one step is that of the batch in training'
+      yield clash(flat, field, 'attack.name', reason, spell({field: value}, field))
+  if flat['augment.after']:
+    reason, remedy = 'which moves what the network sees', 'config.augment.after to nothing, and augment.before instead'
+    yield clash(flat, 'augment.after', 'attack.name', reason, remedy)
+
+
+_EPSILON = Field(
+  None,
+  optional(fraction(0, 1e3)),
+  'radius of the ball of lp, for images in [0, 1]; in l_2 of that of rlat around the input, from which others follow',
+)
 ADVERSARIES: dict[str, Adversary] = {
   'ada': Adversary(
     meaning='moves the weights of the corruption network within balls (Eq. 3, arXiv 2104.01086)',
@@ -106,7 +137,7 @@ ADVERSARIES: dict[str, Adversary] = {
     strength=_strength_of_lp,
     fields={
       'attack.norm': Field(None, optional(choice('linf', 'l2')), 'of the ball of lp, over pixels and channels'),
-      'attack.epsilon': Field(None, optional(fraction(0, 1e3)), 'radius of the ball of lp, for images in [0, 1]'),
+      'attack.epsilon': _EPSILON,
       'attack.trades': Field(
         0.0,
         number(0, 1e3),
@@ -116,6 +147,18 @@ ADVERSARIES: dict[str, Adversary] = {
     },
     starts=('ball', 'gaussian', 'zero'),
     broken_rules=_broken_rules_of_lp,
+  ),
+  'rlat': Adversary(
+    meaning=f'moves the input and activations of the classifier ({_RLAT})',
+    builder=f'{_BUILDERS}:rlat',
+    moves='activations',
+    method=lambda attack: f'by relaxed LPIPS adversarial training ({_RLAT}), {_strength_of_rlat(attack)}',
+    strength=_strength_of_rlat,
+    fields={
+      'attack.epsilon': _EPSILON,
+      'attack.layers': Field(None, optional(labels('layers')), 'that rlat moves: input, stem, stage1, ...; None: all'),
+    },
+    broken_rules=_broken_rules_of_rlat,
   ),
 }
 _NOMINAL = Adversary('is nominal', builder='', moves='nothing', method=lambda attack: 'without an adversary')
@@ -139,15 +182,19 @@ def moves_weights(attack: Mapping[str, Any]) -> bool:
   return find(attack).moves == 'weights'
 
 
+def moves_activations(attack: Mapping[str, Any]) -> bool:
+  """Returns whether that adversary is a part of the train step, and makes no images that can be shown."""
+  return find(attack).moves == 'activations'
+
+
 def broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
   """Yields what is wrong with the adversary of a config, or with the fields of another one."""
-  name, chosen = flat['attack.name'], find({'name': flat['attack.name']})
-  for other, adversary in ADVERSARIES.items():
-    for field, about in adversary.fields.items():
-      if other != name and flat[field] != about.default:
-        default = spell({field: about.default}, field)
-        remedy = f'--{default}, or --config.attack.name={other}'
-        yield clash(flat, field, 'attack.name', f'but only with {other}', remedy)
+  chosen = find({'name': flat['attack.name']})
+  for field, about in {field: about for one in ADVERSARIES.values() for field, about in one.fields.items()}.items():
+    if field not in chosen.fields and flat[field] != about.default:
+      owners = [other for other, adversary in ADVERSARIES.items() if field in adversary.fields]
+      remedy = f'--{spell({field: about.default}, field)}, or --config.attack.name={owners[0]}'
+      yield clash(flat, field, 'attack.name', f'but only with {" or ".join(owners)}', remedy)
   if flat['attack.init'] not in chosen.starts:
     known = f'{", ".join(chosen.starts[:-1])} or {chosen.starts[-1]}'
     yield clash(flat, 'attack.init', 'attack.name', '', f'config.attack.init={known}')

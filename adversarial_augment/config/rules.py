@@ -3,9 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from adversarial_augment.checks import did_you_mean
 from adversarial_augment.config import adversaries, evaluations
 from adversarial_augment.config.fields import clash, spell
-from adversarial_augment.config.tables import AUGMIX, CLASSIFIER_DEPTHS, NETWORK_OPTIONS, NETWORK_SIZES, NOT_ITS_OWN
+from adversarial_augment.config.tables import (
+  AUGMIX,
+  CLASSIFIER_DEPTHS,
+  CLASSIFIER_LAYERS,
+  NETWORK_OPTIONS,
+  NETWORK_SIZES,
+  NOT_ITS_OWN,
+)
 from adversarial_augment.errors import UserError
 
 
@@ -17,6 +25,7 @@ def broken(program: str, flat: Mapping[str, Any]) -> Iterator[str]:
     for evaluation in evaluations.EVALUATIONS.values():
       yield from evaluation.broken_rules(flat)
     yield from adversaries.broken_rules(flat)
+    yield from _layers(flat)
     yield from _frozen(flat)
     yield from _training(flat)
     yield from _microbatch(flat)
@@ -49,6 +58,14 @@ def _classifier(flat: Mapping[str, Any]) -> Iterator[str]:
   if name in NOT_ITS_OWN and flat['classifier.shortcut'] != 'preact':
     reason = 'which has no pre-activation'
     yield clash(flat, 'classifier.shortcut', 'classifier.name', reason, 'config.classifier.shortcut=preact')
+
+
+def _layers(flat: Mapping[str, Any]) -> Iterator[str]:
+  name, known = 'attack.layers', ('input', *CLASSIFIER_LAYERS[flat['classifier.name']])
+  for layer in flat[name] or ():
+    if layer not in known:
+      named = spell(flat, 'classifier.name')
+      yield f'{spell(flat, name)} must be of {", ".join(known)} with {named}.{did_you_mean(layer, known)}'
 
 
 def _training(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -30,6 +30,14 @@ CLASSIFIER_DEPTHS = {
 }
 # The fields of `classifier` that a classifier does not have.
 NOT_ITS_OWN = {'resnext': ('shortcut',), 'resnet': ('shortcut',), 'alexnet': ('shortcut', 'batch_norm_decay')}
+# Their layers that RLAT can move, in the order of the network, beside the input.
+CLASSIFIER_LAYERS = {
+  'preact_resnet': ('stem', 'stage1', 'stage2', 'stage3', 'stage4'),
+  'wide_resnet': ('stem', 'stage1', 'stage2', 'stage3'),
+  'resnext': ('stem', 'stage1', 'stage2', 'stage3'),
+  'resnet': ('stem', 'stage1', 'stage2', 'stage3', 'stage4'),
+  'alexnet': ('conv1', 'conv2', 'conv3', 'conv4', 'conv5'),
+}
 _DEPTHS = sorted({depth for depths in CLASSIFIER_DEPTHS.values() for depth in depths})
 
 # The sizes and options that each corruption network has; a field of `corruption_net` that is neither must stay none or
@@ -187,7 +195,7 @@ TRAIN: dict[str, Field] = {
   'attack.warmup_epochs': Field(0.0, number(0, 1e6), 'first epochs, which train on clean images'),
   'attack.microbatch': Field(None, optional(_IMAGES), 'most images attacked at a time on each device, to save memory'),
   'augment.before': Field(
-    ('pad_crop', 'flip'), names('pad_crop', 'flip'), 'augmentations before the adversary, in order'
+    ('pad_crop', 'flip'), names('pad_crop', 'flip', *AUGMIX), 'augmentations before the adversary, in order'
   ),
   'augment.after': Field(
     (),
@@ -261,6 +269,7 @@ ADDED: dict[str, Any] = {
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
   'classifier.mean': None, 'classifier.std': None, 'freeze': 'none', 'optimizer.head_learning_rate': None,
   'classifier.stem_stride': None, 'optimizer.schedule': 'cosine', 'optimizer.drops': (), 'optimizer.clip': None,
+  'attack.layers': None,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

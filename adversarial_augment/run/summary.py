@@ -53,11 +53,12 @@ def opening(
     heads = [leaves for name, leaves in state.params.items() if name.endswith('/head')]
     statistics = 'with' if recipe.frozen_statistics else 'but for'
     yield f'frozen: the body, {statistics} its running statistics; {optax.tree.size(heads):,} parameters are trained'
-  if recipe.attack is not None:
+  if config.attack.name in adversaries.ADVERSARIES:
     yield f'adversary: {_network(config, phi)}{adversaries.find(config.attack).strength(config.attack)}'
     yield from _departures(config, recipe)
+  if recipe.attack is not None:
     yield from _memory(config, recipe, step_memory.estimate(config, recipe, state, phi, data.image_shape))
-  if 'augmix_all_ops' in config.augment.after:
+  if 'augmix_all_ops' in {*config.augment.before, *config.augment.after}:
     yield 'warning: operations of augmix_all_ops are like brightness, contrast and saturate of the test corruptions'
   yield f'steps: {int(state.step):,} of {recipe.num_steps:,} made, {recipe.batch_size} images each'
   if warning := recipes.too_few_steps(config, recipe.num_steps, data.epoch_size or data.num_examples):

@@ -32,8 +32,8 @@ EVALUATED = 'ada'  # the adversary of evaluations, whatever that of the training
 class Adversary(NamedTuple):
   """An attack, and what its perturbation set is built around."""
 
-  attack: Attack | None  # None: training is nominal
-  frozen: PyTree  # phi, a `Hull`, or {} for an l_p ball
+  attack: Attack | None  # None: training is nominal, or the adversary is a part of the train step
+  frozen: PyTree  # phi, a `Hull`, or {} where there is neither
 
 
 class Split(NamedTuple):
@@ -67,6 +67,12 @@ def lp(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
   loss = 'kl' if config.attack.trades else 'cross_entropy'
   ball = {name: config.attack[name] for name in ('norm', 'epsilon', 'init')}
   return Adversary(attacks.lp(loss=loss, **ball, **_ascent(config)), {})
+
+
+def rlat(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
+  """The builder of RLAT, which is a part of the train step: see `Recipe.layers`."""
+  del config, group, conv
+  return Adversary(None, {})
 
 
 def _ascent(config: ConfigDict) -> dict[str, Any]:
@@ -109,7 +115,8 @@ def evaluation_adversary(config: ConfigDict, mesh: Mesh) -> Adversary:
 
 def _split(adversary: Adversary, split: Split) -> Adversary:
   attack = adversary.attack
-  assert attack is not None
+  if attack is None:
+    return adversary
   if split.at_a_time < split.attacked:
     attack = attacks.in_microbatches(attack, split.at_a_time)
   if split.attacked < split.local:
@@ -179,8 +186,8 @@ def check_adversary(config: ConfigDict, image_shape: tuple[int, int, int]) -> No
   It cannot with images too small for SSIM, or weights that are missing, damaged, zero, or of another network.
   """
   height, width, _ = image_shape
-  is_attacked = has_network(config) or config.attack.name in adversaries.ADVERSARIES
-  if is_attacked and min(height, width) < ssim.WINDOW:
+  shows_images = config.attack.name in adversaries.ADVERSARIES and not adversaries.moves_activations(config.attack)
+  if (has_network(config) or shows_images) and min(height, width) < ssim.WINDOW:
     raise rules.too_small(config.dataset, height, width, ssim.WINDOW, 'the SSIM of adversarial images')
   if not has_network(config):
     return

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import optax
 
-from adversarial_augment import augmentations, classifiers, per_example_conv
+from adversarial_augment import attacks, augmentations, classifiers, per_example_conv
 from adversarial_augment.classifiers.alexnet import STEM_STRIDE
 from adversarial_augment.classifiers.layers import MEAN, STD
 from adversarial_augment.config import adversaries
@@ -49,6 +49,7 @@ class Recipe(NamedTuple):
   seed: int
   mesh: Mesh
   frozen_statistics: bool = False  # the classifier is trained with the running statistics, which stay as they are
+  layers: Mapping[str, attacks.Layer] = {}  # that RLAT moves, in network order; {} without it
 
 
 def build(
@@ -64,8 +65,10 @@ def build(
   steps_of = functools.partial(_steps_of, config, num_steps)
   optimizer, schedule = build_optimizer(config, num_steps)
   adversary = builders.training_adversary(config, mesh, conv=conv)
+  classifier = build_classifier(config, dataset.num_classes)
+  is_layerwise = adversaries.moves_activations(config.attack)
   recipe = Recipe(
-    classifier=build_classifier(config, dataset.num_classes),
+    classifier=classifier,
     attacked_classifier=attacked_classifier(config, dataset.num_classes),
     attack_batch_norm=config.attack.batch_norm,
     attack=adversary.attack,
@@ -81,8 +84,26 @@ def build(
     seed=config.seed,
     mesh=mesh,
     frozen_statistics=config.freeze == 'body',
+    layers=moved_layers(config, classifier, dataset.image_shape) if is_layerwise else {},
   )
   return recipe, adversary.frozen
+
+
+def moved_layers(
+  config: ConfigDict, classifier: Network, image_shape: tuple[int, int, int]
+) -> dict[str, attacks.Layer]:
+  """Returns the layers that RLAT moves, in the order of the network, with their radii."""
+  shapes = {attacks.INPUT: image_shape}
+
+  def note(images):
+    params, state = classifier.init(jax.random.key(0), images, is_training=True)
+    (_, activations), _ = classifier.apply(params, state, None, images, is_training=False, with_activations=True)
+    shapes.update({name: x.shape[1:] for name, x in activations.items()})  # JAX would return them by alphabet
+
+  jax.eval_shape(note, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  chosen = {name: shape for name, shape in shapes.items() if name in (config.attack.layers or shapes)}
+  radii = attacks.layerwise_radii([*chosen.values()], config.attack.epsilon, image_size=math.prod(image_shape))
+  return {name: attacks.Layer(shape, radius) for (name, shape), radius in zip(chosen.items(), radii, strict=True)}
 
 
 def build_optimizer(config: ConfigDict, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -148,7 +169,7 @@ def derived(config: ConfigDict, num_examples: int | None) -> list[str]:
     lines.append(f'learning_rate_drops = {", ".join(f"{step:,}" for step in drops)}  # updates, then it is a tenth')
   if attack.name in adversaries.ADVERSARIES:
     attacked = steps - _steps_of(config, steps, attack.warmup_epochs)
-    lines.append(f'attacked_steps = {attacked:,}  # with {attack.num_steps} ascent steps each')
+    lines.append(f'attacked_steps = {attacked:,}  # {adversaries.find(attack).strength(attack)}')
   return lines
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import optax
 
-from adversarial_augment import classifiers, threefry
+from adversarial_augment import attacks, classifiers, threefry
 from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.parallel import platforms, sharding
@@ -61,6 +61,9 @@ def train_step(
   terms are, with `recipe.jsd`, AugMix's (arXiv 1912.02781, section 3) and, with `recipe.trades`, the divergence of the
   probabilities of the adversarial image from those of the clean one (Algorithm 1, arXiv 1901.08573).
 
+  With `recipe.layers`, RLAT moves images and activations by a gradient of this classifier in training, whose running
+  statistics therefore follow two batches, as published (arXiv 2103.02325).
+
   Args:
     recipe: the static parts.
     state: before the update.
@@ -77,26 +80,31 @@ def train_step(
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
   dropout_key = jax.random.fold_in(step_key, images.shape[0])  # unlike the keys of the images
   views, attack_metrics = corrupt(recipe, keys, images, labels, state, phi)
-  batch = views.reshape(-1, *views.shape[2:])
+  batch, model_state = views.reshape(-1, *views.shape[2:]), state.model_state
+  offsets: dict[str, Array] = {}
+  classify = functools.partial(recipe.classifier.apply, is_training=not recipe.frozen_statistics)
+  if recipe.layers:
+    at_zero = lambda images, offsets: classify(state.params, model_state, dropout_key, images, offsets=offsets)
+    batch, offsets, model_state, start = attacks.layerwise(at_zero, batch, labels, recipe.layers)
+    attack_metrics = {'attack_loss_start': start}
 
   def loss_of(params):
-    is_training = not recipe.frozen_statistics
-    logits, model_state = recipe.classifier.apply(
-      params, state.model_state, dropout_key, batch, is_training=is_training
-    )
+    logits, updated = classify(params, model_state, dropout_key, batch, offsets=offsets)
     logits = logits.reshape(*views.shape[:2], -1)
     loss, terms = cross_entropy(logits[:, 0], labels).mean(), {}
+    if recipe.layers:
+      terms['attack_loss_end'] = loss
     if recipe.jsd:
       terms['jsd'] = jensen_shannon(logits).mean()
       loss += recipe.jsd * terms['jsd']
     if recipe.trades:
       terms['kl'] = kl_divergence(logits[:, 1], reference=logits[:, 0]).mean()
       loss += recipe.trades * terms['kl']
-    return loss, (logits[:, 0], terms, model_state)
+    return loss, (logits[:, 0], terms, updated)
 
-  (loss, (logits, terms, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  (loss, (logits, terms, updated)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
   updates, opt_state = recipe.optimizer.update(gradient, state.opt_state, state.params)
-  new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), model_state, opt_state)
+  new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), updated, opt_state)
   metrics = {
     'loss': loss,
     'accuracy': (logits.argmax(-1) == labels).mean(),
