@@ -80,6 +80,15 @@ def test_an_entry_is_described(tmp_path):
     runs.collect([tmp_path])
 
 
+def test_a_report_needs_what_describes_an_entry_and_no_more(tmp_path):
+  text = configs.to_json(configs.load('configs/rlat.py:smoke'))
+  (tmp_path / 'config.json').write_text(text)
+  assert runs.collect([tmp_path])[0].config['attack']['layers'] is None
+  (tmp_path / 'config.json').write_text(text.replace('"epsilon": 0.08', '"epsilon": null'))
+  with pytest.raises(UserError, match='attack.name=rlat lacks a value of a field of its own; bring it back'):
+    runs.collect([tmp_path])
+
+
 @pytest.mark.usefixtures('registered')
 def test_the_config_of_an_entry_is_checked():
   config = configs.override(configs.base_config(), SHIFT)

@@ -126,10 +126,15 @@ def _config(folder: Path) -> dict[str, Any]:
   if isinstance(config, dict) and 'classifier' not in config and 'output' in config:
     raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
   results.check(config, _Config, f"'{path}'", remedy)
-  for name, field in adversaries.find(config['attack']).fields.items():  # which describe it
-    value = config['attack'].get(name.removeprefix('attack.'))
-    if value is None or not field.kind.accepts(value):
+  attack = config['attack']
+  for name, field in adversaries.find(attack).fields.items():  # which describe it
+    value = attack.get(name.removeprefix('attack.'))
+    if not field.kind.accepts(value):
       raise UserError(f"'{path}': {name}={show(value)} is not {field.kind.expected}; {remedy}.")
+  try:
+    adversaries.describe(attack)
+  except (KeyError, TypeError):  # a field may be None, but not in this adversary
+    raise UserError(f"'{path}': attack.name={attack['name']} lacks a value of a field of its own; {remedy}.") from None
   return config
 
 
