@@ -23,6 +23,10 @@ ROWS = {  # the row without, and what is different
   'ada_deepaugment_augmix': ('ada_edsr', ONE | AUGMIX),
   'ada_deepaugment10x_augmix': ('ada_edsr', TEN | AUGMIX),
 }
+OPTIMIZER_OF_RLAT = {
+  'learning_rate': 0.1, 'momentum': 0.9, 'nesterov': False, 'weight_decay': 5e-4, 'decay_batch_norm': True,
+  'warmup_epochs': 0.0, 'schedule': 'steps', 'drops': (0.34, 0.67),
+}  # fmt: skip
 VARIANTS = pytest.mark.parametrize('variant', ['', 'quickstart', 'laptop', 'smoke'])
 
 
@@ -49,6 +53,32 @@ def test_rows_with_the_divergence_have_augmix_and_no_adversary(file, variant):
   if variant:
     changed = {line.partition('.')[0] for line in configs.differences(nominal, config)}
     assert changed <= {'augment', 'classifier'}
+
+
+@VARIANTS
+def test_rlat_differs_in_its_adversary(variant):
+  nominal, rlat, augmix, deepaugment = (
+    configs.load(f'configs/{name}.py:{variant}') for name in ('nominal', 'rlat', 'rlat_augmix', 'rlat_deepaugment')
+  )
+  own = {'attack.name: none -> rlat', 'attack.epsilon: None -> 0.08'}
+  found = configs.differences(nominal, rlat)
+  if variant:
+    assert set(found) - own <= {'attack.warmup_epochs: 0.8 -> 0.0'}
+  for other, epsilon, fields in ((augmix, 0.05, {'augment.before'}), (deepaugment, 0.02, {'deepaugment.sets'})):
+    configs.validate(other)
+    changed = configs.differences(rlat, other)
+    assert f'attack.epsilon: 0.08 -> {epsilon}' in changed
+    assert {line.partition(':')[0] for line in changed} - {'deepaugment.copies'} == fields | {'attack.epsilon'}
+  assert augmix.augment.before == (*rlat.augment.before, 'augmix')
+  assert (deepaugment.deepaugment.sets, deepaugment.deepaugment.copies) == (('edsr', 'cae'), 1)
+
+
+def test_the_full_setting_is_that_of_rlat():
+  config = configs.load('configs/rlat.py')
+  assert (config.num_epochs, config.batch_size, config.classifier.depth, config.classifier.width) == (150, 128, 18, 64)
+  assert (config.classifier.batch_norm_decay, config.attack.epsilon) == (0.9, 0.08)
+  rates = config.optimizer.to_dict()
+  assert rates == OPTIMIZER_OF_RLAT | dict.fromkeys(('head_learning_rate', 'clip'))
 
 
 @pytest.mark.parametrize('file, classifier, epochs', [

@@ -107,7 +107,7 @@ BAD_VALUES = [
   ('attack.min_ssim', ('1.5',)),
   ('attack.root', ('strct',)),
   ('attack.microbatch', ('0', '64')),  # the latter with batch statistics
-  ('augment.before', ('crop',)),
+  ('augment.before', ('crop', 'augmix')),
   ('optimizer.momentum', ('1.0',)),
   ('optimizer.learning_rate', ('1,5',)),
   ('optimizer.weight_decay', ('nan',)),

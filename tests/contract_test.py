@@ -12,9 +12,8 @@ from adversarial_augment import attacks, augmentations, classifiers, corruption_
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.ascent import STEPS
 from adversarial_augment.classifiers import layers
-from adversarial_augment.config.adversaries import ADVERSARIES
+from adversarial_augment.config.adversaries import ADVERSARIES, moves_activations
 from adversarial_augment.config.tables import (
-  AUGMIX,
   CLASSIFIER_DEPTHS,
   NETWORK_OPTIONS,
   NETWORK_SIZES,
@@ -30,7 +29,7 @@ TABLE_OF = {
   'attack.name': {*ADVERSARIES, 'none'},
   'attack.step': STEPS,
   'attack.root': ssim.ROOTS,
-  'augment.before': augmentations.AUGMENTATIONS.keys() - set(AUGMIX),  # which is not to be attacked
+  'augment.before': augmentations.AUGMENTATIONS,
   'augment.after': augmentations.AUGMENTATIONS,
   'classifier.name': classifiers.CLASSIFIERS,
   'corruption_net.name': corruption_nets.CORRUPTION_NETS,
@@ -38,6 +37,7 @@ TABLE_OF = {
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(4, 32, 32, 3)).astype(np.float32)
 SHAPES = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+ATTACKS = [name for name in ADVERSARIES if not moves_activations({'name': name})]
 KEYS = jax.random.split(jax.random.key(0), 4)
 
 
@@ -52,10 +52,10 @@ def options_of(prefix: str, *runs: str) -> dict[str, object]:
   return {name: value for name, value in fields.items() if name not in ('name', *runs)}
 
 
-@pytest.mark.parametrize('name', list(ADVERSARIES))
+@pytest.mark.parametrize('name', ATTACKS)
 def test_an_attack_takes_every_field_and_has_its_default(name):
   known = inspect.signature(getattr(attacks, name)).parameters
-  of_the_batch = ('batch_norm', 'warmup_epochs', 'microbatch', 'fraction', 'beta_mode', 'trades')
+  of_the_batch = ('batch_norm', 'warmup_epochs', 'microbatch', 'fraction', 'beta_mode', 'trades', 'layers')
   of_balls = ('norm', 'epsilon')
   unknown = {'ada': of_balls, 'advmix': (*of_balls, 'nu'), 'lp': ('nu', 'min_ssim', 'root', 'group')}[name]
   for field, default in options_of('attack.', *of_the_batch, *unknown).items():
@@ -150,7 +150,7 @@ def test_a_root_rule_keeps_range_and_the_mild(name):
   np.testing.assert_array_equal(out[2:], corrupted[2:])
 
 
-@pytest.mark.parametrize('name', list(ADVERSARIES))
+@pytest.mark.parametrize('name', ATTACKS)
 def test_an_attack_returns_images_in_range_and_metrics_of_each(name):
   tint = lambda phi, images: jnp.clip(images @ phi['w'] + phi['b'].reshape(1, 1, 1, 3), 0, 1)
   phi = {'w': jnp.eye(3), 'b': jnp.float32([0.1, -0.1, 0.2])}

@@ -110,6 +110,7 @@ def test_steps_on_1_and_on_8_devices_equal_the_oracle():
     assert {int(one['count']) for one in end.model_state.values()} == {6}
 
 
+@pytest.mark.slow
 def test_a_frozen_body_is_moved_with_the_statistics_that_it_keeps(tmp_path):
   fields = {'init_from': str(tmp_path), 'freeze': 'body', 'attack__batch_norm': 'running'}
   _, recipe, phi, state = tiny.make(2, **RLAT, **fields)

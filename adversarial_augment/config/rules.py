@@ -74,6 +74,8 @@ def _training(flat: Mapping[str, Any]) -> Iterator[str]:
       f'{spell(flat, "augment.jsd")} compares an image with two of its AugMix, but there is '
       f'{spell(flat, "augment.after")}; set --config.augment.after=augmix alone, or --config.augment.jsd=0.'
     )
+  if {*AUGMIX} & {*flat['augment.before']} and not adversaries.moves_activations({'name': flat['attack.name']}):
+    yield clash(flat, 'augment.before', 'attack.name', 'where AugMix comes last', 'config.augment.after=augmix')
   epochs = flat['num_epochs']
   warmups = ('optimizer.warmup_epochs', 'attack.warmup_epochs')
   for warmup in warmups if flat['attack.name'] in adversaries.ADVERSARIES else warmups[:1]:
