@@ -60,7 +60,7 @@ def test_rlat_differs_in_its_adversary(variant):
   nominal, rlat, augmix, deepaugment = (
     configs.load(f'configs/{name}.py:{variant}') for name in ('nominal', 'rlat', 'rlat_augmix', 'rlat_deepaugment')
   )
-  own = {'attack.name: none -> rlat', 'attack.epsilon: None -> 0.08'}
+  own = {"attack.name: 'none' -> 'rlat'", 'attack.epsilon: None -> 0.08'}
   found = configs.differences(nominal, rlat)
   if variant:
     assert set(found) - own <= {'attack.warmup_epochs: 0.8 -> 0.0'}

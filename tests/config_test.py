@@ -96,7 +96,7 @@ BAD_VALUES = [
   ('classifier.depth', ('20',)),
   ('classifier.width', ('4097',)),
   ('classifier.batch_norm_decay', ('1',)),
-  ('classifier.name', ('resnet',)),
+  ('classifier.name', ('resnets',)),
   ('corruption_net.name', ('esdr',)),
   ('corruption_net.scale', ('3',)),
   ('corruption_net.weights', ('weights.pt',)),

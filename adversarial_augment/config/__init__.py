@@ -135,6 +135,7 @@ def from_json(text: str, source: str = 'config.json') -> ConfigDict:
     if not isinstance(tree, dict):
       raise UserError(f'the file must hold a JSON object, not {show(tree)}.')
     flat = checks.flatten(tree) | unknown_to(tree)
+    flat = {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}
     validate(flat)
   except untrusted.Unusable as error:
     raise UserError(f'{source} is not JSON ({show(str(error))}).') from None
