@@ -10,14 +10,16 @@ from adversarial_augment.attacks.adversary import attacked_images, in_microbatch
 from adversarial_augment.attacks.advmix import Hull, advmix, weight_hull
 from adversarial_augment.attacks.apgd import apgd
 from adversarial_augment.attacks.fab import fab
+from adversarial_augment.attacks.feature_distance import feature_distance
 from adversarial_augment.attacks.layerwise import INPUT, Layer, layerwise, layerwise_radii
 from adversarial_augment.attacks.lp_ball import lp
+from adversarial_augment.attacks.perceptual import perceptual
 from adversarial_augment.attacks.pgd import multitargeted, pgd
 from adversarial_augment.attacks.square import square
 from adversarial_augment.attacks.suites import autoattack
 
 __all__ = [
   'INPUT', 'Hull', 'Layer', 'ada', 'advmix', 'apgd', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
-  'in_microbatches', 'layerwise', 'layerwise_radii', 'lp', 'multitargeted', 'on_share', 'pgd', 'square',
-  'validity', 'weight_ball', 'weight_hull',
+  'feature_distance', 'in_microbatches', 'layerwise', 'layerwise_radii', 'lp', 'multitargeted', 'on_share',
+  'perceptual', 'pgd', 'square', 'validity', 'weight_ball', 'weight_hull',
 ]  # fmt: skip

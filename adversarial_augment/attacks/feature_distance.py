@@ -1,0 +1,148 @@
+"""The perceptual distance of Laidlaw et al. (arXiv 2006.12655), and projections onto its balls."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adversarial_augment.attacks import lp_ball
+from adversarial_augment.attacks.trees import choose
+from adversarial_augment.types import Array, LogitsFn, PyTree
+
+Distance = Callable[[Array, Array], Array]  # images [n, h, w, c] twice -> [n]
+
+_TINY = 1e-10  # beside the norm of the channels of a position
+_HALVINGS = 10  # of the bisection
+_NEWTON_STEPS = 10
+_SHORTFALL = 0.1  # Newton aims that far within the ball
+_OVERSHOOT = 1.1  # and goes so much farther
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureDistance:
+  """d(x, x') = ||phi(x) - phi(x')||_2 for phi made of the activations of a network; see `feature_distance`."""
+
+  features: Callable[[Array], Any]
+  gives_logits: bool = False
+
+  def __call__(self, images: Array, other: Array) -> Array:
+    return _norm_of_difference(self.embed(images), self.embed(other))
+
+  def embed(self, images: Array) -> list[Array]:
+    """Returns phi of images, layer by layer."""
+    return self.observe(images)[1]
+
+  def observe(self, images: Array) -> tuple[Any, list[Array]]:
+    """Returns the logits of images, or None if the features come without, and phi."""
+    logits, activations = self.features(images) if self.gives_logits else (None, self.features(images))
+    return logits, [_normalised(layer) for layer in activations]
+
+
+def feature_distance(features: Callable[[Array], Any], *, gives_logits: bool = False) -> FeatureDistance:
+  """Makes the perceptual distance of a network.
+
+  phi is the activations of all layers, those of each position over their norm, and of each layer over the root of the
+  number of its positions. So each layer counts alike, whatever its scale. There are no learned weights.
+
+  Args:
+    features: images [n, h, w, c] -> activations of layers [n, h', w', c'], as from `classifiers.features`.
+    gives_logits: `features` returns (logits, activations), those of the classifier that is attacked: attacks then need
+      one pass for both.
+
+  Returns:
+    A function (images, other) -> distances [n], which `perceptual` takes.
+  """
+  return FeatureDistance(features, gives_logits)
+
+
+class View(NamedTuple):
+  """How an attack sees images: `place` is where distances are measured."""
+
+  look: Callable[[Array], tuple[Array, PyTree]]  # images -> logits [n, k], place
+  locate: Callable[[Array], PyTree]  # images -> place
+  between: Callable[[PyTree, PyTree], Array]  # two places -> distances [n]
+
+
+class Ball(NamedTuple):
+  """The balls around n images."""
+
+  view: View
+  images: Array  # [n, h, w, c]
+  centre: PyTree  # their place
+  epsilon: float
+
+  def distances(self, points: Array) -> Array:
+    """Returns the distance of each point from its image, [n]."""
+    return self.view.between(self.centre, self.view.locate(points))
+
+
+def make_view(distance: Distance, logits_fn: LogitsFn) -> View:
+  """Returns the view of a distance and a classifier; of features, each image needs one pass."""
+  if not isinstance(distance, FeatureDistance):
+    return View(lambda images: (logits_fn(images), images), lambda images: images, distance)
+  if distance.gives_logits:
+    return View(distance.observe, distance.embed, _norm_of_difference)
+  return View(lambda images: (logits_fn(images), distance.embed(images)), distance.embed, _norm_of_difference)
+
+
+def bisection(ball: Ball, points: Array) -> Array:
+  """Returns points within the ball on the way from its images to `points`, [n, h, w, c].
+
+  Points within it stay. Others end within 2^-10 of the way before its surface, where the way crosses that once.
+  """
+  at = lambda share: ball.images + share.reshape(-1, 1, 1, 1) * (points - ball.images)
+
+  def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = ends
+    middle = (low + high) / 2
+    inside = ball.distances(at(middle)) <= ball.epsilon
+    return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+
+  zeros = jnp.zeros(len(points), points.dtype)
+  low, _ = jax.lax.fori_loop(0, _HALVINGS, halve, (zeros, zeros + 1))
+  return choose(ball.distances(points) <= ball.epsilon, points, at(low))
+
+
+def newton(ball: Ball, points: Array) -> Array:
+  """Returns points within the ball, of those outside by Newton's method on the distance, with an overshoot.
+
+  Of points that it does not bring inside in ten steps, the bisection.
+  """
+
+  def measure(moved: Array) -> tuple[Array, Array]:
+    distances = ball.distances(moved)
+    return distances.sum(), distances
+
+  def step(_: Any, moved: Array) -> Array:
+    gradient, distances = jax.grad(measure, has_aux=True)(moved)
+    outside = distances > ball.epsilon
+    squares = jnp.square(lp_ball.norms('l2', gradient))
+    lengths = _OVERSHOOT * (distances - ball.epsilon + _SHORTFALL) / jnp.where(squares > 0, squares, 1)
+    lengths = lengths.astype(moved.dtype).reshape(-1, 1, 1, 1)
+    return choose(outside, jnp.clip(moved - lengths * gradient, 0, 1), moved)
+
+  moved = jax.lax.fori_loop(0, _NEWTON_STEPS, step, points)
+  return choose(ball.distances(moved) <= ball.epsilon, moved, bisection(ball, points))
+
+
+PROJECTIONS: dict[str, Callable[[Ball, Array], Array]] = {
+  'bisection': bisection,
+  'newton': newton,
+  'none': lambda ball, points: points,
+}
+
+
+def _normalised(layer: Array) -> Array:
+  """Returns the part of phi of one layer [n, h, w, c]."""
+  wide = layer.astype(jnp.promote_types(layer.dtype, jnp.float32))
+  squares = jnp.square(wide).sum(-1, keepdims=True)
+  # The root has no gradient at zero, where a ReLU has cut off all channels.
+  norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+  return wide / ((norms + _TINY) * (layer.shape[1] * layer.shape[2]) ** 0.5)
+
+
+def _norm_of_difference(place: Sequence[Array], other: Sequence[Array]) -> Array:
+  squares = sum(jnp.square(a - b).sum((1, 2, 3)) for a, b in zip(place, other, strict=True))
+  return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

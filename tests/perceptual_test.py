@@ -1,0 +1,182 @@
+"""The perceptual distance and what is bounded by it, beside closed forms on linear functions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import attacks
+from adversarial_augment.attacks import losses
+from adversarial_augment.attacks.feature_distance import Ball, bisection, make_view, newton
+from adversarial_augment.attacks.perceptual import conjugate_gradients, lagrangian_step
+from adversarial_augment.errors import UserError
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+RNG = np.random.default_rng(0)
+SHAPE = (4, 4, 3)
+IMAGES = np.float32(RNG.uniform(0.3, 0.7, (8, *SHAPE)))
+POINTS = np.float32(RNG.uniform(0, 1, (8, *SHAPE)))
+MATRIX = np.float32(RNG.normal(size=(48, 20)))
+WEIGHTS = np.float32(RNG.normal(size=(48, 5)))
+KEYS = jax.random.split(jax.random.key(0), 8)
+
+
+def logits_fn(images):
+  return (images - 0.5).reshape(len(images), -1) @ WEIGHTS
+
+
+LABELS = np.array(logits_fn(IMAGES).argmax(1), np.int32)
+
+
+def linear_distance(images, other):
+  return jnp.linalg.norm((other - images).reshape(len(images), -1) @ MATRIX, axis=-1)
+
+
+def exact_distances(points) -> np.ndarray:
+  return np.linalg.norm((np.asarray(points, float) - IMAGES).reshape(8, -1) @ MATRIX, axis=-1)
+
+
+def features(images):
+  """Two layers; ReLUs leave some positions without any channel."""
+  first = jax.nn.relu(images @ MATRIX[:3, :4] - 1.0)
+  second = jnp.tanh(images.reshape(len(images), 2, 2, 2, 2, 3).mean((2, 4)) @ MATRIX[3:6, :7])
+  return [first, second]
+
+
+def ball(distance, epsilon: float) -> Ball:
+  view = make_view(distance, logits_fn)
+  return Ball(view, jnp.asarray(IMAGES), view.locate(jnp.asarray(IMAGES)), epsilon)
+
+
+def test_the_distance_is_that_of_the_published_formula():
+  parts = []
+  for a, b in zip(features(IMAGES), features(POINTS), strict=True):
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    unit = lambda x: x / (np.sqrt((x**2).sum(-1, keepdims=True)) + 1e-10) / np.sqrt(x.shape[1] * x.shape[2])
+    parts.append((unit(a) - unit(b)).reshape(8, -1))
+  expected = np.linalg.norm(np.concatenate(parts, 1), axis=1)
+  found = attacks.feature_distance(features)(IMAGES, POINTS)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert (expected > 0.1).all()
+
+
+def test_equal_images_have_no_distance_and_no_gradient_that_is_not_finite():
+  distance = attacks.feature_distance(features)
+  np.testing.assert_array_equal(distance(IMAGES, IMAGES), 0)
+  assert (np.asarray(features(IMAGES)[0]).sum(-1) == 0).any()
+  for other in (IMAGES, POINTS):
+    assert np.isfinite(jax.grad(lambda x, other=other: distance(x, other).sum())(IMAGES)).all()
+
+
+def test_the_scale_of_a_layer_does_not_matter():
+  scaled = lambda images: [1e3 * features(images)[0], 1e-3 * features(images)[1]]
+  expected, found = (attacks.feature_distance(f)(IMAGES, POINTS) for f in (features, scaled))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('epsilon', [0.5, 3.0])
+def test_bisection_is_within_2_to_the_minus_10_of_the_surface_and_never_outside(epsilon):
+  found = bisection(ball(linear_distance, epsilon), POINTS)
+  exact = epsilon / exact_distances(POINTS)
+  assert (exact < 1).all()
+  offset = lambda points: (np.asarray(points, float) - IMAGES).reshape(8, -1)
+  share = (offset(found) * offset(POINTS)).sum(1) / (offset(POINTS) ** 2).sum(1)
+  assert (share <= exact + 1e-6).all()
+  assert (exact - share <= 2**-10 + 1e-6).all()
+  assert (exact_distances(found) <= epsilon * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize('project', [bisection, newton])
+def test_projections_leave_points_that_are_inside(project):
+  inside = ball(linear_distance, float(exact_distances(POINTS).max()) * 1.001)
+  np.testing.assert_array_equal(project(inside, POINTS), POINTS)
+
+
+def test_a_newton_step_on_a_line_has_the_published_length():
+  """Where the distance is |<w, x - x0>|, its gradient is constant, and one step goes 1.1 (excess + 0.1) too far."""
+  w = jnp.full(48, 0.25)
+  along = lambda images, other: jnp.abs((other - images).reshape(len(images), -1) @ w)
+  points = jnp.asarray(IMAGES) + 0.1
+  before = 48 * 0.25 * 0.1
+  found = along(IMAGES, newton(ball(along, 0.7), points))
+  np.testing.assert_allclose(found, before - 1.1 * (before - 0.7 + 0.1), rtol=1e-4)
+
+
+def test_newton_is_inside_and_bisects_what_does_not_converge():
+  found = newton(ball(linear_distance, 1.0), POINTS)
+  assert (exact_distances(found) <= 1 + 1e-6).all()
+  # The gradient of this one points nowhere, so that no step moves.
+  stuck = lambda images, other: jax.lax.stop_gradient(linear_distance(images, other)) + 0 * other.sum((1, 2, 3))
+  np.testing.assert_array_equal(newton(ball(stuck, 1.0), POINTS), bisection(ball(stuck, 1.0), POINTS))
+
+
+def test_the_margin_is_that_of_brute_force():
+  logits = RNG.normal(size=(8, 5))
+  others = lambda row, label: [value for index, value in enumerate(row) if index != label]
+  expected = [max(others(row, label)) - row[label] for row, label in zip(logits, LABELS, strict=True)]
+  np.testing.assert_allclose(losses.margin(jnp.asarray(logits), LABELS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('size', [0.3, 1.0])
+def test_a_step_has_the_length_it_is_given_in_the_units_of_a_linear_distance(size):
+  points = jnp.asarray(IMAGES) + 0.01
+  move, margins, distances = lagrangian_step(ball(linear_distance, 5.0), LABELS, points, jnp.ones(8), np.inf)
+  np.testing.assert_allclose(margins, losses.margin(logits_fn(points), LABELS), rtol=1e-5)
+  np.testing.assert_allclose(distances, exact_distances(points), rtol=1e-4)
+  np.testing.assert_allclose(linear_distance(points, move(0.1 * size)), 0.1 * size, rtol=1e-3)
+
+
+def test_a_step_of_ppgd_is_the_best_within_the_linearised_ball():
+  """Of a linear phi whose J^T J has five different eigenvalues, five conjugate gradients find the maximum exactly."""
+  scales = np.float32(np.resize([1, 2, 3, 4, 5], 48))
+  gradient = RNG.normal(size=(8, 48))
+  square = lambda v: v * scales.reshape(1, *SHAPE) ** 2
+  found = conjugate_gradients(square, jnp.asarray(gradient, jnp.float32).reshape(8, *SHAPE))
+  np.testing.assert_allclose(found.reshape(8, -1), gradient / scales**2, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('method', 'gives_logits'), [('fast_lpa', False), ('fast_lpa', True), ('lpa', False), ('ppgd', False)]
+)
+def test_attacks_raise_the_margin_and_stay_inside(method, gives_logits):
+  seen = (lambda images: (logits_fn(images), features(images))) if gives_logits else features
+  distance = attacks.feature_distance(seen, gives_logits=gives_logits)
+  attack = attacks.perceptual(distance=distance, epsilon=0.3, num_steps=10, projection='newton', method=method)
+  result = jax.jit(lambda keys, images: attack(keys, logits_fn, images, LABELS))(KEYS, IMAGES)
+  clean, margins = (losses.margin(logits_fn(x), LABELS) for x in (IMAGES, result.images))
+  assert (margins > clean + 0.2).all()
+  np.testing.assert_allclose(result.metrics['margin'], margins, rtol=1e-4)
+  np.testing.assert_allclose(result.metrics['clean_margin'], clean, rtol=1e-4)
+  exact = attacks.feature_distance(features)(IMAGES, result.images)
+  np.testing.assert_allclose(result.metrics['distance'], exact, rtol=1e-4)
+  assert (exact <= 0.3 * (1 + 1e-5)).all()
+  np.testing.assert_array_equal(result.metrics['success'], margins >= 0)
+  assert ((result.images >= 0) & (result.images <= 1)).all()
+
+
+def test_misclassified_images_stay_if_they_are_to():
+  labels = LABELS.copy()
+  labels[:3] = (labels[:3] + 1) % 5
+  distance = attacks.feature_distance(features)
+  attack = attacks.perceptual(distance=distance, epsilon=0.3, num_steps=2, only_correct=True)
+  result = jax.jit(lambda keys: attack(keys, logits_fn, IMAGES, labels))(KEYS)
+  np.testing.assert_array_equal(result.images[:3], IMAGES[:3])
+  assert (result.metrics['distance'][3:] > 0.01).all()
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'message'),
+  [
+    ({'epsilon': -1}, 'epsilon=-1'),
+    ({'epsilon': np.nan}, 'epsilon=nan'),
+    ({'num_steps': 0}, 'num_steps=0'),
+    ({'projection': 'newtons'}, "Unknown projection 'newtons'.*Did you mean 'newton'"),
+    ({'method': 'flpa'}, "Unknown method 'flpa'"),
+    ({'method': 'ppgd', 'distance': linear_distance}, 'attacks.feature_distance'),
+  ],
+)
+def test_wrong_arguments_are_refused(wrong, message):
+  arguments = {'distance': attacks.feature_distance(features), 'epsilon': 0.5} | wrong
+  with pytest.raises(UserError, match=message):
+    attacks.perceptual(**arguments)
