@@ -44,6 +44,16 @@ def features(images):
   return [first, second]
 
 
+class Observed:
+  """The classifier with these features as its own."""
+
+  def __call__(self, images):
+    return logits_fn(images)
+
+  def observe(self, images):
+    return logits_fn(images), features(images)
+
+
 def ball(distance, epsilon: float) -> Ball:
   view = make_view(distance, logits_fn)
   return Ball(view, jnp.asarray(IMAGES), view.locate(jnp.asarray(IMAGES)), epsilon)
@@ -137,13 +147,13 @@ def test_a_step_of_ppgd_is_the_best_within_the_linearised_ball():
 
 
 @pytest.mark.parametrize(
-  ('method', 'gives_logits'), [('fast_lpa', False), ('fast_lpa', True), ('lpa', False), ('ppgd', False)]
+  ('method', 'of'), [('fast_lpa', 'features'), ('fast_lpa', 'self'), ('lpa', 'features'), ('ppgd', 'self')]
 )
-def test_attacks_raise_the_margin_and_stay_inside(method, gives_logits):
-  seen = (lambda images: (logits_fn(images), features(images))) if gives_logits else features
-  distance = attacks.feature_distance(seen, gives_logits=gives_logits)
+def test_attacks_raise_the_margin_and_stay_inside(method, of):
+  distance = 'self' if of == 'self' else attacks.feature_distance(features)
   attack = attacks.perceptual(distance=distance, epsilon=0.3, num_steps=10, projection='newton', method=method)
-  result = jax.jit(lambda keys, images: attack(keys, logits_fn, images, LABELS))(KEYS, IMAGES)
+  classifier = Observed() if of == 'self' else logits_fn
+  result = jax.jit(lambda keys, images: attack(keys, classifier, images, LABELS))(KEYS, IMAGES)
   clean, margins = (losses.margin(logits_fn(x), LABELS) for x in (IMAGES, result.images))
   assert (margins > clean + 0.2).all()
   np.testing.assert_allclose(result.metrics['margin'], margins, rtol=1e-4)
@@ -173,6 +183,7 @@ def test_misclassified_images_stay_if_they_are_to():
     ({'num_steps': 0}, 'num_steps=0'),
     ({'projection': 'newtons'}, "Unknown projection 'newtons'.*Did you mean 'newton'"),
     ({'method': 'flpa'}, "Unknown method 'flpa'"),
+    ({'distance': 'alexnet'}, "distance='alexnet' of attacks.perceptual must be a function, or 'self'"),
     ({'method': 'ppgd', 'distance': linear_distance}, 'attacks.feature_distance'),
   ],
 )
@@ -180,3 +191,9 @@ def test_wrong_arguments_are_refused(wrong, message):
   arguments = {'distance': attacks.feature_distance(features), 'epsilon': 0.5} | wrong
   with pytest.raises(UserError, match=message):
     attacks.perceptual(**arguments)
+
+
+def test_only_a_classifier_that_shows_its_activations_has_a_distance_of_its_own():
+  attack = attacks.perceptual(distance='self', epsilon=0.5, num_steps=1)
+  with pytest.raises(UserError, match=r'distance=.self. needs a classifier that shows its activations'):
+    attack(KEYS, logits_fn, IMAGES, LABELS)

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.trees import choose
+from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, LogitsFn, PyTree
 
 Distance = Callable[[Array, Array], Array]  # images [n, h, w, c] twice -> [n]
+
+SELF = 'self'  # the distance of the classifier under attack
 
 _TINY = 1e-10  # beside the norm of the channels of a position
 _HALVINGS = 10  # of the bisection
@@ -24,23 +27,17 @@ _OVERSHOOT = 1.1  # and goes so much farther
 class FeatureDistance:
   """d(x, x') = ||phi(x) - phi(x')||_2 for phi made of the activations of a network; see `feature_distance`."""
 
-  features: Callable[[Array], Any]
-  gives_logits: bool = False
+  features: Callable[[Array], Sequence[Array]]
 
   def __call__(self, images: Array, other: Array) -> Array:
     return _norm_of_difference(self.embed(images), self.embed(other))
 
   def embed(self, images: Array) -> list[Array]:
     """Returns phi of images, layer by layer."""
-    return self.observe(images)[1]
-
-  def observe(self, images: Array) -> tuple[Any, list[Array]]:
-    """Returns the logits of images, or None if the features come without, and phi."""
-    logits, activations = self.features(images) if self.gives_logits else (None, self.features(images))
-    return logits, [_normalised(layer) for layer in activations]
+    return [_normalised(layer) for layer in self.features(images)]
 
 
-def feature_distance(features: Callable[[Array], Any], *, gives_logits: bool = False) -> FeatureDistance:
+def feature_distance(features: Callable[[Array], Sequence[Array]]) -> FeatureDistance:
   """Makes the perceptual distance of a network.
 
   phi is the activations of all layers, those of each position over their norm, and of each layer over the root of the
@@ -48,13 +45,11 @@ def feature_distance(features: Callable[[Array], Any], *, gives_logits: bool = F
 
   Args:
     features: images [n, h, w, c] -> activations of layers [n, h', w', c'], as from `classifiers.features`.
-    gives_logits: `features` returns (logits, activations), those of the classifier that is attacked: attacks then need
-      one pass for both.
 
   Returns:
     A function (images, other) -> distances [n], which `perceptual` takes.
   """
-  return FeatureDistance(features, gives_logits)
+  return FeatureDistance(features)
 
 
 class View(NamedTuple):
@@ -78,13 +73,25 @@ class Ball(NamedTuple):
     return self.view.between(self.centre, self.view.locate(points))
 
 
-def make_view(distance: Distance, logits_fn: LogitsFn) -> View:
+def make_view(distance: Distance | str, logits_fn: LogitsFn) -> View:
   """Returns the view of a distance and a classifier; of features, each image needs one pass."""
-  if not isinstance(distance, FeatureDistance):
-    return View(lambda images: (logits_fn(images), images), lambda images: images, distance)
-  if distance.gives_logits:
-    return View(distance.observe, distance.embed, _norm_of_difference)
-  return View(lambda images: (logits_fn(images), distance.embed(images)), distance.embed, _norm_of_difference)
+  if distance == SELF:
+    observe = getattr(logits_fn, 'observe', None)
+    if observe is None:
+      raise UserError(
+        "distance='self' needs a classifier that shows its activations: that of classifiers.logits_fn, or any with a "
+        'method observe, images -> (logits, activations).'
+      )
+
+    def look(images: Array) -> tuple[Array, list[Array]]:
+      logits, activations = observe(images)
+      return logits, [_normalised(layer) for layer in activations]
+
+    return View(look, lambda images: look(images)[1], _norm_of_difference)
+  assert not isinstance(distance, str)
+  if isinstance(distance, FeatureDistance):
+    return View(lambda images: (logits_fn(images), distance.embed(images)), distance.embed, _norm_of_difference)
+  return View(lambda images: (logits_fn(images), images), lambda images: images, distance)
 
 
 def bisection(ball: Ball, points: Array) -> Array:

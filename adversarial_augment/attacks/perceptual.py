@@ -13,7 +13,7 @@ import numpy as np
 from adversarial_augment import checks, threefry
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.convolutions import fast_in_loops
-from adversarial_augment.attacks.feature_distance import PROJECTIONS, Ball, Distance, FeatureDistance, make_view
+from adversarial_augment.attacks.feature_distance import PROJECTIONS, SELF, Ball, Distance, FeatureDistance, make_view
 from adversarial_augment.attacks.losses import margin
 from adversarial_augment.attacks.restarts import Restart, RestartedAttack, attack_result, check_numbers, restarted
 from adversarial_augment.attacks.trees import choose
@@ -34,7 +34,7 @@ Project = Callable[[Array], Array]  # points -> points
 
 def perceptual(
   *,
-  distance: Distance,
+  distance: Distance | str,
   epsilon: float,
   num_steps: int | None = None,
   projection: str | None = None,
@@ -52,7 +52,7 @@ def perceptual(
 
   Args:
     distance: (images, other) -> [n], such as from `feature_distance`; of functions without features, every distance is
-      computed anew.
+      computed anew. 'self': that of the classifier under attack, whose `logits_fn` then is of `classifiers.logits_fn`.
     epsilon: radius of the ball.
     num_steps: of the search, of `lpa` in each of five rounds; None: 20 of `fast_lpa`, 40 of the others.
     projection: at the end, and in `ppgd` after every step. 'bisection' and 'newton' return points within the ball;
@@ -89,7 +89,7 @@ def perceptual(
 
 def restarted_perceptual(
   *,
-  distance: Distance,
+  distance: Distance | str,
   epsilon: float,
   num_steps: int | None = None,
   projection: str | None = None,
@@ -175,7 +175,7 @@ def starts(keys: Key, images: Array) -> Array:
 
 
 def _search(
-  attack: str, distance: Distance, epsilon: float, num_steps: int | None, projection: str | None, method: str
+  attack: str, distance: Distance | str, epsilon: float, num_steps: int | None, projection: str | None, method: str
 ) -> Callable[[Ball, Key, Array], Array]:
   """Returns the search of a method: (ball, keys, labels) -> points; raises UserError for wrong arguments."""
   chosen = checks.lookup(METHODS, method, 'method')
@@ -184,7 +184,9 @@ def _search(
   check_numbers(attack, {'num_steps': steps})
   if not isinstance(epsilon, numbers.Real) or not 0 < epsilon < math.inf:
     raise UserError(f'epsilon={show(epsilon)} of attacks.{attack} must be a finite number above 0, such as 0.5.')
-  if method == 'ppgd' and not isinstance(distance, FeatureDistance):
+  if isinstance(distance, str) and distance != SELF:
+    raise UserError(f"distance={show(distance)} of attacks.{attack} must be a function, or 'self'.")
+  if method == 'ppgd' and not (distance == SELF or isinstance(distance, FeatureDistance)):
     raise UserError("method='ppgd' linearises features; make its distance by attacks.feature_distance.")
   return lambda ball, keys, labels: chosen.search(
     ball, labels, starts(keys, ball.images), steps, functools.partial(project, ball)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from adversarial_augment import per_example_conv
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.types import LogitsFn, Network, PyTree
+from adversarial_augment.types import Network, PyTree
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of CIFAR-10's training images, per channel
 STD = (0.2471, 0.2435, 0.2616)
@@ -164,27 +165,49 @@ def classifier(
   return hk.transform_with_state(network)
 
 
-def logits_fn(classifier: Network, params: PyTree, model_state: PyTree, *, batch_statistics: bool = False) -> LogitsFn:
-  """Returns a trained classifier as a pure function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes].
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+  """A trained classifier as a pure function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes].
 
-  With `batch_statistics` it normalises by those of the images, and without by the running ones; neither changes them.
+  Attributes:
+    classifier, params, model_state: the network and its variables, which stay as they are.
+    batch_statistics: normalises by those of the images; otherwise by the running ones.
   """
-  statistics = {'test_local_stats': True} if batch_statistics else {}
-  return lambda images: classifier.apply(params, model_state, None, images, is_training=False, **statistics)[0]
+
+  classifier: Network
+  params: PyTree
+  model_state: PyTree
+  batch_statistics: bool = False
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    return self._apply(images)
+
+  def observe(self, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns the logits, and the activations that make up the perceptual distance of the classifier.
+
+    They are all that have names but the stem's: of a ResNet the outputs of its stages, of AlexNet those of its
+    convolutions.
+    """
+    logits, activations = self._apply(images, with_activations=True)
+    return logits, [value for name, value in activations.items() if name != 'stem']
+
+  def _apply(self, images: jax.Array, **options: bool) -> Any:
+    if self.batch_statistics:
+      options['test_local_stats'] = True
+    return self.classifier.apply(self.params, self.model_state, None, images, is_training=False, **options)[0]
+
+
+def logits_fn(classifier: Network, params: PyTree, model_state: PyTree, *, batch_statistics: bool = False) -> Predictor:
+  """Returns a trained classifier as a pure function, images [n, h, w, 3] in [0, 1] -> logits [n, num_classes]."""
+  return Predictor(classifier, params, model_state, batch_statistics)
 
 
 def features(classifier: Network, params: PyTree, model_state: PyTree) -> Callable[[jax.Array], list[jax.Array]]:
   """Returns the activations of a trained classifier that make up a perceptual distance, as a function of images.
 
-  They are all that have names but the stem's: of a ResNet the outputs of its stages, of AlexNet those of its
-  convolutions. Norms normalise by the running statistics.
+  See `Predictor.observe`. Norms normalise by the running statistics.
   """
-
-  def function(images: jax.Array) -> list[jax.Array]:
-    (_, activations), _ = classifier.apply(params, model_state, None, images, is_training=False, with_activations=True)
-    return [value for name, value in activations.items() if name != 'stem']
-
-  return function
+  return lambda images: Predictor(classifier, params, model_state).observe(images)[1]
 
 
 def reorder_outputs(params: PyTree, outputs: Sequence[int]) -> PyTree:
