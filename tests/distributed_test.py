@@ -35,7 +35,7 @@ def finish_pair(rig: trainer.Rig, workdirs: list[Path], *flags: str, base=traine
   return runs
 
 
-def make_steps(rig: trainer.Rig, machine: tuple[int, int], stops: str, *folders: Path) -> None:
+def make_steps(rig: trainer.Rig, machine: tuple[int, int], stops: str, *folders: Path, fields: str = '') -> None:
   """Has tests.distributed_worker make float64 steps; `machine` is its numbers of devices and processes."""
   devices, processes = machine
   for folder in folders:
@@ -43,7 +43,7 @@ def make_steps(rig: trainer.Rig, machine: tuple[int, int], stops: str, *folders:
   address = f'127.0.0.1:{trainer.free_port()}'
   # The code runs for a second and compiles for half a minute: less of that.
   env = os.environ | rig.env | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
-  arguments = (str(devices), stops, *map(str, folders))
+  arguments = (str(devices), fields, stops, *map(str, folders))
   command = lambda index: [sys.executable, '-m', 'tests.distributed_worker', address, str(processes), str(index)]
   workers = [subprocess.Popen([*command(i), *arguments], env=env, cwd=trainer.ROOT) for i in range(processes)]
   try:
@@ -76,6 +76,14 @@ def test_two_processes_go_on_in_float64_with_what_one_began(rig, tmp_path):
   make_steps(rig, (2, 2), '6', resized)
   assert_same_float64(resized, straight)
   assert examples_read(resized, 3, 2) == examples_read(straight, 0, 1)[3:]
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_in_float64_with_rlat(rig, tmp_path):
+  fields = 'attack.name=rlat,attack.epsilon=0.08'
+  for machine in ((1, 1), (2, 2)):
+    make_steps(rig, machine, '4', tmp_path / str(machine[0]), fields=fields)
+  assert_same_float64(tmp_path / '2', tmp_path / '1')
 
 
 def test_sigterm_to_one_of_two_saves_the_same_step_of_both_and_the_pair_goes_on(rig, tmp_path):

@@ -1,9 +1,10 @@
 """One process of several that make float64 updates of tests/tiny.py, in one folder after the other.
 
-python -m tests.distributed_worker ADDRESS NUM_PROCESSES PROCESS_ID NUM_DEVICES STOPS FOLDER...
+python -m tests.distributed_worker ADDRESS NUM_PROCESSES PROCESS_ID NUM_DEVICES FIELDS STOPS FOLDER...
 
-It goes on from the newest checkpoint of a folder, if there is one, and saves at each of STOPS (5,10). Process 0 writes
-the last state and the losses to last.npz, and each process which examples it has read to read_FIRST_PROCESS.json.
+FIELDS (a=1,b=2) are changed in the config of tests/tiny.py. It goes on from the newest checkpoint of a folder, if there
+is one, and saves at each of STOPS (5,10). Process 0 writes the last state and the losses to last.npz, and each process
+which examples it has read to read_FIRST_PROCESS.json.
 """
 
 import json
@@ -19,12 +20,20 @@ from adversarial_augment.training import train_step
 from tests import tiny
 
 
-def main(address: str, num_processes: int, process_id: int, num_devices: int, stops: list[int], folders: list[Path]):
+def main(
+  address: str,
+  num_processes: int,
+  process_id: int,
+  num_devices: int,
+  fields: dict[str, str],
+  stops: list[int],
+  folders: list[Path],
+):
   jax.config.update('jax_num_cpu_devices', num_devices // num_processes)
   jax.config.update('jax_enable_x64', True)
   if num_processes > 1:
     jax.distributed.initialize(address, num_processes, process_id)
-  _, recipe, phi, initial = tiny.make(num_devices)
+  _, recipe, phi, initial = tiny.make(num_devices, **fields)
   step = train_step.jitted(recipe)
   read: list[list[int]] = []
 
@@ -48,4 +57,6 @@ def main(address: str, num_processes: int, process_id: int, num_devices: int, st
 
 
 if __name__ == '__main__':
-  main(sys.argv[1], *map(int, sys.argv[2:5]), [*map(int, sys.argv[5].split(','))], [*map(Path, sys.argv[6:])])
+  changed = dict(field.split('=') for field in sys.argv[5].split(',') if field)
+  stops = [*map(int, sys.argv[6].split(','))]
+  main(sys.argv[1], *map(int, sys.argv[2:5]), changed, stops, [*map(Path, sys.argv[7:])])
