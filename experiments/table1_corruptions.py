@@ -12,6 +12,7 @@ docs/reproduction.md has the results, and the hyperparameters that were tried.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,19 @@ ROWS: dict[str, str | None] = {
 }
 
 
+Rows = Mapping[str, table1_drawing.Seeds]  # row -> seed -> entry
+
+
+class Table(NamedTuple):
+  """A table of runs: one program."""
+
+  name: str  # of its files
+  module: str
+  about: str  # its docstring
+  rows: Mapping[str, str | None]  # as `ROWS`
+  differing: tuple[str, ...] = ()  # scales at which rows see different numbers of images, as published
+
+
 class Scale(NamedTuple):
   variant: str  # of every row's config
   start: str | None = None  # config of the run from which rows are fine-tuned
@@ -55,12 +69,17 @@ SCALES = {
 
 
 def main(argv: Sequence[str]) -> None:
+  make(Table('table1', 'experiments.table1_corruptions', __doc__, ROWS), argv)
+
+
+def make(about: Table, argv: Sequence[str]) -> None:
+  """Trains the rows of a table, and writes it."""
   overrides, rest = command_line.split_overrides(argv)
-  arguments = _parser().parse_args(rest)
+  arguments = _parser(about).parse_args(rest)
   scale = checks.lookup(SCALES, arguments.scale, '--scale')
-  rows = arguments.rows.split(',') if arguments.rows else list(ROWS)
+  rows = arguments.rows.split(',') if arguments.rows else list(about.rows)
   for row in rows:
-    checks.lookup(ROWS, row, 'row')
+    checks.lookup(about.rows, row, 'row')
   seeds = _seeds(arguments.seeds)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
   for name, value in overrides.items():
@@ -69,13 +88,14 @@ def main(argv: Sequence[str]) -> None:
       raise UserError(f'--config.{name}={show(value)}: config.{name} is set by the experiment; {way_out}.')
   flags = _flags({**scale.fields, **overrides})
   figure_files.check_drawable()
-  path, table = runs.open_table(arguments.output, f'table1_{arguments.scale}.json', _texts)
+  texts = functools.partial(_texts, about, arguments.scale)
+  path, table = runs.open_table(arguments.output, f'{about.name}_{arguments.scale}.json', texts)
   for seed in seeds:
     for row in rows:
       workdir = root / row / f'seed{seed}'
       _train(scale, root, row, seed, flags)
       table.setdefault(row, {})[str(seed)] = entry(workdir)
-      _write(table, path)
+      _write(texts(table, path), about.rows, table, path)
   print(f'wrote {path}, .csv, .md and .png')
 
 
@@ -110,7 +130,7 @@ def entry(workdir: Path) -> dict[str, Any]:
   }
 
 
-def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
+def _check(table: Rows, path: Path, *, same_training: bool) -> None:
   """Refuses a table whose rows are not comparable."""
   properties: dict[str, Callable[[Mapping[str, Any]], str]] = {
     'images_seen': lambda entry: f'{entry["images_seen"]:,}',
@@ -118,6 +138,8 @@ def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
     'test images': lambda entry: entry['provenance']['data']['test'].get('sha256', '')[:12],
     'corruptions': lambda entry: entry['provenance']['corruptions'].get('sha256', '')[:12],
   }
+  if not same_training:
+    del properties['images_seen']
   for field, of in properties.items():
     found = {of(entry): f'{row}, seed {seed}' for row, seeds in table.items() for seed, entry in seeds.items()}
     if len(found) > 1:
@@ -125,22 +147,21 @@ def _check(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> 
       raise UserError(f"rows of '{path}' differ in {field}: {said}; name another --output, or repeat those runs.")
 
 
-def _texts(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> dict[str, str]:
+def _texts(about: Table, scale: str, table: Rows, path: Path) -> dict[str, str]:
   """Returns the files of a table: suffix -> contents.
 
   Raises:
     UserError: its rows are not comparable.
   """
-  _check(table, path)
-  return {'.json': json.dumps(table, indent=1, sort_keys=True) + '\n', **table1_drawing.texts(table, ROWS)}
+  _check(table, path, same_training=scale not in about.differing)
+  return {'.json': json.dumps(table, indent=1, sort_keys=True) + '\n', **table1_drawing.texts(table, about.rows)}
 
 
-def _write(table: Mapping[str, Mapping[str, Mapping[str, Any]]], path: Path) -> None:
-  texts = _texts(table, path)
+def _write(texts: Mapping[str, str], rows: Mapping[str, str | None], table: Rows, path: Path) -> None:
   with artifact.storage_errors(f"write '{path}'"):
     for suffix, text in texts.items():
       artifact.replace(path.with_suffix(suffix), text.encode())
-    artifact.replace(path.with_suffix('.png'), table1_drawing.picture(table, ROWS))
+    artifact.replace(path.with_suffix('.png'), table1_drawing.picture(table, rows))
 
 
 def _seeds(text: str) -> list[int]:
@@ -150,11 +171,9 @@ def _seeds(text: str) -> list[int]:
     raise UserError(f"--seeds='{text}' must be whole numbers separated by commas, such as 0,1,2.") from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(about: Table) -> argparse.ArgumentParser:
   parser = cli.Parser(
-    prog='python -m experiments.table1_corruptions',
-    description=__doc__.splitlines()[0],
-    epilog=f'rows: {", ".join(ROWS)}',
+    prog=f'python -m {about.module}', description=about.about.splitlines()[0], epilog=f'rows: {", ".join(about.rows)}'
   )
   parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(SCALES))
   parser.add_argument('--rows', metavar='NAMES', help='configs, separated by commas; default: all')

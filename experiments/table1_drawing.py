@@ -65,10 +65,12 @@ def about(table: Mapping[str, Seeds]) -> str:
   entry = next(entry for seeds in table.values() for entry in seeds.values())
   provenance = entry['provenance']
   data = provenance['data']['test']
+  seen = [entry['images_seen'] for seeds in table.values() for entry in seeds.values()]
+  trained = ' to '.join(f'{number:,}' for number in sorted({min(seen), max(seen)}))
   return (
     f'{data["name"]} ({data["origin"]}), corruptions {entry["origin"]}, seed {provenance["corruptions"]["seed"]}, '
     f'frost: {provenance["corruptions"]["frost"]}; n = {entry["num_images"]:,} images per cell; '
-    f'{entry["images_seen"]:,} training images seen by every row'
+    f'{trained} training images seen by every row'
   )
 
 

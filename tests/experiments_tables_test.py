@@ -14,7 +14,7 @@ from adversarial_augment import config as configs
 from adversarial_augment import metrics
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import Stopped, StorageError, UserError
-from experiments import runs, table1_corruptions, table1_drawing, table2_robustness
+from experiments import runs, table1_corruptions, table1_drawing, table2_robustness, table3_perceptual
 from tests import reporting_fixtures as fixtures
 
 STEPS, BATCH = 7, 20
@@ -64,7 +64,7 @@ def started(monkeypatch):
     commands.append([module, config, workdir, *flags])
     seed = next(flag for flag in flags if flag.startswith('--config.seed='))[-1]
     row = re.search(r'configs/(\w+)\.py', config)[1]
-    mce = {'nominal': 0.40, 'augmix': 0.30}[row] + 0.02 * int(seed)
+    mce = {'nominal': 0.40, 'augmix': 0.30}.get(row, 0.35) + 0.02 * int(seed)
     spec, path = config.removeprefix('--config='), Path(workdir.removeprefix('--workdir='))
     write_run(path, spec, flags, errors=mce, clean=0.9 - 0.01 * int(seed))
 
@@ -148,6 +148,37 @@ def test_a_finished_run_of_another_config_is_refused(tmp_path, output, started):
     run(tmp_path, output, '--scale=laptop', '--rows=augmix')
   assert len(started) == 2
   assert (output / 'table1_laptop.json').read_bytes() == written
+
+
+def test_table_3_shares_runs_with_table_1_and_has_its_own_rows(tmp_path, output, started):
+  flags = [f'--workdir={tmp_path / "runs"}', f'--output={output}']
+  run(tmp_path, output, '--scale=laptop', '--rows=nominal')
+  started.clear()
+  table3_perceptual.main(['--scale=laptop', '--rows=nominal,rlat,nominal_pat', *flags])
+  assert [command[1] for command in started] == [
+    '--config=configs/rlat.py:laptop', '--config=configs/nominal_pat.py:laptop',
+  ]  # fmt: skip
+  assert json.loads((output / 'table3_laptop.json').read_text()).keys() == {'nominal', 'rlat', 'nominal_pat'}
+  text = (output / 'table3_laptop.md').read_text()
+  assert '| nominal_pat | 0 | 10.00 | 35.00 | 25.00 | 5.20 | 25.80 |' in text
+  assert '| rlat | 0 | 10.00 | 35.00 | 25.00 |  |  |' in text
+  assert '140 training images seen by every row' in text
+
+
+@pytest.mark.parametrize('scale', ['full', 'gpu'])
+def test_rows_of_table_3_saw_different_numbers_of_images_in_their_published_settings_alone(
+  tmp_path, output, started, scale
+):
+  variant = '' if scale == 'full' else f':{scale}'
+  longer = {'spec': f'configs/rlat.py{variant}', 'flags': ['--config.seed=0'], 'steps': STEPS + 1}
+  write_run(tmp_path / 'runs' / scale / 'rlat' / 'seed0', **longer)
+  flags = [f'--scale={scale}', '--rows=nominal,rlat', f'--workdir={tmp_path / "runs"}', f'--output={output}']
+  if scale == 'full':
+    table3_perceptual.main(flags)
+    assert '140 to 160 training images seen by every row' in (output / 'table3_full.md').read_text()
+  else:
+    with pytest.raises(UserError, match='differ in images_seen: 140 .*160 .rlat, seed 0'):
+      table3_perceptual.main(flags)
 
 
 def test_results_of_another_checkpoint_are_refused(tmp_path):

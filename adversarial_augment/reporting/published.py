@@ -1,9 +1,9 @@
 """Published numbers on the official CIFAR-10-C, all of its 10,000 x 75 images: what a report puts beside a run.
 
-published.csv has the errors in percent, from Tables 1 and 2 of arXiv 2104.01086 and from RobustBench
+published.csv has the errors in percent, from Tables 1 to 3 of arXiv 2104.01086 and from RobustBench
 (model_info/cifar10/corruptions). The severities of the paper's first row are RobustBench's, of the released model
-(Calian2021Defending). One cell (DeepAugment + AugMix, impulse noise) is hard to read in the source; 10.8 agrees with
-the row's mean.
+(Calian2021Defending). Four cells are hard to read in the source; what they are taken for agrees with the means of their
+rows: impulse noise of DeepAugment + AugMix, glass blur of l_inf training, brightness and contrast of PAT-self.
 """
 
 import csv

@@ -93,7 +93,7 @@ def _paper_columns(runs: Sequence[Run]) -> Section:
   apart = None if is_comparable else Table(f'Published. {caption}', columns, known, groups=published.GROUPS)
   others = folded('Published numbers, which are not comparable to these', apart)
   below = Paragraph(
-    'Rows that say “paper” (its Tables 1 and 2) or “RobustBench” are published numbers of others, on the official '
+    'Rows that say “paper” (its Tables 1 to 3) or “RobustBench” are published numbers of others, on the official '
     'CIFAR-10-C, 10,000 images per cell. They were not measured here.'
   )
   notes = [Paragraph(text.strip(), style) for style, text in cautions.items() if text]
