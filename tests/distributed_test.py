@@ -1,5 +1,6 @@
 """Several processes of one run, on loopback: equal numbers, one log, one end."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -84,6 +85,27 @@ def test_two_processes_take_the_steps_of_one_in_float64_with_rlat(rig, tmp_path)
   for machine in ((1, 1), (2, 2)):
     make_steps(rig, machine, '4', tmp_path / str(machine[0]), fields=fields)
   assert_same_float64(tmp_path / '2', tmp_path / '1')
+
+
+@pytest.mark.slow
+def test_each_machine_goes_on_with_what_another_one_began(rig, tmp_path):
+  """Each makes 20 steps of its own, and the last 10 of the one before it."""
+  tour = ((1, 1), (8, 4), (2, 1), (4, 2), (8, 1), (2, 2), (4, 1), (8, 2), (4, 4))
+  begun = {machine: tmp_path / f'begun_on_{machine}' for machine in tour}
+  straight = begun[1, 1]
+  make_steps(rig, (1, 1), '10,20', straight)
+  in_order = examples_read(straight, 0, 1)
+  seen = sum(in_order, [])
+  assert sorted(seen[:64]) == sorted(seen[64:128]) == list(range(64))  # each image once in an epoch
+  for before, machine in itertools.pairwise((*tour, (1, 1))):
+    resized = tmp_path / f'{before}_to_{machine}'
+    shutil.copytree(begun[before] / 'checkpoints' / '10', resized / 'checkpoints' / '10')
+    folders = [folder for folder in (begun[machine], resized) if folder != straight]
+    make_steps(rig, machine, '10,20', *folders)
+    for folder in folders:
+      assert_same_float64(folder, straight)
+    assert examples_read(begun[machine], 0, machine[1]) == in_order
+    assert examples_read(resized, 10, machine[1]) == in_order[10:]
 
 
 def test_sigterm_to_one_of_two_saves_the_same_step_of_both_and_the_pair_goes_on(rig, tmp_path):
