@@ -91,19 +91,19 @@ def _csv(table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> str:
 
 def _markdown(table: Mapping[str, Seeds], paper: Mapping[str, Any]) -> str:
   lines = [f'Errors in percent. Ours: {about(table)}. The paper: official CIFAR-10-C, n = 10,000.', '']
-  lines += _header(['row', 'seeds', *QUANTITIES, 'paper: clean', 'paper: mCE', *COLUMNS.values()])
+  lines += header(['row', 'seeds', *QUANTITIES, 'paper: clean', 'paper: mCE', *COLUMNS.values()])
   for row, seeds in table.items():
     own = [estimate([of(entry) for entry in seeds.values()]) for of in QUANTITIES.values()]
     cells = [f'{estimate([e["corruption_error"][name] for e in seeds.values()]).mean:.1f}' for name in metrics.NAMES]
     model = paper.get(row)
     theirs = [f'{model.clean:.2f}', f'{model.mce:.2f}'] if model else ['', '']
-    lines.append(_line([row, ', '.join(sorted(seeds)), *own, *theirs, *cells]))
+    lines.append(line([row, ', '.join(sorted(seeds)), *own, *theirs, *cells]))
   for base in ('nominal', 'augmix'):
     if base in table and len(table) > 1:
       lines += ['', f'Difference to {base}, paired by seed, in points:', '']
-      lines += _header(['row', 'seeds', *QUANTITIES, *GROUPS])
+      lines += header(['row', 'seeds', *QUANTITIES, *GROUPS])
       lines += [
-        _line([row, ', '.join(both), *_differences(table[base], seeds, both)])
+        line([row, ', '.join(both), *_differences(table[base], seeds, both)])
         for row, seeds in table.items()
         if row != base and (both := sorted(seeds.keys() & table[base].keys()))
       ]
@@ -116,43 +116,55 @@ def _differences(base: Seeds, seeds: Seeds, both: Sequence[str]) -> list[Estimat
   return [estimate([of(seeds[seed]) - of(base[seed]) for seed in both]) for of in quantities]
 
 
-def _header(names: Sequence[str]) -> list[str]:
-  return [_line(names), _line(['---'] * len(names))]
+def header(names: Sequence[str]) -> list[str]:
+  """Returns the first two lines of a table in Markdown."""
+  return [line(names), line(['---'] * len(names))]
 
 
-def _line(cells: Sequence[object]) -> str:
+def line(cells: Sequence[object]) -> str:
+  """Returns one line of a table in Markdown."""
   return '| ' + ' | '.join(map(str, cells)) + ' |'
 
 
 def picture(table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> bytes:
   """Returns the table as PNG; the arguments are those of `texts`."""
-  from matplotlib.figure import Figure
-
   table, paper = _in_order(table, names)
   headings = ['clean', 'mCE', *COLUMNS.values()]
-  ours = [
-    [estimate([of(entry) for entry in seeds.values()]).mean for of in list(QUANTITIES.values())[:2]]
-    + [estimate([entry['corruption_error'][name] for entry in seeds.values()]).mean for name in metrics.NAMES]
-    for seeds in table.values()
-  ]
-  theirs = [[paper[row].clean, paper[row].mce] if row in paper else [math.nan] * 2 for row in table]
-  values = [mine + them for mine, them in zip(ours, theirs, strict=True)]
-  figure = Figure(figsize=(14, 1.6 + 0.36 * len(table)), layout='constrained')
+  values = {}
+  for row, seeds in table.items():
+    ours = [estimate([of(entry) for entry in seeds.values()]).mean for of in list(QUANTITIES.values())[:2]]
+    ours += [estimate([entry['corruption_error'][name] for entry in seeds.values()]).mean for name in metrics.NAMES]
+    theirs = [paper[row].clean, paper[row].mce] if row in paper else [math.nan] * 2
+    values[f'{row} ({len(seeds)})'] = ours + theirs
+  return heat_map(
+    values, [*headings, 'paper:\nclean', 'paper:\nmCE'], title='Error in percent; row (number of seeds)',
+    below=about(table), apart=(1.5, len(headings) - 0.5),
+  )  # fmt: skip
+
+
+def heat_map(
+  rows: Mapping[str, Sequence[float]], columns: Sequence[str], *, title: str, below: str, apart: Sequence[float]
+) -> bytes:
+  """Returns rows of percentages as PNG, with white lines at `apart`, in columns from -0.5 on; NaN is a dash."""
+  from matplotlib.figure import Figure
+
+  values = list(rows.values())
+  figure = Figure(figsize=(14, 1.6 + 0.36 * len(rows)), layout='constrained')
   axes = figure.add_subplot()
-  highest = max(value for line in values for value in line if not math.isnan(value))
+  highest = max(value for numbers in values for value in numbers if not math.isnan(value))
   axes.imshow(values, cmap='cividis_r', aspect='auto', vmin=0, vmax=highest)
-  for i, line in enumerate(values):
-    for j, value in enumerate(line):
+  for i, numbers in enumerate(values):
+    for j, value in enumerate(numbers):
       dark = not math.isnan(value) and value > 0.55 * highest
       text = '–' if math.isnan(value) else f'{value:.1f}'
       axes.text(j, i, text, ha='center', va='center', fontsize=8, color='white' if dark else 'black')
-  axes.set_xticks(range(len(values[0])), [*headings, 'paper:\nclean', 'paper:\nmCE'], fontsize=8)
-  axes.set_yticks(range(len(table)), [f'{row} ({len(seeds)})' for row, seeds in table.items()], fontsize=8)
-  for edge in (1.5, len(headings) - 0.5):
+  axes.set_xticks(range(len(columns)), columns, fontsize=8)
+  axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+  for edge in apart:
     axes.axvline(edge, color='white', linewidth=3)
   axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-  axes.set_title('Error in percent; row (number of seeds)', fontsize=9)
-  figure.supxlabel(about(table), fontsize=7)
+  axes.set_title(title, fontsize=9)
+  figure.supxlabel(below, fontsize=7)
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=150)
   return content.getvalue()

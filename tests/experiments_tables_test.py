@@ -14,7 +14,7 @@ from adversarial_augment import config as configs
 from adversarial_augment import metrics
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import Stopped, StorageError, UserError
-from experiments import runs, table1_corruptions, table1_drawing, table2_robustness, table3_perceptual
+from experiments import runs, table1_corruptions, table1_drawing, table2_robustness, table3_perceptual, unseen_attacks
 from tests import reporting_fixtures as fixtures
 
 STEPS, BATCH = 7, 20
@@ -410,3 +410,104 @@ def test_bad_arguments_are_refused(arguments, message, output, nothing_starts):
 
 def test_the_table_has_a_row_for_each_of_the_papers():
   assert set(table2_robustness.PAPER) == {name for name in table1_corruptions.ROWS.values() if name}
+
+
+# The matrix of adversaries.
+
+LP_LEFT = {'linf_2-255': 700, 'linf_8-255': 100, 'l2_0.5': 600, 'l2_1': 200}
+
+
+def write_robust(run: Path, n: int) -> None:
+  """What AutoAttack leaves, beside the results of a run."""
+  clean = json.loads((run / 'results' / 'clean.json').read_text())
+  for ball, left in LP_LEFT.items():
+    norm, text = ball.replace('-', '/').split('_')
+    above, _, below = text.partition('/')
+    result = {name: clean[name] for name in ('step', 'split', 'origin', 'provenance', 'checkpoint_sha256')} | {
+      'eval': f'robustness_autoattack_{ball}', 'attack': 'autoattack', 'norm': norm, 'epsilon_text': text, 'seed': 0,
+      'epsilon': float(above) / float(below or 1), 'num_images': n, 'num_correct': 900,
+      'num_robust': left, 'num_robust_uint8': left, 'clean_accuracy': 900 / n, 'robust_accuracy': left / n,
+      'robust_accuracy_uint8': left / n, 'interval': metrics.binomial_interval(left, n), 'stages': ['apgd-ce'],
+      'survivors': {'apgd-ce': left}, 'seconds': {'apgd-ce': 1.0}, 'left_out': [],
+      'flags': ['square'] if ball == 'l2_1' else [], 'conditions_sha256': 64 * '7',
+    }  # fmt: skip
+    fixtures.write(run / 'results' / f'robustness_autoattack_{ball}.json', result)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+  """Two finished runs, whose attacks are written and not run; what is started."""
+  commands = []
+  for row in ('nominal', 'rlat'):
+    for seed in (0, 1):
+      folder = tmp_path / 'runs' / 'smoke' / row / f'seed{seed}'
+      fixtures.write_run(folder, factor=1 + seed / 2)
+      (folder / 'config.json').write_text(configs.to_json(configs.load(f'configs/{row}.py:smoke')))
+      write_robust(folder, 1000)
+  monkeypatch.setattr(runs, 'start', lambda *command: commands.append([*command]))
+  return commands
+
+
+def matrix(tmp_path, output, *flags):
+  unseen_attacks.main(['--scale=smoke', f'--workdir={tmp_path}/runs', f'--output={output}', *flags])
+
+
+def test_the_matrix_has_every_finished_run_under_the_same_attacks(tmp_path, output, trained):
+  matrix(tmp_path, output)
+  folders = [tmp_path / 'runs' / 'smoke' / row / f'seed{seed}' for row in ('rlat', 'nominal') for seed in (0, 1)]
+  assert [command[1] for command in trained] == [f'--workdir={folder}' for folder in folders for _ in range(4)]
+  assert all('--attack=autoattack' in command and '--allow_suspect' in command for command in trained)
+  text = (output / 'unseen_smoke.md').read_text()
+  # Clean errors of 4 and 6 %, 10 and 15 % under AdA: standard errors of two seeds are half of their difference.
+  numbers = '95.00 ± 1.00 | 87.50 ± 2.50 | 70.00 ± 0.00 | 10.00 ± 0.00 | 60.00 ± 0.00 | 20.00 ± 0.00 UNRELIABLE |'
+  assert f'| rlat | 0, 1 | {numbers}' in text
+  assert f'| nominal | 0, 1 | {numbers}' in text
+  assert 'AdA: nu 0.015, 2 steps; l_p: AutoAttack' in text
+  table = json.loads((output / 'unseen_smoke.json').read_text())
+  assert table['rlat']['1']['mce'] == pytest.approx(1.5 * table['rlat']['0']['mce'])
+  assert (output / 'unseen_smoke.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_another_number_of_images_is_asked_of_every_attack(tmp_path, output, trained):
+  matrix(tmp_path, output, '--rows=rlat', '--num_examples=100')
+  ada = [command for command in trained if '--evals=ada' in command]
+  assert [command[2:] for command in ada] == [['--evals=ada', '--config.eval_images=100', '--overwrite']] * 2
+  assert all('--num_examples=100' in command for command in trained if command not in ada)
+
+
+@pytest.mark.parametrize('row', ['rlat', 'l2_adversarial', 'trades', 'augmix', 'rlat_augmix'])
+def test_ada_is_the_same_for_every_run(row):
+  found, wanted = configs.load(f'configs/{row}.py:quickstart'), configs.load('configs/ada_edsr.py:smoke')
+  flags = unseen_attacks.ada_flags(found, wanted, None)
+  evaluated = configs.override(found, command_line.split_overrides(flags)[0])
+  configs.validate(evaluated)
+  assert all(evaluated.attack[name] == wanted.attack[name] for name in unseen_attacks.ADA_FIELDS)
+  assert evaluated.corruption_net == wanted.corruption_net
+  assert unseen_attacks.ada_flags(evaluated, wanted, None) == []
+
+
+@pytest.mark.parametrize(
+  'flags, said',
+  [
+    (['--scale=labtop'], "Unknown --scale 'labtop'"),
+    (['--scale=smoke', '--rows=nominall'], "Unknown row 'nominall'.*Did you mean 'nominal'"),
+    (['--scale=smoke', '--rows=nominal,augmix'], "smoke/augmix' holds no finished run; train it with"),
+    (['--scale=gpu'], "gpu/nominal_pat' holds no finished run"),
+  ],
+)
+def test_wrong_flags_of_the_matrix_are_one_line(tmp_path, output, trained, flags, said):
+  with pytest.raises(UserError, match=said):
+    unseen_attacks.main([*flags, f'--workdir={tmp_path}/runs', f'--output={output}'])
+  assert trained == []
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_attacked_and_drawn(tmp_path, output):
+  here = [f'--workdir={tmp_path}', f'--output={output}']
+  flags = ['--scale=smoke', '--rows=rlat', '--config.evals=clean,cifar10_c', *here]
+  subprocess.run([sys.executable, '-m', 'experiments.table3_perceptual', *flags], check=True)
+  flags = ['--scale=smoke', '--num_examples=16', *here]
+  subprocess.run([sys.executable, '-m', 'experiments.unseen_attacks', *flags], check=True)
+  entry = json.loads((output / 'unseen_smoke.json').read_text())['rlat']['0']
+  assert entry['accuracy'].keys() == set(unseen_attacks.COLUMNS)
+  assert entry['num_images'] == 16
