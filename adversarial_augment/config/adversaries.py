@@ -107,7 +107,7 @@ def _broken_rules_of_rlat(flat: Mapping[str, Any]) -> Iterator[str]:
 _EPSILON = Field(
   None,
   optional(fraction(0, 1e3)),
-  'radius of the ball of lp, for images in [0, 1]; in l_2 of that of rlat around the input, from which others follow',
+  'radius for images in [0, 1]: of the ball of lp, and of rlat the l_2 one of the input, from which its others follow',
 )
 ADVERSARIES: dict[str, Adversary] = {
   'ada': Adversary(

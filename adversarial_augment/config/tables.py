@@ -195,7 +195,9 @@ TRAIN: dict[str, Field] = {
   'attack.warmup_epochs': Field(0.0, number(0, 1e6), 'first epochs, which train on clean images'),
   'attack.microbatch': Field(None, optional(_IMAGES), 'most images attacked at a time on each device, to save memory'),
   'augment.before': Field(
-    ('pad_crop', 'flip'), names('pad_crop', 'flip', *AUGMIX), 'augmentations before the adversary, in order'
+    ('pad_crop', 'flip'),
+    names('pad_crop', 'flip', *AUGMIX),
+    'augmentations before the adversary, in order; AugMix is for rlat',
   ),
   'augment.after': Field(
     (),

@@ -42,7 +42,7 @@ class Panel(NamedTuple):
 PANELS = (
   Panel('Loss', {'loss': 'training'}),
   Panel('Accuracy', {'accuracy': 'training'}),
-  Panel('Loss under attack', {'attack_loss_start': 'at the random start', 'attack_loss_end': 'after the last step'}),
+  Panel('Loss under attack', {'attack_loss_start': 'at the start', 'attack_loss_end': 'after the last step'}),
   Panel('Mean SSIM, before any line search', {'ssim_mean': 'mean'}),
   Panel(
     'Images below the SSIM threshold',
