@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int | None:
     shared |= launch.facts('train', configs.to_json(config), about)
   num_devices = devices.virtual_devices(config.batch_size // count)
   if processes is None:
-    _check_workdir(config, arguments.workdir, _data(splits))
+    _check_workdir(config, arguments.workdir, _data(config, splits))
     if num_devices is not None:
       builders.check_parts(config, num_devices)
   mirroring.compilation_cache(arguments)
@@ -136,7 +136,7 @@ def _check(config: ConfigDict, workdir: Path, splits: dict[str, Dataset], test: 
   if config.tensorboard:
     run_log.check_tensorboard()
   origins = {split: dataset.provenance for split, dataset in splits.items()}
-  return {'data': _data(splits) | origins, **test.origins(), 'weights': builders.weights_sha256(config)}
+  return {'data': _data(config, splits) | origins, **test.origins(), 'weights': builders.weights_sha256(config)}
 
 
 def train(
@@ -162,7 +162,7 @@ def train(
   from adversarial_augment.training import train_step
 
   began, mesh, dataset = time.monotonic(), sharding.data_mesh(), splits['train']
-  with opening.open_run(workdir, config, _data(splits)) as stop:
+  with opening.open_run(workdir, config, _data(config, splits)) as stop:
     with progress.compiling(), progress.stage('making the networks', progress.log):
       recipe, phi = recipes.build(config, dataset, mesh)
       phi = sharding.replicate(mesh, phi)
@@ -193,13 +193,24 @@ def _report(workdir: Path) -> None:
     progress.log(f'warning: no report: {error}')
 
 
-def _data(splits: dict[str, Dataset]) -> dict[str, Any]:
-  """Returns what data.json says of the data: the hash of each split, the size of an image, the names of the classes."""
+def _data(config: ConfigDict, splits: dict[str, Dataset]) -> dict[str, Any]:
+  """Returns what data.json says of the data: the hash of each split, the size of an image, the names of the classes.
+
+  And the hash of the network that a perceptual adversary measures distances by, if there is one.
+  """
+  from adversarial_augment.evaluation import distances
+
   hashes = {split: dataset.provenance['sha256'] for split, dataset in splits.items() if 'sha256' in dataset.provenance}
-  return hashes | {
-    'image_shape': list(splits['train'].image_shape),
-    'class_names': list(splits['train'].class_names),
-  }
+  reference = distances.of_training(config)
+  measured = {} if reference is None else {'distance': reference.sha256}
+  return (
+    hashes
+    | measured
+    | {
+      'image_shape': list(splits['train'].image_shape),
+      'class_names': list(splits['train'].class_names),
+    }
+  )
 
 
 def _check_start(config: ConfigDict, workdir: Path) -> None:

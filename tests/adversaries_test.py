@@ -111,6 +111,7 @@ def test_the_config_of_an_entry_is_checked():
 @pytest.mark.parametrize('name', ADVERSARIES)
 def test_an_evaluation_under_attack_is_that_of_ada_whatever_the_training_has(name):
   balls = {'lp': {'attack.norm': 'linf', 'attack.epsilon': '8/255', 'attack.init': 'gaussian'}}
+  balls |= {'pat': {'attack.distance': 'self', 'attack.epsilon': '0.5', 'attack.batch_norm': 'running'}}
   own = (balls | {'rlat': {'attack.epsilon': '0.08'}}).get(name, {})
   config = configs.override(configs.base_config(), tiny.OVERRIDES | own | {'attack.name': name, 'evals': 'ada'})
   configs.validate(config)

@@ -125,3 +125,23 @@ def test_operations_like_the_test_corruptions_are_warned_of(after, warnings):
   found = [line for line in lines if line.startswith('warning: ')]
   assert len(found) == warnings
   assert all('augmix_all_ops' in line and 'contrast' in line for line in found)
+
+
+@pytest.mark.parametrize('variant', ['', 'quickstart', 'laptop', 'gpu', 'smoke'])
+def test_rows_of_perceptual_training_differ_in_their_adversary(variant):
+  nominal, pat_self, alexnet, linf, l2 = (
+    configs.load(f'configs/{name}.py:{variant}')
+    for name in ('nominal_pat', 'pat_self', 'pat_alexnet', 'linf_adversarial_pat', 'l2_adversarial_pat')
+  )
+  changed = lambda old, new: {line.partition(':')[0] for line in configs.differences(old, new)} - {'evals'}
+  pixels = {'attack.name', 'attack.epsilon', 'attack.batch_norm'}
+  assert changed(nominal, pat_self) - {'attack.num_steps'} == pixels | {'attack.distance'}
+  assert changed(nominal, linf) - {'attack.num_steps'} == pixels | {'attack.norm', 'attack.step_fraction'}
+  assert changed(pat_self, alexnet) == {'attack.distance', 'attack.epsilon'}
+  assert changed(linf, l2) == {'attack.norm', 'attack.epsilon', 'attack.step'}
+  assert linf.attack.step_fraction == pytest.approx(linf.attack.num_steps**-0.5)
+  for config in (pat_self, alexnet, linf, l2):
+    configs.validate(config)
+    assert config.attack.num_steps == {'': 10, 'smoke': 2}.get(variant, 5)
+  radii = [config.attack.epsilon for config in (pat_self, alexnet, linf, l2)]
+  assert radii == [0.5, 1.0, 8 / 255, 1.0]

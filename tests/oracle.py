@@ -68,6 +68,37 @@ def linf_attack(keys, logits_fn, images, labels, phi, *, epsilon, num_steps, fra
   return points, first, losses(points)
 
 
+def fast_lpa(keys, logits_fn, images, labels, phi, *, epsilon, num_steps, features=None):
+  """Fast-LPA from a start of normal draws, on the images that are classified correctly.
+
+  `features` takes phi and images; None: those of the classifier.
+  """
+  features = features or (lambda phi, points: logits_fn.stages(points))
+
+  def embed(points):
+    unit = lambda a: a / (jnp.sqrt((a**2).sum(-1, keepdims=True) + 1e-300) + 1e-10) / math.sqrt(a.shape[1] * a.shape[2])
+    return jnp.concatenate([unit(a).reshape(len(a), -1) for a in features(phi, points)], 1)
+
+  def margins(points):
+    logits = logits_fn(points)
+    others = jnp.where(jnp.arange(logits.shape[1])[None] == labels[:, None], -jnp.inf, logits)
+    return others.max(1) - logits[jnp.arange(len(labels)), labels]
+
+  norm = lambda x: jnp.sqrt((x.reshape(len(x), -1) ** 2).sum(1))
+  each = lambda x: x.reshape(-1, 1, 1, 1)
+  start, clean = embed(images), margins(images)
+  points = images + 0.01 * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
+  for t in range(num_steps):
+    weight, size = 10 * 0.1 ** (1 - t / num_steps), epsilon * 0.1 ** (t / num_steps)
+    loss = lambda x, weight=weight: weight * jnp.maximum(norm(embed(x) - start) - epsilon, 0) - margins(x)
+    gradient = jax.grad(lambda x, loss=loss: loss(x).sum())(points)
+    gradient = gradient / each(norm(gradient) + 1e-8)
+    speed = norm(embed(points) - embed(points - 0.1 * gradient)) / 0.1
+    points = jnp.clip(points - gradient * each(size / (speed + 1e-4)), 0, 1)
+  points = jnp.where(each(clean < 0), points, images)
+  return points, clean, margins(points)
+
+
 def train_step(
   state,
   images,
@@ -96,6 +127,8 @@ def train_step(
   options = {'is_training': False, 'test_local_stats': local_stats}
   of_part = lambda x: classifier.apply(params, model_state, None, x, **options)[0]
   logits_fn = lambda x: jnp.concatenate([of_part(part) for part in jnp.split(x, parts)])
+  activations = lambda x: classifier.apply(params, model_state, None, x, with_activations=True, **options)[0][1]
+  logits_fn.stages = lambda x: [value for name, value in activations(x).items() if name.startswith('stage')]
   corrupted, start, end = adversary(keys[:, 1], logits_fn, images, labels, phi)
   batch = jnp.concatenate([images, corrupted]) if trades else corrupted
 

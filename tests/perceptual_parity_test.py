@@ -27,7 +27,7 @@ torch = pytest.importorskip('torch', reason="torch is not installed; pip install
 
 NUM_IMAGES = 256
 NUM_STEPS = 20
-BOUNDS = {'fast_lpa': (0.3, 0.5, 0.7), 'lpa': (0.15, 0.2, 0.25), 'ppgd': (0.15, 0.2, 0.25)}
+BOUNDS = {'fast_lpa': (0.3, 0.5, 0.7), 'lpa': (0.12, 0.15, 0.2), 'ppgd': (0.12, 0.15, 0.2)}
 RADIUS = 8 / 255  # of the training, so that some images withstand
 CLASSIFIER, OTHER = 0, 1  # seeds
 

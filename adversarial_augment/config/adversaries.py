@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from adversarial_augment.checks import too_large_radius
-from adversarial_augment.config.fields import Field, choice, clash, fraction, labels, number, optional, spell
+from adversarial_augment.config.fields import Field, choice, clash, fraction, labels, number, optional, spell, text
 
 NUM_OFFSETS = 8  # of phi, whose mixtures `advmix` searches
 _BUILDERS = 'adversarial_augment.training.builders'
 _TRADES = 'arXiv 1901.08573'
 _RLAT = 'arXiv 2103.02325'
+_PAT = 'arXiv 2006.12655'
 
 
 def _steps(attack: Mapping[str, Any]) -> str:
@@ -104,10 +105,36 @@ def _broken_rules_of_rlat(flat: Mapping[str, Any]) -> Iterator[str]:
     yield clash(flat, 'augment.after', 'attack.name', reason, remedy)
 
 
+def _strength_of_pat(attack: Mapping[str, Any]) -> str:
+  of = {'self': 'its own features', 'alexnet': 'AlexNet'}[attack['distance']]
+  return f'epsilon {attack["epsilon"]:g} in the distance of {of}, {_steps(attack)}'
+
+
+def _broken_rules_of_pat(flat: Mapping[str, Any]) -> Iterator[str]:
+  if flat['attack.distance'] is None or not flat['attack.epsilon']:
+    ball = spell(flat, 'attack.distance', 'attack.epsilon')
+    yield (
+      f'config.attack.name=pat must have a ball, but {ball}; set for example --config.attack.distance=self '
+      '--config.attack.epsilon=0.5.'
+    )
+  if flat['attack.distance_from'] is not None and flat['attack.distance'] != 'alexnet':
+    remedy = 'config.attack.distance_from=none, or config.attack.distance=alexnet'
+    yield clash(flat, 'attack.distance_from', 'attack.distance', 'which has no file', remedy)
+  if not flat['attack.num_steps']:
+    yield f'{spell(flat, "attack.num_steps")} must be at least 1 with config.attack.name=pat.'
+  if flat['attack.beta_mode'] != 'example':
+    reason = 'where each image has a ball of its own'
+    yield clash(flat, 'attack.beta_mode', 'attack.name', reason, 'config.attack.beta_mode=example')
+  if flat['attack.distance'] == 'self' and flat['attack.batch_norm'] != 'running':
+    reason = 'by which the distance of two images would depend on others'
+    yield clash(flat, 'attack.batch_norm', 'attack.distance', reason, 'config.attack.batch_norm=running')
+
+
 _EPSILON = Field(
   None,
   optional(fraction(0, 1e3)),
-  'radius for images in [0, 1]: of the ball of lp, and of rlat the l_2 one of the input, from which its others follow',
+  'radius for images in [0, 1]: of the ball of lp, and of rlat the l_2 one of the input, from which its others follow; '
+  'of pat in its distance',
 )
 ADVERSARIES: dict[str, Adversary] = {
   'ada': Adversary(
@@ -159,6 +186,28 @@ ADVERSARIES: dict[str, Adversary] = {
       'attack.layers': Field(None, optional(labels('layers')), 'that rlat moves: input, stem, stage1, ...; None: all'),
     },
     broken_rules=_broken_rules_of_rlat,
+  ),
+  'pat': Adversary(
+    meaning=f'moves pixels within a ball of a perceptual distance, by Fast-LPA ({_PAT})',
+    builder='adversarial_augment.evaluation.distances:pat',
+    moves='pixels',
+    method=lambda attack: f'by perceptual adversarial training ({_PAT}), {_strength_of_pat(attack)}',
+    strength=_strength_of_pat,
+    fields={
+      'attack.epsilon': _EPSILON,
+      'attack.distance': Field(
+        None,
+        optional(choice('self', 'alexnet')),
+        'of pat: of the features of the classifier in training, or of a fixed AlexNet',
+      ),
+      'attack.distance_from': Field(
+        None,
+        optional(text('a path')),
+        'classifier.safetensors of that AlexNet, or the workdir of a run that has been exported; None: the small one '
+        'that ships',
+      ),
+    },
+    broken_rules=_broken_rules_of_pat,
   ),
 }
 _NOMINAL = Adversary('is nominal', builder='', moves='nothing', method=lambda attack: 'without an adversary')

@@ -271,7 +271,7 @@ ADDED: dict[str, Any] = {
   'attack.epsilon': None, 'attack.trades': 0.0, 'corrupted_images': None,
   'classifier.mean': None, 'classifier.std': None, 'freeze': 'none', 'optimizer.head_learning_rate': None,
   'classifier.stem_stride': None, 'optimizer.schedule': 'cosine', 'optimizer.drops': (), 'optimizer.clip': None,
-  'attack.layers': None,
+  'attack.layers': None, 'attack.distance': None, 'attack.distance_from': None,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

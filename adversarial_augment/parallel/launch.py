@@ -22,7 +22,14 @@ from adversarial_augment.parallel import peers
 _NUMBER = 'the number of processes'
 _INITIALIZE = 300  # seconds for JAX, when all have come
 _FOREVER = 10**6  # seconds without a heartbeat of JAX's own: it would abort, and name nobody
-_PATHS = ('data_dir', 'frost_dir', 'init_from', 'corruption_net.weights', 'output')  # each process has its own
+_PATHS = (
+  'data_dir',
+  'frost_dir',
+  'init_from',
+  'corruption_net.weights',
+  'attack.distance_from',
+  'output',
+)  # each process has its own
 
 
 class Processes(NamedTuple):

@@ -1,0 +1,23 @@
+"""Adversarial training within l_2 balls of radius 1, in the recipe of PAT (Laidlaw et al., arXiv 2006.12655).
+
+  python -m adversarial_augment.train --config=configs/l2_adversarial_pat.py                # CIFAR-10, ResNet-50
+  python -m adversarial_augment.train --config=configs/l2_adversarial_pat.py:quickstart     # embedded images
+  python -m adversarial_augment.train --config=configs/l2_adversarial_pat.py:laptop         # CIFAR-10, a small network
+  python -m adversarial_augment.train --config=configs/l2_adversarial_pat.py:gpu            # ResNet-18, one GPU
+  python -m adversarial_augment.train --config=configs/l2_adversarial_pat.py:smoke          # two steps, for tests
+
+A row of Table 3 of arXiv 2104.01086, mCE 21.83 %, clean error 15.00 %, by Laidlaw et al. Everything but the ball and
+its steps, normalised gradients, is as in linf_adversarial_pat.py.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("linf_adversarial_pat.py")}:{variant}')
+  config.attack.update(norm='l2', epsilon=1.0, step='l2')
+  return config
