@@ -32,9 +32,10 @@ Each evaluation writes WORKDIR/results/NAME.json and NAME.csv. Results that exis
 replaces those that have other images, settings or versions. If it is stopped, the same command resumes evaluations on
 corruptions and attacks; --overwrite starts a stopped attack over.
 
-With --attack, the classifier is attacked within l_p balls instead. The number of survivors is shown after each stage,
-and the robust accuracy is written to WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json. If a check of the classifier
-or of the attacks fails, the number is marked UNRELIABLE and the exit code is 3."""
+With --attack, the classifier is attacked within l_p balls or those of a perceptual distance instead. The number of
+survivors is shown after each stage, and the robust accuracy is written to
+WORKDIR/results/robustness_ATTACK_NORM_EPSILON.json, where NORM can be a distance. If a check of the classifier or the
+attacks fails, the number is marked UNRELIABLE and the exit code is 3."""
 
 _EVALUATIONS = ', '.join(f'{name} ({entry.meaning})' for name, entry in EVALUATIONS.items())
 _EPILOG = f"""examples:
@@ -43,12 +44,15 @@ _EPILOG = f"""examples:
   python -m adversarial_augment.evaluate --workdir=runs/ada --evals=ada --config.attack.nu=0.03 --overwrite
   python -m adversarial_augment.evaluate --workdir=runs/ada --attack=autoattack --norm=linf --epsilon=8/255
   python -m adversarial_augment.evaluate --workdir=runs/ada --attack=table2 --num_examples=1000
+  python -m adversarial_augment.evaluate --workdir=runs/ada --attack=perceptual --distance=alexnet --epsilon=0.5
 
 evaluations: {_EVALUATIONS}.
 Corrupted images are read from DATA_DIR/DATASET_c if `prepare cifar10_c` has written them, or generated in memory.
 
 attacks: autoattack (standard), autoattack_plus, paper (AutoAttack & MultiTargeted as in arXiv 2104.01086),
-multitargeted, pgd; table2 is `paper` within the balls of Table 2 there: l2 0.5 and 1, linf 1/255, 2/255 and 4/255.
+multitargeted, pgd; table2 is `paper` within the balls of Table 2 there: l2 0.5 and 1, linf 1/255, 2/255 and 4/255;
+perceptual is LPA and PPGD (arXiv 2006.12655) within a ball of the distance of an AlexNet's features, or, not for
+comparisons, of the classifier's own.
 
 exit codes: 0 done, 2 wrong input, 3 a number is NaN or UNRELIABLE (0 with --allow_suspect), 4 no usable checkpoint,
 5 disk full or not writable, 75 stopped by a signal, or another process was lost (run the same command again, without
@@ -106,7 +110,7 @@ def _resolve(trained: ConfigDict, arguments: argparse.Namespace, overrides: Mapp
     if arguments.attack is not None and name not in _ATTACKED_FIELDS:
       raise UserError(
         f'config.{name} has no effect with --attack; leave it out (these can change: {", ".join(_ATTACKED_FIELDS)}; '
-        'the attack has --norm, --epsilon and --num_examples).'
+        'the attack has --norm or --distance, --epsilon and --num_examples).'
       )
     if not are_read(name):
       raise UserError(
@@ -159,7 +163,12 @@ def _check(config: ConfigDict, images: 'Images', request: attack_request.Request
 
   about = {'data': {'test': images.dataset.provenance}, **images.origins()}
   if request is not None:
-    return about | {'attack': request._replace(surrogate=None)._asdict()}
+    measured = {}
+    if request.balls[0].norm == 'alexnet':
+      from adversarial_augment.evaluation import distances
+
+      measured = {'distance': distances.load(request.distance_from, '--distance_from', 'float32').sha256}
+    return about | measured | {'attack': request._replace(surrogate=None, distance_from=None)._asdict()}
   builders.check_adversary(config, images.dataset.image_shape)
   return about | {'weights': builders.weights_sha256(config)}
 

@@ -29,6 +29,7 @@ from adversarial_augment.storage import artifact, files, outcomes, untrusted
 
 Result = Mapping[str, Any]
 
+DISTANCES = ('self', 'alexnet')  # which attacks can have for a norm
 START = 'init_from.json'  # where the first parameters of a run come from
 SEGMENTS = 'segments.json'  # the starts of a run that made its steps
 AUDIT = 'audit.json'  # beside the results of a model that was made elsewhere: which one
@@ -277,7 +278,7 @@ _ATTACKED = _record(
   num_images=Positive,
   origin=_Origin,
   attack=Text,
-  norm=Annotated[str, _one_of('linf', 'l2')],
+  norm=Annotated[str, _one_of('linf', 'l2', *DISTANCES)],
   epsilon=_Seconds,
   epsilon_text=Text,
   num_correct=Count,

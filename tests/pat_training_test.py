@@ -43,6 +43,7 @@ def test_steps_on_1_and_on_8_devices_equal_the_oracle(options, num_devices):
   assert all(got['finite'] and got['distance'] > 0.01 for got in metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('quick_compile')
 def test_two_steps_to_the_report(tmp_path, capsys):
   train.main([SMOKE.format('self'), f'--workdir={tmp_path}/w'])
@@ -77,7 +78,7 @@ def test_a_wrong_file_is_one_line_before_anything_starts(tmp_path):
   rig, flag = trainer.Rig(tmp_path), '--config.attack.distance_from={}'
   (tmp_path / 'run').mkdir()
   for given, message in (
-    (tmp_path / 'none.safetensors', 'No such file'),
+    (tmp_path / 'none.safetensors', 'is no file; name a classifier.safetensors of an AlexNet'),
     (tmp_path / 'run', 'has no export/classifier.safetensors; make it with python -m adversarial_augment.export'),
   ):
     run = rig.start(tmp_path / 'w', flag.format(given), base=(SMOKE.format('alexnet'),))

@@ -293,7 +293,7 @@ def test_every_attack_has_its_row_its_stages_and_its_curve(folder, drawn):
   assert 'Robust accuracy' not in page(folder).text
   fixtures.write_attacks(folder)
   found = page(folder)
-  rows = found.table('Accuracy under l_p attacks in %')
+  rows = found.table('Accuracy under attacks in %')
   assert {(row[1], row[2]): row[4:] for row in rows[1:]} == {
     ('autoattack, l_inf', '2/255'): ['96.00', '64.00', '60.98', '66.92', '65.00'],
     ('autoattack, l_inf', '8/255'): ['96.00', '7.50', '6.03', '9.30', '8.50'],
@@ -333,7 +333,7 @@ def test_a_run_that_changed_its_devices_names_all_of_them(folder):
 def test_a_suspect_number_is_marked(folder):
   fixtures.write_attacks(folder, flags=('zero_gradients',))
   found = page(folder)
-  assert {row[3] for row in found.table('Accuracy under l_p attacks in %')[1:]} == {'UNRELIABLE: zero_gradients'}
+  assert {row[3] for row in found.table('Accuracy under attacks in %')[1:]} == {'UNRELIABLE: zero_gradients'}
   assert 'Unreliable: run (zero_gradients)' in found.text
 
 

@@ -67,7 +67,11 @@ def perceptual(
     value per image: `success` (misclassified within the ball), `margin` and `distance` of what is returned, and
     `clean_margin`, of the image.
   """
-  search = _search('perceptual', distance, epsilon, num_steps, projection, method)
+  search = _search('perceptual', epsilon, num_steps, projection, method)
+  if isinstance(distance, str) and distance != SELF:
+    raise UserError(f"distance={show(distance)} of attacks.perceptual must be a function, or 'self'.")
+  if method == 'ppgd' and not (distance == SELF or isinstance(distance, FeatureDistance)):
+    raise UserError("method='ppgd' linearises features; make its distance by attacks.feature_distance.")
 
   @fast_in_loops
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
@@ -89,19 +93,24 @@ def perceptual(
 
 def restarted_perceptual(
   *,
-  distance: Distance | str,
+  distance: Callable[[PyTree], Distance | str],
   epsilon: float,
+  method: str,
   num_steps: int | None = None,
-  projection: str | None = None,
-  method: str = 'lpa',
   restarts: int = 1,
 ) -> RestartedAttack:
-  """Makes the same attack for a suite, each restart with a start of its own; see `perceptual`."""
-  search = _search('restarted_perceptual', distance, epsilon, num_steps, projection, method)
+  """Makes the same attack for a suite, projected by Newton's method; each restart has a start of its own.
+
+  Args:
+    distance: `frozen` of the attack -> the distance, see `perceptual`.
+    epsilon, method, num_steps: as there.
+    restarts: tries.
+  """
+  search = _search('restarted_perceptual', epsilon, num_steps, 'newton', method)
   check_numbers('restarted_perceptual', {'restarts': restarts})
 
   def one(given: Restart) -> AttackResult:
-    view = make_view(distance, given.logits_fn)
+    view = make_view(distance(given.frozen), given.logits_fn)
     points = search(Ball(view, given.images, view.locate(given.images), epsilon), given.keys, given.labels)
     return attack_result(given.logits_fn(points), points, given.labels)
 
@@ -175,7 +184,7 @@ def starts(keys: Key, images: Array) -> Array:
 
 
 def _search(
-  attack: str, distance: Distance | str, epsilon: float, num_steps: int | None, projection: str | None, method: str
+  attack: str, epsilon: float, num_steps: int | None, projection: str | None, method: str
 ) -> Callable[[Ball, Key, Array], Array]:
   """Returns the search of a method: (ball, keys, labels) -> points; raises UserError for wrong arguments."""
   chosen = checks.lookup(METHODS, method, 'method')
@@ -184,10 +193,6 @@ def _search(
   check_numbers(attack, {'num_steps': steps})
   if not isinstance(epsilon, numbers.Real) or not 0 < epsilon < math.inf:
     raise UserError(f'epsilon={show(epsilon)} of attacks.{attack} must be a finite number above 0, such as 0.5.')
-  if isinstance(distance, str) and distance != SELF:
-    raise UserError(f"distance={show(distance)} of attacks.{attack} must be a function, or 'self'.")
-  if method == 'ppgd' and not (distance == SELF or isinstance(distance, FeatureDistance)):
-    raise UserError("method='ppgd' linearises features; make its distance by attacks.feature_distance.")
   return lambda ball, keys, labels: chosen.search(
     ball, labels, starts(keys, ball.images), steps, functools.partial(project, ball)
   )

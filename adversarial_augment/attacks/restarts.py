@@ -60,6 +60,7 @@ class Restart(NamedTuple):
   labels: Array  # int32 [n]
   targets: Any  # int32 [n], the classes to aim at; None for attacks without
   clean: AttackResult  # the images as they are
+  frozen: PyTree = None  # what the attack is given as its last argument
 
 
 def restarted(search: Callable[[Restart], AttackResult], restarts: int, num_targets: int = 0) -> RestartedAttack:
@@ -75,7 +76,7 @@ def restarted(search: Callable[[Restart], AttackResult], restarts: int, num_targ
       clean = attack_result(logits, images, labels)
       targets = ranked_target(logits, labels, index % num_targets, num_targets) if num_targets else None
       number, own = index // max(num_targets, 1), restart_keys(keys, index)
-      return better(clean, search(Restart(number, own, logits_fn, images, labels, targets, clean)))
+      return better(clean, search(Restart(number, own, logits_fn, images, labels, targets, clean, frozen)))
 
     return attack
 

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adversarial_augment.attacks.lp_ball import NORMS
 from adversarial_augment.attacks.restarts import RestartedAttack
 
 ALIVE = np.iinfo(np.int32).max  # in `SuiteState.broken_in`
 _SMALL = 4  # the smaller batch is this part of the larger one
+_ROUNDING = 1e-4  # of a perceptual distance, which another program computes in another order
+_OUTSIDE = np.finfo(np.float32).min  # the margin of an image outside the ball
 
 
 class Stage(NamedTuple):
@@ -29,7 +32,7 @@ class Problem(NamedTuple):
 
   images: np.ndarray  # float [n, h, w, c] in [0, 1]
   labels: np.ndarray  # int32 [n]
-  norm: str
+  norm: str  # 'linf' or 'l2'; otherwise `Programs.distances` measures
   epsilon: float
 
 
@@ -43,6 +46,7 @@ class Programs(NamedTuple):
   multiple: int = 1  # every m is one of this
   compile: Callable[[int, int], Any] = lambda index, size: None  # stage, m: makes what `attack` calls, where it can
   again: Callable[[int, int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None  # `attack` in float32
+  distances: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # images twice, [batch_size, ...] -> [m]
 
 
 class SuiteState(NamedTuple):
@@ -143,7 +147,12 @@ def _attack(
 
   def by(attack: Callable, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images, taken = (x[: len(part)] for x in attack(index, inner, padded(part, _batch_size(len(part), programs))))
-    return images, compute_margins(programs, images, problem.labels[part]), taken
+    margins = compute_margins(programs, images, problem.labels[part])
+    if programs.distances is not None:  # it decides what is within the ball, too
+      size = programs.batch_size
+      found = programs.distances(padded(problem.images[part], size), padded(images, size))[: len(part)]
+      margins = np.where(found <= problem.epsilon * (1 + _ROUNDING), margins, _OUTSIDE)
+    return images, margins, taken
 
   images, margins, taken = by(programs.attack, part)
   denied = np.flatnonzero(taken & (margins < 0))
@@ -157,8 +166,9 @@ def _keep(
   problem: Problem, state: SuiteState, part: np.ndarray, found: np.ndarray, margins: np.ndarray, number: int
 ) -> None:
   """Keeps the images whose margins are higher than before."""
-  far = distances(problem.norm, found, problem.images[part]) > problem.epsilon * (1 + 1e-6) + 1e-7
-  assert not far.any(), f'an attack has left the ball of radius {problem.epsilon}'
+  if problem.norm in NORMS:
+    far = distances(problem.norm, found, problem.images[part]) > problem.epsilon * (1 + 1e-6) + 1e-7
+    assert not far.any(), f'an attack has left the ball of radius {problem.epsilon}'
   assert ((found >= 0) & (found <= 1)).all(), 'an attack has left the box [0, 1]'
   state.num_nan[...] += (~np.isfinite(margins)).sum()
   stronger = margins > state.margins[part]

@@ -13,7 +13,9 @@ from adversarial_augment import checks, threefry
 from adversarial_augment.attacks import inputs, suite_runner
 from adversarial_augment.attacks.apgd import apgd
 from adversarial_augment.attacks.fab import fab
+from adversarial_augment.attacks.feature_distance import Distance
 from adversarial_augment.attacks.lp_ball import check_ball
+from adversarial_augment.attacks.perceptual import restarted_perceptual
 from adversarial_augment.attacks.pgd import multitargeted, pgd
 from adversarial_augment.attacks.restarts import attack_result, check_numbers
 from adversarial_augment.attacks.square import square
@@ -26,6 +28,7 @@ _PROBED = 8  # images whose logits tell whether the compiled function is still t
 
 _TARGETS = 9  # the most likely wrong classes, at most
 _LONGER_TARGETS = 3
+_FARTHEST = 10.0  # beyond any distance of features: of five layers it is at most 2 sqrt(5)
 _QUERIES = 1000  # of Square beside a suite that has none
 
 # Steps and queries are those of their defaults.
@@ -41,6 +44,8 @@ _ATTACKS: dict[str, Callable] = {
 _TARGETED = ('apgd-t', 'fab-t', 'multitargeted')
 _CLASSES = {'apgd-dlr': 3, 'apgd-t': 4}  # whose logits the losses divide by; others need 2
 
+DistanceOf = Callable[[PyTree], Distance | str]  # `frozen` -> see `perceptual`
+
 # Suite -> stage -> restarts.
 SUITES: dict[str, dict[str, int]] = {
   'pgd': {'pgd': 5},
@@ -48,6 +53,7 @@ SUITES: dict[str, dict[str, int]] = {
   'autoattack': {'apgd-ce': 1, 'apgd-t': 1, 'fab-t': 1, 'square': 1},
   'autoattack_plus': {'apgd-ce': 5, 'apgd-dlr': 5, 'apgd-t': 1, 'fab-t': 5, 'square': 1},
   'paper': {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 20, 'square': 1},
+  'perceptual': {'lpa': 1, 'ppgd': 1},
 }
 
 
@@ -145,7 +151,9 @@ def _compile(logits_fn: LogitsFn, images: np.ndarray, known: _Compiled | None) -
   return _Compiled(logits_fn, logits, attack_batch, margins)
 
 
-def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[Stage, ...]:
+def stages(
+  suite: str, *, norm: str, epsilon: float, num_classes: int, distance: DistanceOf | None = None
+) -> tuple[Stage, ...]:
   """Returns the attacks of a suite, in order.
 
   - `autoattack`: the standard AutoAttack (Croce and Hein 2020, arXiv 2003.01690): APGD on the cross-entropy, 100 steps;
@@ -158,16 +166,20 @@ def stages(suite: str, *, norm: str, epsilon: float, num_classes: int) -> tuple[
     1910.09338) on margins, 20 restarts of 200 steps; Square, 5000 queries. FAB is no part of it.
   - `multitargeted`: that MultiTargeted alone.
   - `pgd`: projected gradient ascent on the cross-entropy (arXiv 1706.06083), 5 restarts of 40 steps.
+  - `perceptual`: LPA and PPGD (arXiv 2006.12655), 40 steps each, in a ball of `distance`; `norm` is not used.
 
   The DLR loss divides by differences of the third largest logit, the targeted one by those of the fourth: with fewer
   classes than that, their stages are left out, which `left_out` names.
   """
   table = checks.lookup(SUITES, suite, 'attack')
-  epsilon = check_ball(norm, epsilon)
+  if distance is None:
+    epsilon = check_ball(norm, epsilon)
   if num_classes < 2:
     raise UserError(f'num_classes={num_classes} must be at least 2: an attack needs a class to aim at.')
 
   def made(name: str, restarts: int) -> Stage:
+    if distance is not None:
+      return Stage(name, restarted_perceptual(distance=distance, epsilon=epsilon, method=name, restarts=restarts))
     targets = {'num_targets': min(_TARGETS, num_classes - 1)} if name in _TARGETED else {}
     return Stage(name, _ATTACKS[name](norm=norm, epsilon=epsilon, restarts=restarts, **targets))
 
@@ -179,8 +191,10 @@ def left_out(suite: str, num_classes: int) -> tuple[str, ...]:
   return tuple(name for name in SUITES[suite] if num_classes < _CLASSES.get(name, 2))
 
 
-def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
+def longer(suite: str, *, norm: str, epsilon: float, num_classes: int, distance: DistanceOf | None = None) -> Stage:
   """Returns an attack of more steps than those of a suite: where it breaks what they left, they had not converged."""
+  if distance is not None:
+    return Stage('longer', restarted_perceptual(distance=distance, epsilon=epsilon, method='lpa', num_steps=80))
   ball: dict[str, Any] = {'norm': norm, 'epsilon': epsilon}
   targets = min(_LONGER_TARGETS, num_classes - 1)
   if suite == 'pgd':
@@ -196,7 +210,7 @@ def longer(suite: str, *, norm: str, epsilon: float, num_classes: int) -> Stage:
 
 def black_box(suite: str, *, norm: str, epsilon: float) -> Stage | None:
   """Returns Square, for a suite that does without: it sees no gradients, so that nothing can hide them from it."""
-  if 'square' in SUITES[suite]:
+  if 'square' in SUITES[suite] or suite == 'perceptual':
     return None
   return Stage('square', square(norm=norm, epsilon=epsilon, num_queries=_QUERIES))
 
@@ -206,7 +220,10 @@ def transfer(norm: str, epsilon: float) -> Stage:
   return Stage('transfer', pgd(norm=norm, epsilon=epsilon, num_steps=100, loss='margin'))
 
 
-def far(norm: str, image_shape: Sequence[int]) -> tuple[float, Stage]:
+def far(norm: str, image_shape: Sequence[int], distance: DistanceOf | None = None) -> tuple[float, Stage]:
   """Returns a radius within which every image can become any other, and an attack within it."""
+  if distance is not None:
+    attack = restarted_perceptual(distance=distance, epsilon=_FARTHEST, method='lpa', restarts=2)
+    return _FARTHEST, Stage('far', attack)
   epsilon = 1.0 if norm == 'linf' else math.sqrt(math.prod(image_shape))
   return epsilon, Stage('far', apgd(norm=norm, epsilon=epsilon, restarts=2))

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from adversarial_augment import checks
+from adversarial_augment import checks, results
 from adversarial_augment.config import fields
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import files
@@ -17,12 +17,15 @@ TABLE2 = 'table2'  # of arXiv 2104.01086
 TABLE2_SUITE = 'paper'
 TABLE2_BALLS = (('l2', '0.5'), ('l2', '1'), ('linf', '1/255'), ('linf', '2/255'), ('linf', '4/255'))
 # Of `suites.SUITES`, and the table; --help lists them without JAX.
-ATTACKS = ('autoattack', 'autoattack_plus', 'multitargeted', 'paper', 'pgd', TABLE2)
-_ONLY_WITH_ATTACK = ('norm', 'epsilon', 'num_examples', 'seed', 'save_images', 'surrogate', 'allow_suspect')
+PERCEPTUAL = 'perceptual'
+ATTACKS = ('autoattack', 'autoattack_plus', 'multitargeted', 'paper', 'pgd', TABLE2, PERCEPTUAL)
+_ONLY_WITH_ATTACK = (
+  'norm', 'epsilon', 'distance', 'distance_from', 'num_examples', 'seed', 'save_images', 'surrogate', 'allow_suspect',
+)  # fmt: skip
 
 
 class Ball(NamedTuple):
-  norm: str
+  norm: str  # of `lp_ball.NORMS`, or of `results.DISTANCES`
   epsilon: float
   text: str  # of epsilon, such as 8/255
 
@@ -37,14 +40,19 @@ class Request(NamedTuple):
   save_images: bool
   surrogate: Path | None  # another run, whose adversarial images are tried
   allow_suspect: bool
+  distance_from: str | None = None  # of the network that measures the distance 'alexnet'; None: the one that ships
 
 
-def add(parser: argparse.ArgumentParser, title: str = 'l_p attacks, instead of --evals') -> None:
+def add(parser: argparse.ArgumentParser, title: str = 'attacks, instead of --evals') -> None:
   """Adds the flags."""
   group = parser.add_argument_group(title)
   group.add_argument('--attack', metavar='NAME', help=', '.join(ATTACKS))
   group.add_argument('--norm', metavar='NORM', help='linf or l2')
   group.add_argument('--epsilon', metavar='RADII', help='for images in [0, 1], such as 8/255 or 1/255,2/255,4/255')
+  group.add_argument('--distance', metavar='NAME', help='for --attack=perceptual: alexnet, or self, of the classifier')
+  group.add_argument(
+    '--distance_from', metavar='PATH', help='classifier.safetensors of that AlexNet; default: a small one'
+  )
   group.add_argument(
     '--num_examples', type=integer(1), metavar='N', help='attack the first N test images; default: all'
   )
@@ -82,6 +90,8 @@ def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Reque
   if not beside_evals and arguments.evals is not None:
     raise UserError('--attack and --evals cannot go together; run one after the other.')
   checks.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
+  if arguments.attack == PERCEPTUAL and arguments.surrogate is not None:
+    raise UserError(f'--surrogate cannot go with --attack={PERCEPTUAL}; leave it out.')
   if arguments.surrogate == '':
     raise UserError('--surrogate= must name the workdir of a run; name one, or leave it out.')
   return Request(
@@ -92,12 +102,15 @@ def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Reque
     arguments.save_images,
     arguments.surrogate and files.user_path(arguments.surrogate, '--surrogate'),
     arguments.allow_suspect,
+    arguments.distance_from,
   )
 
 
 def first_examples(request: Request, test: Dataset) -> Dataset:
   """Returns the part of a test set that is attacked; raises UserError for too many images or too large a ball."""
   for ball in request.balls:
+    if ball.norm in results.DISTANCES:
+      continue
     if wrong := checks.too_large_radius(ball.norm, ball.epsilon, math.prod(test.image_shape)):
       raise UserError(f'--epsilon={ball.text} with --norm={ball.norm} {wrong}')
   number = request.num_examples or test.num_examples
@@ -108,14 +121,23 @@ def first_examples(request: Request, test: Dataset) -> Dataset:
 
 def _balls(arguments: argparse.Namespace) -> tuple[Ball, ...]:
   if arguments.attack == TABLE2:
-    for name in ('norm', 'epsilon'):
+    for name in ('norm', 'epsilon', 'distance', 'distance_from'):
       if getattr(arguments, name) is not None:
         raise UserError(f'--attack={TABLE2} sets --{name} itself; leave it out, or name another attack.')
     return tuple(_ball(norm, text) for norm, text in TABLE2_BALLS)
-  for name, example in (('norm', 'linf'), ('epsilon', '8/255')):
+  is_perceptual = arguments.attack == PERCEPTUAL
+  kind, other = ('distance', 'norm') if is_perceptual else ('norm', 'distance')
+  examples = {'norm': 'linf', 'distance': 'alexnet', 'epsilon': '0.5' if is_perceptual else '8/255'}
+  for name in (kind, 'epsilon'):
     if not getattr(arguments, name):
-      raise UserError(f'--attack={arguments.attack} needs --{name}, for example --{name}={example}.')
-  return tuple(_ball(arguments.norm, text.strip()) for text in arguments.epsilon.split(','))
+      raise UserError(f'--attack={arguments.attack} needs --{name}, for example --{name}={examples[name]}.')
+  if getattr(arguments, other) is not None:
+    raise UserError(f'--{other} cannot go with --attack={arguments.attack}, which has --{kind}; leave it out.')
+  if is_perceptual:
+    checks.lookup(dict.fromkeys(results.DISTANCES), arguments.distance, '--distance')
+  if arguments.distance_from is not None and arguments.distance != 'alexnet':
+    raise UserError(f"--distance_from='{arguments.distance_from}' needs --distance=alexnet; leave it out, or add that.")
+  return tuple(_ball(getattr(arguments, kind), text.strip()) for text in arguments.epsilon.split(','))
 
 
 def _ball(norm: str, text: str) -> Ball:
@@ -128,5 +150,8 @@ def _ball(norm: str, text: str) -> Ball:
     epsilon = math.nan
   if math.isnan(epsilon):
     raise UserError(f'--epsilon={show(text)} must be a number or a fraction without a sign, such as 0.5 or 8/255.')
-  check_ball(norm, epsilon)
+  if norm not in results.DISTANCES:
+    check_ball(norm, epsilon)
+  elif not 0 < epsilon < math.inf:
+    raise UserError(f'--epsilon={show(text)} of a perceptual distance must be above 0 and finite, such as 0.5.')
   return Ball(norm, epsilon, '/'.join(repr(float(part)).removesuffix('.0') for part in text.split('/')))

@@ -19,13 +19,14 @@ from adversarial_augment.classifiers import reorder_outputs
 from adversarial_augment.cli import progress
 from adversarial_augment.datasets import classes
 from adversarial_augment.errors import UserError
-from adversarial_augment.evaluation import reuse, robustness, unfinished
+from adversarial_augment.evaluation import distances, reuse, robustness, unfinished
 from adversarial_augment.evaluation.attack_request import Ball, Request
 from adversarial_augment.evaluation.robustness import Classifier
 from adversarial_augment.parallel import processes, sharding
 from adversarial_augment.storage import artifact, run_directory
 from adversarial_augment.types import Dataset
 
+_SELF_BOUNDED = f'  {"":<20} in its own distance, which is another one for each classifier: not for comparisons'
 SUSPECT = 3  # exit code: a number that cannot be relied on, as one that became NaN
 
 
@@ -53,6 +54,9 @@ def attack(
     surrogate, other = _surrogate(config, request.surrogate, test, classifier.mesh)
     classifier = classifier._replace(surrogate=surrogate)
     about = {**about, 'surrogate_sha256': other.sha256}
+  if request.balls[0].norm == 'alexnet':
+    measure = distances.load(request.distance_from, '--distance_from', 'float32')
+    classifier = classifier._replace(measure=measure)
   suspect = False
   for ball in request.balls:
     result = _Attack(classifier, workdir / 'results', test, request, ball, about).result(overwrite)
@@ -90,12 +94,23 @@ class _Attack:
     self._classifier, self._test, self._request, self._ball, self._about = classifier, test, request, ball, about
     self._folder, self._name = folder, results.robustness_name(request.suite, ball.norm, ball.text)
     self._result, self._images, self._state = (folder / f'{self._name}.{kind}' for kind in ('json', 'npz', 'sweep'))
+    self._distance = self._what_measures()
     self._conditions = self._what_determines_the_result()
+
+  def _what_measures(self) -> dict[str, Any]:
+    """Returns what the result says of a perceptual distance; {} for l_p balls."""
+    if self._ball.norm not in results.DISTANCES:
+      return {}
+    if (measure := self._classifier.measure) is None:
+      return {'distance': {'network': 'self', 'self_bounded': True}}
+    about = {'network': self._ball.norm, 'self_bounded': False, 'file': measure.file, 'sha256': measure.sha256}
+    return {'distance': about}
 
   def _what_determines_the_result(self) -> dict[str, Any]:
     origin, surrogate = self._about['provenance'], self._about.get('surrogate_sha256')
     versions = origin['versions']
-    return origin.get('environment', {}) | ({'surrogate': surrogate} if surrogate else {}) | {
+    measured = {'distance': results.digest(self._distance)} if self._distance else {}
+    return origin.get('environment', {}) | ({'surrogate': surrogate} if surrogate else {}) | measured | {
       'attack': self._request.suite,
       'norm': self._ball.norm,
       'epsilon': self._ball.epsilon,
@@ -151,6 +166,7 @@ class _Attack:
       'seed': request.seed,
       'origin': test.provenance.get('origin', 'unverified'),
       'conditions_sha256': results.digest(self._conditions),
+      **self._distance,
       **self._about,
     }
 
@@ -169,7 +185,9 @@ class _Attack:
     """Runs or resumes the suite; shows what is left after each stage."""
     suite, n = self._request.suite, len(attacked.images)
     num_classes = robustness.num_classes_of(self._classifier, attacked.images)
-    stages = suites.stages(suite, norm=attacked.norm, epsilon=attacked.epsilon, num_classes=num_classes)
+    norm, epsilon = attacked.norm, attacked.epsilon
+    distance = robustness.distance_of(self._classifier, norm)
+    stages = suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes, distance=distance)
     if left_out := suites.left_out(suite, num_classes):
       _say(f'  left out, because {num_classes} classes are too few: {", ".join(left_out)}')
     programs = robustness.programs(self._classifier, stages, attacked, seed=self._request.seed)
@@ -213,6 +231,7 @@ def _closing_lines(result: Mapping[str, Any]) -> list[str]:
     f'{result["num_images"]:,}; 95 % interval {low:.4f} to {high:.4f}){warning}',
     f'  {"in 8 bits":<20} {result["robust_accuracy_uint8"]:.4f}  ({result["attack"]}, {result["norm"]}, epsilon '
     f'{result["epsilon_text"]}; clean {result["clean_accuracy"]:.4f})',
+    *([_SELF_BOUNDED] if result['norm'] == 'self' else []),
     *(f'  {"":<20} {flag}: {validity.FLAGS[flag]}' for flag in flags if flag in validity.FLAGS),
   ]
 

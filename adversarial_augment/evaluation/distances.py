@@ -39,9 +39,11 @@ def load(given: str | None, what: str, precision: str) -> Reference:
     UserError: there is no such file, or it holds another network.
   """
   path = _file(given, what)
+  if not path.is_file():
+    raise UserError(f"{what}='{given}' is no file; name a classifier.safetensors of an AlexNet, or leave it out.")
   try:
     return _read(path, precision, path.stat().st_mtime_ns)
-  except (UserError, OSError) as error:
+  except UserError as error:
     raise UserError(f"{what}='{given}': {error}") from error
 
 

@@ -12,11 +12,13 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import classifiers, inference, metrics, threefry
+from adversarial_augment import classifiers, inference, metrics, results, threefry
 from adversarial_augment.attacks import inputs, suite_runner, suites, validity
+from adversarial_augment.attacks.feature_distance import SELF, make_view
 from adversarial_augment.attacks.restarts import attack_result
 from adversarial_augment.attacks.suite_runner import Problem, Programs, Stage, SuiteState
 from adversarial_augment.cli import progress
+from adversarial_augment.evaluation.distances import Reference
 from adversarial_augment.parallel import platforms, sharding
 from adversarial_augment.storage import outcomes
 from adversarial_augment.training import recipe
@@ -34,6 +36,7 @@ class Classifier(NamedTuple):
   mesh: Mesh
   batch_size: int  # over all processes; the next larger one that divides over the devices is taken
   surrogate: 'Classifier | None' = None  # another one, whose adversarial images are tried on this one
+  measure: Reference | None = None  # what measures perceptual distances; None: the classifier itself
 
 
 def restore(config: ConfigDict, workdir: Path, test: Dataset, mesh: Mesh) -> tuple[Classifier, inference.Restored]:
@@ -64,7 +67,15 @@ def programs(classifier: Classifier, stages: Sequence[Stage], attacked: Problem,
     multiple=size,
     compile=functools.partial(on_devices.compile, 'attacked'),
     again=functools.partial(on_devices.attack, 'reference'),
+    distances=on_devices.distances if attacked.norm in results.DISTANCES else None,
   )
+
+
+def distance_of(classifier: Classifier, norm: str) -> suites.DistanceOf | None:
+  """Returns the perceptual distance that `norm` names, of the variables of its network; None for l_p balls."""
+  if norm not in results.DISTANCES:
+    return None
+  return (lambda frozen: SELF) if classifier.measure is None else classifier.measure.distance
 
 
 class _SuitePrograms:
@@ -72,9 +83,12 @@ class _SuitePrograms:
 
   def __init__(self, classifier: Classifier, stages: Sequence[Stage], attacked: Problem, seed: int):
     self._classifier, self._stages, self._attacked, self._seed = classifier, stages, attacked, seed
+    measure = None if classifier.measure is None else classifier.measure.variables
     self._variables = classifier.state.params, classifier.state.model_state
+    self._frozen = sharding.replicate(classifier.mesh, measure)
     self._attack_step = jax.jit(platforms.for_mesh(classifier.mesh, self._attack), static_argnums=(0, 1))
     self._margins_step = jax.jit(platforms.for_mesh(classifier.mesh, self._margins))
+    self._distances_step = jax.jit(platforms.for_mesh(classifier.mesh, self._distances))
     self._compiled: dict[tuple[str, int, int], Callable] = {}
 
   def attack(self, network: str, index: int, restart: int, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,18 +109,23 @@ class _SuitePrograms:
     """Returns the margins of images, by the reference."""
     return _to_host(self._margins_step(*self._variables, *_shard(self._classifier.mesh, images, labels)))
 
+  def distances(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the perceptual distance of each pair, by the reference."""
+    arrays = _shard(self._classifier.mesh, images, others)
+    return _to_host(self._distances_step(*self._variables, self._frozen, *arrays))
+
   def _arguments(self, index: int, restart: int, part: np.ndarray) -> tuple[PyTree, ...]:
     arrays = part.astype(np.int32), self._attacked.images[part], self._attacked.labels[part]
-    return *self._variables, np.int32(index), np.int32(restart), *_shard(self._classifier.mesh, *arrays)
+    return *self._variables, self._frozen, np.int32(index), np.int32(restart), *_shard(self._classifier.mesh, *arrays)
 
-  def _attack(self, make, network, params, model_state, index, restart, examples, images, labels):
-    def local(params, model_state, index, restart, examples, images, labels):
+  def _attack(self, make, network, params, model_state, frozen, index, restart, examples, images, labels):
+    def local(params, model_state, frozen, index, restart, examples, images, labels):
       key_of = lambda example: jax.random.fold_in(jax.random.fold_in(threefry.key(self._seed), example), index)
       logits_fn = classifiers.logits_fn(getattr(self._classifier, network), params, model_state)
-      result = make(restart)(jax.vmap(key_of)(examples), logits_fn, images, labels)
+      result = make(restart)(jax.vmap(key_of)(examples), logits_fn, images, labels, frozen)
       return result.images, result.metrics['success']
 
-    return self._sharded(local, 4, params, model_state, index, restart, examples, images, labels)
+    return self._sharded(local, 5, params, model_state, frozen, index, restart, examples, images, labels)
 
   def _margins(self, params, model_state, images, labels):
     def local(params, model_state, images, labels):
@@ -114,6 +133,16 @@ class _SuitePrograms:
       return attack_result(logits, images, labels).metrics['margin']
 
     return self._sharded(local, 2, params, model_state, images, labels)
+
+  def _distances(self, params, model_state, frozen, images, others):
+    def local(params, model_state, frozen, images, others):
+      logits_fn = classifiers.logits_fn(self._classifier.reference, params, model_state)
+      of = distance_of(self._classifier, self._attacked.norm)
+      assert of is not None
+      view = make_view(of(frozen), logits_fn)
+      return view.between(view.locate(images), view.locate(others))
+
+    return self._sharded(local, 3, params, model_state, frozen, images, others)
 
   def _sharded(self, local: Callable, num_whole: int, *arguments: PyTree) -> PyTree:
     """Calls `local` on every device, with the first arguments whole and its part of the others."""
@@ -134,7 +163,8 @@ def outcome(classifier: Classifier, suite: str, attacked: Problem, state: SuiteS
   """
   images, labels, norm, epsilon = attacked
   num_classes, n = num_classes_of(classifier, images), len(images)
-  stages = suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
+  distance = distance_of(classifier, norm)
+  stages = suites.stages(suite, norm=norm, epsilon=epsilon, num_classes=num_classes, distance=distance)
   parts = programs(classifier, (), attacked)
   right = lambda of: suite_runner.compute_margins(parts, of, labels) < 0
   rounded = np.round(state.images * 255).astype(np.float32) / 255
@@ -210,8 +240,9 @@ def _probes(
 
   alive = np.flatnonzero(state.broken_in[:_LONGER] == suite_runner.ALIVE)
   correct = np.flatnonzero(state.broken_in > 0)[:_FAR]
-  longer = suites.longer(suite, norm=norm, epsilon=epsilon, num_classes=num_classes)
-  radius, far = suites.far(norm, images.shape[1:])
+  distance = distance_of(classifier, norm)
+  longer = suites.longer(suite, norm=norm, epsilon=epsilon, num_classes=num_classes, distance=distance)
+  radius, far = suites.far(norm, images.shape[1:], distance)
   found = {
     'num_images': min(_LONGER, len(images)),
     'more_effort': len(alive) - left(longer, alive, epsilon),

@@ -236,12 +236,16 @@ def attacked(runs: Sequence[Run]) -> Section:
     flags = ', '.join(result['flags'])
     suspects |= {f'{run.label} ({flags})'} if flags else set()
     shares = (result['clean_accuracy'], result['robust_accuracy'], *result['interval'], result['robust_accuracy_uint8'])
-    about = run.label, f'{result["attack"]}, {NORMS[result["norm"]]}', result['epsilon_text']
+    about = run.label, f'{result["attack"]}, {sources.norm_of(result)}', result['epsilon_text']
     rows.append(Row((*about, f'UNRELIABLE: {flags}' if flags else 'yes', *map(percent, shares))))
   warning = f'Unreliable: {"; ".join(sorted(suspects))}. These numbers are only loose upper bounds.'
   note = (
     'An image counts as robust if no attack of the suite changed its class within the radius epsilon, for images in '
     '[0, 1]: an upper bound. In 8 bits: the final images, rounded.'
+  )
+  own = (
+    'Its own distance is that of the features of each classifier, by which a classifier can look robust because its '
+    'features move easily: these numbers are not for comparisons.'
   )
   columns = ('run', 'attack', 'epsilon', 'valid', 'clean', 'robust', '95 % from', 'to', 'in 8 bits')
   return section(
@@ -249,8 +253,9 @@ def attacked(runs: Sequence[Run]) -> Section:
     'Robust accuracy',
     Paragraph(warning, 'note') if suspects else None,
     Paragraph(note),
-    grid(*(_over_radius(found, norm) for norm in NORMS)),
-    Table('Accuracy under l_p attacks in %', columns, rows, words=4),
+    Paragraph(own, 'note') if any(result['norm'] == 'self' for _, _, result in found) else None,
+    grid(*(_over_radius(found, norm) for norm in NORMS if norm != 'self')),
+    Table('Accuracy under attacks in %', columns, rows, words=4),
     *(table for run in runs for table in _stages(run)),
   )
 

@@ -14,7 +14,7 @@ from adversarial_augment.storage import sharing
 
 Result = Mapping[str, Any]
 
-NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
+NORMS = {'linf': 'l_inf', 'l2': 'l_2', 'alexnet': 'AlexNet distance', 'self': 'its own distance'}
 # What decides how strong the adversary of the evaluation is, whatever that of the training was.
 _ADVERSARY = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
 _CORRUPTION_SET = ('seed', 'frost', 'made_with', 'sha256')
@@ -26,8 +26,19 @@ def having(runs: Sequence[Run], name: str) -> list[tuple[int, Run, dict[str, Any
 
 
 def attacks(run: Run) -> dict[str, dict[str, Any]]:
-  """Returns the results of l_p attacks by title."""
-  return {f'{one["attack"]}, {NORMS[one["norm"]]} {one["epsilon_text"]}': one for one in run.robustness}
+  """Returns the results of attacks that compare with those of other runs, by title.
+
+  The distance of a classifier's own features is another one for each.
+  """
+  return {
+    f'{one["attack"]}, {norm_of(one)} {one["epsilon_text"]}': one for one in run.robustness if one['norm'] != 'self'
+  }
+
+
+def norm_of(result: Mapping[str, Any]) -> str:
+  """Returns the norm or the distance of an attack, with the hash of the network that measures it."""
+  sha256 = result.get('distance', {}).get('sha256', '')
+  return f'{NORMS[result["norm"]]}{sha256 and " "}{sha256[:8]}'
 
 
 def unmeasured(run: Run) -> Paragraph | None:
