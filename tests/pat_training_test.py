@@ -29,7 +29,7 @@ def at_the_root(monkeypatch):
 @pytest.mark.parametrize('num_devices', [1, 8])
 @pytest.mark.parametrize('options', [PAT, ALEXNET], ids=['self', 'alexnet'])
 def test_steps_on_1_and_on_8_devices_equal_the_oracle(options, num_devices):
-  made = config, recipe, phi, state = tiny.make(num_devices, **options, classifier__name='resnet')
+  made = config, recipe, phi, state = tiny.make(num_devices, **options, classifier__name='resnet', batch_size='32')
   adversary = functools.partial(oracle.fast_lpa, epsilon=config.attack.epsilon, num_steps=2)
   if options is ALEXNET:
     network = distances.of_training(config).network
@@ -40,7 +40,8 @@ def test_steps_on_1_and_on_8_devices_equal_the_oracle(options, num_devices):
   expected = train_step_test.by_oracle((key,), made, 3, adversary=adversary, local_stats=False)
   end, metrics = tiny.run(recipe, phi, state, 3)
   train_step_test.assert_equal(end, metrics, expected)
-  assert all(got['finite'] and got['distance'] > 0.01 for got in metrics)
+  assert all(got['finite'] for got in metrics)
+  assert max(got['distance'] for got in metrics) > 0.05
 
 
 @pytest.mark.slow
