@@ -167,7 +167,7 @@ def _check(config: ConfigDict, images: 'Images', request: attack_request.Request
     if request.balls[0].norm == 'alexnet':
       from adversarial_augment.evaluation import distances
 
-      measured = {'distance': distances.load(request.distance_from, '--distance_from', 'float32').sha256}
+      measured = {'distance': distances.load(request.distance_from, distances.FLAG, 'float32').sha256}
     return about | measured | {'attack': request._replace(surrogate=None, distance_from=None)._asdict()}
   builders.check_adversary(config, images.dataset.image_shape)
   return about | {'weights': builders.weights_sha256(config)}

@@ -169,7 +169,7 @@ def test_command_lines_start_without_jax():
 SPEAK_OF_FLAGS = ('cli', 'config', 'preparation', 'reporting', *COMMANDS)
 FLAG_OR_FIELD = re.compile(r'(?<![\w-])--[a-z_]+(?![a-z_-])|\bconfig\.(?!json)[a-z_]+')
 # And what tells in `audit` which flag a model may need.
-SPEAK_TOO = tuple(f'evaluation.{name}' for name in ('attack_request', 'audit_request', 'foreign', 'trial'))
+SPEAK_TOO = tuple(f'evaluation.{name}' for name in ('attack_request', 'audit_request', 'distances', 'foreign', 'trial'))
 OF_GIT = {'--porcelain'}
 
 

@@ -92,6 +92,8 @@ def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Reque
   checks.lookup(dict.fromkeys(ATTACKS), arguments.attack, '--attack')
   if arguments.attack == PERCEPTUAL and arguments.surrogate is not None:
     raise UserError(f'--surrogate cannot go with --attack={PERCEPTUAL}; leave it out.')
+  if beside_evals and arguments.distance == 'self':
+    raise UserError('--distance=self is of classifiers that were trained here; set --distance=alexnet.')
   if arguments.surrogate == '':
     raise UserError('--surrogate= must name the workdir of a run; name one, or leave it out.')
   return Request(

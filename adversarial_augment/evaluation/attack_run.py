@@ -55,7 +55,7 @@ def attack(
     classifier = classifier._replace(surrogate=surrogate)
     about = {**about, 'surrogate_sha256': other.sha256}
   if request.balls[0].norm == 'alexnet':
-    measure = distances.load(request.distance_from, '--distance_from', 'float32')
+    measure = distances.load(request.distance_from, distances.FLAG, 'float32')
     classifier = classifier._replace(measure=measure)
   suspect = False
   for ball in request.balls:

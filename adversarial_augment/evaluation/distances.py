@@ -16,7 +16,7 @@ from adversarial_augment.training import recipe
 from adversarial_augment.training.builders import Adversary
 from adversarial_augment.types import Array, AttackResult, Key, LogitsFn, Network, PyTree
 
-_FIELD = 'config.attack.distance_from'
+_FIELD, FLAG = 'config.attack.distance_from', '--distance_from'
 
 
 class Reference(NamedTuple):
