@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from adversarial_augment import datasets
 from adversarial_augment.datasets import embedded, photographs
@@ -46,7 +47,11 @@ def test_provenance_names_the_data():
 
 def test_splits_share_no_digit():
   (train, train_labels), (test, test_labels) = embedded.digits('train'), embedded.digits('test')
-  assert len(train) + len(test) == 1797
+  known = load_digits()
+  assert sorted(scan.tobytes() for scan in 16 * np.concatenate([train, test])) == sorted(
+    scan.tobytes() for scan in known.images.astype(np.float32)
+  )
+  np.testing.assert_array_equal(np.bincount(np.concatenate([train_labels, test_labels])), np.bincount(known.target))
   assert not {scan.tobytes() for scan in train} & {scan.tobytes() for scan in test}
   for labels, total in ((train_labels, 1437), (test_labels, 360)):
     assert abs(len(labels) - total) <= 10

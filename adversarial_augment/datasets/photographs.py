@@ -56,11 +56,20 @@ def region(photo: np.ndarray, split: str) -> np.ndarray:
   return parts[split]
 
 
-def _read(package: str, name: str) -> np.ndarray:
-  spec = importlib.util.find_spec(package)  # without importing the package, which takes a second
+def packaged(package: str, name: str) -> pathlib.Path:
+  """Returns the path of a file in an installed package, without importing that, which takes a second.
+
+  Raises:
+    UserError: the package is not installed.
+  """
+  spec = importlib.util.find_spec(package)
   if spec is None or not spec.submodule_search_locations:
     raise UserError(f"The package '{package}' is not installed; run pip install adversarial-augment again.")
-  path = pathlib.Path(spec.submodule_search_locations[0], name)
+  return pathlib.Path(spec.submodule_search_locations[0], name)
+
+
+def _read(package: str, name: str) -> np.ndarray:
+  path = packaged(package, name)
   try:
     with Image.open(path) as image:
       return np.asarray(image.convert('RGB'))
