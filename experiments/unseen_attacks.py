@@ -1,11 +1,12 @@
-"""Every classifier of Tables 1 to 3 against every adversary, AdA and l_p, and its mCE beside them, as one matrix.
+"""Every classifier of Tables 1 to 3 against every adversary, AdA, l_p and perceptual, beside its mCE, as one matrix.
 
   python -m experiments.unseen_attacks --scale=laptop --num_examples=256          # all finished runs of that scale
   python -m experiments.unseen_attacks --scale=laptop --rows=nominal,rlat,pat_self --num_examples=256
 
 Takes the runs of table1_corruptions and table3_perceptual. What has been measured already is not measured again, and
 stopped attacks resume. AdA is that of ada_edsr.py at this scale for every run: where a run's own result has other
-settings or images, it is replaced. The l_p attacks are AutoAttack.
+settings or images, it is replaced. The l_p attacks are AutoAttack; the perceptual ones, LPA and PPGD, are bounded by
+the distance of one and the same AlexNet, the one that ships.
 """
 
 import argparse
@@ -33,12 +34,13 @@ class Adversary(NamedTuple):
 
   heading: str
   attack: str
-  norm: str
+  norm: str  # or the distance
   epsilon: str
 
   @property
   def flags(self) -> list[str]:
-    return [f'--attack={self.attack}', f'--norm={self.norm}', f'--epsilon={self.epsilon}']
+    ball = 'distance' if self.attack == attack_request.PERCEPTUAL else 'norm'
+    return [f'--attack={self.attack}', f'--{ball}={self.norm}', f'--epsilon={self.epsilon}']
 
   @property
   def result(self) -> str:
@@ -47,11 +49,13 @@ class Adversary(NamedTuple):
 
 ADA = 'AdA'
 ADA_FIELDS = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
+PERCEPTUAL = Adversary('perceptual 0.5', attack_request.PERCEPTUAL, 'alexnet', '0.5')  # the radius of PAT's evaluation
 ADVERSARY_COLUMNS = (
   Adversary('l_inf 2/255', 'autoattack', 'linf', '2/255'),
   Adversary('l_inf 8/255', 'autoattack', 'linf', '8/255'),
   Adversary('l_2 0.5', 'autoattack', 'l2', '0.5'),
   Adversary('l_2 1', 'autoattack', 'l2', '1'),
+  PERCEPTUAL,
 )
 COLUMNS = (ADA, *(adversary.heading for adversary in ADVERSARY_COLUMNS))
 
@@ -151,6 +155,7 @@ def entry(workdir: Path) -> dict[str, Any]:
     'data': first['provenance']['data']['test']['name'],
     'origin': first['origin'],
     'attack': adversary_of(first),
+    'distance': found[PERCEPTUAL.heading]['distance']['sha256'][:12],
     'checkpoint_sha256': clean['checkpoint_sha256'],
   }
 
@@ -162,7 +167,7 @@ def adversary_of(result: Entry) -> str:
 
 def _check(table: Mapping[str, table1_drawing.Seeds], path: Path) -> None:
   """Refuses a table whose rows are not comparable."""
-  for field in ('num_images', 'data', 'origin', 'attack'):
+  for field in ('num_images', 'data', 'origin', 'attack', 'distance'):
     found = {entry[field]: f'{row}, seed {seed}' for row, seeds in table.items() for seed, entry in seeds.items()}
     if len(found) > 1:
       said = '; '.join(f'{value} ({where})' for value, where in found.items())
@@ -200,7 +205,8 @@ def about(table: Mapping[str, table1_drawing.Seeds]) -> str:
   entry = next(entry for seeds in table.values() for entry in seeds.values())
   return (
     f'{entry["data"]} ({entry["origin"]}), n = {entry["num_images"]:,} images under each adversary; AdA: '
-    f'{entry["attack"]}; l_p: AutoAttack. mCE: mean corruption error, lower is better'
+    f'{entry["attack"]}; l_p: AutoAttack; perceptual: LPA and PPGD, AlexNet {entry["distance"]}. mCE: mean corruption '
+    'error, lower is better'
   )
 
 

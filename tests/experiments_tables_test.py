@@ -414,24 +414,29 @@ def test_the_table_has_a_row_for_each_of_the_papers():
 
 # The matrix of adversaries.
 
-LP_LEFT = {'linf_2-255': 700, 'linf_8-255': 100, 'l2_0.5': 600, 'l2_1': 200}
+LEFT = {
+  'autoattack_linf_2-255': 700, 'autoattack_linf_8-255': 100, 'autoattack_l2_0.5': 600, 'autoattack_l2_1': 200,
+  'perceptual_alexnet_0.5': 300,
+}  # fmt: skip
 
 
 def write_robust(run: Path, n: int) -> None:
-  """What AutoAttack leaves, beside the results of a run."""
+  """What attacks leave, beside the results of a run."""
   clean = json.loads((run / 'results' / 'clean.json').read_text())
-  for ball, left in LP_LEFT.items():
-    norm, text = ball.replace('-', '/').split('_')
+  for name, left in LEFT.items():
+    attack, norm, text = name.replace('-', '/').split('_')
     above, _, below = text.partition('/')
-    result = {name: clean[name] for name in ('step', 'split', 'origin', 'provenance', 'checkpoint_sha256')} | {
-      'eval': f'robustness_autoattack_{ball}', 'attack': 'autoattack', 'norm': norm, 'epsilon_text': text, 'seed': 0,
+    result = {field: clean[field] for field in ('step', 'split', 'origin', 'provenance', 'checkpoint_sha256')} | {
+      'eval': f'robustness_{name}', 'attack': attack, 'norm': norm, 'epsilon_text': text, 'seed': 0,
       'epsilon': float(above) / float(below or 1), 'num_images': n, 'num_correct': 900,
       'num_robust': left, 'num_robust_uint8': left, 'clean_accuracy': 900 / n, 'robust_accuracy': left / n,
       'robust_accuracy_uint8': left / n, 'interval': metrics.binomial_interval(left, n), 'stages': ['apgd-ce'],
       'survivors': {'apgd-ce': left}, 'seconds': {'apgd-ce': 1.0}, 'left_out': [],
-      'flags': ['square'] if ball == 'l2_1' else [], 'conditions_sha256': 64 * '7',
+      'flags': ['square'] if name == 'autoattack_l2_1' else [], 'conditions_sha256': 64 * '7',
     }  # fmt: skip
-    fixtures.write(run / 'results' / f'robustness_autoattack_{ball}.json', result)
+    if attack == 'perceptual':
+      result['distance'] = {'network': norm, 'self_bounded': False, 'file': 'a.safetensors', 'sha256': 64 * 'd'}
+    fixtures.write(run / 'results' / f'robustness_{name}.json', result)
 
 
 @pytest.fixture
@@ -455,14 +460,16 @@ def matrix(tmp_path, output, *flags):
 def test_the_matrix_has_every_finished_run_under_the_same_attacks(tmp_path, output, trained):
   matrix(tmp_path, output)
   folders = [tmp_path / 'runs' / 'smoke' / row / f'seed{seed}' for row in ('rlat', 'nominal') for seed in (0, 1)]
-  assert [command[1] for command in trained] == [f'--workdir={folder}' for folder in folders for _ in range(4)]
-  assert all('--attack=autoattack' in command and '--allow_suspect' in command for command in trained)
+  assert [command[1] for command in trained] == [f'--workdir={folder}' for folder in folders for _ in LEFT]
+  assert all('--allow_suspect' in command for command in trained)
+  assert trained[4][2:5] == ['--attack=perceptual', '--distance=alexnet', '--epsilon=0.5']
   text = (output / 'unseen_smoke.md').read_text()
   # Clean errors of 4 and 6 %, 10 and 15 % under AdA: standard errors of two seeds are half of their difference.
-  numbers = '95.00 ± 1.00 | 87.50 ± 2.50 | 70.00 ± 0.00 | 10.00 ± 0.00 | 60.00 ± 0.00 | 20.00 ± 0.00 UNRELIABLE |'
+  robust = '70.00 ± 0.00 | 10.00 ± 0.00 | 60.00 ± 0.00 | 20.00 ± 0.00 UNRELIABLE | 30.00 ± 0.00 |'
+  numbers = f'95.00 ± 1.00 | 87.50 ± 2.50 | {robust}'
   assert f'| rlat | 0, 1 | {numbers}' in text
   assert f'| nominal | 0, 1 | {numbers}' in text
-  assert 'AdA: nu 0.015, 2 steps; l_p: AutoAttack' in text
+  assert 'AdA: nu 0.015, 2 steps; l_p: AutoAttack; perceptual: LPA and PPGD, AlexNet dddddddddddd.' in text
   table = json.loads((output / 'unseen_smoke.json').read_text())
   assert table['rlat']['1']['mce'] == pytest.approx(1.5 * table['rlat']['0']['mce'])
   assert (output / 'unseen_smoke.png').read_bytes().startswith(b'\x89PNG')
