@@ -244,7 +244,7 @@ class Classifier:
     config, config_sha256: of the run, and its hash, as in the checkpoint.
     params, model_state: of the network, and its running statistics.
     logits_fn: images [n, h, w, 3] in [0, 1] -> logits [n, num_classes], which JAX can trace and differentiate; the
-      argument `logits_fn` of `adversarial_augment.attacks`.
+      argument `logits_fn` of `adversarial_augment.attacks`; it also shows the features of a perceptual distance.
   """
 
   image_shape = (None, None, 3)
@@ -255,6 +255,7 @@ class Classifier:
     """Compiles nothing yet; `batch_size` as in `load_classifier`, `class_names` as recorded by the run."""
     import jax
 
+    from adversarial_augment import classifiers
     from adversarial_augment.training import recipe
 
     names = tuple(class_names) or _names_of(config.dataset)
@@ -263,7 +264,7 @@ class Classifier:
     self.step, self.checkpoint_sha256, self.config_sha256 = restored.step, restored.sha256, restored.config_sha256
     self.params, self.model_state = restored.state.params, restored.state.model_state
     self._network, self._batch_size = recipe.build_classifier(config, num_classes), batch_size
-    self.logits_fn = functools.partial(self.apply, self.params, self.model_state)
+    self.logits_fn = classifiers.logits_fn(self._network, self.params, self.model_state)
     self._jitted = jax.jit(self.apply)
 
   def apply(self, params: PyTree, model_state: PyTree, images: Array) -> Array:

@@ -389,7 +389,8 @@ def record(name: str, result: Result) -> Any:
 
 def load_robustness(workdir: Path) -> list[dict[str, Any]]:
   """Returns the results of all attacks on a run by attack, norm and epsilon; raises as `load`."""
-  ours = re.compile(rf'{ROBUSTNESS}\w+_(linf|l2)_[\w.+-]+')  # not 'robustness_pgd_l2_0.5 copy'
+  norms = '|'.join(('linf', 'l2', *DISTANCES))
+  ours = re.compile(rf'{ROBUSTNESS}\w+_({norms})_[\w.+-]+')  # not 'robustness_pgd_l2_0.5 copy'
   names = [path.stem for path in files.named(workdir / 'results', f'{ROBUSTNESS}*.json')]
   found = [load(workdir, name) for name in names if ours.fullmatch(name)]
   return sorted(found, key=lambda result: (result['attack'], result['norm'], result['epsilon']))

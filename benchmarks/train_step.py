@@ -43,6 +43,7 @@ COMPILED = 3  # compilations of each, where these are compared; the first ones o
 CALLS = 3  # the trainer dispatches a step before the previous one is done
 WIDE, WIDE_NAIVE = Setting(16, 64, 4, 2), Setting(16, 64, 4, 1)
 PUBLISHED = Setting(16, 64, 4, 2, scale=4)
+NO_NETWORK = ('nominal', 'rlat', 'pat')  # which have no corruption network
 RLAT = configs.override(configs.base_config(), {'attack.name': 'rlat', 'attack.epsilon': '0.08'})
 
 
@@ -59,7 +60,9 @@ def make_attack(net, setting: Setting, kind: str):
   if kind == 'naive':
     ball = attacks.weight_ball(net.apply, nu=0.015, impl='vmap')
     return inspect.unwrap(adversary(ball, num_steps=setting.num_steps))  # without rewriting its convolutions
-  return None if kind in ('nominal', 'rlat') else attacks.ada(net.apply, num_steps=setting.num_steps)
+  if kind == 'pat':
+    return attacks.perceptual(distance='self', epsilon=0.5, num_steps=setting.num_steps, only_correct=True)
+  return None if kind in NO_NETWORK else attacks.ada(net.apply, num_steps=setting.num_steps)
 
 
 def make_step(setting: Setting, num_devices: int, kind: str):
@@ -68,8 +71,8 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   Args:
     setting: sizes.
     num_devices: 1 or 2.
-    kind: 'ada', 'nominal', 'rlat', 'layers' (AdA with the tail of EDSR layer by layer), or 'naive' (vmap of lax.conv,
-      and an attack whose convolutions are not rewritten).
+    kind: 'ada', 'nominal', 'rlat', 'pat' (by the distance of the classifier), 'layers' (AdA with the tail of EDSR layer
+      by layer), or 'naive' (vmap of lax.conv, and an attack whose convolutions are not rewritten).
   """
   devices = jax.devices()[:num_devices]
   mesh = jax.make_mesh((num_devices,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -79,7 +82,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   recipe = recipes.Recipe(
     classifier=classifier(),
     attacked_classifier=classifier(axis_name=sharding.AXIS),
-    attack_batch_norm='batch',
+    attack_batch_norm='running' if kind == 'pat' else 'batch',
     attack=make_attack(net, setting, kind),
     warmup_steps=0,
     before=augmentations.chain(('pad_crop', 'flip')),
@@ -95,7 +98,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
     layers=recipes.moved_layers(RLAT, classifier(), (32, 32, 3)) if kind == 'rlat' else {},
   )
   state = sharding.replicate(mesh, train_step.init_state(recipe, (32, 32, 3)))
-  phi = {} if kind in ('nominal', 'rlat') else net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  phi = {} if kind in NO_NETWORK else net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (setting.batch_size, 32, 32, 3), dtype=np.uint8)
   labels = rng.integers(10, size=setting.batch_size).astype(np.int32)

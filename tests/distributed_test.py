@@ -80,8 +80,12 @@ def test_two_processes_go_on_in_float64_with_what_one_began(rig, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_in_float64_with_rlat(rig, tmp_path):
-  fields = 'attack.name=rlat,attack.epsilon=0.08'
+@pytest.mark.parametrize('fields', [
+  'attack.name=rlat,attack.epsilon=0.08',
+  'attack.name=pat,attack.distance=self,attack.epsilon=0.5,attack.batch_norm=running',
+  'attack.name=pat,attack.distance=alexnet,attack.epsilon=1,attack.batch_norm=running',
+], ids=['rlat', 'pat_self', 'pat_alexnet'])  # fmt: skip
+def test_two_processes_take_the_steps_of_one_in_float64(rig, tmp_path, fields):
   for machine in ((1, 1), (2, 2)):
     make_steps(rig, machine, '4', tmp_path / str(machine[0]), fields=fields)
   assert_same_float64(tmp_path / '2', tmp_path / '1')

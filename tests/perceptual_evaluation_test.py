@@ -1,0 +1,61 @@
+"""`evaluate --attack=perceptual`: what is found, written and shown."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import attacks, classifiers, datasets, evaluate, inference, report
+from adversarial_augment.parallel import devices
+from tests import classifier_cases
+
+NUM_IMAGES = 64
+EPSILON = 0.8
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compile')]
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('perceptual') / 'w'
+  classifier_cases.save_run(folder)
+  return folder
+
+
+@pytest.mark.parametrize('distance', ['alexnet', 'self'])
+def test_images_are_within_the_ball_and_the_result_says_of_which(distance, workdir, capsys, monkeypatch):
+  monkeypatch.setattr(devices, 'compilation_cache', lambda: None)
+  flags = ['--attack=perceptual', f'--distance={distance}', f'--epsilon={EPSILON}', f'--num_examples={NUM_IMAGES}']
+  flags += ['--save_images', '--allow_suspect']
+  evaluate.main([f'--workdir={workdir}', *flags])
+  said = capsys.readouterr().out
+  name = f'robustness_perceptual_{distance}_0.8'
+  result = json.loads((workdir / 'results' / f'{name}.json').read_text())
+  assert result['stages'] == ['lpa', 'ppgd']
+  assert result['num_robust'] < result['num_correct']
+  assert result['distance']['self_bounded'] == (distance == 'self')
+  assert ('not for comparisons' in said) == (distance == 'self')
+  if distance == 'alexnet':
+    assert result['distance']['file'] == 'alexnet_8.safetensors'
+    assert len(result['distance']['sha256']) == 64
+
+  measure = inference.load_classifier(workdir if distance == 'self' else classifiers.SHIPPED_ALEXNET)
+  features = lambda images: measure.logits_fn.observe(images)[1]
+  with np.load(workdir / 'results' / f'{name}.npz') as saved:
+    images, broken = saved['images'], saved['broken']
+  clean = datasets.load('embedded', 'test', '').read(np.arange(NUM_IMAGES)).images / np.float32(255)
+  distances = np.asarray(attacks.feature_distance(features)(jnp.asarray(clean), jnp.asarray(images)))
+  assert distances.max() <= EPSILON * (1 + 1e-3)
+  assert (distances[broken] > 0).any()
+  classify = inference.load_classifier(workdir)
+  labels = datasets.load('embedded', 'test', '').read(np.arange(NUM_IMAGES)).labels
+  wrong = np.asarray(classify.logits_fn(jnp.asarray(images))).argmax(1) != labels
+  np.testing.assert_array_equal(wrong, broken)
+
+
+def test_reports_show_both_and_say_that_one_is_not_for_comparisons(workdir):
+  page = report.report([workdir]).read_text()
+  assert 'perceptual, AlexNet distance' in page
+  assert 'perceptual, its own distance' in page
+  assert 'not for comparisons' in page
