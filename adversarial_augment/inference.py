@@ -9,7 +9,6 @@ It needs only the directory of the run, not the training data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
