@@ -127,14 +127,16 @@ def _config(folder: Path) -> dict[str, Any]:
     raise UserError(f"'{folder}' holds a run of pretrain, which has no classifier; name the workdir of a run of train.")
   results.check(config, _Config, f"'{path}'", remedy)
   attack = config['attack']
-  for name, field in adversaries.find(attack).fields.items():  # which describe it
-    value = attack.get(name.removeprefix('attack.'))
-    if not field.kind.accepts(value):
-      raise UserError(f"'{path}': {name}={show(value)} is not {field.kind.expected}; {remedy}.")
+  fields = adversaries.find(attack).fields  # which describe it
+  values = {name: attack.get(name.removeprefix('attack.')) for name in fields}
+  for name, field in fields.items():
+    if not field.kind.accepts(values[name]):
+      raise UserError(f"'{path}': {name}={show(values[name])} is not {field.kind.expected}; {remedy}.")
   try:
     adversaries.describe(attack)
   except (KeyError, TypeError):  # a field may be None, but not in this adversary
-    raise UserError(f"'{path}': attack.name={attack['name']} lacks a value of a field of its own; {remedy}.") from None
+    empty = ', '.join(f'{name}=None' for name, value in values.items() if value is None)
+    raise UserError(f"'{path}': {empty} does not describe attack.name={attack['name']}; {remedy}.") from None
   return config
 
 
