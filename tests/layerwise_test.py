@@ -141,7 +141,10 @@ def test_a_run_says_what_it_moves_and_what_its_augmentations_are_like():
     ({'attack__batch_norm': 'running'}, 'set config.attack.batch_norm=batch.'),
     ({'augment__after': 'augmix'}, 'after=augmix cannot go with .*rlat, .* set config.augment.after to nothing, and'),
     ({'attack__trades': '6'}, 'trades=6.0 cannot go with .*rlat, but only with lp; set '),
-    ({'attack__name': 'none'}, 'epsilon=0.08 cannot go with .*none, but only with lp or rlat; set .*epsilon=none, or'),
+    (
+      {'attack__name': 'none'},
+      'epsilon=0.08 cannot go with .*none, but only with lp, rlat or pat; set .*epsilon=none, or',
+    ),
     (
       {'attack__layers': 'input,stage9'},
       'layers=input,stage9 must be of input, stem, .*stage4 with .*preact_resnet.* Did',

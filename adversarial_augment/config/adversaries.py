@@ -4,7 +4,7 @@ Configs are checked before JAX starts, so nothing here imports it: an entry name
 `tables.register` adds an entry; docs/design.md says what it declares.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adversarial_augment.checks import too_large_radius
@@ -236,6 +236,11 @@ def moves_activations(attack: Mapping[str, Any]) -> bool:
   return find(attack).moves == 'activations'
 
 
+def _either(names: Sequence[str]) -> str:
+  *others, last = names
+  return f'{", ".join(others)} or {last}' if others else last
+
+
 def broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
   """Yields what is wrong with the adversary of a config, or with the fields of another one."""
   chosen = find({'name': flat['attack.name']})
@@ -243,8 +248,7 @@ def broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
     if field not in chosen.fields and flat[field] != about.default:
       owners = [other for other, adversary in ADVERSARIES.items() if field in adversary.fields]
       remedy = f'--{spell({field: about.default}, field)}, or --config.attack.name={owners[0]}'
-      yield clash(flat, field, 'attack.name', f'but only with {" or ".join(owners)}', remedy)
+      yield clash(flat, field, 'attack.name', f'but only with {_either(owners)}', remedy)
   if flat['attack.init'] not in chosen.starts:
-    known = f'{", ".join(chosen.starts[:-1])} or {chosen.starts[-1]}'
-    yield clash(flat, 'attack.init', 'attack.name', '', f'config.attack.init={known}')
+    yield clash(flat, 'attack.init', 'attack.name', '', f'config.attack.init={_either(chosen.starts)}')
   yield from chosen.broken_rules(flat)
