@@ -25,6 +25,10 @@ from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainSta
 Relabel = Callable[[Dataset], Dataset]  # gives a data set the labels that the classifier has for its classes
 Result = dict[str, Any]
 
+# Fields of `attack` that AdA does not read. It does not read norm, epsilon and trades either, but the hashes of older
+# results have them.
+_OF_OTHER_ADVERSARIES = ('layers', 'distance', 'distance_from')
+
 
 class Images(NamedTuple):
   """What a classifier is evaluated on."""
@@ -157,6 +161,8 @@ class Bench:
     entry, origin, config = EVALUATIONS[name], self.origin(name), self.config.to_dict()
     data = {field: value for field, value in self.images.provenance.items() if value is not None}
     own = {field: config[field] for field in entry.conditions}
+    if 'attack' in own:
+      own['attack'] = {field: value for field, value in own['attack'].items() if field not in _OF_OTHER_ADVERSARIES}
     if entry.corruptions:
       made = origin['corruptions']
       own |= {'corruptions': made | {'made_with': with_code(made['made_with'], 'corruptions')}, **self._subset()}
