@@ -103,9 +103,9 @@ def classifier(
 
   `apply(params, state, key, images, is_training=..., test_local_stats=False)` takes images [n, h, w, 3] in [0, 1],
   normalises them itself, and returns (logits [n, num_classes], new state). `key` is of the dropout in training, and
-  None where there is none. `is_training=True` normalises by batch
-  statistics and updates the running ones. `is_training=False` normalises by the running statistics, or, with
-  `test_local_stats=True`, by those of the batch, and does not change the state. Float64 images give float64 logits.
+  None where there is none. `is_training=True` normalises by batch statistics and updates the running ones.
+  `is_training=False` normalises by the running statistics, or, with `test_local_stats=True`, by those of the batch, and
+  does not change the state. Float64 images give float64 logits.
 
   Some activations have names, such as 'stem' and 'stage1'. `offsets={name: array}` adds to them. With
   `with_activations=True` the output is (logits, {name: [n, h, w, c]}) in the order of the network, offsets included.

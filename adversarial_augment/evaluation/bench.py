@@ -12,6 +12,7 @@ import numpy as np
 
 from adversarial_augment import cli, metrics
 from adversarial_augment.cli import progress
+from adversarial_augment.config.adversaries import ADVERSARIES
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.config.fields import spell
 from adversarial_augment.datasets import cifar, classes, source
@@ -25,9 +26,8 @@ from adversarial_augment.types import Attack, Dataset, Network, PyTree, TrainSta
 Relabel = Callable[[Dataset], Dataset]  # gives a data set the labels that the classifier has for its classes
 Result = dict[str, Any]
 
-# Fields of `attack` that AdA does not read. It does not read norm, epsilon and trades either, but the hashes of older
-# results have them.
-_OF_OTHER_ADVERSARIES = ('layers', 'distance', 'distance_from')
+# Fields of other adversaries than AdA that decide nothing, but that the hashes of older results have.
+_IN_OLDER_HASHES = {'attack.norm', 'attack.epsilon', 'attack.trades'}
 
 
 class Images(NamedTuple):
@@ -162,7 +162,8 @@ class Bench:
     data = {field: value for field, value in self.images.provenance.items() if value is not None}
     own = {field: config[field] for field in entry.conditions}
     if 'attack' in own:
-      own['attack'] = {field: value for field, value in own['attack'].items() if field not in _OF_OTHER_ADVERSARIES}
+      others = {field for one in ADVERSARIES.values() for field in one.fields} - _IN_OLDER_HASHES
+      own['attack'] = {name: value for name, value in own['attack'].items() if f'attack.{name}' not in others}
     if entry.corruptions:
       made = origin['corruptions']
       own |= {'corruptions': made | {'made_with': with_code(made['made_with'], 'corruptions')}, **self._subset()}
