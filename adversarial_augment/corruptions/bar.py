@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from scipy import fft, ndimage, sparse
+from scipy import ndimage, sparse
 
 from adversarial_augment.corruptions.corruption import DrawnCorruption, Size
 
@@ -34,6 +34,8 @@ def _phases(rng: np.random.Generator, size: Size) -> np.ndarray:
 
 def _colored_noise(phases: np.ndarray, power: int) -> np.ndarray:
   """Returns noise of variance 1 whose amplitude is the frequency (power 1), or falls with its square (-2)."""
+  from scipy import fft  # takes a third of a second to import
+
   h, w = phases.shape
   row, column = np.indices(phases.shape)
   frequency = np.hypot(row - h / 2, column - w / 2)

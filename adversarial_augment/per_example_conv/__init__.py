@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from adversarial_augment import checks
 from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import platforms
-from adversarial_augment.per_example_conv import tpu_conv, triton_conv
 
 Conv = Callable[..., jax.Array]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -44,6 +43,8 @@ def example_conv(images: jax.Array, kernel: jax.Array, *, stride: int = 1, paddi
   pads, channels = _pads(images.shape, kernel.shape, stride, padding), min(kernel.shape[2:])
   platform = platforms.current()
   if platform == 'gpu':
+    from adversarial_augment.per_example_conv import triton_conv  # Pallas takes half a second to import
+
     if kernel.dtype == jnp.bfloat16 and triton_conv.suits(kernel.shape[2], kernel.shape[3], stride):
       return triton_conv.conv(images, kernel, pads)
     return conv(images, kernel, stride=stride, padding=pads)
@@ -92,8 +93,12 @@ def _on_tpu(
   images: jax.Array, kernel: jax.Array, bias: jax.Array, relu: bool = False, *, stride: int = 1, padding='SAME'
 ) -> jax.Array | None:
   """The layer as one kernel, in programs for TPUs and if the kernel supports it."""
+  if platforms.current() != 'tpu':
+    return None
+  from adversarial_augment.per_example_conv import tpu_conv
+
   pads = _pads(images.shape, kernel.shape, stride, padding)
-  if platforms.current() != 'tpu' or not tpu_conv.suits(images.shape, kernel.shape, images.dtype, stride, pads):
+  if not tpu_conv.suits(images.shape, kernel.shape, images.dtype, stride, pads):
     return None
   return tpu_conv.conv(images, kernel, bias, pads, relu=relu)
 
@@ -103,11 +108,13 @@ def side_by_side(images: jax.Array, form: Conv) -> jax.Array:
 
   The shape is [n, h, w / q, q * c]; q is 1 except for layers of the form `example_conv` on TPUs, see tpu_conv.py.
   """
+  if form is not example_conv or platforms.current() != 'tpu':
+    return images
+  from adversarial_augment.per_example_conv import tpu_conv
+
   channels = images.shape[3]
   layer = (3, 3, channels, channels), images.dtype, 1, ((1, 1), (1, 1))
-  if form is example_conv and platforms.current() == 'tpu' and tpu_conv.suits(images.shape, *layer):
-    return tpu_conv.side_by_side(images, 3, channels)
-  return images
+  return tpu_conv.side_by_side(images, 3, channels) if tpu_conv.suits(images.shape, *layer) else images
 
 
 def per_example_conv(
