@@ -85,7 +85,7 @@ def test_a_report_needs_what_describes_an_entry_and_no_more(tmp_path):
   (tmp_path / 'config.json').write_text(text)
   assert runs.collect([tmp_path])[0].config['attack']['layers'] is None
   (tmp_path / 'config.json').write_text(text.replace('"epsilon": 0.08', '"epsilon": null'))
-  with pytest.raises(UserError, match='attack.name=rlat lacks a value of a field of its own; bring it back'):
+  with pytest.raises(UserError, match='attack.epsilon=None, .* does not describe attack.name=rlat; bring it back'):
     runs.collect([tmp_path])
 
 

@@ -414,7 +414,7 @@ def test_the_table_has_a_row_for_each_of_the_papers():
 
 # The matrix of adversaries.
 
-LEFT = {
+MATRIX_LEFT = {
   'autoattack_linf_2-255': 700, 'autoattack_linf_8-255': 100, 'autoattack_l2_0.5': 600, 'autoattack_l2_1': 200,
   'perceptual_alexnet_0.5': 300,
 }  # fmt: skip
@@ -423,7 +423,7 @@ LEFT = {
 def write_robust(run: Path, n: int) -> None:
   """What attacks leave, beside the results of a run."""
   clean = json.loads((run / 'results' / 'clean.json').read_text())
-  for name, left in LEFT.items():
+  for name, left in MATRIX_LEFT.items():
     attack, norm, text = name.replace('-', '/').split('_')
     above, _, below = text.partition('/')
     result = {field: clean[field] for field in ('step', 'split', 'origin', 'provenance', 'checkpoint_sha256')} | {
@@ -460,7 +460,7 @@ def matrix(tmp_path, output, *flags):
 def test_the_matrix_has_every_finished_run_under_the_same_attacks(tmp_path, output, trained):
   matrix(tmp_path, output)
   folders = [tmp_path / 'runs' / 'smoke' / row / f'seed{seed}' for row in ('rlat', 'nominal') for seed in (0, 1)]
-  assert [command[1] for command in trained] == [f'--workdir={folder}' for folder in folders for _ in LEFT]
+  assert [command[1] for command in trained] == [f'--workdir={folder}' for folder in folders for _ in MATRIX_LEFT]
   assert all('--allow_suspect' in command for command in trained)
   assert trained[4][2:5] == ['--attack=perceptual', '--distance=alexnet', '--epsilon=0.5']
   text = (output / 'unseen_smoke.md').read_text()

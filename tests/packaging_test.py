@@ -31,6 +31,7 @@ NOT_IMPORTED = {
   'importlib_resources',  # needed by tensorflow-datasets, which does not declare it
   'jaxlib',  # held to the versions of jax
   'skimage',  # only its photographs are read
+  'sklearn',  # only its photographs and digits are read
 }
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 
