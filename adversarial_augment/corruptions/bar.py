@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, sparse
+import scipy  # whose parts are imported where they are first used
 
 from adversarial_augment.corruptions.corruption import DrawnCorruption, Size
 
@@ -34,13 +34,11 @@ def _phases(rng: np.random.Generator, size: Size) -> np.ndarray:
 
 def _colored_noise(phases: np.ndarray, power: int) -> np.ndarray:
   """Returns noise of variance 1 whose amplitude is the frequency (power 1), or falls with its square (-2)."""
-  from scipy import fft  # takes a third of a second to import
-
   h, w = phases.shape
   row, column = np.indices(phases.shape)
   frequency = np.hypot(row - h / 2, column - w / 2)
   amplitude = frequency if power == 1 else 1 / (frequency**2 + 1)
-  noise = fft.ifft2(np.roll(amplitude * np.exp(1j * phases), (h // 2, w // 2), axis=(0, 1))).real
+  noise = scipy.fft.ifft2(np.roll(amplitude * np.exp(1j * phases), (h // 2, w // 2), axis=(0, 1))).real
   return noise / noise.std()
 
 
@@ -190,7 +188,7 @@ def _transverse_chromatic_abberation(image: np.ndarray, zooms: np.ndarray) -> np
   h, w = image.shape[:2]
   out = np.empty_like(image)
   for channel, factor in enumerate(zooms):
-    zoomed = ndimage.zoom(image[..., channel], factor, prefilter=False)
+    zoomed = scipy.ndimage.zoom(image[..., channel], factor, prefilter=False)
     top, left = (zoomed.shape[0] - h) // 2, (zoomed.shape[1] - w) // 2
     out[..., channel] = zoomed[top : top + h, left : left + w]
   return out
@@ -203,18 +201,18 @@ def _draw_circular(rng: np.random.Generator, size: Size, level: float) -> Draws:
 
 def _circular_motion_blur(image: np.ndarray, degrees: float) -> np.ndarray:
   """The weighted mean of 21 rotations by up to so many degrees, by cubic splines."""
-  coefficients = np.stack([ndimage.spline_filter(image[..., c], 3, np.float64) for c in range(3)], axis=-1)
+  coefficients = np.stack([scipy.ndimage.spline_filter(image[..., c], 3, np.float64) for c in range(3)], axis=-1)
   mean = (_rotations(image.shape[:2], degrees) @ coefficients.reshape(-1, 3)).reshape(image.shape)
   return mean + _OFFSET
 
 
 @functools.lru_cache(1)
-def _rotations(size: Size, degrees: float) -> sparse.csr_array:
+def _rotations(size: Size, degrees: float) -> 'scipy.sparse.csr_array':
   """Returns the weights of all spline coefficients in each pixel of the mean, a matrix [h w, h w]."""
   h, w = size
   shares = np.linspace(-1, 1, _ROTATIONS)
   shares_of = np.exp(-2 * shares**2)
-  total = sparse.csr_array((h * w, h * w))
+  total = scipy.sparse.csr_array((h * w, h * w))
   center = np.array([(h - 1) / 2, (w - 1) / 2])[:, None, None]
   down, right = np.indices(size) - center
   for share, weight in zip(shares, shares_of / shares_of.sum(), strict=True):
@@ -227,7 +225,7 @@ def _rotations(size: Size, degrees: float) -> sparse.csr_array:
     values = weight * by_row[:, None] * by_column  # [4, 4, pixels]
     source = rows[:, None] * w + columns
     pixels = np.broadcast_to(np.flatnonzero(inside), values.shape)
-    total += sparse.csr_array((values.ravel(), (pixels.ravel(), source.ravel())), shape=total.shape)
+    total += scipy.sparse.csr_array((values.ravel(), (pixels.ravel(), source.ravel())), shape=total.shape)
   return total
 
 
@@ -244,7 +242,7 @@ def _cubic(at: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
 def _sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
   """Interpolates linearly at points [h, w, 2]; the image continues with zeros."""
   channels = [
-    ndimage.map_coordinates(image[..., c], np.moveaxis(points, -1, 0), np.float64, order=1, mode='grid-constant')
+    scipy.ndimage.map_coordinates(image[..., c], np.moveaxis(points, -1, 0), np.float64, order=1, mode='grid-constant')
     for c in range(image.shape[-1])
   ]
   return np.stack(channels, axis=-1)

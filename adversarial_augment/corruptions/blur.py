@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from adversarial_augment.corruptions import filters
 from adversarial_augment.corruptions.corruption import Corruption, Size, no_draw
@@ -68,7 +68,7 @@ def _defocus(numbers: tuple[float, float], size: Size) -> np.ndarray:
   steps = np.arange(-_DEFOCUS_REACH, _DEFOCUS_REACH + 1)
   disk = (steps[:, None] ** 2 + steps**2 <= radius**2).astype(np.float64)
   around = np.exp(-(np.arange(-1, 2) ** 2) / (2 * sigma**2))
-  kernel = ndimage.correlate(disk, np.outer(around, around), mode='constant')
+  kernel = scipy.ndimage.correlate(disk, np.outer(around, around), mode='constant')
   return (kernel / kernel.sum()).astype(np.float32)
 
 

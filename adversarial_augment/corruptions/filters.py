@@ -5,14 +5,14 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from adversarial_augment.types import Array
 
 
 def gaussian_matrix(size: int, sigma: float, *, mode: str, truncate: float) -> np.ndarray:
   """Returns the [size, size] matrix of SciPy's `gaussian_filter1d`, float32, with its edge `mode`."""
-  columns = ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode=mode, truncate=truncate)
+  columns = scipy.ndimage.gaussian_filter1d(np.eye(size), sigma, axis=0, mode=mode, truncate=truncate)
   return columns.astype(np.float32)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from scipy import ndimage
+import scipy
 
 from adversarial_augment.corruptions.corruption import Corruption, Size
 from adversarial_augment.errors import UserError
@@ -140,7 +140,7 @@ def _ridges(number: int) -> np.ndarray:
   random = np.random.default_rng(number)
   ridges = np.zeros(_STAND_IN)
   for octave in range(5):
-    noise = ndimage.gaussian_filter(random.normal(size=_STAND_IN), 16 / 2**octave, mode='wrap')
+    noise = scipy.ndimage.gaussian_filter(random.normal(size=_STAND_IN), 16 / 2**octave, mode='wrap')
     ridges -= np.abs(noise) / noise.std() * 0.7**octave
   ridges = (ridges - ridges.mean()) / ridges.std()
   return np.clip(ridges[..., None] * 28 + (145, 167, 179), 0, 255).astype(np.uint8)

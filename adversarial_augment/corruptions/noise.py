@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from adversarial_augment.corruptions.corruption import Corruption, Size, one_number
 from adversarial_augment.types import Array, Key
@@ -56,7 +56,7 @@ def _poisson(photons: int, size: Size) -> _Poisson:
   counts = np.arange(2 * _PHOTONS[0])
   mean = np.arange(256)[:, None] * photons / 255
   # The draw b represents (b + 1/2) / 2**24, which exceeds P(count <= k) if b is at least this.
-  reached = np.ceil(special.pdtr(counts, mean) * 2**_BITS - 0.5)
+  reached = np.ceil(scipy.special.pdtr(counts, mean) * 2**_BITS - 0.5)
   first = (reached <= 0).sum(axis=1)
   bounds = np.take_along_axis(reached, first[:, None] + np.arange(256), axis=1)
   levels = 255 * np.minimum(counts[: _PHOTONS[0] + 1] / photons, 1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from adversarial_augment.corruptions import filters
 from adversarial_augment.corruptions.corruption import Corruption, Size
@@ -53,7 +53,7 @@ class _Spatter(NamedTuple):
 
 def _spatter(numbers: tuple[float, ...], size: Size) -> _Spatter:
   mean, deviation, sigma, threshold, last = numbers
-  smooth = (ndimage.gaussian_filter1d(np.eye(n), sigma, axis=0, mode='nearest', truncate=4) for n in size)
+  smooth = (scipy.ndimage.gaussian_filter1d(np.eye(n), sigma, axis=0, mode='nearest', truncate=4) for n in size)
   exact = (np.array([mean, deviation]), np.array(threshold), *smooth)
   high = tuple(x.astype(np.float32) for x in exact)
   low = tuple((x - part).astype(np.float32) for x, part in zip(exact, high, strict=True))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy
 
 from adversarial_augment.corruption_nets import torch_layouts
 from adversarial_augment.corruption_nets.cae import cae_table
