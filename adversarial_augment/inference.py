@@ -43,12 +43,12 @@ class Restored(NamedTuple):
 
 
 class Exported(NamedTuple):
-  """The classifier of a file."""
+  """The classifier of a file, or of a run, on the host."""
 
-  config: ConfigDict  # the defaults, but for the classifier and its precision
+  config: ConfigDict  # of a file: the defaults, but for the classifier and its precision
   classes: Classes
-  restored: Restored  # of the checkpoint on the card, if it names one; else step 0, and the hash of the file
-  file_sha256: str
+  restored: Restored  # of the checkpoint on a file's card, if it names one; else step 0, and the hash of the file
+  sha256: str  # of the file; of a run: of the state
 
 
 class Source(NamedTuple):
@@ -88,7 +88,7 @@ def find_source(path: Path) -> Source:
   if os.path.isfile(path):
     found = read_file(path)
     to_devices = lambda mesh: found.restored._replace(state=sharding.replicate(mesh, found.restored.state))
-    return Source(found.config, found.classes, to_devices, {'file': path.name, 'file_sha256': found.file_sha256})
+    return Source(found.config, found.classes, to_devices, {'file': path.name, 'file_sha256': found.sha256})
   if not checkpoints.steps(path / 'checkpoints'):
     inside = path / 'classifier.safetensors'
     file = f"'{inside}'" if os.path.exists(inside) else 'a classifier.safetensors'
@@ -132,12 +132,8 @@ def read_file(path: Path) -> Exported:
   Raises:
     UserError: as in `weight_files.read`; or the card names no classifier, or another one than the arrays are of.
   """
-  import jax
-  import jax.numpy as jnp
-
   from adversarial_augment.classifiers import weight_files
   from adversarial_augment.storage import artifact, state_arrays, tensor_files
-  from adversarial_augment.training import recipe
 
   (params, model_state), card = weight_files.read(path)
   config = _config_on(card, path)
@@ -146,9 +142,8 @@ def read_file(path: Path) -> Exported:
   }
   found = shapes(params, model_state)
   num_classes = next((shape[-1] for name, shape in found.items() if name.endswith('/head/b') and shape), 1)
-  network = recipe.build_classifier(config, num_classes)
-  init = lambda: network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), is_training=True)
-  if wrong := tensor_files.wrong_shape(found, shapes(*jax.eval_shape(init))):
+  expected = _shapes(config, num_classes)
+  if wrong := tensor_files.wrong_shape(found, shapes(expected.params, expected.model_state)):
     raise UserError(f"'{path}' {wrong}; it is damaged, or its card is another one's: get or make it again.")
   names = (card.get('output') or {}).get('class_names') or ()
   names = tuple(names) if len(names) == num_classes and all(isinstance(name, str) for name in names) else ()
@@ -196,19 +191,13 @@ def restore(
     CheckpointError: all checkpoints are damaged.
   """
   import jax
-  import jax.numpy as jnp
 
-  from adversarial_augment import threefry
   from adversarial_augment.parallel import processes, sharding
   from adversarial_augment.storage import checkpoints
-  from adversarial_augment.training import recipe
 
-  network = recipe.build_classifier(config, num_classes)
-  init = lambda: network.init(threefry.key(0), jnp.zeros((1, *image_shape)), is_training=True)
   where = sharding.replicated(mesh)
   like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-  params, model_state = jax.tree.map(like, jax.eval_shape(init))
-  target = TrainState(step=None, params=params, model_state=model_state, opt_state=None)  # type: ignore[arg-type]
+  target = jax.tree.map(like, _shapes(config, num_classes, image_shape))
   about: list[str] = []  # on process 0
 
   def identify(manifest: Mapping[str, Any]) -> None:
@@ -220,6 +209,49 @@ def restore(
   )
   sha256, config_sha256 = processes.on_process_0(lambda: about)
   return Restored(step, sha256, config_sha256, state)
+
+
+def read_run(workdir: Path) -> Exported:
+  """Returns the classifier of a run, from its newest intact checkpoint, whose arrays stay on the host of this process.
+
+  Touches no device, so that several processes may call it before they meet.
+
+  Raises:
+    UserError, CheckpointError: as in `restore`.
+  """
+  import jax
+
+  from adversarial_augment.storage import checkpoints, state_arrays
+
+  config, known = read_config(workdir), classes(workdir)
+  target = _shapes(config, known.num or 1)
+  leaves = state_arrays.flatten(target)
+  manifest: dict[str, Any] = {}
+
+  def identify(found: Mapping[str, Any]) -> None:
+    check_config(workdir, found)
+    manifest.update(found)
+
+  names = frozenset({'params', 'model_state'})
+  step, arrays = checkpoints.read_newest(workdir / 'checkpoints', leaves, names, progress.log, identify)
+  if step is None:
+    raise UserError(f"No checkpoint under '{workdir}'; name the workdir of a run that has saved one.")
+  state = jax.tree.unflatten(jax.tree.structure(target), [arrays[path] for path in leaves])
+  sha256 = manifest['state_sha256']
+  return Exported(config, known, Restored(step, sha256, manifest['config_sha256'], state), sha256)
+
+
+def _shapes(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int] = (32, 32, 3)) -> TrainState:
+  """Returns `params` and `model_state` of a classifier as shapes; the parameters do not depend on the image size."""
+  import jax
+  import jax.numpy as jnp
+
+  from adversarial_augment.training import recipe
+
+  network = recipe.build_classifier(config, num_classes)
+  init = lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), is_training=True)
+  params, model_state = jax.eval_shape(init)
+  return TrainState(step=None, params=params, model_state=model_state, opt_state=None)  # type: ignore[arg-type]
 
 
 def check_config(workdir: Path, manifest: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@
 
 The row "PAT-AlexNet" of Table 3 of arXiv 2104.01086, mCE 34.25 %, clean error 28.40 %, by Laidlaw et al. Like
 pat_self.py, with a radius of 1, as the checkpoint that they have released is named. Train the AlexNet by
-configs/alexnet.py, and export it; without one, distances are those of a small AlexNet that ships.
+configs/alexnet.py; without one, distances are those of a small AlexNet that ships.
 """
 
 from pathlib import Path

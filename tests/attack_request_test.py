@@ -44,7 +44,7 @@ def ask(tmp_path, monkeypatch):
   ('--attack=perceptual --distance=self --epsilon=1 --norm=l2', '--norm cannot go with --attack=perceptual'),
   ('--attack=perceptual --distance=self --epsilon=1 --surrogate=x', '--surrogate cannot go with --attack=perceptual'),
   ('--attack=perceptual --distance=self --epsilon=1 --distance_from=x', "_from='x' needs --distance=alexnet"),
-  ('--attack=perceptual --distance=alexnet --epsilon=1 --distance_from=x', "--distance_from='x' is no file"),
+  ('--attack=perceptual --distance=alexnet --epsilon=1 --distance_from=x', "--distance_from='x' does not exist"),
   (f'{PGD} --distance=self', '--distance cannot go with --attack=pgd, which has --norm'),
   ('--norm=', '--norm needs --attack'),
   ('--seed=0', '--seed needs --attack'),

@@ -4,6 +4,9 @@ import functools
 import random
 import shutil
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from adversarial_augment import classifiers, train
@@ -11,6 +14,9 @@ from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import distances
 from adversarial_augment.parallel import devices
+from adversarial_augment.storage import checkpoints
+from adversarial_augment.training import recipe
+from adversarial_augment.types import TrainState
 from tests import oracle, tiny, train_step_test, trainer
 
 PAT = {'attack__name': 'pat', 'attack__distance': 'self', 'attack__epsilon': '0.5', 'attack__batch_norm': 'running'}
@@ -79,8 +85,8 @@ def test_a_wrong_file_is_one_line_before_anything_starts(tmp_path):
   rig, flag = trainer.Rig(tmp_path), '--config.attack.distance_from={}'
   (tmp_path / 'run').mkdir()
   for given, message in (
-    (tmp_path / 'none.safetensors', 'is no file; name a classifier.safetensors of an AlexNet'),
-    (tmp_path / 'run', 'has no export/classifier.safetensors; make it with python -m adversarial_augment.export'),
+    (tmp_path / 'none.safetensors', 'does not exist; name the workdir or the file of an AlexNet, or leave it out'),
+    (tmp_path / 'run', 'it has no config.json; name the workdir of a run of train'),
   ):
     run = rig.start(tmp_path / 'w', flag.format(given), base=(SMOKE.format('alexnet'),))
     assert run.wait() == 2
@@ -90,12 +96,27 @@ def test_a_wrong_file_is_one_line_before_anything_starts(tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
-def test_the_file_of_a_run_is_found_and_another_classifier_refused(tmp_path, monkeypatch):
-  shipped = distances.load(None, 'x', 'float32')
-  (tmp_path / 'run' / 'export').mkdir(parents=True)
-  shutil.copy(classifiers.SHIPPED_ALEXNET, tmp_path / 'run' / 'export' / 'classifier.safetensors')
+def test_the_alexnet_of_a_run_is_read_and_another_classifier_refused(tmp_path):
+  config = configs.load('configs/alexnet.py:smoke')
+  network = recipe.build_classifier(config, 10)
+  images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+  params, statistics = network.init(jax.random.key(3), images, is_training=True)
+  state = TrainState(jnp.int32(2), params, statistics, {'momentum': jnp.ones(3)})
+  (tmp_path / 'run').mkdir()
+  checkpoints.save(tmp_path / 'run' / 'checkpoints', 2, state, config_sha256=configs.sha256(config))
+  (tmp_path / 'run' / 'config.json').write_text(configs.to_json(config))
   found = distances.load(str(tmp_path / 'run'), 'x', 'float32')
-  assert (found.file, found.sha256) == ('classifier.safetensors', shipped.sha256)
+  assert (found.file, found.sha256) == ('run', checkpoints.state_sha256(state))
+  jax.tree.map(np.testing.assert_array_equal, found.variables, (params, statistics))
+  of = lambda variables: classifiers.features(network, *variables)(images)
+  jax.tree.map(np.testing.assert_array_equal, of(found.variables), of((params, statistics)))
+  shutil.copytree(tmp_path / 'run', tmp_path / 'other')
+  (tmp_path / 'other' / 'config.json').write_text(configs.to_json(configs.load('configs/nominal_pat.py:smoke')))
+  with pytest.raises(UserError, match="other': Checkpoint 2 under .* is of another state"):
+    distances.load(str(tmp_path / 'other'), 'x', 'float32')
+
+
+def test_a_file_of_another_classifier_is_refused(tmp_path, monkeypatch):
   other = configs.load('configs/nominal_pat.py:smoke')
   read = distances.inference.read_file
   monkeypatch.setattr(distances.inference, 'read_file', lambda path: read(path)._replace(config=other))

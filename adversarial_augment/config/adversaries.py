@@ -203,8 +203,7 @@ ADVERSARIES: dict[str, Adversary] = {
       'attack.distance_from': Field(
         None,
         optional(text('a path')),
-        'classifier.safetensors of that AlexNet, or the workdir of a run that has been exported; None: the small one '
-        'that ships',
+        'the workdir of that AlexNet, or its classifier.safetensors; None: the small one that ships',
       ),
     },
     broken_rules=_broken_rules_of_pat,

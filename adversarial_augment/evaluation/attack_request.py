@@ -51,7 +51,7 @@ def add(parser: argparse.ArgumentParser, title: str = 'attacks, instead of --eva
   group.add_argument('--epsilon', metavar='RADII', help='for images in [0, 1], such as 8/255 or 1/255,2/255,4/255')
   group.add_argument('--distance', metavar='NAME', help='for --attack=perceptual: alexnet, or self, of the classifier')
   group.add_argument(
-    '--distance_from', metavar='PATH', help='classifier.safetensors of that AlexNet; default: a small one'
+    '--distance_from', metavar='PATH', help='run or classifier.safetensors of that AlexNet; default: a small one'
   )
   group.add_argument(
     '--num_examples', type=integer(1), metavar='N', help='attack the first N test images; default: all'

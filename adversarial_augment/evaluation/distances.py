@@ -1,4 +1,4 @@
-"""The networks whose features measure perceptual distances: the classifier itself, or an AlexNet of a file."""
+"""The networks whose features measure perceptual distances: the classifier itself, or an AlexNet of a run or file."""
 
 import functools
 from pathlib import Path
@@ -11,7 +11,6 @@ from adversarial_augment import attacks, classifiers, inference, ssim
 from adversarial_augment.attacks.feature_distance import FeatureDistance
 from adversarial_augment.errors import UserError
 from adversarial_augment.per_example_conv import Conv
-from adversarial_augment.storage import files
 from adversarial_augment.training import recipe
 from adversarial_augment.training.builders import Adversary
 from adversarial_augment.types import Array, AttackResult, Key, LogitsFn, Network, PyTree
@@ -24,8 +23,8 @@ class Reference(NamedTuple):
 
   network: Network
   variables: PyTree  # its parameters and state, on the host
-  file: str
-  sha256: str  # of the file
+  file: str  # or the workdir of its run
+  sha256: str  # of the file, or of the state of the run
 
   def distance(self, variables: PyTree) -> FeatureDistance:
     """Returns the distance by these variables, which may be traced."""
@@ -33,16 +32,20 @@ class Reference(NamedTuple):
 
 
 def load(given: str | None, what: str, precision: str) -> Reference:
-  """Returns the AlexNet that the flag or field `what` names, by a file or a folder; None: the small one that ships.
+  """Returns the AlexNet that the flag or field `what` names, by a run or a file; None: the small one that ships.
+
+  Touches no device.
 
   Raises:
-    UserError: there is no such file, or it holds another network.
+    UserError: there is no such run or file, or it holds another network.
+    CheckpointError: all checkpoints of the run are damaged.
   """
-  path = _file(given, what)
-  if not path.is_file():
-    raise UserError(f"{what}='{given}' is no file; name a classifier.safetensors of an AlexNet, or leave it out.")
+  path = classifiers.SHIPPED_ALEXNET if given is None else inference.run_folder(given, what)
+  if not path.exists():
+    raise UserError(f"{what}='{given}' does not exist; name the workdir or the file of an AlexNet, or leave it out.")
+  saved = path if path.is_file() else path / 'checkpoints'
   try:
-    return _read(path, precision, path.stat().st_mtime_ns)
+    return _read(path, precision, saved.stat().st_mtime_ns if saved.exists() else 0)
   except UserError as error:
     raise UserError(f"{what}='{given}': {error}") from error
 
@@ -76,27 +79,14 @@ def pat(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
   return Adversary(attack, {} if reference is None else reference.variables)
 
 
-def _file(given: str | None, what: str) -> Path:
-  if given is None:
-    return classifiers.SHIPPED_ALEXNET
-  path = files.user_path(given, what)
-  exported = path / 'export' / 'classifier.safetensors'
-  if path.is_dir() and not exported.exists():
-    raise UserError(
-      f"{what}='{given}' has no export/classifier.safetensors; make it with python -m adversarial_augment.export "
-      f"--workdir='{given}', or name a classifier.safetensors."
-    )
-  return exported if path.is_dir() else path
-
-
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, precision: str, changed: int) -> Reference:
-  """Reads a file that was changed at that time."""
+  """Reads what was changed at that time."""
   del changed
-  found = inference.read_file(path)
+  found = inference.read_file(path) if path.is_file() else inference.read_run(path)
   name = found.config.classifier.name
   if name != 'alexnet':
-    raise UserError(f"it holds a classifier '{name}'; train an AlexNet with configs/alexnet.py, and export it.")
+    raise UserError(f"it holds a classifier '{name}'; train an AlexNet with configs/alexnet.py.")
   network = recipe.build_classifier(found.config, found.classes.num or 1, dtype=jnp.dtype(precision))
   state = found.restored.state
-  return Reference(network, (state.params, state.model_state), path.name, found.file_sha256)
+  return Reference(network, (state.params, state.model_state), path.name, found.sha256)

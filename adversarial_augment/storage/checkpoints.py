@@ -238,7 +238,7 @@ def restore_newest(
   host: dict[str, np.ndarray] = {}
 
   def read() -> int | None:
-    step, arrays = _read_newest(directory.absolute(), leaves, names, report, check)
+    step, arrays = read_newest(directory.absolute(), leaves, names, report, check)
     host.update(arrays)
     return step
 
@@ -342,10 +342,10 @@ def _newest(directory: Path, read: Callable[[int, Manifest], Any]) -> tuple[Any,
   return None, rejected
 
 
-def _read_newest(
+def read_newest(
   directory: Path, leaves: Mapping[str, Any], names: frozenset[str] | None, report: Report, check: Check
 ) -> tuple[int | None, dict[str, np.ndarray]]:
-  """Returns the step and the arrays for `restore_newest`, on this process alone."""
+  """Returns the step and the arrays for `restore_newest`, on this process alone, and touches no device."""
   here = state_arrays.describe(leaves)
 
   def use(step: int, manifest: Manifest) -> tuple[int, dict[str, np.ndarray], str]:
