@@ -2,10 +2,12 @@
 
   python -m experiments.figure1_ssim --workdir=runs/nominal
   python -m experiments.figure1_ssim --workdir=runs/ada --num_images=10000 --nus=0.015,0.03
+  python -m experiments.figure1_ssim --workdir=runs/start --split=validation --config.corruption_net.name=cae
 
 The adversary, network and classifier are those of the run; only the radius changes. SSIM is measured before the line
-search. With --seed=0, the random draws are those of `evaluate --evals=ada`. Radii that are already in the JSON file are
-not measured again. The densities are Gaussian kernel estimates (Scott's rule), reflected at 1, the largest SSIM.
+search; `added` is that with c(x), which the network makes of the image without an adversary. With --seed=0, the random
+draws are those of `evaluate --evals=ada`. Radii that are already in the JSON file are not measured again. The densities
+are Gaussian kernel estimates (Scott's rule), reflected at 1, the largest SSIM.
 """
 
 import argparse
@@ -17,11 +19,11 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from adversarial_augment import cli, datasets, inference, results
+from adversarial_augment import checks, cli, datasets, inference, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals
 from adversarial_augment.config import command_line
-from adversarial_augment.datasets import classes
+from adversarial_augment.datasets import classes, sampling
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.parallel import devices
 from adversarial_augment.storage import files
@@ -33,6 +35,8 @@ NUS = '.0075,.009375,.015,.0225,.03'
 THRESHOLD = 0.3  # of the line search (arXiv 2104.01086, section 2)
 _EXAMPLES = 6
 _GRID = 2001  # points of a density
+_SPLITS = {'test': 'test', 'validation': 'train'}  # and what they are read from
+_STRENGTH = ('attack.nu', 'attack.num_steps')
 _FIELDS, _GROUPS = ('data_dir', 'batch_size', 'precision'), ('attack', 'corruption_net')
 
 
@@ -44,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
   figure_files.check_drawable()
   workdir = files.user_path(arguments.workdir, '--workdir')
   config = adversary(inference.read_config(workdir), overrides)
-  test = datasets.load(config.dataset, 'test', config.data_dir)
+  test = images_of(config, arguments.split)
   test = classes.in_order(test, inference.classes(workdir), f"The run '{workdir}'")
   figure_files.check_num_images(arguments.num_images, 2, test)
   test = test._replace(num_examples=arguments.num_images)
@@ -59,8 +63,24 @@ def main(argv: Sequence[str]) -> None:
     figure1_drawing.draw(found, nus, path.with_suffix('.png'))
   for nu in nus:
     values = found['nus'][f'{nu:g}']
-    print(f'  nu {nu:<9g} mean SSIM {values["mean"]:.4f}  below {THRESHOLD:g}: {100 * values["below"]:.2f} %')
+    below = f'below {THRESHOLD:g}: {100 * values["below"]:.2f} %'
+    print(f'  nu {nu:<9g} mean SSIM {values["mean"]:.4f}  {below}  with c(x): {values["added"]:.4f}')
   print(f'wrote {path} and {path.with_suffix(".png").name}')
+
+
+def images_of(config: ConfigDict, split: str) -> Dataset:
+  """Returns the test images, or those that the run has held out of its training images.
+
+  Raises:
+    UserError: another split, or the run has held out none.
+  """
+  source = checks.lookup(_SPLITS, split, '--split')
+  images = datasets.load(config.dataset, source, config.data_dir)
+  if split == 'test':
+    return images
+  if not config.holdout:
+    raise UserError('--split=validation: the run has config.holdout=0, so that it has seen all training images.')
+  return sampling.holdout(images, config.holdout)[1]
 
 
 def adversary(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
@@ -127,7 +147,7 @@ def measure(
   provenance['config_sha256'] = restored.config_sha256  # of the run
   versions = {package: provenance['versions'][package] for package in ('adversarial_augment', 'jax')}
   attack = {name: value for name, value in config.attack.items() if name != 'nu'}
-  setting = [attack, config.corruption_net.to_dict(), provenance['weights'], config.precision, versions]
+  setting = ['with c(x)', attack, config.corruption_net.to_dict(), provenance['weights'], config.precision, versions]
   conditions = results.digest([restored.sha256, dict(test.provenance), test.num_examples, seed, setting])
   found = figure_files.known(path, conditions, overwrite) or {
     'figure': NAME,
@@ -156,9 +176,10 @@ def measure(
 
 
 def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[Callable, Any]:
-  """Returns (params, model_state, phi, batch) -> (images [n, h, w, c], SSIM before the line search [n]), and phi.
+  """Returns (params, model_state, phi, batch) -> images [n, h, w, c], their SSIM with the clean ones, with c(x); phi.
 
-  The draws of an image depend on the seed and its index; the classifier uses running statistics.
+  SSIMs are [n], before the line search. The draws of an image depend on the seed and its index; the classifier uses
+  running statistics.
 
   Args:
     config: with the adversary.
@@ -169,19 +190,20 @@ def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[
   import jax
   from jax.sharding import PartitionSpec
 
-  from adversarial_augment import classifiers, threefry
+  from adversarial_augment import classifiers, ssim, threefry
   from adversarial_augment.parallel import sharding
   from adversarial_augment.training import builders, recipe
 
   attack, phi = builders.evaluation_adversary(config, mesh)
+  at_rest, _ = builders.evaluation_adversary(configs.override(config, dict.fromkeys(_STRENGTH, '0')), mesh)
   classifier = recipe.attacked_classifier(config, test.num_classes)
 
   def local(params, model_state, phi, batch):
     logits_fn = classifiers.logits_fn(classifier, params, model_state)
     keys = jax.vmap(functools.partial(jax.random.fold_in, threefry.key(seed)))(batch.indices)
     images = batch.images.astype(jax.tree.leaves(params)[0].dtype) / 255
-    result = attack(keys, logits_fn, images, batch.labels, phi)
-    return result.images, result.metrics['ssim']
+    result, start = (each(keys, logits_fn, images, batch.labels, phi) for each in (attack, at_rest))
+    return result.images, result.metrics['ssim'], ssim.ssim(start.images, result.images)
 
   data, whole = PartitionSpec(sharding.AXIS), PartitionSpec()
   mapped = jax.shard_map(local, mesh=mesh, in_specs=(whole, whole, whole, data), out_specs=data, check_vma=False)
@@ -193,10 +215,12 @@ def _one(run: Callable, batches: Iterable[Any], advance: Callable[[int], None]) 
   import jax
 
   values: list[float] = []
+  added: list[float] = []
   examples: list[np.ndarray] = []
   for batch in batches:
-    images, ssim, mask = jax.device_get((*run(batch), batch.mask))
+    images, ssim, with_network, mask = jax.device_get((*run(batch), batch.mask))
     values += (float(f'{value:.7g}') for value in ssim[mask])
+    added += with_network[mask].tolist()
     examples.extend(images[mask][: _EXAMPLES - len(examples)])
     advance(int(mask.sum()))
   if not np.isfinite(values).all():
@@ -205,6 +229,7 @@ def _one(run: Callable, batches: Iterable[Any], advance: Callable[[int], None]) 
   return {
     'ssim': values,
     'mean': float(np.mean(values)),
+    'added': float(np.mean(added)),
     'below': float((np.array(values) < THRESHOLD).mean()),
     'grid': grid.tolist(),
     'density': density(np.array(values), grid).tolist(),
@@ -235,8 +260,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--workdir', required=True, metavar='RUN', help='working directory of a run of train')
   parser.add_argument('--nus', default=NUS, metavar='NUMBERS', help='radii; default: %(default)s')
   parser.add_argument(
-    '--num_images', type=int, default=1000, metavar='N', help='use the first N test images; default: %(default)s'
+    '--num_images', type=int, default=1000, metavar='N', help='use the first N images; default: %(default)s'
   )
+  parser.add_argument('--split', default='test', metavar='NAME', help='test (the default), or validation: held out')
   parser.add_argument('--seed', type=int, default=0, help="seed of the adversary's draws; default: 0")
   parser.add_argument(
     '--config.FIELD', dest='_', metavar='VALUE', help='override attack.*, corruption_net.*, batch_size, data_dir'

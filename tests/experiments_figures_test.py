@@ -16,7 +16,7 @@ from adversarial_augment import config as configs
 from adversarial_augment import corruption_nets, corruptions, inference, metrics, per_example_conv, ssim
 from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.errors import NumericalError, UserError
-from adversarial_augment.evaluation.accuracy import accuracy
+from adversarial_augment.evaluation.accuracy import accuracy, batches
 from adversarial_augment.training import builders
 from adversarial_augment.training import recipe as recipes
 from experiments import (
@@ -121,6 +121,7 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   np.testing.assert_array_equal(clean, test.read(np.arange(6)).images)
   shown = ssim.ssim(*(jnp.asarray(images, jnp.float32) / 255 for images in (clean, made)))
   np.testing.assert_allclose(shown, values['ssim'][:6], atol=0.01)  # images are rounded to grey levels
+
   assert (found['checkpoint_sha256'], found['trained_with']['name']) == (SHA, 'none')
 
   with pytest.MonkeyPatch.context() as patch:
@@ -132,6 +133,35 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   assert_is_picture(workdir / 'figure.png')
   said = ' '.join(figure1_drawing.about(found))
   assert all(part in said for part in ('tiny (embedded)', SHA[:12], 'n = 7', 'seed 0', 'edsr', 'trained nominally'))
+
+
+def test_what_the_adversary_adds_is_told_from_what_the_network_does(run):
+  """The CAE changes images by itself, so that its own output is closer to what the adversary makes of it."""
+  test = tiny.dataset()._replace(num_examples=4)
+  changes = {
+    'attack.nu': '0.01',
+    'corruption_net.name': 'cae',
+    'corruption_net.blocks': 'none',
+    'corruption_net.scale': 'none',
+  }
+  config = configs.override(figure1_ssim.adversary(run[0], {}), changes)
+  corrupt, phi = figure1_ssim.corruptor(config, run[1], test, 0)
+  (batch,) = batches(test, run[1], 4)
+  made, with_image, with_network = corrupt(run[2].params, run[2].model_state, phi, batch)
+  network, weights = builders.load_network(config)
+  images = batch.images.astype(jnp.float32) / 255
+  keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), 2) for i in range(4)]
+  start = jnp.concatenate([network.apply(weights, images[i : i + 1], keys[i]) for i in range(4)])
+  np.testing.assert_allclose(with_network, ssim.ssim(start, made), atol=1e-4)
+  assert np.mean(with_network) > np.mean(with_image) + 0.05
+
+
+def test_images_that_a_run_has_held_out(run):
+  config = configs.override(run[0], {'dataset': 'embedded', 'holdout': '7'})
+  assert figure1_ssim.images_of(config, 'validation').num_examples == 7
+  assert figure1_ssim.images_of(config, 'test').num_examples == 2000
+  assert 'config.holdout=0' in refused(figure1_ssim.images_of, run[0], 'validation')
+  assert "'validaton'" in refused(figure1_ssim.images_of, run[0], 'validaton')
 
 
 @pytest.mark.parametrize('centre, spread', [(0.99, 0.01), (0.5, 0.1), (0.2, 0.2)])

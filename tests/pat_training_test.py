@@ -51,7 +51,6 @@ def test_steps_on_1_and_on_8_devices_equal_the_oracle(options, num_devices):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('quick_compile')
 def test_two_steps_to_the_report(tmp_path, capsys):
   train.main([SMOKE.format('self'), f'--workdir={tmp_path}/w'])
   assert 'adversary: epsilon 0.5 in the distance of its own features, 2 steps\n' in capsys.readouterr().err

@@ -18,7 +18,7 @@ from tests import classifier_cases
 NUM_IMAGES = 32
 EPSILON = 0.5
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('quick_compile')]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,6 @@ from tests import trainer
 
 SMOKE = '--config=configs/rlat.py:smoke'
 
-pytestmark = pytest.mark.usefixtures('quick_compile')
-
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
