@@ -180,7 +180,9 @@ def test_axis_name_makes_statistics_global(name, mapping):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), new_state, expected_state)
 
 
-@pytest.mark.parametrize('name, depth', [*((name, None) for name in NORMED), ('preact_resnet', 50)])
+@pytest.mark.parametrize(
+  'name, depth', [*((name, None) for name in NORMED), pytest.param('preact_resnet', 50, marks=pytest.mark.slow)]
+)
 def test_a_fresh_network_has_gradients_of_every_parameter_and_image(name, depth):
   """With running statistics, too, which have seen nothing then: the adversary needs a gradient from the start."""
   network, params, state = small(name, **{'depth': depth} if depth else {})

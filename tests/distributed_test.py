@@ -70,6 +70,7 @@ def examples_read(folder: Path, first: int, processes: int) -> list[list[int]]:
   return [sum(pieces, []) for pieces in zip(*read, strict=True)]
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_in_float64_with_what_one_began(rig, tmp_path):
   straight, resized = tmp_path / 'straight', tmp_path / 'resized'
   make_steps(rig, (1, 1), '3,6', straight)
