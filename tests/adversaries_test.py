@@ -14,6 +14,8 @@ from adversarial_augment.training import builders
 from adversarial_augment.types import AttackResult
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 SHIFT = {'attack.name': 'brighter', 'attack.brightness': '0.25'}
 
 

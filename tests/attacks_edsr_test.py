@@ -179,6 +179,7 @@ def problem_in_float64():
   return network, phi, images, labels, lambda images: images.reshape(2, 3, -1).mean(-1) * scales
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('x64')
 def test_the_attack_is_the_same_in_the_form_of_each_platform():
   network, phi, images, labels, logits_fn = problem_in_float64()

@@ -11,6 +11,8 @@ from adversarial_augment.attacks.fab import nearest_moves
 from tests import boxed_linear
 from tests.lp_ball_test import assert_within
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 SIZE = 7
 
 

@@ -60,7 +60,7 @@ def small(tmp_path, **overrides: str) -> dict[str, str]:
 
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('options', [
-  {'fraction': '0.5', 'beta_mode': 'group', 'group': '2'},
+  pytest.param({'fraction': '0.5', 'beta_mode': 'group', 'group': '2'}, marks=pytest.mark.slow),
   {'fraction': '0.5', 'beta_mode': 'batch', 'name': 'advmix'},
 ], ids=str)  # fmt: skip
 def test_one_device_gives_what_four_give_in_the_stage_of_the_train_step(tmp_path, options):

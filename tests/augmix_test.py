@@ -14,6 +14,8 @@ from adversarial_augment.augmentations import augmix_ops
 from adversarial_augment.augmentations.augmix import ALL_OPS, OPS, Draws, draw, jensen_shannon, mix
 from adversarial_augment.datasets import photographs
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 AUGMIX, AUGMIX_ALL_OPS = augmentations.AUGMENTATIONS['augmix'], augmentations.AUGMENTATIONS['augmix_all_ops']
 
 

@@ -12,6 +12,8 @@ from adversarial_augment import attacks
 from adversarial_augment.attacks import suites
 from adversarial_augment.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 NUM, CLASSES = 30, 5
 RNG = np.random.default_rng(0)
 WEIGHTS = (RNG.normal(size=(48, CLASSES)) / 10).astype(np.float32)

@@ -27,6 +27,8 @@ from adversarial_augment.storage import outcomes
 from adversarial_augment.types import TrainState
 from tests import linear_attack, tiny, trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 NUM = 12
 EVALS = 'clean,ada,cifar10_c,cifar10_c_extra'
 NAMES = ('gaussian_noise', 'fog', 'jpeg_compression')

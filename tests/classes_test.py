@@ -76,6 +76,7 @@ def test_evaluate_matches_classes_by_name_and_says_so(place, capsys):
   assert 'labels' not in same['provenance']['data']['test']
 
 
+@pytest.mark.slow
 def test_attacks_match_them_too(place, capsys):
   flags = ('--attack=pgd', '--norm=linf', '--epsilon=1/255', '--num_examples=8', '--allow_suspect')
   name = results.robustness_name('pgd', 'linf', '1/255')

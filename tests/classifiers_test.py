@@ -17,6 +17,8 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.per_example_conv import conv as plain_conv
 from adversarial_augment.training import recipe
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10
 SMALL = {
   'preact_resnet': {'depth': 10, 'width': 4},

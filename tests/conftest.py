@@ -20,11 +20,6 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-def pytest_configure(config):
-  """Has programs compiled with few optimisations, in half the time; slow tests and commands compile as for users."""
-  jax.config.update('jax_disable_most_optimizations', config.option.markexpr == 'not slow')
-
-
 def pytest_collection_finish():
   """Leaves what is loaded out of garbage collections, which take a tenth of the time otherwise."""
   gc.collect()
@@ -39,6 +34,15 @@ CIFAR10_VARIABLE = 'ADVERSARIAL_AUGMENT_CIFAR10'
 def x64():
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope='module')
+def quick_compile():
+  """Compiles with few optimisations, in half the time: for modules of many small programs that run for an instant."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+  jax.clear_caches()  # lest another module gets these programs
 
 
 @pytest.fixture(scope='session')

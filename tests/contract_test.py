@@ -25,6 +25,8 @@ from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.training import builders
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 TABLE_OF = {
   'attack.name': {*ADVERSARIES, 'none'},
   'attack.step': STEPS,

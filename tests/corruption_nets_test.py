@@ -18,6 +18,8 @@ from adversarial_augment.corruption_nets.vqvae import CODEBOOK, quantise, vqvae
 from adversarial_augment.errors import UserError
 from adversarial_augment.ssim import ssim
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(2, 16, 12, 3))

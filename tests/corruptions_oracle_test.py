@@ -12,6 +12,8 @@ from adversarial_augment.corruptions import BAR_NAMES, CORRUPTIONS
 from tests import corruption_oracles as oracles
 from tests.corruption_images import corrupted, differences, of_another_size, real_images
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 SEVERITIES = (1, 2, 3, 4, 5)
 
 # Number of images, largest difference in grey levels, share of levels that may differ. A filter's result is often a

@@ -10,6 +10,8 @@ from adversarial_augment.corruptions import CORRUPTIONS, filters
 from tests.corruption_images import corrupted as corrupted_by
 from tests.corruption_images import of_another_size, real_images
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 SEVERITIES = (1, 2, 3, 4, 5)
 GREY = 128
 

@@ -114,7 +114,7 @@ def results_of_one(kind: str, impl: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize('impl', ['rbg', 'unsafe_rbg'])
-@pytest.mark.parametrize('kind', ['ada', 'pgd', 'augmix', 'flip', 'pad_crop'])
+@pytest.mark.parametrize('kind', [pytest.param('ada', marks=pytest.mark.slow), 'pgd', 'augmix', 'flip', 'pad_crop'])
 def test_one_image_and_one_key_give_one_result_with_every_kind_of_key(kind, impl):
   found = results_of_one(kind, impl)
   for other in found[1:]:

@@ -135,6 +135,7 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   assert all(part in said for part in ('tiny (embedded)', SHA[:12], 'n = 7', 'seed 0', 'edsr', 'trained nominally'))
 
 
+@pytest.mark.slow
 def test_what_the_adversary_adds_is_told_from_what_the_network_does(run):
   """The CAE changes images by itself, so that its own output is closer to what the adversary makes of it."""
   test = tiny.dataset()._replace(num_examples=4)

@@ -17,6 +17,8 @@ from adversarial_augment.run import summary
 from adversarial_augment.training import recipe as recipes
 from tests import oracle, tiny, train_step_test
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 RLAT = {'attack__name': 'rlat', 'attack__epsilon': '0.08'}
 SHAPES = {'input': (3, 3, 2), 'deep': (2, 2, 4), 'flat': (1, 2, 3)}
 PUBLISHED = (0.08, 0.8533, 0.5689, 0.2133, 0.0853, 0.0356)

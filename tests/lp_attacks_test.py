@@ -17,6 +17,8 @@ from tests import boxed_linear, patch_classifier, tiny
 from tests.boxed_linear import SHAPE
 from tests.lp_ball_test import assert_within, hard_images
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 NUM, NUM_CLASSES = 300, 5
 # No ball below reaches the edges of the box.
 LINEAR, *KNOWN = boxed_linear.problem(NUM_CLASSES, NUM, low=0.3, high=0.7, balanced=False)

@@ -10,6 +10,8 @@ from adversarial_augment.parallel import devices
 from adversarial_augment.run import summary
 from tests import trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 BALLS = {
   'linf_adversarial': 'linf epsilon 8/255, 2 steps',
   'l2_adversarial': 'l2 epsilon 0.5, 2 steps',

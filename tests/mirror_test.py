@@ -443,6 +443,7 @@ def start(tmp_path: Path, **env: str) -> trainer.Run:
   return trainer.Run(tmp_path / 'w', [*trainer.NOMINAL, f'--mirror={tmp_path}/mirror'], own | env)
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_is_gone_goes_on_from_its_mirror(rig, tmp_path):
   copied, workdir = tmp_path / 'mirror', tmp_path / 'w'
   first = start(tmp_path)

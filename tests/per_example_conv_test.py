@@ -13,6 +13,8 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.per_example_conv import per_example_conv
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 IMPLS = ('map', 'im2col', 'vmap')
 UNEVEN = ((2, 0), (1, 3))
 # n, height, width, kernel height and width, c, k, stride, padding

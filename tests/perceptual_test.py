@@ -11,6 +11,8 @@ from adversarial_augment.attacks.feature_distance import Ball, bisection, make_v
 from adversarial_augment.attacks.perceptual import conjugate_gradients, lagrangian_step
 from adversarial_augment.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 3)
 IMAGES = np.float32(RNG.uniform(0.3, 0.7, (8, *SHAPE)))

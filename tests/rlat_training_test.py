@@ -8,6 +8,8 @@ from adversarial_augment import train
 from adversarial_augment.parallel import devices
 from tests import trainer
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 SMOKE = '--config=configs/rlat.py:smoke'
 
 

@@ -14,6 +14,8 @@ from adversarial_augment.storage import outcomes
 from adversarial_augment.types import Batch, Dataset, TrainState
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 NUM, CLASSES = 37, 2
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(80, 176, (NUM, 4, 4, 3), dtype=np.uint8)  # the ball does not reach the edges of the box

@@ -15,6 +15,8 @@ from adversarial_augment import per_example_conv
 from adversarial_augment.corruption_nets.edsr import edsr
 from adversarial_augment.per_example_conv import tpu_conv
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 EXAMPLES = 2
 SAME = ((1, 1), (1, 1))
 # images that share a kernel, h, w, c, k, size of the kernel, padding

@@ -21,6 +21,8 @@ from tests import tiny
 from tests.checkpoint_cases import files_of, flip
 from tests.trainer import lines, result, steps
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 NUM_STEPS = 6
 OVERRIDES = tiny.OVERRIDES | {
   'num_steps': str(NUM_STEPS), 'attack.name': 'none', 'evals': 'clean', 'log_every': '1', 'checkpoint_every': '2',

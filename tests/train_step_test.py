@@ -58,7 +58,9 @@ def assert_equal(end, metrics, expected: tuple) -> None:
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), (2, 'device')])
+@pytest.mark.parametrize(
+  'num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), pytest.param(2, 'device', marks=pytest.mark.slow)]
+)
 def test_five_steps_equal_the_oracle(num_devices, batch_norm):
   made = _, recipe, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm)
   adversary = functools.partial(oracle.attack, blocks=4, nu=0.015, num_steps=2)
@@ -80,6 +82,7 @@ def test_devices_wait_for_each_other_in_an_attack_with_statistics_of_the_whole_b
   assert any(name in text for name in collectives) == waits
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('x64')
 def test_statistics_of_one_device_are_those_of_the_batch():
   ends = []
@@ -95,7 +98,7 @@ TRADES = LINF | {'attack__trades': '6', 'attack__init': 'gaussian', 'attack__bat
 
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize('options', [LINF, TRADES], ids=['linf', 'trades'])
-@pytest.mark.parametrize('num_devices', [1, 8])
+@pytest.mark.parametrize('num_devices', [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_steps_of_adversarial_training_equal_the_oracle(num_devices, options):
   made = _, recipe, phi, state = tiny.make(num_devices, **options)
   assert phi == {}

@@ -8,6 +8,8 @@ import pytest
 from adversarial_augment import per_example_conv
 from adversarial_augment.per_example_conv import triton_conv
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 EXAMPLES = 3
 # images that share a kernel, h, w, c, k, size of the kernel, padding
 CASES = {

@@ -11,6 +11,8 @@ from adversarial_augment import classifiers
 from adversarial_augment.attacks import validity
 from adversarial_augment.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(size=(24, 8, 8, 3)).astype(np.float32)
 WEIGHTS = (RNG.normal(size=(192, 6)) / 4).astype(np.float32)
