@@ -124,6 +124,7 @@ def test_the_result_says_all_that_it_is_of(run, begun, capsys):
   np.testing.assert_array_equal(images_of(run)['images'], kept['images'])
 
 
+@pytest.mark.slow
 def test_images_go_with_their_result(attacked):
   images = attacked / 'results' / f'{NAME}.npz'
   images.write_bytes(b'those of the result that is there')

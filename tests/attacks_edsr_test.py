@@ -133,7 +133,7 @@ def test_an_example_does_not_depend_on_the_others():
 
 @pytest.mark.parametrize(
   'num_devices, batch_norm',
-  [(1, 'batch'), (8, 'batch'), pytest.param(8, 'running', marks=pytest.mark.slow)],
+  [(1, 'batch'), *(pytest.param(8, name, marks=pytest.mark.slow) for name in ('batch', 'running'))],
 )
 def test_the_attack_is_alive_from_the_first_step_on(tmp_path, num_devices, batch_norm):
   """On a fresh classifier, in the stage of the train step that runs sharded; a smaller EDSR compiles faster."""
@@ -198,7 +198,7 @@ def test_the_attack_is_the_same_in_the_form_of_each_platform():
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('step', ['sign', 'sign_l2'])
+@pytest.mark.parametrize('step', ['sign', pytest.param('sign_l2', marks=pytest.mark.slow)])
 def test_an_ascent_over_stacked_blocks_is_that_over_the_blocks(step):
   network, phi, images, labels, logits_fn = problem_in_float64()
 

@@ -71,7 +71,9 @@ def test_five_steps_equal_the_oracle(num_devices, batch_norm):
   assert int(end.step) == NUM_STEPS
 
 
-@pytest.mark.parametrize('batch_norm, waits', [('batch', True), ('device', False), ('running', False)])
+@pytest.mark.parametrize(
+  'batch_norm, waits', [('batch', True), ('device', False), pytest.param('running', False, marks=pytest.mark.slow)]
+)
 def test_devices_wait_for_each_other_in_an_attack_with_statistics_of_the_whole_batch_alone(batch_norm, waits):
   _, recipe, phi, state = tiny.make(4, attack__batch_norm=batch_norm)
   corrupt = jax.jit(functools.partial(train_step.corrupt, recipe))
