@@ -36,6 +36,39 @@ def test_making_it_again_gives_the_same_bytes_quickly():
   assert seconds < 10  # about 1 on an idle core
 
 
+def changed(content: bytes) -> bytes:
+  return content[:1000] + bytes([content[1000] ^ 1]) + content[1001:]
+
+
+@pytest.mark.parametrize(
+  'damage', [changed, lambda content: content[:5000], lambda content: b'', lambda content: content + b'x']
+)
+def test_later_starts_take_intact_images_from_the_cache(damage, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  images, labels = embedded._kept('test')
+  (path,) = (tmp_path / 'adversarial_augment' / 'embedded').iterdir()
+  content = path.read_bytes()
+  made = []
+  make = embedded._make
+  monkeypatch.setattr(embedded, '_make', lambda split: made.append(split) or make(split))
+  for kept, times in ((content, 0), (damage(content), 1)):
+    path.write_bytes(kept)
+    for found, wanted in zip(embedded._kept('test'), (images, labels), strict=True):
+      np.testing.assert_array_equal(found, wanted)
+      assert found.dtype == wanted.dtype
+    assert len(made) == times
+    assert path.read_bytes() == content
+  monkeypatch.setattr(embedded, '_version', lambda: 'newer')
+  embedded._kept('test')
+  assert [path.name for path in path.parent.iterdir()] == ['test-newer']
+
+
+@pytest.mark.parametrize('home', ['/proc/none', '/dev/null'])
+def test_without_a_cache_the_images_are_made(home, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', home)
+  np.testing.assert_array_equal(embedded._kept('test')[1], embedded._make('test')[1])
+
+
 def test_provenance_names_the_data():
   train, test = (datasets.load('embedded', split, '').provenance for split in ('train', 'test'))
   assert train['origin'] == 'embedded'
