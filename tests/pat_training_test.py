@@ -95,7 +95,7 @@ def test_a_wrong_file_is_one_line_before_anything_starts(tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
-def test_the_alexnet_of_a_run_is_read_and_another_classifier_refused(tmp_path):
+def test_the_alexnet_of_a_run_is_read_and_another_classifier_refused(tmp_path, monkeypatch):
   config = configs.load('configs/alexnet.py:smoke')
   network = recipe.build_classifier(config, 10)
   images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
@@ -104,7 +104,8 @@ def test_the_alexnet_of_a_run_is_read_and_another_classifier_refused(tmp_path):
   (tmp_path / 'run').mkdir()
   checkpoints.save(tmp_path / 'run' / 'checkpoints', 2, state, config_sha256=configs.sha256(config))
   (tmp_path / 'run' / 'config.json').write_text(configs.to_json(config))
-  found = distances.load(str(tmp_path / 'run'), 'x', 'float32')
+  monkeypatch.chdir(tmp_path)
+  found = distances.load('run', 'x', 'float32')
   assert (found.file, found.sha256) == ('run', checkpoints.state_sha256(state))
   jax.tree.map(np.testing.assert_array_equal, found.variables, (params, statistics))
   of = lambda variables: classifiers.features(network, *variables)(images)

@@ -238,7 +238,7 @@ def restore_newest(
   host: dict[str, np.ndarray] = {}
 
   def read() -> int | None:
-    step, arrays = read_newest(directory.absolute(), leaves, names, report, check)
+    step, arrays = read_newest(directory, leaves, names, report, check)
     host.update(arrays)
     return step
 
@@ -356,7 +356,7 @@ def read_newest(
     if mismatch := _mismatch(here, there):
       return step, {}, mismatch
     check(manifest)
-    return step, _read_arrays(directory / str(step), manifest), ''
+    return step, _read_arrays(directory.absolute() / str(step), manifest), ''
 
   found, rejected = _newest(directory, use)
   for step, reason in rejected:
