@@ -239,7 +239,8 @@ def test_signals_to_either_process_at_any_stage_change_nothing(rig, tmp_path):
   trainer.assert_same_end(workdirs[0], straight[0])
 
 
-@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_other_at_once_and_the_pair_goes_on(rig, tmp_path, victim):
   straight, workdirs = [tmp_path / 's0', tmp_path / 's1'], [tmp_path / 'w0', tmp_path / 'w1']
   runs = rig.start_pair(workdirs)

@@ -63,11 +63,13 @@ STAGES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', STAGES)
 def test_every_stage_of_a_run_says_what_it_does(shown_run, stage):
   assert f'{stage}...' in shown_run
 
 
+@pytest.mark.slow
 def test_a_run_of_few_steps_is_warned_of_by_the_field(shown_run):
   assert 'warning: config.num_steps=4 makes 4 updates, too few to learn from scratch' in shown_run
   config = configs.override(configs.base_config(), {'num_epochs': '1', 'batch_size': '64'})
