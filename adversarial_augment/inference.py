@@ -42,8 +42,8 @@ class Restored(NamedTuple):
   state: TrainState  # `params` and `model_state`; the other fields are None
 
 
-class Exported(NamedTuple):
-  """The classifier of a file, or of a run, on the host."""
+class OnHost(NamedTuple):
+  """The classifier of a file or of a run, with its arrays on the host of this process."""
 
   config: ConfigDict  # of a file: the defaults, but for the classifier and its precision
   classes: Classes
@@ -126,7 +126,7 @@ def read_config(workdir: Path, say: Callable[[str], None] = lambda line: None) -
   return config
 
 
-def read_file(path: Path) -> Exported:
+def read_file(path: Path) -> OnHost:
   """Returns the classifier of a file of `export` or `convert classifier`, whose arrays stay on the host.
 
   Raises:
@@ -151,7 +151,7 @@ def read_file(path: Path) -> Exported:
   made, origin = (card.get(part) or {} for part in ('checkpoint', 'training'))
   state = TrainState(None, params, model_state, None)  # type: ignore[arg-type]
   restored = Restored(made.get('step', 0), made.get('sha256', sha256), origin.get('config_sha256', ''), state)
-  return Exported(config, Classes(num_classes, names), restored, sha256)
+  return OnHost(config, Classes(num_classes, names), restored, sha256)
 
 
 def _config_on(card: Mapping[str, Any], path: Path) -> ConfigDict:
@@ -211,8 +211,8 @@ def restore(
   return Restored(step, sha256, config_sha256, state)
 
 
-def read_run(workdir: Path) -> Exported:
-  """Returns the classifier of a run, from its newest intact checkpoint, whose arrays stay on the host of this process.
+def read_run(workdir: Path) -> OnHost:
+  """Returns the classifier of a run, from its newest intact checkpoint.
 
   Touches no device, so that several processes may call it before they meet.
 
@@ -238,7 +238,7 @@ def read_run(workdir: Path) -> Exported:
     raise UserError(f"No checkpoint under '{workdir}'; name the workdir of a run that has saved one.")
   state = jax.tree.unflatten(jax.tree.structure(target), [arrays[path] for path in leaves])
   sha256 = manifest['state_sha256']
-  return Exported(config, known, Restored(step, sha256, manifest['config_sha256'], state), sha256)
+  return OnHost(config, known, Restored(step, sha256, manifest['config_sha256'], state), sha256)
 
 
 def _shapes(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int] = (32, 32, 3)) -> TrainState:
@@ -246,10 +246,11 @@ def _shapes(config: ConfigDict, num_classes: int, image_shape: tuple[int, int, i
   import jax
   import jax.numpy as jnp
 
+  from adversarial_augment import threefry
   from adversarial_augment.training import recipe
 
   network = recipe.build_classifier(config, num_classes)
-  init = lambda: network.init(jax.random.key(0), jnp.zeros((1, *image_shape)), is_training=True)
+  init = lambda: network.init(threefry.key(0), jnp.zeros((1, *image_shape)), is_training=True)
   params, model_state = jax.eval_shape(init)
   return TrainState(step=None, params=params, model_state=model_state, opt_state=None)  # type: ignore[arg-type]
 

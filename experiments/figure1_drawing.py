@@ -38,7 +38,7 @@ def draw(found: Mapping[str, Any], nus: Sequence[float], path: Path) -> None:
   left.set_xticks([])
   left.tick_params(length=0)
   left.spines[:].set_visible(False)
-  left.set_title('(a) Test images under AdA, before the line search, with their SSIM', fontsize=9)
+  left.set_title('(a) Images under AdA, before the line search, with their SSIM', fontsize=9)
   for row, values in enumerate(shown.values()):
     for column in range(len(clean)):
       where = width * column + 1, height * (2 * row + 2) - 4
@@ -46,7 +46,8 @@ def draw(found: Mapping[str, Any], nus: Sequence[float], path: Path) -> None:
       left.text(*where, f'{values["ssim"][column]:.3f}', fontsize=6, bbox=box)
   lowest = min(min(values['ssim']) for values in shown.values())
   for nu, values in shown.items():
-    label = f'ν = {nu}: mean {values["mean"]:.4f}, below {found["threshold"]:g}: {100 * values["below"]:.2f} %'
+    label = f'ν = {nu}: mean {values["mean"]:.4f} ({values["mean_with_network"]:.4f} with c(x)), '
+    label += f'below {found["threshold"]:g}: {100 * values["below"]:.2f} %'
     right.plot(values['grid'], values['density'], linewidth=1.4, label=label)
   right.set_yscale('log')
   right.set_ylim(1e-2, 30 * max(max(values['density']) for values in shown.values()))
@@ -64,13 +65,13 @@ def draw(found: Mapping[str, Any], nus: Sequence[float], path: Path) -> None:
 def about(found: Mapping[str, Any]) -> list[str]:
   """Returns the lines of the caption."""
   origin = found['provenance']
-  data, config, weights = origin['data']['test'], origin['config'], origin['weights']
+  data, config, weights = origin['data'][found['split']], origin['config'], origin['weights']
   size = ' '.join(f'{name}={value}' for name, value in weights['network'].items() if name != 'name')
   attack = found['trained_with']
   trained = f'with {adversaries.describe(attack)}' if attack['name'] in adversaries.ADVERSARIES else 'nominally'
   return [
-    f'{data["name"]} ({data["origin"]}), test; checkpoint {found["checkpoint_sha256"][:12]} (step {found["step"]:,}); '
-    f'n = {found["num_images"]:,}; seed {found["seed"]}',
+    f'{data["name"]} ({data["origin"]}), {found["split"]}; checkpoint {found["checkpoint_sha256"][:12]} '
+    f'(step {found["step"]:,}); n = {found["num_images"]:,}; seed {found["seed"]}',
     f'{weights["network"]["name"]} {size}, {weights["file"]}; {config["attack"]["num_steps"]} steps '
     f'({config["attack"]["step"]}), running statistics; classifier {config["classifier"]["name"]}-'
     f'{config["classifier"]["depth"]}, width {config["classifier"]["width"]}, trained {trained}',

@@ -1,13 +1,14 @@
-"""Figure 1 of arXiv 2104.01086: test images under AdA, and their SSIM with the clean images, for several radii nu.
+"""Figure 1 of arXiv 2104.01086: images under AdA, and their SSIM with the clean images, for several radii nu.
 
   python -m experiments.figure1_ssim --workdir=runs/nominal
   python -m experiments.figure1_ssim --workdir=runs/ada --num_images=10000 --nus=0.015,0.03
   python -m experiments.figure1_ssim --workdir=runs/start --split=validation --config.corruption_net.name=cae
 
 The adversary, network and classifier are those of the run; only the radius changes. SSIM is measured before the line
-search; `added` is that with c(x), which the network makes of the image without an adversary. With --seed=0, the random
-draws are those of `evaluate --evals=ada`. Radii that are already in the JSON file are not measured again. The densities
-are Gaussian kernel estimates (Scott's rule), reflected at 1, the largest SSIM.
+search, with the image x (`ssim`, `mean`), and with c(x), what the network makes of x without an adversary
+(`mean_with_network`): only the latter shows what the adversary adds. With --seed=0, the random draws are those of
+`evaluate --evals=ada`. Radii that are already in the JSON file are not measured again. The densities are Gaussian
+kernel estimates (Scott's rule), reflected at 1, the largest SSIM.
 """
 
 import argparse
@@ -59,12 +60,13 @@ def main(argv: Sequence[str]) -> None:
   devices.virtual_devices(devices.usable_cores())
   devices.compilation_cache()
   with signals.listen(several_processes=False, kept=f"finished radii are kept in '{path}'"):
-    found = measure(config, workdir, test, nus, arguments.seed, path, overwrite=arguments.overwrite)
+    options = {'overwrite': arguments.overwrite, 'split': arguments.split}
+    found = measure(config, workdir, test, nus, arguments.seed, path, **options)
     figure1_drawing.draw(found, nus, path.with_suffix('.png'))
   for nu in nus:
     values = found['nus'][f'{nu:g}']
     below = f'below {THRESHOLD:g}: {100 * values["below"]:.2f} %'
-    print(f'  nu {nu:<9g} mean SSIM {values["mean"]:.4f}  {below}  with c(x): {values["added"]:.4f}')
+    print(f'  nu {nu:<9g} mean SSIM {values["mean"]:.4f}  {below}  with c(x): {values["mean_with_network"]:.4f}')
   print(f'wrote {path} and {path.with_suffix(".png").name}')
 
 
@@ -121,7 +123,15 @@ def parse_nus(text: str) -> list[float]:
 
 
 def measure(
-  config: ConfigDict, workdir: Path, test: Dataset, nus: Sequence[float], seed: int, path: Path, *, overwrite: bool
+  config: ConfigDict,
+  workdir: Path,
+  test: Dataset,
+  nus: Sequence[float],
+  seed: int,
+  path: Path,
+  *,
+  overwrite: bool,
+  split: str = 'test',
 ) -> dict[str, Any]:
   """Returns the numbers of the figure, and saves those of each radius as soon as they are known.
 
@@ -133,6 +143,7 @@ def measure(
     seed: of the adversary's draws.
     path: of the JSON.
     overwrite: whether to replace its contents.
+    split: of the images, for the caption.
 
   Raises:
     AdversarialAugmentError: no intact checkpoint, or `path` has other contents or cannot be written.
@@ -143,11 +154,11 @@ def measure(
 
   mesh = sharding.data_mesh()
   restored = inference.restore(config, workdir, test.num_classes, test.image_shape, mesh)
-  provenance = summary.provenance(config, {'test': test}, NAME, workdir) | {'command': figure_files.command(NAME)}
+  provenance = summary.provenance(config, {split: test}, NAME, workdir) | {'command': figure_files.command(NAME)}
   provenance['config_sha256'] = restored.config_sha256  # of the run
   versions = {package: provenance['versions'][package] for package in ('adversarial_augment', 'jax')}
   attack = {name: value for name, value in config.attack.items() if name != 'nu'}
-  setting = ['with c(x)', attack, config.corruption_net.to_dict(), provenance['weights'], config.precision, versions]
+  setting = [split, attack, config.corruption_net.to_dict(), provenance['weights'], config.precision, versions]
   conditions = results.digest([restored.sha256, dict(test.provenance), test.num_examples, seed, setting])
   found = figure_files.known(path, conditions, overwrite) or {
     'figure': NAME,
@@ -155,6 +166,7 @@ def measure(
     'step': restored.step,
     'checkpoint_sha256': restored.sha256,
     'trained_with': inference.read_config(workdir).attack.to_dict(),
+    'split': split,
     'num_images': test.num_examples,
     'seed': seed,
     'provenance': provenance,
@@ -176,10 +188,10 @@ def measure(
 
 
 def corruptor(config: ConfigDict, mesh: Any, test: Dataset, seed: int) -> tuple[Callable, Any]:
-  """Returns (params, model_state, phi, batch) -> images [n, h, w, c], their SSIM with the clean ones, with c(x); phi.
+  """Returns (params, model_state, phi, batch) -> (images, SSIM with the clean images, SSIM with c(x)), and phi.
 
-  SSIMs are [n], before the line search. The draws of an image depend on the seed and its index; the classifier uses
-  running statistics.
+  Images are [n, h, w, c] and SSIMs [n], all before the line search. The draws of an image depend on the seed and its
+  index; those of the network are the same in c(x). The classifier uses running statistics.
 
   Args:
     config: with the adversary.
@@ -215,21 +227,21 @@ def _one(run: Callable, batches: Iterable[Any], advance: Callable[[int], None]) 
   import jax
 
   values: list[float] = []
-  added: list[float] = []
+  with_network: list[float] = []
   examples: list[np.ndarray] = []
   for batch in batches:
-    images, ssim, with_network, mask = jax.device_get((*run(batch), batch.mask))
-    values += (float(f'{value:.7g}') for value in ssim[mask])
-    added += with_network[mask].tolist()
+    images, with_image, with_output, mask = jax.device_get((*run(batch), batch.mask))
+    values += (float(f'{value:.7g}') for value in with_image[mask])
+    with_network += with_output[mask].tolist()
     examples.extend(images[mask][: _EXAMPLES - len(examples)])
     advance(int(mask.sum()))
-  if not np.isfinite(values).all():
+  if not np.isfinite([*values, *with_network]).all():
     raise NumericalError('An SSIM is NaN or infinite; the classifier or the weights of the network are unusable.')
   grid = np.linspace(min(0.0, *values), 1.0, _GRID)
   return {
     'ssim': values,
     'mean': float(np.mean(values)),
-    'added': float(np.mean(added)),
+    'mean_with_network': float(np.mean(with_network)),
     'below': float((np.array(values) < THRESHOLD).mean()),
     'grid': grid.tolist(),
     'density': density(np.array(values), grid).tolist(),

@@ -132,7 +132,9 @@ def test_means_are_those_of_the_evaluation(run, workdir):
   figure1_drawing.draw(found, [0.03], workdir / 'figure.png')
   assert_is_picture(workdir / 'figure.png')
   said = ' '.join(figure1_drawing.about(found))
-  assert all(part in said for part in ('tiny (embedded)', SHA[:12], 'n = 7', 'seed 0', 'edsr', 'trained nominally'))
+  assert all(
+    part in said for part in ('tiny (embedded), test', SHA[:12], 'n = 7', 'seed 0', 'edsr', 'trained nominally')
+  )
 
 
 @pytest.mark.slow

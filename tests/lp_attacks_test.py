@@ -37,11 +37,15 @@ ATTACKS = {
   'fab': functools.partial(attacks.fab, num_targets=4),
   'square': lambda num_steps=100, **ball: attacks.square(num_queries=num_steps, **ball),
 }
-EXACT = [(name, norm) for name in ATTACKS for norm in ('linf', 'l2') if name != 'square']
+EVERY = [(name, norm) for name in ATTACKS for norm in ('linf', 'l2')]
+EXACT = [(name, norm) for name, norm in EVERY if name != 'square']
 MIXED = [
   ('pgd', 'linf'), ('apgd_ce', 'l2'), ('apgd_t', 'linf'), ('multitargeted', 'l2'), ('fab', 'linf'), ('fab', 'l2'),
   ('square', 'linf'), ('square', 'l2'),
 ]  # fmt: skip
+
+
+MOST = [pair if pair in MIXED else pytest.param(*pair, marks=pytest.mark.slow) for pair in EVERY]
 
 
 @functools.partial(jax.jit, static_argnames=('name', 'norm', 'epsilon', 'num_steps', 'logits_fn'))
@@ -77,7 +81,7 @@ def test_linear_classifiers_are_broken_exactly_where_they_can_be(name, norm):
   assert success[wrong].all()
 
 
-@pytest.mark.parametrize('name, norm', MIXED)
+@pytest.mark.parametrize('name, norm', MOST)
 @pytest.mark.parametrize('far', [False, True])
 def test_adversarial_images_of_any_image_are_within_the_bounds(name, norm, far):
   epsilon = {'linf': (4 / 255, 1.0), 'l2': (0.5, 20.0)}[norm][far]
@@ -87,7 +91,7 @@ def test_adversarial_images_of_any_image_are_within_the_bounds(name, norm, far):
     assert_within(norm, epsilon, images, result.images)
 
 
-@pytest.mark.parametrize('name, norm', MIXED)
+@pytest.mark.parametrize('name, norm', MOST)
 def test_a_radius_of_zero_returns_the_images(name, norm):
   images = hard_images(SHAPE)
   labels = np.asarray(waves(images)).argmax(1).astype(np.int32)
@@ -125,7 +129,7 @@ def test_an_image_that_can_be_driven_into_nan_is_not_robust(name, norm):
   assert np.sum(banded) >= np.sum(plain) > 5
 
 
-@pytest.mark.parametrize('name, norm', MIXED)
+@pytest.mark.parametrize('name, norm', MOST)
 def test_images_keep_their_precision_where_64_bits_are_on(name, norm):
   with jax.enable_x64(True):
     for dtype in (np.float32, np.float64):

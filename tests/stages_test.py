@@ -72,6 +72,9 @@ def test_every_stage_of_a_run_says_what_it_does(shown_run, stage):
 @pytest.mark.slow
 def test_a_run_of_few_steps_is_warned_of_by_the_field(shown_run):
   assert 'warning: config.num_steps=4 makes 4 updates, too few to learn from scratch' in shown_run
+
+
+def test_the_warning_names_the_field_that_makes_the_steps():
   config = configs.override(configs.base_config(), {'num_epochs': '1', 'batch_size': '64'})
   assert recipe.too_few_steps(config, 5, 321) == (
     'warning: config.num_epochs=1.0 makes 5 updates, too few to learn from scratch; set 20 or more'

@@ -15,7 +15,6 @@ from contextlib import suppress
 import functools
 import hashlib
 import importlib.metadata
-import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from adversarial_augment.cli import environment
 from adversarial_augment.datasets import arrays, photographs
 from adversarial_augment.datasets.sampling import batches
 from adversarial_augment.errors import UserError
+from adversarial_augment.storage import artifact
 from adversarial_augment.types import Dataset
 
 NUM_EXAMPLES = {'train': 12_000, 'test': 2_000}
@@ -81,18 +81,16 @@ def _kept(split: str) -> tuple[np.ndarray, np.ndarray]:
   images, labels = np.empty((NUM_EXAMPLES[split], SIZE, SIZE, 3), np.uint8), np.empty(NUM_EXAMPLES[split], np.int32)
   try:
     path = environment.cache_folder('embedded') / f'{split}-{_version()}'
-  except RuntimeError:  # no home
+  except (RuntimeError, OSError, importlib.metadata.PackageNotFoundError):  # no home, no files, or another distribution
     return _make(split)
   with suppress(OSError), open(path, 'rb') as file:
     parts = [array.data.cast('B') for array in (images, labels)]
-    if all(file.readinto(part) == len(part) for part in parts) and file.read() == _digest(images, labels):
+    if all(file.readinto(part) == len(part) for part in parts) and file.read(100) == _digest(images, labels):
       return images, labels
   images, labels = _make(split)
   with suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    unfinished.write_bytes(images.tobytes() + labels.tobytes() + _digest(images, labels))
-    unfinished.replace(path)
+    artifact.replace(path, [images.tobytes(), labels.tobytes(), _digest(images, labels)])
     for other in {*path.parent.glob(f'{split}-*')} - {path}:
       other.unlink()
   return images, labels
@@ -106,6 +104,7 @@ def _version() -> str:
 
 
 def _digest(images: np.ndarray, labels: np.ndarray) -> bytes:
+  """Returns the hash that ends a kept file, of 32 bytes."""
   return hashlib.sha256(hashlib.sha256(images.data).digest() + labels.tobytes()).digest()
 
 

@@ -345,7 +345,11 @@ def _newest(directory: Path, read: Callable[[int, Manifest], Any]) -> tuple[Any,
 def read_newest(
   directory: Path, leaves: Mapping[str, Any], names: frozenset[str] | None, report: Report, check: Check
 ) -> tuple[int | None, dict[str, np.ndarray]]:
-  """Returns the step and the arrays for `restore_newest`, on this process alone, and touches no device."""
+  """Returns the step and the arrays, by path, of the newest good checkpoint; (None, {}) where there is none.
+
+  For this process alone; touches no device. `leaves` are the expected arrays or shapes by path; for the other arguments
+  and errors see `restore_newest`.
+  """
   here = state_arrays.describe(leaves)
 
   def use(step: int, manifest: Manifest) -> tuple[int, dict[str, np.ndarray], str]:
