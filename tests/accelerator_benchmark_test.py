@@ -65,6 +65,7 @@ def test_each_form_is_the_convolution(form):
   assert 'conv_general_dilated' not in program or form == 'vmap'
 
 
+@pytest.mark.slow
 def test_a_step_takes_the_form_that_is_asked_for(monkeypatch):
   seen = []
   monkeypatch.chdir(trainer.ROOT)

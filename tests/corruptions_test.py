@@ -14,8 +14,6 @@ from adversarial_augment.corruptions import BAR_NAMES, CORRUPTIONS, EXTRA_NAMES,
 from adversarial_augment.errors import UserError
 from tests.corruption_images import real_images
 
-pytestmark = pytest.mark.usefixtures('quick_compile')
-
 ALL = (*NAMES, *EXTRA_NAMES)
 COUNT = 70  # three chunks, the last one not full
 

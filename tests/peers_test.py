@@ -109,18 +109,18 @@ def test_four_processes_meet_and_leave_the_port_while_they_stay_connected(meetin
 def test_a_process_that_never_comes_is_named(meeting, missing, monkeypatch, capfd):
   monkeypatch.setattr(peers, '_FIRST', 1)
   monkeypatch.setattr(peers, '_EVERY', 1)
-  group = meeting(4, wait=2.5)
+  group = meeting(4, wait=4)  # two seconds after the last line that is looked for
   there = [index for index in range(4) if index != missing]
   found = outcomes(group.start(*there))
-  assert 2.4 < time.monotonic() - group.began < 8
+  assert 3.9 < time.monotonic() - group.began < 10
   lines = capfd.readouterr().err.splitlines()
   if missing:
-    assert found == ['75: Cannot begin: no word from process 2 of 4 for 2 s; start all processes of the run.'] * 3
+    assert found == ['75: Cannot begin: no word from process 2 of 4 for 4 s; start all processes of the run.'] * 3
     assert lines.count('waiting for 1 of 4 processes: no word from process 2 for 1 s') == 3
     assert lines.count('waiting for 1 of 4 processes: no word from process 2 for 2 s') == 3
   else:
     assert [text[:60] for text in found] == [f'75: Cannot begin: no word from process 0 at {group.address} '[:60]] * 3
-    assert sum(line.startswith('waiting for process 0: no word from process 0 at') for line in lines) == 6
+    assert 6 <= sum(line.startswith('waiting for process 0: no word from process 0 at') for line in lines) <= 9
 
 
 def test_numbers_of_processes_are_words():

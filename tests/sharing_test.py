@@ -87,6 +87,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
   return first, second
 
 
+@pytest.mark.slow
 def test_runs_results_reports_exports_and_cards(runs, monkeypatch):
   home = runs[0].parent
   secrets = (
@@ -102,6 +103,7 @@ def test_runs_results_reports_exports_and_cards(runs, monkeypatch):
   assert '--config.corruption_net.weights=own.safetensors' in (runs[0] / 'results' / 'train.json').read_text()
 
 
+@pytest.mark.slow
 def test_reports_of_results_of_older_versions(runs, tmp_path):
   """Their files have whole paths."""
   copies = [Path(shutil.copytree(run, tmp_path / str(i) / 'seed0')) for i, run in enumerate(runs)]

@@ -81,6 +81,7 @@ def test_the_loss_of_trades_is_that_of_the_clean_image_and_the_divergence_from_i
   assert metrics['accuracy'] == (p.argmax(-1) == np.asarray(labels)).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('x64')
 def test_the_loss_on_three_views_and_the_update_are_those_of_augmix_on_one_device_also_on_four():
   options = {'attack__name': 'none', 'augment__after': 'augmix', 'augment__jsd': '12'}

@@ -59,7 +59,8 @@ def assert_equal(end, metrics, expected: tuple) -> None:
 
 @pytest.mark.usefixtures('x64')
 @pytest.mark.parametrize(
-  'num_devices, batch_norm', [(1, 'batch'), (8, 'batch'), pytest.param(2, 'device', marks=pytest.mark.slow)]
+  'num_devices, batch_norm',
+  [(8, 'batch'), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 'batch'), (2, 'device')))],
 )
 def test_five_steps_equal_the_oracle(num_devices, batch_norm):
   made = _, recipe, phi, state = tiny.make(num_devices, attack__batch_norm=batch_norm)
@@ -99,7 +100,7 @@ TRADES = LINF | {'attack__trades': '6', 'attack__init': 'gaussian', 'attack__bat
 
 
 @pytest.mark.usefixtures('x64')
-@pytest.mark.parametrize('options', [LINF, TRADES], ids=['linf', 'trades'])
+@pytest.mark.parametrize('options', [LINF, pytest.param(TRADES, marks=pytest.mark.slow)], ids=['linf', 'trades'])
 @pytest.mark.parametrize('num_devices', [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_steps_of_adversarial_training_equal_the_oracle(num_devices, options):
   made = _, recipe, phi, state = tiny.make(num_devices, **options)
