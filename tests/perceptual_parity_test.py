@@ -7,8 +7,9 @@ Broken images of 256 (24 without an attack), ours / theirs (torch 2.13, JAX 0.10
 | of the classifier | 39 / 39, 94 / 94 | 122 / 122, 160 / 160 | 108 / 108, 131 / 132 |
 | of another network | 56 / 56, 121 / 121 | 210 / 210, 247 / 247 | 168 / 167, 222 / 222 |
 
-PPGD that goes on after a success, which the paper leaves open, breaks 166 where ours breaks 206 (of the classifier,
-0.3).
+The authors' code makes one step more after a success (LPA), or goes on to a margin of 1 (PPGD). It then loses successes
+to Newton's projection, which aims 0.1 within the ball. At 0.2, where ours breaks 160 and 247 by LPA, and 131 and 222 by
+PPGD, that rule breaks 73 and 95, and 114 and 203.
 """
 
 import functools
@@ -131,20 +132,20 @@ def fast_lpa(classifier, net, eps, x, y, start, steps):
   return newton(net, eps, x, x + delta)
 
 
-def lpa(classifier, net, eps, x, y, start, steps):
+def lpa(classifier, net, eps, x, y, start, steps, stays=True):
   delta, weight = start - x, torch.full((len(x),), 0.01, dtype=x.dtype)
   live = torch.ones(len(x), dtype=torch.bool)
   for _ in range(5):
     for t in range(steps):
       moved, margins, distances = lagrangian(classifier, net, eps, x, y, delta, weight, eps * 0.1 ** (t / steps), 1)
-      live &= ~((margins >= 0) & (distances <= eps))
-      delta = torch.where(per_image(live), moved, delta)
-    weight = torch.where(distances >= eps, 10 * weight, weight)
+      before = live
+      live = live & ~((margins >= 0) & (distances <= eps))
+      delta = torch.where(per_image(live if stays else before), moved, delta)
+    weight = torch.where(before & (distances >= eps), 10 * weight, weight)
   return newton(net, eps, x, x + delta)
 
 
-def ppgd(classifier, net, eps, x, y, start, steps):
-  """Stops at a success, as LPA does; the paper does not say."""
+def ppgd(classifier, net, eps, x, y, start, steps, stays=True):
   adversarial, target = start, net.phi(x)
   for _ in range(steps):
     z = adversarial.detach().requires_grad_()
@@ -162,12 +163,14 @@ def ppgd(classifier, net, eps, x, y, start, steps):
       way, rest = left + per_image(dot(left, left) / dot(rest, rest)) * way, left
     step = per_image(2 * eps / steps / push(found).norm(dim=1)) * found
     moved = newton(net, eps, x, (z.detach() + torch.nan_to_num(step)).clamp(0, 1))
-    done = (margin(classifier(z), y, 1) >= 0) & ((phi - target).norm(dim=1) <= eps)
+    done = stays & (margin(classifier(z), y, 1) >= 0) & ((phi - target).norm(dim=1) <= eps)
     adversarial = torch.where(per_image(done), z, moved).detach()
   return adversarial
 
 
+# `stays`: where an image is first broken, as in ours.
 THEIRS = {'fast_lpa': fast_lpa, 'lpa': lpa, 'ppgd': ppgd}
+AS_IN_THEIR_CODE = {'lpa': functools.partial(lpa, stays=False), 'ppgd': functools.partial(ppgd, stays=False)}
 
 
 def to_torch(images):
@@ -205,6 +208,23 @@ def test_the_distance_is_the_published_one():
 @pytest.mark.parametrize(('method', 'bound'), [(method, bound) for method in BOUNDS for bound in BOUNDS[method]])
 @pytest.mark.parametrize('of', ['self', 'other'])
 def test_as_many_images_are_broken_as_by_the_published_formulas(of, method, bound):
+  ours, theirs, clean = broken(of, method, bound, THEIRS[method])
+  assert clean < theirs < NUM_IMAGES
+  assert abs(ours - theirs) <= 0.01 * NUM_IMAGES
+  assert ours >= theirs - 0.005 * NUM_IMAGES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', AS_IN_THEIR_CODE)
+@pytest.mark.parametrize('of', ['self', 'other'])
+def test_no_fewer_images_are_broken_than_by_the_rule_of_the_authors_code(of, method):
+  ours, theirs, clean = broken(of, method, 0.2, AS_IN_THEIR_CODE[method])
+  assert clean < theirs < NUM_IMAGES
+  assert ours >= theirs
+
+
+def broken(of, method, bound, reference):
+  """Returns how many images ours breaks, the reference does, and are misclassified without an attack."""
   keys, images, labels = batch()
   params, seen = trained(CLASSIFIER), trained(CLASSIFIER if of == 'self' else OTHER)
   logits_fn = functools.partial(small.logits, params)
@@ -215,16 +235,14 @@ def test_as_many_images_are_broken_as_by_the_published_formulas(of, method, boun
   classifier, net = Reference(params), Reference(seen)
   y = torch.from_numpy(labels.astype(np.int64))
   start = to_torch(starts(threefry.own(keys), jnp.asarray(images)))
-  found = THEIRS[method](classifier, net, bound, to_torch(images), y, start, NUM_STEPS)
+  found = reference(classifier, net, bound, to_torch(images), y, start, NUM_STEPS)
   with torch.no_grad():
-    broken = margin(classifier(found), y, np.inf) >= 0
+    wrong = margin(classifier(found), y, np.inf) >= 0
     again = margin(classifier(to_torch(result.images)), y, np.inf) >= 0
     distances = (net.phi(to_torch(result.images)) - net.phi(to_torch(images))).norm(dim=1)
     clean = int((margin(classifier(to_torch(images)), y, np.inf) >= 0).sum())
-  ours, theirs = int(again.sum()), int(broken.sum())
+  ours, theirs = int(again.sum()), int(wrong.sum())
   print(f'{of} {method} {bound}: {ours} / {theirs} of {NUM_IMAGES}, {clean} before')
   assert distances.max() <= bound * (1 + 1e-5)
   assert ours == int(result.metrics['success'].sum())
-  assert clean < theirs < NUM_IMAGES
-  assert abs(ours - theirs) <= 0.01 * NUM_IMAGES
-  assert ours >= theirs - 0.005 * NUM_IMAGES
+  return ours, theirs, clean
