@@ -235,6 +235,7 @@ def broken(of, method, bound, reference):
   classifier, net = Reference(params), Reference(seen)
   y = torch.from_numpy(labels.astype(np.int64))
   start = to_torch(starts(threefry.own(keys), jnp.asarray(images)))
+  start = start if method == 'fast_lpa' else start.clamp(0, 1)  # where a point may stay
   found = reference(classifier, net, bound, to_torch(images), y, start, NUM_STEPS)
   with torch.no_grad():
     wrong = margin(classifier(found), y, np.inf) >= 0

@@ -171,6 +171,18 @@ def test_attacks_raise_the_margin_and_stay_inside(method, of):
   assert ((result.images >= 0) & (result.images <= 1)).all()
 
 
+@pytest.mark.parametrize('method', ['fast_lpa', 'lpa', 'ppgd'])
+def test_points_of_misclassified_images_at_the_border_stay_in_the_box(method):
+  images, wrong = np.round(IMAGES), (LABELS + 1) % 5
+  wrong = np.where(logits_fn(images).argmax(1) == wrong, (wrong + 1) % 5, wrong)
+  distance = attacks.feature_distance(features)
+  attack = attacks.perceptual(distance=distance, epsilon=5.0, num_steps=3, method=method, projection='newton')
+  found = jax.jit(lambda keys: attack(keys, Observed(), images, wrong))(KEYS).images
+  assert (np.asarray(found) != images).any()
+  assert found.min() >= 0
+  assert found.max() <= 1
+
+
 def test_misclassified_images_stay_if_they_are_to():
   labels = LABELS.copy()
   labels[:3] = (labels[:3] + 1) % 5

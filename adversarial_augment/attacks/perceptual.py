@@ -139,7 +139,7 @@ def lpa(ball: Ball, labels: Array, start: Array, num_steps: int, project: Projec
     return i + 1, choose(is_live, move(sizes[t]), points), jnp.where(grown, _GROWTH * weights, weights), is_live
 
   goes_on = lambda state: (state[0] < _ROUNDS * num_steps) & state[3].any()
-  state = jnp.array(0), start, jnp.full(len(start), _FIRST_WEIGHT, start.dtype), jnp.ones(len(start), bool)
+  state = jnp.array(0), _in_box(start), jnp.full(len(start), _FIRST_WEIGHT, start.dtype), jnp.ones(len(start), bool)
   return project(jax.lax.while_loop(goes_on, climb, state)[1])
 
 
@@ -162,7 +162,7 @@ def ppgd(ball: Ball, labels: Array, start: Array, num_steps: int, project: Proje
     return t + 1, choose(is_live, moved, points), is_live
 
   goes_on = lambda state: (state[0] < num_steps) & state[2].any()
-  return jax.lax.while_loop(goes_on, climb, (jnp.array(0), start, jnp.ones(len(start), bool)))[1]
+  return jax.lax.while_loop(goes_on, climb, (jnp.array(0), _in_box(start), jnp.ones(len(start), bool)))[1]
 
 
 class _Method(NamedTuple):
@@ -181,6 +181,11 @@ METHODS = {
 def starts(keys: Key, images: Array) -> Array:
   """Returns the images with a little noise, where all of them start; it may leave [0, 1]."""
   return images + _NOISE * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
+
+
+def _in_box(start: Array) -> Array:
+  """Returns a start at which a point may stay; a first step would bring it there anyway."""
+  return jnp.clip(start, 0, 1)
 
 
 def _search(
