@@ -13,9 +13,10 @@ less similar to its input than EDSR's, and SSIM starts lower. The paper gives no
 improvement from the CAE there.
 
 `:laptop` has a radius of its own, at which the adversary adds as much to c(x) as that of ada_edsr.py does. It gave an
-mCE of 38.39 % and a clean error of 34.38 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test images, corruptions
-generated here), in 14 min on one processor core. With the paper's radius, at which the small CAE destroys the class of
-an image, an older run gave 64.40 % and 60.82 %; without an adversary, 36.94 % and 33.18 %: docs/reproduction.md.
+mCE of 38.39 % and a clean error of 34.38 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test images,
+corruptions generated here), in 14 min on one processor core. With the paper's radius, at which the small CAE destroys
+the class of an image, an older run gave 64.40 % and 60.82 %; without an adversary, 36.94 % and 33.18 %:
+docs/reproduction.md.
 """
 
 from pathlib import Path

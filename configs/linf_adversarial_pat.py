@@ -9,6 +9,9 @@
 A row of Table 3 of arXiv 2104.01086, mCE 20.71 %, clean error 13.20 %, by Laidlaw et al. Everything but the adversary
 is as in nominal_pat.py. Its steps, ten, are the radius over the root of their number, with running batch statistics, as
 in attacks.py of PAT. `:quickstart`, `:laptop` and `:gpu` have five.
+
+`:laptop` gave an mCE of 50.08 % and a clean error of 43.82 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
+images, corruptions generated here), in 7 min on one shared processor core: docs/reproduction.md.
 """
 
 import math

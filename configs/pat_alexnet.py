@@ -9,6 +9,10 @@
 The row "PAT-AlexNet" of Table 3 of arXiv 2104.01086, mCE 34.25 %, clean error 28.40 %, by Laidlaw et al. Like
 pat_self.py, with a radius of 1, as the checkpoint that they have released is named. Train the AlexNet by
 configs/alexnet.py; without one, distances are those of a small AlexNet that ships.
+
+`:laptop` gave an mCE of 46.73 ± 0.20 % and a clean error of 40.01 ± 0.28 % (three seeds, ± their standard error), on
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here), in 10 min on one shared processor
+core: docs/reproduction.md.
 """
 
 from pathlib import Path
