@@ -10,6 +10,8 @@ A row of Table 3 of arXiv 2104.01086, mCE 20.71 %, clean error 13.20 %, by Laidl
 is as in nominal_pat.py. Its steps, ten, are the radius over the root of their number, with running batch statistics, as
 in attacks.py of PAT. `:quickstart`, `:laptop` and `:gpu` have five.
 
+`:quickstart`, with seed 0, gave a clean accuracy of 96.00 % on the 2,000 embedded test images.
+
 `:laptop` gave an mCE of 50.08 % and a clean error of 43.82 % (seed 0), on CIFAR-10 after a JPEG round trip (5,000 test
 images, corruptions generated here), in 7 min on one shared processor core: docs/reproduction.md.
 """
