@@ -2,10 +2,12 @@
 
   python -m experiments.table2_robustness ada_edsr=runs/table1/laptop/ada_edsr/seed0 nominal=runs/nominal
   python -m experiments.table2_robustness nominal=runs/nominal --num_examples=1000
+  python -m experiments.table2_robustness nominal=runs/nominal --num_examples=256 --suite=autoattack   # on a laptop
 
+The suite `paper` is AutoAttack's APGD and Square with MultiTargeted, whose 180 restarts take nearly all of the time.
 Runs are attacked one after the other, unless they already were; stopped attacks resume. ROW=DIR assigns a run to a row
 of the paper, named after its config; DIR alone is a run without a row. Runs are added to those already in OUTPUT, which
-must have been attacked on the same number of images.
+must have been attacked by the same suite on the same number of images.
 """
 
 import argparse
@@ -51,6 +53,17 @@ PAPER = {
   'Nominal': Published(95.77, 89.65, (0.00, 0.00, 24.23, 0.85, 0.00)),
 }
 
+ATTACKS = {  # suite -> flags of evaluate
+  attack_request.TABLE2_SUITE: [[f'--attack={attack_request.TABLE2}']],
+  'autoattack': [
+    ['--attack=autoattack', '--norm=l2', '--epsilon=0.5,1'],
+    ['--attack=autoattack', '--norm=linf', '--epsilon=1/255,2/255,4/255'],
+  ],
+}
+_SUITES = {
+  attack_request.TABLE2_SUITE: '"AutoAttack & MultiTargeted" (suite `paper`)',
+  'autoattack': 'the standard AutoAttack (suite `autoattack`)',
+}
 _NONE = '–'
 
 
@@ -58,12 +71,14 @@ def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   named = dict(_named(text) for text in arguments.runs)
   number = arguments.num_examples
+  checks.lookup(ATTACKS, arguments.suite, '--suite')
   flags = [] if number is None else [f'--num_examples={number}']
   path, table = runs.open_table(arguments.output, 'table2.json', _texts)
   for workdir, row in named.items():
-    # Suspect numbers are marked in the table. Known results are not computed again.
-    runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', '--attack=table2', '--allow_suspect', *flags)
-    table[workdir] = entry(Path(workdir), row)
+    for attack in ATTACKS[arguments.suite]:
+      # Suspect numbers are marked in the table. Known results are not computed again.
+      runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', *attack, '--allow_suspect', *flags)
+    table[workdir] = entry(Path(workdir), row, arguments.suite)
     texts = _texts(table, path)
     with artifact.storage_errors(f"write '{path}'"):
       for suffix, text in texts.items():
@@ -80,7 +95,7 @@ def _named(text: str) -> tuple[str, str | None]:
   return workdir, row
 
 
-def entry(workdir: Path, row: str | None) -> dict[str, Any]:
+def entry(workdir: Path, row: str | None, suite: str = attack_request.TABLE2_SUITE) -> dict[str, Any]:
   """Returns the table's entry of one run; accuracies are fractions.
 
   Raises:
@@ -88,9 +103,9 @@ def entry(workdir: Path, row: str | None) -> dict[str, Any]:
   """
   found = {}
   for ball in attack_request.TABLE2_BALLS:
-    result = results.load(workdir, results.robustness_name(attack_request.TABLE2_SUITE, *ball))
+    result = results.load(workdir, results.robustness_name(suite, *ball))
     if not result:
-      raise UserError(f"'{workdir}' has no result for {ball[0]} {ball[1]}; evaluate it with --attack=table2.")
+      raise UserError(f"'{workdir}' has no result for {ball[0]} {ball[1]}; attack it with --suite={suite}.")
     found['_'.join(ball)] = result
   first = next(iter(found.values()))
   same = ('checkpoint_sha256', 'num_images', 'origin')
@@ -102,6 +117,7 @@ def entry(workdir: Path, row: str | None) -> dict[str, Any]:
   is_same = newer.get('checkpoint_sha256') == first['checkpoint_sha256']
   return {
     'row': row,
+    'suite': suite,
     'clean_accuracy': first['clean_accuracy'],
     'cifar10_1': newer['accuracy'] if newer and is_same else None,
     'robust_accuracy': {ball: result['robust_accuracy'] for ball, result in found.items()},
@@ -117,7 +133,7 @@ def entry(workdir: Path, row: str | None) -> dict[str, Any]:
 
 def _check(table: Mapping[str, Mapping[str, Any]], path: Path) -> None:
   """Refuses a table whose rows are not comparable."""
-  for field in ('num_images', 'data', 'origin'):
+  for field in ('suite', 'num_images', 'data', 'origin'):
     found = {entry[field]: workdir for workdir, entry in table.items()}
     if len(found) > 1:
       said = '; '.join(f'{value} ({workdir})' for value, workdir in found.items())
@@ -167,8 +183,9 @@ def as_markdown(table: Mapping[str, Mapping[str, Any]]) -> str:
   head = _head()
   lines = [head, ['---'] * 3 + ['---:'] * (len(head) - 3), *rows(table)]
   text = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+  suite = _SUITES[next(iter(table.values()))['suite']]
   return (
-    'Accuracy in %, clean, on CIFAR-10.1 v6, and under "AutoAttack & MultiTargeted" (suite `paper`).\n'
+    f'Accuracy in %, clean, on CIFAR-10.1 v6, and under {suite}.\n'
     'Paper: Table 2 of arXiv 2104.01086, which does not list its attacks; `paper` is our reading.\n\n'
     f'{text}\n'
   )
@@ -187,6 +204,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('runs', nargs='+', metavar='[ROW=]DIR', help='working directories of runs')
   parser.add_argument(
     '--num_examples', type=attack_request.integer(1), metavar='N', help='attack the first N test images; default: all'
+  )
+  parser.add_argument(
+    '--suite', default=attack_request.TABLE2_SUITE, metavar='NAME', help=f'{" or ".join(ATTACKS)}; default: %(default)s'
   )
   parser.add_argument(
     '--output', default='experiments/results', metavar='DIR', help='folder of the table; default: experiments/results'

@@ -311,13 +311,15 @@ EPSILONS = {'l2_0.5': 0.5, 'l2_1': 1.0, 'linf_1-255': 1 / 255, 'linf_2-255': 2 /
 LEFT = {'l2_0.5': 120, 'l2_1': 10, 'linf_1-255': 700, 'linf_2-255': 450, 'linf_4-255': 60}
 
 
-def write_results(run: Path, *, n: int = 1000, flags: tuple[str, ...] = (), sha: str = fixtures.STATE) -> None:
-  """What `evaluate --attack=table2` leaves."""
+def write_results(
+  run: Path, *, n: int = 1000, flags: tuple[str, ...] = (), sha: str = fixtures.STATE, suite: str = 'paper'
+) -> None:
+  """What the attacks of Table 2 leave."""
   clean = json.loads((run / 'results' / 'clean.json').read_text())
   for ball, left in LEFT.items():
     norm, text = ball.replace('-', '/').split('_')
     result = {name: clean[name] for name in ('step', 'split', 'origin', 'provenance')} | {
-      'eval': f'robustness_paper_{ball}', 'attack': 'paper', 'norm': norm, 'epsilon': EPSILONS[ball],
+      'eval': f'robustness_{suite}_{ball}', 'attack': suite, 'norm': norm, 'epsilon': EPSILONS[ball],
       'epsilon_text': text, 'seed': 0,
       'num_images': n, 'num_correct': 900, 'num_robust': left, 'num_robust_uint8': left,
       'clean_accuracy': 900 / n, 'robust_accuracy': left / n, 'robust_accuracy_uint8': left / n,
@@ -325,7 +327,7 @@ def write_results(run: Path, *, n: int = 1000, flags: tuple[str, ...] = (), sha:
       'stages': ['apgd-ce'], 'survivors': {'apgd-ce': left}, 'seconds': {'apgd-ce': 1.0}, 'left_out': [],
       'flags': list(flags), 'conditions_sha256': 64 * '7', 'checkpoint_sha256': sha,
     }  # fmt: skip
-    fixtures.write(run / 'results' / f'robustness_paper_{ball}.json', result)
+    fixtures.write(run / 'results' / f'robustness_{suite}_{ball}.json', result)
 
 
 @pytest.fixture
@@ -335,7 +337,8 @@ def attacked(monkeypatch) -> list[tuple[str, ...]]:
 
   def start(module, workdir, *flags):
     commands.append((module, workdir, *flags))
-    write_results(Path(workdir.removeprefix('--workdir=')))
+    suite = 'autoattack' if '--attack=autoattack' in flags else 'paper'
+    write_results(Path(workdir.removeprefix('--workdir=')), suite=suite)
 
   monkeypatch.setattr(runs, 'start', start)
   return commands
@@ -360,6 +363,17 @@ def test_runs_are_attacked_and_laid_beside_the_paper(tmp_path, output, attacked)
   text = (output / 'table2.md').read_text()
   assert f'| AdA | ours: {run} |' in text
   assert 'arXiv 2104.01086' in text
+
+
+def test_the_standard_autoattack_takes_the_place_of_the_papers_suite(tmp_path, output, attacked):
+  run = fixtures.write_run(tmp_path / 'run')
+  table2_robustness.main([f'ada_edsr={run}', '--suite=autoattack', f'--output={output}'])
+  asked = {(flags[1], radius) for _, _, *flags in attacked for radius in flags[2].removeprefix('--epsilon=').split(',')}
+  assert asked == {(f'--norm={ball.split("_")[0]}', ball.split('_')[1]) for ball in table2_robustness.COLUMNS}
+  assert cells_of(output)[1][5:] == ['12.00', '1.00', '70.00', '45.00', '6.00']
+  assert 'under the standard AutoAttack (suite `autoattack`)' in (output / 'table2.md').read_text()
+  with pytest.raises(UserError, match='differ in suite: autoattack .*; paper'):
+    table2_robustness.main([str(fixtures.write_run(tmp_path / 'other')), f'--output={output}'])
 
 
 def test_the_name_of_a_folder_may_hold_what_parts_a_row_from_it(tmp_path, output, attacked):
@@ -399,6 +413,7 @@ def test_runs_that_do_not_compare_are_refused(tmp_path, output, monkeypatch):
     (['ada=x'], "Unknown row 'ada'"),
     (['x', '--output=/nowhere/at/all'], 'must be an existing folder'),
     ([], 'required'),
+    (['x', '--suite=pgd'], "--suite 'pgd'"),
     (['x', '--num_examples=0'], "--num_examples: '0' must be an integer from 1"),
     (['x', '--num_examples=many'], "--num_examples: 'many' must be an integer from 1"),
   ],
