@@ -80,7 +80,7 @@ def make(about: Table, argv: Sequence[str]) -> None:
   rows = arguments.rows.split(',') if arguments.rows else list(about.rows)
   for row in rows:
     checks.lookup(about.rows, row, 'row')
-  seeds = _seeds(arguments.seeds)
+  chosen = seeds(arguments.seeds)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
   for name, value in overrides.items():
     if name in ('seed', 'init_from', *scale.fields):
@@ -90,7 +90,7 @@ def make(about: Table, argv: Sequence[str]) -> None:
   figure_files.check_drawable()
   texts = functools.partial(_texts, about, arguments.scale)
   path, table = runs.open_table(arguments.output, f'{about.name}_{arguments.scale}.json', texts)
-  for seed in seeds:
+  for seed in chosen:
     for row in rows:
       workdir = root / row / f'seed{seed}'
       _train(scale, root, row, seed, flags)
@@ -164,7 +164,7 @@ def _write(texts: Mapping[str, str], rows: Mapping[str, str | None], table: Rows
     artifact.replace(path.with_suffix('.png'), table1_drawing.picture(table, rows))
 
 
-def _seeds(text: str) -> list[int]:
+def seeds(text: str) -> list[int]:
   try:
     return [int(seed) for seed in text.split(',')]
   except ValueError:

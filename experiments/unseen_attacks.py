@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   scale = checks.lookup(table1_corruptions.SCALES, arguments.scale, '--scale')
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
-  found = list(_finished(root, arguments.rows))
+  seeds = table1_corruptions.seeds(arguments.seeds) if arguments.seeds else None
+  found = list(_finished(root, arguments.rows, seeds))
   path, table = runs.open_table(arguments.output, f'unseen_{arguments.scale}.json', _texts)
   ada = configs.load(f'configs/ada_edsr.py:{scale.variant}' if scale.variant else 'configs/ada_edsr.py')
   for row, seed, workdir in found:
@@ -80,12 +81,16 @@ def main(argv: Sequence[str]) -> None:
   print(f'wrote {path}, .md and .png')
 
 
-def _finished(root: Path, rows: str | None) -> Iterator[tuple[str, str, Path]]:
-  """Yields row, seed and workdir of the finished runs; raises UserError for rows that have none."""
+def _finished(root: Path, rows: str | None, seeds: Sequence[int] | None) -> Iterator[tuple[str, str, Path]]:
+  """Yields row, seed and workdir of the finished runs, of these seeds; raises UserError for rows that have none."""
   names = rows.split(',') if rows else list(table3_perceptual.ROWS)
   for row in names:
     checks.lookup(table3_perceptual.ROWS, row, 'row')
-  there = {row: [one for one in sorted((root / row).glob('seed*')) if runs.is_finished(one)] for row in names}
+  folders = ['seed*'] if seeds is None else [f'seed{seed}' for seed in seeds]
+  there = {
+    row: [one for folder in folders for one in sorted((root / row).glob(folder)) if runs.is_finished(one)]
+    for row in names
+  }
   missing = [row for row in names if not there[row]]
   if len(missing) == len(names) or (rows and missing):
     none = f"'{root / missing[0]}' holds no finished run"
@@ -228,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(table1_corruptions.SCALES))
   parser.add_argument('--rows', metavar='NAMES', help='configs, separated by commas; default: all with a finished run')
+  parser.add_argument('--seeds', metavar='NUMBERS', help='separated by commas; default: all with a finished run')
   parser.add_argument(
     '--num_examples', type=attack_request.integer(1), metavar='N', help='attack the first N test images; default: all'
   )

@@ -490,6 +490,14 @@ def test_the_matrix_has_every_finished_run_under_the_same_attacks(tmp_path, outp
   assert (output / 'unseen_smoke.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_seeds_can_be_chosen(tmp_path, output, trained):
+  matrix(tmp_path, output, '--seeds=1')
+  table = json.loads((output / 'unseen_smoke.json').read_text())
+  assert {row: list(seeds) for row, seeds in table.items()} == {'nominal': ['1'], 'rlat': ['1']}
+  with pytest.raises(UserError, match='holds no finished run'):
+    matrix(tmp_path, output, '--seeds=7')
+
+
 def test_another_number_of_images_is_asked_of_every_attack(tmp_path, output, trained):
   matrix(tmp_path, output, '--rows=rlat', '--num_examples=100')
   ada = [command for command in trained if '--evals=ada' in command]
