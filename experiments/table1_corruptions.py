@@ -165,6 +165,7 @@ def _write(texts: Mapping[str, str], rows: Mapping[str, str | None], table: Rows
 
 
 def seeds(text: str) -> list[int]:
+  """Returns the seeds of a flag; raises UserError for other text."""
   try:
     return [int(seed) for seed in text.split(',')]
   except ValueError:
