@@ -247,11 +247,13 @@ def _measure(
   Returns:
     {name: result}, and the exit code.
   """
-  from adversarial_augment.evaluation import bench, foreign
+  from adversarial_augment.evaluation import bench, distances, foreign
   from adversarial_augment.run import summary
   from adversarial_augment.training import builders
 
   builders.check_adversary(config, test.image_shape)
+  if request is not None and request.attack == attack_request.PERCEPTUAL:
+    distances.load(request.distance_from, distances.FLAG, 'float32')  # a wrong one ends here, before evaluations
   relabel = functools.partial(
     classes.in_order, known=classes.Classes(None, model.class_names), classifier=f"The model '{model.name}'"
   )

@@ -155,6 +155,8 @@ def entry(workdir: Path) -> dict[str, Any]:
   return {
     'clean_accuracy': clean['accuracy'],
     'mce': corrupted['mce'],
+    'corruptions': corrupted['provenance']['corruptions'].get('sha256', '')[:12],
+    'corrupted_images': corrupted['num_images'],
     'accuracy': {name: result.get('robust_accuracy', result.get('accuracy')) for name, result in found.items()},
     'interval': {name: result['interval'] for name, result in found.items()},
     'flags': {name: result.get('flags', []) for name, result in found.items()},
@@ -174,7 +176,7 @@ def adversary_of(result: Entry) -> str:
 
 def _check(table: Mapping[str, table1_drawing.Seeds], path: Path) -> None:
   """Refuses a table whose rows are not comparable."""
-  for field in ('num_images', 'data', 'origin', 'attack', 'distance'):
+  for field in ('num_images', 'data', 'origin', 'attack', 'distance', 'corruptions', 'corrupted_images'):
     found = {entry[field]: f'{row}, seed {seed}' for row, seeds in table.items() for seed, entry in seeds.items()}
     if len(found) > 1:
       said = '; '.join(f'{value} ({where})' for value, where in found.items())

@@ -215,3 +215,52 @@ def test_only_a_classifier_that_shows_its_activations_has_a_distance_of_its_own(
   attack = attacks.perceptual(distance='self', epsilon=0.5, num_steps=1)
   with pytest.raises(UserError, match=r'distance=.self. needs a classifier that shows its activations'):
     attack(KEYS, logits_fn, IMAGES, LABELS)
+
+
+@pytest.mark.parametrize('method', ['fast_lpa', 'lpa', 'ppgd'])
+def test_a_gradient_that_is_nan_leaves_images_in_the_box_and_in_the_ball(method):
+  """The logits are finite throughout; the root has no gradient where the image is dark."""
+  root = lambda images: jnp.where(images > 0.5, jnp.sqrt(images - 0.5), 0)
+  logits = lambda images: root(images).reshape(len(images), -1) @ WEIGHTS
+  labels = np.array(logits(IMAGES).argmax(1), np.int32)
+  gradient = jax.grad(lambda images: losses.margin(logits(images), labels).sum())(jnp.asarray(IMAGES))
+  assert np.isnan(gradient).any()
+  distance = attacks.feature_distance(features)
+  attack = attacks.perceptual(distance=distance, epsilon=0.5, num_steps=3, method=method, projection='newton')
+  result = attack(KEYS, logits, IMAGES, labels)
+  assert (result.images >= 0).all()
+  assert (result.images <= 1).all()
+  assert (result.metrics['distance'] <= 0.5 + 1e-5).all()
+
+
+def test_an_image_that_is_nan_is_at_no_distance():
+  distance = attacks.feature_distance(lambda images: [images])
+  assert np.isnan(distance(IMAGES, IMAGES * np.nan)).all()
+  assert (distance(IMAGES, IMAGES) == 0).all()
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({'labels': LABELS + 5}, r'labels hold \d; with 5 logits'),
+    ({'keys': KEYS[:3]}, r'keys have shape \(3,\)'),
+    ({'images': np.uint8(255 * IMAGES)}, 'uint8'),
+    ({'images': IMAGES + 1}, r'\[0, 1\]'),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_the_search(given, message):
+  whole = {'keys': KEYS, 'logits_fn': logits_fn, 'images': IMAGES, 'labels': LABELS} | given
+  with pytest.raises(UserError, match=message):
+    attacks.perceptual(distance=linear_distance, epsilon=0.5, num_steps=1)(*whole.values())
+
+
+@pytest.mark.parametrize('epsilon', [0, -1, 1e4, 10**400, float('nan'), True, '0.5'])
+def test_a_radius_is_a_number_up_to_a_thousand(epsilon):
+  with pytest.raises(UserError, match='above 0 and at most 1000'):
+    attacks.perceptual(distance=linear_distance, epsilon=epsilon)
+
+
+@pytest.mark.parametrize('distance', [None, 0.5, 'other'])
+def test_a_distance_is_a_function(distance):
+  with pytest.raises(UserError, match="must be a function, or 'self'"):
+    attacks.perceptual(distance=distance, epsilon=0.5)

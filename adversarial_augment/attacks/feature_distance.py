@@ -145,11 +145,14 @@ def _normalised(layer: Array) -> Array:
   """Returns the part of phi of one layer [n, h, w, c]."""
   wide = layer.astype(jnp.promote_types(layer.dtype, jnp.float32))
   squares = jnp.square(wide).sum(-1, keepdims=True)
-  # The root has no gradient at zero, where a ReLU has cut off all channels.
-  norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+  norms = _root(squares)
   return wide / ((norms + _TINY) * (layer.shape[1] * layer.shape[2]) ** 0.5)
 
 
 def _norm_of_difference(place: Sequence[Array], other: Sequence[Array]) -> Array:
-  squares = sum(jnp.square(a - b).sum((1, 2, 3)) for a, b in zip(place, other, strict=True))
-  return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+  return _root(sum(jnp.square(a - b).sum((1, 2, 3)) for a, b in zip(place, other, strict=True)))
+
+
+def _root(squares: Array) -> Array:
+  """Returns the roots of numbers of at least 0, with a gradient of 0 at 0, where it has none; NaN stays NaN."""
+  return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))

@@ -10,6 +10,7 @@ from adversarial_augment.types import Array, Key, LogitsFn
 
 def check(keys: Key, logits_fn: LogitsFn, images: Array | np.ndarray, labels: Array | np.ndarray) -> int:
   """Checks all that an attack is given, or raises UserError; returns the number of classes."""
+  images, labels = (x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (images, labels))
   check_images(images)
   dtype, shape = getattr(keys, 'dtype', None), getattr(keys, 'shape', None)
   if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or shape != (len(images),):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from adversarial_augment.attacks import trees
 from adversarial_augment.attacks.losses import cross_entropy
 from adversarial_augment.attacks.lp_ball import check_ball
+from adversarial_augment.errors import UserError
 from adversarial_augment.types import Array, PyTree
 
 INPUT = 'input'  # the name of the images among the layers
@@ -44,11 +45,14 @@ def layerwise_radii(shapes: Sequence[Sequence[int]], epsilon: float, *, image_si
     image_size: numbers in an image; None: in the first layer, which is the input then.
 
   Raises:
-    UserError: an epsilon that no l_2 ball can have.
+    UserError: an epsilon that no l_2 ball can have, or images without numbers.
   """
   epsilon = check_ball('l2', epsilon)
   sizes = [math.prod(shape) for shape in shapes]
-  return [epsilon * size / (image_size or sizes[0]) / (index + 1) for index, size in enumerate(sizes)]
+  whole = sizes[0] if image_size is None else image_size
+  if whole < 1:
+    raise UserError(f'image_size={whole} of attacks.layerwise_radii must be at least 1.')
+  return [epsilon * size / whole / (index + 1) for index, size in enumerate(sizes)]
 
 
 def layerwise(
@@ -67,6 +71,10 @@ def layerwise(
     images: [n, h, w, c] in [0, 1].
     labels: [n].
     layers: by name; `INPUT` is the images.
+
+  Returns:
+    The moved images [n, h, w, c], the offsets of the other layers by name, the state of `classify`, and the loss [n] at
+    zero.
   """
   zeros = {name: jnp.zeros((len(images), *layer.shape), images.dtype) for name, layer in layers.items()}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial_augment import checks, threefry
-from adversarial_augment.attacks import lp_ball
+from adversarial_augment.attacks import inputs, lp_ball
 from adversarial_augment.attacks.convolutions import fast_in_loops
 from adversarial_augment.attacks.feature_distance import PROJECTIONS, SELF, Ball, Distance, FeatureDistance, make_view
 from adversarial_augment.attacks.losses import margin
@@ -28,6 +28,7 @@ _PROBE = 0.1  # along the gradient, in pixels, over which the distance of a step
 _ROUNDS, _FIRST_WEIGHT, _GROWTH = 5, 0.01, 10  # of LPA's weight of the excess distance
 _KAPPA = 1.0  # beyond which LPA and PPGD raise no margin
 _CONJUGATE = 5  # steps of the conjugate gradients in one of PPGD
+_LARGEST = 1e3  # radius
 
 Project = Callable[[Array], Array]  # points -> points
 
@@ -53,7 +54,7 @@ def perceptual(
   Args:
     distance: (images, other) -> [n], such as from `feature_distance`; of functions without features, every distance is
       computed anew. 'self': that of the classifier under attack, whose `logits_fn` then is of `classifiers.logits_fn`.
-    epsilon: radius of the ball.
+    epsilon: radius of the ball, above 0 and at most 1,000.
     num_steps: of the search, of `lpa` in each of five rounds; None: 20 of `fast_lpa`, 40 of the others.
     projection: at the end, and in `ppgd` after every step. 'bisection' and 'newton' return points within the ball;
       'none', the choice of PAT's training, leaves points where they are. None: 'none' for `fast_lpa`, else 'newton'.
@@ -65,16 +66,19 @@ def perceptual(
   Returns:
     An `Attack` of images [n, h, w, c] in [0, 1], labels [n] and one key per image; `frozen` is unused. Its metrics, one
     value per image: `success` (misclassified within the ball), `margin` and `distance` of what is returned, and
-    `clean_margin`, of the image.
+    `clean_margin`, of the image. A pixel whose next value would be NaN stays as it is.
+
+  Raises:
+    UserError: an argument is not one of these; when called, images, labels, keys or logits that do not fit.
   """
   search = _search('perceptual', epsilon, num_steps, projection, method)
-  if isinstance(distance, str) and distance != SELF:
+  if distance != SELF if isinstance(distance, str) else not callable(distance):
     raise UserError(f"distance={show(distance)} of attacks.perceptual must be a function, or 'self'.")
   if method == 'ppgd' and not (distance == SELF or isinstance(distance, FeatureDistance)):
     raise UserError("method='ppgd' linearises features; make its distance by attacks.feature_distance.")
 
   @fast_in_loops
-  def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+  def checked(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     view = make_view(distance, logits_fn)
     logits, centre = view.look(images)
     clean_margins, ball = margin(logits, labels), Ball(view, images, centre, epsilon)
@@ -87,6 +91,10 @@ def perceptual(
     return AttackResult(
       points, {'success': success, 'margin': margins, 'distance': distances, 'clean_margin': clean_margins}
     )
+
+  def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    inputs.check(keys, logits_fn, images, labels)
+    return checked(keys, logits_fn, images, labels, frozen)
 
   return attack
 
@@ -152,13 +160,13 @@ def ppgd(ball: Ball, labels: Array, start: Array, num_steps: int, project: Proje
     (logits, places), push = jax.linearize(ball.view.look, points)
     pull = jax.linear_transpose(push, points)
     slopes = jax.grad(lambda logits: jnp.minimum(margin(logits, labels), _KAPPA).sum())(logits)
-    (gradient,) = pull((slopes, jax.tree.map(jnp.zeros_like, places)))
+    gradient = jnp.nan_to_num(pull((slopes, jax.tree.map(jnp.zeros_like, places)))[0])
     onto = lambda v: push(v)[1]
     square = lambda v: pull((jnp.zeros_like(logits), onto(v)))[0]  # J^T J v
     direction = conjugate_gradients(square, _scaled(gradient, 1 / _positive(lp_ball.norms('l2', gradient))))
     lengths = _positive(_length(onto(direction)))
     is_live = (margin(logits, labels) < 0) | (ball.view.between(ball.centre, places) > ball.epsilon)
-    moved = project(jnp.clip(points + _scaled(direction, size / lengths), 0, 1))
+    moved = project(_moved(points, _scaled(direction, size / lengths)))
     return t + 1, choose(is_live, moved, points), is_live
 
   goes_on = lambda state: (state[0] < num_steps) & state[2].any()
@@ -196,8 +204,10 @@ def _search(
   project = checks.lookup(PROJECTIONS, chosen.projection if projection is None else projection, 'projection')
   steps = chosen.num_steps if num_steps is None else num_steps
   check_numbers(attack, {'num_steps': steps})
-  if not isinstance(epsilon, numbers.Real) or not 0 < epsilon < math.inf:
-    raise UserError(f'epsilon={show(epsilon)} of attacks.{attack} must be a finite number above 0, such as 0.5.')
+  if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real) or not 0 < epsilon <= _LARGEST:
+    raise UserError(
+      f'epsilon={show(epsilon)} of attacks.{attack} must be a number above 0 and at most {_LARGEST:g}, such as 0.5.'
+    )
   return lambda ball, keys, labels: chosen.search(
     ball, labels, starts(keys, ball.images), steps, functools.partial(project, ball)
   )
@@ -221,9 +231,10 @@ def lagrangian_step(
     return losses.sum(), (margins, distances, places)
 
   gradient, (margins, distances, places) = jax.grad(objective, has_aux=True)(points)
+  gradient = jnp.nan_to_num(gradient)
   direction = _scaled(gradient, 1 / (lp_ball.norms('l2', gradient) + 1e-8))
   slopes = view.between(places, view.locate(points - _PROBE * direction)) / _PROBE
-  return lambda size: jnp.clip(points - _scaled(direction, size / (slopes + 1e-4)), 0, 1), margins, distances
+  return lambda size: _moved(points, _scaled(direction, -size / (slopes + 1e-4))), margins, distances
 
 
 def conjugate_gradients(square: Callable[[Array], Array], right: Array) -> Array:
@@ -238,6 +249,12 @@ def conjugate_gradients(square: Callable[[Array], Array], right: Array) -> Array
     return found, left, left + _scaled(way, dot(left, left) / _positive(dot(rest, rest)))
 
   return jax.lax.fori_loop(0, _CONJUGATE, step, (jnp.zeros_like(right), right, right))[0]
+
+
+def _moved(points: Array, move: Array) -> Array:
+  """Returns points after a move, within [0, 1]; a pixel that would be NaN stays."""
+  moved = jnp.clip(points + move, 0, 1)
+  return jnp.where(jnp.isnan(moved), points, moved)
 
 
 def _length(layers: list[Array]) -> Array:

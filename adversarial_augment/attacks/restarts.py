@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from adversarial_augment import threefry
 from adversarial_augment.attacks import inputs
@@ -38,7 +37,7 @@ class RestartedAttack:
   def __call__(
     self, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None
   ) -> AttackResult:
-    inputs.check(keys, logits_fn, *(x if isinstance(x, jax.core.Tracer) else np.asarray(x) for x in (images, labels)))
+    inputs.check(keys, logits_fn, images, labels)
     keys = threefry.own(keys)
     images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)  # of 8 bits, labels would end at 255
 

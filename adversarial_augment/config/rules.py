@@ -69,12 +69,15 @@ def _layers(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _training(flat: Mapping[str, Any]) -> Iterator[str]:
-  if flat['augment.jsd'] and tuple(flat['augment.after']) not in ((name,) for name in AUGMIX):
+  is_layerwise = adversaries.moves_activations({'name': flat['attack.name']})
+  if flat['augment.jsd'] and is_layerwise:
+    yield clash(flat, 'augment.jsd', 'attack.name', 'whose step has one view of an image', 'config.augment.jsd=0')
+  elif flat['augment.jsd'] and tuple(flat['augment.after']) not in ((name,) for name in AUGMIX):
     yield (
       f'{spell(flat, "augment.jsd")} compares an image with two of its AugMix, but there is '
       f'{spell(flat, "augment.after")}; set --config.augment.after=augmix alone, or --config.augment.jsd=0.'
     )
-  if {*AUGMIX} & {*flat['augment.before']} and not adversaries.moves_activations({'name': flat['attack.name']}):
+  if {*AUGMIX} & {*flat['augment.before']} and not is_layerwise:
     yield clash(flat, 'augment.before', 'attack.name', 'where AugMix comes last', 'config.augment.after=augmix')
   epochs = flat['num_epochs']
   warmups = ('optimizer.warmup_epochs', 'attack.warmup_epochs')

@@ -85,7 +85,8 @@ def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Reque
   given = [name for name, value in values.items() if value is not None and value is not False]
   if arguments.attack is None:
     if given:
-      raise UserError(f'--{given[0]} needs --attack, such as --attack=autoattack; add it, or leave --{given[0]} out.')
+      attack = PERCEPTUAL if given[0].startswith('distance') else 'autoattack'
+      raise UserError(f'--{given[0]} needs --attack, such as --attack={attack}; add it, or leave --{given[0]} out.')
     return None
   if not beside_evals and arguments.evals is not None:
     raise UserError('--attack and --evals cannot go together; run one after the other.')
@@ -94,8 +95,9 @@ def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Reque
     raise UserError(f'--surrogate cannot go with --attack={PERCEPTUAL}; leave it out.')
   if beside_evals and arguments.distance == 'self':
     raise UserError('--distance=self is of classifiers that were trained here; set --distance=alexnet.')
-  if arguments.surrogate == '':
-    raise UserError('--surrogate= must name the workdir of a run; name one, or leave it out.')
+  for name in ('surrogate', 'distance_from'):
+    if getattr(arguments, name) == '':
+      raise UserError(f'--{name}= must name the workdir of a run; name one, or leave it out.')
   return Request(
     TABLE2_SUITE if arguments.attack == TABLE2 else arguments.attack,
     _balls(arguments),
@@ -125,16 +127,16 @@ def _balls(arguments: argparse.Namespace) -> tuple[Ball, ...]:
   if arguments.attack == TABLE2:
     for name in ('norm', 'epsilon', 'distance', 'distance_from'):
       if getattr(arguments, name) is not None:
-        raise UserError(f'--attack={TABLE2} sets --{name} itself; leave it out, or name another attack.')
+        raise UserError(f'--attack={TABLE2} sets its balls itself; leave --{name} out, or name another attack.')
     return tuple(_ball(norm, text) for norm, text in TABLE2_BALLS)
   is_perceptual = arguments.attack == PERCEPTUAL
   kind, other = ('distance', 'norm') if is_perceptual else ('norm', 'distance')
   examples = {'norm': 'linf', 'distance': 'alexnet', 'epsilon': '0.5' if is_perceptual else '8/255'}
+  if getattr(arguments, other) is not None:
+    raise UserError(f'--{other} cannot go with --attack={arguments.attack}, which has --{kind}; leave it out.')
   for name in (kind, 'epsilon'):
     if not getattr(arguments, name):
       raise UserError(f'--attack={arguments.attack} needs --{name}, for example --{name}={examples[name]}.')
-  if getattr(arguments, other) is not None:
-    raise UserError(f'--{other} cannot go with --attack={arguments.attack}, which has --{kind}; leave it out.')
   if is_perceptual:
     checks.lookup(dict.fromkeys(results.DISTANCES), arguments.distance, '--distance')
   if arguments.distance_from is not None and arguments.distance != 'alexnet':
@@ -154,6 +156,6 @@ def _ball(norm: str, text: str) -> Ball:
     raise UserError(f'--epsilon={show(text)} must be a number or a fraction without a sign, such as 0.5 or 8/255.')
   if norm not in results.DISTANCES:
     check_ball(norm, epsilon)
-  elif not 0 < epsilon < math.inf:
-    raise UserError(f'--epsilon={show(text)} of a perceptual distance must be above 0 and finite, such as 0.5.')
+  elif not 0 < epsilon <= 1e3:
+    raise UserError(f'--epsilon={show(text)} of a perceptual distance must be above 0 and at most 1000, such as 0.5.')
   return Ball(norm, epsilon, '/'.join(repr(float(part)).removesuffix('.0') for part in text.split('/')))

@@ -265,12 +265,15 @@ def _over_radius(found: Sequence[tuple[int, Run, Result]], norm: str) -> parts.C
   same_norm = [item for item in found if item[2]['norm'] == norm]
   num_runs, attacks = 1 + max(number for number, _, _ in found), Counter[int]()
   lines = []
-  for (number, label, attack), group in itertools.groupby(same_norm, lambda x: (x[0], x[1].label, x[2]['attack'])):
+  # Results by different networks are different lines, whatever their order.
+  kind = lambda x: (x[0], x[1].label, x[2]['attack'], sources.norm_of(x[2]))
+  for (number, label, attack, ball), group in itertools.groupby(sorted(same_norm, key=kind), kind):
     results = sorted((result for _, _, result in group), key=lambda result: result['epsilon'])
     x = [0.0, *(result['epsilon'] for result in results)]
     y = [100 * results[0]['clean_accuracy'], *(100 * result['robust_accuracy'] for result in results)]
     # A run's first attack has the look that the run has on the whole page; further ones look as no run does.
-    lines.append(Series(f'{label}, {attack}', x, y, number + num_runs * attacks[number]))
+    by = '' if ball == NORMS[norm] else f' {ball}'
+    lines.append(Series(f'{label}, {attack}{by}', x, y, number + num_runs * attacks[number]))
     attacks[number] += 1
   alt = f'Accuracy in % over epsilon. {charts.in_words(lines)}.'
   caption = f'Accuracy over the radius, {NORMS[norm]}'
@@ -279,12 +282,12 @@ def _over_radius(found: Sequence[tuple[int, Run, Result]], norm: str) -> parts.C
 
 def _stages(run: Run) -> Iterator[Table]:
   """Yields a table for each suite and norm: what was left after each of its attacks."""
-  suite = lambda result: (result['attack'], result['norm'], result['stages'])
-  for (attack, norm, stages), group in itertools.groupby(run.robustness, suite):
+  suite = lambda result: (result['attack'], sources.norm_of(result), result['stages'])
+  for (attack, ball, stages), group in itertools.groupby(sorted(run.robustness, key=suite), suite):
     rows = []
     for result in group:
       left = [result['num_correct'], *(result['survivors'][stage] for stage in stages)]
       cells = (percent(count / result['num_images']) for count in left)
       rows.append(Row((result['epsilon_text'], *cells, f'{sum(result["seconds"].values()):.0f}')))
     columns = ('epsilon', 'before', *(f'after {stage}' for stage in stages), 'seconds')
-    yield Table(f'{run.label}: accuracy in % after each stage of {attack}, {NORMS[norm]}', columns, rows)
+    yield Table(f'{run.label}: accuracy in % after each stage of {attack}, {ball}', columns, rows)
