@@ -252,7 +252,7 @@ def _measure(
   from adversarial_augment.training import builders
 
   builders.check_adversary(config, test.image_shape)
-  if request is not None and request.attack == attack_request.PERCEPTUAL:
+  if request is not None and request.suite == attack_request.PERCEPTUAL:
     distances.load(request.distance_from, distances.FLAG, 'float32')  # a wrong one ends here, before evaluations
   relabel = functools.partial(
     classes.in_order, known=classes.Classes(None, model.class_names), classifier=f"The model '{model.name}'"

@@ -221,6 +221,13 @@ def test_another_model_is_refused_before_it_is_loaded(folder, audited, monkeypat
   assert refused.value.remedy == 'workdir'
 
 
+def test_a_distance_that_is_not_there_is_refused_before_any_evaluation(folder, tmp_path):
+  flags = ['--attack=perceptual', '--distance=alexnet', '--distance_from=/nowhere', '--epsilon=0.5']
+  with pytest.raises(UserError, match="--distance_from='/nowhere' does not exist"):
+    command(folder, 'models.py:logits', tmp_path / 'w', '--evals=clean', *flags)
+  assert not (tmp_path / 'w' / 'results').exists()
+
+
 def test_a_changed_file_is_refused_before_it_runs(folder, audited, tmp_path, monkeypatch):
   monkeypatch.setattr(foreign, 'load', lambda *_: pytest.fail('the model was loaded'))
   changed = Path(shutil.copytree(folder, tmp_path / 'changed'))

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from adversarial_augment import config as configs
-from adversarial_augment import metrics
+from adversarial_augment import metrics, report
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import Stopped, StorageError, UserError
 from experiments import runs, table1_corruptions, table1_drawing, table2_robustness, table3_perceptual, unseen_attacks
@@ -496,6 +496,27 @@ def test_seeds_can_be_chosen(tmp_path, output, trained):
   assert {row: list(seeds) for row, seeds in table.items()} == {'nominal': ['1'], 'rlat': ['1']}
   with pytest.raises(UserError, match='holds no finished run'):
     matrix(tmp_path, output, '--seeds=7')
+
+
+def test_results_of_different_networks_are_different_lines_of_a_report(tmp_path):
+  run = fixtures.write_run(tmp_path / 'run')
+  write_robust(run, 1000)
+  path = run / 'results' / 'robustness_perceptual_alexnet_0.2.json'
+  result = json.loads(path.read_text())
+  result['distance']['sha256'] = 64 * 'e'
+  path.write_text(json.dumps(result))
+  page = report.report([run]).read_text()
+  for network in ('dddddddd', 'eeeeeeee'):
+    assert f'run, perceptual AlexNet distance {network}: 90.0, ' in page
+
+
+def test_runs_on_other_corruptions_are_not_compared(tmp_path, output, trained):
+  path = tmp_path / 'runs' / 'smoke' / 'rlat' / 'seed1' / 'results' / 'cifar10_c.json'
+  result = json.loads(path.read_text())
+  result['provenance']['corruptions']['sha256'] = 64 * '9'
+  path.write_text(json.dumps(result))
+  with pytest.raises(UserError, match='differ in corruptions: .*999999999999'):
+    matrix(tmp_path, output)
 
 
 def test_another_number_of_images_is_asked_of_every_attack(tmp_path, output, trained):

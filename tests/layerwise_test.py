@@ -140,6 +140,7 @@ def test_a_run_says_what_it_moves_and_what_its_augmentations_are_like():
     ({'attack__warmup_epochs': '1'}, 'set config.attack.warmup_epochs=0.'),
     ({'attack__batch_norm': 'running'}, 'set config.attack.batch_norm=batch.'),
     ({'augment__after': 'augmix'}, 'after=augmix cannot go with .*rlat, .* set config.augment.after to nothing, and'),
+    ({'augment__jsd': '12'}, 'jsd=12.0 cannot go with .*rlat, .* set config.augment.jsd=0.'),
     ({'attack__trades': '6'}, 'trades=6.0 cannot go with .*rlat, but only with lp; set '),
     (
       {'attack__name': 'none'},
