@@ -150,7 +150,7 @@ def _normalised(layer: Array) -> Array:
 
 
 def _norm_of_difference(place: Sequence[Array], other: Sequence[Array]) -> Array:
-  return _root(sum(jnp.square(a - b).sum((1, 2, 3)) for a, b in zip(place, other, strict=True)))
+  return _root(jnp.asarray(sum(jnp.square(a - b).sum((1, 2, 3)) for a, b in zip(place, other, strict=True))))
 
 
 def _root(squares: Array) -> Array:
