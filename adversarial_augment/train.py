@@ -202,7 +202,7 @@ def _data(config: ConfigDict, splits: dict[str, Dataset]) -> dict[str, Any]:
 
   hashes = {split: dataset.provenance['sha256'] for split, dataset in splits.items() if 'sha256' in dataset.provenance}
   reference = distances.of_training(config)
-  measured = {} if reference is None else {'distance': reference.sha256}
+  measured = {} if reference is None else {'distance_from': reference.sha256}
   images = splits['train']
   return hashes | measured | {'image_shape': list(images.image_shape), 'class_names': list(images.class_names)}
 

@@ -1,6 +1,7 @@
 """`evaluate --attack=perceptual`: what is found, written and shown."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 
 from adversarial_augment import attacks, classifiers, datasets, evaluate, inference, report
 from adversarial_augment import config as configs
+from adversarial_augment.errors import ArtifactError, UserError
+from adversarial_augment.evaluation import distances
 from adversarial_augment.parallel import devices
 from adversarial_augment.storage import checkpoints
 from adversarial_augment.training import recipe
@@ -69,3 +72,25 @@ def test_reports_show_both_and_say_that_one_is_not_for_comparisons(workdir):
   assert 'perceptual, AlexNet distance' in page
   assert 'perceptual, its own distance' in page
   assert 'not for comparisons' in page
+
+
+def test_a_result_of_another_alexnet_is_not_replaced_unasked(workdir, monkeypatch):
+  monkeypatch.setattr(devices, 'compilation_cache', lambda: None)
+  path = workdir / 'results' / 'robustness_perceptual_alexnet_0.5.json'
+  result = json.loads(path.read_text())
+  result['distance']['sha256'] = other = 64 * 'a'
+  path.write_text(json.dumps(result))
+  flags = ['--attack=perceptual', '--distance=alexnet', f'--epsilon={EPSILON}', f'--num_examples={NUM_IMAGES}']
+  with pytest.raises(ArtifactError, match=f'exists already, with distance.sha256 = "{other[:40]}'):
+    evaluate.main([f'--workdir={workdir}', *flags])
+  assert json.loads(path.read_text()) == result
+
+
+def test_a_damaged_run_as_the_distance_is_named_by_its_flag(workdir, tmp_path):
+  damaged = tmp_path / 'alexnet'
+  shutil.copytree(workdir, damaged)
+  for part in (damaged / 'checkpoints').rglob('*'):
+    if part.is_file():
+      part.write_bytes(b'')
+  with pytest.raises(UserError, match=f"--distance_from='{damaged}': "):
+    distances.load(str(damaged), distances.FLAG, 'float32')

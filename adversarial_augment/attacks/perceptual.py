@@ -81,7 +81,7 @@ def perceptual(
   def checked(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
     view = make_view(distance, logits_fn)
     logits, centre = view.look(images)
-    clean_margins, ball = margin(logits, labels), Ball(view, images, centre, epsilon)
+    clean_margins, ball = margin(logits, labels), Ball(view, images, centre, float(epsilon))
     points = search(ball, threefry.own(keys), labels)
     if only_correct:
       points = choose(clean_margins < 0, points, images)
@@ -119,7 +119,7 @@ def restarted_perceptual(
 
   def one(given: Restart) -> AttackResult:
     view = make_view(distance(given.frozen), given.logits_fn)
-    points = search(Ball(view, given.images, view.locate(given.images), epsilon), given.keys, given.labels)
+    points = search(Ball(view, given.images, view.locate(given.images), float(epsilon)), given.keys, given.labels)
     return attack_result(given.logits_fn(points), points, given.labels)
 
   return restarted(one, restarts)

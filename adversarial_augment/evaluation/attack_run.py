@@ -143,12 +143,15 @@ class _Attack:
     """Returns the result that the folder has, unless an attack that would replace it was stopped."""
     if self._state.exists():
       return None
-    conditions, surrogate = self._conditions, results.read(self._result).get('surrogate_sha256')
+    conditions, found = self._conditions, results.read(self._result)
+    if found.get('checkpoint_sha256') == conditions['checkpoint']:
+      artifact.check_same(self._result, {'distance': found.get('distance')}, {'distance': self._distance.get('distance')})
+    surrogate = found.get('surrogate_sha256')
     if self._request.surrogate is None and surrogate:  # a result with more checks serves as well
       conditions = {**conditions, 'surrogate': surrogate}
-    found = reuse.known(self._folder.parent, self._name, results.digest(conditions), conditions['checkpoint'])
+    known = reuse.known(self._folder.parent, self._name, results.digest(conditions), conditions['checkpoint'])
     complete = not self._request.save_images or zipfile.is_zipfile(self._images)
-    return found if complete else None
+    return known if complete else None
 
   def _measure(self) -> dict[str, Any]:
     request, ball, test = self._request, self._ball, self._test

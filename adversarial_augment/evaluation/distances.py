@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from adversarial_augment import attacks, classifiers, inference, ssim
 from adversarial_augment.attacks.feature_distance import FeatureDistance
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import CheckpointError, UserError
 from adversarial_augment.per_example_conv import Conv
 from adversarial_augment.training import recipe
 from adversarial_augment.training.builders import Adversary
@@ -37,8 +37,7 @@ def load(given: str | None, what: str, precision: str) -> Reference:
   Touches no device.
 
   Raises:
-    UserError: there is no such run or file, or it holds another network.
-    CheckpointError: all checkpoints of the run are damaged.
+    UserError: there is no such run or file, it is damaged, or it holds another network.
   """
   path = classifiers.SHIPPED_ALEXNET if given is None else inference.run_folder(given, what)
   if not path.exists():
@@ -46,7 +45,7 @@ def load(given: str | None, what: str, precision: str) -> Reference:
   saved = path if path.is_file() else path / 'checkpoints'
   try:
     return _read(path, precision, saved.stat().st_mtime_ns if saved.exists() else 0)
-  except UserError as error:
+  except (UserError, CheckpointError) as error:
     raise UserError(f"{what}='{given}': {error}") from error
 
 
