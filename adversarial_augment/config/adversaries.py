@@ -96,7 +96,7 @@ def _broken_rules_of_rlat(flat: Mapping[str, Any]) -> Iterator[str]:
     radius = spell(flat, 'attack.epsilon')
     yield f'config.attack.name=rlat must have a radius, but {radius}; set for example --config.attack.epsilon=0.08.'
   if flat['attack.layers'] is not None and not flat['attack.layers']:
-    yield 'config.attack.layers= names no layer; name some, such as input,stem, or set --config.attack.layers=none for all.'
+    yield 'config.attack.layers= names no layer; set some, such as input,stem, or none for all of them.'
   statistics = {'attack.batch_norm': 'running' if flat['freeze'] == 'body' else 'batch'}
   for field, value in (_FIXED_IN_RLAT | statistics).items():
     if flat[field] != value:

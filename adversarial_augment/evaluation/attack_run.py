@@ -145,7 +145,9 @@ class _Attack:
       return None
     conditions, found = self._conditions, results.read(self._result)
     if found.get('checkpoint_sha256') == conditions['checkpoint']:
-      artifact.check_same(self._result, {'distance': found.get('distance')}, {'distance': self._distance.get('distance')})
+      artifact.check_same(
+        self._result, {'distance': found.get('distance')}, {'distance': self._distance.get('distance')}
+      )
     surrogate = found.get('surrogate_sha256')
     if self._request.surrogate is None and surrogate:  # a result with more checks serves as well
       conditions = {**conditions, 'surrogate': surrogate}
