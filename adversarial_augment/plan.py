@@ -48,7 +48,7 @@ class Plan(NamedTuple):
   target: Target
   devices: int
   num_steps: int
-  warmup_steps: int  # of these, those without the adversary
+  spared_steps: int  # of these, those without the adversary
   flop: int  # per step, over all devices
   estimate: 'Estimate'  # for one step with the adversary
 
@@ -156,8 +156,10 @@ def _planned(config: ConfigDict, dataset: Dataset, target: Target, mesh: Any) ->
   traced = train_step.traced(recipe, phi, dataset.image_shape)
   plain = train_step.traced(*recipes.build(config, dataset, mesh, conv=per_example_conv.conv), dataset.image_shape)
   found = compiling.estimate(traced, target, precision=config.precision, inner_loop=ascent.SCOPE)
-  warmup, flop = recipe.warmup_steps if recipe.attack else 0, operations.flop(plain.jaxpr.jaxpr)
-  return Plan(config, target, mesh.size, recipe.num_steps, warmup, flop, found)
+  attacked = recipes.attacked_steps(recipe.num_steps, recipe.warmup_steps, recipe.every)
+  spared = recipe.num_steps - attacked if recipe.attack else 0
+  flop = operations.flop(plain.jaxpr.jaxpr)
+  return Plan(config, target, mesh.size, recipe.num_steps, spared, flop, found)
 
 
 def _smaller(plan: Plan, planned: Callable[[ConfigDict], Plan]) -> Iterator[tuple[str, Plan | None]]:
@@ -216,11 +218,11 @@ def _lines(plan: Plan, assumed: str) -> Iterator[str]:
   if found.step is not None:
     hours = plan.hours or 0.0
     duration = f'{hours:.3g} hours' if hours >= 0.1 else f'{3600 * hours:.3g} seconds'
-    warmup = f'; its first {plan.warmup_steps:,} steps, without the adversary, take less' if plan.warmup_steps else ''
+    spared = f'; {plan.spared_steps:,} of them, without the adversary, take less' if plan.spared_steps else ''
     peak = {'float32': 'TF32' if target.is_gpu else 'bfloat16'}.get(plan.config.precision, plan.config.precision)
     of = [f'{count:,.0f} {name} ({size / 1e6:,.1f} MB)' for name, count, size in found.step.collectives]
     yield _line('step', f'{found.step.seconds:.4g} s' + _inner(plan))
-    yield _line('the run', f'{plan.num_steps:,} steps, {duration} without evaluations{warmup}')
+    yield _line('the run', f'{plan.num_steps:,} steps, {duration} without evaluations{spared}')
     yield _line('work', f'{plan.flop / 1e12:.4g} TFLOP per step, {plan.share_of_peak or 0:.2%} of the {peak} peak')
     yield _line('collectives', (', '.join(of) or 'none') + (' per step' if of else ''))
   yield _line('compiled in', f'{found.compile_seconds:.0f} s')

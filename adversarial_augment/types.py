@@ -64,6 +64,15 @@ class PerturbationSet(NamedTuple):
   radii: Callable[[PyTree], PyTree]  # frozen -> one radius per block
   # (frozen, images [n], perturbations [m], keys [n]) -> images x' = c(x); each perturbation is of n / m images in turn.
   apply_batch: Callable[[PyTree, Array, PyTree, Key | None], Array]
+  # The same for several perturbations of one batch, where a part of c can be computed once: (frozen, images, keys,
+  # perturbations or their shapes) -> (perturbations -> images x'); None: there is no such part.
+  bind: Callable[[PyTree, Array, Key | None, PyTree], Callable[[PyTree], Array]] | None = None
+
+  def bound(self, frozen: PyTree, images: Array, keys: Key | None, like: PyTree) -> Callable[[PyTree], Array]:
+    """Returns `apply_batch` of one batch as a function of perturbations like these."""
+    if self.bind is not None:
+      return self.bind(frozen, images, keys, like)
+    return lambda perturbations: self.apply_batch(frozen, images, perturbations, keys)
 
 
 @counts_images

@@ -48,7 +48,7 @@ class Adversary(NamedTuple):
 
 
 ADA = 'AdA'
-ADA_FIELDS = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
+ADA_FIELDS = ('nu', 'num_steps', 'moved', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
 PERCEPTUAL = Adversary('perceptual 0.5', attack_request.PERCEPTUAL, 'alexnet', '0.5')  # the radius of PAT's evaluation
 ADVERSARY_COLUMNS = (
   Adversary('l_inf 2/255', 'autoattack', 'linf', '2/255'),

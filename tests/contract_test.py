@@ -60,6 +60,8 @@ def test_an_attack_takes_every_field_and_has_its_default(name):
   of_the_batch = (
     'batch_norm',
     'warmup_epochs',
+    'every',
+    'growth_epochs',
     'microbatch',
     'fraction',
     'beta_mode',
@@ -69,7 +71,9 @@ def test_an_attack_takes_every_field_and_has_its_default(name):
     'distance_from',
   )
   of_balls = ('norm', 'epsilon')
-  unknown = {'ada': of_balls, 'advmix': (*of_balls, 'nu'), 'lp': ('nu', 'min_ssim', 'root', 'group')}[name]
+  unknown = {'ada': of_balls, 'advmix': (*of_balls, 'nu', 'moved'), 'lp': ('nu', 'moved', 'min_ssim', 'root', 'group')}[
+    name
+  ]
   for field, default in options_of('attack.', *of_the_batch, *unknown).items():
     assert known[field].default == default or field in of_balls, field  # which have none
 

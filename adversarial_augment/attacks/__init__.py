@@ -5,7 +5,7 @@ Functions that make one raise a UserError for unknown names and numbers out of r
 """
 
 from adversarial_augment.attacks import validity
-from adversarial_augment.attacks.ada import ada, check_blocks, weight_ball
+from adversarial_augment.attacks.ada import Growing, ada, check_blocks, weight_ball
 from adversarial_augment.attacks.adversary import attacked_images, in_microbatches, on_share
 from adversarial_augment.attacks.advmix import Hull, advmix, weight_hull
 from adversarial_augment.attacks.apgd import apgd
@@ -19,7 +19,7 @@ from adversarial_augment.attacks.square import square
 from adversarial_augment.attacks.suites import autoattack
 
 __all__ = [
-  'INPUT', 'Hull', 'Layer', 'ada', 'advmix', 'apgd', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
+  'INPUT', 'Growing', 'Hull', 'Layer', 'ada', 'advmix', 'apgd', 'attacked_images', 'autoattack', 'check_blocks', 'fab',
   'feature_distance', 'in_microbatches', 'layerwise', 'layerwise_radii', 'lp', 'multitargeted', 'on_share',
   'perceptual', 'pgd', 'square', 'validity', 'weight_ball', 'weight_hull',
 ]  # fmt: skip

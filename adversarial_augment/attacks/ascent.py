@@ -125,7 +125,7 @@ def ascend(
     return over_devices(losses.reshape(-1, size).mean(-1))
 
   def objective(beta):
-    losses, scores = measured(perturbation_set.apply_batch(frozen, images, beta, keys))
+    losses, scores = measured(corrupt(beta))
     return losses.sum() / size, (losses, scores)
 
   def climb(i, carry):
@@ -141,18 +141,19 @@ def ascend(
     return project(firsts, beta), rule_state, loss_start, gradient_norm, best
 
   beta = jax.vmap(lambda key, x: perturbation_set.init(key, frozen, x))(first_keys, firsts)
+  corrupt = perturbation_set.bound(frozen, images, keys, beta)
   zeros = jnp.zeros(images.shape[0], jnp.promote_types(images.dtype, jnp.float32))
   best = (zeros[::size] - jnp.inf, beta) if keep_best else None
   carry = (beta, jax.vmap(rule.init)(beta), zeros, zeros[::size], best)
   with jax.named_scope(SCOPE):
     beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, climb, carry)
 
-  corrupted = perturbation_set.apply_batch(frozen, images, beta, keys)
+  corrupted = corrupt(beta)
   loss_end, score_end = measured(corrupted)
   loss_start = loss_start if num_steps else loss_end
   if keep_best:
     _, beta = _better((group_means(score_end), beta), best)
-    corrupted = perturbation_set.apply_batch(frozen, images, beta, keys)
+    corrupted = corrupt(beta)
     loss_end, _ = measured(corrupted)
   return Ascent(beta, corrupted, loss_start, loss_end, gradient_norm)
 

@@ -21,6 +21,11 @@ def _steps(attack: Mapping[str, Any]) -> str:
   return f'{attack["num_steps"]} steps'
 
 
+def _strength_of_ada(attack: Mapping[str, Any]) -> str:
+  moved = '' if attack.get('moved', 'all') == 'all' else f', moves {attack["moved"]}'
+  return f'nu {attack["nu"]:g}, {_steps(attack)}{moved}'
+
+
 class Adversary(NamedTuple):
   """One adversary. An `attack` below is the fields `attack.*` of a config, without that prefix."""
 
@@ -88,6 +93,7 @@ def _strength_of_rlat(attack: Mapping[str, Any]) -> str:
 # What RLAT has in no other way; the rest of `attack` is that of evaluations under AdA.
 _FIXED_IN_RLAT = {
   'attack.fraction': 1, 'attack.beta_mode': 'example', 'attack.warmup_epochs': 0, 'attack.microbatch': None,
+  'attack.every': 1,
 }  # fmt: skip
 
 
@@ -144,7 +150,7 @@ ADVERSARIES: dict[str, Adversary] = {
     builder=f'{_BUILDERS}:ada',
     moves='weights',
     method=lambda attack: 'with AdversarialAugment (arXiv 2104.01086)',
-    strength=lambda attack: f'nu {attack["nu"]:g}, {_steps(attack)}',
+    strength=_strength_of_ada,
   ),
   'advmix': Adversary(
     meaning='mixes DeepAugment offsets of those weights (AdvMix-style, no disentangled generator)',
@@ -252,4 +258,7 @@ def broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
       yield clash(flat, field, 'attack.name', f'but only with {_either(owners)}', remedy)
   if flat['attack.init'] not in chosen.starts:
     yield clash(flat, 'attack.init', 'attack.name', '', f'config.attack.init={_either(chosen.starts)}')
+  if flat['attack.growth_epochs'] and flat['attack.name'] not in ('ada', 'none'):
+    reason, remedy = 'but only with ada', 'config.attack.growth_epochs=0, or --config.attack.name=ada'
+    yield clash(flat, 'attack.growth_epochs', 'attack.name', reason, remedy)
   yield from chosen.broken_rules(flat)

@@ -6,6 +6,7 @@ images).
 """
 
 from collections.abc import Callable, Mapping
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.storage import files
 from adversarial_augment.types import PyTree
 
+ENDS = ('last_third', 'tail')  # of a network: a third of its layers, or EDSR's after its body, and the last of others
 CORRUPTION_NETS: dict[str, Callable[..., hk.Transformed]] = {'edsr': edsr, 'cae': cae, 'unet': unet, 'vqvae': vqvae}
 
 _SHIPPED = Path(__file__).parent / 'shipped'
@@ -100,6 +102,14 @@ def shapes(name: str, sizes: Mapping[str, int]) -> layers.Shapes:
     {CODEBOOK: {'codebook': (sizes.pop('codes'), sizes['features'])}} if name == 'vqvae' else {}
   )
   return layers.shapes(name, _TABLES[name](**sizes)) | constants
+
+
+def last_layers(name: str, sizes: Mapping[str, int], end: str) -> tuple[str, ...]:
+  """Returns the modules of a network's last layers: those of `ENDS`, in the order of the network."""
+  table = [*_TABLES[name](**{size: value for size, value in sizes.items() if size != 'codes'})]
+  body = table.index('body_out') + 1 if name == 'edsr' else len(table) - 1
+  first = checks.lookup({'last_third': len(table) - math.ceil(len(table) / 3), 'tail': body}, end, 'end')
+  return tuple(f'{name}/{layer}' for layer in table[first:])
 
 
 def label(name: str, sizes: Mapping[str, int]) -> str:

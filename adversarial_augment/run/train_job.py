@@ -104,10 +104,10 @@ def _time_attacked(
 
 
 def log_line(recipe: Recipe, dataset: Dataset, step: int, values: Any) -> dict[str, Any]:
-  """Returns the line of metrics.jsonl; during the warm-up, metrics of the adversary are null."""
+  """Returns the line of metrics.jsonl; metrics of the adversary are null for steps without it."""
   epoch = step * recipe.batch_size / (dataset.epoch_size or dataset.num_examples)
   line: dict[str, Any] = {'step': step, 'epoch': epoch}
-  attacked, names = step > recipe.warmup_steps, {'ssim': 'ssim_mean'}
+  attacked, names = recipe.is_attacked(step - 1), {'ssim': 'ssim_mean'}
   shown = lambda name, value: value if attacked or name in _IN_WARM_UP else None
   return line | {names.get(name, name): shown(name, value) for name, value in values.items()}
 

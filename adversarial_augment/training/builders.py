@@ -4,6 +4,7 @@ A builder makes the attack of one entry of `config.adversaries.ADVERSARIES`, whi
 (config, group, conv) -> `Adversary`.
 """
 
+import functools
 import math
 import pkgutil
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.per_example_conv import Conv
 from adversarial_augment.storage import artifact
-from adversarial_augment.types import Attack, Network, PyTree
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, Network, PyTree
 
 EVALUATED = 'ada'  # the adversary of evaluations, whatever that of the training
 
@@ -48,7 +49,15 @@ class Split(NamedTuple):
 def ada(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
   """The builder of AdA."""
   network, phi = load_network(config, conv=conv)
-  return Adversary(attacks.ada(network.apply, nu=config.attack.nu, **_weights(config, group)), phi)
+  moved = moved_blocks(config)
+  make = functools.partial(attacks.ada, network.apply, moved=moved, **_weights(config, group))
+  if not config.attack.growth_epochs:
+    return Adversary(make(nu=config.attack.nu), phi)
+
+  def growing(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:
+    return make(nu=config.attack.nu * frozen.share)(keys, logits_fn, images, labels, frozen.phi)
+
+  return Adversary(growing, phi)
 
 
 def advmix(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
@@ -73,6 +82,14 @@ def rlat(config: ConfigDict, group: int | None, conv: Conv) -> Adversary:
   """The builder of RLAT, which is a part of the train step: see `Recipe.layers`."""
   del config, group, conv
   return Adversary(None, {})
+
+
+def moved_blocks(config: ConfigDict) -> str | tuple[str, ...]:
+  """Returns `attack.moved` as `attacks.weight_ball` takes it: layers by name."""
+  net, moved = config.corruption_net, config.attack.moved
+  if moved not in corruption_nets.ENDS:
+    return moved
+  return corruption_nets.last_layers(net.name, configs.network_sizes(config), moved)
 
 
 def _ascent(config: ConfigDict) -> dict[str, Any]:
@@ -110,6 +127,7 @@ def evaluation_adversary(config: ConfigDict, mesh: Mesh) -> Adversary:
 
   So an outcome does not depend on batches, and runs that were trained otherwise compare.
   """
+  config = configs.override(config, {'attack.growth_epochs': '0'})
   return _split(build(config, EVALUATED), evaluation_split(config, mesh.size))
 
 

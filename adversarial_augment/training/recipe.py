@@ -25,7 +25,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.per_example_conv import Conv
 from adversarial_augment.training import builders
-from adversarial_augment.types import Attack, Augmentation, Dataset, Network, PyTree
+from adversarial_augment.types import Array, Attack, Augmentation, Dataset, Network, PyTree
 
 _FEW_STEPS = 100  # from scratch, below which no classifier has learnt much
 
@@ -50,6 +50,12 @@ class Recipe(NamedTuple):
   mesh: Mesh
   frozen_statistics: bool = False  # the classifier is trained with the running statistics, which stay as they are
   layers: Mapping[str, attacks.Layer] = {}  # that RLAT moves, in network order; {} without it
+  every: int = 1  # of the updates after the warm-up, the first and every so many have the adversary
+  growth_steps: int = 0  # updates after the warm-up over which its radius grows; 0: it has its size at once
+
+  def is_attacked(self, step: int | Array) -> Any:
+    """Returns whether the update after so many has the adversary, if there is one; `step` may be traced."""
+    return (step >= self.warmup_steps) & ((step - self.warmup_steps) % self.every == 0)
 
 
 def build(
@@ -85,6 +91,8 @@ def build(
     mesh=mesh,
     frozen_statistics=config.freeze == 'body',
     layers=moved_layers(config, classifier, dataset.image_shape) if is_layerwise else {},
+    every=config.attack.every,
+    growth_steps=steps_of(config.attack.growth_epochs),
   )
   return recipe, adversary.frozen
 
@@ -168,7 +176,7 @@ def derived(config: ConfigDict, num_examples: int | None) -> list[str]:
   if drops := drops_of(config, steps):
     lines.append(f'learning_rate_drops = {", ".join(f"{step:,}" for step in drops)}  # updates, then it is a tenth')
   if attack.name in adversaries.ADVERSARIES:
-    attacked = steps - _steps_of(config, steps, attack.warmup_epochs)
+    attacked = attacked_steps(steps, _steps_of(config, steps, attack.warmup_epochs), attack.every)
     lines.append(f'attacked_steps = {attacked:,}  # {adversaries.find(attack).strength(attack)}')
   return lines
 
@@ -186,6 +194,11 @@ def too_few_steps(config: ConfigDict, num_steps: int, num_examples: int) -> str:
 def _steps_of(config: ConfigDict, num_steps: int, epochs: float) -> int:
   """Returns the steps of so many epochs: a shorter run keeps the shape of a longer one."""
   return int(min(num_steps, num_steps * epochs / config.num_epochs))  # the quotient may be infinite
+
+
+def attacked_steps(num_steps: int, warmup_steps: int, every: int) -> int:
+  """Returns how many of a run's updates have its adversary."""
+  return len(range(warmup_steps, num_steps, every))
 
 
 def build_classifier(

@@ -57,7 +57,8 @@ def _attack_bytes_of_run(config: ConfigDict, num_devices: int, logits_fn: Logits
   phi: PyTree = {}
   if adversaries.moves_weights(config.attack):  # those that an adversary mixes for an image take the memory of a beta
     network, phi = builders.load_network(config)
-    perturbation_set = attacks.weight_ball(network.apply, nu=1.0, noisy=True)
+    moved = builders.moved_blocks(config)
+    perturbation_set = attacks.weight_ball(network.apply, nu=1.0, moved=moved, noisy=True)
   options: dict[str, Any] = {'group': split.group or split.at_a_time, 'dtype': config.precision}
   return attack_bytes(perturbation_set, phi, logits_fn, image_shape, split.at_a_time, **options)
 
@@ -89,7 +90,8 @@ def attack_bytes(
   spec = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
 
   def loss(betas, frozen, images, labels, keys):
-    return cross_entropy(logits_fn(perturbation_set.apply_batch(frozen, images, betas, keys)), labels).sum()
+    corrupt = perturbation_set.bound(frozen, images, keys, betas)
+    return cross_entropy(logits_fn(corrupt(betas)), labels).sum()
 
   keys = jax.eval_shape(lambda: jax.random.split(threefry.key(0), num_images))
   images, labels = spec((num_images, *image_shape)), spec((num_images,), jnp.int32)

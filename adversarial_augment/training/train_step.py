@@ -159,15 +159,19 @@ def corrupt(
 
     def attacked(images):
       assert recipe.attack is not None
-      return recipe.attack(attack_keys, logits_fn, images, labels, phi)
+      frozen = phi
+      if recipe.growth_steps:
+        share = (step + 1 - recipe.warmup_steps) / recipe.growth_steps
+        frozen = attacks.Growing(phi, jnp.minimum(share, 1))
+      return recipe.attack(attack_keys, logits_fn, images, labels, frozen)
 
     metrics = {}
-    if recipe.attack is not None and recipe.warmup_steps:
+    if recipe.attack is not None and (recipe.warmup_steps or recipe.every > 1):
       shapes = jax.eval_shape(attacked, images)
       spared = lambda images: shapes._replace(
         images=images, metrics=jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes.metrics)
       )
-      images, metrics = jax.lax.cond(step < recipe.warmup_steps, spared, attacked, images)
+      images, metrics = jax.lax.cond(recipe.is_attacked(step), attacked, spared, images)
     elif recipe.attack is not None:
       images, metrics = attacked(images)
     after = jax.vmap(recipe.after)

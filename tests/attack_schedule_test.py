@@ -1,0 +1,86 @@
+"""Which steps of a run have the adversary, and with what radius."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adversarial_augment import config as configs
+from adversarial_augment.errors import UserError
+from adversarial_augment.run import train_job
+from adversarial_augment.training import train_step
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+
+
+def params_after(num_steps, **overrides):
+  _, recipe, phi, state = tiny.make(**{'attack__nu': '0.1', **overrides})
+  return tiny.run(recipe, phi, state, num_steps)
+
+
+def one_step(recipe, phi, state, index):
+  step = jax.jit(functools.partial(train_step.train_step, recipe))
+  return step(state, np.int32(index), *tiny.batch(recipe, index), phi)
+
+
+def assert_same(one, other):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one.params, other.params)
+
+
+def test_every_third_step_after_the_warm_up_is_attacked():
+  _, recipe, phi, state = tiny.make(attack__every='3', attack__warmup_epochs='2', num_epochs='100')
+  assert recipe.warmup_steps == 2
+  assert [step for step in range(10) if recipe.is_attacked(step)] == [2, 5, 8]
+  _, metrics = tiny.run(recipe, phi, state, 6)
+  assert [one['attack_loss_end'] > 0 for one in metrics] == [False, False, True, False, False, True]
+  lines = [train_job.log_line(recipe, tiny.dataset(), step + 1, one) for step, one in enumerate(metrics)]
+  assert [line['attack_loss_end'] is None for line in lines] == [True, True, False, True, True, False]
+
+
+@pytest.mark.slow
+def test_steps_between_are_nominal():
+  attacked, _ = params_after(1)
+  second, _ = params_after(2, attack__every='2')
+  _, recipe, phi, _ = tiny.make(attack__name='none')
+  nominal, _ = one_step(recipe, phi, attacked, 1)
+  assert_same(second, nominal)
+  _, recipe, phi, _ = tiny.make(attack__nu='0.1')
+  with pytest.raises(AssertionError):
+    assert_same(second, one_step(recipe, phi, attacked, 1)[0])
+
+
+def test_a_growing_radius_is_a_share_of_the_whole_one():
+  grown, metrics = params_after(1, attack__growth_epochs='4', num_epochs='100')  # of 100 steps
+  quarter, plain = params_after(1, attack__nu='0.025', num_epochs='100')
+  assert_same(grown, quarter)
+  np.testing.assert_allclose(metrics[0]['attack_loss_end'], plain[0]['attack_loss_end'], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_radius_stays_where_it_has_grown_to():
+  _, recipe, phi, state = tiny.make(attack__growth_epochs='2', num_epochs='100')
+  _, same, _, _ = tiny.make(num_epochs='100')
+  assert recipe.growth_steps == 2
+  state = state._replace(step=jnp.int32(7))
+  assert_same(one_step(recipe, phi, state, 7)[0], one_step(same, phi, state, 7)[0])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'said'),
+  [
+    ({'attack.every': '0'}, 'attack.every=.*0.* must be'),
+    ({'attack.moved': 'half'}, "attack.moved='half'"),
+    ({'attack.growth_epochs': '400'}, 'growth_epochs=400.0 must end within config.num_epochs=300.0; lower it, for'),
+    (
+      {'attack.growth_epochs': '3', 'attack.name': 'lp', 'attack.norm': 'linf', 'attack.epsilon': '8/255'},
+      'growth_epochs=3.0 cannot go with config.attack.name=lp, but only with ada; set .*growth_epochs=0, or',
+    ),
+    ({'attack.every': '2', 'attack.name': 'rlat', 'attack.epsilon': '0.08'}, 'every=2 cannot go with .*rlat.*every=1'),
+  ],
+)
+def test_what_does_not_go_together_is_refused(fields, said):
+  with pytest.raises(UserError, match=said):
+    configs.validate(configs.override(configs.base_config(), fields))
