@@ -100,6 +100,15 @@ def _departures(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
   if attack.beta_mode != 'example':
     sharing = f'{attack.group} images' if attack.beta_mode == 'group' else 'all attacked images of a batch'
     yield f'departs from Eq. 3: {sharing} share a perturbation (attack.beta_mode={attack.beta_mode})'
+  if attack.moved != 'all' and adversaries.moves_weights(attack):
+    yield f'departs from Eq. 1: only a part of the weights moves (attack.moved={attack.moved})'
+  if recipe.every > 1:
+    yield f'departs from Eq. 3: one of {recipe.every} steps has the adversary (attack.every={recipe.every})'
+  if recipe.growth_steps:
+    yield (
+      f'departs from Eq. 3: the radius grows over {recipe.growth_steps:,} steps '
+      f'(attack.growth_epochs={attack.growth_epochs:g})'
+    )
 
 
 def _memory(config: ConfigDict, recipe: Recipe, needed: int) -> Iterator[str]:
