@@ -1,0 +1,280 @@
+"""What cheaper forms of AdA cost and give: mean corruption error against the cost of a training step.
+
+  python -m experiments.frontier --scale=laptop                         # every setting, seed 0, on held-out images
+  python -m experiments.frontier --scale=laptop --settings=ada_1_step,ada_10_steps
+  python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=0,1,2
+
+Missing runs are trained one after the other; stopped runs resume. All fine-tune the start of their seed, which they
+share with table1_corruptions. Settings whose name ends in _equal_minutes train as long as six epochs of nominal
+training take, by the cost of their step; the others see one epoch. A step's cost is its time in nominal steps, both
+measured in turn, and its floating-point operations in those of a nominal step. With --split=holdout, errors are those
+on training images that no run has seen. Entries are added to those already in OUTPUT, where a result on test images
+keeps an earlier one on held-out images as `holdout`.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import checks, cli, datasets, inference, metrics
+from adversarial_augment import config as configs
+from adversarial_augment.cli import progress
+from adversarial_augment.config import command_line
+from adversarial_augment.datasets import sampling
+from adversarial_augment.errors import UserError
+from adversarial_augment.storage import artifact, files
+from adversarial_augment.types import Batch, Dataset
+from experiments import figure_files, frontier_drawing, runs, table1_corruptions
+from experiments.frontier_drawing import MINUTES, Table
+
+ROUNDS = 5  # of a step and a nominal one, in turn
+SPLITS = ('holdout', 'test')
+
+
+class Setting(NamedTuple):
+  config: str  # of configs/
+  fields: Mapping[str, str] = {}  # that it changes there
+
+
+def _ada(augmix: bool = False, **fields: object) -> Setting:
+  changed = {f'attack.{name}': str(value) for name, value in fields.items()}
+  return Setting('ada_augmix' if augmix else 'ada_edsr', changed)
+
+
+# Radii give the mean SSIM of ten steps over all weights at the paper's radius, on held-out images (see docs).
+SETTINGS: dict[str, Setting] = {
+  'nominal': Setting('nominal'),
+  'augmix': Setting('augmix'),
+  'ada_10_steps': _ada(num_steps=10),
+  'ada_5_steps': _ada(num_steps=5),
+  'ada_2_steps': _ada(num_steps=2),
+  'ada_1_step': _ada(num_steps=1),
+  'ada_random': _ada(num_steps=0),
+  'ada_1_step_from_zero': _ada(num_steps=1, init='zero'),
+  'ada_1_step_running': _ada(num_steps=1, batch_norm='running'),
+  'ada_1_step_group_8': _ada(num_steps=1, beta_mode='group', group=8),
+  'ada_2_steps_half': _ada(num_steps=2, fraction=0.5),
+  'ada_2_steps_quarter': _ada(num_steps=2, fraction=0.25),
+  'ada_1_step_half': _ada(num_steps=1, fraction=0.5),
+  'ada_2_steps_every_2': _ada(num_steps=2, every=2),
+  'ada_2_steps_every_4': _ada(num_steps=2, every=4),
+  'ada_1_step_every_2': _ada(num_steps=1, every=2),
+  'ada_2_steps_late': _ada(num_steps=2, warmup_epochs=0.5),
+  'ada_2_steps_growing': _ada(num_steps=2, growth_epochs=1),
+  'last_third_2_steps': _ada(num_steps=2, moved='last_third'),
+  'last_third_1_step': _ada(num_steps=1, moved='last_third'),
+  'tail_2_steps': _ada(num_steps=2, moved='tail'),
+  'tail_1_step': _ada(num_steps=1, moved='tail'),
+  'biases_2_steps': _ada(num_steps=2, moved='biases'),
+  'biases_1_step': _ada(num_steps=1, moved='biases'),
+  'scales_2_steps': _ada(num_steps=2, moved='scales'),
+  'scales_1_step': _ada(num_steps=1, moved='scales'),
+  'ada_augmix_10_steps': _ada(augmix=True, num_steps=10),
+  'ada_augmix_2_steps': _ada(augmix=True, num_steps=2),
+  'ada_augmix_1_step': _ada(augmix=True, num_steps=1),
+}
+for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_1_step', 'ada_augmix_1_step'):
+  SETTINGS[_name + MINUTES] = SETTINGS[_name]
+
+
+def main(argv: Sequence[str]) -> None:
+  overrides, rest = command_line.split_overrides(argv)
+  arguments = _parser().parse_args(rest)
+  scale = checks.lookup(table1_corruptions.SCALES, arguments.scale, '--scale')
+  checks.lookup(dict.fromkeys(SPLITS), arguments.split, '--split')
+  names = arguments.settings.split(',') if arguments.settings else list(SETTINGS)
+  for name in names:
+    checks.lookup(SETTINGS, name, 'setting')
+  seeds = table1_corruptions.seeds(arguments.seeds)
+  for name in overrides:
+    if name in ('seed', 'init_from', 'num_epochs', 'evals', *scale.fields):
+      raise UserError(f'config.{name} is set by the experiment; omit it.')
+  fields = {**scale.fields, **overrides}
+  if arguments.split == 'holdout' and not int(fields.get('holdout', 0)):
+    raise UserError(f'--split=holdout: runs of --scale={arguments.scale} hold out no images; set --config.holdout.')
+  figure_files.check_drawable()
+  path, table = runs.open_table(arguments.output, f'frontier_{arguments.scale}.json', frontier_drawing.texts)
+  root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
+  study = _Study(scale, root, fields)
+  for seed in seeds:
+    for name in names:
+      entry = study.entry(name, seed, table, arguments.split)
+      table.setdefault(name, {})[str(seed)] = entry
+      with artifact.storage_errors(f"write '{path}'"):
+        artifact.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())
+        for suffix, text in frontier_drawing.texts(table, path).items():
+          artifact.replace(path.with_suffix(suffix), text.encode())
+        artifact.replace(path.with_suffix('.png'), frontier_drawing.picture(table))
+  print(f'wrote {path}, .csv, .md and .png')
+
+
+class _Study:
+  """The runs of all settings at one scale."""
+
+  def __init__(self, scale: table1_corruptions.Scale, root: Path, fields: Mapping[str, str]):
+    self._scale, self._root, self._fields = scale, root, fields
+
+  def entry(self, name: str, seed: int, table: Table, split: str) -> dict[str, Any]:
+    """Returns the entry of a setting and seed, trained and measured if need be."""
+    known = table.get(name, {}).get(str(seed), {})
+    if known.get('split') in (split, 'test'):  # nothing is measured twice
+      return known
+    cost = known or next(iter(table.get(name, {}).values()), None) or self._cost(name)
+    workdir = self._train(name, seed, float(cost['cost_measured']))
+    errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
+    closing = runs.result(workdir, 'train')
+    entry = errors | {
+      'split': split,
+      'cost_measured': cost['cost_measured'],
+      'cost_flop': cost['cost_flop'],
+      'images_seen': closing['step'] * closing['config']['batch_size'],
+      'minutes': round(runs.minutes(workdir), 2),
+      'command': closing['command'],
+    }
+    return entry | ({'holdout': known} if known else {})
+
+  def _config(self, name: str) -> str:
+    return f'configs/{SETTINGS[name].config}.py' + (f':{self._scale.variant}' if self._scale.variant else '')
+
+  def _train(self, name: str, seed: int, cost: float) -> Path:
+    flags = lambda fields: [f'--config.{field}={value}' for field, value in fields.items()]
+    shared = {'seed': str(seed), **self._fields}
+    if self._scale.start is not None:
+      start = self._root / 'start' / f'seed{seed}'
+      runs.train(self._scale.start, start, flags(shared))
+      shared['init_from'] = str(start)
+    if name.endswith(MINUTES):
+      epochs = configs.load(self._config(name)).num_epochs
+      shared['num_epochs'] = f'{frontier_drawing.BUDGET * epochs / cost:.3f}'
+    workdir = self._root / 'frontier' / name / f'seed{seed}'
+    runs.train(self._config(name), workdir, flags({**shared, 'evals': 'clean', **SETTINGS[name].fields}))
+    return workdir
+
+  def _errors_on_test(self, workdir: Path) -> dict[str, Any]:
+    runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', '--evals=clean,cifar10_c')
+    clean, corrupted = (runs.result(workdir, name) for name in ('clean', 'cifar10_c'))
+    if clean['checkpoint_sha256'] != corrupted['checkpoint_sha256']:
+      raise UserError(f"the results in '{workdir}' are from several checkpoints; evaluate it again with --overwrite.")
+    return {
+      'clean_error': 1 - clean['accuracy'],
+      **{field: corrupted[field] for field in ('mce', 'corruption_error', 'num_images', 'origin')},
+      'provenance': corrupted['provenance'] | {'checkpoint_sha256': clean['checkpoint_sha256']},
+    }
+
+  def _errors_on_holdout(self, workdir: Path) -> dict[str, Any]:
+    from adversarial_augment.evaluation import bench
+    from adversarial_augment.parallel import devices, sharding
+    from adversarial_augment.run import summary
+    from adversarial_augment.training import recipe
+
+    devices.virtual_devices(devices.usable_cores())
+    devices.compilation_cache()
+    config, mesh = inference.read_config(workdir), sharding.data_mesh()
+    images = bench.Images(*_holdout(config.dataset, config.data_dir, config.holdout, config.frost_dir))
+    held_out = images.dataset
+    restored = inference.restore(config, workdir, held_out.num_classes, held_out.image_shape, mesh)
+    classifier = recipe.attacked_classifier(config, held_out.num_classes)
+    measure = bench.Bench(config, classifier, mesh, images, None, {}).measure
+    clean, corrupted = (measure(name, restored.state, lambda: None) for name in ('clean', 'cifar10_c'))
+    provenance = summary.provenance(config, {'holdout': held_out}, 'experiments.frontier', workdir)
+    return {
+      'clean_error': 1 - clean['accuracy'],
+      **{field: corrupted[field] for field in ('mce', 'corruption_error', 'num_images', 'origin')},
+      'provenance': provenance | images.origins()['cifar10_c'] | {'checkpoint_sha256': restored.sha256},
+    }
+
+  def _cost(self, name: str) -> dict[str, float]:
+    """Returns the time and the FLOP of a step of a setting in those of a nominal one, as means over its run."""
+    from adversarial_augment.parallel import devices
+    from benchmarks import timing
+
+    devices.virtual_devices(devices.usable_cores())
+    devices.compilation_cache()
+    load = lambda one: configs.override(configs.load(self._config(one)), {**self._fields, **SETTINGS[one].fields})
+    config, spared = load(name), load('augmix' if SETTINGS[name].config.endswith('augmix') else 'nominal')
+    always = configs.override(config, {'attack.every': '1', 'attack.warmup_epochs': '0'})
+    with progress.stage(f'timing a step of {name}', progress.log):
+      steps = {which: _step(one) for which, one in (('it', always), ('spared', spared), ('nominal', load('nominal')))}
+      seconds = timing.interleave({which: run for which, (run, _) in steps.items()}, rounds=ROUNDS)
+    share = (config.num_epochs - config.attack.warmup_epochs) / config.num_epochs / config.attack.every
+    mean = lambda of: (share * of['it'] + (1 - share) * of['spared']) / of['nominal']
+    return {
+      'cost_measured': round(mean({which: one.wall for which, one in seconds.items()}), 3),
+      'cost_flop': round(mean({which: flop for which, (_, flop) in steps.items()}), 3),
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _holdout(dataset: str, data_dir: str, count: int, frost_dir: str | None) -> tuple[Dataset, dict[str, Any]]:
+  """Returns the images that runs have held out, and their corrupted forms in memory, made when they are read first."""
+  from adversarial_augment.evaluation import corrupted
+
+  images = sampling.holdout(datasets.load(dataset, 'train', data_dir), count)[1]
+  forms, made = corrupted.in_memory(images, metrics.NAMES, frost_dir), {}
+
+  def read(name: str, severity: int, index: np.ndarray) -> np.ndarray:
+    if (name, severity) not in made:
+      made[name, severity] = forms.read(name, severity, np.arange(images.num_examples))
+    return made[name, severity][index]
+
+  whole = images.read(np.arange(images.num_examples))
+  images = images._replace(read=lambda index: Batch(whole.images[index], whole.labels[index]))
+  return images, {'clean': None, 'cifar10_c': forms._replace(read=read)}
+
+
+def _step(config: ConfigDict) -> tuple[Callable[[], Any], int]:
+  """Returns a compiled train step of a config, as a function without arguments, and its FLOP."""
+  from adversarial_augment import per_example_conv
+  from adversarial_augment.parallel import sharding
+  from adversarial_augment.planning import operations
+  from adversarial_augment.training import recipe as recipes
+  from adversarial_augment.training import train_step
+
+  images, mesh = datasets.load(config.dataset, 'train', config.data_dir), sharding.data_mesh()
+  recipe, phi = recipes.build(config, images, mesh)
+  plain = train_step.traced(*recipes.build(config, images, mesh, conv=per_example_conv.conv), images.image_shape)
+  state = sharding.replicate(mesh, train_step.init_state(recipe, images.image_shape))
+  phi = sharding.replicate(mesh, phi)
+  batch = sharding.shard_batch(mesh, tuple(images.read(np.arange(config.batch_size))))
+  compiled = train_step.jitted(recipe).lower(state, np.int32(0), *batch, phi).compile()
+  made = 0
+
+  def run() -> Any:
+    nonlocal state, made
+    state, values = compiled(state, np.int32(made), *batch, phi)
+    made += 1
+    return values
+
+  return run, operations.flop(plain.jaxpr.jaxpr)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = cli.Parser(
+    prog='python -m experiments.frontier',
+    description=__doc__.splitlines()[0],
+    epilog=f'settings: {", ".join(SETTINGS)}',
+  )
+  parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(table1_corruptions.SCALES))
+  parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
+  parser.add_argument('--seeds', default='0', metavar='NUMBERS', help='separated by commas; default: 0')
+  parser.add_argument('--split', default='holdout', metavar='NAME', help='holdout or test; default: holdout')
+  parser.add_argument(
+    '--workdir', default='runs/table1', metavar='DIR', help='folder of the runs; default: runs/table1'
+  )
+  parser.add_argument(
+    '--output', default='experiments/results', metavar='DIR', help='folder of the table; default: experiments/results'
+  )
+  parser.add_argument(
+    '--config.FIELD', dest='_', metavar='VALUE', help='override a field in every run, such as data_dir'
+  )
+  return parser
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,152 @@
+"""The frontier of mCE against cost as CSV, Markdown and a picture, from the entries of frontier.py.
+
+All errors are percent; costs are in nominal steps. With several seeds: the mean +- its standard error.
+"""
+
+from collections.abc import Mapping
+import csv
+import io
+from pathlib import Path
+import statistics
+from typing import Any
+
+from adversarial_augment import metrics
+from adversarial_augment.errors import UserError
+from adversarial_augment.reporting.published import COLUMNS
+from experiments.table1_drawing import QUANTITIES, Estimate, Seeds, estimate, header, line
+
+Table = Mapping[str, Seeds]  # setting -> seed -> entry
+MINUTES = '_equal_minutes'
+_TICKS = (1, 1.5, 2, 3, 5, 10, 20)
+BUDGET = 6  # epochs of nominal training, in whose time they train
+REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
+
+
+def texts(table: Table, path: Path) -> dict[str, str]:
+  """Returns the files of a table: suffix -> contents.
+
+  Raises:
+    UserError: entries of a split are of different images or corruptions.
+  """
+  for split in _splits(table):
+    found = {}
+    for name, seeds in parts(table, split).items():
+      for seed, entry in seeds.items():
+        of = entry['provenance']['data'][split].get('sha256', ''), entry['provenance']['corruptions'].get('sha256', '')
+        found[of] = f'{name}, seed {seed}'
+    if len(found) > 1:
+      where = '; '.join(found.values())
+      raise UserError(f"entries of '{path}' are of different images ({where}); name another --output, or repeat them.")
+  return {'.csv': _csv(table), '.md': _markdown(table)}
+
+
+def parts(table: Table, split: str) -> dict[str, Seeds]:
+  """Returns the entries of a split, those that an entry on test images keeps included."""
+  found: dict[str, dict[str, Mapping[str, Any]]] = {}
+  for name, seeds in table.items():
+    for seed, entry in seeds.items():
+      one = entry if entry['split'] == split else entry.get('holdout')
+      if one is not None:
+        found.setdefault(name, {})[seed] = one
+  return found
+
+
+def _splits(table: Table) -> list[str]:
+  return [split for split in ('test', 'holdout') if parts(table, split)]
+
+
+def _csv(table: Table) -> str:
+  text = io.StringIO()
+  out = csv.writer(text, lineterminator='\n')
+  numbers = ('cost_measured', 'cost_flop', 'images_seen', 'minutes', 'clean_error', 'mce')
+  out.writerow(['setting', 'split', 'seed', *numbers, *COLUMNS])
+  for split in _splits(table):
+    for name, seeds in parts(table, split).items():
+      for seed, entry in seeds.items():
+        errors = [entry['corruption_error'][corruption] for corruption in metrics.NAMES]
+        out.writerow([name, split, seed, *(entry[number] for number in numbers), *errors])
+  return text.getvalue()
+
+
+def _markdown(table: Table) -> str:
+  lines = []
+  for split in _splits(table):
+    of_split = parts(table, split)
+    lines += [f'Errors in percent, costs in nominal steps. {about(of_split, split)}.', '']
+    lines += header(['setting', 'seeds', 'cost, measured', 'cost by FLOP', 'images seen', *QUANTITIES])
+    for name, seeds in sorted(of_split.items(), key=lambda item: _cost(item[1])):
+      first = next(iter(seeds.values()))
+      cells = [f'{_cost(seeds):.2f}', f'{first["cost_flop"]:.2f}', f'{first["images_seen"]:,}']
+      own = [estimate([of(entry) for entry in seeds.values()]) for of in QUANTITIES.values()]
+      lines.append(line([name, ', '.join(sorted(seeds)), *cells, *own]))
+    lines.append('')
+    for reference in (name for one in REFERENCES for name in (one, one + MINUTES) if name in of_split):
+      others = differences(of_split, reference)
+      if others:
+        lines += [f'Difference to {reference}, paired by seed, in points:', '']
+        lines += header(['setting', 'seeds', *QUANTITIES])
+        lines += [line([name, ', '.join(both), *found]) for name, (both, found) in others.items()]
+        lines.append('')
+  return '\n'.join(lines)
+
+
+def differences(table: Table, reference: str) -> dict[str, tuple[list[str], list[Estimate]]]:
+  """Returns, of each other setting with as many minutes or images, the common seeds and the mean differences."""
+  base, found = table[reference], {}
+  for name, seeds in table.items():
+    both = sorted(seeds.keys() & base.keys())
+    if name != reference and both and name.endswith(MINUTES) == reference.endswith(MINUTES):
+      values = [estimate([of(seeds[one]) - of(base[one]) for one in both]) for of in QUANTITIES.values()]
+      found[name] = both, values
+  return found
+
+
+def about(table: Table, split: str) -> str:
+  """Describes the data of the numbers."""
+  entry = next(entry for seeds in table.values() for entry in seeds.values())
+  data, made = (entry['provenance'][part] for part in ('data', 'corruptions'))
+  of = {'test': 'test images', 'holdout': 'training images that no run has seen'}[split]
+  return (
+    f'{data[split]["name"]} ({data[split]["origin"]}), {entry["num_images"]:,} {of}; corruptions {entry["origin"]}, '
+    f'seed {made["seed"]}, frost: {made["frost"]}'
+  )
+
+
+def _cost(seeds: Seeds) -> float:
+  return statistics.mean(entry['cost_measured'] for entry in seeds.values())
+
+
+def picture(table: Table) -> bytes:
+  """Returns mCE, clean error and gap against the measured cost as PNG: left equal images, right equal minutes."""
+  from matplotlib.figure import Figure
+
+  split = _splits(table)[0]
+  of_split = parts(table, split)
+  figure = Figure(figsize=(11, 11), layout='constrained')
+  axes = figure.subplots(3, 2, sharex=True, squeeze=False)
+  for column, (title, minutes) in enumerate((('equal images', False), ('equal minutes', True))):
+    chosen = {name: seeds for name, seeds in of_split.items() if name.endswith(MINUTES) == minutes}
+    for axis, (quantity, of) in zip(axes[:, column], QUANTITIES.items(), strict=True):
+      for name, seeds in chosen.items():
+        value, style = estimate([of(entry) for entry in seeds.values()]), _style(name)
+        axis.errorbar(_cost(seeds), value.mean, value.error, **style, markersize=5, capsize=2)
+        axis.annotate(
+          name.removesuffix(MINUTES), (_cost(seeds), value.mean), xytext=(4, 3), textcoords='offset points', fontsize=6
+        )
+      axis.set_xscale('log')
+      axis.set_xticks(_TICKS, map(str, _TICKS))
+      axis.minorticks_off()
+      axis.set_ylabel(f'{quantity} (%)')
+      axis.grid(alpha=0.3)
+    axes[0, column].set_title(title, fontsize=10)
+    axes[-1, column].set_xlabel('cost of a step, in nominal steps')
+  figure.supxlabel(about(of_split, split), fontsize=7)
+  content = io.BytesIO()
+  figure.savefig(content, format='png', dpi=130)
+  return content.getvalue()
+
+
+def _style(name: str) -> dict[str, Any]:
+  kind = 'augmix' in name
+  special = name.removesuffix(MINUTES) in REFERENCES or name.startswith('fast_ada')
+  return {'fmt': 's' if kind else 'o', 'color': 'C1' if kind else 'C0', 'alpha': 1.0 if special else 0.55}
