@@ -47,7 +47,8 @@ def _ada(augmix: bool = False, **fields: object) -> Setting:
   return Setting('ada_augmix' if augmix else 'ada_edsr', changed)
 
 
-# Radii give the mean SSIM of ten steps over all weights at the paper's radius, on held-out images (see docs).
+# The radii of parts of the weights give a mean SSIM of 0.991 with c(x), as ten steps over all weights at the paper's
+# radius do: experiments.figure1_ssim on 512 held-out images, from the start of seed 0.
 SETTINGS: dict[str, Setting] = {
   'nominal': Setting('nominal'),
   'augmix': Setting('augmix'),
@@ -67,14 +68,14 @@ SETTINGS: dict[str, Setting] = {
   'ada_1_step_every_2': _ada(num_steps=1, every=2),
   'ada_2_steps_late': _ada(num_steps=2, warmup_epochs=0.5),
   'ada_2_steps_growing': _ada(num_steps=2, growth_epochs=1),
-  'last_third_2_steps': _ada(num_steps=2, moved='last_third'),
-  'last_third_1_step': _ada(num_steps=1, moved='last_third'),
-  'tail_2_steps': _ada(num_steps=2, moved='tail'),
-  'tail_1_step': _ada(num_steps=1, moved='tail'),
-  'biases_2_steps': _ada(num_steps=2, moved='biases'),
-  'biases_1_step': _ada(num_steps=1, moved='biases'),
-  'scales_2_steps': _ada(num_steps=2, moved='scales'),
-  'scales_1_step': _ada(num_steps=1, moved='scales'),
+  'last_third_2_steps': _ada(num_steps=2, moved='last_third', nu=0.0341),
+  'last_third_1_step': _ada(num_steps=1, moved='last_third', nu=0.0347),
+  'tail_2_steps': _ada(num_steps=2, moved='tail', nu=0.049),
+  'tail_1_step': _ada(num_steps=1, moved='tail', nu=0.0514),
+  'biases_2_steps': _ada(num_steps=2, moved='biases', nu=39),
+  'biases_1_step': _ada(num_steps=1, moved='biases', nu=39),
+  'scales_2_steps': _ada(num_steps=2, moved='scales', nu=0.0615),
+  'scales_1_step': _ada(num_steps=1, moved='scales', nu=0.0701),
   'ada_augmix_10_steps': _ada(augmix=True, num_steps=10),
   'ada_augmix_2_steps': _ada(augmix=True, num_steps=2),
   'ada_augmix_1_step': _ada(augmix=True, num_steps=1),
