@@ -10,9 +10,13 @@ from pathlib import Path
 import statistics
 from typing import Any
 
+import numpy as np
+
 from adversarial_augment import metrics
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting.published import COLUMNS
+from experiments import figure_files
+from experiments.figure1_ssim import density
 from experiments.table1_drawing import QUANTITIES, Estimate, Seeds, estimate, header, line
 
 Table = Mapping[str, Seeds]  # setting -> seed -> entry
@@ -150,3 +154,25 @@ def _style(name: str) -> dict[str, Any]:
   kind = 'augmix' in name
   special = name.removesuffix(MINUTES) in REFERENCES or name.startswith('fast_ada')
   return {'fmt': 's' if kind else 'o', 'color': 'C1' if kind else 'C0', 'alpha': 1.0 if special else 0.55}
+
+
+def draw_densities(found: Mapping[str, Any], path: Path) -> None:
+  """Draws the densities of the SSIM that adversaries leave, from the numbers of frontier_strength.py."""
+  settings = {name: one for name, one in found['settings'].items() if len(set(one['ssim'])) > 1}
+  lowest = min(min(one['ssim']) for one in settings.values())
+  grid = np.linspace(lowest, 1, 400)
+  figure = figure_files.new(9, 5)
+  axes = figure.subplots()
+  for index, (name, one) in enumerate(settings.items()):
+    known = name in REFERENCES
+    style: dict[str, Any] = (
+      {'color': 'black', 'linewidth': 2.5} if known else {'linestyle': ('-', '--', ':')[index // 10]}
+    )
+    axes.plot(grid, density(np.array(one['ssim']), grid), label=f'{name}: mean {one["ssim_mean"]:.4f}', **style)
+  axes.set_yscale('log')
+  axes.set_ylim(bottom=1e-1)
+  axes.set_xlabel('SSIM with c(x)')
+  axes.set_ylabel('density (logarithmic)')
+  axes.legend(fontsize=7)
+  data = found['provenance']['data']['validation']
+  figure_files.save(figure, path, [f'{data["name"]} ({data["origin"]}), {found["num_images"]} held-out images'])

@@ -1,0 +1,182 @@
+"""How strong the adversaries of the frontier are: the loss that each adds, beside the SSIM that it leaves.
+
+  python -m experiments.frontier_strength --workdir=runs/table1/laptop/start/seed0
+  python -m experiments.frontier_strength --workdir=RUN --settings=ada_10_steps,last_third_1_step --num_images=5000
+
+The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
+line search. `share` is what a setting adds to the mean loss of c(x), as a part of what ten steps add. The starts are
+those of a step, or two, over all weights: at random, the mean perturbation that two steps found for another batch
+(arXiv 1912.11969), and what they found for the same image, mirrored (arXiv 2207.08859).
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from adversarial_augment import checks, cli, inference, results
+from adversarial_augment import config as configs
+from adversarial_augment.cli import progress
+from adversarial_augment.storage import files
+from adversarial_augment.types import Array, Dataset, Key, LogitsFn, PerturbationSet, PyTree
+from experiments import figure1_ssim, figure_files, frontier, frontier_drawing
+
+NAME = 'frontier_strength'
+REFERENCE, REST, RANDOM = 'ada_10_steps', 'c(x)', 'ada_random'
+STARTS = tuple(f'start_{kind}_{number}' for kind in ('random', 'batch', 'mirrored') for number in (1, 2))
+_BATCH = 64
+
+
+def main(argv: Sequence[str]) -> None:
+  arguments = _parser().parse_args(argv)
+  known = [name for name, one in frontier.SETTINGS.items() if one.config == 'ada_edsr']
+  known = [name for name in known if not name.endswith(frontier_drawing.MINUTES)] + [*STARTS]
+  names = arguments.settings.split(',') if arguments.settings else known
+  for name in names:
+    checks.lookup(dict.fromkeys(known), name, 'setting')
+  figure_files.check_drawable()
+  workdir = files.user_path(arguments.workdir, '--workdir')
+  config = inference.read_config(workdir)
+  images = figure1_ssim.images_of(config, 'validation')
+  figure_files.check_num_images(arguments.num_images, _BATCH, images)
+  images = images._replace(num_examples=arguments.num_images // _BATCH * _BATCH)
+  path = figure_files.place(arguments.output, Path('runs') / NAME, NAME)
+  found = measure(workdir, config, images, [REST, RANDOM, REFERENCE, *names], path, overwrite=arguments.overwrite)
+  frontier_drawing.draw_densities(found, path.with_suffix('.png'))
+  for name, values in found['settings'].items():
+    numbers = f'accuracy {values["accuracy"]:.3f}  SSIM with c(x) {values["ssim_mean"]:.4f}'
+    print(f'  {name:<22} loss {values["loss"]:.3f}  share {share(found, name):.3f}  {numbers}')
+  print(f'wrote {path} and {path.with_suffix(".png").name}')
+
+
+def share(found: Mapping[str, Any], name: str) -> float:
+  """Returns what an adversary adds to the loss of c(x), as a part of what ten steps add."""
+  loss = {one: found['settings'][one]['loss'] for one in (REST, REFERENCE, name)}
+  return (loss[name] - loss[REST]) / (loss[REFERENCE] - loss[REST])
+
+
+def measure(
+  workdir: Path, config: ConfigDict, images: Dataset, names: Sequence[str], path: Path, *, overwrite: bool
+) -> dict[str, Any]:
+  """Returns the numbers of all settings, and saves those of each as soon as they are known."""
+  from adversarial_augment.parallel import devices
+  from adversarial_augment.run import summary
+
+  devices.virtual_devices(1)
+  devices.compilation_cache()
+  classifier = inference.load_classifier(workdir)
+  settings = {one: frontier.SETTINGS[one].fields for one in names if one in frontier.SETTINGS}
+  conditions = results.digest([inference.read_run(workdir).sha256, dict(images.provenance), images.num_examples])
+  found = figure_files.known(path, conditions, overwrite) or {
+    'figure': NAME,
+    'conditions_sha256': conditions,
+    'num_images': images.num_examples,
+    'provenance': summary.provenance(config, {'validation': images}, NAME, workdir)
+    | {'command': figure_files.command(NAME)},
+    'settings': {},
+  }
+  missing = [name for name in dict.fromkeys(names) if name not in found['settings']]
+  with progress.images(len(missing) * images.num_examples) as advance:
+    for name in missing:
+      run = _corruptor(name, settings.get(name, {}), classifier)
+      parts = []
+      for start in range(0, images.num_examples, _BATCH):
+        batch = images.read(np.arange(start, start + _BATCH))
+        parts.append(run(start, batch.images.astype(np.float32) / 255, batch.labels))
+        advance(name, _BATCH)
+      losses, correct, ssims = (np.concatenate(values) for values in zip(*parts, strict=True))
+      found['settings'][name] = {
+        'loss': float(losses.mean()),
+        'accuracy': float(correct.mean()),
+        'ssim_mean': float(ssims.mean()),
+        'ssim': [round(float(value), 6) for value in ssims],
+        'attack': dict(settings.get(name, {})),
+      }
+      figure_files.write(path, found)
+  return found
+
+
+def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Classifier) -> Callable[..., Any]:
+  """Returns (first index, images, labels) -> losses, whether each is right, and SSIM with c(x), each [n]."""
+  import jax
+  import jax.numpy as jnp
+
+  from adversarial_augment import attacks, ssim
+  from adversarial_augment.attacks.losses import cross_entropy
+  from adversarial_augment.training import builders
+
+  spec = configs.override(configs.load('configs/ada_edsr.py:laptop'), {'attack.min_ssim': '-1'})
+  of, rest = (configs.override(spec, one) for one in (fields, {'attack.nu': '0', 'attack.num_steps': '0'}))
+  group = {'example': 1, 'group': of.attack.group, 'batch': None}[of.attack.beta_mode]
+  network, phi = builders.load_network(spec)
+  ball = attacks.weight_ball(network.apply, nu=spec.attack.nu)
+  at_rest = builders.build(rest, 'ada').attack
+  attack = at_rest if name == REST else builders.build(of, 'ada', group=group).attack
+  assert at_rest is not None
+  assert attack is not None
+
+  @jax.jit
+  def run(start: Array, images: Array, labels: Array) -> tuple[Array, Array, Array]:
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(start + jnp.arange(_BATCH))
+    if name in STARTS:
+      moved = _climbed(ball, phi, *name.split('_')[1:], classifier.logits_fn, keys, images, labels)
+    else:
+      moved = attack(keys, classifier.logits_fn, images, labels, phi).images
+    logits = classifier.logits_fn(moved)
+    unmoved = at_rest(keys, classifier.logits_fn, images, labels, phi).images
+    return cross_entropy(logits, labels), logits.argmax(-1) == labels, ssim.ssim(unmoved, moved)
+
+  return lambda *batch: jax.device_get(run(*batch))
+
+
+def _climbed(
+  ball: PerturbationSet,
+  phi: PyTree,
+  kind: str,
+  steps: str,
+  logits_fn: LogitsFn,
+  keys: Key,
+  images: Array,
+  labels: Array,
+) -> Array:
+  """Returns images after some sign steps from a start of a kind, see `STARTS`."""
+  import jax
+  import jax.numpy as jnp
+
+  from adversarial_augment.attacks.ascent import STEPS, Ascent, ascend
+
+  def climb(ball: PerturbationSet, keys: Key, images: Array, labels: Array, steps: int) -> Ascent:
+    options = {'num_steps': steps, 'step': STEPS['sign'], 'step_fraction': 0.25}
+    return ascend(ball, keys, logits_fn, images, labels, phi, **options)
+
+  if kind == 'random':
+    return climb(ball, keys, images, labels, int(steps)).images
+  half = len(images) // 2
+  others = lambda x: jnp.roll(x, half, 0)
+  before, known = (images[:, :, ::-1], labels) if kind == 'mirrored' else (others(images), others(labels))
+  betas = climb(ball, keys, before, known, 2).perturbations
+  if kind == 'batch':  # each half starts from the mean of what the other half found
+    means = jax.tree.map(lambda b: b.reshape(2, half, *b.shape[1:]).mean(1).repeat(half, 0), betas)
+    betas = jax.vmap(lambda beta: ball.project(ball.radii(phi), None, beta))(means)
+  # A key says which image it is of.
+  numbered = jax.random.wrap_key_data(
+    jnp.stack([jnp.zeros(2 * half, jnp.uint32), jnp.arange(2 * half, dtype='uint32')], 1)
+  )
+  start = lambda key, phi, image: jax.tree.map(lambda b: b[jax.random.key_data(key)[1]], betas)
+  return climb(ball._replace(init=start), numbered, images, labels, int(steps)).images
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = figure_files.parser(NAME, __doc__.splitlines()[0], 'settings: those of experiments.frontier, and starts')
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='of a run with config.holdout')
+  parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
+  parser.add_argument('--num_images', type=int, default=512, metavar='N', help='the first held-out ones; default: 512')
+  parser.add_argument('--overwrite', action='store_true', help='replace the numbers of other images or another run')
+  return parser
+
+
+if __name__ == '__main__':
+  cli.run(main)
