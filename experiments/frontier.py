@@ -40,6 +40,7 @@ SPLITS = ('holdout', 'test')
 class Setting(NamedTuple):
   config: str  # of configs/
   fields: Mapping[str, str] = {}  # that it changes there
+  replay: int = 0  # updates on a batch, see frontier_free.py; 0: the usual step
 
 
 def _ada(augmix: bool = False, **fields: object) -> Setting:
@@ -76,6 +77,8 @@ SETTINGS: dict[str, Setting] = {
   'biases_1_step': _ada(num_steps=1, moved='biases', nu=39),
   'scales_2_steps': _ada(num_steps=2, moved='scales', nu=0.0615),
   'scales_1_step': _ada(num_steps=1, moved='scales', nu=0.0701),
+  'free_2': Setting('ada_edsr', {'num_epochs': '0.5', 'optimizer.warmup_epochs': '0.05'}, replay=2),
+  'free_4': Setting('ada_edsr', {'num_epochs': '0.25', 'optimizer.warmup_epochs': '0.025'}, replay=4),
   'ada_augmix_10_steps': _ada(augmix=True, num_steps=10),
   'ada_augmix_2_steps': _ada(augmix=True, num_steps=2),
   'ada_augmix_1_step': _ada(augmix=True, num_steps=1),
@@ -134,7 +137,7 @@ class _Study:
       'split': split,
       'cost_measured': cost['cost_measured'],
       'cost_flop': cost['cost_flop'],
-      'images_seen': closing['step'] * closing['config']['batch_size'],
+      'images_seen': closing['step'] * closing['config']['batch_size'] * max(SETTINGS[name].replay, 1),
       'minutes': round(runs.minutes(workdir), 2),
       'command': closing['command'],
     }
@@ -154,7 +157,13 @@ class _Study:
       epochs = configs.load(self._config(name)).num_epochs
       shared['num_epochs'] = f'{frontier_drawing.BUDGET * epochs / cost:.3f}'
     workdir = self._root / 'frontier' / name / f'seed{seed}'
-    runs.train(self._config(name), workdir, flags({**shared, 'evals': 'clean', **SETTINGS[name].fields}))
+    fields = {**shared, 'evals': 'clean', **SETTINGS[name].fields}
+    if replay := SETTINGS[name].replay:
+      runs.train(
+        self._config(name), workdir, [f'--replay={replay}', *flags(fields)], module='experiments.frontier_free'
+      )
+    else:
+      runs.train(self._config(name), workdir, flags(fields))
     return workdir
 
   def _errors_on_test(self, workdir: Path) -> dict[str, Any]:
@@ -201,10 +210,12 @@ class _Study:
     config, spared = load(name), load('augmix' if SETTINGS[name].config.endswith('augmix') else 'nominal')
     always = configs.override(config, {'attack.every': '1', 'attack.warmup_epochs': '0'})
     with progress.stage(f'timing a step of {name}', progress.log):
-      steps = {which: _step(one) for which, one in (('it', always), ('spared', spared), ('nominal', load('nominal')))}
+      others = {'spared': spared, 'nominal': load('nominal')}
+      steps = {'it': _step(always, SETTINGS[name].replay), **{which: _step(one) for which, one in others.items()}}
       seconds = timing.interleave({which: run for which, (run, _) in steps.items()}, rounds=ROUNDS)
     share = (config.num_epochs - config.attack.warmup_epochs) / config.num_epochs / config.attack.every
-    mean = lambda of: (share * of['it'] + (1 - share) * of['spared']) / of['nominal']
+    passes = max(SETTINGS[name].replay, 1)
+    mean = lambda of: (share * of['it'] / passes + (1 - share) * of['spared']) / of['nominal']
     return {
       'cost_measured': round(mean({which: one.wall for which, one in seconds.items()}), 3),
       'cost_flop': round(mean({which: flop for which, (_, flop) in steps.items()}), 3),
@@ -229,21 +240,24 @@ def _holdout(dataset: str, data_dir: str, count: int, frost_dir: str | None) -> 
   return images, {'clean': None, 'cifar10_c': forms._replace(read=read)}
 
 
-def _step(config: ConfigDict) -> tuple[Callable[[], Any], int]:
+def _step(config: ConfigDict, replay: int = 0) -> tuple[Callable[[], Any], int]:
   """Returns a compiled train step of a config, as a function without arguments, and its FLOP."""
   from adversarial_augment import per_example_conv
   from adversarial_augment.parallel import sharding
   from adversarial_augment.planning import operations
   from adversarial_augment.training import recipe as recipes
   from adversarial_augment.training import train_step
+  from experiments import frontier_free
 
   images, mesh = datasets.load(config.dataset, 'train', config.data_dir), sharding.data_mesh()
   recipe, phi = recipes.build(config, images, mesh)
-  plain = train_step.traced(*recipes.build(config, images, mesh, conv=per_example_conv.conv), images.image_shape)
+  plain, _ = recipes.build(config, images, mesh, conv=per_example_conv.conv)
   state = sharding.replicate(mesh, train_step.init_state(recipe, images.image_shape))
   phi = sharding.replicate(mesh, phi)
   batch = sharding.shard_batch(mesh, tuple(images.read(np.arange(config.batch_size))))
-  compiled = train_step.jitted(recipe).lower(state, np.int32(0), *batch, phi).compile()
+  with frontier_free.replaying(config, replay):
+    flop = operations.flop(train_step.traced(plain, phi, images.image_shape).jaxpr.jaxpr)
+    compiled = train_step.jitted(recipe).lower(state, np.int32(0), *batch, phi).compile()
   made = 0
 
   def run() -> Any:
@@ -252,7 +266,7 @@ def _step(config: ConfigDict) -> tuple[Callable[[], Any], int]:
     made += 1
     return values
 
-  return run, operations.flop(plain.jaxpr.jaxpr)
+  return run, flop
 
 
 def _parser() -> argparse.ArgumentParser:

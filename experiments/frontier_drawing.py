@@ -170,9 +170,9 @@ def draw_densities(found: Mapping[str, Any], path: Path) -> None:
     )
     axes.plot(grid, density(np.array(one['ssim']), grid), label=f'{name}: mean {one["ssim_mean"]:.4f}', **style)
   axes.set_yscale('log')
-  axes.set_ylim(bottom=1e-1)
+  axes.set_ylim(1e-1, 1e4)
   axes.set_xlabel('SSIM with c(x)')
   axes.set_ylabel('density (logarithmic)')
-  axes.legend(fontsize=7)
+  axes.legend(fontsize=7, loc='upper left')
   data = found['provenance']['data']['validation']
   figure_files.save(figure, path, [f'{data["name"]} ({data["origin"]}), {found["num_images"]} held-out images'])

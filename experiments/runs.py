@@ -19,13 +19,14 @@ def is_finished(workdir: Path) -> bool:
   return (workdir / 'results' / 'train.json').exists()
 
 
-def train(config: str, workdir: Path, flags: Sequence[str]) -> None:
+def train(config: str, workdir: Path, flags: Sequence[str], *, module: str = 'adversarial_augment.train') -> None:
   """Trains a run unless it is finished; a stopped run resumes.
 
   Args:
     config: file and variant.
     workdir: of the run.
     flags: other flags of `adversarial_augment.train`.
+    module: the trainer.
 
   Raises:
     Stopped: the run was stopped, and can be resumed.
@@ -39,7 +40,7 @@ def train(config: str, workdir: Path, flags: Sequence[str]) -> None:
         'name another --workdir.'
       )
     return
-  start('adversarial_augment.train', f'--config={config}', f'--workdir={workdir}', *flags)
+  start(module, f'--config={config}', f'--workdir={workdir}', *flags)
 
 
 def start(module: str, *arguments: str) -> None:

@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 import re
 
+import jax
+import numpy as np
 import pytest
 
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
-from experiments import frontier, frontier_drawing, runs
+from experiments import frontier, frontier_drawing, frontier_free, runs
+from tests import tiny
 from tests.experiments_tables_test import write_run
 
 COSTS = {'nominal': 1.0, 'ada_1_step': 2.5, 'ada_10_steps': 20.0}
@@ -111,3 +114,21 @@ def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, 
 def test_wrong_flags_are_refused(tmp_path, flags, said):
   with pytest.raises(UserError, match=said):
     frontier.main(['--scale=laptop', *flags, f'--output={tmp_path}'])
+
+
+@pytest.mark.slow
+def test_a_free_step_with_one_update_is_one_on_random_corruptions():
+  config, recipe, phi, state = tiny.make(attack__num_steps='0', attack__min_ssim='-1', attack__nu='0.1')
+  wanted, _ = tiny.run(recipe, phi, state, 1)
+  with frontier_free.replaying(config, 1):
+    once, _ = tiny.run(recipe, phi, state, 1)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), once.params, wanted.params)
+
+
+@pytest.mark.slow
+def test_replays_raise_the_loss_of_a_classifier_that_does_not_learn():
+  config, recipe, phi, state = tiny.make(attack__nu='0.1', optimizer__learning_rate='0')
+  with frontier_free.replaying(config, 3):
+    after, (metrics,) = tiny.run(recipe, phi, state, 1)
+  assert int(after.step) == 1
+  assert metrics['attack_loss_end'] > metrics['attack_loss_start'] + 1e-3
