@@ -6,7 +6,9 @@
 The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
 line search. `share` is what a setting adds to the mean loss of c(x), as a part of what ten steps add. The starts are
 those of a step, or two, over all weights: at random, the mean perturbation that two steps found for another batch
-(arXiv 1912.11969), and what they found for the same image, mirrored (arXiv 2207.08859).
+(arXiv 1912.11969), and what they found for the same image, mirrored (arXiv 2207.08859). `frozen` takes two or four
+steps through the corruption network by one and the same gradient of the classifier, that at the start (as YOPO, arXiv
+1905.00877, freezes all but a layer).
 """
 
 import argparse
@@ -27,13 +29,14 @@ from experiments import figure1_ssim, figure_files, frontier, frontier_drawing
 NAME = 'frontier_strength'
 REFERENCE, REST, RANDOM = 'ada_10_steps', 'c(x)', 'ada_random'
 STARTS = tuple(f'start_{kind}_{number}' for kind in ('random', 'batch', 'mirrored') for number in (1, 2))
+FROZEN = ('gradient_frozen_2', 'gradient_frozen_4')
 _BATCH = 64
 
 
 def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
   known = [name for name, one in frontier.SETTINGS.items() if one.config == 'ada_edsr']
-  known = [name for name in known if not name.endswith(frontier_drawing.MINUTES)] + [*STARTS]
+  known = [name for name in known if not name.endswith(frontier_drawing.MINUTES)] + [*STARTS, *FROZEN]
   names = arguments.settings.split(',') if arguments.settings else known
   for name in names:
     checks.lookup(dict.fromkeys(known), name, 'setting')
@@ -121,7 +124,7 @@ def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Class
   @jax.jit
   def run(start: Array, images: Array, labels: Array) -> tuple[Array, Array, Array]:
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(start + jnp.arange(_BATCH))
-    if name in STARTS:
+    if name in (*STARTS, *FROZEN):
       moved = _climbed(ball, phi, *name.split('_')[1:], classifier.logits_fn, keys, images, labels)
     else:
       moved = attack(keys, classifier.logits_fn, images, labels, phi).images
@@ -142,11 +145,12 @@ def _climbed(
   images: Array,
   labels: Array,
 ) -> Array:
-  """Returns images after some sign steps from a start of a kind, see `STARTS`."""
+  """Returns images after some sign steps of a kind, see `STARTS` and `FROZEN`."""
   import jax
   import jax.numpy as jnp
 
   from adversarial_augment.attacks.ascent import STEPS, Ascent, ascend
+  from adversarial_augment.attacks.losses import cross_entropy
 
   def climb(ball: PerturbationSet, keys: Key, images: Array, labels: Array, steps: int) -> Ascent:
     options = {'num_steps': steps, 'step': STEPS['sign'], 'step_fraction': 0.25}
@@ -154,6 +158,16 @@ def _climbed(
 
   if kind == 'random':
     return climb(ball, keys, images, labels, int(steps)).images
+  if kind == 'frozen':
+    beta = jax.vmap(lambda key, image: ball.init(key, phi, image))(keys, images)
+    corrupt, radii = ball.bound(phi, images, keys, beta), ball.radii(phi)
+    upwards = jax.grad(lambda moved: cross_entropy(logits_fn(moved), labels).sum())(corrupt(beta))
+    rule = STEPS['sign'](radii, 0.25)
+    for _ in range(int(steps)):
+      (gradient,) = jax.vjp(corrupt, beta)[1](upwards)
+      move, _ = jax.vmap(rule.update)(gradient, jax.vmap(rule.init)(beta))
+      beta = jax.vmap(lambda b, m: ball.project(radii, None, jax.tree.map(jnp.add, b, m)))(beta, move)
+    return corrupt(beta)
   half = len(images) // 2
   others = lambda x: jnp.roll(x, half, 0)
   before, known = (images[:, :, ::-1], labels) if kind == 'mirrored' else (others(images), others(labels))

@@ -251,6 +251,7 @@ def test_a_function_of_pytorch_is_told_to_be_a_module(monkeypatch):
 
 def test_the_bridge_without_pytorch_says_how_to_install_it(monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
+  monkeypatch.delitem(sys.modules, 'adversarial_augment.pytorch', raising=False)  # if another test has imported it
   with pytest.raises(ModuleNotFoundError, match=r"pip install 'adversarial-augment\[torch\]'"):
     runpy.run_module('adversarial_augment.pytorch')
 

@@ -23,7 +23,7 @@ VALUES = {
 
 def line(step: int) -> dict:
   """The line of a run whose first two updates are without the adversary."""
-  recipe = types.SimpleNamespace(batch_size=8, warmup_steps=2)
+  recipe = types.SimpleNamespace(batch_size=8, is_attacked=lambda step: step >= 2)
   return train_job.log_line(recipe, types.SimpleNamespace(num_examples=40, epoch_size=None), step, VALUES)
 
 

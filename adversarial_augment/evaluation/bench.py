@@ -28,6 +28,8 @@ Result = dict[str, Any]
 
 # Fields of other adversaries than AdA that decide nothing, but that the hashes of older results have.
 _IN_OLDER_HASHES = {'attack.norm', 'attack.epsilon', 'attack.trades'}
+# Fields that older hashes do not have, where they change nothing.
+_NOT_IN_OLDER_HASHES = {'moved': 'all', 'every': 1, 'growth_epochs': 0.0}
 
 
 class Images(NamedTuple):
@@ -163,7 +165,10 @@ class Bench:
     own = {field: config[field] for field in entry.conditions}
     if 'attack' in own:
       others = {field for one in ADVERSARIES.values() for field in one.fields} - _IN_OLDER_HASHES
-      own['attack'] = {name: value for name, value in own['attack'].items() if f'attack.{name}' not in others}
+      unused = {name for name, value in _NOT_IN_OLDER_HASHES.items() if own['attack'][name] == value}
+      own['attack'] = {
+        name: value for name, value in own['attack'].items() if f'attack.{name}' not in others and name not in unused
+      }
     if entry.corruptions:
       made = origin['corruptions']
       own |= {'corruptions': made | {'made_with': with_code(made['made_with'], 'corruptions')}, **self._subset()}
