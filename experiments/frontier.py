@@ -71,8 +71,11 @@ SETTINGS: dict[str, Setting] = {
   'ada_2_steps_growing': _ada(num_steps=2, growth_epochs=1),
   'last_third_2_steps': _ada(num_steps=2, moved='last_third', nu=0.0341),
   'last_third_1_step': _ada(num_steps=1, moved='last_third', nu=0.0347),
+  'last_third_1_step_half': _ada(num_steps=1, moved='last_third', nu=0.0347, fraction=0.5),
+  'last_third_1_step_every_2': _ada(num_steps=1, moved='last_third', nu=0.0347, every=2),
   'tail_2_steps': _ada(num_steps=2, moved='tail', nu=0.049),
   'tail_1_step': _ada(num_steps=1, moved='tail', nu=0.0514),
+  'tail_1_step_every_2': _ada(num_steps=1, moved='tail', nu=0.0514, every=2),
   'biases_2_steps': _ada(num_steps=2, moved='biases', nu=39),
   'biases_1_step': _ada(num_steps=1, moved='biases', nu=39),
   'scales_2_steps': _ada(num_steps=2, moved='scales', nu=0.0615),
@@ -82,8 +85,10 @@ SETTINGS: dict[str, Setting] = {
   'ada_augmix_10_steps': _ada(augmix=True, num_steps=10),
   'ada_augmix_2_steps': _ada(augmix=True, num_steps=2),
   'ada_augmix_1_step': _ada(augmix=True, num_steps=1),
+  'augmix_last_third_1_step': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347),
+  'augmix_last_third_1_step_every_2': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, every=2),
 }
-for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_1_step', 'ada_augmix_1_step'):
+for _name in ('nominal', 'augmix', 'ada_10_steps', 'last_third_1_step', 'augmix_last_third_1_step'):
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 
 

@@ -15,7 +15,7 @@ from experiments import frontier, frontier_drawing, frontier_free, runs
 from tests import tiny
 from tests.experiments_tables_test import write_run
 
-COSTS = {'nominal': 1.0, 'ada_1_step': 2.5, 'ada_10_steps': 20.0}
+COSTS = {'nominal': 1.0, 'ada_1_step': 2.5, 'last_third_1_step': 2.5, 'ada_10_steps': 20.0}
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_a_setting_is_a_valid_config(name):
 
 
 def test_equal_minutes_are_those_of_six_nominal_epochs(tmp_path, started):
-  names = 'nominal_equal_minutes,ada_1_step_equal_minutes,ada_10_steps'
+  names = 'nominal_equal_minutes,last_third_1_step_equal_minutes,ada_10_steps'
   table = run(tmp_path, '--split=test', f'--settings={names}')
   epochs = [[flag for flag in command if 'num_epochs' in flag] for command in started if 'train' in command[0]]
   assert epochs == [[], ['--config.num_epochs=6.000'], ['--config.num_epochs=2.400'], []]  # the first is the start
-  assert table['ada_1_step_equal_minutes']['0']['cost_measured'] == 2.5
+  assert table['last_third_1_step_equal_minutes']['0']['cost_measured'] == 2.5
   assert table['ada_10_steps']['0']['split'] == 'test'
   assert started[-1][0] == 'adversarial_augment.evaluate'
   started.clear()
@@ -67,7 +67,7 @@ def test_equal_minutes_are_those_of_six_nominal_epochs(tmp_path, started):
 
 
 def test_differences_are_paired_by_seed_and_minutes(tmp_path, started):
-  names = 'nominal,ada_1_step,ada_10_steps,ada_1_step_equal_minutes'
+  names = 'nominal,ada_1_step,ada_10_steps,last_third_1_step_equal_minutes'
   table = run(tmp_path, '--split=test', f'--settings={names}', '--seeds=0,1')
   found = frontier_drawing.differences(table, 'ada_10_steps')
   assert set(found) == {'nominal', 'ada_1_step'}
