@@ -52,6 +52,7 @@ def test_steps_between_are_nominal():
     assert_same(second, one_step(recipe, phi, attacked, 1)[0])
 
 
+@pytest.mark.slow
 def test_a_growing_radius_is_a_share_of_the_whole_one():
   grown, metrics = params_after(1, attack__growth_epochs='4', num_epochs='100')  # of 100 steps
   quarter, plain = params_after(1, attack__nu='0.025', num_epochs='100')

@@ -80,8 +80,11 @@ def test_signs_on_the_last_layers_of_edsr_equal_a_plain_ascent():
       np.testing.assert_allclose(got[i], corrupt(beta, image), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize('stacked', [False, True])
-@pytest.mark.parametrize('moved', ['biases', 'scales', ('cae/d_block_3/conv_1', 'cae/d_up_conv_3/conv')], ids=str)
+@pytest.mark.parametrize(
+  ('moved', 'stacked'),
+  [('biases', False), ('scales', True), (('cae/d_block_3/conv_1', 'cae/d_up_conv_3/conv'), True)],
+  ids=str,
+)
 def test_what_is_computed_once_changes_nothing_for_groups_and_noise(moved, stacked):
   network = cae(features=4)
   phi = network.init(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))
