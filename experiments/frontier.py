@@ -280,19 +280,9 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__.splitlines()[0],
     epilog=f'settings: {", ".join(SETTINGS)}',
   )
-  parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(table1_corruptions.SCALES))
   parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
-  parser.add_argument('--seeds', default='0', metavar='NUMBERS', help='separated by commas; default: 0')
   parser.add_argument('--split', default='holdout', metavar='NAME', help='holdout or test; default: holdout')
-  parser.add_argument(
-    '--workdir', default='runs/table1', metavar='DIR', help='folder of the runs; default: runs/table1'
-  )
-  parser.add_argument(
-    '--output', default='experiments/results', metavar='DIR', help='folder of the table; default: experiments/results'
-  )
-  parser.add_argument(
-    '--config.FIELD', dest='_', metavar='VALUE', help='override a field in every run, such as data_dir'
-  )
+  table1_corruptions.add_flags(parser)
   return parser
 
 

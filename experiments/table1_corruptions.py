@@ -176,8 +176,14 @@ def _parser(about: Table) -> argparse.ArgumentParser:
   parser = cli.Parser(
     prog=f'python -m {about.module}', description=about.about.splitlines()[0], epilog=f'rows: {", ".join(about.rows)}'
   )
-  parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(SCALES))
   parser.add_argument('--rows', metavar='NAMES', help='configs, separated by commas; default: all')
+  add_flags(parser)
+  return parser
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of experiments that train runs at a scale, for some seeds."""
+  parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(SCALES))
   parser.add_argument('--seeds', default='0', metavar='NUMBERS', help='separated by commas; default: 0')
   parser.add_argument(
     '--workdir', default='runs/table1', metavar='DIR', help='folder of the runs; default: runs/table1'
@@ -188,7 +194,6 @@ def _parser(about: Table) -> argparse.ArgumentParser:
   parser.add_argument(
     '--config.FIELD', dest='_', metavar='VALUE', help='override a field in every run, such as data_dir'
   )
-  return parser
 
 
 if __name__ == '__main__':
