@@ -69,6 +69,11 @@ def test_a_radius_stays_where_it_has_grown_to():
   assert_same(one_step(recipe, phi, state, 7)[0], one_step(same, phi, state, 7)[0])
 
 
+def test_a_growth_of_less_than_a_step_is_one_step():
+  _, recipe, _, _ = tiny.make(attack__growth_epochs='0.5')  # of 300 epochs in 100 steps
+  assert recipe.growth_steps == 1
+
+
 @pytest.mark.parametrize(
   ('fields', 'said'),
   [

@@ -92,7 +92,7 @@ def build(
     frozen_statistics=config.freeze == 'body',
     layers=moved_layers(config, classifier, dataset.image_shape) if is_layerwise else {},
     every=config.attack.every,
-    growth_steps=steps_of(config.attack.growth_epochs),
+    growth_steps=max(steps_of(config.attack.growth_epochs), 1) if config.attack.growth_epochs else 0,
   )
   return recipe, adversary.frozen
 
