@@ -74,6 +74,17 @@ def test_a_growth_of_less_than_a_step_is_one_step():
   assert recipe.growth_steps == 1
 
 
+def test_without_the_loss_at_the_end_an_update_is_the_same():
+  found = []
+  for measured in ('true', 'false'):
+    _, recipe, phi, state = tiny.make(attack__measure_end=measured)
+    found.append(one_step(recipe, phi, state, 0))
+  (state, metrics), (same, fewer) = found
+  assert_same(state, same)
+  assert metrics.keys() - fewer.keys() == {'attack_loss_end'}
+  assert fewer['attack_loss_start'] == pytest.approx(float(metrics['attack_loss_start']), rel=1e-5)
+
+
 @pytest.mark.parametrize(
   ('fields', 'said'),
   [
@@ -85,6 +96,10 @@ def test_a_growth_of_less_than_a_step_is_one_step():
       'growth_epochs=3.0 cannot go with config.attack.name=lp, but only with ada; set .*growth_epochs=0, or',
     ),
     ({'attack.every': '2', 'attack.name': 'rlat', 'attack.epsilon': '0.08'}, 'every=2 cannot go with .*rlat.*every=1'),
+    (
+      {'attack.measure_end': 'false', 'attack.name': 'none'},
+      'measure_end=false cannot go with .*name=none, but only with ada, advmix or lp; set .*measure_end=true, or',
+    ),
   ],
 )
 def test_what_does_not_go_together_is_refused(fields, said):

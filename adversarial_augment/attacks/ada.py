@@ -37,6 +37,7 @@ def ada(
   init: str = 'ball',
   moved: str | Sequence[str] = 'all',
   keep_best: bool = False,
+  measure_end: bool = True,
   min_ssim: float = 0.3,
   root: str | None = 'strict',
   group: int | None = 1,
@@ -51,7 +52,7 @@ def ada(
 
   Args:
     apply, nu, init, moved, impl, noisy: the perturbation set, see `weight_ball`.
-    num_steps, step, step_fraction, keep_best: the ascent, see `adversary`.
+    num_steps, step, step_fraction, keep_best, measure_end: the ascent, see `adversary`.
     min_ssim, root: the correction, see `adversary`.
     group, axis_name: images that share a perturbation, see `adversary`.
 
@@ -68,7 +69,7 @@ def ada(
     measure = lambda phi, betas: {'radius_fraction': _radius_fraction(betas, ball.radii(phi))}
     return adversary(
         ball, num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,
-        min_ssim=min_ssim, root=root, group=group, axis_name=axis_name, measure=measure,
+        measure_end=measure_end, min_ssim=min_ssim, root=root, group=group, axis_name=axis_name, measure=measure,
     )  # fmt: skip
 
   separate, on_gpus = search(stacked=False), search(stacked=True)  # docs/accelerators.md has what each takes

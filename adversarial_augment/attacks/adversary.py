@@ -22,6 +22,7 @@ def adversary(
   step_fraction: float = 0.25,
   loss: Loss = cross_entropy,
   keep_best: bool = False,
+  measure_end: bool = True,
   min_ssim: float = 0.3,
   root: str | None = 'strict',
   group: int | None = 1,
@@ -38,6 +39,8 @@ def adversary(
     step_fraction: step size in units of the median radius, of each block's own radius for 'sign_l2' and 'l2'.
     loss: the loss that is maximised.
     keep_best: returns the iterate of the highest loss; the paper's reading is the last one.
+    measure_end: whether the metrics have `attack_loss_end`, which costs a forward pass of the classifier; always with
+      keep_best or without steps.
     min_ssim: in [-1, 1]; images whose SSIM with the clean one is smaller are pulled back towards it, each by itself.
     root: rule of that line search: 'strict', 'first_crossing' or 'literal', see ssim.py; None: no line search.
     group: images that share a perturbation, one after the other; a divisor of their number. None: all images, and
@@ -60,9 +63,11 @@ def adversary(
     ascent = ascend(
         perturbation_set, threefry.own(keys), logits_fn, images, labels, frozen,
         num_steps=num_steps, step=rule, step_fraction=step_fraction, loss=loss, keep_best=keep_best,
-        group=group, axis_name=axis_name,
+        measure_end=measure_end, group=group, axis_name=axis_name,
     )  # fmt: skip
-    metrics = {'attack_loss_start': ascent.loss_start, 'attack_loss_end': ascent.loss_end}
+    metrics = {'attack_loss_start': ascent.loss_start}
+    if ascent.loss_end is not None:
+      metrics['attack_loss_end'] = ascent.loss_end
     per_group = {'gradient_norm': ascent.gradient_norm} | measure(frozen, ascent.perturbations)
     metrics |= {name: jnp.repeat(value, len(images) // len(value)) for name, value in per_group.items()}
     if root is None:

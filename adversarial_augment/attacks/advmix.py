@@ -31,6 +31,7 @@ def advmix(
   step_fraction: float = 0.25,
   init: str = 'ball',
   keep_best: bool = False,
+  measure_end: bool = True,
   min_ssim: float = 0.3,
   root: str | None = 'strict',
   group: int | None = 1,
@@ -42,7 +43,7 @@ def advmix(
 
   Args:
     apply, init, impl, noisy: the perturbation set, see `weight_hull`.
-    num_steps, step, step_fraction, keep_best, min_ssim, root, group, axis_name: as in `ada`. The unit of
+    num_steps, step, step_fraction, keep_best, measure_end, min_ssim, root, group, axis_name: as in `ada`. The unit of
       `step_fraction` is 1, in logarithms of the mixture's weights.
 
   Returns:
@@ -52,7 +53,7 @@ def advmix(
   hull = weight_hull(apply, init=init, impl=impl, noisy=noisy)
   return adversary(
       hull, num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,
-      min_ssim=min_ssim, root=root, group=group, axis_name=axis_name,
+      measure_end=measure_end, min_ssim=min_ssim, root=root, group=group, axis_name=axis_name,
   )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ class Ascent(NamedTuple):
   perturbations: PyTree  # [m, ...]
   images: Array  # [n, h, w, c]
   loss_start: Array  # [n], at the random start
-  loss_end: Array  # [n], of `images`
+  loss_end: Array | None  # [n], of `images`; None where it is not measured
   gradient_norm: Array  # [m], of the first step's gradient; 0 without steps
 
 
@@ -88,6 +88,7 @@ def ascend(
   step_fraction: float,
   loss: Loss = cross_entropy,
   keep_best: bool = False,
+  measure_end: bool = True,
   score: Loss | None = None,
   group: int | None = 1,
   axis_name: str | None = None,
@@ -102,6 +103,7 @@ def ascend(
     step: the rule that turns a gradient into a step.
     loss: what the gradient is taken of, and what `loss_start` and `loss_end` are.
     keep_best: returns the iterate of each group's highest score, instead of the last one.
+    measure_end: whether to measure `loss_end` where nothing needs it: one more forward pass of the classifier.
     score: that score; None: the loss. A score that is NaN is never the highest.
   """
   size = group or len(images)
@@ -149,6 +151,8 @@ def ascend(
     beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, climb, carry)
 
   corrupted = corrupt(beta)
+  if not measure_end and num_steps and not keep_best:
+    return Ascent(beta, corrupted, loss_start, None, gradient_norm)
   loss_end, score_end = measured(corrupted)
   loss_start = loss_start if num_steps else loss_end
   if keep_best:

@@ -145,6 +145,7 @@ def lp(
   init: str = 'ball',
   loss: str = 'cross_entropy',
   keep_best: bool = False,
+  measure_end: bool = True,
 ) -> Attack:
   """Makes the adversary of training within l_p balls: Madry et al. (arXiv 1706.06083) or TRADES (arXiv 1901.08573).
 
@@ -153,7 +154,7 @@ def lp(
 
   Args:
     norm, epsilon, init: the ball and the start in it, see `lp_ball`.
-    num_steps, keep_best: the ascent, see `adversary`.
+    num_steps, keep_best, measure_end: the ascent, see `adversary`.
     step: rule of a step: 'sign', 'adam' or 'sgd' for linf, 'l2' (normalised gradients) or 'sign_l2' for l2, whose ball
       a step of 'sign' would leave at once.
     step_fraction: step size in units of epsilon.
@@ -167,7 +168,7 @@ def lp(
   maximised = checks.lookup(LOSSES, loss, 'loss')
   search = adversary(
       lp_ball(norm, epsilon, init=init), loss=maximised, root=None,
-      num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best,
+      num_steps=num_steps, step=step, step_fraction=step_fraction, keep_best=keep_best, measure_end=measure_end,
   )  # fmt: skip
 
   def attack(keys: Key, logits_fn: LogitsFn, images: Array, labels: Array, frozen: PyTree = None) -> AttackResult:

@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adversarial_augment.checks import too_large_radius
-from adversarial_augment.config.fields import Field, choice, clash, fraction, labels, number, optional, spell, text
+from adversarial_augment.config.fields import (
+  Field,
+  boolean,
+  choice,
+  clash,
+  fraction,
+  labels,
+  number,
+  optional,
+  spell,
+  text,
+)
 
 NUM_OFFSETS = 8  # of phi, whose mixtures `advmix` searches
 _BUILDERS = 'adversarial_augment.training.builders'
@@ -144,6 +155,11 @@ _EPSILON = Field(
   'radius for images in [0, 1]: of the ball of lp, and of rlat the l_2 one of the input, from which its others follow; '
   'of pat in its distance',
 )
+_MEASURE_END = {
+  'attack.measure_end': Field(
+    True, boolean(), 'whether attack_loss_end of ada, advmix and lp is measured, by one more pass of the classifier'
+  )
+}
 ADVERSARIES: dict[str, Adversary] = {
   'ada': Adversary(
     meaning='moves the weights of the corruption network within balls (Eq. 3, arXiv 2104.01086)',
@@ -151,6 +167,7 @@ ADVERSARIES: dict[str, Adversary] = {
     moves='weights',
     method=lambda attack: 'with AdversarialAugment (arXiv 2104.01086)',
     strength=_strength_of_ada,
+    fields=_MEASURE_END,
   ),
   'advmix': Adversary(
     meaning='mixes DeepAugment offsets of those weights (AdvMix-style, no disentangled generator)',
@@ -161,6 +178,7 @@ ADVERSARIES: dict[str, Adversary] = {
       f'mixtures of {NUM_OFFSETS} DeepAugment offsets instead of balls of radius nu, AdvMix-style, no disentangled '
       'generator'
     ),
+    fields=_MEASURE_END,
     starts=('ball', 'zero'),
     broken_rules=_broken_rules_of_advmix,
   ),
@@ -173,6 +191,7 @@ ADVERSARIES: dict[str, Adversary] = {
     fields={
       'attack.norm': Field(None, optional(choice('linf', 'l2')), 'of the ball of lp, over pixels and channels'),
       'attack.epsilon': _EPSILON,
+      **_MEASURE_END,
       'attack.trades': Field(
         0.0,
         number(0, 1e3),

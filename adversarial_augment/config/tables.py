@@ -286,7 +286,7 @@ ADDED: dict[str, Any] = {
   'classifier.mean': None, 'classifier.std': None, 'freeze': 'none', 'optimizer.head_learning_rate': None,
   'classifier.stem_stride': None, 'optimizer.schedule': 'cosine', 'optimizer.drops': (), 'optimizer.clip': None,
   'attack.layers': None, 'attack.distance': None, 'attack.distance_from': None, 'attack.moved': 'all',
-  'attack.every': 1, 'attack.growth_epochs': 0.0,
+  'attack.every': 1, 'attack.growth_epochs': 0.0, 'attack.measure_end': True,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

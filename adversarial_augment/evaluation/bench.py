@@ -29,7 +29,7 @@ Result = dict[str, Any]
 # Fields of other adversaries than AdA that decide nothing, but that the hashes of older results have.
 _IN_OLDER_HASHES = {'attack.norm', 'attack.epsilon', 'attack.trades'}
 # Fields that older hashes do not have, where they change nothing.
-_NOT_IN_OLDER_HASHES = {'moved': 'all', 'every': 1, 'growth_epochs': 0.0}
+_NOT_IN_OLDER_HASHES = {'moved': 'all', 'every': 1, 'growth_epochs': 0.0, 'measure_end': True}
 
 
 class Images(NamedTuple):

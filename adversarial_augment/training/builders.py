@@ -93,7 +93,7 @@ def moved_blocks(config: ConfigDict) -> str | tuple[str, ...]:
 
 
 def _ascent(config: ConfigDict) -> dict[str, Any]:
-  return {name: config.attack[name] for name in ('num_steps', 'step', 'step_fraction', 'keep_best')}
+  return {name: config.attack[name] for name in ('num_steps', 'step', 'step_fraction', 'keep_best', 'measure_end')}
 
 
 def _weights(config: ConfigDict, group: int | None) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def evaluation_adversary(config: ConfigDict, mesh: Mesh) -> Adversary:
 
   So an outcome does not depend on batches, and runs that were trained otherwise compare.
   """
-  config = configs.override(config, {'attack.growth_epochs': '0'})
+  config = configs.override(config, {'attack.growth_epochs': '0', 'attack.measure_end': 'true'})
   return _split(build(config, EVALUATED), evaluation_split(config, mesh.size))
 
 
