@@ -44,7 +44,7 @@ class Setting(NamedTuple):
 
 
 def _ada(augmix: bool = False, **fields: object) -> Setting:
-  changed = {f'attack.{name}': str(value) for name, value in fields.items()}
+  changed = {f'attack.{name}': str(value) for name, value in {'measure_end': 'false', **fields}.items()}
   return Setting('ada_augmix' if augmix else 'ada_edsr', changed)
 
 
