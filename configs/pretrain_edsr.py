@@ -2,6 +2,7 @@
 
   python -m adversarial_augment.pretrain --config=configs/pretrain_edsr.py            # baseline, x4: 1.5M parameters
   python -m adversarial_augment.pretrain --config=configs/pretrain_edsr.py:small      # 4 blocks x 16 features, x1
+  python -m adversarial_augment.pretrain --config=configs/pretrain_edsr.py:tiny       # 2 blocks x 8 features, x1
 
 If CIFAR-10 is prepared, `--config.dataset=photographs+cifar10` adds its training images (never the test images). The
 paper used the authors' weights, trained on DIV2K; python -m adversarial_augment.convert reads that file.
@@ -24,6 +25,14 @@ VARIANTS = {
     'learning_rate': 2e-3,
     'corruption_net.blocks': 4,
     'corruption_net.features': 16,
+    'corruption_net.scale': 1,
+  },
+  'tiny': {
+    'batch_size': 16,
+    'num_steps': 15_000,
+    'learning_rate': 2e-3,
+    'corruption_net.blocks': 2,
+    'corruption_net.features': 8,
     'corruption_net.scale': 1,
   },
   'smoke': {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adversarial_augment import checks, cli
+from adversarial_augment import config as configs
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.storage import artifact, files
@@ -56,13 +57,14 @@ class Scale(NamedTuple):
   variant: str  # of every row's config
   start: str | None = None  # config of the run from which rows are fine-tuned
   fields: Mapping[str, str] = {}  # of every run's config
+  alexnet: str | None = None  # config of the run that measures perceptual distances; None: what ships does
 
 
 SCALES = {
-  'full': Scale(''),
+  'full': Scale('', alexnet='configs/alexnet.py'),
   # Held out, to choose nu, steps and width.
   'laptop': Scale('laptop', 'configs/nominal.py:laptop_start', {'holdout': '5000'}),
-  'gpu': Scale('gpu'),
+  'gpu': Scale('gpu', alexnet='configs/alexnet.py:gpu'),
   'quickstart': Scale('quickstart'),
   'smoke': Scale('smoke'),
 }
@@ -77,7 +79,7 @@ def make(about: Table, argv: Sequence[str]) -> None:
   overrides, rest = command_line.split_overrides(argv)
   arguments = _parser(about).parse_args(rest)
   scale = checks.lookup(SCALES, arguments.scale, '--scale')
-  rows = arguments.rows.split(',') if arguments.rows else list(about.rows)
+  rows = list(about.rows) if arguments.rows is None else arguments.rows.split(',')
   for row in rows:
     checks.lookup(about.rows, row, 'row')
   chosen = seeds(arguments.seeds)
@@ -109,7 +111,17 @@ def _train(scale: Scale, root: Path, row: str, seed: int, flags: Sequence[str]) 
     start = root / 'start' / f'seed{seed}'
     runs.train(scale.start, start, flags)
     flags = [*_flags({'init_from': start}), *flags]
-  runs.train(f'configs/{row}.py' + (f':{scale.variant}' if scale.variant else ''), root / row / f'seed{seed}', flags)
+  config = f'configs/{row}.py' + (f':{scale.variant}' if scale.variant else '')
+  measured_by = '--config.attack.distance_from='
+  if (
+    scale.alexnet is not None
+    and configs.load(config).attack.distance == 'alexnet'
+    and not any(flag.startswith(measured_by) for flag in flags)
+  ):
+    alexnet = root / 'alexnet' / f'seed{seed}'
+    runs.train(scale.alexnet, alexnet, flags)
+    flags = [f'{measured_by}{alexnet}', *flags]
+  runs.train(config, root / row / f'seed{seed}', flags)
 
 
 def entry(workdir: Path) -> dict[str, Any]:

@@ -143,9 +143,18 @@ def picture(table: Mapping[str, Seeds], names: Mapping[str, str | None]) -> byte
 
 
 def heat_map(
-  rows: Mapping[str, Sequence[float]], columns: Sequence[str], *, title: str, below: str, apart: Sequence[float]
+  rows: Mapping[str, Sequence[float]],
+  columns: Sequence[str],
+  *,
+  title: str,
+  below: str,
+  apart: Sequence[float],
+  marks: Sequence[Sequence[str]] | None = None,
 ) -> bytes:
-  """Returns rows of percentages as PNG, with white lines at `apart`, in columns from -0.5 on; NaN is a dash."""
+  """Returns rows of percentages as PNG, with white lines at `apart`, in columns from -0.5 on; NaN is a dash.
+
+  `marks` are written behind the numbers.
+  """
   from matplotlib.figure import Figure
 
   values = list(rows.values())
@@ -157,6 +166,7 @@ def heat_map(
     for j, value in enumerate(numbers):
       dark = not math.isnan(value) and value > 0.55 * highest
       text = '–' if math.isnan(value) else f'{value:.1f}'
+      text += marks[i][j] if marks is not None else ''
       axes.text(j, i, text, ha='center', va='center', fontsize=8, color='white' if dark else 'black')
   axes.set_xticks(range(len(columns)), columns, fontsize=8)
   axes.set_yticks(range(len(rows)), list(rows), fontsize=8)

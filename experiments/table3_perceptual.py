@@ -6,7 +6,8 @@
   python -m experiments.table3_perceptual --scale=full                                  # the published settings
 
 As table1_corruptions.py, whose runs and starts it shares. In the published settings, PAT sees 100 epochs of images,
-RLAT 150 and the rows of Table 1 300; at other scales, all see as many. RLAT is in the text of the paper alone (11.47 %
+RLAT 150 and the rows of Table 1 300; at other scales, all see as many. At the scales full and gpu, the AlexNet of PAT
+is trained first; the others have the small one that ships. RLAT is in the text of the paper alone (11.47 %
 with AugMix), so its rows have no numbers of the paper beside them.
 """
 

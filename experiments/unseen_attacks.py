@@ -59,6 +59,7 @@ ADVERSARY_COLUMNS = (
   Adversary('perceptual 0.2', attack_request.PERCEPTUAL, 'alexnet', '0.2'),
   PERCEPTUAL,
 )
+MARKS = '†: the kind of adversary that the row was trained against; ?: UNRELIABLE, see the flags in the JSON file'
 COLUMNS = (ADA, *(adversary.heading for adversary in ADVERSARY_COLUMNS))
 
 
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _finished(root: Path, rows: str | None, seeds: Sequence[int] | None) -> Iterator[tuple[str, str, Path]]:
   """Yields row, seed and workdir of the finished runs, of these seeds; raises UserError for rows that have none."""
-  names = rows.split(',') if rows else list(table3_perceptual.ROWS)
+  names = list(table3_perceptual.ROWS) if rows is None else rows.split(',')
   for row in names:
     checks.lookup(table3_perceptual.ROWS, row, 'row')
   folders = ['seed*'] if seeds is None else [f'seed{seed}' for seed in seeds]
@@ -93,7 +94,7 @@ def _finished(root: Path, rows: str | None, seeds: Sequence[int] | None) -> Iter
   }
   missing = [row for row in names if not there[row]]
   if len(missing) == len(names) or (rows and missing):
-    none = f"'{root / missing[0]}' holds no finished run"
+    none = f"'{root / missing[0] if rows else root}' holds no finished run"
     raise UserError(f'{none}; train it with experiments.table3_perceptual, or name its --workdir.')
   for row, workdirs in there.items():
     for workdir in workdirs:
@@ -164,6 +165,7 @@ def entry(workdir: Path) -> dict[str, Any]:
     'data': first['provenance']['data']['test']['name'],
     'origin': first['origin'],
     'attack': adversary_of(first),
+    'trained_against': trained_against(corrupted['provenance']['config']['attack']),
     'distance': found[PERCEPTUAL.heading]['distance']['sha256'][:12],
     'checkpoint_sha256': clean['checkpoint_sha256'],
   }
@@ -172,6 +174,14 @@ def entry(workdir: Path) -> dict[str, Any]:
 def adversary_of(result: Entry) -> str:
   """Returns the strength of AdA in a result."""
   return ADVERSARIES['ada'].strength(result['provenance']['config']['attack'])
+
+
+def trained_against(attack: Mapping[str, Any]) -> list[str]:
+  """Returns the columns of the kind of adversary that a run was trained against, by its fields `attack.*`."""
+  if attack['name'] == 'ada':
+    return [ADA]
+  kind = attack.get('norm') or attack.get('distance')
+  return [adversary.heading for adversary in ADVERSARY_COLUMNS if adversary.norm == kind]
 
 
 def _check(table: Mapping[str, table1_drawing.Seeds], path: Path) -> None:
@@ -186,16 +196,20 @@ def _check(table: Mapping[str, table1_drawing.Seeds], path: Path) -> None:
 def _texts(table: Mapping[str, table1_drawing.Seeds], path: Path) -> dict[str, str]:
   """Returns the files of a table: suffix -> contents."""
   _check(table, path)
-  lines = [f'Accuracy in percent; {about(table)}.', '']
+  lines = [f'Accuracy in percent; {about(table)}. {MARKS}.', '']
   lines += table1_drawing.header(['row', 'seeds', 'clean', *COLUMNS, 'mCE'])
   for row, seeds in _in_order(table).items():
-    cells = [str(one) for one in _estimates(seeds)]
-    marked = [
-      f'{cell} UNRELIABLE' if any(entry['flags'].get(name) for entry in seeds.values()) else cell
-      for name, cell in zip(('clean', *COLUMNS, 'mCE'), cells, strict=True)
-    ]
+    cells = zip(_estimates(seeds), ('clean', *COLUMNS, 'mCE'), strict=True)
+    marked = [f'{cell} {_mark(seeds, name)}'.rstrip() for cell, name in cells]
     lines.append(table1_drawing.line([row, ', '.join(sorted(seeds)), *marked]))
   return {'.json': json.dumps(table, indent=1, sort_keys=True) + '\n', '.md': '\n'.join(lines) + '\n'}
+
+
+def _mark(seeds: table1_drawing.Seeds, name: str) -> str:
+  """Returns the marks of a cell: of `MARKS`."""
+  entries = seeds.values()
+  is_seen = any(name in entry.get('trained_against', ()) for entry in entries)
+  return '†' * is_seen + '?' * any(bool(entry['flags'].get(name)) for entry in entries)
 
 
 def _in_order(table: Mapping[str, table1_drawing.Seeds]) -> dict[str, table1_drawing.Seeds]:
@@ -220,10 +234,12 @@ def about(table: Mapping[str, table1_drawing.Seeds]) -> str:
 
 
 def _picture(table: Mapping[str, table1_drawing.Seeds]) -> bytes:
-  values = {f'{row} ({len(seeds)})': [one.mean for one in _estimates(seeds)] for row, seeds in _in_order(table).items()}
+  columns, table = ['clean', *COLUMNS, 'mCE'], _in_order(table)
+  values = {f'{row} ({len(seeds)})': [one.mean for one in _estimates(seeds)] for row, seeds in table.items()}
+  marks = [[_mark(seeds, name) for name in columns] for seeds in table.values()]
   return table1_drawing.heat_map(
-    values, ['clean', *COLUMNS, 'mCE'], title='Accuracy in percent; row (number of seeds)', below=about(table),
-    apart=(0.5, len(COLUMNS) + 0.5),
+    values, columns, title='Accuracy in percent; row (number of seeds)', below=f'{about(table)}.\n{MARKS}',
+    apart=(0.5, len(COLUMNS) + 0.5), marks=marks,
   )  # fmt: skip
 
 

@@ -57,6 +57,12 @@ def test_radii_need_a_radius(epsilon):
     attacks.layerwise_radii([(32, 32, 3)], epsilon)
 
 
+@pytest.mark.parametrize(('shapes', 'image_size'), [([], None), ([(2, 2, 1)], 0), ([(2, 2, 1)], float('nan'))])
+def test_radii_are_of_layers_and_images_with_numbers(shapes, image_size):
+  with pytest.raises(UserError, match='of attacks.layerwise_radii must be'):
+    attacks.layerwise_radii(shapes, 0.08, image_size=image_size)
+
+
 def test_a_step_of_a_linear_classifier_has_a_closed_form():
   """Of two classes: the gradient has the direction of the difference of their weights, away from the label."""
   rng = np.random.default_rng(0)
@@ -135,7 +141,7 @@ def test_a_run_says_what_it_moves_and_what_its_augmentations_are_like():
 @pytest.mark.parametrize(
   'fields, words',
   [
-    ({'attack__epsilon': 'none'}, 'name=rlat must have a radius, but config.attack.epsilon=none; set for example'),
+    ({'attack__epsilon': 'none'}, 'name=rlat must have a radius above 0, but config.attack.epsilon=none; set for example'),
     ({'attack__layers': ''}, 'layers= names no layer; set some, such as input,stem, or none for all of them.'),
     ({'attack__fraction': '0.5'}, 'fraction=0.5 cannot go with config.attack.name=rlat, whose .* set .*fraction=1.'),
     ({'attack__warmup_epochs': '1'}, 'set config.attack.warmup_epochs=0.'),

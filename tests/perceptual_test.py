@@ -260,6 +260,28 @@ def test_a_radius_is_a_number_up_to_a_thousand(epsilon):
     attacks.perceptual(distance=linear_distance, epsilon=epsilon)
 
 
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    (
+      lambda images, other: jnp.square(images - other).sum(),
+      r'distance of .* for each of the \d images, \[\d\], not \[\]',
+    ),
+    (attacks.feature_distance(lambda images: []), 'must return a list of activations .*, not list'),
+    (attacks.feature_distance(lambda images: images), r'a list of activations \[\d, h, w, c\] .*, not \w+\.'),
+    (attacks.feature_distance(lambda images: [images.sum(3)]), r'a list of activations .*, not \[\(\d, \d, \d\)\]'),
+  ],
+)
+def test_a_distance_of_another_shape_is_refused(given, message):
+  with pytest.raises(UserError, match=message):
+    attacks.perceptual(distance=given, epsilon=0.5, num_steps=1)(KEYS, logits_fn, IMAGES, LABELS)
+
+
+def test_features_are_a_function():
+  with pytest.raises(UserError, match='features=3 of attacks.feature_distance must be a function'):
+    attacks.feature_distance(3)
+
+
 @pytest.mark.parametrize('distance', [None, 0.5, 'other'])
 def test_a_distance_is_a_function(distance):
   with pytest.raises(UserError, match="must be a function, or 'self'"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adversarial_augment.attacks import lp_ball
 from adversarial_augment.attacks.trees import choose
-from adversarial_augment.errors import UserError
+from adversarial_augment.errors import UserError, show
 from adversarial_augment.types import Array, LogitsFn, PyTree
 
 Distance = Callable[[Array, Array], Array]  # images [n, h, w, c] twice -> [n]
@@ -34,7 +34,14 @@ class FeatureDistance:
 
   def embed(self, images: Array) -> list[Array]:
     """Returns phi of images, layer by layer."""
-    return [_normalised(layer) for layer in self.features(images)]
+    layers = self.features(images)
+    shapes = [jnp.shape(layer) for layer in layers] if isinstance(layers, list | tuple) else []
+    if not shapes or any(len(shape) != 4 or shape[0] != len(images) for shape in shapes):
+      raise UserError(
+        f'features of attacks.feature_distance must return a list of activations [{len(images)}, h, w, c] for '
+        f'{len(images)} images, not {shapes or type(layers).__name__}.'
+      )
+    return [_normalised(layer) for layer in layers]
 
 
 def feature_distance(features: Callable[[Array], Sequence[Array]]) -> FeatureDistance:
@@ -47,8 +54,14 @@ def feature_distance(features: Callable[[Array], Sequence[Array]]) -> FeatureDis
     features: images [n, h, w, c] -> activations of layers [n, h', w', c'], as from `classifiers.features`.
 
   Returns:
-    A function (images, other) -> distances [n], which `perceptual` takes.
+    A function (images, other) -> distances [n], which `perceptual` takes. Where an activation is NaN, so is the
+    distance, and no ball has the image.
+
+  Raises:
+    UserError: `features` is no function; when called, it returns something else.
   """
+  if not callable(features):
+    raise UserError(f'features={show(features)} of attacks.feature_distance must be a function of images.')
   return FeatureDistance(features)
 
 
@@ -91,7 +104,17 @@ def make_view(distance: Distance | str, logits_fn: LogitsFn) -> View:
   assert not isinstance(distance, str)
   if isinstance(distance, FeatureDistance):
     return View(lambda images: (logits_fn(images), distance.embed(images)), distance.embed, _norm_of_difference)
-  return View(lambda images: (logits_fn(images), images), lambda images: images, distance)
+
+  def between(images: Array, other: Array) -> Array:
+    found = distance(images, other)
+    if jnp.shape(found) != images.shape[:1]:
+      raise UserError(
+        f'distance of attacks.perceptual must return a number for each of the {len(images)} images, '
+        f'[{len(images)}], not {list(jnp.shape(found))}.'
+      )
+    return found
+
+  return View(lambda images: (logits_fn(images), images), lambda images: images, between)
 
 
 def bisection(ball: Ball, points: Array) -> Array:

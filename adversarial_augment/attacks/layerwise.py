@@ -45,12 +45,14 @@ def layerwise_radii(shapes: Sequence[Sequence[int]], epsilon: float, *, image_si
     image_size: numbers in an image; None: in the first layer, which is the input then.
 
   Raises:
-    UserError: an epsilon that no l_2 ball can have, or images without numbers.
+    UserError: an epsilon that no l_2 ball can have, no layers, or images without numbers.
   """
   epsilon = check_ball('l2', epsilon)
   sizes = [math.prod(shape) for shape in shapes]
+  if not sizes:
+    raise UserError('shapes of attacks.layerwise_radii must be those of at least one layer.')
   whole = sizes[0] if image_size is None else image_size
-  if whole < 1:
+  if not whole >= 1:
     raise UserError(f'image_size={whole} of attacks.layerwise_radii must be at least 1.')
   return [epsilon * size / whole / (index + 1) for index, size in enumerate(sizes)]
 

@@ -109,9 +109,10 @@ _FIXED_IN_RLAT = {
 
 
 def _broken_rules_of_rlat(flat: Mapping[str, Any]) -> Iterator[str]:
-  if flat['attack.epsilon'] is None:
+  if not flat['attack.epsilon']:
     radius = spell(flat, 'attack.epsilon')
-    yield f'config.attack.name=rlat must have a radius, but {radius}; set for example --config.attack.epsilon=0.08.'
+    way_out = 'set for example --config.attack.epsilon=0.08'
+    yield f'config.attack.name=rlat must have a radius above 0, but {radius}; {way_out}.'
   if flat['attack.layers'] is not None and not flat['attack.layers']:
     yield 'config.attack.layers= names no layer; set some, such as input,stem, or none for all of them.'
   statistics = {'attack.batch_norm': 'running' if flat['freeze'] == 'body' else 'batch'}
@@ -133,8 +134,8 @@ def _broken_rules_of_pat(flat: Mapping[str, Any]) -> Iterator[str]:
   if flat['attack.distance'] is None or not flat['attack.epsilon']:
     ball = spell(flat, 'attack.distance', 'attack.epsilon')
     yield (
-      f'config.attack.name=pat must have a ball, but {ball}; set for example --config.attack.distance=self '
-      '--config.attack.epsilon=0.5.'
+      f'config.attack.name=pat must have a ball of a radius above 0, but {ball}; set for example '
+      '--config.attack.distance=self --config.attack.epsilon=0.5.'
     )
   if flat['attack.distance_from'] is not None and flat['attack.distance'] != 'alexnet':
     remedy = 'config.attack.distance_from=none, or config.attack.distance=alexnet'

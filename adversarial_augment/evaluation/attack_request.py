@@ -97,7 +97,7 @@ def parse(arguments: argparse.Namespace, *, beside_evals: bool = False) -> Reque
     raise UserError('--distance=self is of classifiers that were trained here; set --distance=alexnet.')
   for name in ('surrogate', 'distance_from'):
     if getattr(arguments, name) == '':
-      raise UserError(f'--{name}= must name the workdir of a run; name one, or leave it out.')
+      raise UserError(f'--{name}= must name a run or its file; give its path, or leave it out.')
   return Request(
     TABLE2_SUITE if arguments.attack == TABLE2 else arguments.attack,
     _balls(arguments),
@@ -128,7 +128,7 @@ def _balls(arguments: argparse.Namespace) -> tuple[Ball, ...]:
     for name in ('norm', 'epsilon', 'distance', 'distance_from'):
       if getattr(arguments, name) is not None:
         raise UserError(f'--attack={TABLE2} sets its balls itself; leave --{name} out, or name another attack.')
-    return tuple(_ball(norm, text) for norm, text in TABLE2_BALLS)
+    return tuple(_ball(norm, text, text) for norm, text in TABLE2_BALLS)
   is_perceptual = arguments.attack == PERCEPTUAL
   kind, other = ('distance', 'norm') if is_perceptual else ('norm', 'distance')
   examples = {'norm': 'linf', 'distance': 'alexnet', 'epsilon': '0.5' if is_perceptual else '8/255'}
@@ -141,10 +141,12 @@ def _balls(arguments: argparse.Namespace) -> tuple[Ball, ...]:
     checks.lookup(dict.fromkeys(results.DISTANCES), arguments.distance, '--distance')
   if arguments.distance_from is not None and arguments.distance != 'alexnet':
     raise UserError(f"--distance_from='{arguments.distance_from}' needs --distance=alexnet; leave it out, or add that.")
-  return tuple(_ball(getattr(arguments, kind), text.strip()) for text in arguments.epsilon.split(','))
+  return tuple(
+    _ball(getattr(arguments, kind), text.strip(), arguments.epsilon) for text in arguments.epsilon.split(',')
+  )
 
 
-def _ball(norm: str, text: str) -> Ball:
+def _ball(norm: str, text: str, given: str) -> Ball:
   from adversarial_augment.attacks.lp_ball import check_ball
 
   is_signed = '-' in text.lower().replace('e-', '')
@@ -153,7 +155,10 @@ def _ball(norm: str, text: str) -> Ball:
   except ValueError:
     epsilon = math.nan
   if math.isnan(epsilon):
-    raise UserError(f'--epsilon={show(text)} must be a number or a fraction without a sign, such as 0.5 or 8/255.')
+    raise UserError(
+      f'--epsilon={show(given)} must be a number or a fraction without a sign, such as 0.5 or 8/255, or several with '
+      'commas between.'
+    )
   if norm not in results.DISTANCES:
     check_ball(norm, epsilon)
   elif not 0 < epsilon <= 1e3:
