@@ -141,7 +141,10 @@ def test_a_run_says_what_it_moves_and_what_its_augmentations_are_like():
 @pytest.mark.parametrize(
   'fields, words',
   [
-    ({'attack__epsilon': 'none'}, 'name=rlat must have a radius above 0, but config.attack.epsilon=none; set for example'),
+    (
+      {'attack__epsilon': 'none'},
+      'name=rlat must have a radius above 0, but config.attack.epsilon=none; set for example',
+    ),
     ({'attack__layers': ''}, 'layers= names no layer; set some, such as input,stem, or none for all of them.'),
     ({'attack__fraction': '0.5'}, 'fraction=0.5 cannot go with config.attack.name=rlat, whose .* set .*fraction=1.'),
     ({'attack__warmup_epochs': '1'}, 'set config.attack.warmup_epochs=0.'),

@@ -45,7 +45,7 @@ def test_images_are_within_the_ball_and_the_result_says_of_which(distance, workd
   said = capsys.readouterr().out
   name = f'robustness_perceptual_{distance}_0.5'
   result = json.loads((workdir / 'results' / f'{name}.json').read_text())
-  assert result['stages'] == ['lpa', 'ppgd']
+  assert result['stages'] == ['lpa', 'ppgd', 'ppgd-200']
   assert result['num_robust'] < result['num_correct']
   assert result['distance']['self_bounded'] == (distance == 'self')
   assert ('not for comparisons' in said) == (distance == 'self')

@@ -41,6 +41,11 @@ _ATTACKS: dict[str, Callable] = {
   'multitargeted': multitargeted,
   'square': square,
 }
+_PERCEPTUAL: dict[str, dict[str, Any]] = {
+  'lpa': {'method': 'lpa'},
+  'ppgd': {'method': 'ppgd'},
+  'ppgd-200': {'method': 'ppgd', 'num_steps': 200},
+}
 _TARGETED = ('apgd-t', 'fab-t', 'multitargeted')
 _CLASSES = {'apgd-dlr': 3, 'apgd-t': 4}  # whose logits the losses divide by; others need 2
 
@@ -53,7 +58,7 @@ SUITES: dict[str, dict[str, int]] = {
   'autoattack': {'apgd-ce': 1, 'apgd-t': 1, 'fab-t': 1, 'square': 1},
   'autoattack_plus': {'apgd-ce': 5, 'apgd-dlr': 5, 'apgd-t': 1, 'fab-t': 5, 'square': 1},
   'paper': {'apgd-ce': 5, 'apgd-dlr': 5, 'multitargeted': 20, 'square': 1},
-  'perceptual': {'lpa': 1, 'ppgd': 1},
+  'perceptual': {'lpa': 1, 'ppgd': 1, 'ppgd-200': 2},
 }
 
 
@@ -166,7 +171,8 @@ def stages(
     1910.09338) on margins, 20 restarts of 200 steps; Square, 5000 queries. FAB is no part of it.
   - `multitargeted`: that MultiTargeted alone.
   - `pgd`: projected gradient ascent on the cross-entropy (arXiv 1706.06083), 5 restarts of 40 steps.
-  - `perceptual`: LPA and PPGD (arXiv 2006.12655), 40 steps each, in a ball of `distance`; `norm` is not used.
+  - `perceptual`: LPA and PPGD (arXiv 2006.12655), 40 steps each as published, then PPGD of 200 steps, 2 restarts,
+    in a ball of `distance`; `norm` is not used.
 
   The DLR loss divides by differences of the third largest logit, the targeted one by those of the fourth: with fewer
   classes than that, their stages are left out, which `left_out` names.
@@ -179,7 +185,8 @@ def stages(
 
   def made(name: str, restarts: int) -> Stage:
     if distance is not None:
-      return Stage(name, restarted_perceptual(distance=distance, epsilon=epsilon, method=name, restarts=restarts))
+      search = restarted_perceptual(distance=distance, epsilon=epsilon, restarts=restarts, **_PERCEPTUAL[name])
+      return Stage(name, search)
     targets = {'num_targets': min(_TARGETS, num_classes - 1)} if name in _TARGETED else {}
     return Stage(name, _ATTACKS[name](norm=norm, epsilon=epsilon, restarts=restarts, **targets))
 
@@ -194,7 +201,7 @@ def left_out(suite: str, num_classes: int) -> tuple[str, ...]:
 def longer(suite: str, *, norm: str, epsilon: float, num_classes: int, distance: DistanceOf | None = None) -> Stage:
   """Returns an attack of more steps than those of a suite: where it breaks what they left, they had not converged."""
   if distance is not None:
-    return Stage('longer', restarted_perceptual(distance=distance, epsilon=epsilon, method='lpa', num_steps=80))
+    return Stage('longer', restarted_perceptual(distance=distance, epsilon=epsilon, method='ppgd', num_steps=400))
   ball: dict[str, Any] = {'norm': norm, 'epsilon': epsilon}
   targets = min(_LONGER_TARGETS, num_classes - 1)
   if suite == 'pgd':
