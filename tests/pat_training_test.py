@@ -61,9 +61,12 @@ def test_two_steps_to_the_report(tmp_path, capsys):
 
 
 REFUSED = [
-  ({'attack.epsilon': 'none'}, 'name=pat must have a ball, but .*distance=self, .*epsilon=none; set for example'),
-  ({'attack.epsilon': '0'}, 'name=pat must have a ball, but .*distance=self, .*epsilon=0'),
-  ({'attack.distance': 'none'}, 'name=pat must have a ball, but .*distance=none'),
+  (
+    {'attack.epsilon': 'none'},
+    'name=pat must have a ball of a radius above 0, but .*distance=self, .*epsilon=none; set for example',
+  ),
+  ({'attack.epsilon': '0'}, 'name=pat must have a ball of a radius above 0, but .*distance=self, .*epsilon=0'),
+  ({'attack.distance': 'none'}, 'name=pat must have a ball of a radius above 0, but .*distance=none'),
   ({'attack.distance': 'vgg'}, "distance='vgg' must be one of self, alexnet, or none"),
   ({'attack.distance_from': 'runs/a'}, 'distance_from=runs/a cannot go with .*distance=self, which has no file'),
   ({'attack.batch_norm': 'batch'}, 'batch_norm=batch cannot go with .*distance=self.*set config.attack.batch_norm=run'),

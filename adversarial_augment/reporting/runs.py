@@ -12,7 +12,7 @@ from msgspec import Struct
 from PIL import Image
 
 from adversarial_augment import results
-from adversarial_augment.config import adversaries
+from adversarial_augment.config import adversaries, tables
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.errors import UserError, show
 from adversarial_augment.reporting import figures
@@ -128,7 +128,7 @@ def _config(folder: Path) -> dict[str, Any]:
   results.check(config, _Config, f"'{path}'", remedy)
   attack = config['attack']
   fields = adversaries.find(attack).fields  # which describe it
-  values = {name: attack.get(name.removeprefix('attack.')) for name in fields}
+  values = {name: attack.get(name.removeprefix('attack.'), tables.ADDED.get(name)) for name in fields}
   for name, field in fields.items():
     if not field.kind.accepts(values[name]):
       raise UserError(f"'{path}': {name}={show(values[name])} is not {field.kind.expected}; {remedy}.")
