@@ -15,7 +15,6 @@ keeps an earlier one on held-out images as `holdout`.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from adversarial_augment.cli import progress
 from adversarial_augment.config import command_line
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import artifact, files
+from adversarial_augment.storage import files
 from adversarial_augment.types import Batch, Dataset
 from experiments import figure_files, frontier_drawing, runs, table1_corruptions
 from experiments.frontier_drawing import MINUTES, Table
@@ -116,19 +115,14 @@ def main(argv: Sequence[str]) -> None:
   if arguments.split == 'holdout' and not int(fields.get('holdout', 0)):
     raise UserError(f'--split=holdout: runs of --scale={arguments.scale} hold out no images; set --config.holdout.')
   figure_files.check_drawable()
-  path, table = runs.open_table(arguments.output, f'frontier_{arguments.scale}.json', frontier_drawing.texts)
+  name = f'frontier_{arguments.scale}.json'
+  table = runs.Table(arguments.output, name, frontier_drawing.texts, frontier_drawing.picture)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
   study = _Study(scale, root, fields)
   for seed in seeds:
     for name in names:
-      entry = study.entry(name, seed, table, arguments.split)
-      table.setdefault(name, {})[str(seed)] = entry
-      with artifact.storage_errors(f"write '{path}'"):
-        artifact.replace(path, (json.dumps(table, indent=1, sort_keys=True) + '\n').encode())
-        for suffix, text in frontier_drawing.texts(table, path).items():
-          artifact.replace(path.with_suffix(suffix), text.encode())
-        artifact.replace(path.with_suffix('.png'), frontier_drawing.picture(table))
-  print(f'wrote {path}, .csv, .md and .png')
+      table.add(name, study.entry(name, seed, table.rows, arguments.split), str(seed))
+  print(f'wrote {table.path}, .csv, .md and .png')
 
 
 class _Study:

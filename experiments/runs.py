@@ -1,6 +1,7 @@
 """Runs of the trainer for the experiments: started and resumed by its command line, and read from its files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
 from pathlib import Path
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from adversarial_augment.config import command_line
 from adversarial_augment.errors import AdversarialAugmentError, Stopped, UserError
 from adversarial_augment.storage import artifact, files, untrusted
 from adversarial_augment.types import PyTree
+
+Rows = dict[str, Any]  # of a table
 
 
 def is_finished(workdir: Path) -> bool:
@@ -70,38 +73,73 @@ def result(workdir: Path, name: str) -> dict[str, Any]:
     raise UserError(f"'{path}' is missing or damaged; evaluate {workdir} again.") from None
 
 
-def open_table(
-  output: str, name: str, draw: Callable[[dict[str, Any], Path], object]
-) -> tuple[Path, dict[str, dict[str, Any]]]:
-  """Returns the path of an experiment's table, and the table that is there: row -> contents.
+class Table:
+  """The table of an experiment, to which several processes may add: row -> entry, or row -> seed -> entry.
 
-  Args:
-    output: the folder of the table.
-    name: of its file.
-    draw: renders a table, given its path; used to check the table that is there.
-
-  Raises:
-    UserError: there is no such folder, or the file there is not a table of the experiment.
-    StorageError: the folder cannot be read or written.
+  Attributes:
+    path: of its JSON file; its other files lie beside.
+    rows: what it held when it was last read.
   """
-  folder = files.user_path(output, '--output')
-  path = folder / name
-  with artifact.storage_errors(f"write in --output='{folder}'"):
-    if not folder.is_dir():
-      raise UserError(f"--output='{folder}' must be an existing folder; create it, or name another one.")
-    files.try_to_write(folder)
-    if not path.exists():
-      return path, {}
-    content = untrusted.read_bytes(path, untrusted.MAX_JSON) if path.is_file() else b''
-  try:
-    table = untrusted.parse_json(content)
-    if table != {}:
-      draw(table, path)
-  except AdversarialAugmentError:
-    raise
-  except Exception:  # whatever a malformed table raises
-    raise UserError(f"'{path}' is not a table of this experiment; remove it, or name another --output.") from None
-  return path, table
+
+  def __init__(
+    self,
+    output: str,
+    name: str,
+    texts: Callable[[Rows, Path], Mapping[str, str]],
+    picture: Callable[[Rows], bytes] | None = None,
+  ):
+    """Reads the table that is there.
+
+    Args:
+      output: the folder of the table.
+      name: of its JSON file.
+      texts: (rows, path) -> suffix -> contents of its other files; raises UserError for rows that are not comparable.
+      picture: rows -> PNG.
+
+    Raises:
+      UserError: there is no such folder, or the file there is not a table of the experiment.
+      StorageError: the folder cannot be read or written.
+    """
+    folder = files.user_path(output, '--output')
+    self.path, self._texts, self._picture = folder / name, texts, picture
+    with artifact.storage_errors(f"write in --output='{folder}'"):
+      if not folder.is_dir():
+        raise UserError(f"--output='{folder}' must be an existing folder; create it, or name another one.")
+      files.try_to_write(folder)
+    self.rows = self._read()
+
+  def add(self, row: str, entry: Mapping[str, Any], seed: str | None = None) -> None:
+    """Adds an entry to what the file holds by now, and draws all files anew; raises as `__init__` does."""
+    with artifact.lock(self.path.parent, name=self.path.name, wait=True):
+      self.rows = self._read()
+      if seed is None:
+        self.rows[row] = entry
+      else:
+        self.rows.setdefault(row, {})[seed] = entry
+      made = {'.json': json.dumps(self.rows, indent=1, sort_keys=True) + '\n', **self._texts(self.rows, self.path)}
+      contents = {suffix: text.encode() for suffix, text in made.items()}
+      if self._picture is not None:
+        contents['.png'] = self._picture(self.rows)
+      with artifact.storage_errors(f"write '{self.path}'"):
+        for suffix, content in contents.items():
+          artifact.replace(self.path.with_suffix(suffix), content)
+
+  def _read(self) -> Rows:
+    with artifact.storage_errors(f"read '{self.path}'"):
+      if not self.path.exists():
+        return {}
+      content = untrusted.read_bytes(self.path, untrusted.MAX_JSON) if self.path.is_file() else b''
+    try:
+      rows = untrusted.parse_json(content)
+      if rows != {}:
+        self._texts(rows, self.path)
+    except AdversarialAugmentError:
+      raise
+    except Exception:  # whatever a malformed table raises
+      raise UserError(
+        f"'{self.path}' is not a table of this experiment; remove it, or name another --output."
+      ) from None
+    return rows
 
 
 def minutes(workdir: Path) -> float:

@@ -13,7 +13,6 @@ docs/reproduction.md has the results, and the hyperparameters that were tried.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from adversarial_augment import checks, cli
 from adversarial_augment import config as configs
 from adversarial_augment.config import command_line
 from adversarial_augment.errors import UserError, show
-from adversarial_augment.storage import artifact, files
+from adversarial_augment.storage import files
 from experiments import figure_files, runs, table1_drawing
 
 # Config -> name of the row in the paper (reporting/published.py); None: not in the paper for CIFAR-10.
@@ -91,14 +90,14 @@ def make(about: Table, argv: Sequence[str]) -> None:
   flags = _flags({**scale.fields, **overrides})
   figure_files.check_drawable()
   texts = functools.partial(_texts, about, arguments.scale)
-  path, table = runs.open_table(arguments.output, f'{about.name}_{arguments.scale}.json', texts)
+  picture = functools.partial(table1_drawing.picture, names=about.rows)
+  table = runs.Table(arguments.output, f'{about.name}_{arguments.scale}.json', texts, picture)
   for seed in chosen:
     for row in rows:
       workdir = root / row / f'seed{seed}'
       _train(scale, root, row, seed, flags)
-      table.setdefault(row, {})[str(seed)] = entry(workdir)
-      _write(texts(table, path), about.rows, table, path)
-  print(f'wrote {path}, .csv, .md and .png')
+      table.add(row, entry(workdir), str(seed))
+  print(f'wrote {table.path}, .csv, .md and .png')
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:
@@ -160,20 +159,13 @@ def _check(table: Rows, path: Path, *, same_training: bool) -> None:
 
 
 def _texts(about: Table, scale: str, table: Rows, path: Path) -> dict[str, str]:
-  """Returns the files of a table: suffix -> contents.
+  """Returns the files beside a table: suffix -> contents.
 
   Raises:
     UserError: its rows are not comparable.
   """
   _check(table, path, same_training=scale not in about.differing)
-  return {'.json': json.dumps(table, indent=1, sort_keys=True) + '\n', **table1_drawing.texts(table, about.rows)}
-
-
-def _write(texts: Mapping[str, str], rows: Mapping[str, str | None], table: Rows, path: Path) -> None:
-  with artifact.storage_errors(f"write '{path}'"):
-    for suffix, text in texts.items():
-      artifact.replace(path.with_suffix(suffix), text.encode())
-    artifact.replace(path.with_suffix('.png'), table1_drawing.picture(table, rows))
+  return table1_drawing.texts(table, about.rows)
 
 
 def seeds(text: str) -> list[int]:

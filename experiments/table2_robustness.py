@@ -14,14 +14,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adversarial_augment import checks, cli, results
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
-from adversarial_augment.storage import artifact
 from experiments import runs
 from experiments.table1_corruptions import ROWS
 
@@ -73,17 +71,13 @@ def main(argv: Sequence[str]) -> None:
   number = arguments.num_examples
   checks.lookup(ATTACKS, arguments.suite, '--suite')
   flags = [] if number is None else [f'--num_examples={number}']
-  path, table = runs.open_table(arguments.output, 'table2.json', _texts)
+  table = runs.Table(arguments.output, 'table2.json', _texts)
   for workdir, row in named.items():
     for attack in ATTACKS[arguments.suite]:
       # Suspect numbers are marked in the table. Known results are not computed again.
       runs.start('adversarial_augment.evaluate', f'--workdir={workdir}', *attack, '--allow_suspect', *flags)
-    table[workdir] = entry(Path(workdir), row, arguments.suite)
-    texts = _texts(table, path)
-    with artifact.storage_errors(f"write '{path}'"):
-      for suffix, text in texts.items():
-        artifact.replace(path.with_suffix(suffix), text.encode())
-  print(f'wrote {path}, .csv and .md')
+    table.add(workdir, entry(Path(workdir), row, arguments.suite))
+  print(f'wrote {table.path}, .csv and .md')
 
 
 def _named(text: str) -> tuple[str, str | None]:
@@ -141,14 +135,13 @@ def _check(table: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def _texts(table: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, str]:
-  """Returns the files of a table: suffix -> contents.
+  """Returns the files beside a table: suffix -> contents.
 
   Raises:
     UserError: its runs are not comparable.
   """
   _check(table, path)
-  json_text = json.dumps(table, indent=1, sort_keys=True) + '\n'
-  return {'.json': json_text, '.csv': as_csv(table), '.md': as_markdown(table)}
+  return {'.csv': as_csv(table), '.md': as_markdown(table)}
 
 
 def rows(table: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

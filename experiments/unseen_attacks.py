@@ -11,7 +11,6 @@ the distance of one and the same AlexNet, the one that ships.
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from adversarial_augment.config.adversaries import ADVERSARIES, moves_activation
 from adversarial_augment.config.fields import spell
 from adversarial_augment.errors import UserError
 from adversarial_augment.evaluation import attack_request
-from adversarial_augment.storage import artifact, files
+from adversarial_augment.storage import files
 from experiments import runs, table1_corruptions, table1_drawing, table3_perceptual
 
 Entry = Mapping[str, Any]
@@ -69,17 +68,12 @@ def main(argv: Sequence[str]) -> None:
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
   seeds = table1_corruptions.seeds(arguments.seeds) if arguments.seeds else None
   found = list(_finished(root, arguments.rows, seeds))
-  path, table = runs.open_table(arguments.output, f'unseen_{arguments.scale}.json', _texts)
+  table = runs.Table(arguments.output, f'unseen_{arguments.scale}.json', _texts, _picture)
   ada = configs.load(f'configs/ada_edsr.py:{scale.variant}' if scale.variant else 'configs/ada_edsr.py')
   for row, seed, workdir in found:
     _attack(workdir, ada, arguments.num_examples)
-    table.setdefault(row, {})[seed] = entry(workdir)
-    texts = _texts(table, path)
-    with artifact.storage_errors(f"write '{path}'"):
-      for suffix, text in texts.items():
-        artifact.replace(path.with_suffix(suffix), text.encode())
-      artifact.replace(path.with_suffix('.png'), _picture(table))
-  print(f'wrote {path}, .md and .png')
+    table.add(row, entry(workdir), seed)
+  print(f'wrote {table.path}, .md and .png')
 
 
 def _finished(root: Path, rows: str | None, seeds: Sequence[int] | None) -> Iterator[tuple[str, str, Path]]:
@@ -194,7 +188,7 @@ def _check(table: Mapping[str, table1_drawing.Seeds], path: Path) -> None:
 
 
 def _texts(table: Mapping[str, table1_drawing.Seeds], path: Path) -> dict[str, str]:
-  """Returns the files of a table: suffix -> contents."""
+  """Returns the files beside a table: suffix -> contents."""
   _check(table, path)
   lines = [f'Accuracy in percent; {about(table)}. {MARKS}.', '']
   lines += table1_drawing.header(['row', 'seeds', 'clean', *COLUMNS, 'mCE'])
@@ -202,7 +196,7 @@ def _texts(table: Mapping[str, table1_drawing.Seeds], path: Path) -> dict[str, s
     cells = zip(_estimates(seeds), ('clean', *COLUMNS, 'mCE'), strict=True)
     marked = [f'{cell} {_mark(seeds, name)}'.rstrip() for cell, name in cells]
     lines.append(table1_drawing.line([row, ', '.join(sorted(seeds)), *marked]))
-  return {'.json': json.dumps(table, indent=1, sort_keys=True) + '\n', '.md': '\n'.join(lines) + '\n'}
+  return {'.md': '\n'.join(lines) + '\n'}
 
 
 def _mark(seeds: table1_drawing.Seeds, name: str) -> str:

@@ -121,6 +121,16 @@ def test_the_table_holds_fractions_and_its_drawings_means_over_seeds(tmp_path, o
   assert (output / 'table1_quickstart.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_two_programs_add_to_one_table(output):
+  first, second = (runs.Table(str(output), 'table.json', lambda rows, path: {'.md': ' '.join(rows)}) for _ in range(2))
+  first.add('a', {'mce': 0.5}, '0')
+  second.add('b', {'mce': 0.25})
+  first.add('a', {'mce': 0.75}, '1')
+  table = {'a': {'0': {'mce': 0.5}, '1': {'mce': 0.75}}, 'b': {'mce': 0.25}}
+  assert json.loads((output / 'table.json').read_text()) == first.rows == table
+  assert (output / 'table.md').read_text() == 'a b'
+
+
 def test_pat_by_an_alexnet_of_its_own_is_trained_after_it(tmp_path, output, started):
   here = [f'--workdir={tmp_path / "runs"}', f'--output={output}']
   table3_perceptual.main(['--scale=gpu', '--rows=pat_self,pat_alexnet', *here])
