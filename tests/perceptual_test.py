@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adversarial_augment import attacks
-from adversarial_augment.attacks import losses
+from adversarial_augment.attacks import losses, suites
 from adversarial_augment.attacks.feature_distance import Ball, bisection, make_view, newton
 from adversarial_augment.attacks.perceptual import conjugate_gradients, lagrangian_step
 from adversarial_augment.errors import UserError
@@ -275,6 +275,18 @@ def test_a_radius_is_a_number_up_to_a_thousand(epsilon):
 def test_a_distance_of_another_shape_is_refused(given, message):
   with pytest.raises(UserError, match=message):
     attacks.perceptual(distance=given, epsilon=0.5, num_steps=1)(KEYS, logits_fn, IMAGES, LABELS)
+
+
+def test_the_suite_has_the_published_searches_and_then_a_longer_one(monkeypatch):
+  made = []
+  monkeypatch.setattr(suites, 'restarted_perceptual', lambda **options: made.append(options))
+  arguments = {'norm': 'alexnet', 'epsilon': 0.5, 'num_classes': 10, 'distance': lambda frozen: None}
+  stages = suites.stages('perceptual', **arguments)
+  suites.longer('perceptual', **arguments)
+  assert [stage.name for stage in stages] == ['lpa', 'ppgd', 'ppgd-200']
+  assert [(one['method'], one.get('num_steps'), one.get('restarts')) for one in made] == [
+    ('lpa', None, 1), ('ppgd', None, 1), ('ppgd', 200, 2), ('ppgd', 400, None),
+  ]  # fmt: skip
 
 
 def test_features_are_a_function():

@@ -109,7 +109,7 @@ class _Attack:
   def _what_determines_the_result(self) -> dict[str, Any]:
     origin, surrogate = self._about['provenance'], self._about.get('surrogate_sha256')
     versions = origin['versions']
-    suite = suites.SUITES[self._request.suite]  # results of perceptual ones are older than its last stage
+    suite = suites.SUITES[self._request.suite]  # older results are of a perceptual one without its last stage
     measured = {'distance': results.digest(self._distance), 'stages': suite} if self._distance else {}
     return origin.get('environment', {}) | ({'surrogate': surrogate} if surrogate else {}) | measured | {
       'attack': self._request.suite,
