@@ -97,14 +97,14 @@ def _finished(root: Path, rows: str | None, seeds: Sequence[int] | None) -> Iter
 
 def _attack(workdir: Path, ada: ConfigDict, number: int | None) -> None:
   evaluate = 'adversarial_augment.evaluate', f'--workdir={workdir}'
-  flags = ada_flags(inference.read_config(workdir), ada, number)
-  if not _is_made(results.load(workdir, 'ada'), ada, number):
-    runs.start(*evaluate, '--evals=ada', *flags, '--overwrite')
   for adversary in ADVERSARY_COLUMNS:
     # Suspect numbers are marked in the table.
     runs.start(
       *evaluate, *adversary.flags, '--allow_suspect', *([] if number is None else [f'--num_examples={number}'])
     )
+  if not _is_made(results.load(workdir, 'ada'), ada, number):
+    flags = ada_flags(inference.read_config(workdir), ada, number)
+    runs.start(*evaluate, '--evals=ada', *flags, '--overwrite')
 
 
 def _settings(ada: ConfigDict) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def test_misclassified_images_stay_if_they_are_to():
   labels = LABELS.copy()
   labels[:3] = (labels[:3] + 1) % 5
   distance = attacks.feature_distance(features)
-  attack = attacks.perceptual(distance=distance, epsilon=0.3, num_steps=2, only_correct=True)
+  attack = attacks.perceptual(distance=distance, epsilon=0.3, num_steps=np.int64(2), only_correct=True)
   result = jax.jit(lambda keys: attack(keys, logits_fn, IMAGES, labels))(KEYS)
   np.testing.assert_array_equal(result.images[:3], IMAGES[:3])
   assert (result.metrics['distance'][3:] > 0.01).all()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -107,7 +108,7 @@ def restart_keys(keys: Key, index: Array | int) -> Key:
 def check_numbers(attack: str, counts: Mapping[str, int], sizes: Mapping[str, float] = {}) -> None:
   """Raises UserError for arguments of an attack: counts below 1 or not whole, and sizes that are not above 0."""
   for name, count in counts.items():
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, numbers.Integral) or count < 1:
       raise UserError(f'{name}={count} of attacks.{attack} must be a whole number, at least 1.')
   for name, size in sizes.items():
     if not 0 < size < math.inf:
