@@ -24,6 +24,7 @@ from adversarial_augment import attacks, augmentations, classifiers, per_example
 from adversarial_augment import config as configs
 from adversarial_augment.attacks.adversary import adversary
 from adversarial_augment.corruption_nets import CORRUPTION_NETS
+from adversarial_augment.evaluation import distances
 from adversarial_augment.parallel import sharding
 from adversarial_augment.training import recipe as recipes
 from adversarial_augment.training import train_step
@@ -43,7 +44,7 @@ COMPILED = 3  # compilations of each, where these are compared; the first ones o
 CALLS = 3  # the trainer dispatches a step before the previous one is done
 WIDE, WIDE_NAIVE = Setting(16, 64, 4, 2), Setting(16, 64, 4, 1)
 PUBLISHED = Setting(16, 64, 4, 2, scale=4)
-NO_NETWORK = ('nominal', 'rlat', 'pat')  # which have no corruption network
+NO_NETWORK = ('nominal', 'rlat', 'pat', 'pat_alexnet')  # which have no corruption network
 RLAT = configs.override(configs.base_config(), {'attack.name': 'rlat', 'attack.epsilon': '0.08'})
 
 
@@ -60,8 +61,10 @@ def make_attack(net, setting: Setting, kind: str):
   if kind == 'naive':
     ball = attacks.weight_ball(net.apply, nu=0.015, impl='vmap')
     return inspect.unwrap(adversary(ball, num_steps=setting.num_steps))  # without rewriting its convolutions
-  if kind == 'pat':
-    return attacks.perceptual(distance='self', epsilon=0.5, num_steps=setting.num_steps, only_correct=True)
+  if kind in ('pat', 'pat_alexnet'):
+    alexnet = distances.load(None, '', 'float32')
+    distance = 'self' if kind == 'pat' else alexnet.distance(alexnet.variables)
+    return attacks.perceptual(distance=distance, epsilon=0.5, num_steps=setting.num_steps, only_correct=True)
   return None if kind in NO_NETWORK else attacks.ada(net.apply, num_steps=setting.num_steps)
 
 
@@ -71,8 +74,9 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   Args:
     setting: sizes.
     num_devices: 1 or 2.
-    kind: 'ada', 'nominal', 'rlat', 'pat' (by the distance of the classifier), 'layers' (AdA with the tail of EDSR layer
-      by layer), or 'naive' (vmap of lax.conv, and an attack whose convolutions are not rewritten).
+    kind: 'ada', 'nominal', 'rlat', 'pat' (by the distance of the classifier), 'pat_alexnet' (by that of the AlexNet that
+      ships), 'layers' (AdA with the tail of EDSR layer by layer), or 'naive' (vmap of lax.conv, and an attack whose
+      convolutions are not rewritten).
   """
   devices = jax.devices()[:num_devices]
   mesh = jax.make_mesh((num_devices,), (sharding.AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -82,7 +86,7 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   recipe = recipes.Recipe(
     classifier=classifier(),
     attacked_classifier=classifier(axis_name=sharding.AXIS),
-    attack_batch_norm='running' if kind == 'pat' else 'batch',
+    attack_batch_norm='running' if kind.startswith('pat') else 'batch',
     attack=make_attack(net, setting, kind),
     warmup_steps=0,
     before=augmentations.chain(('pad_crop', 'flip')),

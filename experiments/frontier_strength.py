@@ -30,13 +30,13 @@ NAME = 'frontier_strength'
 REFERENCE, REST, RANDOM = 'ada_10_steps', 'c(x)', 'ada_random'
 STARTS = tuple(f'start_{kind}_{number}' for kind in ('random', 'batch', 'mirrored') for number in (1, 2))
 FROZEN = ('gradient_frozen_2', 'gradient_frozen_4')
+SCHEDULES = {f'attack.{name}' for name in ('fraction', 'every', 'warmup_epochs', 'growth_epochs')}
 _BATCH = 64
 
 
 def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
-  known = [name for name, one in frontier.SETTINGS.items() if one.config == 'ada_edsr']
-  known = [name for name in known if not name.endswith(frontier_drawing.MINUTES)] + [*STARTS, *FROZEN]
+  known = [*filter(is_of_its_own, frontier.SETTINGS), *STARTS, *FROZEN]
   names = arguments.settings.split(',') if arguments.settings else known
   for name in names:
     checks.lookup(dict.fromkeys(known), name, 'setting')
@@ -53,6 +53,13 @@ def main(argv: Sequence[str]) -> None:
     numbers = f'accuracy {values["accuracy"]:.3f}  SSIM with c(x) {values["ssim_mean"]:.4f}'
     print(f'  {name:<22} loss {values["loss"]:.3f}  share {share(found, name):.3f}  {numbers}')
   print(f'wrote {path} and {path.with_suffix(".png").name}')
+
+
+def is_of_its_own(name: str) -> bool:
+  """Returns whether a setting has an adversary of its own, not one of another setting on other images or steps."""
+  setting = frontier.SETTINGS[name]
+  is_plain = setting.config == 'ada_edsr' and not setting.replay and not name.endswith(frontier_drawing.MINUTES)
+  return is_plain and not SCHEDULES & set(setting.fields)
 
 
 def share(found: Mapping[str, Any], name: str) -> float:
@@ -112,10 +119,11 @@ def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Class
   from adversarial_augment.training import builders
 
   spec = configs.override(configs.load('configs/ada_edsr.py:laptop'), {'attack.min_ssim': '-1'})
-  of, rest = (configs.override(spec, one) for one in (fields, {'attack.nu': '0', 'attack.num_steps': '0'}))
+  of = configs.override(spec, fields)
+  rest = configs.override(of, {'attack.nu': '0', 'attack.num_steps': '0'})
   group = {'example': 1, 'group': of.attack.group, 'batch': None}[of.attack.beta_mode]
-  network, phi = builders.load_network(spec)
-  ball = attacks.weight_ball(network.apply, nu=spec.attack.nu)
+  network, phi = builders.load_network(of)
+  ball = attacks.weight_ball(network.apply, nu=of.attack.nu)
   at_rest = builders.build(rest, 'ada').attack
   attack = at_rest if name == REST else builders.build(of, 'ada', group=group).attack
   assert at_rest is not None
