@@ -74,8 +74,8 @@ def make_step(setting: Setting, num_devices: int, kind: str):
   Args:
     setting: sizes.
     num_devices: 1 or 2.
-    kind: 'ada', 'nominal', 'rlat', 'pat' (by the distance of the classifier), 'pat_alexnet' (by that of the AlexNet that
-      ships), 'layers' (AdA with the tail of EDSR layer by layer), or 'naive' (vmap of lax.conv, and an attack whose
+    kind: 'ada', 'nominal', 'rlat', 'pat' (by the distance of the classifier), 'pat_alexnet' (by that of the small
+      AlexNet), 'layers' (AdA with the tail of EDSR layer by layer), or 'naive' (vmap of lax.conv, and an attack whose
       convolutions are not rewritten).
   """
   devices = jax.devices()[:num_devices]

@@ -157,22 +157,23 @@ def _style(name: str) -> dict[str, Any]:
 
 
 def draw_densities(found: Mapping[str, Any], path: Path) -> None:
-  """Draws the densities of the SSIM that adversaries leave, from the numbers of frontier_strength.py."""
+  """Draws the densities of the SSIM that adversaries leave, by frontier_strength.py; names ten steps and fast AdA."""
   settings = {name: one for name, one in found['settings'].items() if len(set(one['ssim'])) > 1}
   lowest = min(min(one['ssim']) for one in settings.values())
   grid = np.linspace(lowest, 1, 400)
   figure = figure_files.new(9, 5)
   axes = figure.subplots()
-  for index, (name, one) in enumerate(settings.items()):
-    known = name in REFERENCES
-    style: dict[str, Any] = (
-      {'color': 'black', 'linewidth': 2.5} if known else {'linestyle': ('-', '--', ':')[index // 10]}
-    )
-    axes.plot(grid, density(np.array(one['ssim']), grid), label=f'{name}: mean {one["ssim_mean"]:.4f}', **style)
+  for name, one in settings.items():
+    style: dict[str, Any] = {'color': '0.7', 'zorder': 1}
+    if name in REFERENCES or name.startswith('fast_ada'):
+      style = {'linewidth': 2.5, 'label': f'{name}: mean {one["ssim_mean"]:.4f}'}
+    axes.plot(grid, density(np.array(one['ssim']), grid), **style)
+  if len(settings) > len(axes.get_legend_handles_labels()[1]):
+    axes.plot([], [], color='0.7', label='the other settings')
   axes.set_yscale('log')
   axes.set_ylim(1e-1, 1e4)
   axes.set_xlabel('SSIM with c(x)')
   axes.set_ylabel('density (logarithmic)')
-  axes.legend(fontsize=7, loc='upper left')
+  axes.legend(fontsize=8, loc='upper left')
   data = found['provenance']['data']['validation']
   figure_files.save(figure, path, [f'{data["name"]} ({data["origin"]}), {found["num_images"]} held-out images'])

@@ -4,14 +4,16 @@ import csv
 import json
 from pathlib import Path
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from adversarial_augment import classifiers, inference
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
-from experiments import frontier, frontier_drawing, frontier_free, runs
+from experiments import frontier, frontier_drawing, frontier_free, frontier_strength, runs
 from tests import tiny
 from tests.experiments_tables_test import write_run
 
@@ -132,3 +134,42 @@ def test_replays_raise_the_loss_of_a_classifier_that_does_not_learn():
     after, (metrics,) = tiny.run(recipe, phi, state, 1)
   assert int(after.step) == 1
   assert metrics['attack_loss_end'] > metrics['attack_loss_start'] + 1e-3
+
+
+@pytest.mark.slow
+def test_strengths_of_one_step_agree(tmp_path, monkeypatch):
+  config, recipe, _, state = tiny.make(attack__name='none')
+  (tmp_path / 'config.json').write_text(configs.to_json(config))
+  logits_fn = classifiers.logits_fn(recipe.attacked_classifier, state.params, state.model_state)
+  monkeypatch.setattr(inference, 'load_classifier', lambda _: SimpleNamespace(logits_fn=logits_fn))
+  monkeypatch.setattr(inference, 'read_run', lambda _: SimpleNamespace(sha256='a' * 64))
+  monkeypatch.setattr(frontier_strength, '_BATCH', 8)
+  monkeypatch.setattr(frontier_strength, 'FROZEN', ('gradient_frozen_1',))
+  names = ['c(x)', 'ada_random', 'ada_1_step', 'edsr_2x8_1_step', *frontier_strength.FROZEN]
+  images, path = tiny.dataset()._replace(num_examples=16), tmp_path / 'frontier_strength.json'
+  found = frontier_strength.measure(tmp_path, config, images, names, path, overwrite=False)
+  loss = {name: one['loss'] for name, one in found['settings'].items()}
+  assert found['settings']['c(x)']['ssim'] == [1] * 16
+  # A step whose gradient of the classifier is frozen is one that is not.
+  assert loss['gradient_frozen_1'] == pytest.approx(loss['ada_1_step'], rel=1e-6)
+  assert loss['ada_1_step'] > loss['ada_random'] + 1e-3
+  assert loss['edsr_2x8_1_step'] > loss['c(x)'] + 1e-3
+  assert found['settings']['ada_1_step']['ssim_mean'] < found['settings']['ada_random']['ssim_mean']
+  frontier_drawing.draw_densities(found, path.with_suffix('.png'))
+  assert path.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+  ('name', 'own'),
+  [
+    ('ada_1_step', True),
+    ('edsr_2x8_1_step', True),
+    ('ada_1_step_half', False),
+    ('ada_2_steps_growing', False),
+    ('free_2', False),
+    ('nominal', False),
+    ('ada_10_steps_equal_minutes', False),
+  ],
+)
+def test_strength_is_measured_of_settings_with_an_adversary_of_their_own(name, own):
+  assert frontier_strength.is_of_its_own(name) == own
