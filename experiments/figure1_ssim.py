@@ -24,6 +24,7 @@ from adversarial_augment import checks, cli, datasets, inference, results
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress, signals
 from adversarial_augment.config import command_line
+from adversarial_augment.config.adversaries import ADVERSARIES
 from adversarial_augment.datasets import classes, sampling
 from adversarial_augment.errors import NumericalError, UserError
 from adversarial_augment.parallel import devices
@@ -101,8 +102,12 @@ def adversary(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
         f'config.{name} does not apply to this figure; omit it, or change {", ".join(_FIELDS)}, attack.* or '
         'corruption_net.* (--nus sets the radii; the line search is off).'
       )
-  settings = {'attack.name': 'ada', 'attack.min_ssim': '-1'} | dict.fromkeys(('attack.norm', 'attack.epsilon'), 'none')
-  changed = configs.override(config, {**overrides, **settings, 'attack.trades': '0'})
+  others = {field: about for one in ADVERSARIES.values() for field, about in one.fields.items()}
+  own = ADVERSARIES['ada']
+  unknown = {field: about.default for field, about in others.items() if field not in own.fields}
+  start = {} if config.attack.init in own.starts else {'attack.init': 'ball'}  # as evaluations have it
+  changed = configs.override(config, {name: str(value).lower() for name, value in (unknown | start).items()})
+  changed = configs.override(changed, {**overrides, 'attack.name': 'ada', 'attack.min_ssim': '-1'})
   configs.validate(changed)
   return changed
 

@@ -5,16 +5,18 @@
   python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=0,1,2
 
 Missing runs are trained one after the other; stopped runs resume. All fine-tune the start of their seed, which they
-share with table1_corruptions. Settings whose name ends in _equal_minutes train as long as six epochs of nominal
-training take, by the cost of their step; the others see one epoch. A step's cost is its time in nominal steps, both
-measured in turn, and its floating-point operations in those of a nominal step. With --split=holdout, errors are those
-on training images that no run has seen. Entries are added to those already in OUTPUT, where a result on test images
-keeps an earlier one on held-out images as `holdout`.
+share with table1_corruptions. Settings whose name ends in _equal_minutes train as long as six times the training of
+nominal takes, by the cost of their step; the others see as many images as nominal. A step's cost is its time in nominal
+steps, both measured in turn, and its floating-point operations in those of a nominal step; it is measured once, and
+kept in WORKDIR/SCALE/frontier/SETTING/cost.json. With --split=holdout, errors are those on training images that no run
+has seen. Entries are added to those already in OUTPUT, where a result on test images keeps an earlier one on held-out
+images as `holdout`.
 """
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,33 +26,41 @@ import numpy as np
 from adversarial_augment import checks, cli, datasets, inference, metrics
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
-from adversarial_augment.config import command_line
+from adversarial_augment.config import command_line, tables
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
-from adversarial_augment.storage import files
+from adversarial_augment.storage import artifact, files, untrusted
 from adversarial_augment.types import Batch, Dataset
 from experiments import figure_files, frontier_drawing, runs, table1_corruptions
-from experiments.frontier_drawing import MINUTES, Table
+from experiments.frontier_drawing import COSTS, MINUTES, Table
 
-ROUNDS = 5  # of a step and a nominal one, in turn
+ROUNDS = 7  # of a step and a nominal one, in turn
+SCALES = ('laptop', 'gpu', 'smoke')  # whose corruption network has four blocks of 16 features
 SPLITS = ('holdout', 'test')
+_PLACES = ('init_from', 'frost_dir')  # fields that may differ between entries of one config, beside `RESUMABLE`
 
 
 class Setting(NamedTuple):
   config: str  # of configs/
   fields: Mapping[str, str] = {}  # that it changes there
-  replay: int = 0  # updates on a batch, see frontier_free.py; 0: the usual step
+  length: float = 1.0  # of the training, in that of the config
+  shares: Mapping[str, float] = {}  # fields in epochs, as shares of the training
 
 
-def _ada(augmix: bool = False, tiny: bool = False, **fields: object) -> Setting:
+def _ada(augmix: bool = False, tiny: bool = False, length: float = 1.0, shares: Mapping[str, float] = {}, **fields):
   changed = {f'attack.{name}': str(value) for name, value in {'measure_end': 'false', **fields}.items()}
   network = {'corruption_net.blocks': '2', 'corruption_net.features': '8'} if tiny else {}
-  return Setting('ada_augmix' if augmix else 'ada_edsr', changed | network)
+  return Setting('ada_augmix' if augmix else 'ada_edsr', changed | network, length, shares)
+
+
+def _free(updates: int) -> Setting:
+  """Free replay, whose updates on each batch make up for its fewer batches."""
+  return _ada(num_steps=1, min_ssim=-1, replay=updates, length=1 / updates)
 
 
 # The radii of parts of the weights, and of the network of two blocks of eight features, give a mean SSIM of 0.991 with
-# c(x), as ten steps over all weights of the small EDSR at the paper's radius do: experiments.figure1_ssim on 512 held-
-# out images, from the start of seed 0.
+# c(x), as ten steps over all weights of the small EDSR at the paper's radius do: experiments.frontier_strength on 256
+# held-out images, from the start of seed 0. Over all weights of that network, the radius is the paper's.
 SETTINGS: dict[str, Setting] = {
   'nominal': Setting('nominal'),
   'augmix': Setting('augmix'),
@@ -68,16 +78,17 @@ SETTINGS: dict[str, Setting] = {
   'ada_2_steps_every_2': _ada(num_steps=2, every=2),
   'ada_2_steps_every_4': _ada(num_steps=2, every=4),
   'ada_1_step_every_2': _ada(num_steps=1, every=2),
-  'ada_2_steps_late': _ada(num_steps=2, warmup_epochs=0.5),
-  'ada_2_steps_growing': _ada(num_steps=2, growth_epochs=1),
+  'ada_2_steps_late': _ada(num_steps=2, shares={'attack.warmup_epochs': 0.5}),
+  'ada_2_steps_growing': _ada(num_steps=2, shares={'attack.growth_epochs': 1}),
   'last_third_2_steps': _ada(num_steps=2, moved='last_third', nu=0.0341),
   'last_third_1_step': _ada(num_steps=1, moved='last_third', nu=0.0347),
+  'last_third_1_step_from_zero': _ada(num_steps=1, moved='last_third', nu=0.0347, init='zero'),
   'last_third_1_step_half': _ada(num_steps=1, moved='last_third', nu=0.0347, fraction=0.5),
   'last_third_1_step_every_2': _ada(num_steps=1, moved='last_third', nu=0.0347, every=2),
   'tail_2_steps': _ada(num_steps=2, moved='tail', nu=0.049),
   'tail_1_step': _ada(num_steps=1, moved='tail', nu=0.0514),
   'tail_1_step_every_2': _ada(num_steps=1, moved='tail', nu=0.0514, every=2),
-  'biases_2_steps': _ada(num_steps=2, moved='biases', nu=39),
+  'biases_2_steps': _ada(num_steps=2, moved='biases', nu=34),
   'biases_1_step': _ada(num_steps=1, moved='biases', nu=39),
   'scales_2_steps': _ada(num_steps=2, moved='scales', nu=0.0615),
   'scales_1_step': _ada(num_steps=1, moved='scales', nu=0.0701),
@@ -85,9 +96,10 @@ SETTINGS: dict[str, Setting] = {
   'edsr_2x8_1_step': _ada(tiny=True, num_steps=1, nu=0.0193),
   'edsr_2x8_1_step_half': _ada(tiny=True, num_steps=1, nu=0.0193, fraction=0.5),
   'edsr_2x8_last_third_1_step': _ada(tiny=True, num_steps=1, moved='last_third', nu=0.0427),
+  'edsr_2x8_last_third_1_step_from_zero': _ada(tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero'),
   'edsr_2x8_tail_1_step': _ada(tiny=True, num_steps=1, moved='tail', nu=0.0538),
-  'free_2': Setting('ada_edsr', {'num_epochs': '0.5', 'optimizer.warmup_epochs': '0.05'}, replay=2),
-  'free_4': Setting('ada_edsr', {'num_epochs': '0.25', 'optimizer.warmup_epochs': '0.025'}, replay=4),
+  'free_2': _free(2),
+  'free_4': _free(4),
   'ada_augmix_10_steps': _ada(augmix=True, num_steps=10),
   'ada_augmix_2_steps': _ada(augmix=True, num_steps=2),
   'ada_augmix_1_step': _ada(augmix=True, num_steps=1),
@@ -95,21 +107,34 @@ SETTINGS: dict[str, Setting] = {
   'augmix_last_third_1_step': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347),
   'augmix_last_third_1_step_every_2': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, every=2),
 }
-for _name in ('nominal', 'augmix', 'ada_10_steps', 'last_third_1_step', 'augmix_last_third_1_step'):
+for _name in (
+  'nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'last_third_1_step', 'augmix_last_third_1_step',
+):  # fmt: skip
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 
 
 def main(argv: Sequence[str]) -> None:
   overrides, rest = command_line.split_overrides(argv)
   arguments = _parser().parse_args(rest)
-  scale = checks.lookup(table1_corruptions.SCALES, arguments.scale, '--scale')
+  checks.lookup(dict.fromkeys(SCALES), arguments.scale, '--scale')
   checks.lookup(dict.fromkeys(SPLITS), arguments.split, '--split')
+  scale = table1_corruptions.SCALES[arguments.scale]
   names = arguments.settings.split(',') if arguments.settings else list(SETTINGS)
   for name in names:
     checks.lookup(SETTINGS, name, 'setting')
   seeds = table1_corruptions.seeds(arguments.seeds)
+  own = {field for name in names for field in (*SETTINGS[name].fields, *SETTINGS[name].shares)}
   for name in overrides:
-    if name in ('seed', 'init_from', 'num_epochs', 'evals', *scale.fields):
+    if name in (
+      'seed',
+      'init_from',
+      'num_epochs',
+      'num_steps',
+      'optimizer.warmup_epochs',
+      'evals',
+      *scale.fields,
+      *own,
+    ):
       raise UserError(f'config.{name} is set by the experiment; omit it.')
   fields = {**scale.fields, **overrides}
   if arguments.split == 'holdout' and not int(fields.get('holdout', 0)):
@@ -129,22 +154,32 @@ class _Study:
   """The runs of all settings at one scale."""
 
   def __init__(self, scale: table1_corruptions.Scale, root: Path, fields: Mapping[str, str]):
-    self._scale, self._root, self._fields = scale, root, fields
+    self._scale, self._root, self._fields_of_all = scale, root, fields
 
   def entry(self, name: str, seed: int, table: Table, split: str) -> dict[str, Any]:
-    """Returns the entry of a setting and seed, trained and measured if need be."""
-    known = table.get(name, {}).get(str(seed), {})
+    """Returns the entry of a setting and seed, trained and measured if need be.
+
+    Raises:
+      UserError: the table has one of another config.
+    """
+    known, cost = table.get(name, {}).get(str(seed), {}), self._cost(name, table)
+    fields = self._fields(name, seed, cost['cost_measured'])
+    if known:
+      wanted = configs.override(configs.load(self._config(name)), fields)
+      found = {**tables.ADDED, **checks.flatten(known['provenance']['config'])}
+      changed = [one for one in configs.differences(found, wanted) if one.partition(':')[0] not in _PLACES]
+      if changed:
+        said = f"the table's entry of setting '{name}', seed {seed}, has another config ({'; '.join(changed)})"
+        raise UserError(f'{said}; remove it, or name another --output.')
     if known.get('split') in (split, 'test'):  # nothing is measured twice
       return known
-    cost = known or next(iter(table.get(name, {}).values()), None) or self._cost(name)
-    workdir = self._train(name, seed, float(cost['cost_measured']))
+    workdir = self._train(name, seed, fields)
     errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
     closing = runs.result(workdir, 'train')
     entry = errors | {
       'split': split,
-      'cost_measured': cost['cost_measured'],
-      'cost_flop': cost['cost_flop'],
-      'images_seen': closing['step'] * closing['config']['batch_size'] * max(SETTINGS[name].replay, 1),
+      **cost,
+      'images_seen': closing['step'] * closing['config']['batch_size'] * int(fields.get('attack.replay', 1)),
       'minutes': round(runs.minutes(workdir), 2),
       'command': closing['command'],
     }
@@ -153,24 +188,30 @@ class _Study:
   def _config(self, name: str) -> str:
     return f'configs/{SETTINGS[name].config}.py' + (f':{self._scale.variant}' if self._scale.variant else '')
 
-  def _train(self, name: str, seed: int, cost: float) -> Path:
-    flags = lambda fields: [f'--config.{field}={value}' for field, value in fields.items()]
-    shared = {'seed': str(seed), **self._fields}
+  def _start(self, seed: int) -> Path:
+    return self._root / 'start' / f'seed{seed}'
+
+  def _fields(self, name: str, seed: int, cost: float) -> dict[str, str]:
+    """Returns the fields of a run that its config does not have, by the cost of a step."""
+    setting, spec = SETTINGS[name], configs.load(self._config(name))
+    length = frontier_drawing.BUDGET / cost if name.endswith(MINUTES) else setting.length
+    epochs = length * spec.num_epochs
+    fields = {'seed': str(seed), **self._fields_of_all, 'evals': 'clean', **setting.fields}
     if self._scale.start is not None:
-      start = self._root / 'start' / f'seed{seed}'
-      runs.train(self._scale.start, start, flags(shared))
-      shared['init_from'] = str(start)
-    if name.endswith(MINUTES):
-      epochs = configs.load(self._config(name)).num_epochs
-      shared['num_epochs'] = f'{frontier_drawing.BUDGET * epochs / cost:.3f}'
+      fields['init_from'] = str(self._start(seed))
+    if length != 1:  # a shorter run keeps the shape of a longer one
+      fields |= {
+        'num_epochs': f'{epochs:.4g}',
+        'optimizer.warmup_epochs': f'{length * spec.optimizer.warmup_epochs:.4g}',
+      }
+    return fields | {field: f'{share * epochs:.4g}' for field, share in setting.shares.items()}
+
+  def _train(self, name: str, seed: int, fields: Mapping[str, str]) -> Path:
+    flags = lambda fields: [f'--config.{field}={value}' for field, value in fields.items()]
+    if self._scale.start is not None:
+      runs.train(self._scale.start, self._start(seed), flags({'seed': str(seed), **self._fields_of_all}))
     workdir = self._root / 'frontier' / name / f'seed{seed}'
-    fields = {**shared, 'evals': 'clean', **SETTINGS[name].fields}
-    if replay := SETTINGS[name].replay:
-      runs.train(
-        self._config(name), workdir, [f'--replay={replay}', *flags(fields)], module='experiments.frontier_free'
-      )
-    else:
-      runs.train(self._config(name), workdir, flags(fields))
+    runs.train(self._config(name), workdir, flags(fields))
     return workdir
 
   def _errors_on_test(self, workdir: Path) -> dict[str, Any]:
@@ -199,34 +240,60 @@ class _Study:
     classifier = recipe.attacked_classifier(config, held_out.num_classes)
     measure = bench.Bench(config, classifier, mesh, images, None, {}).measure
     clean, corrupted = (measure(name, restored.state, lambda: None) for name in ('clean', 'cifar10_c'))
-    provenance = summary.provenance(config, {'holdout': held_out}, 'experiments.frontier', workdir)
+    provenance = summary.provenance(config, {'holdout': held_out}, '', workdir)
     return {
       'clean_error': 1 - clean['accuracy'],
       **{field: corrupted[field] for field in ('mce', 'corruption_error', 'num_images', 'origin')},
-      'provenance': provenance | images.origins()['cifar10_c'] | {'checkpoint_sha256': restored.sha256},
+      'provenance': provenance
+      | images.origins()['cifar10_c']
+      | {'checkpoint_sha256': restored.sha256, 'command': figure_files.command('frontier')},
     }
 
-  def _cost(self, name: str) -> dict[str, float]:
+  def _cost(self, name: str, table: Table) -> dict[str, float]:
+    """Returns the cost of a step of a setting: what the table or an earlier start has, or measured and kept."""
+    base = name.removesuffix(MINUTES)
+    if base == 'nominal':
+      return dict.fromkeys(COSTS, 1.0)
+    for entry in (one for of in (base, base + MINUTES) for one in table.get(of, {}).values()):
+      return {field: entry[field] for field in COSTS}
+    folder = self._root / 'frontier' / base
+    with artifact.storage_errors(f"write in '{folder}'"):
+      folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'cost.json'
+    with artifact.lock(folder, name=path.name, wait=True):
+      if not path.exists():
+        artifact.replace(path, (json.dumps(self._measured_cost(base)) + '\n').encode())
+      return untrusted.read_json(path)
+
+  def _measured_cost(self, name: str) -> dict[str, float]:
     """Returns the time and the FLOP of a step of a setting in those of a nominal one, as means over its run."""
     from adversarial_augment.parallel import devices
     from benchmarks import timing
 
     devices.virtual_devices(devices.usable_cores())
     devices.compilation_cache()
-    load = lambda one: configs.override(configs.load(self._config(one)), {**self._fields, **SETTINGS[one].fields})
-    config, spared = load(name), load('augmix' if SETTINGS[name].config.endswith('augmix') else 'nominal')
+    load = lambda one: configs.override(configs.load(self._config(one)), self._fields(one, 0, 1.0))
+    config, nominal = load(name), load('nominal')
+    spared = load('augmix') if SETTINGS[name].config.endswith('augmix') else nominal
     always = configs.override(config, {'attack.every': '1', 'attack.warmup_epochs': '0'})
     with progress.stage(f'timing a step of {name}', progress.log):
-      others = {'spared': spared, 'nominal': load('nominal')}
-      steps = {'it': _step(always, SETTINGS[name].replay), **{which: _step(one) for which, one in others.items()}}
+      steps = {which: _step(one) for which, one in {'it': always, 'spared': spared, 'nominal': nominal}.items()}
       seconds = timing.interleave({which: run for which, (run, _) in steps.items()}, rounds=ROUNDS)
-    share = (config.num_epochs - config.attack.warmup_epochs) / config.num_epochs / config.attack.every
-    passes = max(SETTINGS[name].replay, 1)
-    mean = lambda of: (share * of['it'] / passes + (1 - share) * of['spared']) / of['nominal']
+    flop = {which: flop for which, (_, flop) in steps.items()}
     return {
-      'cost_measured': round(mean({which: one.wall for which, one in seconds.items()}), 3),
-      'cost_flop': round(mean({which: flop for which, (_, flop) in steps.items()}), 3),
+      'cost_measured': round(mean_cost(config, {which: one.wall for which, one in seconds.items()}), 3),
+      'cost_flop': round(mean_cost(config, flop), 3),
     }
+
+
+def mean_cost(config: ConfigDict, of: Mapping[str, float]) -> float:
+  """Returns the cost of an update of a run, in nominal steps, as a mean over those with and without its adversary.
+
+  `of` has the cost of a step with it ('it'), without it ('spared'), and of a nominal one ('nominal').
+  """
+  attack = config.attack
+  share = (1 - attack.warmup_epochs / config.num_epochs) / attack.every
+  return (share * of['it'] / attack.replay + (1 - share) * of['spared']) / of['nominal']
 
 
 @functools.lru_cache(maxsize=1)
@@ -247,14 +314,13 @@ def _holdout(dataset: str, data_dir: str, count: int, frost_dir: str | None) -> 
   return images, {'clean': None, 'cifar10_c': forms._replace(read=read)}
 
 
-def _step(config: ConfigDict, replay: int = 0) -> tuple[Callable[[], Any], int]:
+def _step(config: ConfigDict) -> tuple[Callable[[], Any], int]:
   """Returns a compiled train step of a config, as a function without arguments, and its FLOP."""
   from adversarial_augment import per_example_conv
   from adversarial_augment.parallel import sharding
   from adversarial_augment.planning import operations
   from adversarial_augment.training import recipe as recipes
   from adversarial_augment.training import train_step
-  from experiments import frontier_free
 
   images, mesh = datasets.load(config.dataset, 'train', config.data_dir), sharding.data_mesh()
   recipe, phi = recipes.build(config, images, mesh)
@@ -262,9 +328,8 @@ def _step(config: ConfigDict, replay: int = 0) -> tuple[Callable[[], Any], int]:
   state = sharding.replicate(mesh, train_step.init_state(recipe, images.image_shape))
   phi = sharding.replicate(mesh, phi)
   batch = sharding.shard_batch(mesh, tuple(images.read(np.arange(config.batch_size))))
-  with frontier_free.replaying(config, replay):
-    flop = operations.flop(train_step.traced(plain, phi, images.image_shape).jaxpr.jaxpr)
-    compiled = train_step.jitted(recipe).lower(state, np.int32(0), *batch, phi).compile()
+  flop = operations.flop(train_step.traced(plain, phi, images.image_shape).jaxpr.jaxpr)
+  compiled = train_step.jitted(recipe).lower(state, np.int32(0), *batch, phi).compile()
   made = 0
 
   def run() -> Any:

@@ -21,6 +21,7 @@ from experiments.table1_drawing import QUANTITIES, Estimate, Seeds, estimate, he
 
 Table = Mapping[str, Seeds]  # setting -> seed -> entry
 MINUTES = '_equal_minutes'
+COSTS = ('cost_measured', 'cost_flop')  # of a step, in nominal ones
 _TICKS = (1, 1.5, 2, 3, 5, 10, 20)
 BUDGET = 6  # epochs of nominal training, in whose time they train
 REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
@@ -30,18 +31,28 @@ def texts(table: Table, path: Path) -> dict[str, str]:
   """Returns the files of a table: suffix -> contents.
 
   Raises:
-    UserError: entries of a split are of different images or corruptions.
+    UserError: entries of a split are of different images or corruptions, or of different lengths.
   """
   for split in _splits(table):
-    found = {}
+    found, seen = {}, {}
     for name, seeds in parts(table, split).items():
       for seed, entry in seeds.items():
-        of = entry['provenance']['data'][split].get('sha256', ''), entry['provenance']['corruptions'].get('sha256', '')
-        found[of] = f'{name}, seed {seed}'
+        found[_images(entry, split)] = f'{name}, seed {seed}'
+        if not name.endswith(MINUTES):
+          seen[entry['images_seen']] = f'{name}, seed {seed}'
     if len(found) > 1:
       where = '; '.join(found.values())
       raise UserError(f"entries of '{path}' are of different images ({where}); name another --output, or repeat them.")
+    if seen and max(seen) > 1.01 * min(seen):  # free replay rounds its steps
+      where = '; '.join(f'{seen[number]}: {number:,}' for number in (min(seen), max(seen)))
+      raise UserError(f"entries of '{path}' saw different numbers of images ({where}); name another --output.")
   return {'.csv': _csv(table), '.md': _markdown(table)}
+
+
+def _images(entry: Mapping[str, Any], split: str) -> tuple[Any, ...]:
+  """Returns what tells the images of an entry from others."""
+  data, made = (entry['provenance'][part] for part in ('data', 'corruptions'))
+  return data[split].get('sha256'), entry['num_images'], *(made.get(field) for field in ('sha256', 'seed', 'frost'))
 
 
 def parts(table: Table, split: str) -> dict[str, Seeds]:
@@ -62,7 +73,7 @@ def _splits(table: Table) -> list[str]:
 def _csv(table: Table) -> str:
   text = io.StringIO()
   out = csv.writer(text, lineterminator='\n')
-  numbers = ('cost_measured', 'cost_flop', 'images_seen', 'minutes', 'clean_error', 'mce')
+  numbers = (*COSTS, 'images_seen', 'minutes', 'clean_error', 'mce')
   out.writerow(['setting', 'split', 'seed', *numbers, *COLUMNS])
   for split in _splits(table):
     for name, seeds in parts(table, split).items():

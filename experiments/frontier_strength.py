@@ -4,8 +4,8 @@
   python -m experiments.frontier_strength --workdir=RUN --settings=ada_10_steps,last_third_1_step --num_images=5000
 
 The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
-line search. `share` is what a setting adds to the mean loss of c(x), as a part of what ten steps add. The starts are
-those of a step, or two, over all weights: at random, the mean perturbation that two steps found for another batch
+line search. `share` is what a setting adds to the mean loss of its c(x), as a part of what ten steps add. The starts
+are those of a step, or two, over all weights: at random, the mean perturbation that two steps found for another batch
 (arXiv 1912.11969), and what they found for the same image, mirrored (arXiv 2207.08859). `frozen` takes two or four
 steps through the corruption network by one and the same gradient of the classifier, that at the start (as YOPO, arXiv
 1905.00877, freezes all but a layer).
@@ -30,7 +30,7 @@ NAME = 'frontier_strength'
 REFERENCE, REST, RANDOM = 'ada_10_steps', 'c(x)', 'ada_random'
 STARTS = tuple(f'start_{kind}_{number}' for kind in ('random', 'batch', 'mirrored') for number in (1, 2))
 FROZEN = ('gradient_frozen_2', 'gradient_frozen_4')
-SCHEDULES = {f'attack.{name}' for name in ('fraction', 'every', 'warmup_epochs', 'growth_epochs')}
+SCHEDULES = {f'attack.{name}' for name in ('fraction', 'every', 'replay')}
 _BATCH = 64
 
 
@@ -58,14 +58,14 @@ def main(argv: Sequence[str]) -> None:
 def is_of_its_own(name: str) -> bool:
   """Returns whether a setting has an adversary of its own, not one of another setting on other images or steps."""
   setting = frontier.SETTINGS[name]
-  is_plain = setting.config == 'ada_edsr' and not setting.replay and not name.endswith(frontier_drawing.MINUTES)
-  return is_plain and not SCHEDULES & set(setting.fields)
+  is_plain = setting.config == 'ada_edsr' and not name.endswith(frontier_drawing.MINUTES)
+  return is_plain and not setting.shares and not SCHEDULES & set(setting.fields)
 
 
 def share(found: Mapping[str, Any], name: str) -> float:
-  """Returns what an adversary adds to the loss of c(x), as a part of what ten steps add."""
-  loss = {one: found['settings'][one]['loss'] for one in (REST, REFERENCE, name)}
-  return (loss[name] - loss[REST]) / (loss[REFERENCE] - loss[REST])
+  """Returns what an adversary adds to the loss of its c(x), as a part of what ten steps add."""
+  gain = lambda one: found['settings'][one]['loss'] - found['settings'][one]['loss_at_rest']
+  return gain(name) / gain(REFERENCE)
 
 
 def measure(
@@ -79,15 +79,20 @@ def measure(
   devices.compilation_cache()
   classifier = inference.load_classifier(workdir)
   settings = {one: frontier.SETTINGS[one].fields for one in names if one in frontier.SETTINGS}
-  conditions = results.digest([inference.read_run(workdir).sha256, dict(images.provenance), images.num_examples])
+  origin = summary.provenance(config, {'validation': images}, NAME, workdir)
+  versions = [origin['versions'][package] for package in ('adversarial_augment', 'jax')]
+  about = inference.read_run(workdir).sha256, dict(images.provenance), images.num_examples, versions
+  conditions = results.digest(about)
   found = figure_files.known(path, conditions, overwrite) or {
     'figure': NAME,
     'conditions_sha256': conditions,
     'num_images': images.num_examples,
-    'provenance': summary.provenance(config, {'validation': images}, NAME, workdir)
-    | {'command': figure_files.command(NAME)},
+    'provenance': origin | {'command': figure_files.command(NAME)},
     'settings': {},
   }
+  for name, one in [*found['settings'].items()]:
+    if name in settings and one['attack'] != settings[name]:  # measured before it was changed
+      del found['settings'][name]
   missing = [name for name in dict.fromkeys(names) if name not in found['settings']]
   with progress.images(len(missing) * images.num_examples) as advance:
     for name in missing:
@@ -97,9 +102,10 @@ def measure(
         batch = images.read(np.arange(start, start + _BATCH))
         parts.append(run(start, batch.images.astype(np.float32) / 255, batch.labels))
         advance(name, _BATCH)
-      losses, correct, ssims = (np.concatenate(values) for values in zip(*parts, strict=True))
+      losses, at_rest, correct, ssims = (np.concatenate(values) for values in zip(*parts, strict=True))
       found['settings'][name] = {
         'loss': float(losses.mean()),
+        'loss_at_rest': float(at_rest.mean()),
         'accuracy': float(correct.mean()),
         'ssim_mean': float(ssims.mean()),
         'ssim': [round(float(value), 6) for value in ssims],
@@ -110,7 +116,7 @@ def measure(
 
 
 def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Classifier) -> Callable[..., Any]:
-  """Returns (first index, images, labels) -> losses, whether each is right, and SSIM with c(x), each [n]."""
+  """Returns (first index, images, labels) -> losses, those of c(x), whether each is right, SSIM with c(x), each [n]."""
   import jax
   import jax.numpy as jnp
 
@@ -130,7 +136,7 @@ def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Class
   assert attack is not None
 
   @jax.jit
-  def run(start: Array, images: Array, labels: Array) -> tuple[Array, Array, Array]:
+  def run(start: Array, images: Array, labels: Array) -> tuple[Array, ...]:
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(start + jnp.arange(_BATCH))
     if name in (*STARTS, *FROZEN):
       moved = _climbed(ball, phi, *name.split('_')[1:], classifier.logits_fn, keys, images, labels)
@@ -138,7 +144,8 @@ def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Class
       moved = attack(keys, classifier.logits_fn, images, labels, phi).images
     logits = classifier.logits_fn(moved)
     unmoved = at_rest(keys, classifier.logits_fn, images, labels, phi).images
-    return cross_entropy(logits, labels), logits.argmax(-1) == labels, ssim.ssim(unmoved, moved)
+    at_rest_losses = cross_entropy(classifier.logits_fn(unmoved), labels)
+    return cross_entropy(logits, labels), at_rest_losses, logits.argmax(-1) == labels, ssim.ssim(unmoved, moved)
 
   return lambda *batch: jax.device_get(run(*batch))
 

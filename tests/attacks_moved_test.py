@@ -133,7 +133,12 @@ def test_the_ends_of_networks(name, sizes, third, tail):
 
 
 @pytest.mark.parametrize(
-  ('moved', 'said'), [(('edsr/nothing',), "'edsr/nothing',.* names no block"), ('half', "'half'")]
+  ('moved', 'said'),
+  [
+    (('edsr/nothing',), "no block for 'edsr/nothing' in moved"),
+    (('w', 'wrong'), "no block for 'wrong' in moved"),
+    ('half', "Unknown moved 'half'; known: all, biases, scales"),
+  ],
 )
 def test_what_does_not_exist_is_refused(moved, said):
   with pytest.raises(UserError, match=said):

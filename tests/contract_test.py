@@ -62,6 +62,7 @@ def test_an_attack_takes_every_field_and_has_its_default(name):
     'warmup_epochs',
     'every',
     'growth_epochs',
+    'replay',
     'microbatch',
     'fraction',
     'beta_mode',

@@ -6,14 +6,12 @@ from pathlib import Path
 import re
 from types import SimpleNamespace
 
-import jax
-import numpy as np
 import pytest
 
 from adversarial_augment import classifiers, inference
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
-from experiments import frontier, frontier_drawing, frontier_free, frontier_strength, runs
+from experiments import frontier, frontier_drawing, frontier_strength, runs, table1_corruptions
 from tests import tiny
 from tests.experiments_tables_test import write_run
 
@@ -35,11 +33,12 @@ def started(monkeypatch):
       path = Path(workdir) / 'results' / 'cifar10_c.json'
       result = json.loads(path.read_text())
       result['provenance']['data']['test']['sha256'] = 'd' * 64
+      result['provenance']['config'] = json.loads((Path(workdir) / 'config.json').read_text())
       path.write_text(json.dumps(result))
 
-  cost = lambda study, name: dict.fromkeys(('cost_measured', 'cost_flop'), COSTS[name.removesuffix('_equal_minutes')])
+  cost = lambda study, name: dict.fromkeys(frontier_drawing.COSTS, COSTS[name])
   monkeypatch.setattr(runs, 'start', start)
-  monkeypatch.setattr(frontier._Study, '_cost', cost)
+  monkeypatch.setattr(frontier._Study, '_measured_cost', cost)
   return commands
 
 
@@ -50,22 +49,77 @@ def run(tmp_path, *flags):
 
 
 @pytest.mark.parametrize('name', list(frontier.SETTINGS))
-def test_a_setting_is_a_valid_config(name):
-  setting = frontier.SETTINGS[name]
-  configs.validate(configs.override(configs.load(f'configs/{setting.config}.py:laptop'), setting.fields))
+def test_a_setting_is_a_valid_config(name, tmp_path):
+  study = frontier._Study(table1_corruptions.SCALES['laptop'], tmp_path, {'holdout': '5000'})
+  configs.validate(configs.override(configs.load(study._config(name)), study._fields(name, 0, 19.0)))
 
 
 def test_equal_minutes_are_those_of_six_nominal_epochs(tmp_path, started):
   names = 'nominal_equal_minutes,last_third_1_step_equal_minutes,ada_10_steps'
   table = run(tmp_path, '--split=test', f'--settings={names}')
-  epochs = [[flag for flag in command if 'num_epochs' in flag] for command in started if 'train' in command[0]]
-  assert epochs == [[], ['--config.num_epochs=6.000'], ['--config.num_epochs=2.400'], []]  # the first is the start
+  epochs = [[flag for flag in command if 'epochs' in flag] for command in started if 'train' in command[0]]
+  six, fewer = (
+    [f'--config.num_epochs={number}', f'--config.optimizer.warmup_epochs={share}']
+    for number, share in ((6, 0.6), (2.4, 0.24))
+  )
+  assert epochs == [[], six, fewer, []]  # the first is the start
   assert table['last_third_1_step_equal_minutes']['0']['cost_measured'] == 2.5
   assert table['ada_10_steps']['0']['split'] == 'test'
   assert started[-1][0] == 'adversarial_augment.evaluate'
   started.clear()
   assert run(tmp_path, '--split=test', f'--settings={names}') == table
   assert started == []  # nothing is trained or measured twice
+
+
+def test_a_cost_is_measured_once(tmp_path, started, monkeypatch):
+  name = 'last_third_1_step_equal_minutes'
+  kept = runs.start
+  monkeypatch.setattr(runs, 'start', lambda *_: (_ for _ in ()).throw(UserError('stopped')))
+  with pytest.raises(UserError, match='stopped'):
+    run(tmp_path, '--split=test', f'--settings={name}')
+  monkeypatch.setattr(runs, 'start', kept)
+  monkeypatch.setitem(COSTS, 'last_third_1_step', 3.0)  # as another timing would find
+  table = run(tmp_path, '--split=test', f'--settings={name}', '--seeds=0,1')
+  assert {one['cost_measured'] for one in table[name].values()} == {2.5}
+  assert {one['provenance']['config']['num_epochs'] for one in table[name].values()} == {2.4}
+
+
+def test_an_entry_of_another_config_is_refused(tmp_path, started, monkeypatch):
+  run(tmp_path, '--split=test', '--settings=last_third_1_step')
+  changed = frontier._ada(num_steps=1, moved='last_third', nu=0.04)
+  monkeypatch.setitem(frontier.SETTINGS, 'last_third_1_step', changed)
+  with pytest.raises(UserError, match="'last_third_1_step', seed 0, has another config .attack.nu: .*0.0347 -> .*0.04"):
+    run(tmp_path, '--split=test', '--settings=last_third_1_step')
+
+
+def test_entries_of_other_numbers_of_images_are_refused(tmp_path, started):
+  run(tmp_path, '--split=test', '--settings=nominal')
+  path = tmp_path / 'out' / 'frontier_laptop.json'
+  table = json.loads(path.read_text())
+  table['ada_1_step'] = json.loads(json.dumps(table['nominal']))
+  table['ada_1_step']['0']['num_images'] -= 1
+  with pytest.raises(UserError, match='of different images .nominal, seed 0; ada_1_step, seed 0'):
+    frontier_drawing.texts(table, path)
+  table['ada_1_step']['0']['num_images'] += 1
+  table['ada_1_step']['0']['images_seen'] *= 2
+  with pytest.raises(UserError, match='saw different numbers of images .nominal, seed 0: 140; ada_1_step, seed 0: 280'):
+    frontier_drawing.texts(table, path)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'cost'),
+  [
+    ({}, 5.0),
+    ({'attack.every': '4'}, (5 + 3 * 1.5) / 4),
+    ({'attack.warmup_epochs': '0.25'}, 0.75 * 5 + 0.25 * 1.5),
+    ({'attack.warmup_epochs': '0.5', 'attack.every': '2'}, 0.25 * 5 + 0.75 * 1.5),
+    ({'attack.replay': '2'}, 2.5),
+  ],
+)
+def test_the_mean_cost_of_a_step(fields, cost):
+  config = configs.override(configs.load('configs/ada_edsr.py:laptop'), fields)
+  seconds = {'it': 10.0, 'spared': 3.0, 'nominal': 2.0}
+  assert frontier.mean_cost(config, seconds) == pytest.approx(cost)
 
 
 def test_differences_are_paired_by_seed_and_minutes(tmp_path, started):
@@ -85,9 +139,12 @@ def test_differences_are_paired_by_seed_and_minutes(tmp_path, started):
 
 
 def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, monkeypatch):
+  spec = configs.override(configs.load('configs/nominal.py:laptop'), {'holdout': '5000', 'init_from': 'start/seed0'})
+  held_out_config = json.loads(configs.to_json(spec))
   held_out = {
     'clean_error': 0.2, 'mce': 0.3, 'corruption_error': {}, 'num_images': 9, 'origin': 'generated, in memory',
     'provenance': {
+      'config': held_out_config,
       'data': {'holdout': {'name': 'cifar10', 'origin': 'unverified'}},
       'corruptions': {'seed': 0, 'frost': 'procedural'},
     },
@@ -110,30 +167,14 @@ def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, 
     (['--settings=nominel'], "setting 'nominel'.*nominal"),
     (['--split=train'], "--split 'train'"),
     (['--config.num_epochs=2'], 'config.num_epochs is set by the experiment; omit it'),
+    (['--config.attack.num_steps=1', '--settings=ada_1_step'], 'config.attack.num_steps is set by the experiment'),
+    (['--scale=full'], "--scale 'full'.*laptop"),
     (['--scale=smoke'], '--split=holdout: runs of --scale=smoke hold out no images; set --config.holdout.'),
   ],
 )
 def test_wrong_flags_are_refused(tmp_path, flags, said):
   with pytest.raises(UserError, match=said):
     frontier.main(['--scale=laptop', *flags, f'--output={tmp_path}'])
-
-
-@pytest.mark.slow
-def test_a_free_step_with_one_update_is_one_on_random_corruptions():
-  config, recipe, phi, state = tiny.make(attack__num_steps='0', attack__min_ssim='-1', attack__nu='0.1')
-  wanted, _ = tiny.run(recipe, phi, state, 1)
-  with frontier_free.replaying(config, 1):
-    once, _ = tiny.run(recipe, phi, state, 1)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), once.params, wanted.params)
-
-
-@pytest.mark.slow
-def test_replays_raise_the_loss_of_a_classifier_that_does_not_learn():
-  config, recipe, phi, state = tiny.make(attack__nu='0.1', optimizer__learning_rate='0')
-  with frontier_free.replaying(config, 3):
-    after, (metrics,) = tiny.run(recipe, phi, state, 1)
-  assert int(after.step) == 1
-  assert metrics['attack_loss_end'] > metrics['attack_loss_start'] + 1e-3
 
 
 @pytest.mark.slow
@@ -166,6 +207,7 @@ def test_strengths_of_one_step_agree(tmp_path, monkeypatch):
     ('edsr_2x8_1_step', True),
     ('ada_1_step_half', False),
     ('ada_2_steps_growing', False),
+    ('ada_2_steps_late', False),
     ('free_2', False),
     ('nominal', False),
     ('ada_10_steps_equal_minutes', False),

@@ -145,27 +145,31 @@ class _Coordinates(NamedTuple):
 
 def _coordinates(moved: str | Sequence[str]) -> _Coordinates:
   """Returns the coordinates of `weight_ball`'s `moved`."""
+  layers = set() if isinstance(moved, str) else {*moved}
+  keys_of = lambda path: {getattr(key, 'key', None) for key in path}
   if moved == 'all':
     same = lambda phi: phi
     # phi + beta stays in the precision of phi: bfloat16 would lose a relative change of .015.
     return _Coordinates(same, same, lambda phi, u: jax.tree.map(jnp.add, phi, u))
   if isinstance(moved, str):
-    takes = checks.lookup(
-      {'biases': lambda path, block: jnp.ndim(block) == 1, 'scales': lambda path, block: jnp.ndim(block) > 1},
-      moved,
-      'moved',
-    )
+    known: dict[str, Callable] = {
+      'all': lambda *_: True, 'biases': lambda _, x: jnp.ndim(x) == 1, 'scales': lambda _, x: jnp.ndim(x) > 1,
+    }  # fmt: skip
+    takes = checks.lookup(known, moved, 'moved')
   else:
-    takes = lambda path, block: any(getattr(key, 'key', None) in moved for key in path)
+    takes = lambda path, _: bool(layers & keys_of(path))
 
   def blocks(phi):
+    leaves = jax.tree.leaves_with_path(phi)
+    missing = layers.difference(*(keys_of(path) for path, _ in leaves))
     found = {
       jax.tree_util.keystr(path, simple=True, separator='/'): block
-      for path, block in jax.tree.leaves_with_path(phi)
+      for path, block in leaves
       if getattr(path[-1], 'key', None) != CONSTANT and takes(path, block)
     }
-    if not found:
-      raise UserError(f'moved={moved!r} of attacks.ada names no block of the network; name its layers, or set all.')
+    if missing or not found:
+      which = ', '.join(sorted(missing)) or moved
+      raise UserError(f"attacks.ada: the network has no block for '{which}' in moved; name its layers, or set all.")
     return found
 
   def move(phi, u):

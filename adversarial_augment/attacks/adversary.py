@@ -39,8 +39,8 @@ def adversary(
     step_fraction: step size in units of the median radius, of each block's own radius for 'sign_l2' and 'l2'.
     loss: the loss that is maximised.
     keep_best: returns the iterate of the highest loss; the paper's reading is the last one.
-    measure_end: whether the metrics have `attack_loss_end`, which costs a forward pass of the classifier; always with
-      keep_best or without steps.
+    measure_end: whether the metrics have `attack_loss_end`, which costs a forward pass of the classifier, and, without
+      steps, `attack_loss_start`; always with keep_best.
     min_ssim: in [-1, 1]; images whose SSIM with the clean one is smaller are pulled back towards it, each by itself.
     root: rule of that line search: 'strict', 'first_crossing' or 'literal', see ssim.py; None: no line search.
     group: images that share a perturbation, one after the other; a divisor of their number. None: all images, and
@@ -65,9 +65,8 @@ def adversary(
         num_steps=num_steps, step=rule, step_fraction=step_fraction, loss=loss, keep_best=keep_best,
         measure_end=measure_end, group=group, axis_name=axis_name,
     )  # fmt: skip
-    metrics = {'attack_loss_start': ascent.loss_start}
-    if ascent.loss_end is not None:
-      metrics['attack_loss_end'] = ascent.loss_end
+    losses = {'attack_loss_start': ascent.loss_start, 'attack_loss_end': ascent.loss_end}
+    metrics = {name: loss for name, loss in losses.items() if loss is not None}
     per_group = {'gradient_norm': ascent.gradient_norm} | measure(frozen, ascent.perturbations)
     metrics |= {name: jnp.repeat(value, len(images) // len(value)) for name, value in per_group.items()}
     if root is None:

@@ -70,7 +70,7 @@ class Ascent(NamedTuple):
 
   perturbations: PyTree  # [m, ...]
   images: Array  # [n, h, w, c]
-  loss_start: Array  # [n], at the random start
+  loss_start: Array | None  # [n], at the random start; None where it is not measured
   loss_end: Array | None  # [n], of `images`; None where it is not measured
   gradient_norm: Array  # [m], of the first step's gradient; 0 without steps
 
@@ -151,8 +151,8 @@ def ascend(
     beta, _, loss_start, gradient_norm, best = jax.lax.fori_loop(0, num_steps, climb, carry)
 
   corrupted = corrupt(beta)
-  if not measure_end and num_steps and not keep_best:
-    return Ascent(beta, corrupted, loss_start, None, gradient_norm)
+  if not measure_end and not keep_best:
+    return Ascent(beta, corrupted, loss_start if num_steps else None, None, gradient_norm)
   loss_end, score_end = measured(corrupted)
   loss_start = loss_start if num_steps else loss_end
   if keep_best:

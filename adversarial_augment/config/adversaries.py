@@ -14,6 +14,7 @@ from adversarial_augment.config.fields import (
   choice,
   clash,
   fraction,
+  integer,
   labels,
   number,
   optional,
@@ -29,12 +30,38 @@ _PAT = 'arXiv 2006.12655'
 
 
 def _steps(attack: Mapping[str, Any]) -> str:
-  return f'{attack["num_steps"]} steps'
+  return f'{attack["num_steps"]} step' + ('' if attack['num_steps'] == 1 else 's')
 
 
 def _strength_of_ada(attack: Mapping[str, Any]) -> str:
   moved = '' if attack.get('moved', 'all') == 'all' else f', moves {attack["moved"]}'
-  return f'nu {attack["nu"]:g}, {_steps(attack)}{moved}'
+  replay = attack.get('replay', 1)
+  steps = _steps(attack) if replay == 1 else f'free, {replay} updates on a batch'
+  return f'nu {attack["nu"]:g}, {steps}{moved}'
+
+
+# What free replay has in no other way: it has the step of the batch in training, on all images, and no line search.
+_FIXED_IN_REPLAY = {
+  'attack.num_steps': 1, 'attack.fraction': 1, 'attack.beta_mode': 'example', 'attack.batch_norm': 'batch',
+  'attack.warmup_epochs': 0, 'attack.every': 1, 'attack.growth_epochs': 0, 'attack.microbatch': None,
+  'attack.keep_best': False, 'attack.min_ssim': -1, 'augment.after': (), 'freeze': 'none',
+}  # fmt: skip
+
+
+def _broken_rules_of_ada(flat: Mapping[str, Any]) -> Iterator[str]:
+  if flat['attack.replay'] > 1:
+    yield from _fixed(flat, _FIXED_IN_REPLAY, 'attack.replay', 'whose steps are those of the batch in training')
+  epochs, warmup, growth = (flat[name] for name in ('num_epochs', 'attack.warmup_epochs', 'attack.growth_epochs'))
+  if growth and warmup + growth > epochs * (1 + 1e-9):
+    lower = f'lower it, for example --config.attack.growth_epochs={(epochs - warmup) / 2:g}'
+    yield f'{spell(flat, "attack.growth_epochs")} must end within {spell(flat, "num_epochs")}; {lower}.'
+
+
+def _fixed(flat: Mapping[str, Any], values: Mapping[str, Any], field: str, reason: str) -> Iterator[str]:
+  """Yields that fields have other values than the only ones that go with `field`."""
+  for name, value in values.items():
+    if flat[name] != value:
+      yield clash(flat, name, field, reason, spell({name: value}, name))
 
 
 class Adversary(NamedTuple):
@@ -116,10 +143,8 @@ def _broken_rules_of_rlat(flat: Mapping[str, Any]) -> Iterator[str]:
   if flat['attack.layers'] is not None and not flat['attack.layers']:
     yield 'config.attack.layers= names no layer; set some, such as input,stem, or none for all of them.'
   statistics = {'attack.batch_norm': 'running' if flat['freeze'] == 'body' else 'batch'}
-  for field, value in (_FIXED_IN_RLAT | statistics).items():
-    if flat[field] != value:
-      reason = 'whose one step is that of the batch in training'
-      yield clash(flat, field, 'attack.name', reason, spell({field: value}, field))
+  reason = 'whose one step is that of the batch in training'
+  yield from _fixed(flat, _FIXED_IN_RLAT | statistics, 'attack.name', reason)
   if flat['augment.after']:
     reason, remedy = 'which moves what the network sees', 'config.augment.after to nothing, and augment.before instead'
     yield clash(flat, 'augment.after', 'attack.name', reason, remedy)
@@ -168,7 +193,27 @@ ADVERSARIES: dict[str, Adversary] = {
     moves='weights',
     method=lambda attack: 'with AdversarialAugment (arXiv 2104.01086)',
     strength=_strength_of_ada,
-    fields=_MEASURE_END,
+    fields={
+      'attack.moved': Field(
+        'all',
+        choice('all', 'last_third', 'tail', 'biases', 'scales'),
+        'the blocks that ada moves: all (Eq. 1), those of the last third of the layers or after the body, biases, or '
+        'each weight array by a scale per output channel; what does not move is computed once for all steps',
+      ),
+      'attack.growth_epochs': Field(
+        0.0,
+        number(0, 1e6),
+        'epochs after attack.warmup_epochs over which the radius nu of ada grows in proportion to the steps made',
+      ),
+      'attack.replay': Field(
+        1,
+        integer(1, 1000),
+        'updates on each batch; with several, the gradient of each moves the classifier down and every beta one step '
+        'up (free adversarial training, arXiv 1904.12843)',
+      ),
+      **_MEASURE_END,
+    },
+    broken_rules=_broken_rules_of_ada,
   ),
   'advmix': Adversary(
     meaning='mixes DeepAugment offsets of those weights (AdvMix-style, no disentangled generator)',
@@ -278,7 +323,4 @@ def broken_rules(flat: Mapping[str, Any]) -> Iterator[str]:
       yield clash(flat, field, 'attack.name', f'but only with {_either(owners)}', remedy)
   if flat['attack.init'] not in chosen.starts:
     yield clash(flat, 'attack.init', 'attack.name', '', f'config.attack.init={_either(chosen.starts)}')
-  if flat['attack.growth_epochs'] and flat['attack.name'] not in ('ada', 'none'):
-    reason, remedy = 'but only with ada', 'config.attack.growth_epochs=0, or --config.attack.name=ada'
-    yield clash(flat, 'attack.growth_epochs', 'attack.name', reason, remedy)
   yield from chosen.broken_rules(flat)

@@ -88,10 +88,6 @@ def _training(flat: Mapping[str, Any]) -> Iterator[str]:
   if flat['optimizer.drops'] and flat['optimizer.schedule'] != 'steps':
     remedy = 'config.optimizer.schedule=steps, or --config.optimizer.drops='
     yield clash(flat, 'optimizer.drops', 'optimizer.schedule', 'which has none', remedy)
-  grown = flat['attack.warmup_epochs'] + flat['attack.growth_epochs']
-  if flat['attack.growth_epochs'] and grown > epochs:
-    lower = f'lower it, for example --config.attack.growth_epochs={(epochs - flat["attack.warmup_epochs"]) / 2:g}'
-    yield f'{spell(flat, "attack.growth_epochs")} must end within {spell(flat, "num_epochs")}; {lower}.'
   if flat['attack.group'] > 1 and flat['attack.beta_mode'] != 'group':
     mode = spell(flat, 'attack.beta_mode')
     yield f'{spell(flat, "attack.group")} must be 1 with {mode}; set config.attack.beta_mode=group.'

@@ -165,12 +165,6 @@ TRAIN: dict[str, Field] = {
     'where beta starts: uniform in the balls, at a uniform distance from their centres, or there; gaussian: of lp '
     f'alone, 0.001 N(0, 1) as TRADES ({_TRADES}); an evaluation under AdA then has ball',
   ),
-  'attack.moved': Field(
-    'all',
-    choice('all', 'last_third', 'tail', 'biases', 'scales'),
-    'the blocks that ada moves: all (Eq. 1), those of the last third of the layers or after the body, biases, or each '
-    'weight array by a scale per output channel; what does not move is computed once for all steps',
-  ),
   'attack.keep_best': Field(False, boolean(), 'return the iterate of highest loss, not the last one'),
   'attack.batch_norm': Field(
     'batch',
@@ -202,10 +196,7 @@ TRAIN: dict[str, Field] = {
   'attack.every': Field(
     1,
     integer(1, 10**6),
-    'after these, the first step and every so many have the adversary; others train on clean images',
-  ),
-  'attack.growth_epochs': Field(
-    0.0, number(0, 1e6), 'epochs after these over which the radius nu of ada grows in proportion to the steps made'
+    'after these, every so many steps one has the adversary; the others train on clean images',
   ),
   'attack.microbatch': Field(None, optional(_IMAGES), 'most images attacked at a time on each device, to save memory'),
   'augment.before': Field(
@@ -286,7 +277,7 @@ ADDED: dict[str, Any] = {
   'classifier.mean': None, 'classifier.std': None, 'freeze': 'none', 'optimizer.head_learning_rate': None,
   'classifier.stem_stride': None, 'optimizer.schedule': 'cosine', 'optimizer.drops': (), 'optimizer.clip': None,
   'attack.layers': None, 'attack.distance': None, 'attack.distance_from': None, 'attack.moved': 'all',
-  'attack.every': 1, 'attack.growth_epochs': 0.0, 'attack.measure_end': True,
+  'attack.every': 1, 'attack.growth_epochs': 0.0, 'attack.measure_end': True, 'attack.replay': 1,
 }  # fmt: skip
 
 # A run may go on with other values of these: they do not change what it computes. The last three are of `pretrain`.

@@ -29,7 +29,7 @@ Result = dict[str, Any]
 # Fields of other adversaries than AdA that decide nothing, but that the hashes of older results have.
 _IN_OLDER_HASHES = {'attack.norm', 'attack.epsilon', 'attack.trades'}
 # Fields that older hashes do not have, where they change nothing.
-_NOT_IN_OLDER_HASHES = {'moved': 'all', 'every': 1, 'growth_epochs': 0.0, 'measure_end': True}
+_NOT_IN_OLDER_HASHES = {'moved': 'all', 'every': 1, 'growth_epochs': 0.0, 'measure_end': True, 'replay': 1}
 
 
 class Images(NamedTuple):
@@ -164,7 +164,7 @@ class Bench:
     data = {field: value for field, value in self.images.provenance.items() if value is not None}
     own = {field: config[field] for field in entry.conditions}
     if 'attack' in own:
-      others = {field for one in ADVERSARIES.values() for field in one.fields} - _IN_OLDER_HASHES
+      others = {field for name, one in ADVERSARIES.items() if name != 'ada' for field in one.fields} - _IN_OLDER_HASHES
       unused = {name for name, value in _NOT_IN_OLDER_HASHES.items() if own['attack'][name] == value}
       own['attack'] = {
         name: value for name, value in own['attack'].items() if f'attack.{name}' not in others and name not in unused

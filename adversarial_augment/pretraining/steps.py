@@ -68,7 +68,7 @@ def train_step(
   updates, opt_state = parts.optimizer.update(gradient, state.opt_state)
   params = parts.objective.settle(optax.apply_updates(state.params, updates), rest)
   metrics = {'loss': loss, 'learning_rate': parts.schedule(state.step + 1)}
-  return update_if_finite(state, TrainState(state.step + 1, params, rest, opt_state), step, metrics)
+  return update_if_finite(state, TrainState(state.step + 1, params, rest, opt_state), metrics, step)
 
 
 def read_batch(parts: Pretraining, mesh: Mesh, sources: Sequence[Source], step: int) -> Any:

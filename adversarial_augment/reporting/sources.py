@@ -5,6 +5,7 @@ from pathlib import Path
 import shlex
 from typing import Any
 
+from adversarial_augment.config import tables
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.datasets.manifests import with_code
 from adversarial_augment.metrics import GENERATED_IN_MEMORY, GENERATED_OLDER, generated_origin
@@ -16,7 +17,7 @@ Result = Mapping[str, Any]
 
 NORMS = {'linf': 'l_inf', 'l2': 'l_2', 'alexnet': 'AlexNet distance', 'self': 'its own distance'}
 # What decides how strong the adversary of the evaluation is, whatever that of the training was.
-_ADVERSARY = ('nu', 'num_steps', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
+_ADVERSARY = ('nu', 'num_steps', 'moved', 'step', 'step_fraction', 'init', 'keep_best', 'min_ssim', 'root')
 _CORRUPTION_SET = ('seed', 'frost', 'made_with', 'sha256')
 
 
@@ -132,7 +133,8 @@ def _identity(result: Result) -> dict[str, str]:
     own = {name: value for name, value in corruption_set(result).items() if name in _CORRUPTION_SET}
     own['made_with'] = with_code(own.get('made_with'), 'corruptions')
   elif 'ssim' in result:
-    own = {name: source['config']['attack'].get(name) for name in _ADVERSARY}
+    fields = source['config']['attack']
+    own = {name: fields.get(name, tables.ADDED.get(f'attack.{name}')) for name in _ADVERSARY}
     own['weights'] = str(_dict(source.get('weights')).get('sha256'))[:12]
   elif result.get('eval') in source:  # it reads sets of its own
     own = {'data sets': source[result['eval']]}

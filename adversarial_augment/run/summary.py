@@ -100,10 +100,15 @@ def _departures(config: ConfigDict, recipe: Recipe) -> Iterator[str]:
   if attack.beta_mode != 'example':
     sharing = f'{attack.group} images' if attack.beta_mode == 'group' else 'all attacked images of a batch'
     yield f'departs from Eq. 3: {sharing} share a perturbation (attack.beta_mode={attack.beta_mode})'
-  if attack.moved != 'all' and adversaries.moves_weights(attack):
+  if attack.moved != 'all':
     yield f'departs from Eq. 1: only a part of the weights moves (attack.moved={attack.moved})'
   if recipe.every > 1:
     yield f'departs from Eq. 3: one of {recipe.every} steps has the adversary (attack.every={recipe.every})'
+  if recipe.replay is not None:
+    yield (
+      f'departs from Eq. 3: {attack.replay} updates on each batch, each by the gradient that moves the perturbations, '
+      f'and no line search (attack.replay={attack.replay})'
+    )
   if recipe.growth_steps:
     yield (
       f'departs from Eq. 3: the radius grows over {recipe.growth_steps:,} steps '
@@ -183,7 +188,7 @@ def evaluation(name: str, values: Mapping[str, Any], result: Mapping[str, Any]) 
   if entry.under_attack:
     attack = result['config']['attack']
     lines += [
-      f'  {"":<20} nu {attack["nu"]:g}, {attack["num_steps"]} steps, running statistics, fixed seed',
+      f'  {"":<20} {adversaries.ADVERSARIES["ada"].strength(attack)}, running statistics, fixed seed',
       f'  {"mean SSIM":<20} {values["ssim"]:.4f}  (before the line search, {values["num_images"]:,} images)',
     ]
   return lines

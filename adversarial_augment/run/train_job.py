@@ -87,15 +87,16 @@ def _time_attacked(
   """Returns the seconds of a step with the adversary, on a copy of the state; None if the first step has it."""
   if recipe.attack is None or int(state.step) >= recipe.warmup_steps:
     return None
+  first = recipe.warmup_steps + recipe.every - 1
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(recipe.mesh))
   def after_warmup(state: TrainState) -> TrainState:
-    return jax.tree.map(jnp.copy, state)._replace(step=jnp.full_like(state.step, recipe.warmup_steps))
+    return jax.tree.map(jnp.copy, state)._replace(step=jnp.full_like(state.step, first))
 
   def seconds() -> float:
     copied = jax.block_until_ready(after_warmup(state))
     start = time.monotonic()
-    jax.block_until_ready(step(copied, np.int32(recipe.warmup_steps), *batch, phi))
+    jax.block_until_ready(step(copied, np.int32(first), *batch, phi))
     return time.monotonic() - start
 
   batch = read(0)

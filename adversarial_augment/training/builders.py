@@ -4,6 +4,7 @@ A builder makes the attack of one entry of `config.adversaries.ADVERSARIES`, whi
 (config, group, conv) -> `Adversary`.
 """
 
+from collections.abc import Callable
 import functools
 import math
 import pkgutil
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 
 from adversarial_augment import attacks, corruption_nets, deepaugment, per_example_conv, ssim
 from adversarial_augment import config as configs
+from adversarial_augment.attacks.ascent import STEPS
 from adversarial_augment.config import adversaries, rules
 from adversarial_augment.config.evaluations import EVALUATIONS
 from adversarial_augment.config.fields import spell
@@ -25,7 +28,7 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.parallel import sharding
 from adversarial_augment.per_example_conv import Conv
 from adversarial_augment.storage import artifact
-from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, Network, PyTree
+from adversarial_augment.types import Array, Attack, AttackResult, Key, LogitsFn, Network, PerturbationSet, PyTree
 
 EVALUATED = 'ada'  # the adversary of evaluations, whatever that of the training
 
@@ -35,6 +38,14 @@ class Adversary(NamedTuple):
 
   attack: Attack | None  # None: training is nominal, or the adversary is a part of the train step
   frozen: PyTree  # phi, a `Hull`, or {} where there is neither
+
+
+class Replay(NamedTuple):
+  """What free replay needs, see training/free_replay.py."""
+
+  updates: int  # on a batch
+  ball: PerturbationSet
+  rule: Callable[[PyTree], optax.GradientTransformation]  # radii -> a step
 
 
 class Split(NamedTuple):
@@ -118,8 +129,20 @@ def training_adversary(config: ConfigDict, mesh: Mesh, *, conv: Conv = per_examp
   """Returns the adversary of a run, for the batches of its devices; see `training_split` and `load_network`."""
   if config.attack.name not in adversaries.ADVERSARIES:
     return Adversary(None, {})
+  if config.attack.replay > 1:
+    return Adversary(None, load_network(config, conv=conv)[1])
   split = training_split(config, mesh.size)
   return _split(build(config, config.attack.name, group=split.group, conv=conv), split)
+
+
+def free_replay(config: ConfigDict, *, conv: Conv = per_example_conv.example_conv) -> Replay | None:
+  """Returns what a run with free replay has instead of an attack; None for others."""
+  attack = config.attack
+  if attack.replay == 1:
+    return None
+  apply = load_network(config, conv=conv)[0].apply
+  ball = attacks.weight_ball(apply, nu=attack.nu, init=attack.init, moved=moved_blocks(config), noisy=True)
+  return Replay(attack.replay, ball, lambda radii: STEPS[attack.step](radii, attack.step_fraction))
 
 
 def evaluation_adversary(config: ConfigDict, mesh: Mesh) -> Adversary:

@@ -50,12 +50,13 @@ class Recipe(NamedTuple):
   mesh: Mesh
   frozen_statistics: bool = False  # the classifier is trained with the running statistics, which stay as they are
   layers: Mapping[str, attacks.Layer] = {}  # that RLAT moves, in network order; {} without it
-  every: int = 1  # of the updates after the warm-up, the first and every so many have the adversary
+  every: int = 1  # of so many updates after the warm-up, the last has the adversary
+  replay: builders.Replay | None = None  # with free replay, which has no `attack`
   growth_steps: int = 0  # updates after the warm-up over which its radius grows; 0: it has its size at once
 
   def is_attacked(self, step: int | Array) -> Any:
     """Returns whether the update after so many has the adversary, if there is one; `step` may be traced."""
-    return (step >= self.warmup_steps) & ((step - self.warmup_steps) % self.every == 0)
+    return (step >= self.warmup_steps) & ((step + 1 - self.warmup_steps) % self.every == 0)
 
 
 def build(
@@ -92,6 +93,7 @@ def build(
     frozen_statistics=config.freeze == 'body',
     layers=moved_layers(config, classifier, dataset.image_shape) if is_layerwise else {},
     every=config.attack.every,
+    replay=builders.free_replay(config, conv=conv),
     growth_steps=max(steps_of(config.attack.growth_epochs), 1) if config.attack.growth_epochs else 0,
   )
   return recipe, adversary.frozen
@@ -198,7 +200,7 @@ def _steps_of(config: ConfigDict, num_steps: int, epochs: float) -> int:
 
 def attacked_steps(num_steps: int, warmup_steps: int, every: int) -> int:
   """Returns how many of a run's updates have its adversary."""
-  return len(range(warmup_steps, num_steps, every))
+  return (num_steps - warmup_steps) // every
 
 
 def build_classifier(

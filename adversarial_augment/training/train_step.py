@@ -16,6 +16,7 @@ from adversarial_augment import attacks, classifiers, threefry
 from adversarial_augment.attacks.losses import cross_entropy, kl_divergence
 from adversarial_augment.augmentations.augmix import jensen_shannon
 from adversarial_augment.parallel import platforms, sharding
+from adversarial_augment.training import free_replay
 from adversarial_augment.training.recipe import Recipe
 from adversarial_augment.types import Array, Key, PyTree, TrainState
 
@@ -61,6 +62,8 @@ def train_step(
   terms are, with `recipe.jsd`, AugMix's (arXiv 1912.02781, section 3) and, with `recipe.trades`, the divergence of the
   probabilities of the adversarial image from those of the clean one (Algorithm 1, arXiv 1901.08573).
 
+  With `recipe.replay`, it makes several, see free_replay.py.
+
   With `recipe.layers`, RLAT moves images and activations by a gradient of this classifier in training, whose running
   statistics therefore follow two batches, as published (arXiv 2103.02325).
 
@@ -79,6 +82,8 @@ def train_step(
   step_key = jax.random.fold_in(threefry.key(recipe.seed), state.step)
   keys = jax.vmap(lambda index: jax.random.fold_in(step_key, index))(jnp.arange(images.shape[0]))
   dropout_key = jax.random.fold_in(step_key, images.shape[0])  # unlike the keys of the images
+  if recipe.replay is not None:
+    return update_if_finite(state, *free_replay.updates(recipe, keys, dropout_key, state, images, labels, phi), step)
   views, attack_metrics = corrupt(recipe, keys, images, labels, state, phi)
   batch, model_state = views.reshape(-1, *views.shape[2:]), state.model_state
   offsets: dict[str, Array] = {}
@@ -111,11 +116,11 @@ def train_step(
     'learning_rate': recipe.schedule(state.step + 1),
   }
   metrics |= terms | {name: value.mean() for name, value in attack_metrics.items()}
-  return update_if_finite(state, new, step, metrics)
+  return update_if_finite(state, new, metrics, step)
 
 
 def update_if_finite(
-  state: TrainState, new: TrainState, step: Array, metrics: dict[str, Array]
+  state: TrainState, new: TrainState, metrics: dict[str, Array], step: Array
 ) -> tuple[TrainState, dict[str, Array]]:
   """Returns `new` and its metrics with 'finite'; the state as it was if a metric, parameter or statistic is not finite.
 
