@@ -9,6 +9,7 @@ import pytest
 
 from adversarial_augment import config as configs
 from adversarial_augment.errors import UserError
+from adversarial_augment.exporting import card
 from adversarial_augment.run import train_job
 from adversarial_augment.training import train_step
 from tests import tiny
@@ -104,6 +105,14 @@ def test_without_the_loss_at_the_end_an_update_is_the_same():
   assert_same(state, same)
   assert metrics.keys() - fewer.keys() == {'attack_loss_end'}
   assert fewer['attack_loss_start'] == pytest.approx(float(metrics['attack_loss_start']), rel=1e-5)
+
+
+def test_a_card_says_in_what_an_adversary_is_cheaper():
+  fields = {'attack.moved': 'tail', 'attack.every': '4', 'attack.fraction': '0.25', 'attack.growth_epochs': '3'}
+  config = configs.override(configs.base_config(), fields)
+  told = 'in a cheaper form: moves tail, at one of 4 steps, on 0.25 of the images, of a growing radius'
+  assert card.title(config).endswith(f'with AdversarialAugment (arXiv 2104.01086), {told}')
+  assert card.title(configs.base_config()).endswith('with AdversarialAugment (arXiv 2104.01086)')
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,19 @@ def _strength_of_ada(attack: Mapping[str, Any]) -> str:
   return f'nu {attack["nu"]:g}, {steps}{moved}'
 
 
+def _method_of_ada(attack: Mapping[str, Any]) -> str:
+  of = lambda name, usual: attack.get(name, usual)  # older configs do not have all
+  cheaper = {
+    f'moves {of("moved", "all")}': of('moved', 'all') != 'all',
+    f'at one of {of("every", 1)} steps': of('every', 1) > 1,
+    f'on {of("fraction", 1):g} of the images': of('fraction', 1) < 1,
+    'of a growing radius': of('growth_epochs', 0) > 0,
+    'by free replay': of('replay', 1) > 1,
+  }
+  parts = ', '.join(part for part, holds in cheaper.items() if holds)
+  return 'with AdversarialAugment (arXiv 2104.01086)' + (f', in a cheaper form: {parts}' if parts else '')
+
+
 # What free replay has in no other way: it has the step of the batch in training, on all images, and no line search.
 _FIXED_IN_REPLAY = {
   'attack.num_steps': 1, 'attack.fraction': 1, 'attack.beta_mode': 'example', 'attack.batch_norm': 'batch',
@@ -191,7 +204,7 @@ ADVERSARIES: dict[str, Adversary] = {
     meaning='moves the weights of the corruption network within balls (Eq. 3, arXiv 2104.01086)',
     builder=f'{_BUILDERS}:ada',
     moves='weights',
-    method=lambda attack: 'with AdversarialAugment (arXiv 2104.01086)',
+    method=_method_of_ada,
     strength=_strength_of_ada,
     fields={
       'attack.moved': Field(
