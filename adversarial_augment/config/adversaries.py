@@ -35,9 +35,7 @@ def _steps(attack: Mapping[str, Any]) -> str:
 
 def _strength_of_ada(attack: Mapping[str, Any]) -> str:
   moved = '' if attack.get('moved', 'all') == 'all' else f', moves {attack["moved"]}'
-  replay = attack.get('replay', 1)
-  steps = _steps(attack) if replay == 1 else f'free, {replay} updates on a batch'
-  return f'nu {attack["nu"]:g}, {steps}{moved}'
+  return f'nu {attack["nu"]:g}, {_steps(attack)}{moved}'
 
 
 def _method_of_ada(attack: Mapping[str, Any]) -> str:
