@@ -91,6 +91,12 @@ def test_one_and_two_devices_make_the_same_steps():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found[0].params, found[1].params)
 
 
+def test_a_run_without_an_attacked_step_is_refused():
+  with pytest.raises(UserError, match='every=99 leaves none of 98 steps for the adversary; set at most 98'):
+    tiny.make(attack__every='99', attack__warmup_epochs='2', num_epochs='100')
+  assert tiny.make(attack__every='98', attack__warmup_epochs='2', num_epochs='100')[1].is_attacked(99)
+
+
 def test_a_growth_of_less_than_a_step_is_one_step():
   _, recipe, _, _ = tiny.make(attack__growth_epochs='0.5')  # of 300 epochs in 100 steps
   assert recipe.growth_steps == 1

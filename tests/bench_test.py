@@ -166,7 +166,7 @@ def test_whatever_determines_a_result_is_among_its_conditions():
   changed = [{}, {'images': other}, {'precision': 'bfloat16'}, {'eval_images': '5'}, {'corrupted_images': '4'}]
   assert len({conditions(**change) for change in changed}) == len(changed)
   assert conditions() == conditions(attack__nu='0.5', seed='3')
-  changed = [{}, {'attack__nu': '0.5'}, {'corruption_net__perturb_mean_shift': 'true'}]
+  changed = [{}, {'attack__nu': '0.5'}, {'attack__moved': 'tail'}, {'corruption_net__perturb_mean_shift': 'true'}]
   assert len({conditions('ada', **change) for change in changed}) == len(changed)
 
 

@@ -22,10 +22,11 @@ def assert_close(one, other, **tolerance):
 
 
 @pytest.mark.slow
-def test_two_updates_are_those_of_a_plain_loop():
+@pytest.mark.parametrize(('step', 'direction'), [('sign', jnp.sign), ('sgd', lambda gradient: gradient)])
+def test_two_updates_are_those_of_a_plain_loop(step, direction):
   """An oracle without devices, whose gradients by parameters and perturbations are taken one after the other."""
   with jax.enable_x64(True):
-    config, recipe, phi, state = tiny.make(attack__replay='2', **FIELDS)
+    config, recipe, phi, state = tiny.make(attack__replay='2', attack__step=step, **FIELDS)
     found, (metrics,) = tiny.run(recipe, phi, state, 1)
     images, labels = tiny.batch(recipe, 0)
     network, _ = builders.load_network(config)
@@ -58,7 +59,7 @@ def test_two_updates_are_those_of_a_plain_loop():
       opt_state = optax.tree.set(opt_state, count=0)
       state = state._replace(params=optax.apply_updates(state.params, change), model_state=updated, opt_state=opt_state)
       betas = [
-        ball.project(radii, None, jax.tree.map(lambda b, g: b + size * jnp.sign(g), beta, g))
+        ball.project(radii, None, jax.tree.map(lambda b, g: b + size * direction(len(labels) * g), beta, g))
         for beta, g in zip(betas, up, strict=True)
       ]
     assert_close(found.params, state.params, rtol=1e-9, atol=1e-9)

@@ -103,6 +103,7 @@ def test_forms_of_one_image_count_as_one(pair):
     ),
     ('cifar10_c', {'provenance.corruptions': {'seed': 7, 'frost': FROST}}, None),
     ('ada', {'provenance.config.attack.nu': 0.5}, 'ada, which used different images: nu 0.015 against 0.5'),
+    ('ada', {'provenance.config.attack.moved': 'tail'}, 'ada, which used different images: moved all against tail'),
     ('ada', {'provenance.weights': {'sha256': 64 * 'e'}}, 'weights 666666666666 against eeeeeeeeeeee'),
     ('clean', {'provenance.data.test.sha256': 64 * '9'}, 'test set embedded:1.0.0 8'),
   ],

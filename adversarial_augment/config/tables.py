@@ -196,7 +196,7 @@ TRAIN: dict[str, Field] = {
   'attack.every': Field(
     1,
     integer(1, 10**6),
-    'after these, every so many steps one has the adversary; the others train on clean images',
+    'of so many steps after these, the last has the adversary; the others train on clean images',
   ),
   'attack.microbatch': Field(None, optional(_IMAGES), 'most images attacked at a time on each device, to save memory'),
   'augment.before': Field(

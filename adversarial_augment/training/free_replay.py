@@ -53,10 +53,10 @@ def updates(
   def corrupt(phi, keys, images, betas):
     return ball.bound(phi, images, threefry.own(keys), betas)(betas)
 
-  def climb(betas, gradient):
-    moves, _ = jax.vmap(rule.update)(gradient, jax.vmap(rule.init)(betas))
+  def climb(betas, gradient, rule_state):
+    moves, rule_state = jax.vmap(rule.update)(gradient, rule_state)
     moved = jax.tree.map(lambda b, m: b + m.astype(b.dtype), betas, moves)
-    return jax.vmap(lambda image, beta: ball.project(radii, image, beta))(images, moved)
+    return jax.vmap(lambda image, beta: ball.project(radii, image, beta))(images, moved), rule_state
 
   images, betas = over_devices(start, phi, before_keys, attack_keys, images)
 
@@ -65,7 +65,7 @@ def updates(
     logits, updated = recipe.classifier.apply(params, model_state, dropout_key, moved, is_training=True)
     return cross_entropy(logits, labels).mean(), (logits, updated)
 
-  new, losses, logits = state, [], jnp.zeros(())
+  new, losses, logits, rule_state = state, [], jnp.zeros(()), jax.vmap(rule.init)(betas)
   for index in range(recipe.replay.updates):
     gradient_of = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
     (loss, (logits, updated)), (down, up) = gradient_of(new.params, betas, new.model_state)
@@ -74,7 +74,8 @@ def updates(
     if index < recipe.replay.updates - 1:  # the schedule counts steps
       opt_state = optax.tree.set(opt_state, count=optax.tree.get(new.opt_state, 'count'))
     new = TrainState(state.step + 1, optax.apply_updates(new.params, change), updated, opt_state)
-    betas = climb(betas, jax.tree.map(lambda g: len(labels) * g, up))  # of each image's own loss
+    up = jax.tree.map(lambda g: len(labels) * g, up)  # of each image's own loss
+    betas, rule_state = climb(betas, up, rule_state)
   return new, {
     'loss': losses[-1],
     'accuracy': (logits.argmax(-1) == labels).mean(),

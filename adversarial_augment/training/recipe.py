@@ -70,6 +70,10 @@ def build(
   builders.check_parts(config, mesh.size)
   num_steps = num_steps_of(config, dataset.epoch_size or dataset.num_examples)
   steps_of = functools.partial(_steps_of, config, num_steps)
+  warmup = steps_of(config.attack.warmup_epochs)
+  if config.attack.name in adversaries.ADVERSARIES and not attacked_steps(num_steps, warmup, config.attack.every):
+    none = f'{spell(config, "attack.every")} leaves none of {num_steps - warmup:,} steps for the adversary'
+    raise UserError(f'{none}; set at most {num_steps - warmup}.')
   optimizer, schedule = build_optimizer(config, num_steps)
   adversary = builders.training_adversary(config, mesh, conv=conv)
   classifier = build_classifier(config, dataset.num_classes)
@@ -79,7 +83,7 @@ def build(
     attacked_classifier=attacked_classifier(config, dataset.num_classes),
     attack_batch_norm=config.attack.batch_norm,
     attack=adversary.attack,
-    warmup_steps=steps_of(config.attack.warmup_epochs),
+    warmup_steps=warmup,
     before=augmentations.chain(config.augment.before),
     after=augmentations.chain(config.augment.after),
     jsd=config.augment.jsd,
