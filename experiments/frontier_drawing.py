@@ -137,10 +137,14 @@ def picture(table: Table) -> bytes:
 
   split = _splits(table)[0]
   of_split = parts(table, split)
-  figure = Figure(figsize=(11, 11), layout='constrained')
-  axes = figure.subplots(3, 2, sharex=True, squeeze=False)
-  for column, (title, minutes) in enumerate((('equal images', False), ('equal minutes', True))):
-    chosen = {name: seeds for name, seeds in of_split.items() if name.endswith(MINUTES) == minutes}
+  columns = {
+    title: {name: seeds for name, seeds in of_split.items() if name.endswith(MINUTES) == minutes}
+    for title, minutes in (('equal images', False), ('equal minutes', True))
+  }
+  columns = {title: chosen for title, chosen in columns.items() if chosen}
+  figure = Figure(figsize=(5.5 * len(columns), 11), layout='constrained')
+  axes = figure.subplots(3, len(columns), sharex=True, squeeze=False)
+  for column, (title, chosen) in enumerate(columns.items()):
     for axis, (quantity, of) in zip(axes[:, column], QUANTITIES.items(), strict=True):
       for name, seeds in chosen.items():
         value, style = estimate([of(entry) for entry in seeds.values()]), _style(name)
