@@ -155,6 +155,7 @@ def entry(workdir: Path) -> dict[str, Any]:
     'accuracy': {name: result.get('robust_accuracy', result.get('accuracy')) for name, result in found.items()},
     'interval': {name: result['interval'] for name, result in found.items()},
     'flags': {name: result.get('flags', []) for name, result in found.items()},
+    'command': {name: result['provenance']['command'] for name, result in found.items()},
     'num_images': first['num_images'],
     'data': first['provenance']['data']['test']['name'],
     'origin': first['origin'],

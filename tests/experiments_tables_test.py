@@ -515,6 +515,7 @@ def test_the_matrix_has_every_finished_run_under_the_same_attacks(tmp_path, outp
   assert 'AdA: nu 0.015, 2 steps; l_p: AutoAttack; perceptual: LPA and PPGD, AlexNet dddddddddddd.' in text
   table = json.loads((output / 'unseen_smoke.json').read_text())
   assert table['rlat']['1']['mce'] == pytest.approx(1.5 * table['rlat']['0']['mce'])
+  assert set(table['rlat']['1']['command']) == set(unseen_attacks.COLUMNS)
   assert (output / 'unseen_smoke.png').read_bytes().startswith(b'\x89PNG')
 
 
