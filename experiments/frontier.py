@@ -34,7 +34,7 @@ from adversarial_augment.types import Batch, Dataset
 from experiments import figure_files, frontier_drawing, runs, table1_corruptions
 from experiments.frontier_drawing import COSTS, MINUTES, Table
 
-ROUNDS = 7  # of a step and a nominal one, in turn
+ROUNDS = 21  # of a step and a nominal one, in turn
 SCALES = ('laptop', 'gpu', 'smoke')  # whose corruption network has four blocks of 16 features
 SPLITS = ('holdout', 'test')
 _PLACES = ('init_from', 'frost_dir')  # fields that may differ between entries of one config, beside `RESUMABLE`
