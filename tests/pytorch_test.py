@@ -36,10 +36,15 @@ class Small(nn.Module):
     return self.head(2 * x if self.branches and x.sum() < 0 else x)
 
 
+def _skip_without_torchax():  # only the package can import it
+  if not importlib.util.find_spec('torchax'):
+    pytest.skip('torchax is not installed')
+
+
 @pytest.fixture(params=[False, True], ids=['translated', 'callback'])
 def model(request):
-  if not request.param and not importlib.util.find_spec('torchax'):
-    pytest.skip('torchax is not installed')
+  if not request.param:
+    _skip_without_torchax()
   torch.manual_seed(0)
   model = Small(branches=request.param).train()
   model(torch.rand(64, 3, 32, 32))  # running statistics that are not those of the start
@@ -124,8 +129,7 @@ def _with_statistics(model):
 
 def _compare_deep(model, shape):
   """In float32, rounding moves single ReLU across 0 and changes their gradients; in float64 it does not."""
-  if not importlib.util.find_spec('torchax'):
-    pytest.skip('torchax is not installed')
+  _skip_without_torchax()
   _compare(model, shape, tolerances=(1e-5, 1e-2))
   with jax.enable_x64(True):
     _compare(model.double(), shape, tolerances=(1e-12, 1e-12))
