@@ -274,7 +274,7 @@ def test_two_steps_of_every_row(config, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_rows_are_trained_and_drawn(tmp_path, output):
   command = [sys.executable, '-m', 'experiments.table1_corruptions', '--scale=smoke', '--rows=nominal,ada_edsr']
-  command += [f'--workdir={tmp_path}', f'--output={output}', '--config.evals=clean,cifar10_c']
+  command += [f'--workdir={tmp_path}', f'--output={output}']
   subprocess.run(command, check=True)
   table = json.loads((output / 'table1_smoke.json').read_text())
   assert {row: entry['0']['images_seen'] for row, entry in table.items()} == {'nominal': 16, 'ada_edsr': 16}
@@ -612,7 +612,7 @@ def test_wrong_flags_of_the_matrix_are_one_line(tmp_path, output, trained, flags
 @pytest.mark.slow
 def test_a_trained_run_is_attacked_and_drawn(tmp_path, output):
   here = [f'--workdir={tmp_path}', f'--output={output}']
-  flags = ['--scale=smoke', '--rows=rlat', '--config.evals=clean,cifar10_c', *here]
+  flags = ['--scale=smoke', '--rows=rlat', *here]
   subprocess.run([sys.executable, '-m', 'experiments.table3_perceptual', *flags], check=True)
   flags = ['--scale=smoke', '--num_examples=16', *here]
   subprocess.run([sys.executable, '-m', 'experiments.unseen_attacks', *flags], check=True)

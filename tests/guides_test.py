@@ -43,7 +43,7 @@ SMOKE = {
   r'prepare deepaugment --net=edsr': r'\g<0> --weights=edsr_4x16_x1 --dataset=pets',
   r'prepare deepaugment --net=cae': r'\g<0> --dataset=pets',
   r'(table1_corruptions|table3_perceptual) --scale=\w+ --rows=\S+': r'\1 --scale=smoke --rows=nominal,augmix --output=.'
-  ' --config.evals=clean,cifar10_c --config.corrupted_images=20',
+  ' --config.corrupted_images=20',
   r'unseen_attacks --scale=\w+ --rows=\S+': 'unseen_attacks --scale=smoke --rows=nominal --num_examples=4 --output=.',
   r'--seeds=0,1,2': '--seeds=0,1',
   r'table2_robustness ': r'\g<0>--num_examples=2 --output=. ',
