@@ -51,7 +51,7 @@ def test_the_papers_setting_makes_two_steps(cifar10_dir, tmp_path):
   lines, result = run(tmp_path / 'run', cifar10_dir, 'configs/ada_edsr.py', **overrides)
   assert result['config']['classifier'] == {
     'name': 'preact_resnet', 'depth': 50, 'width': 64, 'batch_norm_decay': 0.99, 'shortcut': 'preact',
-    'padding': 'torch',
+    'padding': 'torch', 'mean': None, 'std': None, 'stem_stride': None,
   }  # fmt: skip
   assert result['weights']['network'] == {'name': 'edsr', 'blocks': 16, 'features': 64, 'scale': 4}
   for line in lines:
