@@ -8,6 +8,7 @@ import csv
 import io
 from pathlib import Path
 import statistics
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ def picture(table: Table) -> bytes:
       axis.grid(alpha=0.3)
     axes[0, column].set_title(title, fontsize=10)
     axes[-1, column].set_xlabel('cost of a step, in nominal steps')
-  figure.supxlabel(about(of_split, split), fontsize=7)
+  figure.supxlabel(textwrap.fill(about(of_split, split), 90 * len(columns)), fontsize=7)
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=130)
   return content.getvalue()
