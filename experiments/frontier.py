@@ -94,6 +94,7 @@ SETTINGS: dict[str, Setting] = {
   'scales_1_step': _ada(num_steps=1, moved='scales', nu=0.0701),
   'edsr_2x8_2_steps': _ada(tiny=True, num_steps=2, nu=0.0193),
   'edsr_2x8_1_step': _ada(tiny=True, num_steps=1, nu=0.0193),
+  'edsr_2x8_1_step_from_zero': _ada(tiny=True, num_steps=1, nu=0.0193, init='zero'),
   'edsr_2x8_1_step_half': _ada(tiny=True, num_steps=1, nu=0.0193, fraction=0.5),
   'edsr_2x8_last_third_1_step': _ada(tiny=True, num_steps=1, moved='last_third', nu=0.0427),
   'edsr_2x8_last_third_1_step_from_zero': _ada(tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero'),
@@ -106,9 +107,15 @@ SETTINGS: dict[str, Setting] = {
   'augmix_edsr_2x8_1_step': _ada(augmix=True, tiny=True, num_steps=1, nu=0.0193),
   'augmix_last_third_1_step': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347),
   'augmix_last_third_1_step_every_2': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, every=2),
+  'augmix_last_third_1_step_from_zero': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, init='zero'),
+  'augmix_edsr_2x8_last_third_1_step_from_zero': _ada(
+    augmix=True, tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero'
+  ),
 }
 for _name in (
-  'nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'last_third_1_step', 'augmix_last_third_1_step',
+  'nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps',
+  'last_third_1_step_from_zero', 'edsr_2x8_last_third_1_step_from_zero',
+  'augmix_last_third_1_step_from_zero', 'augmix_edsr_2x8_last_third_1_step_from_zero',
 ):  # fmt: skip
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 

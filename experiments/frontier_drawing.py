@@ -107,10 +107,14 @@ def _markdown(table: Table) -> str:
 
 
 def differences(table: Table, reference: str) -> dict[str, tuple[list[str], list[Estimate]]]:
-  """Returns, of each other setting with as many minutes or images, the common seeds and the mean differences."""
+  """Returns, of each other setting with as many minutes or images, the common seeds and the mean differences.
+
+  A seed whose start was trained again, as on another machine, is common to runs from the same start alone.
+  """
   base, found = table[reference], {}
+  start = lambda entry: (entry['provenance'].get('init_from') or {}).get('checkpoint_sha256')
   for name, seeds in table.items():
-    both = sorted(seeds.keys() & base.keys())
+    both = sorted(one for one in seeds.keys() & base.keys() if start(seeds[one]) == start(base[one]))
     if name != reference and both and name.endswith(MINUTES) == reference.endswith(MINUTES):
       values = [estimate([of(seeds[one]) - of(base[one]) for one in both]) for of in QUANTITIES.values()]
       found[name] = both, values
