@@ -6,6 +6,7 @@ All errors are percent; costs are in nominal steps. With several seeds: the mean
 from collections.abc import Mapping
 import csv
 import io
+import itertools
 from pathlib import Path
 import statistics
 import textwrap
@@ -137,43 +138,63 @@ def _cost(seeds: Seeds) -> float:
 
 
 def picture(table: Table) -> bytes:
-  """Returns mCE, clean error and gap against the measured cost as PNG: left equal images, right equal minutes."""
+  """Returns mCE, clean error and gap against the measured cost as PNG: above equal images, below equal minutes.
+
+  Named are the references, fast AdA, and the settings of the least mCE at their cost.
+  """
   from matplotlib.figure import Figure
 
   split = _splits(table)[0]
   of_split = parts(table, split)
-  columns = {
+  rows = {
     title: {name: seeds for name, seeds in of_split.items() if name.endswith(MINUTES) == minutes}
     for title, minutes in (('equal images', False), ('equal minutes', True))
   }
-  columns = {title: chosen for title, chosen in columns.items() if chosen}
-  figure = Figure(figsize=(5.5 * len(columns), 11), layout='constrained')
-  axes = figure.subplots(3, len(columns), sharex=True, squeeze=False)
-  for column, (title, chosen) in enumerate(columns.items()):
-    for axis, (quantity, of) in zip(axes[:, column], QUANTITIES.items(), strict=True):
+  rows = {title: chosen for title, chosen in rows.items() if chosen}
+  figure = Figure(figsize=(13, 4.2 * len(rows)), layout='constrained')
+  axes = figure.subplots(len(rows), len(QUANTITIES), sharex=True, squeeze=False)
+  for row, (title, chosen) in zip(axes, rows.items(), strict=True):
+    named = {*filter(_is_special, chosen), *_least(chosen)}
+    heights = dict(zip(sorted(named, key=lambda name: _cost(chosen[name])), itertools.cycle((3, -9)), strict=False))
+    for axis, (quantity, of) in zip(row, QUANTITIES.items(), strict=True):
       for name, seeds in chosen.items():
         value, style = estimate([of(entry) for entry in seeds.values()]), _style(name)
         axis.errorbar(_cost(seeds), value.mean, value.error, **style, markersize=5, capsize=2)
-        axis.annotate(
-          name.removesuffix(MINUTES), (_cost(seeds), value.mean), xytext=(4, 3), textcoords='offset points', fontsize=6
-        )
+        if name in named:  # above and below in turn, because neighbours lie close
+          label, offset = name.removesuffix(MINUTES), (4, heights[name])
+          axis.annotate(label, (_cost(seeds), value.mean), xytext=offset, textcoords='offset points', fontsize=6)
       axis.set_xscale('log')
       axis.set_xticks(_TICKS, map(str, _TICKS))
       axis.minorticks_off()
-      axis.set_ylabel(f'{quantity} (%)')
+      axis.set_title(f'{quantity} (%), {title}', fontsize=10)
+      axis.set_xlabel('cost of a step, in nominal steps')
       axis.grid(alpha=0.3)
-    axes[0, column].set_title(title, fontsize=10)
-    axes[-1, column].set_xlabel('cost of a step, in nominal steps')
-  figure.supxlabel(textwrap.fill(about(of_split, split), 90 * len(columns)), fontsize=7)
+  figure.supxlabel(textwrap.fill(about(of_split, split), 200), fontsize=7)
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=130)
   return content.getvalue()
 
 
+def _least(table: Table) -> list[str]:
+  """Returns the settings than which none that costs less has a lower mCE, AugMix's apart."""
+  found = []
+  for augmix in (False, True):
+    lowest = float('inf')
+    for name, seeds in sorted(table.items(), key=lambda item: _cost(item[1])):
+      mce = estimate([QUANTITIES['mCE'](entry) for entry in seeds.values()]).mean
+      if ('augmix' in name) == augmix and mce < lowest:
+        lowest = mce
+        found.append(name)
+  return found
+
+
+def _is_special(name: str) -> bool:
+  return name.removesuffix(MINUTES) in REFERENCES or name.startswith('fast_ada')
+
+
 def _style(name: str) -> dict[str, Any]:
   kind = 'augmix' in name
-  special = name.removesuffix(MINUTES) in REFERENCES or name.startswith('fast_ada')
-  return {'fmt': 's' if kind else 'o', 'color': 'C1' if kind else 'C0', 'alpha': 1.0 if special else 0.55}
+  return {'fmt': 's' if kind else 'o', 'color': 'C1' if kind else 'C0', 'alpha': 1.0 if _is_special(name) else 0.55}
 
 
 def draw_densities(found: Mapping[str, Any], path: Path) -> None:
