@@ -64,6 +64,8 @@ def _free(updates: int) -> Setting:
 SETTINGS: dict[str, Setting] = {
   'nominal': Setting('nominal'),
   'augmix': Setting('augmix'),
+  'fast_ada': Setting('fast_ada'),
+  'fast_ada_augmix': Setting('fast_ada_augmix'),
   'ada_10_steps': _ada(num_steps=10),
   'ada_5_steps': _ada(num_steps=5),
   'ada_2_steps': _ada(num_steps=2),
@@ -82,7 +84,6 @@ SETTINGS: dict[str, Setting] = {
   'ada_2_steps_growing': _ada(num_steps=2, shares={'attack.growth_epochs': 1}),
   'last_third_2_steps': _ada(num_steps=2, moved='last_third', nu=0.0341),
   'last_third_1_step': _ada(num_steps=1, moved='last_third', nu=0.0347),
-  'last_third_1_step_from_zero': _ada(num_steps=1, moved='last_third', nu=0.0347, init='zero'),
   'last_third_1_step_half': _ada(num_steps=1, moved='last_third', nu=0.0347, fraction=0.5),
   'last_third_1_step_every_2': _ada(num_steps=1, moved='last_third', nu=0.0347, every=2),
   'tail_2_steps': _ada(num_steps=2, moved='tail', nu=0.049),
@@ -107,16 +108,11 @@ SETTINGS: dict[str, Setting] = {
   'augmix_edsr_2x8_1_step': _ada(augmix=True, tiny=True, num_steps=1, nu=0.0193),
   'augmix_last_third_1_step': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347),
   'augmix_last_third_1_step_every_2': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, every=2),
-  'augmix_last_third_1_step_from_zero': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, init='zero'),
   'augmix_edsr_2x8_last_third_1_step_from_zero': _ada(
     augmix=True, tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero'
   ),
 }
-for _name in (
-  'nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps',
-  'last_third_1_step_from_zero', 'edsr_2x8_last_third_1_step_from_zero',
-  'augmix_last_third_1_step_from_zero', 'augmix_edsr_2x8_last_third_1_step_from_zero',
-):  # fmt: skip
+for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'fast_ada', 'fast_ada_augmix'):
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 
 

@@ -1,7 +1,7 @@
 """How strong the adversaries of the frontier are: the loss that each adds, beside the SSIM that it leaves.
 
   python -m experiments.frontier_strength --workdir=runs/table1/laptop/start/seed0
-  python -m experiments.frontier_strength --workdir=RUN --settings=ada_10_steps,last_third_1_step --num_images=5000
+  python -m experiments.frontier_strength --workdir=RUN --settings=ada_10_steps,fast_ada --num_images=5000
 
 The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
 line search. `share` is what a setting adds to the mean loss of its c(x), as a part of what ten steps add. The starts
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 def is_of_its_own(name: str) -> bool:
   """Returns whether a setting has an adversary of its own, not one of another setting on other images or steps."""
   setting = frontier.SETTINGS[name]
-  is_plain = setting.config == 'ada_edsr' and not name.endswith(frontier_drawing.MINUTES)
+  is_plain = setting.config in ('ada_edsr', 'fast_ada') and not name.endswith(frontier_drawing.MINUTES)
   return is_plain and not setting.shares and not SCHEDULES & set(setting.fields)
 
 
@@ -78,7 +78,8 @@ def measure(
   devices.virtual_devices(1)
   devices.compilation_cache()
   classifier = inference.load_classifier(workdir)
-  settings = {one: frontier.SETTINGS[one].fields for one in names if one in frontier.SETTINGS}
+  specs = {one: _spec(one) for one in names}
+  changed = {one: configs.differences(_spec(REST), spec) for one, spec in specs.items()}
   origin = summary.provenance(config, {'validation': images}, NAME, workdir)
   versions = [origin['versions'][package] for package in ('adversarial_augment', 'jax')]
   about = inference.read_run(workdir).sha256, dict(images.provenance), images.num_examples, versions
@@ -91,12 +92,12 @@ def measure(
     'settings': {},
   }
   for name, one in [*found['settings'].items()]:
-    if name in settings and one['attack'] != settings[name]:  # measured before it was changed
+    if name in specs and one['attack'] != changed[name]:  # measured before it was changed
       del found['settings'][name]
   missing = [name for name in dict.fromkeys(names) if name not in found['settings']]
   with progress.images(len(missing) * images.num_examples) as advance:
     for name in missing:
-      run = _corruptor(name, settings.get(name, {}), classifier)
+      run = _corruptor(name, specs[name], classifier)
       parts = []
       for start in range(0, images.num_examples, _BATCH):
         batch = images.read(np.arange(start, start + _BATCH))
@@ -109,13 +110,19 @@ def measure(
         'accuracy': float(correct.mean()),
         'ssim_mean': float(ssims.mean()),
         'ssim': [round(float(value), 6) for value in ssims],
-        'attack': dict(settings.get(name, {})),
+        'attack': changed[name],
       }
       figure_files.write(path, found)
   return found
 
 
-def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Classifier) -> Callable[..., Any]:
+def _spec(name: str) -> ConfigDict:
+  """Returns the config of a setting; of what is no setting of the frontier, that of AdA."""
+  setting = frontier.SETTINGS.get(name, frontier.Setting('ada_edsr'))
+  return configs.override(configs.load(f'configs/{setting.config}.py:laptop'), setting.fields)
+
+
+def _corruptor(name: str, spec: ConfigDict, classifier: inference.Classifier) -> Callable[..., Any]:
   """Returns (first index, images, labels) -> losses, those of c(x), whether each is right, SSIM with c(x), each [n]."""
   import jax
   import jax.numpy as jnp
@@ -124,8 +131,7 @@ def _corruptor(name: str, fields: Mapping[str, str], classifier: inference.Class
   from adversarial_augment.attacks.losses import cross_entropy
   from adversarial_augment.training import builders
 
-  spec = configs.override(configs.load('configs/ada_edsr.py:laptop'), {'attack.min_ssim': '-1'})
-  of = configs.override(spec, fields)
+  of = configs.override(spec, {'attack.min_ssim': '-1'})
   rest = configs.override(of, {'attack.nu': '0', 'attack.num_steps': '0'})
   group = {'example': 1, 'group': of.attack.group, 'batch': None}[of.attack.beta_mode]
   network, phi = builders.load_network(of)

@@ -43,6 +43,21 @@ def test_what_a_row_changes(row, variant):
   assert found['deepaugment.mix'] == 'concat'
 
 
+@pytest.mark.parametrize('variant', ['', 'quickstart', 'laptop', 'gpu', 'smoke'])
+def test_fast_ada_differs_in_its_adversary(variant):
+  ada, fast, augmix = (
+    configs.load(f'configs/{name}.py:{variant}') for name in ('ada_edsr', 'fast_ada', 'fast_ada_augmix')
+  )
+  changed = checks.flatten(fast)
+  assert {name: value for name, value in changed.items() if value != checks.flatten(ada)[name]} == {
+    'attack.num_steps': 1, 'attack.moved': 'last_third', 'attack.init': 'zero', 'attack.measure_end': False,
+    'attack.nu': changed['attack.nu'],
+  }  # fmt: skip
+  assert configs.differences(fast, augmix) == ["augment.after: [] -> ['augmix']"]
+  for config in (fast, augmix):
+    configs.validate(config)
+
+
 @VARIANTS
 @pytest.mark.parametrize('file', ['augmix_jsd_resnext', 'augmix_jsd_wrn'])
 def test_rows_with_the_divergence_have_augmix_and_no_adversary(file, variant):

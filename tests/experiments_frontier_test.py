@@ -15,7 +15,7 @@ from experiments import frontier, frontier_drawing, frontier_strength, runs, tab
 from tests import tiny
 from tests.experiments_tables_test import write_run
 
-COSTS = {'nominal': 1.0, 'ada_1_step': 2.5, 'last_third_1_step_from_zero': 2.5, 'ada_10_steps': 20.0}
+COSTS = {'nominal': 1.0, 'ada_1_step': 2.5, 'fast_ada': 2.5, 'ada_10_steps': 20.0}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_setting_is_a_valid_config(name, tmp_path):
 
 
 def test_equal_minutes_are_those_of_six_nominal_epochs(tmp_path, started):
-  names = 'nominal_equal_minutes,last_third_1_step_from_zero_equal_minutes,ada_10_steps'
+  names = 'nominal_equal_minutes,fast_ada_equal_minutes,ada_10_steps'
   table = run(tmp_path, '--split=test', f'--settings={names}')
   epochs = [[flag for flag in command if 'epochs' in flag] for command in started if 'train' in command[0]]
   six, fewer = (
@@ -63,7 +63,7 @@ def test_equal_minutes_are_those_of_six_nominal_epochs(tmp_path, started):
     for number, share in ((6, 0.6), (2.4, 0.24))
   )
   assert epochs == [[], six, fewer, []]  # the first is the start
-  assert table['last_third_1_step_from_zero_equal_minutes']['0']['cost_measured'] == 2.5
+  assert table['fast_ada_equal_minutes']['0']['cost_measured'] == 2.5
   assert table['ada_10_steps']['0']['split'] == 'test'
   assert started[-1][0] == 'adversarial_augment.evaluate'
   started.clear()
@@ -72,26 +72,24 @@ def test_equal_minutes_are_those_of_six_nominal_epochs(tmp_path, started):
 
 
 def test_a_cost_is_measured_once(tmp_path, started, monkeypatch):
-  name = 'last_third_1_step_from_zero_equal_minutes'
+  name = 'fast_ada_equal_minutes'
   kept = runs.start
   monkeypatch.setattr(runs, 'start', lambda *_: (_ for _ in ()).throw(UserError('stopped')))
   with pytest.raises(UserError, match='stopped'):
     run(tmp_path, '--split=test', f'--settings={name}')
   monkeypatch.setattr(runs, 'start', kept)
-  monkeypatch.setitem(COSTS, 'last_third_1_step_from_zero', 3.0)  # as another timing would find
+  monkeypatch.setitem(COSTS, 'fast_ada', 3.0)  # as another timing would find
   table = run(tmp_path, '--split=test', f'--settings={name}', '--seeds=0,1')
   assert {one['cost_measured'] for one in table[name].values()} == {2.5}
   assert {one['provenance']['config']['num_epochs'] for one in table[name].values()} == {2.4}
 
 
 def test_an_entry_of_another_config_is_refused(tmp_path, started, monkeypatch):
-  run(tmp_path, '--split=test', '--settings=last_third_1_step_from_zero')
+  run(tmp_path, '--split=test', '--settings=fast_ada')
   changed = frontier._ada(num_steps=1, moved='last_third', nu=0.04, init='zero')
-  monkeypatch.setitem(frontier.SETTINGS, 'last_third_1_step_from_zero', changed)
-  with pytest.raises(
-    UserError, match="'last_third_1_step_from_zero', seed 0, has another config .attack.nu: .*0.0347 -> .*0.04"
-  ):
-    run(tmp_path, '--split=test', '--settings=last_third_1_step_from_zero')
+  monkeypatch.setitem(frontier.SETTINGS, 'fast_ada', changed)
+  with pytest.raises(UserError, match="'fast_ada', seed 0, has another config .attack.nu: .*0.0347 -> .*0.04"):
+    run(tmp_path, '--split=test', '--settings=fast_ada')
 
 
 def test_entries_of_other_numbers_of_images_are_refused(tmp_path, started):
@@ -125,7 +123,7 @@ def test_the_mean_cost_of_a_step(fields, cost):
 
 
 def test_differences_are_paired_by_seed_and_minutes(tmp_path, started):
-  names = 'nominal,ada_1_step,ada_10_steps,last_third_1_step_from_zero_equal_minutes'
+  names = 'nominal,ada_1_step,ada_10_steps,fast_ada_equal_minutes'
   table = run(tmp_path, '--split=test', f'--settings={names}', '--seeds=0,1')
   found = frontier_drawing.differences(table, 'ada_10_steps')
   assert set(found) == {'nominal', 'ada_1_step'}

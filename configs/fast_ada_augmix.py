@@ -1,0 +1,22 @@
+"""Fast AdA, then AugMix: ada_augmix.py at the price of 2.3 nominal steps.
+
+  python -m adversarial_augment.train --config=configs/fast_ada_augmix.py              # CIFAR-10, full setting
+  python -m adversarial_augment.train --config=configs/fast_ada_augmix.py:quickstart   # embedded images
+  python -m adversarial_augment.train --config=configs/fast_ada_augmix.py:laptop       # CIFAR-10, small networks
+  python -m adversarial_augment.train --config=configs/fast_ada_augmix.py:gpu          # CIFAR-10, ResNet-18, one GPU
+  python -m adversarial_augment.train --config=configs/fast_ada_augmix.py:smoke        # two steps, for tests
+
+Like fast_ada.py, with AugMix as the last augmentation, which the adversary does not see.
+"""
+
+from pathlib import Path
+
+from adversarial_augment import config as configs
+
+VARIANTS = ('', 'quickstart', 'laptop', 'gpu', 'smoke')
+
+
+def get_config(variant: str = ''):
+  config = configs.load(f'{Path(__file__).with_name("fast_ada.py")}:{variant}')
+  config.augment.after = ('augmix',)
+  return config
