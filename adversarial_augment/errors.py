@@ -85,8 +85,13 @@ class Stopped(AdversarialAugmentError, RuntimeError):
   exit_code = 75
 
 
-class Interrupted(Stopped):
-  """A signal arrived outside `signals.listen`; the message is 'stopped by NAME'."""
+class Interrupted(BaseException):
+  """A signal arrived outside `signals.listen`; the message is 'stopped by NAME'.
+
+  Like KeyboardInterrupt it is no Exception, so that no reader of files takes it for a damaged one.
+  """
+
+  exit_code = Stopped.exit_code
 
 
 class PeerError(AdversarialAugmentError, RuntimeError):

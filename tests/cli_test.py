@@ -53,14 +53,14 @@ def raising(error):
     (errors.CheckpointError('none usable'), 4),
     (errors.StorageError('disk full'), 5),
     (errors.Stopped('saved'), 75),
+    (errors.Interrupted('stopped by SIGTERM'), 75),
     (KeyboardInterrupt(), 130),
   ],
 )
 def test_known_errors_are_one_line_with_their_exit_code(error, code, capsys):
-  message = (
-    ' '.join(str(error).split())
-    or 'interrupted: what was written before is kept; run the same command again to resume.'
-  )
+  message = ' '.join(str(error).split())
+  if not isinstance(error, Exception):
+    message = f'{message or "interrupted"}: what was written before is kept; run the same command again to resume.'
   assert run(raising(error), [], capsys) == (code, f'{Path(sys.argv[0]).stem}: {message}\n')
   assert run(raising(error), ['--debug'], capsys)[0] == code
 

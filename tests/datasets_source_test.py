@@ -13,8 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from adversarial_augment import datasets
-from adversarial_augment.datasets import source, writer
-from adversarial_augment.errors import StorageError, UserError
+from adversarial_augment.datasets import records, source, writer
+from adversarial_augment.errors import Interrupted, StorageError, UserError
 from adversarial_augment.storage import artifact
 from tests.described import described, refused
 
@@ -250,6 +250,17 @@ def test_existing_data_is_kept_unless_overwritten(tmp_path):
   assert write(tmp_path, overwrite=True, n=4) == folder
   assert datasets.load('pets', 'train', str(tmp_path)).num_examples == 4
   assert [path.name for path in tmp_path.iterdir()] == ['pets']
+
+
+def test_a_signal_is_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+  write(tmp_path, n=3)
+
+  def read(shards):
+    raise Interrupted('stopped by SIGTERM')
+
+  monkeypatch.setattr(records, 'read', read)
+  with pytest.raises(Interrupted):
+    datasets.load('pets', 'train', str(tmp_path))
 
 
 @pytest.mark.parametrize('existing', [False, True])

@@ -23,6 +23,7 @@ from adversarial_augment.errors import UserError, show
 WAIT, WATCHDOG = 600, 1200  # seconds
 _LEAST = {'wait': 1, 'watchdog': 10}  # of these
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_SIGNALS = (errors.Interrupted, KeyboardInterrupt)
 _LESS_MEMORY = 'close other programs that use the device, or use fewer images or a smaller batch'
 _KEPT = 'what was written before is kept; run the same command again to resume'
 
@@ -77,8 +78,8 @@ def run(
   except BrokenPipeError:  # the reader of the output, such as `head`, has gone
     streams.discard_output()
     code = 128 + signal.SIGPIPE
-  except (Exception, KeyboardInterrupt) as error:
-    if not isinstance(error, (errors.AdversarialAugmentError, KeyboardInterrupt)):
+  except (Exception, *_SIGNALS) as error:
+    if not isinstance(error, (errors.AdversarialAugmentError, *_SIGNALS)):
       for watch in watches:
         watch.settle()
     known = _known(error, kept) or jax_errors.explain(error, less_memory)
