@@ -1,22 +1,26 @@
-"""What cheaper forms of AdA cost and give: mean corruption error against the cost of a training step.
+"""Compares cheaper forms of AdA: mean corruption error against the cost of a training step.
 
   python -m experiments.frontier --scale=laptop                         # every setting, seed 0, on held-out images
   python -m experiments.frontier --scale=laptop --settings=ada_1_step,ada_10_steps
   python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=0,1,2
 
-Missing runs are trained one after the other; stopped runs resume. All fine-tune the start of their seed, which they
-share with table1_corruptions. Settings whose name ends in _equal_minutes train as long as six times the training of
-nominal takes, by the cost of their step; the others see as many images as nominal. A step's cost is its time in nominal
-steps, both measured in turn, and its floating-point operations in those of a nominal step; it is measured once, and
-kept in WORKDIR/SCALE/frontier/SETTING/cost.json. With --split=holdout, errors are those on training images that no run
-has seen. Entries are added to those already in OUTPUT, where a result on test images keeps an earlier one on held-out
-images as `holdout`.
+Missing runs are trained one after the other; stopped runs resume. On one core, a setting takes about ten minutes with
+its evaluation, and an hour with ten steps. All fine-tune the start of their seed, which they share with
+table1_corruptions. The settings see as many images as nominal; those whose name ends in _equal_minutes get the time of
+six nominal trainings instead, and their number of epochs follows from the cost of their step.
+
+The cost of a step is its time in nominal steps, both measured in turn, and its floating-point operations in those of a
+nominal step. It is measured once, and kept in WORKDIR/SCALE/frontier/SETTING/cost.json. With --split=holdout, errors
+are those on training images that no run has seen. Entries are added to those already in OUTPUT, where a result on test
+images keeps one on held-out images as `holdout`. Runs from another start are not compared: to repeat the study, name an
+--output of your own.
 """
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +39,7 @@ from experiments import figure_files, frontier_drawing, runs, table1_corruptions
 from experiments.frontier_drawing import COSTS, MINUTES, Table
 
 ROUNDS = 21  # of a step and a nominal one, in turn
-SCALES = ('laptop', 'gpu', 'smoke')  # whose corruption network has four blocks of 16 features
+SCALES = ('laptop', 'gpu')  # whose corruption network has four blocks of 16 features
 SPLITS = ('holdout', 'test')
 _PLACES = ('init_from', 'frost_dir')  # fields that may differ between entries of one config, beside `RESUMABLE`
 
@@ -73,7 +77,7 @@ SETTINGS: dict[str, Setting] = {
   'ada_random': _ada(num_steps=0),
   'ada_1_step_from_zero': _ada(num_steps=1, init='zero'),
   'ada_1_step_running': _ada(num_steps=1, batch_norm='running'),
-  'ada_1_step_group_8': _ada(num_steps=1, beta_mode='group', group=8),
+  'ada_1_step_group_4': _ada(num_steps=1, beta_mode='group', group=4),
   'ada_2_steps_half': _ada(num_steps=2, fraction=0.5),
   'ada_2_steps_quarter': _ada(num_steps=2, fraction=0.25),
   'ada_1_step_half': _ada(num_steps=1, fraction=0.5),
@@ -140,9 +144,10 @@ def main(argv: Sequence[str]) -> None:
     ):
       raise UserError(f'config.{name} is set by the experiment; omit it.')
   fields = {**scale.fields, **overrides}
-  if arguments.split == 'holdout' and not int(fields.get('holdout', 0)):
+  if arguments.split == 'holdout' and not configs.override(configs.load('configs/nominal.py'), fields).holdout:
     raise UserError(f'--split=holdout: runs of --scale={arguments.scale} hold out no images; set --config.holdout.')
   figure_files.check_drawable()
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # this process shares a GPU with its trainings
   name = f'frontier_{arguments.scale}.json'
   table = runs.Table(arguments.output, name, frontier_drawing.texts, frontier_drawing.picture)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
@@ -169,12 +174,10 @@ class _Study:
     fields = self._fields(name, seed, cost['cost_measured'])
     if known:
       wanted = configs.override(configs.load(self._config(name)), fields)
-      found = {**tables.ADDED, **checks.flatten(known['provenance']['config'])}
-      changed = [one for one in configs.differences(found, wanted) if one.partition(':')[0] not in _PLACES]
-      if changed:
+      if changed := _changes(known['provenance']['config'], wanted):
         said = f"the table's entry of setting '{name}', seed {seed}, has another config ({'; '.join(changed)})"
         raise UserError(f'{said}; remove it, or name another --output.')
-    if known.get('split') in (split, 'test'):  # nothing is measured twice
+    if known.get('split') == split or split in known:  # nothing is measured twice
       return known
     workdir = self._train(name, seed, fields)
     errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
@@ -186,6 +189,8 @@ class _Study:
       'minutes': round(runs.minutes(workdir), 2),
       'command': closing['command'],
     }
+    if split == 'holdout':
+      return known | {'holdout': entry} if known else entry
     return entry | ({'holdout': known} if known else {})
 
   def _config(self, name: str) -> str:
@@ -234,9 +239,10 @@ class _Study:
     from adversarial_augment.run import summary
     from adversarial_augment.training import recipe
 
-    devices.virtual_devices(devices.usable_cores())
+    config = inference.read_config(workdir)
+    devices.virtual_devices(config.batch_size)
     devices.compilation_cache()
-    config, mesh = inference.read_config(workdir), sharding.data_mesh()
+    mesh = sharding.data_mesh()
     images = bench.Images(*_holdout(config.dataset, config.data_dir, config.holdout, config.frost_dir))
     held_out = images.dataset
     restored = inference.restore(config, workdir, held_out.num_classes, held_out.image_shape, mesh)
@@ -262,22 +268,26 @@ class _Study:
     folder = self._root / 'frontier' / base
     with artifact.storage_errors(f"write in '{folder}'"):
       folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'cost.json'
+    path, config = folder / 'cost.json', self._config_of_step(base)
     with artifact.lock(folder, name=path.name, wait=True):
-      if not path.exists():
-        artifact.replace(path, (json.dumps(self._measured_cost(base)) + '\n').encode())
-      return untrusted.read_json(path)
+      known = untrusted.read_json(path) if path.exists() else {}
+      if not known or _changes(known['config'], config):
+        known = self._measured_cost(base) | {'config': json.loads(configs.to_json(config))}
+        artifact.replace(path, (json.dumps(known) + '\n').encode())
+    return {field: known[field] for field in COSTS}
+
+  def _config_of_step(self, name: str) -> ConfigDict:
+    return configs.override(configs.load(self._config(name)), self._fields(name, 0, 1.0))
 
   def _measured_cost(self, name: str) -> dict[str, float]:
     """Returns the time and the FLOP of a step of a setting in those of a nominal one, as means over its run."""
     from adversarial_augment.parallel import devices
     from benchmarks import timing
 
-    devices.virtual_devices(devices.usable_cores())
+    config, nominal = self._config_of_step(name), self._config_of_step('nominal')
+    devices.virtual_devices(config.batch_size)
     devices.compilation_cache()
-    load = lambda one: configs.override(configs.load(self._config(one)), self._fields(one, 0, 1.0))
-    config, nominal = load(name), load('nominal')
-    spared = load('augmix') if SETTINGS[name].config.endswith('augmix') else nominal
+    spared = self._config_of_step('augmix') if SETTINGS[name].config.endswith('augmix') else nominal
     always = configs.override(config, {'attack.every': '1', 'attack.warmup_epochs': '0'})
     with progress.stage(f'timing a step of {name}', progress.log):
       steps = {which: _step(one) for which, one in {'it': always, 'spared': spared, 'nominal': nominal}.items()}
@@ -287,6 +297,12 @@ class _Study:
       'cost_measured': round(mean_cost(config, {which: one.wall for which, one in seconds.items()}), 3),
       'cost_flop': round(mean_cost(config, flop), 3),
     }
+
+
+def _changes(found: Mapping[str, Any], wanted: ConfigDict) -> list[str]:
+  """Returns how a recorded config differs from another, but for places of files."""
+  differences = configs.differences({**tables.ADDED, **checks.flatten(found)}, wanted)
+  return [one for one in differences if one.partition(':')[0] not in _PLACES]
 
 
 def mean_cost(config: ConfigDict, of: Mapping[str, float]) -> float:
@@ -352,7 +368,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
   parser.add_argument('--split', default='holdout', metavar='NAME', help='holdout or test; default: holdout')
-  table1_corruptions.add_flags(parser)
+  table1_corruptions.add_flags(parser, SCALES)
   return parser
 
 

@@ -25,7 +25,7 @@ Table = Mapping[str, Seeds]  # setting -> seed -> entry
 MINUTES = '_equal_minutes'
 COSTS = ('cost_measured', 'cost_flop')  # of a step, in nominal ones
 _TICKS = (1, 1.5, 2, 3, 5, 10, 20)
-BUDGET = 6  # epochs of nominal training, in whose time they train
+BUDGET = 6  # nominal trainings, whose time runs of equal minutes get
 REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
 
 
@@ -54,7 +54,9 @@ def texts(table: Table, path: Path) -> dict[str, str]:
 def _images(entry: Mapping[str, Any], split: str) -> tuple[Any, ...]:
   """Returns what tells the images of an entry from others."""
   data, made = (entry['provenance'][part] for part in ('data', 'corruptions'))
-  return data[split].get('sha256'), entry['num_images'], *(made.get(field) for field in ('sha256', 'seed', 'frost'))
+  version = made.get('made_with', {}).get('corruptions')
+  found = (made.get(field) for field in ('sha256', 'seed', 'frost'))
+  return data[split].get('sha256'), entry['num_images'], version, *found
 
 
 def parts(table: Table, split: str) -> dict[str, Seeds]:
@@ -90,10 +92,12 @@ def _markdown(table: Table) -> str:
   for split in _splits(table):
     of_split = parts(table, split)
     lines += [f'Errors in percent, costs in nominal steps. {about(of_split, split)}.', '']
-    lines += header(['setting', 'seeds', 'cost, measured', 'cost by FLOP', 'images seen', *QUANTITIES])
+    columns = ['setting', 'seeds', 'cost, measured', 'cost by FLOP', 'images seen', 'minutes', *QUANTITIES]
+    lines += header(columns)
     for name, seeds in sorted(of_split.items(), key=lambda item: _cost(item[1])):
       first = next(iter(seeds.values()))
-      cells = [f'{_cost(seeds):.2f}', f'{first["cost_flop"]:.2f}', f'{first["images_seen"]:,}']
+      minutes = statistics.mean(entry['minutes'] for entry in seeds.values())
+      cells = [f'{_cost(seeds):.2f}', f'{first["cost_flop"]:.2f}', f'{first["images_seen"]:,}', f'{minutes:.1f}']
       own = [estimate([of(entry) for entry in seeds.values()]) for of in QUANTITIES.values()]
       lines.append(line([name, ', '.join(sorted(seeds)), *cells, *own]))
     lines.append('')
@@ -104,6 +108,9 @@ def _markdown(table: Table) -> str:
         lines += header(['setting', 'seeds', *QUANTITIES])
         lines += [line([name, ', '.join(both), *found]) for name, (both, found) in others.items()]
         lines.append('')
+      alike = {name for name in of_split if name.endswith(MINUTES) == reference.endswith(MINUTES)}
+      if left := sorted(alike - {reference, *others}):
+        lines += [f'Not compared with {reference}, because their starts are others: {", ".join(left)}.', '']
   return '\n'.join(lines)
 
 
@@ -138,16 +145,19 @@ def _cost(seeds: Seeds) -> float:
 
 
 def picture(table: Table) -> bytes:
-  """Returns mCE, clean error and gap against the measured cost as PNG: above equal images, below equal minutes.
+  """Returns clean error, mCE and gap against cost as PNG; rows: test images, equal minutes, held-out images.
 
-  Named are the references, fast AdA, and the settings of the least mCE at their cost.
+  Dots are at the measured cost, rings at that by FLOP. Bars are standard errors of the difference to the first of
+  `REFERENCES` in the row, paired by seed. Named are the references, fast AdA, and settings with a lower mCE than every
+  cheaper one.
   """
   from matplotlib.figure import Figure
 
-  split = _splits(table)[0]
-  of_split = parts(table, split)
   rows = {
-    title: {name: seeds for name, seeds in of_split.items() if name.endswith(MINUTES) == minutes}
+    f'{title}, {"test" if split == "test" else "held-out"} images': {
+      name: seeds for name, seeds in parts(table, split).items() if name.endswith(MINUTES) == minutes
+    }
+    for split in _splits(table)
     for title, minutes in (('equal images', False), ('equal minutes', True))
   }
   rows = {title: chosen for title, chosen in rows.items() if chosen}
@@ -156,27 +166,41 @@ def picture(table: Table) -> bytes:
   for row, (title, chosen) in zip(axes, rows.items(), strict=True):
     named = {*filter(_is_special, chosen), *_least(chosen)}
     heights = dict(zip(sorted(named, key=lambda name: _cost(chosen[name])), itertools.cycle((3, -9)), strict=False))
-    for axis, (quantity, of) in zip(row, QUANTITIES.items(), strict=True):
+    paired = _paired(chosen)
+    for column, (axis, (quantity, of)) in enumerate(zip(row, QUANTITIES.items(), strict=True)):
       for name, seeds in chosen.items():
-        value, style = estimate([of(entry) for entry in seeds.values()]), _style(name)
-        axis.errorbar(_cost(seeds), value.mean, value.error, **style, markersize=5, capsize=2)
+        value, style = estimate([of(entry) for entry in seeds.values()]).mean, _style(name)
+        error = paired[name][1][column].error if name in paired else None
+        axis.errorbar(_cost(seeds), value, error, **style, markersize=5, capsize=2)
+        flop = next(iter(seeds.values()))['cost_flop']
+        axis.plot([_cost(seeds), flop], [value, value], color=style['color'], linewidth=0.5, alpha=0.5)
+        axis.errorbar(flop, value, **style, markersize=5, fillstyle='none')
         if name in named:  # above and below in turn, because neighbours lie close
           label, offset = name.removesuffix(MINUTES), (4, heights[name])
-          axis.annotate(label, (_cost(seeds), value.mean), xytext=offset, textcoords='offset points', fontsize=6)
+          axis.annotate(label, (_cost(seeds), value), xytext=offset, textcoords='offset points', fontsize=6)
       axis.set_xscale('log')
+      axis.set_xlim(0.9, 45)  # room for names
       axis.set_xticks(_TICKS, map(str, _TICKS))
       axis.minorticks_off()
       axis.set_title(f'{quantity} (%), {title}', fontsize=10)
-      axis.set_xlabel('cost of a step, in nominal steps')
+      axis.set_xlabel('cost of a step, in nominal steps (dots: measured, rings: by FLOP)', fontsize=8)
       axis.grid(alpha=0.3)
-  figure.supxlabel(textwrap.fill(about(of_split, split), 200), fontsize=7)
+  data = '; '.join(about(parts(table, split), split) for split in _splits(table))
+  figure.supxlabel(textwrap.fill(data, 200), fontsize=7)
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=130)
   return content.getvalue()
 
 
+def _paired(table: Table) -> dict[str, tuple[list[str], list[Estimate]]]:
+  """Returns the differences to the first reference that a table has."""
+  for reference in (name for one in REFERENCES for name in (one, one + MINUTES) if name in table):
+    return differences(table, reference)
+  return {}
+
+
 def _least(table: Table) -> list[str]:
-  """Returns the settings than which none that costs less has a lower mCE, AugMix's apart."""
+  """Returns the settings with a lower mCE than every cheaper one, with and without AugMix separately."""
   found = []
   for augmix in (False, True):
     lowest = float('inf')

@@ -2,13 +2,19 @@
 
   python -m experiments.frontier_strength --workdir=runs/table1/laptop/start/seed0
   python -m experiments.frontier_strength --workdir=RUN --settings=ada_10_steps,fast_ada --num_images=5000
+  python -m experiments.frontier_strength --workdir=RUN --variant=full --settings=fast_ada --num_images=64
 
 The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
-line search. `share` is what a setting adds to the mean loss of its c(x), as a part of what ten steps add. The starts
-are those of a step, or two, over all weights: at random, the mean perturbation that two steps found for another batch
-(arXiv 1912.11969), and what they found for the same image, mirrored (arXiv 2207.08859). `frozen` takes two or four
-steps through the corruption network by one and the same gradient of the classifier, that at the start (as YOPO, arXiv
-1905.00877, freezes all but a layer).
+line search. With --variant=full, they move the paper's corruption network. `share` is what a setting adds to the mean
+loss of its c(x), as a part of what ten steps add; `share_over_random` counts from a random perturbation instead.
+
+Beside the settings of experiments.frontier, there are adversaries of one or two steps over all weights:
+- start_random, from a random start;
+- start_batch, from the mean perturbation that two steps found for another batch (arXiv 1912.11969);
+- start_mirrored, from what two steps found for the same image, mirrored: at least as good a start as the signs that an
+  earlier epoch found (arXiv 2207.08859), because the classifier is the same;
+- gradient_frozen, two or four steps by the gradient of the classifier at the start (as arXiv 1905.00877 freezes all but
+  a layer).
 """
 
 import argparse
@@ -30,7 +36,8 @@ NAME = 'frontier_strength'
 REFERENCE, REST, RANDOM = 'ada_10_steps', 'c(x)', 'ada_random'
 STARTS = tuple(f'start_{kind}_{number}' for kind in ('random', 'batch', 'mirrored') for number in (1, 2))
 FROZEN = ('gradient_frozen_2', 'gradient_frozen_4')
-SCHEDULES = {f'attack.{name}' for name in ('fraction', 'every', 'replay')}
+VARIANTS = {'laptop': 'laptop', 'full': ''}  # of the configs
+_OF_TRAINING = {f'attack.{name}' for name in ('fraction', 'every', 'replay', 'batch_norm')}
 _BATCH = 64
 
 
@@ -41,17 +48,20 @@ def main(argv: Sequence[str]) -> None:
   for name in names:
     checks.lookup(dict.fromkeys(known), name, 'setting')
   figure_files.check_drawable()
+  variant = checks.lookup(VARIANTS, arguments.variant, '--variant')
   workdir = files.user_path(arguments.workdir, '--workdir')
   config = inference.read_config(workdir)
   images = figure1_ssim.images_of(config, 'validation')
   figure_files.check_num_images(arguments.num_images, _BATCH, images)
   images = images._replace(num_examples=arguments.num_images // _BATCH * _BATCH)
   path = figure_files.place(arguments.output, Path('runs') / NAME, NAME)
-  found = measure(workdir, config, images, [REST, RANDOM, REFERENCE, *names], path, overwrite=arguments.overwrite)
+  names = [REST, RANDOM, REFERENCE, *names]
+  found = measure(workdir, config, images, names, path, variant=variant, overwrite=arguments.overwrite)
   frontier_drawing.draw_densities(found, path.with_suffix('.png'))
   for name, values in found['settings'].items():
     numbers = f'accuracy {values["accuracy"]:.3f}  SSIM with c(x) {values["ssim_mean"]:.4f}'
-    print(f'  {name:<22} loss {values["loss"]:.3f}  share {share(found, name):.3f}  {numbers}')
+    shares = f'share {values["share"]:.3f}  over random {values["share_over_random"]:.3f}'
+    print(f'  {name:<36} loss {values["loss"]:.3f}  {shares}  {numbers}')
   print(f'wrote {path} and {path.with_suffix(".png").name}')
 
 
@@ -59,30 +69,32 @@ def is_of_its_own(name: str) -> bool:
   """Returns whether a setting has an adversary of its own, not one of another setting on other images or steps."""
   setting = frontier.SETTINGS[name]
   is_plain = setting.config in ('ada_edsr', 'fast_ada') and not name.endswith(frontier_drawing.MINUTES)
-  return is_plain and not setting.shares and not SCHEDULES & set(setting.fields)
+  return is_plain and not setting.shares and not _OF_TRAINING & set(setting.fields)
 
 
-def share(found: Mapping[str, Any], name: str) -> float:
-  """Returns what an adversary adds to the loss of its c(x), as a part of what ten steps add."""
-  gain = lambda one: found['settings'][one]['loss'] - found['settings'][one]['loss_at_rest']
-  return gain(name) / gain(REFERENCE)
+def add_shares(settings: Mapping[str, Any]) -> None:
+  """Adds to each setting what it adds to the loss of its c(x), and to that of a random one, in parts of ten steps'."""
+  gain = lambda one: settings[one]['loss'] - settings[one]['loss_at_rest']
+  for name, one in settings.items():
+    for field, base in (('share', 0.0), ('share_over_random', gain(RANDOM))):
+      one[field] = (gain(name) - base) / (gain(REFERENCE) - base)
 
 
 def measure(
-  workdir: Path, config: ConfigDict, images: Dataset, names: Sequence[str], path: Path, *, overwrite: bool
+  workdir: Path, config: ConfigDict, images: Dataset, names: Sequence[str], path: Path, *, variant: str, overwrite: bool
 ) -> dict[str, Any]:
-  """Returns the numbers of all settings, and saves those of each as soon as they are known."""
+  """Returns the numbers of settings, c(x), a random one and ten steps among them; saves those of each once known."""
   from adversarial_augment.parallel import devices
   from adversarial_augment.run import summary
 
   devices.virtual_devices(1)
   devices.compilation_cache()
   classifier = inference.load_classifier(workdir)
-  specs = {one: _spec(one) for one in names}
-  changed = {one: configs.differences(_spec(REST), spec) for one, spec in specs.items()}
+  specs = {one: _spec(one, variant) for one in names}
+  changed = {one: configs.differences(_spec(REST, variant), spec) for one, spec in specs.items()}
   origin = summary.provenance(config, {'validation': images}, NAME, workdir)
   versions = [origin['versions'][package] for package in ('adversarial_augment', 'jax')]
-  about = inference.read_run(workdir).sha256, dict(images.provenance), images.num_examples, versions
+  about = inference.read_run(workdir).sha256, dict(images.provenance), images.num_examples, versions, variant
   conditions = results.digest(about)
   found = figure_files.known(path, conditions, overwrite) or {
     'figure': NAME,
@@ -113,13 +125,15 @@ def measure(
         'attack': changed[name],
       }
       figure_files.write(path, found)
+  add_shares(found['settings'])
+  figure_files.write(path, found)
   return found
 
 
-def _spec(name: str) -> ConfigDict:
+def _spec(name: str, variant: str) -> ConfigDict:
   """Returns the config of a setting; of what is no setting of the frontier, that of AdA."""
   setting = frontier.SETTINGS.get(name, frontier.Setting('ada_edsr'))
-  return configs.override(configs.load(f'configs/{setting.config}.py:laptop'), setting.fields)
+  return configs.override(configs.load(f'configs/{setting.config}.py:{variant}'), setting.fields)
 
 
 def _corruptor(name: str, spec: ConfigDict, classifier: inference.Classifier) -> Callable[..., Any]:
@@ -205,9 +219,12 @@ def _climbed(
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = figure_files.parser(NAME, __doc__.splitlines()[0], 'settings: those of experiments.frontier, and starts')
+  parser = figure_files.parser(
+    NAME, __doc__.splitlines()[0], f'settings: those of experiments.frontier, {", ".join((*STARTS, *FROZEN))}'
+  )
   parser.add_argument('--workdir', required=True, metavar='DIR', help='of a run with config.holdout')
   parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
+  parser.add_argument('--variant', default='laptop', metavar='NAME', help='laptop or full; default: laptop')
   parser.add_argument('--num_images', type=int, default=512, metavar='N', help='the first held-out ones; default: 512')
   parser.add_argument('--overwrite', action='store_true', help='replace the numbers of other images or another run')
   return parser

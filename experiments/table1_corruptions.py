@@ -11,7 +11,7 @@ docs/reproduction.md has the results, and the hyperparameters that were tried.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,9 +185,9 @@ def _parser(about: Table) -> argparse.ArgumentParser:
   return parser
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser, scales: Iterable[str] = SCALES) -> None:
   """Adds the flags of experiments that train runs at a scale, for some seeds."""
-  parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(SCALES))
+  parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(scales))
   parser.add_argument('--seeds', default='0', metavar='NUMBERS', help='separated by commas; default: 0')
   parser.add_argument(
     '--workdir', default='runs/table1', metavar='DIR', help='folder of the runs; default: runs/table1'

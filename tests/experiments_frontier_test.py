@@ -15,7 +15,7 @@ from experiments import frontier, frontier_drawing, frontier_strength, runs, tab
 from tests import tiny
 from tests.experiments_tables_test import write_run
 
-COSTS = {'nominal': 1.0, 'ada_1_step': 2.5, 'fast_ada': 2.5, 'ada_10_steps': 20.0}
+COSTS = {'nominal': 1.0, 'augmix': 1.0, 'ada_1_step': 2.5, 'fast_ada': 2.5, 'ada_10_steps': 20.0}
 
 
 @pytest.fixture
@@ -84,6 +84,26 @@ def test_a_cost_is_measured_once(tmp_path, started, monkeypatch):
   assert {one['provenance']['config']['num_epochs'] for one in table[name].values()} == {2.4}
 
 
+def test_a_cost_of_another_config_is_measured_again(tmp_path, started, monkeypatch):
+  study = frontier._Study(table1_corruptions.SCALES['laptop'], tmp_path, {'holdout': '5000'})
+  assert study._cost('fast_ada', {})['cost_measured'] == 2.5
+  monkeypatch.setitem(COSTS, 'fast_ada', 3.0)
+  assert study._cost('fast_ada', {})['cost_measured'] == 2.5
+  study = frontier._Study(table1_corruptions.SCALES['laptop'], tmp_path, {'holdout': '5000', 'batch_size': '32'})
+  assert study._cost('fast_ada', {})['cost_measured'] == 3.0
+
+
+@pytest.mark.slow
+def test_a_cost_is_that_of_the_step(tmp_path, monkeypatch):
+  fields = {'dataset': 'embedded', 'batch_size': '8', 'classifier.width': '4'}
+  study = frontier._Study(table1_corruptions.SCALES['gpu'], tmp_path, fields)
+  monkeypatch.setattr(frontier, 'ROUNDS', 3)
+  found = {name: study._measured_cost(name) for name in ('augmix', 'fast_ada', 'ada_2_steps')}
+  assert found['augmix']['cost_flop'] == 1
+  assert 1 < found['fast_ada']['cost_flop'] < found['ada_2_steps']['cost_flop']
+  assert 1 < found['fast_ada']['cost_measured'] < found['ada_2_steps']['cost_measured']
+
+
 def test_an_entry_of_another_config_is_refused(tmp_path, started, monkeypatch):
   run(tmp_path, '--split=test', '--settings=fast_ada')
   changed = frontier._ada(num_steps=1, moved='last_third', nu=0.04, init='zero')
@@ -133,8 +153,11 @@ def test_differences_are_paired_by_seed_and_minutes(tmp_path, started):
   table['ada_1_step']['1']['provenance']['init_from'] = {'checkpoint_sha256': 'e' * 64}  # of a start trained again
   both, (_, mce, _) = frontier_drawing.differences(table, 'ada_10_steps')['ada_1_step']
   assert (both, str(mce)) == (['0'], '1.00')
+  table['ada_1_step']['0']['provenance']['init_from'] = {'checkpoint_sha256': 'f' * 64}
+  said = 'Not compared with ada_10_steps, because their starts are others: ada_1_step.'
+  assert said in frontier_drawing.texts(table, tmp_path)['.md']
   text = (tmp_path / 'out' / 'frontier_laptop.md').read_text()
-  assert '| ada_1_step | 0, 1 | 2.50 | 2.50 | 140 | 10.00 ± 0.00 | 32.05 ± 1.05 | 22.05 ± 1.05 |' in text
+  assert '| ada_1_step | 0, 1 | 2.50 | 2.50 | 140 | 0.5 | 10.00 ± 0.00 | 32.05 ± 1.05 | 22.05 ± 1.05 |' in text
   assert 'cifar10 (unverified), 50 test images' in text
   rows = list(csv.DictReader((tmp_path / 'out' / 'frontier_laptop.csv').read_text().splitlines()))
   assert len(rows) == 8
@@ -160,6 +183,9 @@ def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, 
   assert table['nominal']['0']['split'] == 'test'
   assert table['nominal']['0']['holdout'] == screened['nominal']['0']
   assert run(tmp_path, '--settings=nominal') == table
+  run(tmp_path, '--settings=augmix', '--split=test')  # and the other way about
+  both = run(tmp_path, '--settings=augmix')['augmix']['0']
+  assert (both['split'], both['holdout']['split']) == ('test', 'holdout')
   text = (tmp_path / 'out' / 'frontier_laptop.md').read_text()
   assert '9 training images that no run has seen' in text
 
@@ -172,7 +198,9 @@ def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, 
     (['--config.num_epochs=2'], 'config.num_epochs is set by the experiment; omit it'),
     (['--config.attack.num_steps=1', '--settings=ada_1_step'], 'config.attack.num_steps is set by the experiment'),
     (['--scale=full'], "--scale 'full'.*laptop"),
-    (['--scale=smoke'], '--split=holdout: runs of --scale=smoke hold out no images; set --config.holdout.'),
+    (['--scale=smoke'], "--scale 'smoke'.*gpu"),
+    (['--scale=gpu'], '--split=holdout: runs of --scale=gpu hold out no images; set --config.holdout.'),
+    (['--scale=gpu', '--config.holdout=many'], "config.holdout='many' must be"),
   ],
 )
 def test_wrong_flags_are_refused(tmp_path, flags, said):
@@ -189,11 +217,12 @@ def test_strengths_of_one_step_agree(tmp_path, monkeypatch):
   monkeypatch.setattr(inference, 'read_run', lambda _: SimpleNamespace(sha256='a' * 64))
   monkeypatch.setattr(frontier_strength, '_BATCH', 8)
   monkeypatch.setattr(frontier_strength, 'FROZEN', ('gradient_frozen_1',))
-  names = ['c(x)', 'ada_random', 'ada_1_step', 'edsr_2x8_1_step', *frontier_strength.FROZEN]
+  names = ['c(x)', 'ada_random', 'ada_10_steps', 'ada_1_step', 'edsr_2x8_1_step', *frontier_strength.FROZEN]
   images, path = tiny.dataset()._replace(num_examples=16), tmp_path / 'frontier_strength.json'
-  found = frontier_strength.measure(tmp_path, config, images, names, path, overwrite=False)
+  found = frontier_strength.measure(tmp_path, config, images, names, path, variant='laptop', overwrite=False)
   loss = {name: one['loss'] for name, one in found['settings'].items()}
   assert found['settings']['c(x)']['ssim'] == [1] * 16
+  assert (found['settings']['c(x)']['share'], found['settings']['ada_10_steps']['share']) == (0, 1)
   # A step whose gradient of the classifier is frozen is one that is not.
   assert loss['gradient_frozen_1'] == pytest.approx(loss['ada_1_step'], rel=1e-6)
   assert loss['ada_1_step'] > loss['ada_random'] + 1e-3
@@ -218,3 +247,15 @@ def test_strengths_of_one_step_agree(tmp_path, monkeypatch):
 )
 def test_strength_is_measured_of_settings_with_an_adversary_of_their_own(name, own):
   assert frontier_strength.is_of_its_own(name) == own
+
+
+def test_shares_count_from_the_corruption_network_and_from_a_random_perturbation():
+  losses = {'c(x)': 1.0, 'ada_random': 1.5, 'ada_10_steps': 3.0, 'ada_1_step': 2.25}
+  settings = {name: {'loss': loss, 'loss_at_rest': 1.0} for name, loss in losses.items()}
+  settings['edsr_2x8_1_step'] = {'loss': 3.25, 'loss_at_rest': 2.0}  # another network, whose c(x) is another
+  frontier_strength.add_shares(settings)
+  found = {name: (one['share'], one['share_over_random']) for name, one in settings.items()}
+  assert found == {
+    'c(x)': (0, -1 / 3), 'ada_random': (0.25, 0), 'ada_10_steps': (1, 1), 'ada_1_step': (0.625, 0.5),
+    'edsr_2x8_1_step': (0.625, 0.5),
+  }  # fmt: skip

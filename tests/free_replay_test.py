@@ -97,6 +97,7 @@ def test_the_loss_of_a_classifier_that_does_not_learn_rises():
     ({'attack.every': '2'}, 'attack.every=2 cannot go with .*replay=2'),
     ({'attack.name': 'none'}, 'attack.replay=2 cannot go with .*name=none, but only with ada; set .*replay=1'),
     ({'attack.replay': '0'}, 'attack.replay=.*0.* must be'),
+    ({'optimizer.head_learning_rate': '0.1', 'init_from': 'x'}, 'head_learning_rate=0.1 cannot go with .*replay=2'),
   ],
 )
 def test_what_does_not_go_with_free_replay_is_refused(fields, said):

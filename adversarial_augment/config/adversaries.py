@@ -56,6 +56,7 @@ _FIXED_IN_REPLAY = {
   'attack.num_steps': 1, 'attack.fraction': 1, 'attack.beta_mode': 'example', 'attack.batch_norm': 'batch',
   'attack.warmup_epochs': 0, 'attack.every': 1, 'attack.growth_epochs': 0, 'attack.microbatch': None,
   'attack.keep_best': False, 'attack.min_ssim': -1, 'augment.after': (), 'freeze': 'none',
+  'optimizer.head_learning_rate': None,
 }  # fmt: skip
 
 
@@ -218,7 +219,7 @@ ADVERSARIES: dict[str, Adversary] = {
       ),
       'attack.replay': Field(
         1,
-        integer(1, 1000),
+        integer(1, 16),
         'updates on each batch; with several, the gradient of each moves the classifier down and every beta one step '
         'up (free adversarial training, arXiv 1904.12843)',
       ),
