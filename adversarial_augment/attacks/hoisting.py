@@ -1,4 +1,4 @@
-"""A function, parted into what can be computed before a loop over some of its arguments, and the rest."""
+"""Splits a function into what can be computed before a loop over some of its arguments, and the rest."""
 
 from collections.abc import Callable
 from typing import NamedTuple
