@@ -23,8 +23,8 @@ from pathlib import Path
 from adversarial_augment import config as configs
 
 # The radii at which one step leaves images as similar to c(x) as ten steps over all weights within the paper's radius
-# of .015 do: a mean SSIM of .991 through the small EDSR, of .961 through the paper's (held-out images of CIFAR-10). That
-# of the quickstart leaves .88, as its two steps within .04 do.
+# of .015 do: a mean SSIM of .991 through the small EDSR, of .961 through the paper's (held-out images of CIFAR-10).
+# That of the quickstart leaves .88, as its two steps within .04 do.
 VARIANTS = {
   '': {'attack.nu': 0.0186},
   'quickstart': {'attack.nu': 0.115},

@@ -1,4 +1,4 @@
-"""Fast AdA, then AugMix: ada_augmix.py at the price of 2.3 nominal steps.
+"""Fast AdA, then AugMix: ada_augmix.py at the price of 2.5 nominal steps.
 
   python -m adversarial_augment.train --config=configs/fast_ada_augmix.py              # CIFAR-10, full setting
   python -m adversarial_augment.train --config=configs/fast_ada_augmix.py:quickstart   # embedded images
