@@ -271,7 +271,7 @@ class _Study:
     path, config = folder / 'cost.json', self._config_of_step(base)
     with artifact.lock(folder, name=path.name, wait=True):
       known = untrusted.read_json(path) if path.exists() else {}
-      if not known or _changes(known['config'], config):
+      if 'config' not in known or _changes(known['config'], config):
         known = self._measured_cost(base) | {'config': json.loads(configs.to_json(config))}
         artifact.replace(path, (json.dumps(known) + '\n').encode())
     return {field: known[field] for field in COSTS}

@@ -5,14 +5,15 @@
   python -m experiments.frontier_strength --workdir=RUN --variant=full --settings=fast_ada --num_images=64
 
 The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
-line search. With --variant=full, they move the paper's corruption network. `share` is what a setting adds to the mean
-loss of its c(x), as a part of what ten steps add; `share_over_random` counts from a random perturbation instead.
+line search. With --variant=full, they move the paper's corruption network, whose radii only fast_ada and the settings
+over all weights have. `share` is what a setting adds to the mean loss of its c(x), as a part of what ten steps add;
+`share_over_random` counts from a random perturbation instead.
 
 Beside the settings of experiments.frontier, there are adversaries of one or two steps over all weights:
 - start_random, from a random start;
 - start_batch, from the mean perturbation that two steps found for another batch (arXiv 1912.11969);
-- start_mirrored, from what two steps found for the same image, mirrored: at least as good a start as the signs that an
-  earlier epoch found (arXiv 2207.08859), because the classifier is the same;
+- start_mirrored, from what two steps found for the same image, mirrored, in place of the signs that an earlier epoch
+  found with an older classifier (arXiv 2207.08859);
 - gradient_frozen, two or four steps by the gradient of the classifier at the start (as arXiv 1905.00877 freezes all but
   a layer).
 """
