@@ -8,8 +8,8 @@ python -m adversarial_augment.train --config=configs/fast_ada.py:smoke          
 
 Like ada_edsr.py (arXiv 2104.01086) with a cheaper adversary: what the first two thirds of EDSR compute does not depend
 on beta and is computed once. The full setting costs 2.2 nominal steps by FLOP, instead of 17; its mCE has not been
-measured. There, the step adds 65 % of the loss that ten steps over all weights add. One step over all weights
-(--config.attack.moved=all --config.attack.nu=0.015) adds 82 % at a cost of 2.8: docs/reproduction.md.
+measured. There, the step adds 64 % of the loss that ten steps over all weights add. One step over all weights
+(--config.attack.moved=all --config.attack.nu=0.015) adds 80 % at a cost of 2.8: docs/reproduction.md.
 
 `:laptop` gave an mCE of 28.95 % and a clean error of 19.08 % at 2.3 nominal steps (seed 0), ten steps over all weights
 29.23 and 19.06 % at 17, from one start, on CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated
