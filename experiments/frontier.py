@@ -62,6 +62,8 @@ def _free(updates: int) -> Setting:
   return _ada(num_steps=1, min_ssim=-1, replay=updates, length=1 / updates)
 
 
+_LATE = {'attack.warmup_epochs': 0.5}  # the adversary is there in the second half of the training
+
 # The radii of parts of the weights, and of the network of two blocks of eight features, give a mean SSIM of 0.991 with
 # c(x), as ten steps over all weights of the small EDSR at the paper's radius do: experiments.frontier_strength on 256
 # held-out images, from the start of seed 0. Over all weights of that network, the radius is the paper's.
@@ -70,6 +72,8 @@ SETTINGS: dict[str, Setting] = {
   'augmix': Setting('augmix'),
   'fast_ada': Setting('fast_ada'),
   'fast_ada_augmix': Setting('fast_ada_augmix'),
+  'fast_ada_late': Setting('fast_ada', shares=_LATE),
+  'fast_ada_augmix_late': Setting('fast_ada_augmix', shares=_LATE),
   'ada_10_steps': _ada(num_steps=10),
   'ada_5_steps': _ada(num_steps=5),
   'ada_2_steps': _ada(num_steps=2),
@@ -84,7 +88,7 @@ SETTINGS: dict[str, Setting] = {
   'ada_2_steps_every_2': _ada(num_steps=2, every=2),
   'ada_2_steps_every_4': _ada(num_steps=2, every=4),
   'ada_1_step_every_2': _ada(num_steps=1, every=2),
-  'ada_2_steps_late': _ada(num_steps=2, shares={'attack.warmup_epochs': 0.5}),
+  'ada_2_steps_late': _ada(num_steps=2, shares=_LATE),
   'ada_2_steps_growing': _ada(num_steps=2, shares={'attack.growth_epochs': 1}),
   'last_third_2_steps': _ada(num_steps=2, moved='last_third', nu=0.0341),
   'last_third_1_step': _ada(num_steps=1, moved='last_third', nu=0.0347),
@@ -115,8 +119,12 @@ SETTINGS: dict[str, Setting] = {
   'augmix_edsr_2x8_last_third_1_step_from_zero': _ada(
     augmix=True, tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero'
   ),
+  'augmix_edsr_2x8_late': _ada(
+    augmix=True, tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero', shares=_LATE
+  ),
 }
-for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'fast_ada', 'fast_ada_augmix'):
+for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'fast_ada', 'fast_ada_augmix',
+              'fast_ada_late', 'fast_ada_augmix_late', 'augmix_edsr_2x8_late'):
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 
 
