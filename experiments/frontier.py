@@ -6,8 +6,8 @@
 
 Missing runs are trained one after the other; stopped runs resume. On one core, a setting takes about ten minutes with
 its evaluation, and an hour with ten steps. All fine-tune the start of their seed, which they share with
-table1_corruptions. The settings see as many images as nominal; those whose name ends in _equal_minutes get the time of
-six nominal trainings instead, and their number of epochs follows from the cost of their step.
+table1_corruptions. The settings see as many images as nominal; those whose name ends in _equal_minutes get the time
+that this takes with ten steps instead, and their number of epochs follows from the cost of their step.
 
 The cost of a step is its time in nominal steps, both measured in turn, and its floating-point operations in those of a
 nominal step. It is measured once, and kept in WORKDIR/SCALE/frontier/SETTING/cost.json. With --split=holdout, errors
@@ -72,8 +72,6 @@ SETTINGS: dict[str, Setting] = {
   'augmix': Setting('augmix'),
   'fast_ada': Setting('fast_ada'),
   'fast_ada_augmix': Setting('fast_ada_augmix'),
-  'fast_ada_late': Setting('fast_ada', shares=_LATE),
-  'fast_ada_augmix_late': Setting('fast_ada_augmix', shares=_LATE),
   'ada_10_steps': _ada(num_steps=10),
   'ada_5_steps': _ada(num_steps=5),
   'ada_2_steps': _ada(num_steps=2),
@@ -92,6 +90,7 @@ SETTINGS: dict[str, Setting] = {
   'ada_2_steps_growing': _ada(num_steps=2, shares={'attack.growth_epochs': 1}),
   'last_third_2_steps': _ada(num_steps=2, moved='last_third', nu=0.0341),
   'last_third_1_step': _ada(num_steps=1, moved='last_third', nu=0.0347),
+  'last_third_1_step_from_zero': _ada(num_steps=1, moved='last_third', nu=0.0347, init='zero'),
   'last_third_1_step_half': _ada(num_steps=1, moved='last_third', nu=0.0347, fraction=0.5),
   'last_third_1_step_every_2': _ada(num_steps=1, moved='last_third', nu=0.0347, every=2),
   'tail_2_steps': _ada(num_steps=2, moved='tail', nu=0.049),
@@ -106,25 +105,17 @@ SETTINGS: dict[str, Setting] = {
   'edsr_2x8_1_step_from_zero': _ada(tiny=True, num_steps=1, nu=0.0193, init='zero'),
   'edsr_2x8_1_step_half': _ada(tiny=True, num_steps=1, nu=0.0193, fraction=0.5),
   'edsr_2x8_last_third_1_step': _ada(tiny=True, num_steps=1, moved='last_third', nu=0.0427),
-  'edsr_2x8_last_third_1_step_from_zero': _ada(tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero'),
   'edsr_2x8_tail_1_step': _ada(tiny=True, num_steps=1, moved='tail', nu=0.0538),
   'free_2': _free(2),
   'free_4': _free(4),
   'ada_augmix_10_steps': _ada(augmix=True, num_steps=10),
   'ada_augmix_2_steps': _ada(augmix=True, num_steps=2),
-  'ada_augmix_1_step': _ada(augmix=True, num_steps=1),
-  'augmix_edsr_2x8_1_step': _ada(augmix=True, tiny=True, num_steps=1, nu=0.0193),
-  'augmix_last_third_1_step': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347),
-  'augmix_last_third_1_step_every_2': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, every=2),
-  'augmix_edsr_2x8_last_third_1_step_from_zero': _ada(
-    augmix=True, tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero'
-  ),
-  'augmix_edsr_2x8_late': _ada(
-    augmix=True, tiny=True, num_steps=1, moved='last_third', nu=0.0427, init='zero', shares=_LATE
+  'augmix_last_third_1_step_from_zero': _ada(augmix=True, num_steps=1, moved='last_third', nu=0.0347, init='zero'),
+  'augmix_last_third_1_step_from_zero_late': _ada(
+    augmix=True, num_steps=1, moved='last_third', nu=0.0347, init='zero', shares=_LATE
   ),
 }
-for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'fast_ada', 'fast_ada_augmix',
-              'fast_ada_late', 'fast_ada_augmix_late', 'augmix_edsr_2x8_late'):
+for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'fast_ada', 'fast_ada_augmix'):
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 
 
@@ -178,8 +169,11 @@ class _Study:
     Raises:
       UserError: the table has one of another config.
     """
-    known, cost = table.get(name, {}).get(str(seed), {}), self._cost(name, table)
-    fields = self._fields(name, seed, cost['cost_measured'])
+    known, cost, base = table.get(name, {}).get(str(seed), {}), self._cost(name, table), name.removesuffix(MINUTES)
+    length = SETTINGS[name].length
+    if name != base:
+      length = self._cost('ada_10_steps', table)['cost_measured'] / cost['cost_measured']
+    fields = self._fields(name, seed, length)
     if known:
       wanted = configs.override(configs.load(self._config(name)), fields)
       if changed := _changes(known['provenance']['config'], wanted):
@@ -187,7 +181,7 @@ class _Study:
         raise UserError(f'{said}; remove it, or name another --output.')
     if known.get('split') == split or split in known:  # nothing is measured twice
       return known
-    workdir = self._train(name, seed, fields)
+    workdir = self._train(base if length == SETTINGS[name].length else name, seed, fields)
     errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
     closing = runs.result(workdir, 'train')
     entry = errors | {
@@ -207,10 +201,9 @@ class _Study:
   def _start(self, seed: int) -> Path:
     return self._root / 'start' / f'seed{seed}'
 
-  def _fields(self, name: str, seed: int, cost: float) -> dict[str, str]:
-    """Returns the fields of a run that its config does not have, by the cost of a step."""
+  def _fields(self, name: str, seed: int, length: float) -> dict[str, str]:
+    """Returns the fields of a run that its config does not have, by its length in that of the config."""
     setting, spec = SETTINGS[name], configs.load(self._config(name))
-    length = frontier_drawing.BUDGET / cost if name.endswith(MINUTES) else setting.length
     epochs = length * spec.num_epochs
     fields = {'seed': str(seed), **self._fields_of_all, 'evals': 'clean', **setting.fields}
     if self._scale.start is not None:
@@ -285,7 +278,7 @@ class _Study:
     return {field: known[field] for field in COSTS}
 
   def _config_of_step(self, name: str) -> ConfigDict:
-    return configs.override(configs.load(self._config(name)), self._fields(name, 0, 1.0))
+    return configs.override(configs.load(self._config(name)), self._fields(name, 0, SETTINGS[name].length))
 
   def _measured_cost(self, name: str) -> dict[str, float]:
     """Returns the time and the FLOP of a step of a setting in those of a nominal one, as means over its run."""

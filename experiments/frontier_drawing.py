@@ -25,7 +25,6 @@ Table = Mapping[str, Seeds]  # setting -> seed -> entry
 MINUTES = '_equal_minutes'
 COSTS = ('cost_measured', 'cost_flop')  # of a step, in nominal ones
 _TICKS = (1, 1.5, 2, 3, 5, 10, 20)
-BUDGET = 6  # nominal trainings, whose time runs of equal minutes get
 REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
 
 

@@ -54,15 +54,14 @@ def test_a_setting_is_a_valid_config(name, tmp_path):
   configs.validate(configs.override(configs.load(study._config(name)), study._fields(name, 0, 19.0)))
 
 
-def test_equal_minutes_are_those_of_six_nominal_epochs(tmp_path, started):
-  names = 'nominal_equal_minutes,fast_ada_equal_minutes,ada_10_steps'
+def test_equal_minutes_are_those_of_an_epoch_of_ten_steps(tmp_path, started):
+  names = 'nominal_equal_minutes,fast_ada_equal_minutes,ada_10_steps_equal_minutes,ada_10_steps'
   table = run(tmp_path, '--split=test', f'--settings={names}')
   epochs = [[flag for flag in command if 'epochs' in flag] for command in started if 'train' in command[0]]
-  six, fewer = (
-    [f'--config.num_epochs={number}', f'--config.optimizer.warmup_epochs={share}']
-    for number, share in ((6, 0.6), (2.4, 0.24))
+  twenty, fewer = (
+    [f'--config.num_epochs={number}', f'--config.optimizer.warmup_epochs={number / 10:g}'] for number in (20, 8)
   )
-  assert epochs == [[], six, fewer, []]  # the first is the start
+  assert epochs == [[], twenty, fewer, []]  # the first is the start; ten steps are trained once
   assert table['fast_ada_equal_minutes']['0']['cost_measured'] == 2.5
   assert table['ada_10_steps']['0']['split'] == 'test'
   assert started[-1][0] == 'adversarial_augment.evaluate'
@@ -81,7 +80,7 @@ def test_a_cost_is_measured_once(tmp_path, started, monkeypatch):
   monkeypatch.setitem(COSTS, 'fast_ada', 3.0)  # as another timing would find
   table = run(tmp_path, '--split=test', f'--settings={name}', '--seeds=0,1')
   assert {one['cost_measured'] for one in table[name].values()} == {2.5}
-  assert {one['provenance']['config']['num_epochs'] for one in table[name].values()} == {2.4}
+  assert {one['provenance']['config']['num_epochs'] for one in table[name].values()} == {8}
 
 
 def test_a_cost_of_another_config_is_measured_again(tmp_path, started, monkeypatch):
@@ -106,9 +105,8 @@ def test_a_cost_is_that_of_the_step(tmp_path, monkeypatch):
 
 def test_an_entry_of_another_config_is_refused(tmp_path, started, monkeypatch):
   run(tmp_path, '--split=test', '--settings=fast_ada')
-  changed = frontier._ada(num_steps=1, moved='last_third', nu=0.04, init='zero')
-  monkeypatch.setitem(frontier.SETTINGS, 'fast_ada', changed)
-  with pytest.raises(UserError, match="'fast_ada', seed 0, has another config .attack.nu: .*0.0347 -> .*0.04"):
+  monkeypatch.setitem(frontier.SETTINGS, 'fast_ada', frontier.Setting('fast_ada', {'attack.nu': '0.04'}))
+  with pytest.raises(UserError, match="'fast_ada', seed 0, has another config .attack.nu: .*0.0427 -> .*0.04"):
     run(tmp_path, '--split=test', '--settings=fast_ada')
 
 
