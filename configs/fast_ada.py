@@ -29,10 +29,9 @@ from adversarial_augment import config as configs
 SMALL_EDSR = {'corruption_net.blocks': 4, 'corruption_net.features': 16, 'corruption_net.scale': 1}
 TINY_EDSR = {'corruption_net.blocks': 2, 'corruption_net.features': 8}
 
-# The smallest networks that ship and cost little beside the classifier, with the radii at which one step leaves images as
-# similar to c(x) as ten steps over all weights within the paper's radius of .015 do: a mean SSIM of .991 through the
-# small EDSR, of .960 through the paper's (held-out images of CIFAR-10). That of the quickstart leaves .88, as its two
-# steps within .04 do.
+# Networks that cost little beside the classifier, and the radii at which one step leaves images as similar to c(x) as
+# ten steps over all weights within the paper's radius of .015 do: a mean SSIM of .991 through the small EDSR, of .960
+# through the paper's (held-out images of CIFAR-10). That of the quickstart leaves .88, as its two steps within .04 do.
 VARIANTS = {
   '': {**SMALL_EDSR, 'attack.nu': 0.0765},
   'quickstart': {**SMALL_EDSR, 'attack.nu': 0.115},
