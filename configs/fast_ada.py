@@ -1,4 +1,4 @@
-r"""Fast AdA: one step from beta = 0, of the last third of EDSR's layers; AdA at the price of 2.3 nominal steps.
+r"""Fast AdA: one step from beta = 0, of the last third of a small EDSR's layers; AdA at the price of 1.7 nominal steps.
 
 python -m adversarial_augment.train --config=configs/fast_ada.py                # CIFAR-10, full setting
 python -m adversarial_augment.train --config=configs/fast_ada.py:quickstart     # embedded images, minutes on 2 cores
@@ -6,12 +6,12 @@ python -m adversarial_augment.train --config=configs/fast_ada.py:laptop         
 python -m adversarial_augment.train --config=configs/fast_ada.py:gpu            # CIFAR-10, ResNet-18, one GPU
 python -m adversarial_augment.train --config=configs/fast_ada.py:smoke          # two steps, for tests
 
-Like ada_edsr.py (arXiv 2104.01086) with a cheaper adversary: what the first two thirds of EDSR compute does not depend
-on beta and is computed once. The full setting costs 2.2 nominal steps by FLOP, instead of 17; its mCE has not been
-measured. There, the step adds 64 % of the loss that ten steps over all weights add. One step over all weights
-(--config.attack.moved=all --config.attack.nu=0.015) adds 80 % at a cost of 2.8: docs/reproduction.md.
+Like ada_edsr.py (arXiv 2104.01086) with a cheaper adversary: it moves a smaller network, and what the first two thirds
+of that compute does not depend on beta and is computed once. The full setting costs 1.66 nominal steps by FLOP, instead
+of 16.9, and the step adds 84 % of the loss that ten steps over all weights of the paper's EDSR add; its mCE has not been
+measured.
 
-`:laptop` gave an mCE of 28.95 % and a clean error of 19.08 % at 2.3 nominal steps (seed 0), ten steps over all weights
+`:laptop` gave an mCE of 29.16 % and a clean error of 18.84 % at 1.7 nominal steps (seed 0), ten steps over all weights
 29.23 and 19.06 % at 17, from one start, on CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated
 here): docs/reproduction.md.
 
