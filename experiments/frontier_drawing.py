@@ -147,8 +147,7 @@ def picture(table: Table) -> bytes:
   """Returns clean error, mCE and gap against cost as PNG; rows: test images, equal minutes, held-out images.
 
   Dots are at the measured cost, rings at that by FLOP. Bars are standard errors of the difference to the first of
-  `REFERENCES` in the row, paired by seed. Named are the references, fast AdA, and settings with a lower mCE than every
-  cheaper one.
+  `REFERENCES` in the row, paired by seed. The references and fast AdA have their names.
   """
   from matplotlib.figure import Figure
 
@@ -163,8 +162,8 @@ def picture(table: Table) -> bytes:
   figure = Figure(figsize=(13, 4.2 * len(rows)), layout='constrained')
   axes = figure.subplots(len(rows), len(QUANTITIES), sharex=True, squeeze=False)
   for row, (title, chosen) in zip(axes, rows.items(), strict=True):
-    named = {*filter(_is_special, chosen), *_least(chosen)}
-    heights = dict(zip(sorted(named, key=lambda name: _cost(chosen[name])), itertools.cycle((3, -9)), strict=False))
+    named = sorted(filter(_is_special, chosen), key=lambda name: _cost(chosen[name]))
+    heights = dict(zip(named, itertools.cycle((3, -9)), strict=False))
     paired = _paired(chosen)
     for column, (axis, (quantity, of)) in enumerate(zip(row, QUANTITIES.items(), strict=True)):
       for name, seeds in chosen.items():
@@ -175,10 +174,12 @@ def picture(table: Table) -> bytes:
         axis.plot([_cost(seeds), flop], [value, value], color=style['color'], linewidth=0.5, alpha=0.5)
         axis.errorbar(flop, value, **style, markersize=5, fillstyle='none')
         if name in named:  # above and below in turn, because neighbours lie close
-          label, offset = name.removesuffix(MINUTES), (4, heights[name])
-          axis.annotate(label, (_cost(seeds), value), xytext=offset, textcoords='offset points', fontsize=6)
+          is_left = _cost(seeds) < 8
+          place = {'xytext': (4 if is_left else -6, heights[name]), 'ha': 'left' if is_left else 'right'}
+          label = name.removesuffix(MINUTES)
+          axis.annotate(label, (_cost(seeds), value), **place, textcoords='offset points', fontsize=7)
       axis.set_xscale('log')
-      axis.set_xlim(0.9, 45)  # room for names
+      axis.set_xlim(0.9, 26)
       axis.set_xticks(_TICKS, map(str, _TICKS))
       axis.minorticks_off()
       axis.set_title(f'{quantity} (%), {title}', fontsize=10)
@@ -196,19 +197,6 @@ def _paired(table: Table) -> dict[str, tuple[list[str], list[Estimate]]]:
   for reference in (name for one in REFERENCES for name in (one, one + MINUTES) if name in table):
     return differences(table, reference)
   return {}
-
-
-def _least(table: Table) -> list[str]:
-  """Returns the settings with a lower mCE than every cheaper one, with and without AugMix separately."""
-  found = []
-  for augmix in (False, True):
-    lowest = float('inf')
-    for name, seeds in sorted(table.items(), key=lambda item: _cost(item[1])):
-      mce = estimate([QUANTITIES['mCE'](entry) for entry in seeds.values()]).mean
-      if ('augmix' in name) == augmix and mce < lowest:
-        lowest = mce
-        found.append(name)
-  return found
 
 
 def _is_special(name: str) -> bool:
