@@ -5,9 +5,9 @@
   python -m experiments.frontier_strength --workdir=RUN --variant=full --settings=fast_ada --num_images=64
 
 The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
-line search. With --variant=full, they move the paper's corruption network, whose radii only fast_ada and the settings
-over all weights have. `share` is what a setting adds to the mean loss of its c(x), as a part of what ten steps add;
-`share_over_random` counts from a random perturbation instead.
+line search. With --variant=full, they are those of the full setting: settings over all weights move the paper's
+corruption network, and fast_ada its own; the others have no radii there. `share` is what a setting adds to the mean
+loss of its c(x), as a part of what ten steps add; `share_over_random` counts from a random perturbation instead.
 
 Beside the settings of experiments.frontier, there are adversaries of one or two steps over all weights:
 - start_random, from a random start;

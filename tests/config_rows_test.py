@@ -54,6 +54,9 @@ def test_fast_ada_differs_in_its_adversary(variant):
     'attack.num_steps': 1, 'attack.moved': 'last_third', 'attack.init': 'zero', 'attack.measure_end': False,
     'attack.nu': fast.attack.nu,
   }  # fmt: skip
+  network = fast.corruption_net
+  small = (2, 8, 1) if variant == 'laptop' else (4, 16, 1)
+  assert (network.name, network.blocks, network.features, network.scale) == ('edsr', *small)
   assert configs.differences(fast, augmix) == ["augment.after: [] -> ['augmix']"]
   for config in (fast, augmix):
     configs.validate(config)
