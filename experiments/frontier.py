@@ -5,15 +5,17 @@
   python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=0,1,2
 
 Missing runs are trained one after the other; stopped runs resume. On one core, a setting takes about ten minutes with
-its evaluation, and an hour with ten steps. All fine-tune the start of their seed, which they share with
-table1_corruptions. The settings see as many images as nominal; those whose name ends in _equal_minutes get the time
-that this takes with ten steps instead, and their number of epochs follows from the cost of their step.
+its evaluation, and forty with ten steps. With --scale=laptop, all fine-tune the start of their seed, which they share
+with table1_corruptions; --starts=experiments/starts takes the starts of the committed results, so that it need not be
+trained for 45 minutes first, and new entries compare with those. The settings see as many images as nominal; those
+whose name ends in _equal_minutes get the time that this takes with ten steps instead, and their number of epochs
+follows from the cost of their step.
 
 The cost of a step is its time in nominal steps, both measured in turn, and its floating-point operations in those of a
 nominal step. It is measured once, and kept in WORKDIR/SCALE/frontier/SETTING/cost.json. With --split=holdout, errors
 are those on training images that no run has seen. Entries are added to those already in OUTPUT, where a result on test
-images keeps one on held-out images as `holdout`. Runs from another start are not compared: to repeat the study, name an
---output of your own.
+images keeps one on held-out images as `holdout`. Runs from another start are not compared: to repeat the study with
+starts of your own, name an --output of your own.
 """
 
 import argparse
@@ -145,23 +147,39 @@ def main(argv: Sequence[str]) -> None:
   fields = {**scale.fields, **overrides}
   if arguments.split == 'holdout' and not configs.override(configs.load('configs/nominal.py'), fields).holdout:
     raise UserError(f'--split=holdout: runs of --scale={arguments.scale} hold out no images; set --config.holdout.')
+  starts = _starts(arguments.starts, scale, seeds)
   figure_files.check_drawable()
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # this process shares a GPU with its trainings
   name = f'frontier_{arguments.scale}.json'
   table = runs.Table(arguments.output, name, frontier_drawing.texts, frontier_drawing.picture)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
-  study = _Study(scale, root, fields)
+  study = _Study(scale, root, fields, starts)
   for seed in seeds:
     for name in names:
       table.add(name, study.entry(name, seed, table.rows, arguments.split), str(seed))
   print(f'wrote {table.path}, .csv, .md and .png')
 
 
+def _starts(folder: str | None, scale: table1_corruptions.Scale, seeds: Sequence[int]) -> Mapping[int, Path]:
+  """Returns the files of the classifiers from which seeds start; none where they are to be trained."""
+  if folder is None:
+    return {}
+  if scale.start is None:
+    raise UserError(f"--starts='{folder}': runs of this scale start from scratch; omit it.")
+  found = {seed: files.user_path(folder, '--starts') / f'seed{seed}.safetensors' for seed in seeds}
+  for seed, path in found.items():
+    if not path.is_file():
+      raise UserError(f"--starts='{folder}' has no {path.name}; name other --seeds, or omit it to train seed {seed}'s.")
+  return found
+
+
 class _Study:
   """The runs of all settings at one scale."""
 
-  def __init__(self, scale: table1_corruptions.Scale, root: Path, fields: Mapping[str, str]):
-    self._scale, self._root, self._fields_of_all = scale, root, fields
+  def __init__(
+    self, scale: table1_corruptions.Scale, root: Path, fields: Mapping[str, str], starts: Mapping[int, Path] = {}
+  ):
+    self._scale, self._root, self._fields_of_all, self._starts = scale, root, fields, starts
 
   def entry(self, name: str, seed: int, table: Table, split: str) -> dict[str, Any]:
     """Returns the entry of a setting and seed, trained and measured if need be.
@@ -199,7 +217,7 @@ class _Study:
     return f'configs/{SETTINGS[name].config}.py' + (f':{self._scale.variant}' if self._scale.variant else '')
 
   def _start(self, seed: int) -> Path:
-    return self._root / 'start' / f'seed{seed}'
+    return self._starts.get(seed, self._root / 'start' / f'seed{seed}')
 
   def _fields(self, name: str, seed: int, length: float) -> dict[str, str]:
     """Returns the fields of a run that its config does not have, by its length in that of the config."""
@@ -217,7 +235,7 @@ class _Study:
 
   def _train(self, name: str, seed: int, fields: Mapping[str, str]) -> Path:
     flags = lambda fields: [f'--config.{field}={value}' for field, value in fields.items()]
-    if self._scale.start is not None:
+    if self._scale.start is not None and seed not in self._starts:
       runs.train(self._scale.start, self._start(seed), flags({'seed': str(seed), **self._fields_of_all}))
     workdir = self._root / 'frontier' / name / f'seed{seed}'
     runs.train(self._config(name), workdir, flags(fields))
@@ -369,6 +387,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
   parser.add_argument('--split', default='holdout', metavar='NAME', help='holdout or test; default: holdout')
+  parser.add_argument('--starts', metavar='DIR', help='of seedN.safetensors to start from; default: they are trained')
   table1_corruptions.add_flags(parser, SCALES)
   return parser
 

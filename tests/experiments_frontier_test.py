@@ -70,6 +70,30 @@ def test_equal_minutes_are_those_of_an_epoch_of_ten_steps(tmp_path, started):
   assert started == []  # nothing is trained or measured twice
 
 
+def test_runs_start_from_given_classifiers(tmp_path, started):
+  (tmp_path / 'starts').mkdir()
+  (tmp_path / 'starts' / 'seed1.safetensors').touch()
+  starts = f'--starts={tmp_path / "starts"}'
+  run(tmp_path, '--split=test', '--settings=nominal', '--seeds=1', starts)
+  assert [command[0].rpartition('.')[2] for command in started] == ['train', 'evaluate']  # no start is trained
+  assert f'--config.init_from={tmp_path / "starts" / "seed1.safetensors"}' in started[0]
+  started.clear()
+  with pytest.raises(UserError, match=r'has no seed0\.safetensors'):
+    run(tmp_path, '--split=test', '--settings=nominal', '--seeds=1,0', starts)
+  assert started == []
+
+
+def test_results_are_from_the_starts_that_ship():
+  folder = Path(frontier.__file__).parent
+  table = json.loads((folder / 'results' / 'frontier_laptop.json').read_text())
+  files = list((folder / 'starts').glob('seed*.safetensors'))
+  for seed, path in ((path.stem.removeprefix('seed'), path) for path in files):
+    start = inference.read_file(path).restored.sha256
+    of_seed = {seeds[seed]['provenance']['init_from']['checkpoint_sha256'] for seeds in table.values() if seed in seeds}
+    assert of_seed == {start}
+  assert files
+
+
 def test_a_cost_is_measured_once(tmp_path, started, monkeypatch):
   name = 'fast_ada_equal_minutes'
   kept = runs.start
@@ -199,6 +223,8 @@ def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, 
     (['--scale=smoke'], "--scale 'smoke'.*gpu"),
     (['--scale=gpu'], '--split=holdout: runs of --scale=gpu hold out no images; set --config.holdout.'),
     (['--scale=gpu', '--config.holdout=many'], "config.holdout='many' must be"),
+    (['--scale=gpu', '--split=test', '--starts=starts'], '--starts.*from scratch; omit it'),
+    (['--starts=starts'], r"--starts='starts' has no seed0\.safetensors; name other --seeds"),
   ],
 )
 def test_wrong_flags_are_refused(tmp_path, flags, said):
