@@ -261,7 +261,7 @@ def test_strengths_of_one_step_agree(tmp_path, monkeypatch):
   [
     ('ada_1_step', True),
     ('edsr_2x8_1_step', True),
-    ('ada_1_step_half', False),
+    ('last_third_1_step_half', False),
     ('ada_2_steps_growing', False),
     ('ada_2_steps_late', False),
     ('free_2', False),
