@@ -335,6 +335,8 @@ def test_what_is_saved_is_copied_with_the_manifest_last(flaky, tmp_path, monkeyp
     for step in (10, 20, 30, 40):
       make_run(run, step)
       saved(step)
+      while f'checkpoints/{step}/MANIFEST.json' not in order:
+        threading.Event().wait(0.01)
   last = order.index('checkpoints/40/MANIFEST.json')
   assert {'config.json', 'metrics.jsonl'} < set(order[order.index('checkpoints/30/MANIFEST.json') : last])
   assert not [name for name in order[last + 1 :] if name.startswith('checkpoints/')]
