@@ -146,8 +146,7 @@ def _cost(seeds: Seeds) -> float:
 def picture(table: Table) -> bytes:
   """Returns clean error, mCE and gap against cost as PNG; rows: test images, equal minutes, held-out images.
 
-  Dots are at the measured cost, rings at that by FLOP. Bars are standard errors of the difference to the first of
-  `REFERENCES` in the row, paired by seed. The references and fast AdA have their names.
+  Dots are at the measured cost, rings at that by FLOP; see `heights`. The references and fast AdA have their names.
   """
   from matplotlib.figure import Figure
 
@@ -161,23 +160,24 @@ def picture(table: Table) -> bytes:
   rows = {title: chosen for title, chosen in rows.items() if chosen}
   figure = Figure(figsize=(13, 4.2 * len(rows)), layout='constrained')
   axes = figure.subplots(len(rows), len(QUANTITIES), sharex=True, squeeze=False)
+  notes = [f'{about(parts(table, split), split)}.' for split in _splits(table)]
   for row, (title, chosen) in zip(axes, rows.items(), strict=True):
-    named = sorted(filter(_is_special, chosen), key=lambda name: _cost(chosen[name]))
-    heights = dict(zip(named, itertools.cycle((3, -9)), strict=False))
-    paired = _paired(chosen)
-    for column, (axis, (quantity, of)) in enumerate(zip(row, QUANTITIES.items(), strict=True)):
-      for name, seeds in chosen.items():
-        value, style = estimate([of(entry) for entry in seeds.values()]).mean, _style(name)
-        error = paired[name][1][column].error if name in paired else None
-        axis.errorbar(_cost(seeds), value, error, **style, markersize=5, capsize=2)
-        flop = next(iter(seeds.values()))['cost_flop']
-        axis.plot([_cost(seeds), flop], [value, value], color=style['color'], linewidth=0.5, alpha=0.5)
+    drawn = heights(chosen)
+    if left := sorted(chosen.keys() - drawn.keys()):
+      notes.append(f'Not drawn for {title}: {", ".join(left)}.')
+    named = sorted(filter(_is_special, drawn), key=lambda name: _cost(chosen[name]))
+    offsets = dict(zip(named, itertools.cycle((3, -9)), strict=False))
+    for column, (axis, quantity) in enumerate(zip(row, QUANTITIES, strict=True)):
+      for name, estimates in drawn.items():
+        (value, error), style, cost = estimates[column], _style(name), _cost(chosen[name])
+        axis.errorbar(cost, value, error, **style, markersize=5, capsize=2)
+        flop = next(iter(chosen[name].values()))['cost_flop']
+        axis.plot([cost, flop], [value, value], color=style['color'], linewidth=0.5, alpha=0.5)
         axis.errorbar(flop, value, **style, markersize=5, fillstyle='none')
         if name in named:  # above and below in turn, because neighbours lie close
-          is_left = _cost(seeds) < 8
-          place = {'xytext': (4 if is_left else -6, heights[name]), 'ha': 'left' if is_left else 'right'}
-          label = name.removesuffix(MINUTES)
-          axis.annotate(label, (_cost(seeds), value), **place, textcoords='offset points', fontsize=7)
+          is_left = cost < 8
+          place = {'xytext': (4 if is_left else -6, offsets[name]), 'ha': 'left' if is_left else 'right'}
+          axis.annotate(name.removesuffix(MINUTES), (cost, value), **place, textcoords='offset points', fontsize=7)
       axis.set_xscale('log')
       axis.set_xlim(0.9, 26)
       axis.set_xticks(_TICKS, map(str, _TICKS))
@@ -185,18 +185,26 @@ def picture(table: Table) -> bytes:
       axis.set_title(f'{quantity} (%), {title}', fontsize=10)
       axis.set_xlabel('cost of a step, in nominal steps (dots: measured, rings: by FLOP)', fontsize=8)
       axis.grid(alpha=0.3)
-  data = '; '.join(about(parts(table, split), split) for split in _splits(table))
-  figure.supxlabel(textwrap.fill(data, 200), fontsize=7)
+  figure.supxlabel('\n'.join(textwrap.fill(note, 200) for note in notes), fontsize=7)
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=130)
   return content.getvalue()
 
 
-def _paired(table: Table) -> dict[str, tuple[list[str], list[Estimate]]]:
-  """Returns the differences to the first reference that a table has."""
-  for reference in (name for one in REFERENCES for name in (one, one + MINUTES) if name in table):
-    return differences(table, reference)
-  return {}
+def heights(table: Table) -> dict[str, list[Estimate]]:
+  """Returns where a picture has settings, in the order of `QUANTITIES`: a reference at its mean, others relative to it.
+
+  The reference is the first of `REFERENCES` with the most seeds. Others are above it by the difference of their common
+  seeds, with its standard error. Left out are those with another start, and those with an mCE above nominal's.
+  """
+  known = [name for one in REFERENCES for name in (one, one + MINUTES) if name in table]
+  reference = max(known, key=lambda name: len(table[name]), default=min(table))
+  own = [estimate([of(entry) for entry in table[reference].values()]) for of in QUANTITIES.values()]
+  found = {reference: [Estimate(one.mean, None) for one in own]}
+  for name, (_, others) in differences(table, reference).items():
+    found[name] = [Estimate(one.mean + other.mean, other.error) for one, other in zip(own, others, strict=True)]
+  mce, nominal = list(QUANTITIES).index('mCE'), [found[name] for name in found if name.startswith('nominal')]
+  return {name: one for name, one in found.items() if not nominal or one[mce].mean <= nominal[0][mce].mean}
 
 
 def _is_special(name: str) -> bool:

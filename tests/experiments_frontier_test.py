@@ -186,6 +186,24 @@ def test_differences_are_paired_by_seed_and_minutes(tmp_path, started):
   assert {row['split'] for row in rows} == {'test'}
 
 
+def test_a_picture_has_what_can_be_compared():
+  entry = lambda mce, start='a': {
+    'mce': mce,
+    'clean_error': 0.1,
+    'provenance': {'init_from': {'checkpoint_sha256': start * 64}},
+  }
+  table = {
+    'ada_10_steps': {'0': entry(0.25), '1': entry(0.35)},
+    'nominal': {'0': entry(0.30), '1': entry(0.36)},
+    'ada_1_step': {'1': entry(0.36)},
+    'ada_2_steps': {'0': entry(0.26), '1': entry(0.35, 'b')},
+    'free_2': {'0': entry(0.31)},
+    'free_4': {'1': entry(0.30, 'b')},
+  }
+  found = {name: str(mce) for name, (_, mce, _) in frontier_drawing.heights(table).items()}
+  assert found == {'ada_10_steps': '30.00', 'nominal': '33.00 ± 2.00', 'ada_1_step': '31.00', 'ada_2_steps': '31.00'}
+
+
 def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, monkeypatch):
   spec = configs.override(configs.load('configs/nominal.py:laptop'), {'holdout': '5000', 'init_from': 'start/seed0'})
   held_out_config = json.loads(configs.to_json(spec))
