@@ -28,16 +28,17 @@ def parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
   return made
 
 
-def check_num_images(number: int, least: int, test: Dataset) -> None:
+def check_num_images(number: int, least: int, images: Dataset, multiple: int = 1) -> None:
   """Checks the number of images.
 
   Raises:
-    UserError: it is outside [least, all test images].
+    UserError: it is outside [least, all images], or no multiple of a number.
   """
-  if not least <= number <= test.num_examples:
+  if not least <= number <= images.num_examples or number % multiple:
+    what = f'a multiple of {multiple} ' if multiple > 1 else ''
     raise UserError(
-      f'--num_images={number} must be between {least} and {test.num_examples}, the number of test images '
-      f'of {test.name}.'
+      f'--num_images={number} must be {what}between {least} and {images.num_examples}, the number of images of this '
+      f'split of {images.name}.'
     )
 
 

@@ -1,21 +1,21 @@
 """Compares cheaper forms of AdA: mean corruption error against the cost of a training step.
 
-  python -m experiments.frontier --scale=laptop                         # every setting, seed 0, on held-out images
+  python -m experiments.frontier --scale=laptop                         # every setting, seed 1, on held-out images
   python -m experiments.frontier --scale=laptop --settings=ada_1_step,ada_10_steps
   python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=0,1,2
 
 Missing runs are trained one after the other; stopped runs resume. On one core, a setting takes about ten minutes with
-its evaluation, and forty with ten steps. With --scale=laptop, all fine-tune the start of their seed, which they share
-with table1_corruptions; --starts=experiments/starts takes the starts of the committed results, so that it need not be
-trained for 45 minutes first, and new entries compare with those. The settings see as many images as nominal; those
-whose name ends in _equal_minutes get the time that this takes with ten steps instead, and their number of epochs
+its evaluation, and forty with ten steps. With --scale=laptop, all fine-tune the classifier of their seed. Those of
+seeds 1 and 2 ship in experiments/starts, so that new settings compare with the committed ones; another one, or one with
+other fields, is trained for 45 minutes, and shared with table1_corruptions. The settings see as many images as nominal;
+those whose name ends in _equal_minutes get the time that this takes with ten steps instead, and their number of epochs
 follows from the cost of their step.
 
 The cost of a step is its time in nominal steps, both measured in turn, and its floating-point operations in those of a
 nominal step. It is measured once, and kept in WORKDIR/SCALE/frontier/SETTING/cost.json. With --split=holdout, errors
 are those on training images that no run has seen. Entries are added to those already in OUTPUT, where a result on test
-images keeps one on held-out images as `holdout`. Runs from another start are not compared: to repeat the study with
-starts of your own, name an --output of your own.
+images keeps one on held-out images as `holdout`. Runs from another start are not compared, and those with other fields
+are refused: to repeat the study with your own, name an --output of your own.
 """
 
 import argparse
@@ -38,11 +38,12 @@ from adversarial_augment.errors import UserError
 from adversarial_augment.storage import artifact, files, untrusted
 from adversarial_augment.types import Batch, Dataset
 from experiments import figure_files, frontier_drawing, runs, table1_corruptions
-from experiments.frontier_drawing import COSTS, MINUTES, Table
+from experiments.frontier_drawing import COSTS, MINUTES, Entries
 
 ROUNDS = 21  # of a step and a nominal one, in turn
 SCALES = ('laptop', 'gpu')  # whose corruption network has four blocks of 16 features
 SPLITS = ('holdout', 'test')
+STARTS = Path(__file__).parent / 'starts'  # of the committed results: seedN.safetensors
 _PLACES = ('init_from', 'frost_dir')  # fields that may differ between entries of one config, beside `RESUMABLE`
 
 
@@ -67,18 +68,19 @@ def _free(updates: int) -> Setting:
 _LATE = {'attack.warmup_epochs': 0.5}  # the adversary is there in the second half of the training
 
 # The radii of parts of the weights, and of the network of two blocks of eight features, give a mean SSIM of 0.991 with
-# c(x), as ten steps over all weights of the small EDSR at the paper's radius do: experiments.frontier_strength on 256
-# held-out images, from the start of seed 0. Over all weights of that network, the radius is the paper's.
+# c(x) from a random start, as ten steps over all weights of the small EDSR at the paper's radius do: on 256 held-out
+# images, by experiments.frontier_strength. From beta = 0, a step leaves up to 0.001 less. fast_ada_random leaves what
+# fast_ada does.
 SETTINGS: dict[str, Setting] = {
   'nominal': Setting('nominal'),
   'augmix': Setting('augmix'),
   'fast_ada': Setting('fast_ada'),
   'fast_ada_augmix': Setting('fast_ada_augmix'),
+  'fast_ada_random': Setting('fast_ada', {'attack.num_steps': '0', 'attack.init': 'ball', 'attack.nu': '0.18'}),
   'ada_10_steps': _ada(num_steps=10),
   'ada_5_steps': _ada(num_steps=5),
   'ada_2_steps': _ada(num_steps=2),
   'ada_1_step': _ada(num_steps=1),
-  'ada_random': _ada(num_steps=0),
   'ada_1_step_from_zero': _ada(num_steps=1, init='zero'),
   'ada_1_step_group_4': _ada(num_steps=1, beta_mode='group', group=4),
   'ada_2_steps_quarter': _ada(num_steps=2, fraction=0.25),
@@ -118,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
   checks.lookup(dict.fromkeys(SCALES), arguments.scale, '--scale')
   checks.lookup(dict.fromkeys(SPLITS), arguments.split, '--split')
   scale = table1_corruptions.SCALES[arguments.scale]
-  names = arguments.settings.split(',') if arguments.settings else list(SETTINGS)
+  names = list(SETTINGS) if arguments.settings is None else arguments.settings.split(',')
   for name in names:
     checks.lookup(SETTINGS, name, 'setting')
   seeds = table1_corruptions.seeds(arguments.seeds)
@@ -138,59 +140,48 @@ def main(argv: Sequence[str]) -> None:
   fields = {**scale.fields, **overrides}
   if arguments.split == 'holdout' and not configs.override(configs.load('configs/nominal.py'), fields).holdout:
     raise UserError(f'--split=holdout: runs of --scale={arguments.scale} hold out no images; set --config.holdout.')
-  starts = _starts(arguments.starts, scale, seeds)
   figure_files.check_drawable()
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # this process shares a GPU with its trainings
-  name = f'frontier_{arguments.scale}.json'
-  table = runs.Table(arguments.output, name, frontier_drawing.texts, frontier_drawing.picture)
+  file = f'frontier_{arguments.scale}.json'
+  table = runs.Table(arguments.output, file, frontier_drawing.texts, frontier_drawing.picture)
   root = files.user_path(arguments.workdir, '--workdir') / arguments.scale
-  study = _Study(scale, root, fields, starts)
+  study = _Study(scale, root, fields)
+  study.check(table.rows)
   for seed in seeds:
     for name in names:
       table.add(name, study.entry(name, seed, table.rows, arguments.split), str(seed))
   print(f'wrote {table.path}, .csv, .md and .png')
 
 
-def _starts(folder: str | None, scale: table1_corruptions.Scale, seeds: Sequence[int]) -> Mapping[int, Path]:
-  """Returns the files of the classifiers from which seeds start; none where they are to be trained."""
-  if folder is None:
-    return {}
-  if scale.start is None:
-    raise UserError(f"--starts='{folder}': runs of this scale start from scratch; omit it.")
-  found = {seed: files.user_path(folder, '--starts') / f'seed{seed}.safetensors' for seed in seeds}
-  for seed, path in found.items():
-    if not path.is_file():
-      raise UserError(f"--starts='{folder}' has no {path.name}; name other --seeds, or omit it to train seed {seed}'s.")
-  return found
-
-
 class _Study:
   """The runs of all settings at one scale."""
 
-  def __init__(
-    self, scale: table1_corruptions.Scale, root: Path, fields: Mapping[str, str], starts: Mapping[int, Path] = {}
-  ):
-    self._scale, self._root, self._fields_of_all, self._starts = scale, root, fields, starts
+  def __init__(self, scale: table1_corruptions.Scale, root: Path, fields: Mapping[str, str]):
+    self._scale, self._root, self._fields_of_all = scale, root, fields
 
-  def entry(self, name: str, seed: int, table: Table, split: str) -> dict[str, Any]:
-    """Returns the entry of a setting and seed, trained and measured if need be.
+  def check(self, table: Entries) -> None:
+    """Checks that the entries of a table are of the runs that this study would make.
 
     Raises:
-      UserError: the table has one of another config.
+      UserError: one is of another config.
     """
-    known, cost, base = table.get(name, {}).get(str(seed), {}), self._cost(name, table), name.removesuffix(MINUTES)
-    length = SETTINGS[name].length
-    if name != base:
-      length = self._cost('ada_10_steps', table)['cost_measured'] / cost['cost_measured']
-    fields = self._fields(name, seed, length)
-    if known:
-      wanted = configs.override(configs.load(self._config(name)), fields)
-      if changed := _changes(known['provenance']['config'], wanted):
-        said = f"the table's entry of setting '{name}', seed {seed}, has another config ({'; '.join(changed)})"
-        raise UserError(f'{said}; remove it, or name another --output.')
+    for name in filter(table.__contains__, SETTINGS):
+      for seed, entry in table[name].items():
+        wanted = self._spec(name, int(seed), self._length(name, table))
+        if changed := _changes(entry['provenance']['config'], wanted):
+          said = f"the table's entry of setting '{name}', seed {seed}, has another config ({'; '.join(changed)})"
+          raise UserError(f'{said}; remove it, or name another --output.')
+
+  def entry(self, name: str, seed: int, table: Entries, split: str) -> dict[str, Any]:
+    """Returns the entry of a setting and seed, trained and measured if need be."""
+    known, cost = table.get(name, {}).get(str(seed), {}), self._cost(name, table)
     if known.get('split') == split or split in known:  # nothing is measured twice
       return known
-    workdir = self._train(base if length == SETTINGS[name].length else name, seed, fields)
+    length = self._length(name, table)
+    fields = self._fields(name, seed, length)
+    # Ten steps are as long at equal minutes, and trained once.
+    base = name.removesuffix(MINUTES)
+    workdir = self._train(base if length == SETTINGS[base].length else name, seed, fields)
     errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
     closing = runs.result(workdir, 'train')
     entry = errors | {
@@ -208,7 +199,18 @@ class _Study:
     return f'configs/{SETTINGS[name].config}.py' + (f':{self._scale.variant}' if self._scale.variant else '')
 
   def _start(self, seed: int) -> Path:
-    return self._starts.get(seed, self._root / 'start' / f'seed{seed}')
+    """Returns what a seed is fine-tuned from: the file that ships, if it is of the same config, or a run."""
+    fields = {name: value for name, value in self._fields_of_all.items() if name not in _PLACES}
+    config = configs.override(configs.load(self._scale.start), {'seed': str(seed), **fields})
+    path = STARTS / f'seed{seed}.safetensors'
+    is_its_own = path.is_file() and _config_of(path) in configs.all_sha256(config)
+    return path if is_its_own else self._root / 'start' / f'seed{seed}'
+
+  def _length(self, name: str, table: Entries) -> float:
+    """Returns the length of the training of a setting, in that of its config."""
+    if not name.endswith(MINUTES):
+      return SETTINGS[name].length
+    return self._cost('ada_10_steps', table)['cost_measured'] / self._cost(name, table)['cost_measured']
 
   def _fields(self, name: str, seed: int, length: float) -> dict[str, str]:
     """Returns the fields of a run that its config does not have, by its length in that of the config."""
@@ -224,10 +226,15 @@ class _Study:
       }
     return fields | {field: f'{share * epochs:.4g}' for field, share in setting.shares.items()}
 
+  def _spec(self, name: str, seed: int = 0, length: float | None = None) -> ConfigDict:
+    """Returns the config of a run, by default of one whose step is measured."""
+    fields = self._fields(name, seed, SETTINGS[name].length if length is None else length)
+    return configs.override(configs.load(self._config(name)), fields)
+
   def _train(self, name: str, seed: int, fields: Mapping[str, str]) -> Path:
     flags = lambda fields: [f'--config.{field}={value}' for field, value in fields.items()]
-    if self._scale.start is not None and seed not in self._starts:
-      runs.train(self._scale.start, self._start(seed), flags({'seed': str(seed), **self._fields_of_all}))
+    if self._scale.start is not None and not (start := self._start(seed)).is_file():
+      runs.train(self._scale.start, start, flags({'seed': str(seed), **self._fields_of_all}))
     workdir = self._root / 'frontier' / name / f'seed{seed}'
     runs.train(self._config(name), workdir, flags(fields))
     return workdir
@@ -268,7 +275,7 @@ class _Study:
       | {'checkpoint_sha256': restored.sha256, 'command': figure_files.command('frontier')},
     }
 
-  def _cost(self, name: str, table: Table) -> dict[str, float]:
+  def _cost(self, name: str, table: Entries) -> dict[str, float]:
     """Returns the cost of a step of a setting: what the table or an earlier start has, or measured and kept."""
     base = name.removesuffix(MINUTES)
     if base == 'nominal':
@@ -278,7 +285,7 @@ class _Study:
     folder = self._root / 'frontier' / base
     with artifact.storage_errors(f"write in '{folder}'"):
       folder.mkdir(parents=True, exist_ok=True)
-    path, config = folder / 'cost.json', self._config_of_step(base)
+    path, config = folder / 'cost.json', self._spec(base)
     with artifact.lock(folder, name=path.name, wait=True):
       known = untrusted.read_json(path) if path.exists() else {}
       if 'config' not in known or _changes(known['config'], config):
@@ -286,18 +293,15 @@ class _Study:
         artifact.replace(path, (json.dumps(known) + '\n').encode())
     return {field: known[field] for field in COSTS}
 
-  def _config_of_step(self, name: str) -> ConfigDict:
-    return configs.override(configs.load(self._config(name)), self._fields(name, 0, SETTINGS[name].length))
-
   def _measured_cost(self, name: str) -> dict[str, float]:
     """Returns the time and the FLOP of a step of a setting in those of a nominal one, as means over its run."""
     from adversarial_augment.parallel import devices
     from benchmarks import timing
 
-    config, nominal = self._config_of_step(name), self._config_of_step('nominal')
+    config, nominal = self._spec(name), self._spec('nominal')
     devices.virtual_devices(config.batch_size)
     devices.compilation_cache()
-    spared = self._config_of_step('augmix') if SETTINGS[name].config.endswith('augmix') else nominal
+    spared = self._spec('augmix') if SETTINGS[name].config.endswith('augmix') else nominal
     always = configs.override(config, {'attack.every': '1', 'attack.warmup_epochs': '0'})
     with progress.stage(f'timing a step of {name}', progress.log):
       steps = {which: _step(one) for which, one in {'it': always, 'spared': spared, 'nominal': nominal}.items()}
@@ -307,6 +311,12 @@ class _Study:
       'cost_measured': round(mean_cost(config, {which: one.wall for which, one in seconds.items()}), 3),
       'cost_flop': round(mean_cost(config, flop), 3),
     }
+
+
+@functools.cache
+def _config_of(path: Path) -> str:
+  """Returns the hash of the config that a classifier in a file was trained with."""
+  return inference.read_file(path).restored.config_sha256
 
 
 def _changes(found: Mapping[str, Any], wanted: ConfigDict) -> list[str]:
@@ -378,8 +388,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
   parser.add_argument('--split', default='holdout', metavar='NAME', help='holdout or test; default: holdout')
-  parser.add_argument('--starts', metavar='DIR', help='of seedN.safetensors to start from; default: they are trained')
-  table1_corruptions.add_flags(parser, SCALES)
+  table1_corruptions.add_flags(parser, SCALES, seeds='1')
   return parser
 
 

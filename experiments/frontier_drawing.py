@@ -18,17 +18,17 @@ from adversarial_augment import metrics
 from adversarial_augment.errors import UserError
 from adversarial_augment.reporting.published import COLUMNS
 from experiments import figure_files
-from experiments.figure1_ssim import density
 from experiments.table1_drawing import QUANTITIES, Estimate, Seeds, estimate, header, line
 
-Table = Mapping[str, Seeds]  # setting -> seed -> entry
+Entries = Mapping[str, Seeds]  # setting -> seed -> entry of the table
 MINUTES = '_equal_minutes'
 COSTS = ('cost_measured', 'cost_flop')  # of a step, in nominal ones
+_FADED = 0.55
 _TICKS = (1, 1.5, 2, 3, 5, 10, 20)
 REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
 
 
-def texts(table: Table, path: Path) -> dict[str, str]:
+def texts(table: Entries, path: Path) -> dict[str, str]:
   """Returns the files of a table: suffix -> contents.
 
   Raises:
@@ -58,7 +58,7 @@ def _images(entry: Mapping[str, Any], split: str) -> tuple[Any, ...]:
   return data[split].get('sha256'), entry['num_images'], version, *found
 
 
-def parts(table: Table, split: str) -> dict[str, Seeds]:
+def parts(table: Entries, split: str) -> dict[str, Seeds]:
   """Returns the entries of a split, those that an entry on test images keeps included."""
   found: dict[str, dict[str, Mapping[str, Any]]] = {}
   for name, seeds in table.items():
@@ -69,28 +69,31 @@ def parts(table: Table, split: str) -> dict[str, Seeds]:
   return found
 
 
-def _splits(table: Table) -> list[str]:
+def _splits(table: Entries) -> list[str]:
   return [split for split in ('test', 'holdout') if parts(table, split)]
 
 
-def _csv(table: Table) -> str:
+def _csv(table: Entries) -> str:
   text = io.StringIO()
   out = csv.writer(text, lineterminator='\n')
   numbers = (*COSTS, 'images_seen', 'minutes', 'clean_error', 'mce')
-  out.writerow(['setting', 'split', 'seed', *numbers, *COLUMNS])
+  out.writerow(['setting', 'split', 'seed', 'start', *numbers, *COLUMNS])
   for split in _splits(table):
     for name, seeds in parts(table, split).items():
       for seed, entry in seeds.items():
         errors = [entry['corruption_error'][corruption] for corruption in metrics.NAMES]
-        out.writerow([name, split, seed, *(entry[number] for number in numbers), *errors])
+        out.writerow([name, split, seed, start(entry)[:8], *(entry[number] for number in numbers), *errors])
   return text.getvalue()
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: Entries) -> str:
   lines = []
   for split in _splits(table):
     of_split = parts(table, split)
-    lines += [f'Errors in percent, costs in nominal steps. {about(of_split, split)}.', '']
+    lines += [
+      f'Errors in percent, ± their standard error over seeds; costs in nominal steps. {about(of_split, split)}.',
+      '',
+    ]
     columns = ['setting', 'seeds', 'cost, measured', 'cost by FLOP', 'images seen', 'minutes', *QUANTITIES]
     lines += header(columns)
     for name, seeds in sorted(of_split.items(), key=lambda item: _cost(item[1])):
@@ -100,7 +103,7 @@ def _markdown(table: Table) -> str:
       own = [estimate([of(entry) for entry in seeds.values()]) for of in QUANTITIES.values()]
       lines.append(line([name, ', '.join(sorted(seeds)), *cells, *own]))
     lines.append('')
-    for reference in (name for one in REFERENCES for name in (one, one + MINUTES) if name in of_split):
+    for reference in _references(of_split):
       others = differences(of_split, reference)
       if others:
         lines += [f'Difference to {reference}, paired by seed, in points:', '']
@@ -108,18 +111,29 @@ def _markdown(table: Table) -> str:
         lines += [line([name, ', '.join(both), *found]) for name, (both, found) in others.items()]
         lines.append('')
       alike = {name for name in of_split if name.endswith(MINUTES) == reference.endswith(MINUTES)}
-      if left := sorted(alike - {reference, *others}):
-        lines += [f'Not compared with {reference}, because their starts are others: {", ".join(left)}.', '']
+      left = sorted(alike - {reference, *others})
+      for is_common, why in ((True, 'their starts are others'), (False, 'they have no seed in common')):
+        of = [name for name in left if bool(of_split[name].keys() & of_split[reference].keys()) == is_common]
+        if of:
+          lines += [f'Not compared with {reference}, because {why}: {", ".join(of)}.', '']
   return '\n'.join(lines)
 
 
-def differences(table: Table, reference: str) -> dict[str, tuple[list[str], list[Estimate]]]:
+def start(entry: Mapping[str, Any]) -> str:
+  """Returns the hash of the classifier that a run started from; '' where it started from scratch."""
+  return (entry['provenance'].get('init_from') or {}).get('checkpoint_sha256', '')
+
+
+def _references(table: Entries) -> list[str]:
+  return [name for one in REFERENCES for name in (one, one + MINUTES) if name in table]
+
+
+def differences(table: Entries, reference: str) -> dict[str, tuple[list[str], list[Estimate]]]:
   """Returns, of each other setting with as many minutes or images, the common seeds and the mean differences.
 
   A seed whose start was trained again, as on another machine, is common to runs from the same start alone.
   """
   base, found = table[reference], {}
-  start = lambda entry: (entry['provenance'].get('init_from') or {}).get('checkpoint_sha256')
   for name, seeds in table.items():
     both = sorted(one for one in seeds.keys() & base.keys() if start(seeds[one]) == start(base[one]))
     if name != reference and both and name.endswith(MINUTES) == reference.endswith(MINUTES):
@@ -128,7 +142,7 @@ def differences(table: Table, reference: str) -> dict[str, tuple[list[str], list
   return found
 
 
-def about(table: Table, split: str) -> str:
+def about(table: Entries, split: str) -> str:
   """Describes the data of the numbers."""
   entry = next(entry for seeds in table.values() for entry in seeds.values())
   data, made = (entry['provenance'][part] for part in ('data', 'corruptions'))
@@ -143,28 +157,29 @@ def _cost(seeds: Seeds) -> float:
   return statistics.mean(entry['cost_measured'] for entry in seeds.values())
 
 
-def picture(table: Table) -> bytes:
+def picture(table: Entries) -> bytes:
   """Returns clean error, mCE and gap against cost as PNG; rows: test images, equal minutes, held-out images.
 
   Dots are at the measured cost, rings at that by FLOP; see `heights`. The references and fast AdA have their names.
   """
   from matplotlib.figure import Figure
 
-  rows = {
-    f'{title}, {"test" if split == "test" else "held-out"} images': {
-      name: seeds for name, seeds in parts(table, split).items() if name.endswith(MINUTES) == minutes
-    }
-    for split in _splits(table)
-    for title, minutes in (('equal images', False), ('equal minutes', True))
-  }
-  rows = {title: chosen for title, chosen in rows.items() if chosen}
+  rows = {}
+  for split in _splits(table):
+    for minutes, alike in ((False, 'equal images'), (True, 'equal minutes')):
+      chosen = {name: seeds for name, seeds in parts(table, split).items() if name.endswith(MINUTES) == minutes}
+      if chosen and not (minutes and rows.keys() & {f'{alike}, test images'}):
+        rows[f'{alike}, {"test" if split == "test" else "held-out"} images'] = chosen
   figure = Figure(figsize=(13, 4.2 * len(rows)), layout='constrained')
-  axes = figure.subplots(len(rows), len(QUANTITIES), sharex=True, squeeze=False)
+  axes = figure.subplots(len(rows), len(QUANTITIES), squeeze=False)
   notes = [f'{about(parts(table, split), split)}.' for split in _splits(table)]
   for row, (title, chosen) in zip(axes, rows.items(), strict=True):
-    drawn = heights(chosen)
+    drawn, reference = heights(chosen)
+    notes.append(
+      f'Bars, {title}: standard error of the difference to {reference.removesuffix(MINUTES)}, paired by seed.'
+    )
     if left := sorted(chosen.keys() - drawn.keys()):
-      notes.append(f'Not drawn for {title}: {", ".join(left)}.')
+      notes[-1] += f' Not drawn: {", ".join(left)}.'
     named = sorted(filter(_is_special, drawn), key=lambda name: _cost(chosen[name]))
     offsets = dict(zip(named, itertools.cycle((3, -9)), strict=False))
     for column, (axis, quantity) in enumerate(zip(row, QUANTITIES, strict=True)):
@@ -183,28 +198,38 @@ def picture(table: Table) -> bytes:
       axis.set_xticks(_TICKS, map(str, _TICKS))
       axis.minorticks_off()
       axis.set_title(f'{quantity} (%), {title}', fontsize=10)
-      axis.set_xlabel('cost of a step, in nominal steps (dots: measured, rings: by FLOP)', fontsize=8)
+      axis.set_xlabel('cost of a step, in nominal steps', fontsize=8)
       axis.grid(alpha=0.3)
+  marks = {
+    'without AugMix': {'marker': 'o', 'color': 'C0'},
+    'with AugMix': {'marker': 's', 'color': 'C1'},
+    'other settings': {'marker': 'o', 'color': 'C0', 'alpha': _FADED},
+    'cost measured': {'marker': 'o', 'color': '0.3'},
+    'cost by FLOP': {'marker': 'o', 'color': '0.3', 'fillstyle': 'none'},
+  }
+  for label, style in marks.items():
+    axes[0, 1].plot([], [], linestyle='none', markersize=5, label=label, **style)
+  axes[0, 1].legend(fontsize=8, loc='upper right')
   figure.supxlabel('\n'.join(textwrap.fill(note, 200) for note in notes), fontsize=7)
   content = io.BytesIO()
   figure.savefig(content, format='png', dpi=130)
   return content.getvalue()
 
 
-def heights(table: Table) -> dict[str, list[Estimate]]:
-  """Returns where a picture has settings, in the order of `QUANTITIES`: a reference at its mean, others relative to it.
+def heights(table: Entries) -> tuple[dict[str, list[Estimate]], str]:
+  """Returns where a picture has settings, in the order of `QUANTITIES`, and the reference, which lies at its mean.
 
-  The reference is the first of `REFERENCES` with the most seeds. Others are above it by the difference of their common
+  The reference is the first of `REFERENCES` with the most seeds. Others lie above it by the difference of their common
   seeds, with its standard error. Left out are those with another start, and those with an mCE above nominal's.
   """
-  known = [name for one in REFERENCES for name in (one, one + MINUTES) if name in table]
-  reference = max(known, key=lambda name: len(table[name]), default=min(table))
+  reference = max(_references(table), key=lambda name: len(table[name]), default=min(table))
   own = [estimate([of(entry) for entry in table[reference].values()]) for of in QUANTITIES.values()]
   found = {reference: [Estimate(one.mean, None) for one in own]}
   for name, (_, others) in differences(table, reference).items():
     found[name] = [Estimate(one.mean + other.mean, other.error) for one, other in zip(own, others, strict=True)]
   mce, nominal = list(QUANTITIES).index('mCE'), [found[name] for name in found if name.startswith('nominal')]
-  return {name: one for name, one in found.items() if not nominal or one[mce].mean <= nominal[0][mce].mean}
+  kept = {name: one for name, one in found.items() if not nominal or one[mce].mean <= nominal[0][mce].mean}
+  return kept, reference
 
 
 def _is_special(name: str) -> bool:
@@ -213,25 +238,19 @@ def _is_special(name: str) -> bool:
 
 def _style(name: str) -> dict[str, Any]:
   kind = 'augmix' in name
-  return {'fmt': 's' if kind else 'o', 'color': 'C1' if kind else 'C0', 'alpha': 1.0 if _is_special(name) else 0.55}
+  return {'fmt': 's' if kind else 'o', 'color': 'C1' if kind else 'C0', 'alpha': 1.0 if _is_special(name) else _FADED}
 
 
 def draw_densities(found: Mapping[str, Any], path: Path) -> None:
-  """Draws the densities of the SSIM that adversaries leave, by frontier_strength.py; names ten steps and fast AdA."""
-  settings = {name: one for name, one in found['settings'].items() if len(set(one['ssim'])) > 1}
-  lowest = min(min(one['ssim']) for one in settings.values())
-  grid = np.linspace(lowest, 1, 400)
+  """Draws the densities of the SSIM that adversaries leave, by frontier_strength.py, between its percentiles."""
+  named = {name: one for name, one in found['settings'].items() if name in REFERENCES or name.startswith('fast_ada')}
   figure = figure_files.new(9, 5)
   axes = figure.subplots()
-  for name, one in settings.items():
-    style: dict[str, Any] = {'color': '0.7', 'zorder': 1}
-    if name in REFERENCES or name.startswith('fast_ada'):
-      style = {'linewidth': 2.5, 'label': f'{name}: mean {one["ssim_mean"]:.4f}'}
-    axes.plot(grid, density(np.array(one['ssim']), grid), **style)
-  if len(settings) > len(axes.get_legend_handles_labels()[1]):
-    axes.plot([], [], color='0.7', label='the other settings')
+  for name, one in named.items():
+    edges = np.array(one['ssim_percentiles'])  # rounded to 1e-6
+    density = 1 / (len(edges) - 1) / np.maximum(np.diff(edges), 1e-6)
+    axes.stairs(density, edges, linewidth=1.5, label=f'{name}: mean {one["ssim_mean"]:.4f}')
   axes.set_yscale('log')
-  axes.set_ylim(1e-1, 1e4)
   axes.set_xlabel('SSIM with c(x)')
   axes.set_ylabel('density (logarithmic)')
   axes.legend(fontsize=8, loc='upper left')

@@ -1,16 +1,16 @@
 """How strong the adversaries of the frontier are: the loss that each adds, beside the SSIM that it leaves.
 
-  python -m experiments.frontier_strength --workdir=runs/table1/laptop/start/seed0
-  python -m experiments.frontier_strength --workdir=RUN --settings=ada_10_steps,fast_ada --num_images=5000
+  python -m experiments.frontier_strength --workdir=runs/table1/laptop/frontier/nominal/seed1
+  python -m experiments.frontier_strength --workdir=RUN --settings=ada_10_steps,fast_ada --num_images=4992
   python -m experiments.frontier_strength --workdir=RUN --variant=full --settings=fast_ada --num_images=64
 
 The run held images out of its training; the adversaries attack them by the classifier's running statistics, without a
-line search. With --variant=full, they are those of the full setting: settings over all weights move the paper's
-corruption network, and fast_ada its own; the others have no radii there. `share` is what a setting adds to the mean
-loss of its c(x), as a part of what ten steps add; `share_over_random` counts from a random perturbation instead.
+line search. `gain` is what a setting adds to the mean loss of its c(x), and `share` what it adds to that of a random
+perturbation that leaves the same mean SSIM, as a part of what ten steps add. Standard errors are over images. With
+--variant=full, the adversaries are those of the full setting: settings over all weights move the paper's corruption
+network, and fast_ada its own; of the others, those without a radius there are refused.
 
 Beside the settings of experiments.frontier, there are adversaries of one or two steps over all weights:
-- start_random, from a random start;
 - start_batch, from the mean perturbation that two steps found for another batch (arXiv 1912.11969);
 - start_mirrored, from what two steps found for the same image, mirrored, in place of the signs that an earlier epoch
   found with an older classifier (arXiv 2207.08859);
@@ -34,36 +34,49 @@ from adversarial_augment.types import Array, Dataset, Key, LogitsFn, Perturbatio
 from experiments import figure1_ssim, figure_files, frontier, frontier_drawing
 
 NAME = 'frontier_strength'
-REFERENCE, REST, RANDOM = 'ada_10_steps', 'c(x)', 'ada_random'
-STARTS = tuple(f'start_{kind}_{number}' for kind in ('random', 'batch', 'mirrored') for number in (1, 2))
+REFERENCE, REST, RANDOM = 'ada_10_steps', 'c(x)', 'fast_ada_random'
+STARTS = tuple(f'start_{kind}_{number}' for kind in ('batch', 'mirrored') for number in (1, 2))
 FROZEN = ('gradient_frozen_2', 'gradient_frozen_4')
 VARIANTS = {'laptop': 'laptop', 'full': ''}  # of the configs
-_OF_TRAINING = {f'attack.{name}' for name in ('fraction', 'every', 'replay', 'batch_norm')}
+# Radii of the full setting at which the mean SSIM is that of its ten steps, 0.960; the settings have the laptop's.
+FULL_RADII = {'fast_ada_random': 0.3, 'last_third_1_step_from_zero': 0.0186}
+PERCENTS = tuple(range(0, 101, 2))  # of the images whose SSIM is below a percentile
+_OF_TRAINING = {f'attack.{name}' for name in ('fraction', 'every', 'replay')}
 _BATCH = 64
 
 
 def main(argv: Sequence[str]) -> None:
   arguments = _parser().parse_args(argv)
-  known = [*filter(is_of_its_own, frontier.SETTINGS), *STARTS, *FROZEN]
-  names = arguments.settings.split(',') if arguments.settings else known
-  for name in names:
-    checks.lookup(dict.fromkeys(known), name, 'setting')
-  figure_files.check_drawable()
   variant = checks.lookup(VARIANTS, arguments.variant, '--variant')
+  known = settings(variant)
+  names = known if arguments.settings is None else arguments.settings.split(',')
+  for name in names:
+    checks.lookup(dict.fromkeys(known), name, f'setting of --variant={arguments.variant}')
+  figure_files.check_drawable()
   workdir = files.user_path(arguments.workdir, '--workdir')
   config = inference.read_config(workdir)
   images = figure1_ssim.images_of(config, 'validation')
-  figure_files.check_num_images(arguments.num_images, _BATCH, images)
-  images = images._replace(num_examples=arguments.num_images // _BATCH * _BATCH)
+  figure_files.check_num_images(arguments.num_images, _BATCH, images, multiple=_BATCH)
+  images = images._replace(num_examples=arguments.num_images)
   path = figure_files.place(arguments.output, Path('runs') / NAME, NAME)
   names = [REST, RANDOM, REFERENCE, *names]
   found = measure(workdir, config, images, names, path, variant=variant, overwrite=arguments.overwrite)
   frontier_drawing.draw_densities(found, path.with_suffix('.png'))
   for name, values in found['settings'].items():
     numbers = f'accuracy {values["accuracy"]:.3f}  SSIM with c(x) {values["ssim_mean"]:.4f}'
-    shares = f'share {values["share"]:.3f}  over random {values["share_over_random"]:.3f}'
-    print(f'  {name:<36} loss {values["loss"]:.3f}  {shares}  {numbers}')
+    gain = f'gain {values["gain"]:.3f} ± {values["gain_error"]:.3f}  share {values["share"]:.3f}'
+    print(f'  {name:<36} {gain}  {numbers}')
   print(f'wrote {path} and {path.with_suffix(".png").name}')
+
+
+def settings(variant: str) -> list[str]:
+  """Returns the adversaries that can be measured with a variant of the configs."""
+  known = [*filter(is_of_its_own, frontier.SETTINGS), *STARTS, *FROZEN]
+  if variant == 'laptop':
+    return known
+  fields = {name: frontier.SETTINGS[name].fields for name in known if name in frontier.SETTINGS}
+  of_laptop = {name for name, of in fields.items() if 'attack.nu' in of or 'corruption_net.blocks' in of}
+  return [name for name in known if name not in of_laptop or name in FULL_RADII]
 
 
 def is_of_its_own(name: str) -> bool:
@@ -74,11 +87,10 @@ def is_of_its_own(name: str) -> bool:
 
 
 def add_shares(settings: Mapping[str, Any]) -> None:
-  """Adds to each setting what it adds to the loss of its c(x), and to that of a random one, in parts of ten steps'."""
-  gain = lambda one: settings[one]['loss'] - settings[one]['loss_at_rest']
-  for name, one in settings.items():
-    for field, base in (('share', 0.0), ('share_over_random', gain(RANDOM))):
-      one[field] = (gain(name) - base) / (gain(REFERENCE) - base)
+  """Adds to each setting what it adds to the loss that a random one adds, in parts of ten steps'."""
+  random = settings[RANDOM]['gain']
+  for one in settings.values():
+    one['share'] = (one['gain'] - random) / (settings[REFERENCE]['gain'] - random)
 
 
 def measure(
@@ -116,13 +128,13 @@ def measure(
         batch = images.read(np.arange(start, start + _BATCH))
         parts.append(run(start, batch.images.astype(np.float32) / 255, batch.labels))
         advance(name, _BATCH)
-      losses, at_rest, correct, ssims = (np.concatenate(values) for values in zip(*parts, strict=True))
+      gains, correct, ssims = (np.concatenate(values) for values in zip(*parts, strict=True))
       found['settings'][name] = {
-        'loss': float(losses.mean()),
-        'loss_at_rest': float(at_rest.mean()),
+        'gain': float(gains.mean()),
+        'gain_error': float(gains.std(ddof=1) / len(gains) ** 0.5),
         'accuracy': float(correct.mean()),
         'ssim_mean': float(ssims.mean()),
-        'ssim': [round(float(value), 6) for value in ssims],
+        'ssim_percentiles': [round(float(value), 6) for value in np.percentile(ssims, PERCENTS)],
         'attack': changed[name],
       }
       figure_files.write(path, found)
@@ -134,11 +146,12 @@ def measure(
 def _spec(name: str, variant: str) -> ConfigDict:
   """Returns the config of a setting; of what is no setting of the frontier, that of AdA."""
   setting = frontier.SETTINGS.get(name, frontier.Setting('ada_edsr'))
-  return configs.override(configs.load(f'configs/{setting.config}.py:{variant}'), setting.fields)
+  radius = {'attack.nu': str(FULL_RADII[name])} if not variant and name in FULL_RADII else {}
+  return configs.override(configs.load(f'configs/{setting.config}.py:{variant}'), {**setting.fields, **radius})
 
 
 def _corruptor(name: str, spec: ConfigDict, classifier: inference.Classifier) -> Callable[..., Any]:
-  """Returns (first index, images, labels) -> losses, those of c(x), whether each is right, SSIM with c(x), each [n]."""
+  """Returns (first index, images, labels) -> loss beyond that of c(x), whether right, SSIM with c(x), [n] each."""
   import jax
   import jax.numpy as jnp
 
@@ -158,20 +171,20 @@ def _corruptor(name: str, spec: ConfigDict, classifier: inference.Classifier) ->
 
   @jax.jit
   def run(start: Array, images: Array, labels: Array) -> tuple[Array, ...]:
-    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(start + jnp.arange(_BATCH))
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(0), index))(start + jnp.arange(len(images)))
     if name in (*STARTS, *FROZEN):
-      moved = _climbed(ball, phi, *name.split('_')[1:], classifier.logits_fn, keys, images, labels)
+      moved = climbed(ball, phi, *name.split('_')[1:], classifier.logits_fn, keys, images, labels)
     else:
       moved = attack(keys, classifier.logits_fn, images, labels, phi).images
-    logits = classifier.logits_fn(moved)
     unmoved = at_rest(keys, classifier.logits_fn, images, labels, phi).images
-    at_rest_losses = cross_entropy(classifier.logits_fn(unmoved), labels)
-    return cross_entropy(logits, labels), at_rest_losses, logits.argmax(-1) == labels, ssim.ssim(unmoved, moved)
+    logits = classifier.logits_fn(moved)
+    gains = cross_entropy(logits, labels) - cross_entropy(classifier.logits_fn(unmoved), labels)
+    return gains, logits.argmax(-1) == labels, ssim.ssim(unmoved, moved)
 
   return lambda *batch: jax.device_get(run(*batch))
 
 
-def _climbed(
+def climbed(
   ball: PerturbationSet,
   phi: PyTree,
   kind: str,
@@ -181,42 +194,38 @@ def _climbed(
   images: Array,
   labels: Array,
 ) -> Array:
-  """Returns images after some sign steps of a kind, see `STARTS` and `FROZEN`."""
+  """Returns images after some sign steps of a kind, see `STARTS` and `FROZEN`: of an even number of images [n]."""
   import jax
   import jax.numpy as jnp
 
-  from adversarial_augment.attacks.ascent import STEPS, Ascent, ascend
+  from adversarial_augment.attacks.ascent import STEPS
   from adversarial_augment.attacks.losses import cross_entropy
 
-  def climb(ball: PerturbationSet, keys: Key, images: Array, labels: Array, steps: int) -> Ascent:
-    options = {'num_steps': steps, 'step': STEPS['sign'], 'step_fraction': 0.25}
-    return ascend(ball, keys, logits_fn, images, labels, phi, **options)
+  radii = ball.radii(phi)
+  rule = STEPS['sign'](radii, 0.25)
 
-  if kind == 'random':
-    return climb(ball, keys, images, labels, int(steps)).images
-  if kind == 'frozen':
-    beta = jax.vmap(lambda key, image: ball.init(key, phi, image))(keys, images)
-    corrupt, radii = ball.bound(phi, images, keys, beta), ball.radii(phi)
-    upwards = jax.grad(lambda moved: cross_entropy(logits_fn(moved), labels).sum())(corrupt(beta))
-    rule = STEPS['sign'](radii, 0.25)
-    for _ in range(int(steps)):
-      (gradient,) = jax.vjp(corrupt, beta)[1](upwards)
-      move, _ = jax.vmap(rule.update)(gradient, jax.vmap(rule.init)(beta))
+  def climb(beta: PyTree, images: Array, labels: Array, steps: int, *, frozen: bool = False) -> tuple[PyTree, Array]:
+    corrupt = ball.bound(phi, images, keys, beta)
+    gradient_at = jax.grad(lambda moved: cross_entropy(logits_fn(moved), labels).sum())
+    upwards = None
+    for _ in range(steps):
+      moved, pull_back = jax.vjp(corrupt, beta)
+      upwards = upwards if frozen and upwards is not None else gradient_at(moved)
+      move, _ = jax.vmap(rule.update)(*pull_back(upwards), jax.vmap(rule.init)(beta))
       beta = jax.vmap(lambda b, m: ball.project(radii, None, jax.tree.map(jnp.add, b, m)))(beta, move)
-    return corrupt(beta)
+    return beta, corrupt(beta)
+
+  beta = jax.vmap(lambda key, image: ball.init(key, phi, image))(keys, images)
+  if kind == 'frozen':
+    return climb(beta, images, labels, int(steps), frozen=True)[1]
   half = len(images) // 2
-  others = lambda x: jnp.roll(x, half, 0)
-  before, known = (images[:, :, ::-1], labels) if kind == 'mirrored' else (others(images), others(labels))
-  betas = climb(ball, keys, before, known, 2).perturbations
-  if kind == 'batch':  # each half starts from the mean of what the other half found
-    means = jax.tree.map(lambda b: b.reshape(2, half, *b.shape[1:]).mean(1).repeat(half, 0), betas)
-    betas = jax.vmap(lambda beta: ball.project(ball.radii(phi), None, beta))(means)
-  # A key says which image it is of.
-  numbered = jax.random.wrap_key_data(
-    jnp.stack([jnp.zeros(2 * half, jnp.uint32), jnp.arange(2 * half, dtype='uint32')], 1)
-  )
-  start = lambda key, phi, image: jax.tree.map(lambda b: b[jax.random.key_data(key)[1]], betas)
-  return climb(ball._replace(init=start), numbered, images, labels, int(steps)).images
+  if kind == 'mirrored':
+    beta, _ = climb(beta, images[:, :, ::-1], labels, 2)
+  else:  # each half starts from the mean of what two steps find for the other
+    beta, _ = climb(beta, jnp.roll(images, half, 0), jnp.roll(labels, half, 0), 2)
+    means = jax.tree.map(lambda b: b.reshape(2, half, *b.shape[1:]).mean(1).repeat(half, 0), beta)
+    beta = jax.vmap(lambda mean: ball.project(radii, None, mean))(means)
+  return climb(beta, images, labels, int(steps))[1]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -226,7 +235,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--workdir', required=True, metavar='DIR', help='of a run with config.holdout')
   parser.add_argument('--settings', metavar='NAMES', help='separated by commas; default: all')
   parser.add_argument('--variant', default='laptop', metavar='NAME', help='laptop or full; default: laptop')
-  parser.add_argument('--num_images', type=int, default=512, metavar='N', help='the first held-out ones; default: 512')
+  parser.add_argument(
+    '--num_images', type=int, default=512, metavar='N', help='the first held-out ones, a multiple of 64; default: 512'
+  )
   parser.add_argument('--overwrite', action='store_true', help='replace the numbers of other images or another run')
   return parser
 

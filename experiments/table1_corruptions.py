@@ -185,10 +185,10 @@ def _parser(about: Table) -> argparse.ArgumentParser:
   return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, scales: Iterable[str] = SCALES) -> None:
+def add_flags(parser: argparse.ArgumentParser, scales: Iterable[str] = SCALES, seeds: str = '0') -> None:
   """Adds the flags of experiments that train runs at a scale, for some seeds."""
   parser.add_argument('--scale', required=True, metavar='NAME', help=', '.join(scales))
-  parser.add_argument('--seeds', default='0', metavar='NUMBERS', help='separated by commas; default: 0')
+  parser.add_argument('--seeds', default=seeds, metavar='NUMBERS', help=f'separated by commas; default: {seeds}')
   parser.add_argument(
     '--workdir', default='runs/table1', metavar='DIR', help='folder of the runs; default: runs/table1'
   )
