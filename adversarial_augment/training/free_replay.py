@@ -2,7 +2,7 @@
 
 A step makes several updates on one batch. Each has a single forward and backward pass, through corruption network and
 classifier in training, which moves the parameters down and every image's perturbation one step up. The perturbations
-start at random, and there is no line search.
+start at random with every batch, where the paper goes on from those of the batch before, and there is no line search.
 """
 
 import jax
