@@ -32,7 +32,7 @@ import numpy as np
 from adversarial_augment import checks, cli, datasets, inference, metrics
 from adversarial_augment import config as configs
 from adversarial_augment.cli import progress
-from adversarial_augment.config import command_line, tables
+from adversarial_augment.config import command_line, published, tables
 from adversarial_augment.datasets import sampling
 from adversarial_augment.errors import UserError
 from adversarial_augment.storage import artifact, files, untrusted
@@ -320,9 +320,10 @@ def _config_of(path: Path) -> str:
 
 
 def _changes(found: Mapping[str, Any], wanted: ConfigDict) -> list[str]:
-  """Returns how a recorded config differs from another, but for places of files."""
+  """Returns how a recorded config differs from another, but for places of files and fields that follow from them."""
+  follow = [name for name in published.FOLLOWING if checks.flatten(wanted)[name] is None]
   differences = configs.differences({**tables.ADDED, **checks.flatten(found)}, wanted)
-  return [one for one in differences if one.partition(':')[0] not in _PLACES]
+  return [one for one in differences if one.partition(':')[0] not in (*_PLACES, *follow)]
 
 
 def mean_cost(config: ConfigDict, of: Mapping[str, float]) -> float:

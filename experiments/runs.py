@@ -36,8 +36,9 @@ def train(config: str, workdir: Path, flags: Sequence[str], *, module: str = 'ad
     UserError: it failed and printed the reason, or it is finished with another config.
   """
   if is_finished(workdir):
+    known = inference.read_config(workdir)
     wanted = configs.override(configs.load(config), command_line.split_overrides(flags)[0])
-    if changed := configs.differences(inference.read_config(workdir), wanted):
+    if changed := configs.differences(known, configs.follow(wanted, known)):
       raise UserError(
         f"'{workdir}' holds a finished run with another config ({'; '.join(changed)}); use the flags of that run, or "
         'name another --workdir.'

@@ -91,6 +91,22 @@ def test_runs_start_from_the_classifiers_that_ship(tmp_path, started):
   assert f'--config.init_from={others / "runs" / "laptop" / "start" / "seed1"}' in started[1]
 
 
+def test_a_run_that_takes_its_normalisation_from_its_start_is_known_again(tmp_path, started):
+  flags = '--split=test', '--settings=nominal', '--seeds=1'
+  run(tmp_path, *flags)
+  path = tmp_path / 'runs' / 'laptop' / 'frontier' / 'nominal' / 'seed1' / 'config.json'
+  config = json.loads(path.read_text())
+  config['classifier'] |= {'mean': [0.4914, 0.4822, 0.4465], 'std': [0.2471, 0.2435, 0.2616]}  # as train does
+  path.write_text(json.dumps(config))
+  (tmp_path / 'out' / 'frontier_laptop.json').unlink()
+  started.clear()
+  table = run(tmp_path, *flags)
+  assert [command[0].rpartition('.')[2] for command in started] == ['evaluate']
+  table['nominal']['1']['provenance']['config'] = config
+  (tmp_path / 'out' / 'frontier_laptop.json').write_text(json.dumps(table))
+  assert run(tmp_path, *flags) == table
+
+
 def test_results_are_from_the_starts_that_ship():
   table = json.loads((frontier.STARTS.parent / 'results' / 'frontier_laptop.json').read_text())
   files = list(frontier.STARTS.glob('seed*.safetensors'))
