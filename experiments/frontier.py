@@ -200,11 +200,15 @@ class _Study:
 
   def _start(self, seed: int) -> Path:
     """Returns what a seed is fine-tuned from: the file that ships, if it is of the same config, or a run."""
-    fields = {name: value for name, value in self._fields_of_all.items() if name not in _PLACES}
-    config = configs.override(configs.load(self._scale.start), {'seed': str(seed), **fields})
+    fields = {name: value for name, value in self._fields_of_start(seed).items() if name not in _PLACES}
+    config = configs.override(configs.load(self._scale.start), fields)
     path = STARTS / f'seed{seed}.safetensors'
     is_its_own = path.is_file() and _config_of(path) in configs.all_sha256(config)
     return path if is_its_own else self._root / 'start' / f'seed{seed}'
+
+  def _fields_of_start(self, seed: int) -> dict[str, str]:
+    of_adversary = lambda name: name.startswith(('attack.', 'corruption_net.'))  # which a start does not have
+    return {'seed': str(seed), **{name: value for name, value in self._fields_of_all.items() if not of_adversary(name)}}
 
   def _length(self, name: str, table: Entries) -> float:
     """Returns the length of the training of a setting, in that of its config."""
@@ -234,7 +238,7 @@ class _Study:
   def _train(self, name: str, seed: int, fields: Mapping[str, str]) -> Path:
     flags = lambda fields: [f'--config.{field}={value}' for field, value in fields.items()]
     if self._scale.start is not None and not (start := self._start(seed)).is_file():
-      runs.train(self._scale.start, start, flags({'seed': str(seed), **self._fields_of_all}))
+      runs.train(self._scale.start, start, flags(self._fields_of_start(seed)))
     workdir = self._root / 'frontier' / name / f'seed{seed}'
     runs.train(self._config(name), workdir, flags(fields))
     return workdir
