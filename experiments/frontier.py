@@ -110,6 +110,8 @@ SETTINGS: dict[str, Setting] = {
     augmix=True, num_steps=1, moved='last_third', nu=0.0347, init='zero', shares=_LATE
   ),
 }
+for _nu in ('0.064', '0.09'):
+  SETTINGS[f'fast_ada_augmix_nu_{_nu}'] = Setting('fast_ada_augmix', {'attack.nu': _nu})
 for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'fast_ada', 'fast_ada_augmix'):
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 

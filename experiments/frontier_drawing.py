@@ -26,6 +26,7 @@ COSTS = ('cost_measured', 'cost_flop')  # of a step, in nominal ones
 _FADED = 0.55
 _TICKS = (1, 1.5, 2, 3, 5, 10, 20)
 REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
+NAMED = (*REFERENCES, 'fast_ada', 'fast_ada_augmix', 'fast_ada_random')  # in pictures
 
 
 def texts(table: Entries, path: Path) -> dict[str, str]:
@@ -160,7 +161,7 @@ def _cost(seeds: Seeds) -> float:
 def picture(table: Entries) -> bytes:
   """Returns clean error, mCE and gap against cost as PNG; rows: test images, equal minutes, held-out images.
 
-  Dots are at the measured cost, rings at that by FLOP; see `heights`. The references and fast AdA have their names.
+  Dots are at the measured cost, rings at that by FLOP; see `heights`. `NAMED` have their names.
   """
   from matplotlib.figure import Figure
 
@@ -233,7 +234,7 @@ def heights(table: Entries) -> tuple[dict[str, list[Estimate]], str]:
 
 
 def _is_special(name: str) -> bool:
-  return name.removesuffix(MINUTES) in REFERENCES or name.startswith('fast_ada')
+  return name.removesuffix(MINUTES) in NAMED
 
 
 def _style(name: str) -> dict[str, Any]:
@@ -243,7 +244,7 @@ def _style(name: str) -> dict[str, Any]:
 
 def draw_densities(found: Mapping[str, Any], path: Path) -> None:
   """Draws the densities of the SSIM that adversaries leave, by frontier_strength.py, between its percentiles."""
-  named = {name: one for name, one in found['settings'].items() if name in REFERENCES or name.startswith('fast_ada')}
+  named = {name: one for name, one in found['settings'].items() if name in NAMED}
   figure = figure_files.new(9, 5)
   axes = figure.subplots()
   for name, one in named.items():
