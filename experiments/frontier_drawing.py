@@ -221,8 +221,8 @@ def heights(table: Entries) -> tuple[dict[str, list[Estimate]], str]:
   """Returns where a picture has settings, in the order of `QUANTITIES`, and the reference, which lies at its mean.
 
   The reference is the first of `REFERENCES` with the most seeds or, without any, the first by name. Others lie above it
-  by the difference of their common seeds, with its standard error. Left out are those with another start, and those with
-  an mCE above nominal's.
+  by the difference of their common seeds, with its standard error. Left out are those with another start, and those
+  with an mCE above nominal's.
   """
   reference = max(_references(table), key=lambda name: len(table[name]), default=min(table))
   own = [estimate([of(entry) for entry in table[reference].values()]) for of in QUANTITIES.values()]
