@@ -322,27 +322,28 @@ def test_strengths_of_one_step_agree(measured, tmp_path):
   assert measured(*known)['settings'].keys() == found['settings'].keys()  # what is known stays
 
 
-@pytest.mark.parametrize('kind', ['batch', 'mirrored', 'frozen'])
-def test_steps_from_earlier_perturbations(kind):
-  """Images move by their perturbation, which a step of the sign takes by a quarter of the radius of 0.4."""
+@pytest.mark.parametrize(
+  ('kind', 'steps', 'after'),
+  [
+    ('frozen', '2', [0, 0.2, -0.1, 0]),  # two steps the same way, where the third image would go back
+    ('mirrored', '1', [-0.1, 0.1, 0.2, 0.3]),  # from -0.2, 0.2, 0.3, 0.4
+    ('batch', '1', [0.1, 0.1, 0.15, 0.15]),  # from the means of 0, 0 and of 0.3, 0.2
+  ],
+)
+def test_steps_from_earlier_perturbations(kind, steps, after):
+  """A perturbation moves all pixels by one number, in steps of 0.1; the loss rises as the left column nears 0.65."""
   ball = PerturbationSet(
-    init=lambda key, frozen, image: frozen + image.mean() - 0.5,
+    init=lambda key, frozen, image: frozen + image[:, 0].mean() - 0.5,  # -0.2, 0, 0.1, 0.2
     project=lambda radii, image, beta: beta.clip(-radii, radii),
     radii=lambda frozen: frozen + 0.4,
     apply_batch=lambda frozen, images, betas, keys: images + betas[:, None, None, None],
   )
-  means = np.array([0.3, 0.5, 0.6, 0.7], np.float32)
-  images = np.ones((4, 2, 2, 1), np.float32) * means[:, None, None, None]
-  towards_more = lambda images: jnp.stack([jnp.zeros(4), images.mean((1, 2, 3))], 1)  # logits; the label is 0
+  left, right = np.array([[0.3, 0.5, 0.6, 0.7], [0.9, 0.5, 0.2, 0.1]], np.float32)
+  images = np.stack([left, right], 1)[:, None, :, None] * np.ones((4, 2, 2, 1), np.float32)
+  logits_fn = lambda images: jnp.stack([jnp.zeros(4), -((images[:, :, 0].mean((1, 2)) - 0.65) ** 2)], 1)
   keys, labels = jax.random.split(jax.random.key(0), 4), np.zeros(4, np.int32)
-  moved = frontier_strength.climbed(ball, np.float32(0), kind, '1', towards_more, keys, images, labels)
-  own = np.array([-0.2, 0, 0.1, 0.2])
-  after = {
-    'frozen': own + 0.1,
-    'mirrored': own + 0.3,  # two steps, and one
-    'batch': np.array([0.1, 0.1, 0.35, 0.35]) + 0.1,
-  }[kind].clip(-0.4, 0.4)
-  np.testing.assert_allclose(moved.mean((1, 2, 3)) - means, after, atol=1e-6)
+  moved = frontier_strength.climbed(ball, np.float32(0), kind, steps, logits_fn, keys, images, labels)
+  np.testing.assert_allclose(moved - images, np.reshape(after, (4, 1, 1, 1)) * np.ones((4, 2, 2, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
