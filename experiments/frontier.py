@@ -112,7 +112,18 @@ SETTINGS: dict[str, Setting] = {
 }
 for _nu in ('0.064', '0.09'):
   SETTINGS[f'fast_ada_augmix_nu_{_nu}'] = Setting('fast_ada_augmix', {'attack.nu': _nu})
-for _name in ('nominal', 'augmix', 'ada_10_steps', 'ada_augmix_10_steps', 'fast_ada', 'fast_ada_augmix'):
+for _every, _nu in (('2', '0.064'), ('4', '0.09')):  # the rarer, the stronger
+  SETTINGS[f'fast_ada_augmix_every_{_every}'] = Setting('fast_ada_augmix', {'attack.every': _every, 'attack.nu': _nu})
+for _name in (
+  'nominal',
+  'augmix',
+  'ada_10_steps',
+  'ada_augmix_10_steps',
+  'fast_ada',
+  'fast_ada_augmix',
+  'fast_ada_augmix_every_2',
+  'fast_ada_augmix_every_4',
+):
   SETTINGS[_name + MINUTES] = SETTINGS[_name]
 
 
