@@ -190,11 +190,11 @@ class _Study:
     known, cost = table.get(name, {}).get(str(seed), {}), self._cost(name, table)
     if known.get('split') == split or split in known:  # nothing is measured twice
       return known
-    length = self._length(name, table)
+    length, base = self._length(name, table), name.removesuffix(MINUTES)
+    if base != name and length == SETTINGS[base].length:  # ten steps are as long at equal minutes, and trained once
+      return self.entry(base, seed, table, split)
     fields = self._fields(name, seed, length)
-    # Ten steps are as long at equal minutes, and trained once.
-    base = name.removesuffix(MINUTES)
-    workdir = self._train(base if length == SETTINGS[base].length else name, seed, fields)
+    workdir = self._train(name, seed, fields)
     errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
     closing = runs.result(workdir, 'train')
     entry = errors | {

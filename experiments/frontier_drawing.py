@@ -180,7 +180,7 @@ def picture(table: Entries) -> bytes:
       f'Bars, {title}: standard error of the difference to {reference.removesuffix(MINUTES)}, paired by seed.'
     )
     if left := sorted(chosen.keys() - drawn.keys()):
-      notes[-1] += f' Not drawn: {", ".join(left)}.'
+      notes[-1] += f' Not drawn, with an mCE above nominal or from another start: {", ".join(left)}.'
     named = sorted(filter(_is_special, drawn), key=lambda name: _cost(chosen[name]))
     offsets = dict(zip(named, itertools.cycle((3, -9)), strict=False))
     for column, (axis, quantity) in enumerate(zip(row, QUANTITIES, strict=True)):
@@ -221,8 +221,8 @@ def heights(table: Entries) -> tuple[dict[str, list[Estimate]], str]:
   """Returns where a picture has settings, in the order of `QUANTITIES`, and the reference, which lies at its mean.
 
   The reference is the first of `REFERENCES` with the most seeds or, without any, the first by name. Others lie above it
-  by the difference of their common seeds, with its standard error. Left out are those with another start, and those
-  with an mCE above nominal's.
+  by the difference of their common seeds, with its standard error. Left out are those with another start, and others
+  than the reference with an mCE above nominal's.
   """
   reference = max(_references(table), key=lambda name: len(table[name]), default=min(table))
   own = [estimate([of(entry) for entry in table[reference].values()]) for of in QUANTITIES.values()]
@@ -230,8 +230,8 @@ def heights(table: Entries) -> tuple[dict[str, list[Estimate]], str]:
   for name, (_, others) in differences(table, reference).items():
     found[name] = [Estimate(one.mean + other.mean, other.error) for one, other in zip(own, others, strict=True)]
   mce, nominal = list(QUANTITIES).index('mCE'), [found[name] for name in found if name.startswith('nominal')]
-  kept = {name: one for name, one in found.items() if not nominal or one[mce].mean <= nominal[0][mce].mean}
-  return kept, reference
+  highest = nominal[0][mce].mean if nominal else np.inf
+  return {name: one for name, one in found.items() if name == reference or one[mce].mean <= highest}, reference
 
 
 def _is_special(name: str) -> bool:

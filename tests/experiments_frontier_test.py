@@ -74,6 +74,7 @@ def test_equal_minutes_are_those_of_an_epoch_of_ten_steps(tmp_path, started):
   assert table['fast_ada_equal_minutes']['0']['cost_measured'] == 2.5
   assert table['ada_10_steps']['0']['split'] == 'test'
   assert started[-1][0] == 'adversarial_augment.evaluate'
+  assert table['ada_10_steps_equal_minutes'] == table['ada_10_steps']
   started.clear()
   assert run(tmp_path, '--split=test', f'--settings={names}') == table
   assert started == []  # nothing is trained or measured twice
@@ -242,6 +243,8 @@ def test_a_picture_has_what_can_be_compared():
   assert reference == 'ada_10_steps'
   found = {name: str(mce) for name, (_, mce, _) in drawn.items()}
   assert found == {'ada_10_steps': '30.00', 'nominal': '33.00 ± 2.00', 'ada_1_step': '31.00', 'ada_2_steps': '31.00'}
+  table['nominal'] = {'0': entry(0.20), '1': entry(0.30)}
+  assert frontier_drawing.heights(table)[0].keys() == {'ada_10_steps', 'nominal'}  # the reference stays
 
 
 def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, monkeypatch):
