@@ -6,7 +6,7 @@
 
 Missing runs are trained one after the other; stopped runs resume. On one core, a setting takes about ten minutes with
 its evaluation, and forty with ten steps. With --scale=laptop, all fine-tune the classifier of their seed. Those of
-seeds 1 and 2 ship in experiments/starts, so that new settings compare with the committed ones; another one, or one with
+seeds 1 to 3 ship in experiments/starts, so that new settings compare with the committed ones; another one, or one with
 other fields, is trained for 45 minutes, and shared with table1_corruptions. The settings see as many images as nominal;
 those whose name ends in _equal_minutes get the time that this takes with ten steps instead, and their number of epochs
 follows from the cost of their step.

@@ -26,7 +26,7 @@ COSTS = ('cost_measured', 'cost_flop')  # of a step, in nominal ones
 _FADED = 0.55
 _TICKS = (1, 1.5, 2, 3, 5, 10, 20)
 REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
-NAMED = (*REFERENCES, 'fast_ada', 'fast_ada_augmix', 'fast_ada_random')  # in pictures
+NAMED = (*REFERENCES, 'fast_ada', 'fast_ada_augmix', 'fast_ada_augmix_every_4', 'fast_ada_random')  # in pictures
 
 
 def texts(table: Entries, path: Path) -> dict[str, str]:

@@ -117,7 +117,7 @@ def test_results_are_from_the_starts_that_ship():
     of_splits = [frontier_drawing.parts(table, split).values() for split in frontier.SPLITS]
     entries = [seeds[seed] for of_split in of_splits for seeds in of_split if seed in seeds]
     assert {frontier_drawing.start(entry) for entry in entries} == {own}
-  assert len(files) == 2
+  assert len(files) == 3
 
 
 def test_a_cost_is_measured_once(tmp_path, started, monkeypatch):
