@@ -11,9 +11,9 @@ of that compute does not depend on beta and is computed once. The full setting c
 instead of 16.9, and the step adds 84 % of the loss that ten steps over all weights of the paper's EDSR add (to that of
 the miniature's classifier, on 64 held-out images); its mCE has not been measured.
 
-`:laptop` gave an mCE of 29.53 ± 0.26 % and a clean error of 18.75 ± 0.10 % at 1.7 nominal steps, ten steps over all
-weights 29.29 ± 0.12 and 18.89 ± 0.09 % at 17: means of seeds 0 to 2 ± their standard errors, from the same starts, on
-CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here). Paired by seed, the mCE is 0.24 ± 0.17
+`:laptop` gave an mCE of 29.54 ± 0.19 % and a clean error of 18.77 ± 0.07 % at 1.7 nominal steps, ten steps over all
+weights 29.29 ± 0.08 and 18.85 ± 0.08 % at 17: means of seeds 0 to 3 ± their standard errors, from the same starts, on
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here). Paired by seed, the mCE is 0.25 ± 0.12
 points higher: docs/reproduction.md.
 
 The evaluation `ada` has the adversary of the training, so its accuracies do not compare with those of ada_edsr.py. To

@@ -8,9 +8,9 @@
 
 Like fast_ada.py, with AugMix as the last augmentation, which the adversary does not see.
 
-`:laptop` gave an mCE of 29.17 ± 0.14 % and a clean error of 19.87 ± 0.09 % at 1.9 nominal steps, ten steps over all
-weights 28.87 ± 0.10 and 19.75 ± 0.26 % at 19: means of seeds 0 to 2 ± their standard errors, from the same starts, on
-CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here). Paired by seed, the mCE is 0.29 ± 0.11
+`:laptop` gave an mCE of 29.10 ± 0.12 % and a clean error of 19.77 ± 0.12 % at 1.9 nominal steps, ten steps over all
+weights 28.83 ± 0.08 and 19.68 ± 0.19 % at 19: means of seeds 0 to 3 ± their standard errors, from the same starts, on
+CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here). Paired by seed, the mCE is 0.27 ± 0.08
 points higher: docs/reproduction.md. With more epochs for the same minutes, an attack at every 4th step in twice the
 radius does better: `:laptop --config.attack.every=4 --config.attack.nu=0.09` costs 1.2 nominal steps on average, and in
 the minutes that one epoch of ten steps takes (13.7 epochs), gave 25.03 ± 0.18 % (seeds 1 to 3), 0.55 ± 0.19 points less
