@@ -2,7 +2,7 @@
 
   python -m experiments.frontier --scale=laptop                         # every setting, seed 1, on held-out images
   python -m experiments.frontier --scale=laptop --settings=ada_1_step,ada_10_steps
-  python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=0,1,2
+  python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=1,2,3
 
 Missing runs are trained one after the other; stopped runs resume. On one core, a setting takes about ten minutes with
 its evaluation, and forty with ten steps. With --scale=laptop, all fine-tune the classifier of their seed. Those of
