@@ -8,8 +8,8 @@ python -m adversarial_augment.train --config=configs/fast_ada.py:smoke          
 
 Like ada_edsr.py (arXiv 2104.01086) with a cheaper adversary: it moves a smaller network, and what the first two thirds
 of that compute does not depend on beta and is computed once. The full setting costs 1.66 nominal steps by FLOP,
-instead of 16.9, and the step adds 84 % of the loss that ten steps over all weights of the paper's EDSR add (to that of
-the miniature's classifier, on 64 held-out images); its mCE has not been measured.
+instead of 16.9, and the step adds 78 % of the loss that ten steps over all weights of the paper's EDSR add (to that of
+the miniature's classifier, on 256 held-out images); its mCE has not been measured.
 
 `:laptop` gave an mCE of 29.54 ± 0.19 % and a clean error of 18.77 ± 0.07 % at 1.7 nominal steps, ten steps over all
 weights 29.29 ± 0.08 and 18.85 ± 0.08 % at 17: means of seeds 0 to 3 ± their standard errors, from the same starts, on
