@@ -6,7 +6,7 @@ All errors are percent; costs are in nominal steps. With several seeds: the mean
 from collections.abc import Mapping
 import csv
 import io
-import itertools
+import math
 from pathlib import Path
 import statistics
 import textwrap
@@ -25,6 +25,7 @@ MINUTES = '_equal_minutes'
 COSTS = ('cost_measured', 'cost_flop')  # of a step, in nominal ones
 _FADED = 0.55
 _TICKS = (1, 1.5, 2, 3, 5, 10, 20)
+_ENDS = 0.9, 26  # of the axis of costs
 REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
 NAMED = (*REFERENCES, 'fast_ada', 'fast_ada_augmix', 'fast_ada_augmix_every_4', 'fast_ada_random')  # in pictures
 
@@ -154,6 +155,21 @@ def about(table: Entries, split: str) -> str:
   )
 
 
+def _above(points: Mapping[str, tuple[float, float]]) -> dict[str, bool]:
+  """Returns whether the name of a point (cost, value) goes above it: away from the point that lies next to it."""
+  values = [value for _, value in points.values()]
+  height = max(values) - min(values) or 1
+
+  def distance(one: tuple[float, float], other: tuple[float, float]) -> float:
+    return math.hypot(math.log(one[0] / other[0], _ENDS[1] / _ENDS[0]), (one[1] - other[1]) / height)
+
+  found = {}
+  for name, point in points.items():
+    others = [other for one, other in points.items() if one != name]
+    found[name] = point[1] >= min(others, key=lambda other: distance(point, other), default=point)[1]
+  return found
+
+
 def _cost(seeds: Seeds) -> float:
   return statistics.mean(entry['cost_measured'] for entry in seeds.values())
 
@@ -181,21 +197,21 @@ def picture(table: Entries) -> bytes:
     )
     if left := sorted(chosen.keys() - drawn.keys()):
       notes[-1] += f' Not drawn, with an mCE above nominal or from another start: {", ".join(left)}.'
-    named = sorted(filter(_is_special, drawn), key=lambda name: _cost(chosen[name]))
-    offsets = dict(zip(named, itertools.cycle((3, -9)), strict=False))
+    named = list(filter(_is_special, drawn))
     for column, (axis, quantity) in enumerate(zip(row, QUANTITIES, strict=True)):
+      above = _above({name: (_cost(chosen[name]), drawn[name][column][0]) for name in named})
       for name, estimates in drawn.items():
         (value, error), style, cost = estimates[column], _style(name), _cost(chosen[name])
         axis.errorbar(cost, value, error, **style, markersize=5, capsize=2)
         flop = next(iter(chosen[name].values()))['cost_flop']
         axis.plot([cost, flop], [value, value], color=style['color'], linewidth=0.5, alpha=0.5)
         axis.errorbar(flop, value, **style, markersize=5, fillstyle='none')
-        if name in named:  # above and below in turn, because neighbours lie close
-          is_left = cost < 8
-          place = {'xytext': (4 if is_left else -6, offsets[name]), 'ha': 'left' if is_left else 'right'}
+        if name in named:
+          is_left, is_above = cost < 8, above[name]
+          place = {'xytext': (4 if is_left else -6, 3 if is_above else -9), 'ha': 'left' if is_left else 'right'}
           axis.annotate(name.removesuffix(MINUTES), (cost, value), **place, textcoords='offset points', fontsize=7)
       axis.set_xscale('log')
-      axis.set_xlim(0.9, 26)
+      axis.set_xlim(_ENDS)
       axis.set_xticks(_TICKS, map(str, _TICKS))
       axis.minorticks_off()
       axis.set_title(f'{quantity} (%), {title}', fontsize=10)

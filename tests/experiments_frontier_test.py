@@ -225,6 +225,12 @@ def test_differences_are_paired_by_seed_and_minutes(tmp_path, started):
   assert {row['start'] for row in rows} == {''}
 
 
+def test_names_are_written_away_from_the_next_point():
+  points = {'low': (1.0, 0.2), 'near': (1.1, 0.3), 'far': (20.0, 0.0), 'farther': (21.0, 0.9)}
+  assert frontier_drawing._above(points) == {'low': False, 'near': True, 'far': False, 'farther': True}
+  assert frontier_drawing._above({'alone': (1.0, 0.2)}) == {'alone': True}
+
+
 def test_a_picture_has_what_can_be_compared():
   entry = lambda mce, start='a': {
     'mce': mce,
