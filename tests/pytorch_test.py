@@ -331,6 +331,7 @@ class Cifar(torch.utils.data.Dataset):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:This DataLoader will create:UserWarning')  # on one core
 def test_workers_that_are_spawned_draw_differently_and_by_the_seed():
   def epochs():
     torch.manual_seed(4)
