@@ -24,9 +24,10 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from ml_collections import ConfigDict
+import msgspec
 import numpy as np
 
 from adversarial_augment import checks, cli, datasets, inference, metrics
@@ -45,6 +46,14 @@ SCALES = ('laptop', 'gpu')  # whose corruption network has four blocks of 16 fea
 SPLITS = ('holdout', 'test')
 STARTS = Path(__file__).parent / 'starts'  # of the committed results: seedN.safetensors
 _PLACES = ('init_from', 'frost_dir')  # fields that may differ between entries of one config, beside `RESUMABLE`
+
+
+class _Cost(msgspec.Struct):
+  """The cost of a step of a config, in nominal steps."""
+
+  cost_measured: Annotated[float, msgspec.Meta(gt=0)]
+  cost_flop: Annotated[float, msgspec.Meta(gt=0)]
+  config: dict[str, Any]
 
 
 class Setting(NamedTuple):
@@ -171,6 +180,7 @@ class _Study:
 
   def __init__(self, scale: table1_corruptions.Scale, root: Path, fields: Mapping[str, str]):
     self._scale, self._root, self._fields_of_all = scale, root, fields
+    self._checked: set[str] = set()  # splits
 
   def check(self, table: Entries) -> None:
     """Checks that the entries of a table are of the runs that this study would make.
@@ -185,6 +195,17 @@ class _Study:
           said = f"the table's entry of setting '{name}', seed {seed}, has another config ({'; '.join(changed)})"
           raise UserError(f'{said}; remove it, or name another --output.')
 
+  def _check_images(self, table: Entries, split: str) -> None:
+    """Raises UserError where errors here would be on other images or corruptions than those of a table."""
+    known = [one for seeds in frontier_drawing.parts(table, split).values() for one in seeds.values()]
+    if split in self._checked or not known:
+      return
+    there, here = frontier_drawing.images(known[0], split), _images(self._spec('nominal'), split)
+    if changed := [f'{field}: {there[field]} -> {here[field]}' for field in here if here[field] != there[field]]:
+      facts = f"the entries of the table on split '{split}' are of other images than these ({'; '.join(changed)})"
+      raise UserError(f'{facts}; use theirs, or name another --output.')
+    self._checked.add(split)
+
   def entry(self, name: str, seed: int, table: Entries, split: str) -> dict[str, Any]:
     """Returns the entry of a setting and seed, trained and measured if need be."""
     known, cost = table.get(name, {}).get(str(seed), {}), self._cost(name, table)
@@ -194,6 +215,7 @@ class _Study:
     if base != name and length == SETTINGS[base].length:  # ten steps are as long at equal minutes, and trained once
       return self.entry(base, seed, table, split)
     fields = self._fields(name, seed, length)
+    self._check_images(table, split)
     workdir = self._train(name, seed, fields)
     errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
     closing = runs.result(workdir, 'train')
@@ -277,7 +299,7 @@ class _Study:
     devices.virtual_devices(config.batch_size)
     devices.compilation_cache()
     mesh = sharding.data_mesh()
-    images = bench.Images(*_holdout(config.dataset, config.data_dir, config.holdout, config.frost_dir))
+    images = _open(config, 'holdout')
     held_out = images.dataset
     restored = inference.restore(config, workdir, held_out.num_classes, held_out.image_shape, mesh)
     classifier = recipe.attacked_classifier(config, held_out.num_classes)
@@ -304,11 +326,14 @@ class _Study:
       folder.mkdir(parents=True, exist_ok=True)
     path, config = folder / 'cost.json', self._spec(base)
     with artifact.lock(folder, name=path.name, wait=True):
-      known = untrusted.read_json(path) if path.exists() else {}
-      if 'config' not in known or _changes(known['config'], config):
-        known = self._measured_cost(base) | {'config': json.loads(configs.to_json(config))}
-        artifact.replace(path, (json.dumps(known) + '\n').encode())
-    return {field: known[field] for field in COSTS}
+      try:
+        known = msgspec.convert(untrusted.read_json(path), _Cost) if path.exists() else None
+      except (untrusted.Unusable, msgspec.ValidationError):
+        raise UserError(f"'{path}' is not the cost of a step; remove it, so that it is measured again.") from None
+      if known is None or _changes(known.config, config):
+        known = _Cost(**self._measured_cost(base), config=json.loads(configs.to_json(config)))
+        artifact.replace(path, msgspec.json.encode(known) + b'\n')
+    return {field: getattr(known, field) for field in COSTS}
 
   def _measured_cost(self, name: str) -> dict[str, float]:
     """Returns the time and the FLOP of a step of a setting in those of a nominal one, as means over its run."""
@@ -351,6 +376,27 @@ def mean_cost(config: ConfigDict, of: Mapping[str, float]) -> float:
   attack = config.attack
   share = (1 - attack.warmup_epochs / config.num_epochs) / attack.every
   return (share * of['it'] / attack.replay + (1 - share) * of['spared']) / of['nominal']
+
+
+def _open(config: ConfigDict, split: str) -> Any:
+  """Returns `bench.Images` of a split, with their corrupted forms; touches no device."""
+  from adversarial_augment.evaluation import bench
+
+  if split == 'holdout':
+    return bench.Images(*_holdout(config.dataset, config.data_dir, config.holdout, config.frost_dir))
+  config = configs.override(config, {'evals': 'clean,cifar10_c'})
+  return bench.open_images(config, datasets.load(config.dataset, 'test', config.data_dir))
+
+
+def _images(config: ConfigDict, split: str) -> dict[str, Any]:
+  """Returns what tells the images of a split from others, see `frontier_drawing.images`."""
+  opened = _open(config, split)
+  about, number = {split: opened.dataset.provenance}, opened.dataset.num_examples
+  entry = {
+    'num_images': min(config.eval_images or number, number),
+    'provenance': {'data': about, **opened.origins()['cifar10_c']},
+  }
+  return frontier_drawing.images(entry, split)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,8 +10,9 @@ import math
 from pathlib import Path
 import statistics
 import textwrap
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
 from adversarial_augment import metrics
@@ -30,17 +31,31 @@ REFERENCES = ('ada_10_steps', 'ada_augmix_10_steps', 'nominal', 'augmix')
 NAMED = (*REFERENCES, 'fast_ada', 'fast_ada_augmix', 'fast_ada_augmix_every_4', 'fast_ada_random')  # in pictures
 
 
+class _Provenance(msgspec.Struct):
+  config: dict[str, Any]
+  data: dict[str, Any]
+  corruptions: dict[str, Any]
+
+
+class _Entry(msgspec.Struct):
+  split: Literal['test', 'holdout']
+  cost_measured: Annotated[float, msgspec.Meta(gt=0)]
+  cost_flop: Annotated[float, msgspec.Meta(gt=0)]
+  provenance: _Provenance
+
+
 def texts(table: Entries, path: Path) -> dict[str, str]:
   """Returns the files of a table: suffix -> contents.
 
   Raises:
     UserError: entries of a split are of different images or corruptions, or of different lengths.
   """
+  msgspec.convert(table, dict[str, dict[Annotated[str, msgspec.Meta(pattern='^[0-9]+$')], _Entry]])
   for split in _splits(table):
     found, seen = {}, {}
     for name, seeds in parts(table, split).items():
       for seed, entry in seeds.items():
-        found[_images(entry, split)] = f'{name}, seed {seed}'
+        found[tuple(images(entry, split).values())] = f'{name}, seed {seed}'
         if not name.endswith(MINUTES):
           seen[entry['images_seen']] = f'{name}, seed {seed}'
     if len(found) > 1:
@@ -52,12 +67,17 @@ def texts(table: Entries, path: Path) -> dict[str, str]:
   return {'.csv': _csv(table), '.md': _markdown(table)}
 
 
-def _images(entry: Mapping[str, Any], split: str) -> tuple[Any, ...]:
+def images(entry: Mapping[str, Any], split: str) -> dict[str, Any]:
   """Returns what tells the images of an entry from others."""
   data, made = (entry['provenance'][part] for part in ('data', 'corruptions'))
-  version = made.get('made_with', {}).get('corruptions')
-  found = (made.get(field) for field in ('sha256', 'seed', 'frost'))
-  return data[split].get('sha256'), entry['num_images'], version, *found
+  return {
+    'SHA-256 of the images': data[split].get('sha256'),
+    'number of images': entry['num_images'],
+    'version of the corruptions': made.get('made_with', {}).get('corruptions'),
+    'SHA-256 of the corrupted images': made.get('sha256'),
+    'seed of the corruptions': made.get('seed'),
+    'frost': made.get('frost'),
+  }
 
 
 def parts(table: Entries, split: str) -> dict[str, Seeds]:
@@ -192,9 +212,8 @@ def picture(table: Entries) -> bytes:
   notes = [f'{about(parts(table, split), split)}.' for split in _splits(table)]
   for row, (title, chosen) in zip(axes, rows.items(), strict=True):
     drawn, reference = heights(chosen)
-    notes.append(
-      f'Bars, {title}: standard error of the difference to {reference.removesuffix(MINUTES)}, paired by seed.'
-    )
+    of = f'the mean of {reference.removesuffix(MINUTES)}, and differences to it, paired by seed'
+    notes.append(f'{title.capitalize()}: {of}, with standard errors where there are several seeds.')
     if left := sorted(chosen.keys() - drawn.keys()):
       notes[-1] += f' Not drawn, with an mCE above nominal or from another start: {", ".join(left)}.'
     named = list(filter(_is_special, drawn))
@@ -220,7 +239,7 @@ def picture(table: Entries) -> bytes:
   marks = {
     'without AugMix': {'marker': 'o', 'color': 'C0'},
     'with AugMix': {'marker': 's', 'color': 'C1'},
-    'other settings': {'marker': 'o', 'color': 'C0', 'alpha': _FADED},
+    'other settings': {'marker': 'o', 'color': '0.3', 'alpha': _FADED},
     'cost measured': {'marker': 'o', 'color': '0.3'},
     'cost by FLOP': {'marker': 'o', 'color': '0.3', 'fillstyle': 'none'},
   }

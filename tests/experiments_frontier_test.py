@@ -40,6 +40,14 @@ def started(monkeypatch):
       result['provenance']['config'] = json.loads((Path(workdir) / 'config.json').read_text())
       path.write_text(json.dumps(result))
 
+  entry = {
+    'num_images': 50,
+    'provenance': {
+      'data': dict.fromkeys(frontier.SPLITS, {'sha256': 'd' * 64}),
+      'corruptions': {'seed': 0, 'frost': 'procedural', 'sha256': 'c' * 64},
+    },
+  }
+  monkeypatch.setattr(frontier, '_images', lambda config, split: frontier_drawing.images(entry, split))
   cost = lambda study, name: dict.fromkeys(frontier_drawing.COSTS, COSTS[name])
   monkeypatch.setattr(runs, 'start', start)
   monkeypatch.setattr(frontier._Study, '_measured_cost', cost)
@@ -169,6 +177,57 @@ def test_a_field_that_entries_do_not_have_is_refused(tmp_path, started):
     run(tmp_path, '--split=test', '--settings=nominal', '--config.attack.nu=0.04')
 
 
+def test_entries_of_other_images_are_refused_before_anything_is_trained(tmp_path, started, monkeypatch):
+  run(tmp_path, '--split=test', '--settings=nominal')
+  started.clear()
+  kept = frontier._images
+  monkeypatch.setattr(frontier, '_images', lambda *of: kept(*of) | {'SHA-256 of the images': 'e' * 64})
+  assert run(tmp_path, '--split=test', '--settings=nominal').keys() == {'nominal'}  # which needs no image
+  with pytest.raises(UserError, match=f"on split 'test' are of other images .*{'d' * 64} -> {'e' * 64}.; use theirs"):
+    run(tmp_path, '--split=test', '--settings=augmix')
+  assert started == []
+
+
+@pytest.mark.parametrize('split', frontier.SPLITS)
+def test_images_of_a_split_are_those_of_the_committed_table(cifar10_dir, split):
+  table = json.loads((frontier.STARTS.parent / 'results' / 'frontier_laptop.json').read_text())
+  entry = next(iter(frontier_drawing.parts(table, split)['nominal'].values()))
+  spec = configs.override(configs.load('configs/nominal.py:laptop'), {'data_dir': cifar10_dir, 'holdout': '5000'})
+  here, there = frontier._images(spec, split), frontier_drawing.images(entry, split)
+  if here['SHA-256 of the images'] != there['SHA-256 of the images']:
+    pytest.skip('the prepared CIFAR-10 is not that of the committed table')
+  of_set = ('SHA-256 of the corrupted images', 'frost') if split == 'test' else ()  # which need not be prepared
+  assert {name: here[name] for name in here if name not in of_set} == {
+    name: there[name] for name in there if name not in of_set
+  }
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda table: table['nominal']['0']['provenance'].pop('config'),
+    lambda table: table['nominal']['0']['provenance'].update(config=3),
+    lambda table: table['nominal']['0'].update(cost_measured=0),
+    lambda table: table['nominal'].update(one=table['nominal']['0']),
+  ],
+)
+def test_a_table_with_other_fields_is_refused(tmp_path, started, change):
+  table = run(tmp_path, '--split=test', '--settings=nominal')
+  change(table)
+  (tmp_path / 'out' / 'frontier_laptop.json').write_text(json.dumps(table))
+  with pytest.raises(UserError, match='is not a table of this experiment; remove it, or name another'):
+    run(tmp_path, '--split=test', '--settings=augmix')
+
+
+@pytest.mark.parametrize('content', ['', '3', '{"config": 3}', '{"config": {}, "cost_flop": 1, "cost_measured": 0}'])
+def test_a_damaged_cost_is_refused(tmp_path, started, content):
+  study = frontier._Study(table1_corruptions.SCALES['laptop'], tmp_path, {'holdout': '5000'})
+  study._cost('fast_ada', {})
+  (path := tmp_path / 'frontier' / 'fast_ada' / 'cost.json').write_text(content)
+  with pytest.raises(UserError, match=f"'{path}' is not the cost of a step; remove it"):
+    study._cost('fast_ada', {})
+
+
 def test_entries_of_other_numbers_of_images_are_refused(tmp_path, started):
   run(tmp_path, '--split=test', '--settings=nominal')
   path = tmp_path / 'out' / 'frontier_laptop.json'
@@ -257,11 +316,11 @@ def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, 
   spec = configs.override(configs.load('configs/nominal.py:laptop'), {'holdout': '5000', 'init_from': 'start/seed0'})
   held_out_config = json.loads(configs.to_json(spec))
   held_out = {
-    'clean_error': 0.2, 'mce': 0.3, 'corruption_error': {}, 'num_images': 9, 'origin': 'generated, in memory',
+    'clean_error': 0.2, 'mce': 0.3, 'corruption_error': {}, 'num_images': 50, 'origin': 'generated, in memory',
     'provenance': {
       'config': held_out_config,
-      'data': {'holdout': {'name': 'cifar10', 'origin': 'unverified'}},
-      'corruptions': {'seed': 0, 'frost': 'procedural'},
+      'data': {'holdout': {'name': 'cifar10', 'origin': 'unverified', 'sha256': 'd' * 64}},
+      'corruptions': {'seed': 0, 'frost': 'procedural', 'sha256': 'c' * 64},
     },
   }  # fmt: skip
   held_out['corruption_error'] = dict.fromkeys(frontier.metrics.NAMES, 0.3)
@@ -276,7 +335,7 @@ def test_a_result_on_test_images_keeps_that_on_held_out_ones(tmp_path, started, 
   both = run(tmp_path, '--settings=augmix')['augmix']['0']
   assert (both['split'], both['holdout']['split']) == ('test', 'holdout')
   text = (tmp_path / 'out' / 'frontier_laptop.md').read_text()
-  assert '9 training images that no run has seen' in text
+  assert '50 training images that no run has seen' in text
 
 
 @pytest.mark.parametrize(
