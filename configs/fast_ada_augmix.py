@@ -8,13 +8,13 @@
 
 Like fast_ada.py, with AugMix as the last augmentation, which the adversary does not see.
 
-`:laptop` gave an mCE of 29.10 ± 0.12 % and a clean error of 19.77 ± 0.12 % at 1.9 nominal steps, ten steps over all
-weights 28.83 ± 0.08 and 19.68 ± 0.19 % at 19: means of seeds 0 to 3 ± their standard errors, from the same starts, on
-CIFAR-10 after a JPEG round trip (5,000 test images, corruptions generated here). Paired by seed, the mCE is 0.27 ± 0.08
-points higher: docs/reproduction.md. With more epochs for the same minutes, an attack at every 4th step in twice the
-radius does better: `:laptop --config.attack.every=4 --config.attack.nu=0.09` costs 1.2 nominal steps on average, and in
-the minutes that one epoch of ten steps takes (13.7 epochs), gave 25.03 ± 0.18 % (seeds 1 to 3), 0.55 ± 0.19 points less
-than AugMix alone.
+`:laptop` gave an mCE of 29.10 ± 0.12 % and a clean error of 19.77 ± 0.12 % at 1.7 to 1.9 nominal steps, ten steps over
+all weights 28.83 ± 0.08 and 19.68 ± 0.19 % at 19: means of seeds 0 to 3 ± their standard errors, on CIFAR-10 after a
+JPEG round trip (5,000 test images), from starts and with corruptions as in fast_ada.py, so that they do not compare
+with the numbers in ada_augmix.py. Paired by seed, the mCE is 0.27 ± 0.08 points higher: docs/reproduction.md. With more
+epochs for the same minutes, an attack at every 4th step in twice the radius does better: `:laptop
+--config.attack.every=4 --config.attack.nu=0.09` costs 1.2 nominal steps on average, and in the minutes that one epoch
+of ten steps takes (13.7 epochs), gave 25.03 ± 0.18 % (seeds 1 to 3), 0.55 ± 0.19 points less than AugMix alone.
 """
 
 from pathlib import Path

@@ -5,17 +5,18 @@
   python -m experiments.frontier --scale=laptop --split=test --settings=nominal,fast_ada --seeds=1,2,3
 
 Missing runs are trained one after the other; stopped runs resume. On one core, a setting takes about ten minutes with
-its evaluation, and forty with ten steps. With --scale=laptop, all fine-tune the classifier of their seed. Those of
-seeds 1 to 3 ship in experiments/starts, so that new settings compare with the committed ones; another one, or one with
-other fields, is trained for 45 minutes, and shared with table1_corruptions. The settings see as many images as nominal;
-those whose name ends in _equal_minutes get the time that this takes with ten steps instead, and their number of epochs
-follows from the cost of their step.
+its evaluation, and forty with ten steps or at equal minutes: with the committed table, some five hours for all that are
+left. With --scale=laptop, all fine-tune the classifier of their seed. Those of seeds 1 to 3, trained on CIFAR-10 after
+a JPEG round trip, ship in experiments/starts, so that new settings compare with the committed ones; another one, or one
+with other fields, is trained for 45 minutes, and shared with table1_corruptions. The settings see as many images as
+nominal; those whose name ends in _equal_minutes get the time that this takes with ten steps instead, and their number
+of epochs follows from the cost of their step.
 
 The cost of a step is its time in nominal steps, both measured in turn, and its floating-point operations in those of a
 nominal step. It is measured once, and kept in WORKDIR/SCALE/frontier/SETTING/cost.json. With --split=holdout, errors
 are those on training images that no run has seen. Entries are added to those already in OUTPUT, where a result on test
 images keeps one on held-out images as `holdout`. Runs from another start are not compared, and those with other fields
-are refused: to repeat the study with your own, name an --output of your own.
+or images are refused: to repeat the study with your own, name an --output of your own.
 """
 
 import argparse
