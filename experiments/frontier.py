@@ -209,14 +209,15 @@ class _Study:
 
   def entry(self, name: str, seed: int, table: Entries, split: str) -> dict[str, Any]:
     """Returns the entry of a setting and seed, trained and measured if need be."""
-    known, cost = table.get(name, {}).get(str(seed), {}), self._cost(name, table)
+    known = table.get(name, {}).get(str(seed), {})
     if known.get('split') == split or split in known:  # nothing is measured twice
       return known
+    self._check_images(table, split)
+    cost = self._cost(name, table)
     length, base = self._length(name, table), name.removesuffix(MINUTES)
     if base != name and length == SETTINGS[base].length:  # ten steps are as long at equal minutes, and trained once
       return self.entry(base, seed, table, split)
     fields = self._fields(name, seed, length)
-    self._check_images(table, split)
     workdir = self._train(name, seed, fields)
     errors = self._errors_on_test(workdir) if split == 'test' else self._errors_on_holdout(workdir)
     closing = runs.result(workdir, 'train')
